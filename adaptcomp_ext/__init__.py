@@ -1,0 +1,68 @@
+"""Adaptive computation for PyTorch: think longer about hard inputs, stop early on easy ones, and save the time.
+
+A batch is B rows. Each row runs a step until it halts; only the active rows are kept, so that a halted row costs nothing.
+"""
+
+from typing import Any
+
+import torch  # first: the compiled module then shares torch's OpenMP runtime
+
+try:
+    from adaptcomp_ext import _C
+except ImportError as error:
+    raise ImportError(
+        "adaptcomp_ext's compiled module could not be loaded. Install the package with `pip install .`. A Python started in the "
+        "source folder finds the sources there instead of the installed package: start it somewhere else."
+    ) from error
+from adaptcomp_ext import ops, reference
+from adaptcomp_ext.nn import (
+    ACT,
+    AdaptiveHalt,
+    Confidence,
+    Decision,
+    FixedSteps,
+    HaltResult,
+    Policy,
+    PonderNet,
+    Status,
+    Trace,
+)
+from adaptcomp_ext.ops import reference_kernels
+
+__version__: str = _C.build_info()["version"]
+
+
+def build_info() -> dict[str, Any]:
+    """What was compiled, and what it runs with.
+
+    Returns
+    -------
+    dict
+        ``version``; ``compiler``; ``cuda`` (bool: compiled in), ``cuda_compiler`` and ``cuda_architectures``; ``openmp`` (version
+        of the standard, 0 without) and ``openmp_threads``; ``torch``, ``torch_cuda`` and ``torch_threads``: the torch in use.
+    """
+    return {
+        **_C.build_info(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+__all__ = [
+    "ACT",
+    "AdaptiveHalt",
+    "Confidence",
+    "Decision",
+    "FixedSteps",
+    "HaltResult",
+    "Policy",
+    "PonderNet",
+    "Status",
+    "Trace",
+    "__version__",
+    "build_info",
+    "ops",
+    "reference",
+    "reference_kernels",
+]

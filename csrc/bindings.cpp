@@ -1,0 +1,347 @@
+// The boundary to Python: integers in, kernels called, integers out. No torch header and no Python outside this file.
+//
+// Pointers, sizes and dtype codes arrive as one flat list per call (reading forty integers from a list takes less than a
+// microsecond). Everything was checked on the Python side, adaptcomp_ext/ops: this module is private and trusts its caller.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <vector>
+
+#include "act/act.h"
+#include "compaction/compaction.h"
+#include "confidence/confidence.h"
+#include "halting/halting.h"
+#include "pondernet/pondernet.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace py = pybind11;
+using namespace adaptcomp;
+
+namespace {
+
+// Reads a Python list of integers from front to back.
+class Arguments {
+ public:
+  explicit Arguments(const py::list& list) : items_(list.ptr()), size_(PyList_GET_SIZE(list.ptr())) {}
+  int64_t integer() {
+    if (next_ >= size_) throw std::runtime_error("adaptcomp_ext._C: the argument list is too short");
+    const int64_t value = PyLong_AsLongLong(PyList_GET_ITEM(items_, next_++));
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+  template <class T>
+  T* pointer() {
+    return reinterpret_cast<T*>(static_cast<uintptr_t>(integer()));
+  }
+  DType dtype() { return static_cast<DType>(integer()); }
+  // The length of a table that follows, refused beyond `most`.
+  int64_t length(int64_t most) {
+    const int64_t n = integer();
+    if (n < 0 || n > most) throw std::runtime_error("adaptcomp_ext._C: a table of the argument list has a wrong length");
+    return n;
+  }
+  Leaf leaf() { return {pointer<void>(), pointer<void>(), integer(), dtype()}; }
+  void done() const {
+    if (next_ != size_) throw std::runtime_error("adaptcomp_ext._C: the argument list is too long");
+  }
+
+ private:
+  PyObject* items_;
+  Py_ssize_t size_, next_ = 0;
+};
+
+constexpr int64_t kCpu = -1;  // the device index that means the host
+
+// Where a call runs: the last two integers of every list.
+struct Place {
+  int64_t device;
+  void* stream;
+  bool on_cpu() const { return device == kCpu; }
+};
+Place place(Arguments& in) {
+  // Braces evaluate from left to right.
+  Place where{in.integer(), in.pointer<void>()};
+  in.done();
+#if !ADAPTCOMP_WITH_CUDA
+  if (!where.on_cpu()) {
+    throw std::runtime_error("adaptcomp_ext was built without CUDA: rebuild it where nvcc is found to use CUDA tensors");
+  }
+#endif
+  return where;
+}
+
+#if ADAPTCOMP_WITH_CUDA
+#define AC_RUN(where, cpu_call, cuda_call) \
+  do {                                     \
+    py::gil_scoped_release unlocked;       \
+    if ((where).on_cpu()) {                \
+      cpu_call;                            \
+    } else {                               \
+      cuda_call;                           \
+    }                                      \
+  } while (false)
+#else
+#define AC_RUN(where, cpu_call, cuda_call) \
+  do {                                     \
+    static_cast<void>(where);              \
+    py::gil_scoped_release unlocked;       \
+    cpu_call;                              \
+  } while (false)
+#endif
+
+std::vector<Move> read_moves(Arguments& in) {
+  std::vector<Move> moves(static_cast<size_t>(in.length(1 << 20)));
+  for (Move& m : moves) m = Move{in.pointer<void>(), in.pointer<void>(), in.integer()};
+  return moves;
+}
+
+// keep, n, index, count (CUDA), temp (CUDA), temp_bytes (CUDA), place -> the count on the CPU, -1 on CUDA
+int64_t compact_index(const py::list& list) {
+  Arguments in(list);
+  const auto* keep = in.pointer<const uint8_t>();
+  const int64_t n = in.integer();
+  auto* index = in.pointer<int64_t>();
+  [[maybe_unused]] auto* count = in.pointer<int64_t>();
+  [[maybe_unused]] auto* temp = in.pointer<void>();
+  [[maybe_unused]] const int64_t temp_bytes = in.integer();
+  const Place where = place(in);
+  int64_t kept = -1;
+  AC_RUN(where, kept = compact_index_cpu(keep, n, index),
+         compact_index_cuda(keep, n, index, count, temp, temp_bytes, where.device, where.stream));
+  return kept;
+}
+
+// moves, index, count, place
+void gather_rows(const py::list& list) {
+  Arguments in(list);
+  const std::vector<Move> moves = read_moves(in);
+  const int64_t n = static_cast<int64_t>(moves.size());
+  const auto* index = in.pointer<const int64_t>();
+  const int64_t count = in.integer();
+  const Place where = place(in);
+  AC_RUN(where, gather_rows_cpu(moves.data(), n, index, count),
+         gather_rows_cuda(moves.data(), n, index, count, where.device, where.stream));
+}
+
+// moves, index, count, rows, place
+void scatter_rows(const py::list& list) {
+  Arguments in(list);
+  const std::vector<Move> moves = read_moves(in);
+  const int64_t n = static_cast<int64_t>(moves.size());
+  const auto* index = in.pointer<const int64_t>();
+  const int64_t count = in.integer(), rows = in.integer();
+  const Place where = place(in);
+  AC_RUN(where, scatter_rows_cpu(moves.data(), n, index, count, rows),
+         scatter_rows_cuda(moves.data(), n, index, count, rows, where.device, where.stream));
+}
+
+// rows, step, min_steps, max_steps, wide, logits, dtype, accumulated, weight, next, cost, halt, place
+void act_step(const py::list& list, double threshold) {
+  Arguments in(list);
+  const ActStep a{in.integer(),       {in.integer(), in.integer(), in.integer(), threshold},
+                  in.integer() != 0,  in.pointer<void>(),
+                  in.dtype(),         in.pointer<void>(),
+                  in.pointer<void>(), in.pointer<void>(),
+                  in.pointer<void>(), in.pointer<uint8_t>()};
+  const Place where = place(in);
+  AC_RUN(where, act_step_cpu(a), act_step_cuda(a, where.device, where.stream));
+}
+
+// rows, step, min_steps, max_steps, wide, logits, dtype, accumulated, g_weight, g_next, g_cost, g_logits, g_accumulated, place
+void act_step_backward(const py::list& list, double threshold) {
+  Arguments in(list);
+  const ActStepBackward a{in.integer(),       {in.integer(), in.integer(), in.integer(), threshold},
+                          in.integer() != 0,  in.pointer<void>(),
+                          in.dtype(),         in.pointer<void>(),
+                          in.pointer<void>(), in.pointer<void>(),
+                          in.pointer<void>(), in.pointer<void>(),
+                          in.pointer<void>()};
+  const Place where = place(in);
+  AC_RUN(where, act_step_backward_cpu(a), act_step_backward_cuda(a, where.device, where.stream));
+}
+
+// The same lists as ACT's, with log_survival for accumulated.
+void pondernet_step(const py::list& list, double log_prior, double log_epsilon) {
+  Arguments in(list);
+  const PonderNetStep a{in.integer(),       {in.integer(), in.integer(), in.integer(), log_prior, log_epsilon},
+                        in.integer() != 0,  in.pointer<void>(),
+                        in.dtype(),         in.pointer<void>(),
+                        in.pointer<void>(), in.pointer<void>(),
+                        in.pointer<void>(), in.pointer<uint8_t>()};
+  const Place where = place(in);
+  AC_RUN(where, pondernet_step_cpu(a), pondernet_step_cuda(a, where.device, where.stream));
+}
+
+void pondernet_step_backward(const py::list& list, double log_prior, double log_epsilon) {
+  Arguments in(list);
+  const PonderNetStepBackward a{in.integer(),       {in.integer(), in.integer(), in.integer(), log_prior, log_epsilon},
+                                in.integer() != 0,  in.pointer<void>(),
+                                in.dtype(),         in.pointer<void>(),
+                                in.pointer<void>(), in.pointer<void>(),
+                                in.pointer<void>(), in.pointer<void>(),
+                                in.pointer<void>()};
+  const Place where = place(in);
+  AC_RUN(where, pondernet_step_backward_cpu(a), pondernet_step_backward_cuda(a, where.device, where.stream));
+}
+
+// rows, classes, measure, logits, dtype, confidence, place
+void confidence(const py::list& list) {
+  Arguments in(list);
+  const Confidence a{in.integer(),       in.integer(), static_cast<Measure>(in.integer()),
+                     in.pointer<void>(), in.dtype(),   in.pointer<void>()};
+  const Place where = place(in);
+  AC_RUN(where, confidence_cpu(a), confidence_cuda(a, where.device, where.stream));
+}
+
+// The fields of HaltStep in their order (threshold apart), its tables with their lengths before them; then the packing: moves
+// and the least number of rows to drop; then running (CUDA); then the place.
+// Returns the rows still running on the CPU, -1 on CUDA. Packs, on the CPU only, where at least so many rows would be dropped.
+int64_t halt_step(const py::list& list, double threshold) {
+  Arguments in(list);
+  HaltStep a;
+  a.rows = in.integer();
+  a.row = in.pointer<int64_t>();
+  a.flag = in.pointer<int8_t>();
+  a.steps = in.pointer<int64_t>();
+  a.status = in.pointer<int8_t>();
+  a.wide = in.integer() != 0;
+  a.step = in.integer();
+  a.min_steps = in.integer();
+  a.max_steps = in.integer();
+  a.policy = static_cast<Policy>(in.integer());
+  a.signal = in.pointer<void>();
+  a.signal_dtype = in.dtype();
+  a.threshold = threshold;
+  a.parameter = in.integer();
+  a.sample = in.pointer<const int64_t>();
+  a.carry = in.pointer<void>();
+  a.weight = in.pointer<void>();
+  a.readout = in.leaf();
+  a.n_sums = in.length(kMaxSums);
+  for (int64_t s = 0; s < a.n_sums; ++s) a.sums[s] = Sum{in.pointer<void>(), in.pointer<void>()};
+  a.n_leaves = in.length(kMaxLeaves);
+  for (int64_t l = 0; l < a.n_leaves; ++l) a.leaves[l] = in.leaf();
+  a.retire = in.integer() != 0;
+  a.weight_out = in.pointer<void>();
+  a.tested = in.pointer<void>();
+  a.tested_dtype = in.dtype();
+  const std::vector<Move> moves = read_moves(in);
+  [[maybe_unused]] const int64_t least = in.integer();
+  [[maybe_unused]] auto* running_on_device = in.pointer<int64_t>();
+  const Place where = place(in);
+  int64_t running = -1;
+  AC_RUN(
+      where,
+      {
+        running = halt_step_cpu(a);
+        if (running > 0 && a.rows - running >= least) {
+          fill_holes_cpu(a.flag, running, a.row, moves.data(), static_cast<int64_t>(moves.size()));
+        }
+      },
+      halt_step_cuda(a, running_on_device, where.device, where.stream));
+  return running;
+}
+
+// flag, row, rows, index, place, next -> how many rows go on. CPU only.
+int64_t plan_packing(const py::list& list) {
+  Arguments in(list);
+  const auto* flag = in.pointer<const int8_t>();
+  const auto* row = in.pointer<const int64_t>();
+  const int64_t rows = in.integer();
+  auto* index = in.pointer<int64_t>();
+  auto* place = in.pointer<int64_t>();
+  auto* next = in.pointer<int64_t>();
+  in.done();
+  return plan_packing_cpu(flag, row, rows, index, place, next);
+}
+
+// The fields of HaltBackward in their order, its tables with their lengths before them; then the place.
+void halt_backward(const py::list& list, double threshold) {
+  Arguments in(list);
+  HaltBackward a;
+  a.rows = in.integer();
+  a.row = in.pointer<const int64_t>();
+  a.flag = in.pointer<const int8_t>();
+  a.place = in.pointer<const int64_t>();
+  a.wide = in.integer() != 0;
+  a.g_output = in.pointer<void>();
+  a.weight = in.pointer<void>();
+  a.readout = in.pointer<void>();
+  a.g_readout = in.pointer<void>();
+  a.g_weight = in.pointer<void>();
+  a.readout_elements = in.integer();
+  a.readout_dtype = in.dtype();
+  a.n_sums = in.length(kMaxSums);
+  for (int64_t s = 0; s < a.n_sums; ++s) a.sums[s] = SumGrad{in.pointer<void>(), in.pointer<void>()};
+  a.n_leaves = in.length(kMaxLeaves);
+  for (int64_t l = 0; l < a.n_leaves; ++l) {
+    a.leaves[l] = LeafGrad{in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.integer(), in.dtype()};
+  }
+  a.logits = in.pointer<void>();
+  a.logits_dtype = in.dtype();
+  a.accumulated = in.pointer<void>();
+  a.act = {in.integer(), in.integer(), in.integer(), threshold};
+  a.g_next = in.pointer<void>();
+  a.g_cost = in.pointer<void>();
+  a.g_logits = in.pointer<void>();
+  a.g_accumulated = in.pointer<void>();
+  const Place where = place(in);
+  AC_RUN(where, halt_backward_cpu(a), halt_backward_cuda(a, where.device, where.stream));
+}
+
+int64_t compact_temp(int64_t n) {
+#if ADAPTCOMP_WITH_CUDA
+  return compact_temp_bytes(n);
+#else
+  static_cast<void>(n);
+  return 0;
+#endif
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = ADAPTCOMP_VERSION;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["cuda"] = static_cast<bool>(ADAPTCOMP_WITH_CUDA);
+  info["cuda_compiler"] = ADAPTCOMP_CUDA_COMPILER;
+  info["cuda_architectures"] = ADAPTCOMP_CUDA_ARCHITECTURES;
+#ifdef _OPENMP
+  info["openmp"] = _OPENMP;
+  info["openmp_threads"] = omp_get_max_threads();
+#else
+  info["openmp"] = 0;
+  info["openmp_threads"] = 1;
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of adaptcomp_ext. Private: use adaptcomp_ext.ops.";
+  m.attr("CPU") = kCpu;
+  m.attr("MAX_LEAVES") = kMaxLeaves;
+  m.attr("MAX_SUMS") = kMaxSums;
+  m.def("compact_index", &compact_index);
+  m.def("compact_temp_bytes", &compact_temp);
+  m.def("gather_rows", &gather_rows);
+  m.def("scatter_rows", &scatter_rows);
+  m.def("act_step", &act_step);
+  m.def("act_step_backward", &act_step_backward);
+  m.def("pondernet_step", &pondernet_step);
+  m.def("pondernet_step_backward", &pondernet_step_backward);
+  m.def("confidence", &confidence);
+  m.def("halt_step", &halt_step);
+  m.def("plan_packing", &plan_packing);
+  m.def("halt_backward", &halt_backward);
+  m.def("build_info", &build_info);
+}

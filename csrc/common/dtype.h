@@ -1,0 +1,135 @@
+// The dtypes that cross the boundary, and how each is read and written.
+//
+// Half-width types are stored as bare 16-bit integers and computed in float, so that host and device share one
+// definition and neither needs the other's header for them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define AC_HD __host__ __device__ __forceinline__
+#else
+#define AC_HD inline __attribute__((always_inline))
+#endif
+
+namespace adaptcomp {
+
+// The codes are the ones adaptcomp_ext/ops/_dtypes.py sends.
+enum class DType : int64_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, opaque = 4 };
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+AC_HD uint32_t bits_of(float x) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(x);
+#else
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+#endif
+}
+AC_HD float float_of(uint32_t u) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(u);
+#else
+  float x;
+  std::memcpy(&x, &u, 4);
+  return x;
+#endif
+}
+
+// `Compute<T>`: the type a row of T is accumulated in. Never narrower than float.
+template <class T>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+template <class T>
+using compute_t = typename Compute<T>::type;
+
+AC_HD float load(float x) { return x; }
+AC_HD double load(double x) { return x; }
+AC_HD float load(bfloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
+AC_HD float load(float16 h) {
+  const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000u) << 16;
+  const uint32_t magnitude = h.bits & 0x7fffu;
+  // Rebias the exponent by one multiplication, which also normalises the subnormals.
+  const float scaled = float_of(magnitude << 13) * float_of(0x77800000u);  // 2^112
+  const uint32_t body = magnitude >= 0x7c00u ? (0x7f800000u | (magnitude << 13)) : bits_of(scaled);
+  return float_of(sign | body);
+}
+
+AC_HD void store(float& out, float x) { out = x; }
+AC_HD void store(double& out, double x) { out = x; }
+AC_HD void store(bfloat16& out, float x) {
+  const uint32_t u = bits_of(x);
+  const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  out.bits = static_cast<uint16_t>(nan ? 0x7fc0u : rounded);
+}
+AC_HD void store(float16& out, float x) {
+  const uint32_t u = bits_of(x);
+  const uint32_t sign = (u >> 16) & 0x8000u;
+  const uint32_t magnitude = u & 0x7fffffffu;
+  uint32_t body;
+  if (magnitude > 0x7f800000u) {
+    body = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or beyond
+    body = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 aligns the last bits and rounds to even
+    body = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+  } else {
+    body = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  out.bits = static_cast<uint16_t>(sign | body);
+}
+
+// The bits of |x| plus one in the exponent: the top bit is set just where x is inf or NaN, whose exponent field is full. Three
+// integer operations with the or that gathers a row's, which vectorise where floating-point comparisons do not.
+AC_HD uint32_t finite_carry(float x) { return (bits_of(x) & 0x7fffffffu) + 0x00800000u; }
+AC_HD uint16_t finite_carry(bfloat16 x) { return static_cast<uint16_t>((x.bits & 0x7fffu) + 0x0080u); }
+AC_HD uint16_t finite_carry(float16 x) { return static_cast<uint16_t>((x.bits & 0x7fffu) + 0x0400u); }
+AC_HD uint64_t finite_carry(double x) {
+  uint64_t u;
+#ifdef __CUDA_ARCH__
+  u = static_cast<uint64_t>(__double_as_longlong(x));
+#else
+  std::memcpy(&u, &x, 8);
+#endif
+  return (u & 0x7fffffffffffffffull) + 0x0010000000000000ull;
+}
+template <class U>
+AC_HD bool top_bit(U bits) {
+  return (bits >> (8 * sizeof(U) - 1)) != 0;
+}
+
+// Whether x is neither inf nor NaN.
+template <class T>
+AC_HD bool is_finite(T x) {
+  return !top_bit(finite_carry(x));
+}
+
+AC_HD int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::f64 ? 8 : t == DType::opaque ? 1 : 2; }
+
+// Calls f with a null pointer of the C++ type that `t` names, so that one generic lambda serves every dtype.
+template <class F>
+inline void dispatch(DType t, F&& f) {
+  switch (t) {
+    case DType::f32: f(static_cast<float*>(nullptr)); break;
+    case DType::f64: f(static_cast<double*>(nullptr)); break;
+    case DType::bf16: f(static_cast<bfloat16*>(nullptr)); break;
+    case DType::f16: f(static_cast<float16*>(nullptr)); break;
+    case DType::opaque: break;
+  }
+}
+
+}  // namespace adaptcomp

@@ -1,0 +1,31 @@
+// Philox 4x32-10 (Salmon et al. 2011): random numbers as a function of (seed, sample, step), so that a sample draws the same
+// number whatever rows surround it.
+#pragma once
+
+#include "common/dtype.h"
+
+namespace adaptcomp {
+
+AC_HD uint32_t mul_high(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(a) * static_cast<uint64_t>(b)) >> 32);
+}
+
+// Uniform in [0, 1), 24 bits. Key: the seed. Counter: the sample id and the step.
+AC_HD float uniform(uint64_t seed, uint64_t sample, uint64_t step) {
+  uint32_t c0 = static_cast<uint32_t>(sample), c1 = static_cast<uint32_t>(sample >> 32);
+  uint32_t c2 = static_cast<uint32_t>(step), c3 = static_cast<uint32_t>(step >> 32);
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint32_t h0 = mul_high(0xD2511F53u, c0), l0 = 0xD2511F53u * c0;
+    const uint32_t h1 = mul_high(0xCD9E8D57u, c2), l1 = 0xCD9E8D57u * c2;
+    c0 = h1 ^ c1 ^ k0;
+    c1 = l1;
+    c2 = h0 ^ c3 ^ k1;
+    c3 = l0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return static_cast<float>(c0 >> 8) * (1.0f / 16777216.0f);
+}
+
+}  // namespace adaptcomp

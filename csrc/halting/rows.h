@@ -1,0 +1,94 @@
+// Row arithmetic of the halting step: who ends, and the element-wise part of its output and gradient.
+#pragma once
+
+#include "act/rows.h"
+#include "common/scalars.h"
+#include "confidence/rows.h"
+#include "halting/halting.h"
+#include "pondernet/rows.h"
+
+namespace adaptcomp {
+
+template <class S>
+AC_HD S confidence_scalar(const Leaf& readout, int64_t i, Measure measure) {
+  const int64_t k = readout.row_elements;
+  switch (readout.dtype) {
+    case DType::f32: return S(confidence_row(static_cast<const float*>(readout.block) + i * k, k, measure));
+    case DType::f64: return S(confidence_row(static_cast<const double*>(readout.block) + i * k, k, measure));
+    case DType::bf16: return S(confidence_row(static_cast<const bfloat16*>(readout.block) + i * k, k, measure));
+    case DType::f16: return S(confidence_row(static_cast<const float16*>(readout.block) + i * k, k, measure));
+    case DType::opaque: break;
+  }
+  return S(0);
+}
+
+template <class S>
+struct Verdict {
+  S weight, cost;
+  bool halt, finite;
+};
+
+// The policy's decision for block row i, batch row r. Reads no other row.
+template <class S>
+AC_HD Verdict<S> decide(const HaltStep& a, int64_t i, int64_t r) {
+  Verdict<S> v{S(1), S(0), false, true};
+  switch (a.policy) {
+    case Policy::given:
+      v.halt = static_cast<const uint8_t*>(a.signal)[i] != 0;
+      if (a.weight) {
+        v.weight = static_cast<const S*>(a.weight)[i];
+        v.finite = is_finite(v.weight);
+      }
+      if (a.tested) v.finite = v.finite && is_finite_scalar(a.tested, a.tested_dtype, i);
+      break;
+    case Policy::fixed_steps: v.halt = a.step >= (a.signal ? static_cast<const int64_t*>(a.signal)[r] : a.parameter); break;
+    case Policy::act: {
+      S* accumulated = static_cast<S*>(a.carry);
+      const ActRow<S> row =
+          act_row(load_scalar<S>(a.signal, a.signal_dtype, i), accumulated[i], {a.step, a.min_steps, a.max_steps, a.threshold});
+      accumulated[i] = row.accumulated;
+      if (a.weight_out) static_cast<S*>(a.weight_out)[i] = row.weight;
+      v = {row.weight, row.cost, row.accumulated >= S(a.threshold), is_finite_scalar(a.signal, a.signal_dtype, i)};
+      break;
+    }
+    case Policy::ponder_sample:
+      v.halt = ponder_sample(load_scalar<S>(a.signal, a.signal_dtype, i), static_cast<uint64_t>(a.parameter),
+                             static_cast<uint64_t>(a.sample ? a.sample[r] : r), a.step);
+      v.finite = is_finite_scalar(a.signal, a.signal_dtype, i);
+      break;
+    case Policy::confidence:
+      v.halt = confidence_scalar<S>(a.readout, i, static_cast<Measure>(a.parameter)) >= S(a.threshold);
+      break;
+  }
+  return v;
+}
+
+AC_HD Flag outcome(bool halt, bool finite, int64_t step, int64_t min_steps, int64_t max_steps) {
+  if (!finite) return kNonFinite;
+  if (halt && step >= min_steps) return kHalted;
+  return step >= max_steps ? kMaxSteps : kRunning;
+}
+
+AC_HD bool is_weighted(const HaltStep& a) { return a.policy == Policy::act || a.weight != nullptr; }
+
+// ACT's own adjoint, for a row whose weight has the gradient g_weight. `live`: neither padding nor ended for not being finite.
+template <class S>
+AC_HD void act_backward_row(const HaltBackward& a, int64_t i, int64_t r, int64_t place, bool live, S g_weight) {
+  ActRowGrad<S> g{S(0), S(0)};
+  if (live) {
+    const S g_next = a.g_next && place >= 0 ? static_cast<const S*>(a.g_next)[place] : S(0);
+    const S g_cost = a.g_cost ? static_cast<const S*>(a.g_cost)[r] : S(0);
+    g = act_row_backward(load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.accumulated)[i], g_weight, g_next,
+                         g_cost, a.act);
+  }
+  static_cast<S*>(a.g_logits)[i] = g.logit;
+  static_cast<S*>(a.g_accumulated)[i] = g.accumulated;
+}
+
+// output += weight * readout, one element, in the compute type.
+template <class T>
+AC_HD void accumulate(compute_t<T>& output, compute_t<T> weight, T readout) {
+  output += weight * load(readout);
+}
+
+}  // namespace adaptcomp
