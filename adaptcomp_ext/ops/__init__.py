@@ -1,0 +1,22 @@
+"""Functional ops on rows: checks, allocation, ``torch.library`` registration, autograd.
+
+Each op has the name of its family in ``csrc``, `adaptcomp_ext.reference`, ``tests`` and ``benchmarks``.
+"""
+
+from adaptcomp_ext.ops._backend import reference_kernels
+from adaptcomp_ext.ops.act import ActStep, act_step
+from adaptcomp_ext.ops.compaction import compact, compact_padded, scatter_rows
+from adaptcomp_ext.ops.confidence import confidence
+from adaptcomp_ext.ops.pondernet import PonderNetStep, pondernet_step
+
+__all__ = [
+    "ActStep",
+    "PonderNetStep",
+    "act_step",
+    "compact",
+    "compact_padded",
+    "confidence",
+    "pondernet_step",
+    "reference_kernels",
+    "scatter_rows",
+]

@@ -1,0 +1,99 @@
+"""Which implementation the ops run on, and how tensors cross into the compiled module."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext import _C
+
+_on_reference: contextvars.ContextVar[bool] = contextvars.ContextVar("adaptcomp_reference", default=False)
+
+CPU: int = _C.CPU
+HAS_CUDA: bool = _C.build_info()["cuda"]
+
+# The codes of csrc/common/dtype.h.
+OPAQUE = 4
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+@contextlib.contextmanager
+def reference_kernels() -> Iterator[None]:
+    """Run everything inside the ``with`` block on the plain PyTorch reference instead of the compiled kernels.
+
+    Applies to the current thread or task only, and covers backward passes whose forward ran inside the block. A function
+    compiled with ``torch.compile`` runs on the kernels wherever it is called.
+
+    Examples
+    --------
+    >>> with ac.reference_kernels():
+    ...     expected = halt(state)
+    """
+    token = _on_reference.set(True)
+    try:
+        yield
+    finally:
+        _on_reference.reset(token)
+
+
+def on_reference() -> bool:
+    """Whether the reference was asked for. Not seen, and so never, while torch.compile traces."""
+    return not torch.compiler.is_compiling() and _on_reference.get()
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values of `dtype` are accumulated: float32 or wider."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dtype_code(dtype: torch.dtype) -> int:
+    """The code of a dtype the kernels compute with; ``OPAQUE`` for one they only copy."""
+    return DTYPE_CODES.get(dtype, OPAQUE)
+
+
+def row_size(tensor: Tensor) -> int:
+    """Elements in one row, an empty batch included."""
+    size = 1
+    for extent in tensor.shape[1:]:
+        size *= extent
+    return size
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Contiguous, and with its values in memory: torch conjugates and negates lazily, which a pointer does not show."""
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.contiguous()
+
+
+def is_differentiable(tensor: Tensor) -> bool:
+    """Whether a tensor of this dtype can have a gradient."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def leaf_extent(tensor: Tensor) -> tuple[int, int]:
+    """Row size and dtype code of a state tensor; for an opaque dtype the size counts bytes."""
+    code = dtype_code(tensor.dtype)
+    size = row_size(tensor)
+    return (size * tensor.element_size(), code) if code == OPAQUE else (size, code)
+
+
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+def place(device: torch.device) -> tuple[int, int]:
+    """Device index and current stream, the last two integers of every call."""
+    if device.type == "cpu":
+        return CPU, 0
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    stream = _raw_stream(index) if _raw_stream else torch.cuda.current_stream(index).cuda_stream
+    return index, stream
+
+
+def pointer(tensor: Tensor | None) -> int:
+    """Address of a tensor's first element; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

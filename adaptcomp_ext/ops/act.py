@@ -1,0 +1,159 @@
+"""One halting step of ACT on a block of rows (Graves 2016)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext import _C, reference
+from adaptcomp_ext.ops import _checks
+from adaptcomp_ext.ops._backend import dtype_code, on_reference, place, pointer
+from adaptcomp_ext.ops._library import register
+
+
+class ActStep(NamedTuple):
+    """What one step of ACT says of each row; the fields are [rows]."""
+
+    weight: Tensor
+    accumulated: Tensor
+    cost: Tensor
+    halt: Tensor
+
+
+def _kernel(
+    logits: Tensor, accumulated: Tensor, step: int, min_steps: int, max_steps: int, threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits, accumulated = logits.contiguous(), accumulated.contiguous()
+    out = [torch.empty_like(accumulated) for _ in range(3)]
+    halt = torch.empty_like(accumulated, dtype=torch.bool)
+    _C.act_step(
+        [
+            *(logits.shape[0], step, min_steps, max_steps, accumulated.dtype == torch.float64),
+            *(logits.data_ptr(), dtype_code(logits.dtype), accumulated.data_ptr()),
+            *(t.data_ptr() for t in out),
+            *(halt.data_ptr(), *place(logits.device)),
+        ],
+        threshold,
+    )
+    return out[0], out[1], out[2], halt
+
+
+def _backward_kernel(
+    logits: Tensor,
+    accumulated: Tensor,
+    g_weight: Tensor | None,
+    g_accumulated: Tensor | None,
+    g_cost: Tensor | None,
+    step: int,
+    min_steps: int,
+    max_steps: int,
+    threshold: float,
+) -> tuple[Tensor, Tensor]:
+    logits, accumulated = logits.contiguous(), accumulated.contiguous()
+    grads = [None if g is None else g.contiguous() for g in (g_weight, g_accumulated, g_cost)]
+    g_logits, g_before = torch.empty_like(accumulated), torch.empty_like(accumulated)
+    _C.act_step_backward(
+        [
+            *(logits.shape[0], step, min_steps, max_steps, accumulated.dtype == torch.float64),
+            *(logits.data_ptr(), dtype_code(logits.dtype), accumulated.data_ptr()),
+            *(pointer(g) for g in grads),
+            *(g_logits.data_ptr(), g_before.data_ptr(), *place(logits.device)),
+        ],
+        threshold,
+    )
+    return g_logits, g_before
+
+
+_STATIC = "int step, int min_steps, int max_steps, float threshold"
+_act_step = register(
+    f"act_step(Tensor logits, Tensor accumulated, {_STATIC}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _kernel,
+    lambda logits, accumulated, *static: (
+        *(torch.empty_like(accumulated) for _ in range(3)),
+        torch.empty_like(accumulated, dtype=torch.bool),
+    ),
+)
+_act_step_backward = register(
+    "act_step_backward(Tensor logits, Tensor accumulated, Tensor? g_weight, Tensor? g_accumulated, Tensor? g_cost, "
+    f"{_STATIC}) -> (Tensor, Tensor)",
+    _backward_kernel,
+    lambda logits, accumulated, *rest: (torch.empty_like(accumulated), torch.empty_like(accumulated)),
+)
+
+
+class _ActStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, accumulated: Tensor, *static: Any) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(logits, accumulated)
+        ctx.static = static
+        ctx.set_materialize_grads(False)
+        out = (_act_step if torch.compiler.is_compiling() else _kernel)(logits, accumulated, *static)
+        ctx.mark_non_differentiable(out[3])
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, g_weight: Any, g_accumulated: Any, g_cost: Any, _: Any) -> tuple[Any, ...]:
+        logits, accumulated = ctx.saved_tensors
+        # Under create_graph the gradient has to be differentiable in its turn: the reference is.
+        if torch.is_grad_enabled():
+            backward = reference.act_step_backward
+        else:
+            backward = _act_step_backward if torch.compiler.is_compiling() else _backward_kernel
+        g_logits, g_before = backward(logits, accumulated, g_weight, g_accumulated, g_cost, *ctx.static)
+        return g_logits.to(logits.dtype), g_before, *(None for _ in ctx.static)
+
+
+def act_step(
+    logits: Tensor, accumulated: Tensor, *, step: int, min_steps: int = 1, max_steps: int, threshold: float = 0.99
+) -> ActStep:
+    """Decide, for every row of a block, whether ACT halts it at this step, and with which weight.
+
+    With h = sigmoid(logit), N the first step at which h₁ + … + hₙ ≥ `threshold` (or `max_steps`), and the remainder
+    R = 1 − (h₁ + … + h_{N−1}): the weight is hₙ before N and R at N; the ponder cost N + R falls due at N.
+    Before `min_steps` the probability of halting counts as zero.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Halting logits, [rows]; float32, float64, bfloat16 or float16.
+    accumulated : Tensor
+        h₁ + … + h_{n−1}, [rows]; float32 or float64, the dtype of the results.
+    step : int
+        n, from 1.
+    min_steps, max_steps : int
+        Bounds on N.
+    threshold : float
+        1 − ε, in (0, 1].
+
+    Returns
+    -------
+    ActStep
+        ``weight``, ``accumulated`` (this step included), ``cost`` (zero before N), and ``halt``: bool, whether the threshold
+        is reached. A row stopped by `max_steps` alone has its remainder as weight and ``halt`` false.
+
+    Notes
+    -----
+    Differentiable in `logits` and `accumulated`, to any order; N is a constant, so h_N has gradient zero.
+    Graves 2016, "Adaptive Computation Time for Recurrent Neural Networks", equations 5 to 14.
+    """
+    logits = _checks.check_row_scalars("logits", logits)
+    accumulated = _checks.check_row_scalars("accumulated", accumulated, logits.shape[0])
+    if accumulated.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"accumulated: expected float32 or float64, got {accumulated.dtype}")
+    if accumulated.device != logits.device:
+        raise ValueError(f"accumulated: expected a tensor on {logits.device}, got one on {accumulated.device}")
+    _checks.check_steps(step, min_steps, max_steps)
+    static = (step, min_steps, max_steps, _checks.check_fraction("threshold", threshold))
+    return ActStep(*act_step_unchecked(logits, accumulated, *static))
+
+
+def act_step_unchecked(logits: Tensor, accumulated: Tensor, *static: Any) -> tuple[Tensor, ...]:
+    """`act_step` for the halting loop, which has checked its arguments once."""
+    if on_reference():
+        return reference.act_step(logits, accumulated, *static)
+    if torch.is_grad_enabled() and (logits.requires_grad or accumulated.requires_grad):
+        result: tuple[Tensor, ...] = _ActStep.apply(logits, accumulated, *static)
+        return result
+    return tuple(_act_step(logits, accumulated, *static))

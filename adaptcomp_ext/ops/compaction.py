@@ -1,0 +1,282 @@
+"""Compaction: the rows that go on, moved together, and its adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext import _C, reference
+from adaptcomp_ext.ops import _checks
+from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place, plain, row_size
+from adaptcomp_ext.ops._library import register
+
+
+# --- raw ops ----------------------------------------------------------------------------------------------------------------
+def _moves(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[int]:
+    table = [len(pairs)]
+    for src, dst in pairs:
+        table += (src.data_ptr(), dst.data_ptr(), row_size(src) * src.element_size())
+    return table
+
+
+def _compact_index_kernel(keep: Tensor) -> Tensor:
+    if keep.device.type == "cpu":
+        index, kept = _compact_index_on_cpu(keep)
+        return index[:kept]
+    index, count = _compact_index_padded_kernel(keep)
+    return index[: int(count)]  # the count is read back: the exact size needs it
+
+
+def _compact_index_on_cpu(keep: Tensor) -> tuple[Tensor, int]:
+    keep = keep.contiguous()
+    index = keep.new_empty(keep.shape, dtype=torch.int64)
+    return index, _C.compact_index([keep.data_ptr(), keep.shape[0], index.data_ptr(), 0, 0, 0, *place(keep.device)])
+
+
+def _compact_index_padded_kernel(keep: Tensor) -> tuple[Tensor, Tensor]:
+    if keep.device.type == "cpu":
+        index, kept = _compact_index_on_cpu(keep)
+        index[kept:] = -1
+        return index, torch.tensor(kept)
+    keep = keep.contiguous()
+    n = keep.shape[0]
+    index = keep.new_empty((n,), dtype=torch.int64)
+    where = place(keep.device)
+    count = keep.new_empty((), dtype=torch.int64)
+    with torch.cuda.device(keep.device):
+        temp = keep.new_empty((_C.compact_temp_bytes(n),), dtype=torch.uint8)
+    _C.compact_index([keep.data_ptr(), n, index.data_ptr(), count.data_ptr(), temp.data_ptr(), temp.shape[0], *where])
+    return index, count
+
+
+def gather_rows_kernel(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    """The raw gather. Also called straight from the halting loop, which has checked its tensors."""
+    rows = index.shape[0]
+    sources = [plain(t) for t in tensors]
+    out = [torch.empty((rows, *t.shape[1:]), dtype=t.dtype, device=t.device) for t in sources]
+    if sources:
+        index = index.contiguous()
+        _C.gather_rows([*_moves(list(zip(sources, out, strict=True))), index.data_ptr(), rows, *place(index.device)])
+    return out
+
+
+def _scatter_rows_kernel(tensors: Sequence[Tensor], index: Tensor, size: int) -> list[Tensor]:
+    sources = [t.contiguous() for t in tensors]
+    out = [t.new_empty((size, *t.shape[1:])) for t in sources]
+    if sources:
+        index = index.contiguous()
+        _C.scatter_rows(
+            [*_moves(list(zip(sources, out, strict=True))), index.data_ptr(), index.shape[0], size, *place(index.device)]
+        )
+    return out
+
+
+def _compact_index_fake(keep: Tensor) -> Tensor:
+    return keep.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
+
+
+def _compact_index_padded_fake(keep: Tensor) -> tuple[Tensor, Tensor]:
+    return keep.new_empty(keep.shape, dtype=torch.int64), keep.new_empty((), dtype=torch.int64)
+
+
+def _rows_fake(tensors: Sequence[Tensor], rows: Any) -> list[Tensor]:
+    return [t.new_empty((rows, *t.shape[1:])) for t in tensors]
+
+
+_compact_index = register("compact_index(Tensor keep) -> Tensor", _compact_index_kernel, _compact_index_fake)
+_compact_index_padded = register(
+    "compact_index_padded(Tensor keep) -> (Tensor, Tensor)", _compact_index_padded_kernel, _compact_index_padded_fake
+)
+_gather_rows = register(
+    "gather_rows(Tensor[] tensors, Tensor index) -> Tensor[]",
+    gather_rows_kernel,
+    lambda tensors, index: _rows_fake(tensors, index.shape[0]),
+)
+_scatter_rows = register(
+    "scatter_rows(Tensor[] tensors, Tensor index, SymInt size) -> Tensor[]",
+    _scatter_rows_kernel,
+    lambda tensors, index, size: _rows_fake(tensors, size),
+)
+
+
+# --- autograd: gather and scatter are each other's adjoint --------------------------------------------------------------------
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, index: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(index)
+        ctx.size = tensors[0].shape[0]
+        ctx.set_materialize_grads(False)
+        out = tuple(_gather_rows(list(tensors), index))
+        ctx.mark_non_differentiable(*(t for t in out if not is_differentiable(t)))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        given = [g for g in grads if g is not None]
+        back = iter(_scatter(given, index, ctx.size))
+        return (None, *(None if g is None else next(back) for g in grads))
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, index: Tensor, size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(index)
+        ctx.set_materialize_grads(False)
+        out = tuple(_scatter_rows(list(tensors), index, size))
+        ctx.mark_non_differentiable(*(t for t in out if not is_differentiable(t)))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        given = [g for g in grads if g is not None]
+        back = iter(_gather(given, index))
+        return (None, None, *(None if g is None else next(back) for g in grads))
+
+
+def _needs_grad(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _gather(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    if on_reference():
+        return reference.gather_rows(tensors, index)
+    return list(_Gather.apply(index, *tensors)) if _needs_grad(tensors) else _gather_rows(list(tensors), index)
+
+
+def _scatter(tensors: Sequence[Tensor], index: Tensor, size: int) -> list[Tensor]:
+    if on_reference():
+        return reference.scatter_rows(tensors, index, size)
+    return list(_Scatter.apply(index, size, *tensors)) if _needs_grad(tensors) else _scatter_rows(list(tensors), index, size)
+
+
+# --- public -------------------------------------------------------------------------------------------------------------------
+def _tensor_list(name: str, tensors: object, rows: int, device: torch.device) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        tensors = [tensors]
+    if not isinstance(tensors, Sequence):
+        raise TypeError(f"{name}: expected a Tensor or a sequence of Tensors, got {_checks.describe(tensors)}")
+    return [_checks.check_rows(f"{name}[{i}]", t, rows, device) for i, t in enumerate(tensors)]
+
+
+def _check_keep(keep: object) -> Tensor:
+    mask = _checks.check_tensor("keep", keep)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"keep: expected dtype torch.bool, got {mask.dtype}")
+    if mask.dim() != 1:
+        raise ValueError(f"keep: expected shape [B], got {list(mask.shape)}")
+    return mask
+
+
+def compact(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Keep the rows where `keep` is true, in all tensors at once.
+
+    - Stable: the rows keep their order. The inputs are unchanged.
+    - Any number of tensors, of any dtypes and shapes, in one pass over the rows.
+    - Differentiable, to any order, in the floating-point and complex tensors: the backward pass is the matching scatter.
+
+    ::
+
+        keep    = [1 0 0 1 1]
+        tensors = [a b c d e]
+        rows    = [a d e]        index = [0 3 4]
+
+    Parameters
+    ----------
+    keep : Tensor
+        Bool, [B].
+    tensors : Tensor or sequence of Tensor
+        Each [B, ...], on the device of `keep`, contiguous or not.
+
+    Returns
+    -------
+    rows : tuple of Tensor
+        Each [K, ...], K the number of true entries; contiguous.
+    index : Tensor
+        int64 [K]: where each row came from.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `keep` is no bool vector, or a tensor has another number of rows or another device.
+
+    Notes
+    -----
+    K is a host number: on CUDA this call waits for the device once. `compact_padded` does not.
+    """
+    mask = _check_keep(keep)
+    rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
+    index = reference.compact_index(mask) if on_reference() else _compact_index(mask)
+    return tuple(_gather(rows, index)), index
+
+
+def compact_padded(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """`compact` at its worst-case size: the shapes do not depend on `keep`, and the host never waits.
+
+    ::
+
+        keep    = [1 0 0 1 1]
+        tensors = [a b c d e]
+        rows    = [a d e 0 0]    index = [0 3 4 -1 -1]    count = 3
+
+    Safe to capture in a CUDA graph, and in ``torch.compile(fullgraph=True)``.
+
+    Parameters
+    ----------
+    keep, tensors
+        As for `compact`.
+
+    Returns
+    -------
+    rows : tuple of Tensor
+        Each [B, ...]; the rows from `count` on are zero.
+    index : Tensor
+        int64 [B]; -1 from `count` on.
+    count : Tensor
+        int64 scalar on the device of `keep`.
+    """
+    mask = _check_keep(keep)
+    rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
+    index, count = reference.compact_index_padded(mask) if on_reference() else _compact_index_padded(mask)
+    return tuple(_gather(rows, index)), index, count
+
+
+def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Put rows back where `compact` took them from; zero elsewhere. Differentiable: the backward pass is the gather.
+
+    Parameters
+    ----------
+    tensors : Tensor or sequence of Tensor
+        Each [K, ...].
+    index : Tensor
+        int64 [K], distinct, less than `size`. Rows whose index is negative are left out.
+    size : int
+        B, the number of rows of the result.
+
+    Returns
+    -------
+    tuple of Tensor
+        Each [B, ...].
+
+    Notes
+    -----
+    Not checked: that the indices are distinct; and, on CUDA or in a compiled graph, that they are less than `size`.
+    """
+    where = _checks.check_tensor("index", index)
+    if where.dtype != torch.int64 or where.dim() != 1:
+        raise TypeError(f"index: expected int64 of shape [K], got {_checks.describe(where)}")
+    if not torch.compiler.is_compiling():
+        _checks.check_int("size", size, 0)
+        if where.device.type == "cpu" and where.numel() and int(where.max()) >= size:
+            raise ValueError(f"index: expected entries less than size = {size}, got {int(where.max())}")
+    rows = _tensor_list("tensors", tensors, where.shape[0], where.device)
+    return tuple(_scatter(rows, where, size))
+
+
+def compact_index_padded(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """For the halting loop: `compact_padded` without the tensors."""
+    return reference.compact_index_padded(keep) if on_reference() else _compact_index_padded(keep)

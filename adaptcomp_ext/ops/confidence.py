@@ -1,0 +1,59 @@
+"""How sure a row of class logits is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext import _C, reference
+from adaptcomp_ext.ops import _checks
+from adaptcomp_ext.ops._backend import compute_dtype, dtype_code, on_reference, place
+from adaptcomp_ext.ops._library import register
+
+# The codes of csrc/confidence/rows.h.
+MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2}
+
+
+def _kernel(logits: Tensor, measure: int) -> Tensor:
+    logits = logits.contiguous()
+    out = logits.new_empty((logits.shape[0],), dtype=compute_dtype(logits.dtype))
+    _C.confidence(
+        [
+            *(logits.shape[0], logits.shape[1], measure, logits.data_ptr(), dtype_code(logits.dtype), out.data_ptr()),
+            *place(logits.device),
+        ]
+    )
+    return out
+
+
+_confidence = register(
+    "confidence(Tensor logits, int measure) -> Tensor",
+    _kernel,
+    lambda logits, measure: logits.new_empty((logits.shape[0],), dtype=compute_dtype(logits.dtype)),
+)
+
+
+def confidence(logits: Tensor, measure: str = "max_prob") -> Tensor:
+    """Confidence in [0, 1] of each row of class logits: the largest probability p₁, the margin p₁ − p₂, or 1 − H/log C.
+
+    Parameters
+    ----------
+    logits : Tensor
+        [rows, C] with C ≥ 2; float32, float64, bfloat16 or float16.
+    measure : str
+        ``"max_prob"``, ``"margin"`` or ``"entropy"`` (normalised by its maximum log C, so that a threshold does not depend on C).
+
+    Returns
+    -------
+    Tensor
+        [rows], float32 (float64 for float64 logits). NaN where the row holds a NaN. Not differentiable: it only decides.
+    """
+    logits = _checks.check_floating("logits", logits)
+    _checks.check_choice("measure", measure, tuple(MEASURES))
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits: expected shape [rows, C] with C >= 2, got {list(logits.shape)}")
+    with torch.no_grad():
+        if on_reference():
+            return reference.confidence(logits, measure)
+        result: Tensor = _confidence(logits.detach(), MEASURES[measure])
+        return result

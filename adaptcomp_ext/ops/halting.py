@@ -1,0 +1,338 @@
+"""The halting step: everything between two calls of the user's step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext import _C, reference
+from adaptcomp_ext.ops import _halting_kernels
+from adaptcomp_ext.ops._backend import is_differentiable, on_reference
+from adaptcomp_ext.ops._halting_kernels import (
+    ACT,
+    CONFIDENCE,
+    FIXED_STEPS,
+    GIVEN,
+    MAX_LEAVES,
+    PONDER_SAMPLE,
+    RUNNING,
+    ActNode,
+    Fused,
+    halt_step,
+    leaf_arguments,
+)
+from adaptcomp_ext.ops.compaction import compact_index_padded, gather_rows_kernel
+
+__all__ = [
+    "ACT",
+    "CONFIDENCE",
+    "FIXED_STEPS",
+    "GIVEN",
+    "MAX_LEAVES",
+    "PONDER_SAMPLE",
+    "RUNNING",
+    "ActNode",
+    "Fused",
+    "Plan",
+    "Results",
+    "halt_rows",
+    "leaf_arguments",
+    "pack_rows",
+    "pad",
+    "plan_packing",
+    "plan_packing_padded",
+]
+
+
+# --- autograd -----------------------------------------------------------------------------------------------------------------
+class _Layout(NamedTuple):
+    """How the flat tensor arguments of `_HaltRows` are to be read."""
+
+    act: tuple[tuple[int, int, int], float] | None  # logits, carry before and after, and weight come first
+    weighted: bool  # the weight comes first; never together with `act`
+    readout: bool
+    shared: bool  # the readout is the first leaf, and not passed apart
+    sums: int
+    increments: bool  # the sums have increments that are passed; without, the kernel computed them
+    leaves: int
+    carried: int
+
+
+class _HaltRows(torch.autograd.Function):
+    """The halting step and the packing after it as one node, so that the backward pass writes each gradient once.
+
+    The step itself has run already: `forward` packs, and declares what was written in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, layout: _Layout, row: Tensor, flag: Tensor, where: Any, index: Any, *tensors: Any) -> tuple[Any, ...]:
+        it = iter(tensors)
+        logits = before = after = weight = None
+        if layout.act is not None:
+            logits, before, after, weight = next(it), next(it), next(it), next(it)
+        elif layout.weighted:
+            weight = next(it)
+        readout = next(it) if layout.readout and not layout.shared else None
+        output = next(it) if layout.readout else None
+        if layout.increments:
+            for _ in range(layout.sums):
+                next(it)
+        totals = [next(it) for _ in range(layout.sums)]
+        leaves = [next(it) for _ in range(layout.leaves)]
+        results = [next(it) for _ in range(layout.leaves)]
+        moving = [*leaves, *it] if after is None else [*leaves, *it, after]
+        readout = leaves[0] if layout.shared else readout
+        ctx.layout = layout
+        ctx.readout_dtype = None if readout is None else readout.dtype
+        ctx.save_for_backward(row, flag, where, logits, before, weight, None if weight is None else readout)
+        ctx.set_materialize_grads(False)
+        written = [*([] if output is None else [output]), *totals, *results]
+        ctx.mark_dirty(*written)
+        packed = moving if index is None else gather_rows_kernel(moving, index)
+        # What came without a gradient goes on without one: an input that asked for none must not make the step compute it.
+        fixed = [t for t in results if not is_differentiable(t)]
+        fixed += [t for t, source in zip(packed, moving, strict=True) if not (source.requires_grad or source is after)]
+        if fixed:
+            ctx.mark_non_differentiable(*fixed)
+        return (*written, *packed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        layout: _Layout = ctx.layout
+        row, flag, where, logits, before, weight, readout = ctx.saved_tensors
+        it = iter(grads)
+        g_output = next(it) if layout.readout else None
+        g_totals = [next(it) for _ in range(layout.sums)]
+        g_results = [next(it) for _ in range(layout.leaves)]
+        g_packed = list(it)
+        first: list[Any] = []
+        no_results = [None] * layout.carried
+        if layout.act is None:
+            # Under create_graph the gradient has to be differentiable in its turn: the reference is.
+            backward = reference.halt_rows_backward if torch.is_grad_enabled() else _halting_kernels.halt_backward
+            g_readout, g_weight, some, g_leaves = backward(
+                *(row, flag, where, weight, readout, g_output, [*g_results, *no_results], g_packed),
+                *([g for g in g_totals if g is not None], ctx.readout_dtype, layout.shared),
+            )
+            given = iter(some)
+            g_increments = [None if g is None else next(given) for g in g_totals]
+            if layout.weighted:
+                first = [g_weight]
+        else:
+            g_next, g_increments = g_packed.pop(), []
+            act_backward = reference.act_halt_backward if torch.is_grad_enabled() else _halting_kernels.act_halt_backward
+            g_readout, g_logits, g_before, g_leaves = act_backward(
+                *(row, flag, where, logits, before, weight, readout, g_output, [*g_results, *no_results], g_packed),
+                *(g_totals[0] if g_totals else None, g_next, ctx.readout_dtype, layout.shared, *layout.act),
+            )
+            first = [g_logits.to(logits.dtype), g_before, None, None]
+        return (
+            *(None, None, None, None, None, *first),
+            *([g_readout] if layout.readout and not layout.shared else []),
+            *([g_output] if layout.readout else []),
+            *(*(g_increments if layout.increments else ()), *g_totals),
+            *(*g_leaves[: layout.leaves], *g_results),
+            *g_leaves[layout.leaves :],
+        )
+
+
+# --- the op -------------------------------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class Results:
+    """What the rows of a batch have written so far. The tensors are [B, ...] and are written in place."""
+
+    steps: Tensor
+    status: Tensor
+    leaves: list[Tensor]
+    totals: list[Tensor] = field(default_factory=list)
+    output: Tensor | None = None  # None: the first leaf is the output
+
+
+def halt_rows(
+    results: Results,
+    row: Tensor,
+    halt: Tensor | Fused,
+    leaves: Sequence[Tensor],
+    *,
+    step: int,
+    min_steps: int,
+    max_steps: int,
+    weight: Tensor | None = None,
+    readout: Tensor | None = None,
+    increments: Sequence[Tensor] = (),
+    running: Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    tested: Tensor | None = None,
+    carry: Tensor | None = None,
+    weight_out: Tensor | None = None,
+) -> tuple[Tensor, int]:
+    """End the rows of a block that halt, reach `max_steps` or are not finite. First half of the step; see `pack_rows`.
+
+    Where a row ends, its step count, status, last state and (unless weighted) readout go to `results`; in every step
+    ``weight * readout`` is added to ``results.output`` and each increment to its total.
+
+    Parameters
+    ----------
+    results : Results
+        Written in place.
+    row : Tensor
+        int64 [n]: the batch row of each block row, -1 for padding.
+    halt : Tensor or Fused
+        bool [n]: the policy's wish, heeded from `min_steps` on; or a decision for the kernel to take.
+    leaves : sequence of Tensor
+        The state, each [n, ...]. Floating-point leaves, readout and weight are tested for being finite.
+    weight, readout, increments : Tensor
+        [n], [n, ...] and [n] each.
+    running : Tensor, optional
+        int64 scalar on the device, decreased by the rows that end (CUDA).
+    sample_ids : Tensor, optional
+        int64 [B], for PONDER_SAMPLE.
+    tested : Tensor, optional
+        [n]: what `halt` was computed from, to be finite.
+    carry, weight_out : Tensor, optional
+        [n] in the scalar dtype, for ACT: the halting probability spent, updated in place; and the weights.
+
+    Returns
+    -------
+    flag : Tensor
+        int8 [n]: 0 for a row that goes on, the `Status` of one that ended now, -1 for padding.
+    running : int
+        How many rows go on; -1 on CUDA, where only the device knows.
+
+    Notes
+    -----
+    Not differentiable by itself: `pack_rows` attaches the gradient of both halves. Not checked: anything. Called apart from
+    the dispatcher unless a graph is being compiled: fifteen arguments cost more there than in the kernel.
+    """
+    tensors = (weight, readout, results.output, list(leaves), results.leaves, list(increments))
+    bounds = (step, min_steps, max_steps)
+    if on_reference():
+        assert isinstance(halt, Tensor)
+        ended = reference.halt_rows(row, halt, *tensors, results.totals, results.steps, results.status, *bounds, tested)
+        results.output, results.leaves, results.totals = ended.output, ended.results, ended.totals
+        results.steps, results.status = ended.steps, ended.status
+        if running is not None:
+            running -= (ended.flag > 0).sum()
+        return ended.flag, int((ended.flag == RUNNING).sum()) if row.device.type == "cpu" else -1
+    decision = halt if isinstance(halt, Fused) else Fused(GIVEN, halt)
+    with torch.no_grad():
+        buffers = (results.totals, results.steps, results.status, running)
+        return halt_step(row, decision, *tensors, *buffers, *bounds, sample_ids, tested, carry, weight_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where the rows that go on go to."""
+
+    index: Tensor
+    """int64 [m]: the block row that becomes each row of the new block; running rows in order, then padding."""
+    place: Tensor
+    """int64 [n]: where each row of the old block goes, or -1."""
+    row: Tensor
+    """int64 [m]: the batch row of each row of the new block, -1 for padding."""
+
+
+def plan_packing(flag: Tensor, row: Tensor, running: int) -> Plan:
+    """Pack the `running` rows whose flag is 0 into a block of just that size, in order. On the CPU."""
+    if on_reference():
+        goes_on = flag == RUNNING
+        index = reference.compact_index(goes_on)
+        return Plan(index, torch.where(goes_on, goes_on.cumsum(0) - 1, -1), row[index])
+    rows = row.shape[0]
+    # One allocation for the three. The kernel writes one entry beyond each end before it knows better, hence the spare ones.
+    whole = torch.empty(2 * running + rows + 2, dtype=torch.int64)
+    index, _, place_of, following, _ = whole.split_with_sizes([running, 1, rows, running, 1])
+    start = whole.data_ptr()
+    where = start + 8 * (running + 1)
+    _C.plan_packing([flag.data_ptr(), row.data_ptr(), rows, start, where, where + 8 * rows])
+    return Plan(index, place_of, following)
+
+
+def pad(plan: Plan, running: int | Tensor, rows: int) -> Plan:
+    """The same plan for a block of `rows` rows, `running` of them real.
+
+    Padding rows are copies of running ones, so that the step never sees a value that no running row has. Where nothing runs any
+    more the index is negative, for rows of zeros.
+    """
+    position = torch.arange(rows, device=plan.row.device)
+    wrapped = position % (running.clamp(min=1) if isinstance(running, Tensor) else running)
+    return Plan(plan.index[wrapped], plan.place, torch.where(position < running, plan.row[wrapped], -1))
+
+
+def plan_packing_padded(flag: Tensor, row: Tensor, rows: int) -> Plan:
+    """Pack the rows whose flag is 0 into a block of `rows` rows, which has to have room for them. Never waits for the device."""
+    goes_on = flag == RUNNING
+    index, count = compact_index_padded(goes_on)
+    plan = Plan(index, torch.where(goes_on, goes_on.cumsum(0) - 1, -1), row[index.clamp(min=0)])
+    return pad(plan, count, rows)
+
+
+def pack_rows(
+    results: Results,
+    row: Tensor,
+    flag: Tensor,
+    plan: Plan | None,
+    leaves: Sequence[Tensor],
+    carried: Sequence[Tensor],
+    *,
+    weight: Tensor | None = None,
+    readout: Tensor | None = None,
+    increments: Sequence[Tensor] = (),
+    act: ActNode | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Pack the rows that go on, and attach the gradient of the whole step. Second half of the step; see `halt_rows`.
+
+    Parameters
+    ----------
+    results, row, leaves, weight, readout, increments
+        As given to `halt_rows`, right after it.
+    flag : Tensor
+        What it returned.
+    plan : Plan or None
+        None: everything stays where it is.
+    carried : sequence of Tensor
+        What moves along without being part of the state: inputs and the policy's carry, each [n, ...].
+    act : ActNode, optional
+        Where the kernel took ACT's decision. Its carry is moved and appended to `carried`.
+
+    Returns
+    -------
+    leaves, carried : list of Tensor
+        Each [m, ...].
+    """
+    moving = [*leaves, *carried]
+    index, where = (None, None) if plan is None else (plan.index, plan.place)
+    if on_reference():
+        packed = moving if index is None else reference.gather_rows(moving, index)
+        return packed[: len(leaves)], packed[len(leaves) :]
+    decided = [] if act is None else [act.logits, act.before]
+    sources = [*moving, *increments, *decided, *(t for t in (weight, readout) if t is not None)]
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in sources)):
+        moving += [] if act is None else [act.after]
+        packed = moving if index is None else gather_rows_kernel(moving, index)
+        return packed[: len(leaves)], packed[len(leaves) :]
+    shared = readout is not None and readout is leaves[0]
+    layout = _Layout(
+        act=None if act is None else (act.bounds, act.threshold),
+        weighted=weight is not None,
+        readout=readout is not None,
+        shared=shared,
+        sums=len(results.totals),
+        increments=bool(increments),
+        leaves=len(leaves),
+        carried=len(carried),
+    )
+    apart = None if shared else readout
+    tensors = [*decided, *([] if act is None else [act.after, act.weight])]
+    tensors += [t for t in (weight, apart, results.output if readout is not None else None) if t is not None]
+    tensors += [*increments, *results.totals, *leaves, *results.leaves, *carried]
+    out = list(_HaltRows.apply(layout, row, flag, where, index, *tensors))
+    if readout is not None:
+        results.output = out.pop(0)
+    results.totals, out = out[: layout.sums], out[layout.sums :]
+    results.leaves, out = out[: len(leaves)], out[len(leaves) :]
+    return out[: len(leaves)], out[len(leaves) :]

@@ -1,0 +1,175 @@
+"""One halting step of PonderNet on a block of rows (Banino et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext import _C, reference
+from adaptcomp_ext.ops import _checks
+from adaptcomp_ext.ops._backend import dtype_code, on_reference, place, pointer
+from adaptcomp_ext.ops._library import register
+
+
+class PonderNetStep(NamedTuple):
+    """What one step of PonderNet says of each row; the fields are [rows]."""
+
+    weight: Tensor
+    log_survival: Tensor
+    cost: Tensor
+    halt: Tensor
+
+
+def _kernel(
+    logits: Tensor,
+    log_survival: Tensor,
+    step: int,
+    min_steps: int,
+    max_steps: int,
+    log_prior: float,
+    log_epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits, log_survival = logits.contiguous(), log_survival.contiguous()
+    out = [torch.empty_like(log_survival) for _ in range(3)]
+    halt = torch.empty_like(log_survival, dtype=torch.bool)
+    _C.pondernet_step(
+        [
+            *(logits.shape[0], step, min_steps, max_steps, log_survival.dtype == torch.float64),
+            *(logits.data_ptr(), dtype_code(logits.dtype), log_survival.data_ptr()),
+            *(t.data_ptr() for t in out),
+            *(halt.data_ptr(), *place(logits.device)),
+        ],
+        log_prior,
+        log_epsilon,
+    )
+    return out[0], out[1], out[2], halt
+
+
+def _backward_kernel(
+    logits: Tensor,
+    log_survival: Tensor,
+    g_weight: Tensor | None,
+    g_log_survival: Tensor | None,
+    g_cost: Tensor | None,
+    step: int,
+    min_steps: int,
+    max_steps: int,
+    log_prior: float,
+    log_epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    logits, log_survival = logits.contiguous(), log_survival.contiguous()
+    grads = [None if g is None else g.contiguous() for g in (g_weight, g_log_survival, g_cost)]
+    g_logits, g_before = torch.empty_like(log_survival), torch.empty_like(log_survival)
+    _C.pondernet_step_backward(
+        [
+            *(logits.shape[0], step, min_steps, max_steps, log_survival.dtype == torch.float64),
+            *(logits.data_ptr(), dtype_code(logits.dtype), log_survival.data_ptr()),
+            *(pointer(g) for g in grads),
+            *(g_logits.data_ptr(), g_before.data_ptr(), *place(logits.device)),
+        ],
+        log_prior,
+        log_epsilon,
+    )
+    return g_logits, g_before
+
+
+_STATIC = "int step, int min_steps, int max_steps, float log_prior, float log_epsilon"
+_pondernet_step = register(
+    f"pondernet_step(Tensor logits, Tensor log_survival, {_STATIC}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _kernel,
+    lambda logits, log_survival, *static: (
+        *(torch.empty_like(log_survival) for _ in range(3)),
+        torch.empty_like(log_survival, dtype=torch.bool),
+    ),
+)
+_pondernet_step_backward = register(
+    "pondernet_step_backward(Tensor logits, Tensor log_survival, Tensor? g_weight, Tensor? g_log_survival, "
+    f"Tensor? g_cost, {_STATIC}) -> (Tensor, Tensor)",
+    _backward_kernel,
+    lambda logits, log_survival, *rest: (torch.empty_like(log_survival), torch.empty_like(log_survival)),
+)
+
+
+class _PonderNetStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, log_survival: Tensor, *static: Any) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(logits, log_survival)
+        ctx.static = static
+        ctx.set_materialize_grads(False)
+        out = (_pondernet_step if torch.compiler.is_compiling() else _kernel)(logits, log_survival, *static)
+        ctx.mark_non_differentiable(out[3])
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, g_weight: Any, g_log_survival: Any, g_cost: Any, _: Any) -> tuple[Any, ...]:
+        logits, log_survival = ctx.saved_tensors
+        # Under create_graph the gradient has to be differentiable in its turn: the reference is.
+        if torch.is_grad_enabled():
+            backward = reference.pondernet_step_backward
+        else:
+            backward = _pondernet_step_backward if torch.compiler.is_compiling() else _backward_kernel
+        g_logits, g_before = backward(logits, log_survival, g_weight, g_log_survival, g_cost, *ctx.static)
+        return g_logits.to(logits.dtype), g_before, *(None for _ in ctx.static)
+
+
+def pondernet_step(
+    logits: Tensor,
+    log_survival: Tensor,
+    *,
+    step: int,
+    min_steps: int = 1,
+    max_steps: int,
+    log_prior: float,
+    log_epsilon: float = float("-inf"),
+) -> PonderNetStep:
+    """Add one step to every row's halting distribution, in log space.
+
+    With the hazard λ = sigmoid(logit) and the survival Q, the weight is pₙ = λₙ Q_{n−1}; at the last step λ counts as one, so
+    that the weights of a row sum to one. The cost is this step's term of KL(p ‖ prior), pₙ (log pₙ − log priorₙ).
+
+    Parameters
+    ----------
+    logits : Tensor
+        Hazard logits, [rows]; float32, float64, bfloat16 or float16.
+    log_survival : Tensor
+        log Q_{n−1}, [rows], zero before the first step; float32 or float64, the dtype of the results.
+    step, min_steps, max_steps : int
+        n from 1, and its bounds. Before `min_steps` the hazard counts as zero; at `max_steps` it counts as one.
+    log_prior : float
+        log of the prior probability of this step.
+    log_epsilon : float
+        A row is truncated, as if this were its last step, where log Qₙ falls below it. Default: never.
+
+    Returns
+    -------
+    PonderNetStep
+        ``weight``, ``log_survival`` (log Qₙ), ``cost``, and ``halt``: bool, true at a row's last step.
+
+    Notes
+    -----
+    Differentiable in `logits` and `log_survival`, to any order. Banino, Balaguer, Blundell 2021, "PonderNet", equations 3 to 6.
+    """
+    logits = _checks.check_row_scalars("logits", logits)
+    log_survival = _checks.check_row_scalars("log_survival", log_survival, logits.shape[0])
+    if log_survival.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"log_survival: expected float32 or float64, got {log_survival.dtype}")
+    if log_survival.device != logits.device:
+        raise ValueError(f"log_survival: expected a tensor on {logits.device}, got one on {log_survival.device}")
+    _checks.check_steps(step, min_steps, max_steps)
+    logs = (
+        _checks.check_log_probability("log_prior", log_prior),
+        _checks.check_log_probability("log_epsilon", log_epsilon),
+    )
+    return PonderNetStep(*pondernet_step_unchecked(logits, log_survival, step, min_steps, max_steps, *logs))
+
+
+def pondernet_step_unchecked(logits: Tensor, log_survival: Tensor, *static: Any) -> tuple[Tensor, ...]:
+    """`pondernet_step` for the halting loop, which has checked its arguments once."""
+    if on_reference():
+        return reference.pondernet_step(logits, log_survival, *static)
+    if torch.is_grad_enabled() and (logits.requires_grad or log_survival.requires_grad):
+        result: tuple[Tensor, ...] = _PonderNetStep.apply(logits, log_survival, *static)
+        return result
+    return tuple(_pondernet_step(logits, log_survival, *static))

@@ -1,0 +1,27 @@
+"""The ops in plain PyTorch: readable, differentiable to any order, the specification the kernels are tested against.
+
+Slow on purpose: nothing here is fused, and nothing is checked. Each module bears the name of its family in ``csrc``,
+``adaptcomp_ext.ops``, ``tests`` and ``benchmarks``.
+"""
+
+from adaptcomp_ext.reference.act import act_step, act_step_backward
+from adaptcomp_ext.reference.compaction import compact_index, compact_index_padded, gather_rows, scatter_rows
+from adaptcomp_ext.reference.confidence import confidence
+from adaptcomp_ext.reference.halting import act_halt_backward, halt_rows, halt_rows_backward
+from adaptcomp_ext.reference.pondernet import pondernet_step, pondernet_step_backward, uniform
+
+__all__ = [
+    "act_halt_backward",
+    "act_step",
+    "act_step_backward",
+    "compact_index",
+    "compact_index_padded",
+    "confidence",
+    "gather_rows",
+    "halt_rows",
+    "halt_rows_backward",
+    "pondernet_step",
+    "pondernet_step_backward",
+    "scatter_rows",
+    "uniform",
+]

@@ -1,0 +1,52 @@
+"""Adaptive computation time (Graves 2016), one step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def passing_back_where_finite(logits: Tensor) -> Tensor:
+    """The logits, without gradient where they are not finite: such a row ends, and passes nothing back."""
+    return torch.where(logits.isfinite(), logits, logits.detach())
+
+
+def act_step(
+    logits: Tensor, accumulated: Tensor, step: int, min_steps: int, max_steps: int, threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight, accumulated halting probability, ponder cost, and whether the threshold is reached."""
+    if step < min_steps:  # the probability of halting is zero by definition
+        zero = torch.zeros_like(accumulated)
+        return zero, accumulated.clone(), zero.clone(), torch.zeros_like(accumulated, dtype=torch.bool)
+    h = torch.sigmoid(passing_back_where_finite(logits).to(accumulated.dtype))
+    total = accumulated + h
+    reached = total >= threshold
+    last = reached | (step >= max_steps)
+    remainder = 1 - accumulated
+    weight = torch.where(last, remainder, h)
+    cost = torch.where(last, step + remainder, torch.zeros_like(h))
+    return weight, total, cost, reached
+
+
+def act_step_backward(
+    logits: Tensor,
+    accumulated: Tensor,
+    g_weight: Tensor | None,
+    g_accumulated: Tensor | None,
+    g_cost: Tensor | None,
+    step: int,
+    min_steps: int,
+    max_steps: int,
+    threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradient in the logits and in the accumulated probability. N is a constant."""
+    zero = torch.zeros_like(accumulated)
+    g_weight, g_accumulated, g_cost = (zero if g is None else g for g in (g_weight, g_accumulated, g_cost))
+    if step < min_steps:
+        return zero, g_accumulated.clone()
+    finite = logits.isfinite()
+    h = torch.sigmoid(torch.where(finite, logits, 0).to(accumulated.dtype))
+    last = (accumulated + h >= threshold) | (step >= max_steps)
+    g_logits = (g_accumulated + torch.where(last, zero, g_weight)) * h * (1 - h)
+    g_before = g_accumulated - torch.where(last, g_weight + g_cost, zero)
+    return torch.where(finite, g_logits, zero), torch.where(finite, g_before, g_accumulated)

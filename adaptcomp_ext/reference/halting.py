@@ -1,0 +1,168 @@
+"""The halting step: who ends, what is added to the output, what is written to the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.reference.act import act_step, act_step_backward
+from adaptcomp_ext.reference.compaction import gather_rows
+
+PADDING, RUNNING, HALTED, MAX_STEPS, NONFINITE = -1, 0, 1, 2, 3
+
+
+class Ended(NamedTuple):
+    """The results after the step, and what became of each row of the block."""
+
+    flag: Tensor
+    output: Tensor | None
+    results: list[Tensor]
+    totals: list[Tensor]
+    steps: Tensor
+    status: Tensor
+
+
+def _finite(tensors: Sequence[Tensor], rows: int, device: torch.device) -> Tensor:
+    finite = torch.ones(rows, dtype=torch.bool, device=device)
+    for t in tensors:
+        if t.is_floating_point():
+            finite = finite & t.detach().isfinite().unsqueeze(-1).flatten(1).all(dim=1)
+    return finite
+
+
+def _wide(rows: Tensor, like: Tensor) -> Tensor:
+    """A [rows] tensor, shaped to broadcast over the trailing dimensions of `like`."""
+    return rows.view(-1, *(1 for _ in like.shape[1:]))
+
+
+def halt_rows(
+    row: Tensor,
+    halt: Tensor,
+    weight: Tensor | None,
+    readout: Tensor | None,
+    output: Tensor | None,
+    leaves: Sequence[Tensor],
+    results: Sequence[Tensor],
+    increments: Sequence[Tensor],
+    totals: Sequence[Tensor],
+    steps: Tensor,
+    status: Tensor,
+    step: int,
+    min_steps: int,
+    max_steps: int,
+    tested: Tensor | None = None,
+) -> Ended:
+    """End the rows that halt, reach `max_steps` or are not finite. Out of place."""
+    n, active = row.shape[0], row >= 0
+    finite = _finite([*leaves, *(t for t in (weight, readout, tested) if t is not None)], n, row.device)
+    flag = torch.where(halt & (step >= min_steps), HALTED, MAX_STEPS if step >= max_steps else RUNNING)
+    flag = torch.where(finite, flag, NONFINITE)
+    flag = torch.where(active, flag, PADDING).to(torch.int8)
+    ended = flag > 0
+
+    def without_gradient_where_not_finite(t: Tensor) -> Tensor:
+        return torch.where(_wide(finite, t), t, t.detach())
+
+    def finished(t: Tensor, into: Tensor) -> Tensor:
+        return into.index_copy(0, row[ended], without_gradient_where_not_finite(t)[ended].to(into.dtype))
+
+    if weight is not None and readout is not None and output is not None:
+        w, r = without_gradient_where_not_finite(weight), without_gradient_where_not_finite(readout)
+        term = _wide(w, r).to(output.dtype) * r.to(output.dtype)
+        output = output.index_add(0, row[active], term[active])
+    elif readout is not None and output is not None:
+        output = finished(readout, output)
+    new_totals = [
+        total.index_add(0, row[active], without_gradient_where_not_finite(i)[active])
+        for i, total in zip(increments, totals, strict=True)
+    ]
+    new_results = [finished(leaf, result) for leaf, result in zip(leaves, results, strict=True)]
+    new_steps = steps.index_fill(0, row[ended], step)
+    new_status = status.index_copy(0, row[ended], flag[ended])
+    return Ended(flag, output, new_results, new_totals, new_steps, new_status)
+
+
+def halt_rows_backward(
+    row: Tensor,
+    flag: Tensor,
+    place: Tensor | None,
+    weight: Tensor | None,
+    readout: Tensor | None,
+    g_output: Tensor | None,
+    g_results: Sequence[Tensor | None],
+    g_packed: Sequence[Tensor | None],
+    g_totals: Sequence[Tensor],
+    readout_dtype: torch.dtype,
+    shared: bool,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor], list[Tensor | None]]:
+    """Gradients of readout, weight, increments and leaves, after the halting step and the packing that followed it.
+
+    If `shared`, the readout is the first leaf, and its gradient is added there.
+    """
+    running = flag == RUNNING
+    ended = (flag == HALTED) | (flag == MAX_STEPS)
+    live = running | ended
+    if place is None:
+        place = torch.arange(row.shape[0], device=row.device)
+    from_results = torch.where(ended, row, -1)
+    from_batch = torch.where(live, row, -1)
+    from_packed = torch.where(running, place, -1)
+
+    def pick(t: Tensor, index: Tensor) -> Tensor:
+        return gather_rows([t], index)[0]
+
+    g_leaves: list[Tensor | None] = []
+    for result, packed in zip(g_results, g_packed, strict=True):
+        parts = [pick(g, i) for g, i in ((result, from_results), (packed, from_packed)) if g is not None]
+        g_leaves.append(sum(parts[1:], parts[0]) if parts else None)
+
+    g_readout = g_weight = None
+    if g_output is not None and weight is not None and readout is not None:
+        g = pick(g_output, from_batch)
+        g_readout = (_wide(weight, g).to(g.dtype) * g).to(readout.dtype)
+        g_readout = torch.where(_wide(live, g_readout), g_readout, torch.zeros_like(g_readout))
+        g_weight = (g * readout.to(g.dtype)).unsqueeze(-1).flatten(1).sum(dim=1).to(weight.dtype)
+        g_weight = torch.where(live, g_weight, torch.zeros_like(g_weight))
+    elif g_output is not None:
+        g_readout = pick(g_output, from_results).to(readout_dtype)
+    if shared and g_readout is not None:
+        g_leaves[0] = g_readout if g_leaves[0] is None else g_leaves[0] + g_readout
+        g_readout = None
+    return g_readout, g_weight, [pick(g, from_batch) for g in g_totals], g_leaves
+
+
+def act_halt_backward(
+    row: Tensor,
+    flag: Tensor,
+    place: Tensor | None,
+    logits: Tensor,
+    before: Tensor,
+    weight: Tensor,
+    readout: Tensor,
+    g_output: Tensor | None,
+    g_results: Sequence[Tensor | None],
+    g_packed: Sequence[Tensor | None],
+    g_cost: Tensor | None,
+    g_next: Tensor | None,
+    readout_dtype: torch.dtype,
+    shared: bool,
+    bounds: tuple[int, int, int],
+    threshold: float,
+) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor | None]]:
+    """Gradients of readout, logits, accumulated probability and leaves, where ACT decided in the halting step."""
+    live = (flag == RUNNING) | (flag == HALTED) | (flag == MAX_STEPS)
+    logits = torch.where(live, logits, torch.zeros_like(logits))
+    weight = act_step(logits, before, *bounds, threshold)[0]
+    g_readout, g_weight, g_increments, g_leaves = halt_rows_backward(
+        *(row, flag, place, weight, readout, g_output, g_results, g_packed),
+        *([] if g_cost is None else [g_cost], readout_dtype, shared),
+    )
+    if g_next is not None:
+        where = torch.arange(row.shape[0], device=row.device) if place is None else place
+        g_next = gather_rows([g_next], torch.where(flag == RUNNING, where, -1))[0]
+    g_increment = g_increments[0] if g_increments else None
+    g_logits, g_before = act_step_backward(logits, before, g_weight, g_next, g_increment, *bounds, threshold)
+    return g_readout, torch.where(live, g_logits, 0.0), torch.where(live, g_before, 0.0), g_leaves

@@ -1,0 +1,79 @@
+"""PonderNet (Banino et al. 2021), one step in log space, and the counter-based noise of its inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from adaptcomp_ext.reference.act import passing_back_where_finite
+
+
+def pondernet_step(
+    logits: Tensor,
+    log_survival: Tensor,
+    step: int,
+    min_steps: int,
+    max_steps: int,
+    log_prior: float,
+    log_epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Probability of halting here, log survival, this step of KL(p ‖ prior), and whether it is the row's last step."""
+    if step < min_steps:  # the hazard is zero by definition
+        zero = torch.zeros_like(log_survival)
+        return zero, log_survival.clone(), zero.clone(), torch.zeros_like(log_survival, dtype=torch.bool)
+    z = passing_back_where_finite(logits).to(log_survival.dtype)
+    log_survival = torch.where(logits.isfinite(), log_survival, log_survival.detach())  # zero times NaN would be NaN
+    after = log_survival + logsigmoid(-z)
+    last = (after < log_epsilon) | (step >= max_steps)
+    log_p = torch.where(last, log_survival, log_survival + logsigmoid(z))
+    p = log_p.exp()
+    return p, after, p * (log_p - log_prior), last
+
+
+def pondernet_step_backward(
+    logits: Tensor,
+    log_survival: Tensor,
+    g_weight: Tensor | None,
+    g_log_survival: Tensor | None,
+    g_cost: Tensor | None,
+    step: int,
+    min_steps: int,
+    max_steps: int,
+    log_prior: float,
+    log_epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradient in the logits and in the log survival before the step."""
+    zero = torch.zeros_like(log_survival)
+    g_weight, g_log_survival, g_cost = (zero if g is None else g for g in (g_weight, g_log_survival, g_cost))
+    if step < min_steps:
+        return zero, g_log_survival.clone()
+    finite = logits.isfinite()
+    z = torch.where(finite, logits, 0).to(log_survival.dtype)
+    hazard = torch.sigmoid(z)
+    last = (log_survival + logsigmoid(-z) < log_epsilon) | (step >= max_steps)
+    log_p = torch.where(last, log_survival, log_survival + logsigmoid(z))
+    g_log_p = log_p.exp() * (g_weight + g_cost * (log_p - log_prior + 1))
+    g_logits = torch.where(last, zero, g_log_p * (1 - hazard)) - hazard * g_log_survival
+    return torch.where(finite, g_logits, zero), torch.where(finite, g_log_p, zero) + g_log_survival
+
+
+def uniform(seed: int, sample: Tensor, step: int) -> Tensor:
+    """Philox 4x32-10 (Salmon et al. 2011): uniform in [0, 1), 24 bits, a function of seed, sample id and step alone."""
+    low = 0xFFFFFFFF
+
+    def multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        # The product of two 32-bit numbers does not fit int64: take it in 16-bit halves.
+        below, above = constant * (x & 0xFFFF), constant * (x >> 16)
+        rest = below + ((above & 0xFFFF) << 16)
+        return (above >> 16) + (rest >> 32), rest & low
+
+    c0, c1 = sample & low, (sample >> 32) & low
+    c2, c3 = torch.full_like(sample, step & low), torch.full_like(sample, step >> 32)
+    k0, k1 = seed & low, (seed >> 32) & low
+    for _ in range(10):
+        h0, l0 = multiply(0xD2511F53, c0)
+        h1, l1 = multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return (c0 >> 8).to(torch.float32) / 16777216.0

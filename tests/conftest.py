@@ -1,0 +1,80 @@
+"""Fixtures for every test: the devices, poisoned allocations, the number of threads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import adaptcomp_ext as ac
+
+# For `import helpers` under every import mode of pytest.
+sys.path.insert(0, str(Path(__file__).parent))
+
+# The tensors are small: on a busy machine a second thread waits for its turn longer than it works. Tests of threads ask for them.
+torch.set_num_threads(1)
+
+GUARD = 256  # bytes on either side of a poisoned allocation
+GUARD_BYTE = 0xA5
+
+
+def missing_cuda() -> str | None:
+    if not ac.build_info()["cuda"]:
+        return "adaptcomp_ext was built without CUDA"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device once; CUDA is skipped where it cannot run."""
+    if request.param == "cuda" and (reason := missing_cuda()):
+        pytest.skip(reason)
+    return request.param
+
+
+class Poison:
+    """Fills what the ops allocate with NaN, or with something as improbable, and watches the bytes around it."""
+
+    def __init__(self, empty) -> None:
+        self._empty = empty
+        self._buffers: list[torch.Tensor] = []
+
+    def replace(self, fresh: torch.Tensor) -> torch.Tensor:
+        size = fresh.numel() * fresh.element_size()
+        buffer = self._empty((2 * GUARD + size,), dtype=torch.uint8, device=fresh.device)
+        buffer.fill_(GUARD_BYTE)
+        self._buffers.append(buffer)
+        body = buffer[GUARD : GUARD + size].view(fresh.dtype).view(fresh.shape)
+        if fresh.dtype.is_floating_point or fresh.dtype.is_complex:
+            return body.fill_(float("nan"))
+        return body.fill_(1 if fresh.dtype == torch.bool else 101)
+
+    def check(self) -> None:
+        """Nothing was written outside what was allocated, and something was allocated."""
+        assert self._buffers, "no allocation was seen: is the poison still where the ops allocate?"
+        for buffer in self._buffers:
+            assert bool((buffer[:GUARD] == GUARD_BYTE).all()), "written before the beginning of an output"
+            assert bool((buffer[-GUARD:] == GUARD_BYTE).all()), "written past the end of an output"
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """From here on every allocation of the ops is poisoned and guarded."""
+    empty, empty_like, new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
+    poison = Poison(empty)
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison.replace(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison.replace(empty_like(*a, **k)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison.replace(new_empty(*a, **k)))
+    return poison
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; restored afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
