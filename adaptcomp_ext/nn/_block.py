@@ -1,0 +1,102 @@
+"""The dense block of rows that both halting loops work on, and what a batch has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.nn._tree import flatten, unflatten
+from adaptcomp_ext.nn.cost_model import Schedule
+from adaptcomp_ext.nn.policy import Policy, Run
+from adaptcomp_ext.ops._backend import DTYPE_CODES
+from adaptcomp_ext.ops._checks import describe
+
+
+@dataclass(slots=True)
+class Problem:
+    """One call of `AdaptiveHalt`, checked."""
+
+    run: Run
+    policy: Policy
+    steps: list[Callable[..., Any]]  # one for each step
+    readout: Callable[[Any], Any] | None
+    state: list[Tensor]
+    structure: Any
+    inputs: list[Tensor]
+    input_structures: list[Any]
+    compact: bool | str
+    weights: int | None  # of one step, for the cost model
+    first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
+    rows: int = -1
+    shapes: list[torch.Size] = field(default_factory=list)  # of the state, in a block of `rows` rows
+
+    def schedule(self) -> Schedule:
+        """The cost model's schedule for this batch."""
+        return Schedule(self.weights, self.state, self.inputs)
+
+    def arguments(self, inputs: list[Tensor]) -> tuple[Any, ...]:
+        """The step's inputs, put together again from their leaves."""
+        out, start = [], 0
+        for structure in self.input_structures:
+            count = structure.num_leaves
+            out.append(unflatten(inputs[start : start + count], structure))
+            start += count
+        return tuple(out)
+
+    def check_state(self, tree: Any, rows: int) -> list[Tensor]:
+        """The leaves of what the step returned, which has to look like the state it was given."""
+        leaves, structure = flatten(tree)
+        if rows != self.rows:
+            self.rows, self.shapes = rows, [torch.Size((rows, *t.shape[1:])) for t in self.state]
+        if structure is not self.structure and structure != self.structure:
+            raise TypeError(f"step: expected a state with the structure {self.structure}, got {describe_tree(tree)}")
+        for i, (leaf, first) in enumerate(zip(leaves, self.state, strict=True)):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"step: expected Tensors in the state, got {describe(leaf)}")
+            if leaf.shape != self.shapes[i]:
+                raise ValueError(f"step: expected it to keep the state's shape {list(self.shapes[i])}, got {list(leaf.shape)}")
+            if leaf.dtype != first.dtype:
+                if not (torch.is_autocast_enabled(leaf.device.type) and leaf.is_floating_point()):
+                    raise TypeError(f"step: expected it to keep the state's dtype {first.dtype}, got {leaf.dtype}")
+                leaves[i] = leaf.to(first.dtype)
+            if leaf.device != first.device:
+                raise ValueError(f"step: expected it to keep the state on {first.device}, got {leaf.device}")
+        return leaves
+
+    def read(self, state: Any, leaves: list[Tensor], rows: int) -> Tensor:
+        """The readout of a block."""
+        if self.readout is None:
+            return leaves[0]
+        value = self.readout(state)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"readout: expected it to return a Tensor, got {describe(value)}")
+        if value.is_complex():
+            raise TypeError(f"readout: expected a real dtype, got {value.dtype}")
+        if value.dim() == 0 or value.shape[0] != rows:
+            raise ValueError(f"readout: expected {rows} rows, got shape {list(value.shape)}")
+        if self.first_read is None:
+            if value.device != self.run.device:
+                raise ValueError(f"readout: expected a tensor on {self.run.device}, got one on {value.device}")
+            check_weighable(self.policy, value)
+            self.first_read = (value.shape[1:], value.dtype, value.device)
+        elif (value.shape[1:], value.dtype, value.device) != self.first_read:
+            shape, dtype, device = self.first_read
+            expected = f"a tensor of shape {[rows, *shape]}, {dtype}, on {device}"
+            raise ValueError(f"readout: expected {expected}, as at the first step, got {describe(value)}")
+        return value
+
+
+def check_weighable(policy: Policy, readout: Tensor) -> None:
+    """Require floating point of a readout that the policy weighs."""
+    if policy.weighted and readout.dtype not in DTYPE_CODES:
+        name = type(policy).__name__
+        raise TypeError(f"readout: {name} adds up weighted readouts, which takes floating point, got {readout.dtype}")
+
+
+def describe_tree(tree: Any) -> str:
+    """A returned state as an error message shows it."""
+    return describe(tree) if isinstance(tree, Tensor) else str(flatten(tree)[1])

@@ -1,0 +1,91 @@
+"""Pytrees of tensors whose first dimension is the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from adaptcomp_ext.ops._checks import check_device, describe
+
+_LEAF = pytree.tree_flatten(0)[1]  # the structure of a bare tensor
+
+
+@dataclass(frozen=True)
+class _Tuple:
+    """The structure of a tuple of tensors."""
+
+    num_leaves: int
+
+
+_TUPLES = [_Tuple(n) for n in range(17)]  # one object each, so that comparing two is comparing identities
+
+
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """Leaves and structure.
+
+    A bare tensor and a plain tuple of tensors, the usual states, skip torch's registry, which takes longer than a small step.
+    """
+    if isinstance(tree, Tensor):
+        return [tree], _LEAF
+    if type(tree) is tuple and 0 < len(tree) < len(_TUPLES):
+        for leaf in tree:
+            if not isinstance(leaf, Tensor):
+                break
+        else:
+            return list(tree), _TUPLES[len(tree)]
+    leaves, structure = pytree.tree_flatten(tree)
+    return leaves, structure
+
+
+def unflatten(leaves: list[Any], structure: Any) -> Any:
+    """The inverse of `flatten`."""
+    if structure is _LEAF:
+        return leaves[0]
+    if type(structure) is _Tuple:
+        return tuple(leaves)
+    return pytree.tree_unflatten(leaves, structure)
+
+
+def check_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[Tensor], Any]:
+    """Flatten `tree` and require that every leaf is a dense tensor with a batch dimension."""
+    leaves, structure = flatten(tree)
+    if not leaves:
+        where = _place(name, position)
+        raise TypeError(f"{where}: expected a Tensor or a pytree of Tensors, got no tensor in {describe(tree)}")
+    for i, leaf in enumerate(leaves):
+        # The message is put together only where there is one: this runs at every call.
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{_place(name, position, leaves, i)}: expected a Tensor, got {describe(leaf)}")
+        if leaf.layout != torch.strided:
+            where = _place(name, position, leaves, i)
+            raise TypeError(f"{where}: expected a dense tensor, got layout {leaf.layout}")
+        if leaf.is_complex():
+            raise TypeError(f"{_place(name, position, leaves, i)}: expected a real dtype, got {leaf.dtype}")
+        if leaf.dim() == 0:
+            where = _place(name, position, leaves, i)
+            raise ValueError(f"{where}: expected a batch dimension first, got a tensor without dimensions")
+        if not leaf.is_cpu:
+            check_device(_place(name, position, leaves, i), leaf.device)
+            if leaf.is_meta:
+                raise ValueError(f"{_place(name, position, leaves, i)}: expected a tensor with data, got one on meta")
+    return leaves, structure
+
+
+def check_alike(name: str, leaves: list[Tensor], batch: int, device: torch.device, position: int | None = None) -> None:
+    """Require `batch` rows on `device` of every leaf."""
+    for i, leaf in enumerate(leaves):
+        if leaf.shape[0] != batch:
+            where = _place(name, position, leaves, i)
+            raise ValueError(f"{where}: expected {batch} rows like the state, got shape {list(leaf.shape)}")
+        if leaf.device != device:
+            where = _place(name, position, leaves, i)
+            raise ValueError(f"{where}: expected a tensor on {device} like the state, got one on {leaf.device}")
+
+
+def _place(name: str, position: int | None, leaves: list[Any] | None = None, i: int = 0) -> str:
+    where = name if position is None else f"{name}[{position}]"
+    return where if leaves is None or len(leaves) == 1 else f"{where} (leaf {i})"

@@ -1,0 +1,182 @@
+"""`AdaptiveHalt`: run a step on each row of a batch until the row halts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptcomp_ext.nn._block import Problem, check_weighable
+from adaptcomp_ext.nn._inference import run_inference
+from adaptcomp_ext.nn._loop import run_loop
+from adaptcomp_ext.nn._tree import check_alike, check_tree
+from adaptcomp_ext.nn.cost_model import count_weights
+from adaptcomp_ext.nn.policy import Policy, Run, fuses
+from adaptcomp_ext.nn.result import HaltResult
+from adaptcomp_ext.ops._backend import on_reference
+from adaptcomp_ext.ops._checks import check_choice, check_int, describe
+from adaptcomp_ext.ops.halting import MAX_LEAVES
+
+
+class AdaptiveHalt(nn.Module):
+    """Run ``step`` on each row of a batch until a policy halts the row; halted rows leave the batch.
+
+    Parameters
+    ----------
+    step : callable, nn.Module or nn.ModuleList
+        ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes. A ModuleList gives step n its own
+        layer (early exit) and ends with its last one.
+    policy : Policy
+        Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `FixedSteps`, or a `Policy` of your own.
+    max_steps : int
+        M, at least 1. May be changed between calls (more thinking at test time).
+    min_steps : int
+        No row halts before this step.
+    readout : callable, optional
+        ``readout(state) -> Tensor`` [n, ...]: what the policy reads and the output is made of. Default: the state itself, or the
+        first of its tensors.
+    compact : bool or "auto"
+        True: halted rows leave the block at once, and only active rows are ever passed to ``step``. False: they stay behind a
+        mask. "auto": a cost model (`adaptcomp_ext.nn.cost_model`) lets a few halted rows stay for as long as moving the others
+        would cost more; with gradients every halted row leaves at once.
+
+    Notes
+    -----
+    *Row independence.* A row's result is bitwise the same alone, in any batch, in any order, and for any `compact`, as far as
+    ``step``, ``readout`` and ``head`` compute it so. Matrix products of a BLAS may round a row differently in batches of other
+    sizes; that is theirs, and it is all that differs.
+
+    *Gradients* reach the step's and the policy's parameters, the initial state and the inputs, to any order; each row takes part
+    in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps what it produced, in its output and state,
+    and passes no gradient back; the parameters' gradients are still whatever the step's own backward makes of a zero there.
+
+    *Not promised:* that ``step`` sees the rows in batch order, or that a row keeps its place; that dropout in ``step`` draws the
+    same numbers for a row whatever surrounds it.
+
+    Examples
+    --------
+    >>> halt = ac.AdaptiveHalt(step=my_block, policy=ac.ACT(head), max_steps=16)
+    >>> result = halt(state, x)
+    >>> loss = criterion(result.output, y) + 0.01 * result.cost.mean()
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        policy: Policy,
+        max_steps: int = 16,
+        min_steps: int = 1,
+        readout: Callable[[Any], Tensor] | None = None,
+        compact: bool | str = "auto",
+    ) -> None:
+        super().__init__()
+        if not (callable(step) or isinstance(step, nn.ModuleList)):
+            raise TypeError(f"step: expected a callable, nn.Module or nn.ModuleList, got {describe(step)}")
+        if isinstance(step, nn.ModuleList) and len(step) == 0:
+            raise ValueError("step: expected a ModuleList with at least one layer, got an empty one")
+        if not isinstance(policy, Policy):
+            raise TypeError(f"policy: expected an adaptcomp_ext.Policy, got {describe(policy)}")
+        if readout is not None and not callable(readout):
+            raise TypeError(f"readout: expected a callable or None, got {describe(readout)}")
+        if not isinstance(compact, (bool, str)):  # 0 and 1 would pass for False and True, and then be neither
+            raise TypeError(f'compact: expected True, False or "auto", got {describe(compact)}')
+        check_choice("compact", compact, (True, False, "auto"))
+        self.step = step
+        self.policy = policy
+        self.max_steps = max_steps
+        self.min_steps = min_steps
+        self.readout = readout
+        self.compact = compact
+        self._weights: tuple[Any, int | None] | None = None
+        self._bounds()
+
+    def _bounds(self) -> tuple[int, int]:
+        max_steps = check_int("max_steps", self.max_steps, 1)
+        min_steps = check_int("min_steps", self.min_steps, 1)
+        if isinstance(self.step, nn.ModuleList):
+            max_steps = min(max_steps, len(self.step))
+        if min_steps > max_steps:
+            raise ValueError(f"min_steps: expected at most max_steps = {max_steps}, got {min_steps}")
+        return min_steps, max_steps
+
+    def _count_weights(self) -> int | None:
+        # Walking through a large module takes longer than a small step: once for each step that is set.
+        if self._weights is None or self._weights[0] is not self.step:
+            self._weights = (self.step, count_weights(self.step))
+        return self._weights[1]
+
+    def forward(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> HaltResult:
+        """Run every row until it halts, fails to be finite, or has done `max_steps`.
+
+        Parameters
+        ----------
+        state : Tensor or pytree of Tensors
+            Each [B, ...]. B = 0 works.
+        *inputs : Tensor or pytree of Tensors
+            Per-row context for ``step``, each [B, ...]; loses its halted rows together with the state.
+        sample_ids : Tensor, optional
+            int64 [B]: the key of each row's random numbers, for policies that draw them. Default: its position in the batch.
+
+        Returns
+        -------
+        HaltResult
+
+        Raises
+        ------
+        TypeError, ValueError
+            Before anything runs, if an argument is not as described; after the first step, if ``step`` changes the structure,
+            shapes or dtypes of the state, or a head or readout returns something else than described.
+        """
+        if torch.compiler.is_compiling():
+            # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that come and go.
+            result: HaltResult = torch.compiler.disable(self._run)(state, inputs, sample_ids)
+            return result
+        return self._run(state, inputs, sample_ids)
+
+    def _run(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
+        problem = self._problem(state, inputs, sample_ids)
+        if torch.is_grad_enabled() or on_reference() or self.policy.traced or not fuses(self.policy):
+            return run_loop(problem)
+        return run_inference(problem)
+
+    def _problem(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> Problem:
+        min_steps, max_steps = self._bounds()
+        leaves, structure = check_tree("state", state)
+        if len(leaves) > MAX_LEAVES:
+            raise ValueError(f"state: expected at most {MAX_LEAVES} tensors, got {len(leaves)}")
+        batch, device = leaves[0].shape[0], leaves[0].device
+        if len(leaves) > 1:
+            check_alike("state", leaves, batch, device)
+        input_leaves: list[Tensor] = []
+        structures = []
+        for i, value in enumerate(inputs):
+            some, how = check_tree("inputs", value, i)
+            check_alike("inputs", some, batch, device, i)
+            input_leaves += some
+            structures.append(how)
+        if sample_ids is not None:
+            if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.dim() != 1:
+                raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
+            sample_ids = sample_ids.contiguous()
+            check_alike("sample_ids", [sample_ids], batch, device)
+        if self.readout is None:
+            check_weighable(self.policy, leaves[0])
+        scalar = torch.float64 if any(t.dtype == torch.float64 for t in leaves) else torch.float32
+        return Problem(
+            run=Run(batch, device, min_steps, max_steps, sample_ids, scalar),
+            policy=self.policy,
+            steps=list(self.step) if isinstance(self.step, nn.ModuleList) else [self.step] * max_steps,
+            readout=self.readout,
+            state=leaves,
+            structure=structure,
+            inputs=input_leaves,
+            input_structures=structures,
+            compact=self.compact,
+            weights=self._count_weights() if self.compact == "auto" else None,
+        )
+
+    def extra_repr(self) -> str:
+        """The bounds and the mode."""
+        return f"max_steps={self.max_steps}, min_steps={self.min_steps}, compact={self.compact!r}"

@@ -1,0 +1,8 @@
+"""Halting policies, one to a module."""
+
+from adaptcomp_ext.nn.policies.act import ACT
+from adaptcomp_ext.nn.policies.confidence import Confidence
+from adaptcomp_ext.nn.policies.fixed_steps import FixedSteps
+from adaptcomp_ext.nn.policies.pondernet import PonderNet
+
+__all__ = ["ACT", "Confidence", "FixedSteps", "PonderNet"]

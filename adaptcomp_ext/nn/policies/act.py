@@ -1,0 +1,66 @@
+"""Adaptive computation time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.nn.policy import Decision, Policy, Run, View, check_head, head_logits
+from adaptcomp_ext.ops import halting
+from adaptcomp_ext.ops._checks import check_fraction
+from adaptcomp_ext.ops.act import act_step_unchecked
+
+
+class ACT(Policy):
+    """Adaptive computation time (Graves 2016): halt when the halting probabilities add up to `threshold`.
+
+    hₙ = sigmoid(head(sₙ)); N is the first step with h₁ + … + h_N ≥ threshold; R = 1 − Σ_{n<N} hₙ is the remainder. The output is
+    Σ_{n<N} hₙ·readoutₙ + R·readout_N and the ponder cost ρ = N + R. Both are differentiable with N held constant, which gives
+    h_N no gradient. The same in training and in evaluation.
+
+    Parameters
+    ----------
+    head : callable
+        Maps the state to one logit per row, [n] or [n, 1]. A bias near −3 at the start (long thinking first) trains; 0 or more
+        traps most runs at one or two steps.
+    threshold : float
+        1 − ε, in (0, 1].
+
+    Notes
+    -----
+    A row that `max_steps` ends below the threshold has the remainder as its last weight and the status ``MAX_STEPS``.
+    Before `min_steps` the halting probability counts as zero, so those steps have no weight in the output.
+    """
+
+    def __init__(self, head: Any, threshold: float = 0.99) -> None:
+        super().__init__()
+        self.head = check_head(head)
+        self.threshold = check_fraction("threshold", threshold)
+
+    @property
+    def weighted(self) -> bool:
+        """True: the output is the weighted sum of the readouts."""
+        return True
+
+    def begin(self, run: Run) -> tuple[Tensor, ...]:
+        """The halting probability spent so far: none."""
+        return (torch.zeros(run.batch, device=run.device, dtype=run.scalar),)
+
+    def decide(self, view: View) -> Decision:
+        """One step of ACT."""
+        run = view.run
+        logits = head_logits(self.head, view)
+        weight, accumulated, cost, halt = act_step_unchecked(
+            logits, view.carry[0], view.step, run.min_steps, run.max_steps, self.threshold
+        )
+        return Decision(halt, weight, cost, carry=(accumulated,), logits=logits)
+
+    def fuse(self, view: View) -> halting.Fused:
+        """One step of ACT, in the halting kernel."""
+        return halting.Fused(halting.ACT, head_logits(self.head, view), threshold=self.threshold, carried=True, has_cost=True)
+
+    def extra_repr(self) -> str:
+        """The threshold."""
+        return f"threshold={self.threshold}"

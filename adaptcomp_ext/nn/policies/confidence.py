@@ -1,0 +1,50 @@
+"""Exit on confidence."""
+
+from __future__ import annotations
+
+from adaptcomp_ext.nn.policy import Decision, Policy, View
+from adaptcomp_ext.ops import halting
+from adaptcomp_ext.ops._checks import check_choice, check_floating, check_fraction
+from adaptcomp_ext.ops.confidence import MEASURES, confidence
+
+
+class Confidence(Policy):
+    """Halt a row as soon as its readout, taken as class logits, is sure enough. The output is the readout at that step.
+
+    Parameters
+    ----------
+    threshold : float
+        In (0, 1]. A row halts where its confidence is at least this.
+    measure : str
+        ``"max_prob"``: the largest probability; ``"margin"``: the margin between the two largest; ``"entropy"``: 1 − H / log C.
+
+    Notes
+    -----
+    Needs a readout [n, C] with C ≥ 2. The decision has no gradient; the output's is that of the readout at the last step. The
+    ponder cost is the number of steps.
+    """
+
+    def __init__(self, threshold: float, measure: str = "max_prob") -> None:
+        super().__init__()
+        self.threshold = check_fraction("threshold", threshold)
+        check_choice("measure", measure, tuple(MEASURES))
+        self.measure = measure
+
+    def _check(self, view: View) -> None:
+        logits = check_floating("readout", view.readout)
+        if logits.dim() != 2 or logits.shape[1] < 2:
+            raise ValueError(f"readout: Confidence expects class logits of shape [n, C] with C >= 2, got {list(logits.shape)}")
+
+    def decide(self, view: View) -> Decision:
+        """Whether each row is sure enough."""
+        self._check(view)
+        return Decision(confidence(view.readout, self.measure) >= self.threshold)
+
+    def fuse(self, view: View) -> halting.Fused:
+        """The same, in the halting kernel."""
+        self._check(view)
+        return halting.Fused(halting.CONFIDENCE, view.readout, threshold=self.threshold, parameter=MEASURES[self.measure])
+
+    def extra_repr(self) -> str:
+        """Threshold and measure."""
+        return f"threshold={self.threshold}, measure={self.measure!r}"

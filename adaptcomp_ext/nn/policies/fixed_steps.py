@@ -1,0 +1,64 @@
+"""Scripted halting."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
+from adaptcomp_ext.ops import halting
+from adaptcomp_ext.ops._checks import check_int, describe
+
+
+class FixedSteps(Policy):
+    """Halt each row after a number of steps that is known beforehand: for tests, benchmarks and scripted budgets.
+
+    Parameters
+    ----------
+    n : int or Tensor
+        The number of steps, at least 1: one for all rows, or int64 [B] for each its own. A tensor is a buffer of the module: it
+        moves with it and is part of its state_dict.
+
+    Notes
+    -----
+    Rows asked to run for longer than `max_steps` end there, with the status ``MAX_STEPS``. The ponder cost is the number of
+    steps.
+    """
+
+    n: Tensor | int
+
+    def __init__(self, n: int | Tensor) -> None:
+        super().__init__()
+        if not isinstance(n, Tensor):
+            self.n = check_int("n", n, 1)
+            return
+        if n.dtype != torch.int64 or n.dim() != 1:
+            raise TypeError(f"n: expected an int, or an int64 tensor of shape [B], got {describe(n)}")
+        if n.numel() and int(n.min()) < 1:
+            raise ValueError(f"n: expected at least 1 step for every row, got {int(n.min())}")
+        self.register_buffer("n", n.contiguous())
+
+    def begin(self, run: Run) -> tuple[Tensor, ...]:
+        """Check that there is one number for each row."""
+        if isinstance(self.n, Tensor):
+            if self.n.shape[0] != run.batch:
+                raise ValueError(f"FixedSteps n: expected shape [{run.batch}] for this batch, got {list(self.n.shape)}")
+            if self.n.device != run.device:
+                raise ValueError(f"FixedSteps n: expected a tensor on {run.device}, got one on {self.n.device}")
+        return ()
+
+    def decide(self, view: View) -> Decision:
+        """Whether each row has had its steps."""
+        if isinstance(self.n, Tensor):
+            return Decision(self.n[view.row.clamp(min=0)] <= view.step)
+        return Decision(torch.full_like(view.row, self.n <= view.step, dtype=torch.bool))
+
+    def fuse(self, view: View) -> halting.Fused:
+        """The same, in the halting kernel."""
+        if isinstance(self.n, Tensor):
+            return halting.Fused(halting.FIXED_STEPS, self.n, constant=True)
+        return halting.Fused(halting.FIXED_STEPS, parameter=self.n, constant=True)
+
+    def extra_repr(self) -> str:
+        """The number of steps."""
+        return f"n={self.n if not isinstance(self.n, Tensor) else tuple(self.n.shape)}"

@@ -1,0 +1,156 @@
+"""The base class of halting policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adaptcomp_ext.ops._backend import DTYPE_CODES
+from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops.halting import Fused
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is known before the first step."""
+
+    batch: int
+    device: torch.device
+    min_steps: int
+    max_steps: int
+    sample_ids: Tensor | None
+    """int64 [B]: the key of each row's random numbers; None: its position in the batch."""
+    scalar: torch.dtype
+    """The dtype of weights, costs and log-probabilities: float32, or float64 in a float64 model."""
+
+
+@dataclass(slots=True)
+class View:
+    """What a policy sees at one step. The block holds n rows; rows whose ``row`` is -1 are padding, and may be ignored."""
+
+    run: Run
+    step: int
+    """From 1."""
+    state: Any
+    """After the step: tensors [n, ...]."""
+    previous: Any
+    """Before the step, the same rows in the same order. A step that overwrites its own output overwrites this too."""
+    readout: Tensor
+    """[n, ...]."""
+    row: Tensor
+    """int64 [n]: the batch row of each row of the block."""
+    carry: tuple[Tensor, ...]
+    """What the policy remembered of these rows: [n, ...] each."""
+
+
+class Decision(NamedTuple):
+    """What a policy says of each row of the block."""
+
+    halt: Tensor
+    """bool [n]. Heeded from `min_steps` on; at `max_steps` every row ends anyway."""
+    weight: Tensor | None = None
+    """[n], for weighted policies: the weight of this step's readout in the output."""
+    cost: Tensor | None = None
+    """[n]: added to the row's ponder cost. None at every step: the cost is the number of steps."""
+    log_prob: Tensor | None = None
+    """[n]: added to the row's log-probability."""
+    carry: tuple[Tensor, ...] = ()
+    """[n, ...] each: handed back at the next step, for the rows that go on. Same number and dtypes at every step."""
+    logits: Tensor | None = None
+    """[n]: what the decision was computed from. A row where it is not finite ends ``NONFINITE``."""
+
+
+class Policy(nn.Module):
+    """Base class of halting policies: decides after each step which rows have thought enough.
+
+    A subclass implements `decide`; `begin` and the properties have defaults. Nothing in the halting loop knows the policies.
+
+    Examples
+    --------
+    Halt where the state has stopped moving:
+
+    >>> class Still(ac.Policy):
+    ...     def decide(self, view):
+    ...         return ac.Decision(halt=(view.state - view.previous).norm(dim=1) < 1e-3)
+    """
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the output is the weighted sum of the readouts; if not, it is the readout at the row's last step."""
+        return False
+
+    @property
+    def traced(self) -> bool:
+        """Whether `HaltResult.trace` is filled."""
+        return False
+
+    def begin(self, run: Run) -> tuple[Tensor, ...]:
+        """Check the policy against the batch and return the initial carry, [B, ...] each. Default: none."""
+        return ()
+
+    def decide(self, view: View) -> Decision:
+        """Decide for each row of the block. Must treat the rows independently of each other."""
+        raise NotImplementedError(f"{type(self).__name__} must implement decide()")
+
+    def fuse(self, view: View) -> Fused | None:
+        """The same decision for the inference kernel, or None (default) where only `decide` knows how."""
+        return None
+
+
+def fuses(policy: Policy) -> bool:
+    """Whether the policy has a decision for the kernel."""
+    return type(policy).fuse is not Policy.fuse
+
+
+def head_logits(head: Any, view: View) -> Tensor:
+    """One logit per row from a halting head: [n], whether it gives [n] or [n, 1]."""
+    logits = head(view.state)
+    n = view.row.shape[0]
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"head: expected it to return a Tensor, got {describe(logits)}")
+    if logits.dtype not in DTYPE_CODES:
+        raise TypeError(f"head: expected floating-point logits, got {logits.dtype}")
+    if logits.device != view.row.device:
+        raise ValueError(f"head: expected logits on {view.row.device}, got them on {logits.device}")
+    if logits.shape == (n, 1):
+        return logits.reshape(n)
+    if logits.shape != (n,):
+        raise ValueError(f"head: expected one logit per row, shape [{n}] or [{n}, 1], got {list(logits.shape)}")
+    return logits
+
+
+def check_decision(decision: object, view: View) -> tuple[bool, bool, bool]:
+    """Require that the kernels can read what a policy decided. Returns which of weight, cost and log_prob it gives."""
+    n, device = view.row.shape[0], view.row.device
+    if not isinstance(decision, Decision):
+        raise TypeError(f"decide: expected it to return a Decision, got {describe(decision)}")
+    scalars = (
+        ("weight", decision.weight),
+        ("cost", decision.cost),
+        ("log_prob", decision.log_prob),
+        ("logits", decision.logits),
+    )
+    for name, value in (("halt", decision.halt), *scalars):
+        if value is None and name != "halt":
+            continue
+        if not isinstance(value, Tensor) or (value.dtype != torch.bool if name == "halt" else not value.is_floating_point()):
+            expected = "a bool Tensor" if name == "halt" else "a floating-point Tensor"
+            raise TypeError(f"Decision.{name}: expected {expected}, got {describe(value)}")
+        if value.shape != (n,) or value.device != device:
+            raise ValueError(f"Decision.{name}: expected shape [{n}] on {device}, got {describe(value)}")
+    for i, value in enumerate(decision.carry):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Decision.carry[{i}]: expected a Tensor, got {describe(value)}")
+        if value.shape[:1] != (n,) or value.device != device:
+            raise ValueError(f"Decision.carry[{i}]: expected {n} rows on {device}, got {describe(value)}")
+    return decision.weight is not None, decision.cost is not None, decision.log_prob is not None
+
+
+def check_head(head: object) -> Any:
+    """Require something that can be called on the state."""
+    if not callable(head):
+        raise TypeError(f"head: expected a callable or nn.Module, got {describe(head)}")
+    return head

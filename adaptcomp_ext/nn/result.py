@@ -1,0 +1,54 @@
+"""What a run of `AdaptiveHalt` returns."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Status(enum.IntEnum):
+    """Why a row ended."""
+
+    HALTED = 1
+    """The policy halted it."""
+    MAX_STEPS = 2
+    """It ran to the last step and the policy had not halted it."""
+    NONFINITE = 3
+    """A NaN or an infinity turned up in its state, readout or halting logit."""
+    REJECTED = 4
+    """Energy descent only: a step that did not lower the energy was rejected, and nothing further would change."""
+
+
+class Trace(NamedTuple):
+    """Every step of every row, ragged: S is the sum of the steps over all rows. Ordered by step, then by row."""
+
+    outputs: Tensor
+    """[S, ...]: the readout after each step. Differentiable."""
+    weights: Tensor
+    """[S]: the weight of each readout in the output. Differentiable."""
+    row: Tensor
+    """int64 [S]: the batch row."""
+    step: Tensor
+    """int64 [S]: the step, from 1."""
+
+
+class HaltResult(NamedTuple):
+    """Result of `AdaptiveHalt`. A named tuple, hence a pytree, and a valid output of a DDP module."""
+
+    output: Tensor
+    """[B, ...]: what the policy makes of the readouts: a weighted sum, or the readout at each row's last step."""
+    state: Any
+    """Each row's last state, with the structure, shapes and dtypes of the initial one."""
+    steps: Tensor
+    """int64 [B]: how often the row went through ``step``."""
+    cost: Tensor
+    """[B]: the policy's ponder cost, float32 (float64 in a float64 model). Differentiable where the policy's is; for policies
+    without one of their own it is the number of steps."""
+    status: Tensor
+    """int8 [B]: a `Status` each."""
+    trace: Trace | None
+    """For policies that need every step (PonderNet in training), else None."""
+    log_prob: Tensor | None
+    """[B]: log-probability of the sampled halting decisions, for policies that define it, else None."""

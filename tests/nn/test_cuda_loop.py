@@ -1,0 +1,315 @@
+"""The loop on CUDA: it never waits for the device, packs by a stale count, and runs in graphs, streams and on other devices."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.nn import _active
+from adaptcomp_ext.nn._active import bucket
+
+from .helpers import COMPACT, DIM, POLICIES, TOLERANCE, check, dense, identical, leaves, make, mode, tree_arguments
+
+UNTRACED = [name for name in POLICIES if name != "ponder"]
+
+
+def test_buckets_are_few_and_large_enough():
+    sizes = [bucket(rows) for rows in range(1, 5000)]
+    assert all(size >= rows for rows, size in enumerate(sizes, 1))
+    assert all(size <= 1.5 * rows + 32 for rows, size in enumerate(sizes, 1))
+    assert sizes == sorted(sizes) and len(set(sizes)) < 20
+    assert bucket(0) == bucket(32) == 32 and bucket(33) == 48 and bucket(64) == 64 and bucket(65) == 96
+
+
+@pytest.fixture
+def cuda():
+    if not ac.build_info()["cuda"]:
+        pytest.skip("adaptcomp_ext was built without CUDA")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+class NoSync:
+    """Inside, anything that makes the host wait for the device raises (or, with "warn", is counted)."""
+
+    def __init__(self, how="error"):
+        self.how = how
+
+    def __enter__(self):
+        torch.cuda.synchronize()
+        self.before = torch.cuda.get_sync_debug_mode()
+        self.caught = warnings.catch_warnings(record=True)
+        self.log = self.caught.__enter__()
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode(self.how)
+        return self
+
+    def __exit__(self, *error):
+        torch.cuda.set_sync_debug_mode(self.before)
+        self.caught.__exit__(*error)
+
+    @property
+    def count(self):
+        return sum("synchroniz" in str(w.message) for w in self.log)
+
+
+class Quiet(ac.Policy):
+    """Like Budget, without its own checks, which wait for the device."""
+
+    def __init__(self, weighted):
+        super().__init__()
+        self._weighted = weighted
+
+    @property
+    def weighted(self):
+        return self._weighted
+
+    def begin(self, run):
+        return (torch.zeros(run.batch, dtype=run.scalar, device=run.device),)
+
+    def decide(self, view):
+        spent = view.carry[0] + view.state.abs().mean(1).to(view.carry[0].dtype)
+        return ac.Decision(spent > 1.2, weight=spent if self._weighted else None, cost=spent, carry=(spent,))
+
+
+def without_waiting(name, batch, device, **options):
+    step, policy, h, x = make(name, batch, device=device, **options)
+    return step, Quiet(name.startswith("weighted")) if "budget" in name else policy, h, x
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("compact", COMPACT)
+@pytest.mark.parametrize("how", ["grad", "no_grad", "inference"])
+@pytest.mark.parametrize("name", UNTRACED)
+def test_the_host_never_waits(name, how, compact, cuda):
+    step, policy, h, x = without_waiting(name, 300, cuda, requires_grad=how == "grad")
+    halt = ac.AdaptiveHalt(step, policy, 8, compact=compact)
+    with mode(how):
+        halt(h, x)  # whatever is initialised on first use
+        with NoSync():
+            result = halt(h, x)
+            if how == "grad":
+                (result.output.sum() + result.state.sum()).backward()
+    torch.cuda.synchronize()
+    assert int(result.steps.min()) >= 1
+
+
+@pytest.mark.cuda
+def test_a_trace_makes_the_host_wait_once_at_the_end(cuda):
+    """Its size is a number of the host."""
+    counts = []
+    for steps in (3, 12):
+        step, policy, h, x = make("ponder", 200, device=cuda, requires_grad=True, epsilon=0.2)
+        halt = ac.AdaptiveHalt(step, policy, steps)
+        halt(h, x)
+        with NoSync("warn") as watch:
+            halt(h, x)
+        counts.append(watch.count)
+    assert counts[0] == counts[1] <= 5
+
+
+class Stale(_active.ActiveCount):
+    """The host learns nothing, the least it may know."""
+
+    def post(self):
+        pass
+
+    def bound(self):
+        return self._bound
+
+
+class Fresh(_active.ActiveCount):
+    """The host waits, and knows everything."""
+
+    def post(self):
+        pass
+
+    def bound(self):
+        return int(self.running)
+
+
+class Late(Fresh):
+    """Two steps behind."""
+
+    def __init__(self, rows, max_steps, device):
+        super().__init__(rows, max_steps, device)
+        self._seen = [rows, rows]
+
+    def bound(self):
+        self._seen.append(int(self.running))
+        return self._seen[-3]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("compact", COMPACT)
+@pytest.mark.parametrize("how", ["grad", "no_grad"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_how_stale_the_count_is_changes_no_bit(name, how, compact, cuda, monkeypatch):
+    results = []
+    for counter in (_active.ActiveCount, Stale, Fresh, Late):
+        for module in ("_loop", "_inference"):
+            monkeypatch.setattr(f"adaptcomp_ext.nn.{module}.ActiveCount", counter)
+        step, policy, h, x = make(name, 300, device=cuda, requires_grad=how == "grad")
+        with mode(how):
+            result = ac.AdaptiveHalt(step, policy, 8, compact=compact)(h, x)
+        if how == "grad":
+            (result.output**2).sum().backward()
+        results.append([*leaves(result), *([h.grad, x.grad] if how == "grad" else [])])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert (a is None and b is None) or identical(a.cpu(), b.cpu())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", ["grad", "no_grad"])
+def test_blocks_shrink_to_buckets_when_the_count_is_known(how, cuda, monkeypatch):
+    for module in ("_loop", "_inference"):
+        monkeypatch.setattr(f"adaptcomp_ext.nn.{module}.ActiveCount", Fresh)
+    sizes = []
+
+    def step(h):
+        sizes.append(h.shape[0])
+        return h + 1
+
+    n = torch.arange(1000, device=cuda) % 10 + 1
+    with mode(how):
+        result = ac.AdaptiveHalt(step, ac.FixedSteps(n), 12, compact=True)(torch.zeros(1000, 4, device=cuda))
+    assert torch.equal(result.steps, n)
+    assert sizes == [1000, *(min(1000, bucket(1000 - 100 * k)) for k in range(1, 10))]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", ["grad", "no_grad"])
+@pytest.mark.parametrize("name", UNTRACED)
+def test_cpu_and_cuda_agree(name, how, cuda):
+    step, policy, h, x = make(name, 300, "nested", torch.float64)
+    state, inputs = tree_arguments("nested", h, x)
+    with mode(how):
+        expected = ac.AdaptiveHalt(step, policy, 7)(state, *inputs)
+    step, policy, h, x = make(name, 300, "nested", torch.float64, cuda)
+    state, inputs = tree_arguments("nested", h, x)
+    with mode(how):
+        result = ac.AdaptiveHalt(step, policy, 7)(state, *inputs)
+    assert torch.equal(result.steps.cpu(), expected.steps) and torch.equal(result.status.cpu(), expected.status)
+    tolerance = TOLERANCE[torch.float64]
+    torch.testing.assert_close(result.output.cpu(), expected.output, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(result.cost.cpu(), expected.cost, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", ["no_grad", "grad"])
+@pytest.mark.parametrize("compact", COMPACT)
+@pytest.mark.parametrize("name", UNTRACED)
+def test_capture_and_replay(name, compact, how, cuda):
+    """The graph holds every step: new data with other halting patterns replays to what an eager call gives."""
+    step, policy, h, x = without_waiting(name, 150, cuda)
+    halt = ac.AdaptiveHalt(step, policy, 6, compact=compact)
+    h0, x0 = h.clone(), x.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with mode(how):
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                halt(h0, x0)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = halt(h0, x0)
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            h0.copy_(torch.randn(150, DIM, generator=generator) * (seed + 0.3))
+            x0.copy_(torch.randn(150, DIM, generator=generator))
+            graph.replay()
+            torch.cuda.synchronize()
+            eager = halt(h0.clone(), x0.clone())
+            for a, b in zip(leaves(captured), leaves(eager), strict=True):
+                assert (a is None and b is None) or identical(a.cpu(), b.cpu())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", ["grad", "no_grad"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_two_streams(name, how, cuda):
+    """Everything runs on the current stream: work queued behind a long delay on one does not meet that on the other."""
+    problems = [make(name, 200, device=cuda, seed=s) for s in range(2)]
+    with mode(how):
+        expected = [ac.AdaptiveHalt(step, policy, 6)(h, x) for step, policy, h, x in problems]
+        torch.cuda.synchronize()
+        streams = [torch.cuda.Stream() for _ in problems]
+        results = []
+        for stream, (step, policy, h, x) in zip(streams, problems, strict=True):
+            with torch.cuda.stream(stream):
+                late_h, late_x = torch.zeros_like(h), torch.zeros_like(x)
+                torch.cuda._sleep(20_000_000)
+                late_h.copy_(h.detach())  # not there yet when the loop is queued
+                late_x.copy_(x.detach())
+                results.append(ac.AdaptiveHalt(step, policy, 6)(late_h, late_x))
+        torch.cuda.synchronize()
+    for got, want in zip(results, expected, strict=True):
+        for a, b in zip(leaves(got), leaves(want), strict=True):
+            assert (a is None and b is None) or identical(a.cpu(), b.cpu())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", ["grad", "no_grad"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_device_that_is_not_the_current_one(name, how, cuda):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    step, policy, h, x = make(name, 100, device="cuda:1", requires_grad=how == "grad")
+    with torch.cuda.device(0), mode(how):
+        result = ac.AdaptiveHalt(step, policy, 6)(h, x)
+        if how == "grad":
+            result.output.sum().backward()
+    assert result.output.device == torch.device("cuda:1")
+    check(result, dense(step, policy, h, x, max_steps=6))
+
+
+@pytest.mark.cuda
+def test_tensors_on_two_devices_are_refused(cuda):
+    h = torch.zeros(4, 2, device=cuda)
+    halt = ac.AdaptiveHalt(lambda h, *_: h, ac.FixedSteps(1), 3)
+    with pytest.raises(ValueError, match=r"inputs\[0\]: expected a tensor on cuda"):
+        halt(h, h.cpu())
+    with pytest.raises(ValueError, match="step: expected it to keep the state on cuda"):
+        ac.AdaptiveHalt(lambda h: h.cpu(), ac.FixedSteps(1), 3)(h)
+    with pytest.raises(ValueError, match=r"head: .*cpu"):
+        ac.AdaptiveHalt(lambda h: h, ac.ACT(lambda h: h[:, 0].cpu()), 3)(h)
+    with pytest.raises(ValueError, match="n: expected a tensor on cuda"):
+        ac.AdaptiveHalt(lambda h: h, ac.FixedSteps(torch.ones(4, dtype=torch.int64)), 3)(h)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", ["grad", "no_grad"])
+def test_padding_rows_hold_only_values_that_running_rows_have(how, cuda, monkeypatch):
+    """Blocks are larger than what runs: the rows behind are copies, so a step sees nothing that could make it diverge."""
+    for module in ("_loop", "_inference"):
+        monkeypatch.setattr(f"adaptcomp_ext.nn.{module}.ActiveCount", Fresh)
+    seen = []
+
+    def step(h):
+        seen.append(h.detach().clone())
+        return h + 1
+
+    start = torch.arange(100, device=cuda, dtype=torch.float32)[:, None] * 1000
+    n = torch.where(torch.arange(100, device=cuda) < 95, 1, 4)
+    with mode(how):
+        ac.AdaptiveHalt(step, ac.FixedSteps(n), 4, compact=True)(start)
+    running = {95000, 96000, 97000, 98000, 99000}
+    for k, block in enumerate(seen[1:], 1):
+        assert {int(v) - k for v in block[:, 0].tolist()} == running
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("compact", COMPACT)
+def test_gradients_past_a_divergence_stay_finite(compact, cuda):
+    h = torch.full((64, 1), 2.0, device=cuda, requires_grad=True)
+    a = torch.ones((), device=cuda, requires_grad=True)
+    x = torch.where(torch.arange(64, device=cuda)[:, None] < 32, 10.0, 1.0)
+    n = torch.where(torch.arange(64, device=cuda) < 32, 2, 9)
+    ac.AdaptiveHalt(lambda h, x: (h * a) ** x, ac.FixedSteps(n), 9, compact=compact)(h, x).output[32:].sum().backward()
+    assert bool(a.grad.isfinite()) and bool(h.grad.isfinite().all())

@@ -1,0 +1,318 @@
+"""The inference loop fills the block in place, but only where nobody else can see: the user's tensors are never written to."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import adaptcomp_ext as ac
+
+from .helpers import COMPACT, DIM, POLICIES, identical, leaves, make, mode, tree_arguments
+
+MODES = ["grad", "no_grad", "inference"]
+N = torch.tensor([3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 2])
+BATCH = 12
+
+
+def block(seed=0, device="cpu"):
+    return torch.randn(BATCH, DIM, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def run(step, *arguments, how="no_grad", compact=True, device="cpu", readout=None):
+    with mode(how):
+        return ac.AdaptiveHalt(step, ac.FixedSteps(N.to(device)), 6, compact=compact, readout=readout)(*arguments)
+
+
+@pytest.mark.parametrize("form", ["tensor", "nested"])
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_state_and_inputs_are_left_alone(name, how, form, device):
+    step, policy, h, x = make(name, BATCH, form, device=device)
+    state, inputs = tree_arguments(form, h, x)
+    tensors = [*leaves(state), *leaves(inputs), *policy.parameters(), *policy.buffers()]
+    before = [(t.clone(), t._version) for t in tensors]
+    for compact in COMPACT:
+        with mode(how):
+            ac.AdaptiveHalt(step, policy, 6, compact=compact)(state, *inputs)
+    for t, (copy, version) in zip(tensors, before, strict=True):
+        assert identical(t, copy) and t._version == version
+
+
+class Keeping:
+    """h + 1, h + 2, ... of every row; remembers each result in some way and what it was then."""
+
+    def __init__(self, keep):
+        self.keep = keep
+        self.kept = []
+        self.copies = []
+
+    def __call__(self, h, *_):
+        out = h + 1
+        self.copies.append(out.clone())
+        self.kept.append(self.keep(out))
+        return out
+
+
+KEEP = {
+    "tensor": lambda t: t,
+    "view": lambda t: t[:, 1:],
+    "view_of_all": lambda t: t.view(-1),
+    "detached": lambda t: t.detach(),
+    "alias": lambda t: t.view_as(t),
+    "numpy": lambda t: t.numpy(),
+    "dlpack": lambda t: np.from_dlpack(t),
+    "torch_dlpack": lambda t: torch.from_dlpack(t),
+    "storage": lambda t: t.untyped_storage(),
+    "data": lambda t: t.data,
+    "closure": lambda t: lambda: t,
+    "in_a_dict": lambda t: {"a": [t]},
+    "parameter": lambda t: nn.Parameter(t, requires_grad=False),
+    "memoryview": lambda t: memoryview(t.numpy()),
+    "expanded": lambda t: t[None].expand(2, *t.shape),
+}
+
+
+def read_kept(name, kept, like):
+    value = kept() if name == "closure" else kept["a"][0] if name == "in_a_dict" else kept
+    if name == "storage":
+        return torch.empty(0, dtype=like.dtype).set_(value, 0, like.shape)
+    if name == "memoryview":
+        return torch.from_numpy(np.asarray(value).copy())
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    return value
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+@pytest.mark.parametrize("keep", KEEP)
+def test_what_the_step_kept_of_its_result_stays_as_it_was(keep, how):
+    for compact in COMPACT:
+        step = Keeping(KEEP[keep])
+        h = block()
+        result = run(step, h, how=how, compact=compact)
+        for kept, copy in zip(step.kept, step.copies, strict=True):
+            got = read_kept(keep, kept, copy)
+            want = {"view": copy[:, 1:], "view_of_all": copy.view(-1), "expanded": copy[None].expand(2, *copy.shape)}
+            assert torch.equal(got, want.get(keep, copy))
+        assert torch.equal(result.output, run(lambda h: h + 1, h, how=how, compact=False).output)
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+def test_a_scripted_step_may_keep_its_result(how):
+    """A reference held by C++, which Python's count does not see."""
+
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = torch.zeros(0)
+            self.copy = torch.zeros(0)
+            self.wrong = 0
+
+        def forward(self, h):
+            if self.last.numel() > 0 and not torch.equal(self.last, self.copy):
+                self.wrong = self.wrong + 1
+            out = h + 1
+            self.last = out
+            self.copy = out.clone()
+            return out
+
+    try:
+        step = torch.jit.script(Module())
+    except RuntimeError as error:
+        pytest.skip(f"torch.jit.script: {error}")
+    run(step, block(), how=how)
+    assert step.wrong == 0
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+def test_hooks_may_keep_results(how):
+    cell = nn.Linear(DIM, DIM)
+    kept, copies = [], []
+    cell.register_forward_hook(lambda m, i, out: (kept.append(out), copies.append(out.clone()), None)[2])
+    run(cell, block(), how=how)
+    assert all(map(torch.equal, kept, copies))
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+def test_readouts_heads_and_policies_may_keep_what_they_see(how):
+    kept = []
+
+    def seen(tag, state):
+        kept.append((tag, state, state.clone()))
+        return state
+
+    with mode(how):
+        policy = ac.PonderNet(lambda h: seen("head", h)[:, 0]).eval()
+        ac.AdaptiveHalt(lambda h, x: h * 0.9 + x, policy, 6, readout=lambda h: seen("readout", h), compact=True)(
+            block(), block(1)
+        )
+    assert len(kept) > 4
+    for tag, state, copy in kept:
+        assert torch.equal(state, copy), tag
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+def test_step_may_keep_its_arguments(how):
+    """The inputs of a call are the loop's own copies and are packed in place, unless somebody else holds them."""
+    kept = []
+
+    def step(h, x, y):
+        for t in (h, x, y["z"], x[:, 1:]):
+            kept.append((t, t.clone()))
+        return h + x
+
+    run(step, block(), block(1), {"z": block(2)}, how=how)
+    for t, copy in kept:
+        assert torch.equal(t, copy)
+
+
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("compact", COMPACT)
+def test_step_may_keep_views_of_its_inputs_as_state(how, compact):
+    """What came in as an input goes out as the state: one memory in both."""
+    x = block(1)
+    result = run(lambda h, x: x, block(), x, how=how, compact=compact)
+    assert torch.equal(result.output, x) and torch.equal(x, block(1))
+    result = run(lambda s, x: (s[1], x), (block(), block(2)), x, how=how, compact=compact)
+    want = torch.where((N == 1)[:, None], block(2), x)
+    assert torch.equal(result.state[0], want) and torch.equal(result.state[1], x)
+
+
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("compact", COMPACT)
+def test_the_same_tensor_as_state_and_input_and_input_again(how, compact):
+    t = block()
+    before = t.clone()
+    result = run(lambda h, x, y, z: h + x - y + z, t, t, t, t, how=how, compact=compact)
+    assert torch.equal(t, before)
+    torch.testing.assert_close(result.output, t * (N + 1)[:, None])
+    pair = run(lambda s, x: (s[0] + x, s[1] - x), (t, t), t, how=how, compact=compact)
+    assert torch.equal(t, before)
+    torch.testing.assert_close(pair.state[1], t * (1 - N)[:, None])
+
+
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("compact", COMPACT)
+def test_overlapping_inputs(how, compact):
+    """Rows of one input are rows of another."""
+    base = torch.randn(BATCH + 3, DIM)
+    before = base.clone()
+    h, x, y = base[:BATCH], base[3:], base[1:-2]
+    result = run(lambda h, x, y: h + x - y, h, x, y, how=how, compact=compact)
+    assert torch.equal(base, before)
+    torch.testing.assert_close(result.output, h + (x - y) * N[:, None], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+@pytest.mark.parametrize("compact", COMPACT)
+def test_step_returning_a_parameter_or_a_table(how, compact):
+    table = nn.Parameter(block(3))
+    before = table.detach().clone()
+    run(lambda h: table[: h.shape[0]], block(), how=how, compact=compact)
+    run(lambda h: table if h.shape[0] == BATCH else h + 1, block(), how=how, compact=compact)
+    run(lambda h: table.data if h.shape[0] == BATCH else h + 1, block(), how=how, compact=compact)
+    assert torch.equal(table, before)
+
+
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("compact", COMPACT)
+def test_memory_of_numpy(how, compact):
+    array, table = block(4).numpy().copy(), block(5).numpy().copy()
+    before = array.copy(), table.copy()
+    run(lambda h, x: h + x, torch.from_numpy(array), torch.from_numpy(array), how=how, compact=compact)
+    # A fresh tensor object each time, over memory that torch does not own.
+    run(lambda h: torch.from_numpy(table)[: h.shape[0]], block(), how=how, compact=compact)
+    run(lambda h: torch.from_numpy(table[: h.shape[0]]), block(), how=how, compact=compact)
+    run(
+        lambda h: torch.frombuffer(table, dtype=torch.float32)[: h.shape[0] * DIM].view(-1, DIM),
+        block(),
+        how=how,
+        compact=compact,
+    )
+    assert np.array_equal(array, before[0]) and np.array_equal(table, before[1])
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+@pytest.mark.parametrize("compact", COMPACT)
+def test_a_state_object_that_the_step_keeps(how, compact):
+    """The container as well as its tensors."""
+    kept = []
+
+    def step(state):
+        state = {"h": state["h"] + 1, "pair": [state["pair"][0] * 2, state["pair"][1]]}
+        kept.append((state, [t.clone() for t in leaves(state)]))
+        return state
+
+    run(step, {"h": block(), "pair": [block(1), torch.arange(BATCH)]}, how=how, compact=compact)
+    for state, copies in kept:
+        assert all(map(torch.equal, leaves(state), copies))
+        assert len(state["pair"]) == 2
+
+
+@pytest.mark.parametrize("how", MODES)
+def test_a_step_that_works_in_place_on_its_own_tensors(how):
+    """Only the step may write to its result, and it finds there what it wrote."""
+
+    def step(h):
+        out = h.clone()
+        out += 1
+        return out.mul_(1.0)
+
+    assert torch.equal(run(step, torch.zeros(BATCH, 1), how=how).output[:, 0], N.float())
+
+
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_results_are_not_shared_with_the_arguments_or_the_next_call(name, how):
+    step, policy, h, x = make(name, BATCH)
+    halt = ac.AdaptiveHalt(lambda h, x: h, policy, 4)
+    with mode(how):
+        one = halt(h, x)
+        copies = [t.clone() for t in leaves(one) if t is not None]
+        pointers = {t.untyped_storage().data_ptr() for t in leaves(one) if t is not None}
+        assert not pointers & {h.untyped_storage().data_ptr(), x.untyped_storage().data_ptr()}
+        halt(h * 2, x)
+        ac.AdaptiveHalt(step, policy, 4)(h, x)
+    assert all(identical(a, b) for a, b in zip([t for t in leaves(one) if t is not None], copies, strict=True))
+
+
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_nothing_is_kept_after_a_call(name, how):
+    """No cache, no cycle: what the steps produced is freed with the result, without the collector."""
+    step, policy, h, x = make(name, BATCH)
+    refs = []
+
+    def watched(h, x):
+        out = step(h, x)
+        refs.append(weakref.ref(out))
+        return out
+
+    gc.disable()
+    try:
+        with mode(how):
+            result = ac.AdaptiveHalt(watched, policy, 4)(h, x)
+        del result
+        assert refs and all(ref() is None for ref in refs)
+    finally:
+        gc.enable()
+
+
+def test_training_fails_loudly_if_the_step_overwrites_what_it_returned():
+    """The loop's own writes are counted too, so autograd notices."""
+    step, policy, h, x = make("act", 6)
+    result = ac.AdaptiveHalt(step, policy, 4)(h, x)
+    loss = (result.output**2).sum()
+    result.output.data.add_(0)  # invisible on purpose
+    loss.backward()
+    result = ac.AdaptiveHalt(step, policy, 4)(h, x)
+    loss = (result.output**2).sum()
+    with torch.no_grad():
+        result.output.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
