@@ -1,0 +1,1 @@
+"""The experiments and the command line; they need the optional extras."""

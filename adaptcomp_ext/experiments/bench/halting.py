@@ -1,0 +1,224 @@
+"""The halting benchmark: the contenders side by side in one run, one row per configuration.
+
+``bench_halting`` is what the command line calls; see its signature.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from . import figure, machine
+from .contenders import CompileCache
+from .cores import CORES
+from .cuda import bandwidth_rows, sync_rows
+from .grid import GRIDS, estimate_seconds, machine_flops, select
+from .measure import Model, measure
+from .memory import memory_rows
+from .problem import Config, make_model
+from .report import markdown
+
+__all__ = ["bench_halting", "run"]
+
+JSON_NAME = "bench_halting.json"
+MARKDOWN_NAME = "bench_halting.md"
+FIGURE_NAME = "bench_halting.png"
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file at once: an interrupted run leaves the previous state readable."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _previous(path: Path, fresh: dict[str, Any]) -> tuple[dict[Config, dict[str, Any]], dict[str, float]]:
+    """Return the good rows and the compile times of an earlier run on the same machine with the same settings."""
+    if not path.exists():
+        return {}, {}
+    old = json.loads(path.read_text(encoding="utf-8"))
+    if any(old[part] != fresh[part] for part in ("machine", "versions", "settings")):
+        return {}, {}
+    return {Config(**row["config"]): row for row in old["rows"] if row["error"] is None}, old["compile_seconds"]
+
+
+def run(
+    configs: Iterable[Config],
+    out: Path,
+    device: torch.device,
+    *,
+    cores: tuple[str, ...] = tuple(CORES),
+    seconds: float = 3.0,
+    limit_seconds: float = 1.5,
+    compiled: bool = True,
+    memory: bool = True,
+    resume: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run configurations and write the report: `bench_halting` with the grid as an argument.
+
+    Returns
+    -------
+    dict
+        The content of the JSON file.
+
+    Raises
+    ------
+    RuntimeError
+        After everything has run and been written, if any contender disagreed with the others.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    flops = machine_flops(device)
+    chosen, skipped = select(configs, cores, flops, limit_seconds)
+    report: dict[str, Any] = {
+        "benchmark": "halting",
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **machine.describe(device),
+        "settings": {"seconds": seconds, "limit_seconds": limit_seconds, "seed": seed},
+        "rows": [],
+        "compile_seconds": {},
+        "memory": [],
+        "cuda": None,
+        "skipped": [config.as_dict() for config in skipped],
+    }
+    cache = CompileCache()
+    known, cache.seconds = _previous(out / JSON_NAME, report) if resume else ({}, {})
+    report["compile_seconds"] = cache.seconds
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not progress,
+    )
+    models: dict[Any, Model] = {}
+    expected = {config: max(seconds, 8 * 5 * estimate_seconds(config, flops)) for config in chosen}
+    with bar:
+        task = bar.add_task("", total=sum(expected.values()))
+        for config in chosen:
+            bar.update(task, description=config.label)
+            if config in known:
+                report["rows"].append(known[config])
+            else:
+                if config.model_key not in models:
+                    models = {config.model_key: make_model(config, device, seed)}
+                compiling = cache if compiled and config.compiled else None
+                row = measure(config, models[config.model_key], device, seed, seconds, compiling)
+                report["rows"].append(row)
+                _write(out / JSON_NAME, json.dumps(report, indent=1))
+            bar.advance(task, expected[config])
+        if memory:
+            bar.update(task, description="training memory")
+            report["memory"] = memory_rows(cores, device, seed)
+        if device.type == "cuda":
+            bar.update(task, description="kernels")
+            report["cuda"] = {"bandwidth": bandwidth_rows(device), "synchronisation": sync_rows(device, seed)}
+
+    _write(out / JSON_NAME, json.dumps(report, indent=1))
+    _write(out / MARKDOWN_NAME, markdown(report))
+    figure.draw(report, out / FIGURE_NAME)
+    failed = [f"{Config(**row['config']).label}: {row['error']}" for row in report["rows"] if row["error"]]
+    if failed:
+        raise RuntimeError("contenders disagree:\n" + "\n".join(failed))
+    return report
+
+
+def bench_halting(
+    out: str = "results/bench_halting",
+    device: str = "cpu",
+    quick: bool = False,
+    threads: int | None = None,
+    cores: str = "gru,mlp,transformer",
+    grid: str = "default",
+    seconds: float | None = None,
+    limit_seconds: float = 1.5,
+    compiled: bool = True,
+    memory: bool = True,
+    resume: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Time AdaptiveHalt against masked and boolean-indexed loops and the limit; write JSON, Markdown and a figure.
+
+    Parameters
+    ----------
+    out : str
+        Folder of the results.
+    device : str
+        "cpu" or "cuda".
+    quick : bool
+        Short for ``grid="quick"``: one or two minutes.
+    threads : int, optional
+        Threads of torch while measuring; default: as they are set.
+    cores : str
+        Comma-separated names out of gru, mlp, transformer.
+    grid : str
+        "default", "quick" or "required".
+    seconds : float, optional
+        Time for the repeats of one configuration; default 4, quick 1.
+    limit_seconds : float
+        Configurations are left out if one masked inference call is estimated to take longer; three times that in
+        training.
+    compiled : bool
+        Whether the compiled contenders take part.
+    memory : bool
+        Whether training memory is measured.
+    resume : bool
+        Keep the rows of an interrupted run in `out` with the same settings.
+    seed : int
+        Seed of weights, tensors and step counts.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    dict
+        The content of the JSON file.
+    """
+    wanted = tuple(name.strip() for name in cores.split(",") if name.strip())
+    if not wanted or not set(wanted) <= set(CORES):
+        raise ValueError(f"cores: expected names out of {', '.join(CORES)}, got {cores!r}")
+    grid = "quick" if quick else grid
+    if grid not in GRIDS:
+        raise ValueError(f"grid: expected one of {', '.join(GRIDS)}, got {grid!r}")
+    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected a device that torch can use, got 'cuda', but no GPU is available")
+    if seconds is None:
+        seconds = 1.0 if grid == "quick" else 4.0
+    with _threads(threads):
+        return run(
+            GRIDS[grid](),
+            Path(out),
+            torch.device(device),
+            cores=wanted,
+            seconds=seconds,
+            limit_seconds=limit_seconds,
+            compiled=compiled,
+            memory=memory,
+            resume=resume,
+            seed=seed,
+            progress=progress,
+        )

@@ -1,0 +1,113 @@
+"""Timing calls that have to be compared: interleaved, warmed up, without garbage collection."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["clock", "interleave", "summary"]
+
+Call = Callable[[], Any]
+
+_SHORT = 20.0  # milliseconds of a call in which what the caches hold at its start still shows
+
+
+def clock(device: torch.device) -> Callable[[Call], float]:
+    """Return a function that gives the milliseconds of one call: perf_counter_ns, or events around it on CUDA."""
+    if device.type == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+        def on_device(call: Call) -> float:
+            torch.cuda.synchronize(device)
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end)
+
+        return on_device
+
+    def on_host(call: Call) -> float:
+        start = time.perf_counter_ns()
+        call()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    return on_host
+
+
+def interleave(
+    calls: Mapping[str, Call],
+    measure: Callable[[Call], float],
+    seconds: float,
+    few: int = 5,
+    fewest: int = 3,
+    most: int = 200,
+) -> dict[str, list[float]]:
+    """Time all calls in turn, again and again, so that drift and neighbours on the machine hit all of them alike.
+
+    The order is drawn anew for each repeat, and a short call is made once more, untimed, right before the timed one:
+    as a program that keeps calling the same model would find it, nobody starts in the caches that another has left.
+    Warming up takes two rounds at least and a tenth of the time at most.
+
+    Parameters
+    ----------
+    calls : mapping
+        Name to call.
+    measure : callable
+        From `clock`.
+    seconds : float
+        Time for all repeats together.
+    few, fewest, most : int
+        Repeats: at least ``few``, or ``fewest`` where ``few`` would take over twice the time; at most ``most``.
+
+    Returns
+    -------
+    dict
+        Name to milliseconds, one entry per repeat; the same index is the same round for all.
+    """
+    names = list(calls)
+    latest = dict.fromkeys(names, math.inf)
+
+    def sample(name: str) -> float:
+        if latest[name] < _SHORT:
+            calls[name]()
+        latest[name] = measure(calls[name])
+        return latest[name]
+
+    start = time.perf_counter()
+    warm = 0
+    while warm < 2 or (warm < 20 and time.perf_counter() - start < 0.1 * seconds):
+        begin = time.perf_counter()
+        for name in names:
+            sample(name)
+        per_round = time.perf_counter() - begin
+        warm += 1
+    least = few if few * per_round <= 2 * seconds else fewest
+    repeats = max(least, min(most, int(seconds / per_round)))
+
+    times: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        order = random.Random(0)
+        for _ in range(repeats):
+            for name in order.sample(names, len(names)):
+                times[name].append(sample(name))
+    finally:
+        if was_enabled:
+            gc.enable()
+    return times
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Return median, quartiles, minimum and number of the repeats."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "q25": low, "q75": high, "min": min(values), "repeats": len(values)}
