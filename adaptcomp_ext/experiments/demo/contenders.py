@@ -1,0 +1,181 @@
+"""The same reader four ways: what halting is worth on the clock.
+
+==========  ================================================================================
+masked      all rows run until the last one has halted; ``torch.where`` freezes the halted ones
+indexed     ``state = state[active]`` after every step at which a row halts
+adaptive    `AdaptiveHalt`, as the reader is
+limit       step, readout and head alone on each step's true number of rows: no bookkeeping
+==========  ================================================================================
+
+All but the limit give logits and steps; the limit does not know which rows are which.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.experiments.bench.timing import clock, interleave
+
+from .model import GlimpseReader
+
+__all__ = ["NAMES", "Outcome", "Timing", "agreement", "compare", "contenders"]
+
+NAMES = ("masked", "indexed", "adaptive", "limit")
+
+
+class Outcome(NamedTuple):
+    """Class logits [B, C] and steps int64 [B]."""
+
+    logits: Tensor
+    steps: Tensor
+
+
+class Timing(NamedTuple):
+    """Wall-clock per batch, in milliseconds: median and quartiles.
+
+    The ratios are medians over the rounds of the quotient within one round, in which what slows the whole round cancels.
+    """
+
+    median: float
+    low: float
+    high: float
+    over_masked: float
+    over_limit: float
+
+
+def masked(reader: GlimpseReader, images: Tensor) -> Outcome:
+    """ACT without compaction."""
+    threshold, rows = reader.threshold, len(images)
+    state = reader.start(rows)
+    spent, steps = torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
+    active = torch.ones(rows, dtype=torch.bool)
+    logits: Tensor | float = 0.0
+    for n in range(1, reader.max_steps + 1):
+        state = torch.where(active[:, None], reader.step(state, images), state)
+        total = spent + torch.sigmoid(reader.head(state)[:, 0])
+        halts = total >= threshold if n < reader.max_steps else active
+        weight = torch.where(halts, 1 - spent, total - spent) * active
+        logits = logits + weight[:, None] * reader.readout(state)
+        steps += active
+        active = active & ~halts
+        spent = total
+        if not active.any():
+            break
+    assert isinstance(logits, Tensor)
+    return Outcome(logits, steps)
+
+
+def indexed(reader: GlimpseReader, images: Tensor) -> Outcome:
+    """ACT on the rows that remain, with one ``nonzero`` per step and `index_select`, several times faster than a mask."""
+    threshold, rows = reader.threshold, len(images)
+    state, spent, row = reader.start(rows), torch.zeros(rows), torch.arange(rows)
+    logits = torch.zeros(rows, reader.readout.out_features)
+    steps = torch.zeros(rows, dtype=torch.int64)
+    for n in range(1, reader.max_steps + 1):
+        state = reader.step(state, images)
+        total = spent + torch.sigmoid(reader.head(state)[:, 0])
+        halts = total >= threshold if n < reader.max_steps else torch.ones_like(total, dtype=torch.bool)
+        weight = torch.where(halts, 1 - spent, total - spent)
+        logits.index_add_(0, row, weight[:, None] * reader.readout(state))
+        active = (~halts).nonzero()[:, 0]
+        if len(active) < len(row):
+            steps[row[halts]] = n
+            state, images, total, row = (t.index_select(0, active) for t in (state, images, total, row))
+        spent = total
+        if len(row) == 0:
+            break
+    return Outcome(logits, steps)
+
+
+def adaptive(reader: GlimpseReader, images: Tensor) -> Outcome:
+    """ACT as the package does it."""
+    result = reader(images)
+    return Outcome(result.output, result.steps)
+
+
+def limit(reader: GlimpseReader, images: Tensor, steps: Tensor) -> Callable[[], None]:
+    """Return what no way of halting can beat: the networks on blocks of the right sizes, made beforehand.
+
+    The blocks are prefixes of one tensor, as warm in the caches as a well-kept active block.
+    """
+    state, images = reader.start(len(images)).clone(), images.clone()
+    blocks = [(state[:n], images[:n]) for n in active_rows(steps)]
+
+    def run() -> None:
+        for some_state, some_images in blocks:
+            new = reader.step(some_state, some_images)
+            reader.readout(new)
+            reader.head(new)
+
+    return run
+
+
+def active_rows(steps: Tensor) -> list[int]:
+    """How many rows go through step 1, 2, …: ``[3, 1, 2] -> [3, 2, 1]``."""
+    return [int((steps >= n).sum()) for n in range(1, int(steps.max()) + 1)] if len(steps) else []
+
+
+def contenders(reader: GlimpseReader, images: Tensor) -> dict[str, Callable[[], Outcome]]:
+    """Return all but the limit, ready to be called."""
+    return {
+        "masked": lambda: masked(reader, images),
+        "indexed": lambda: indexed(reader, images),
+        "adaptive": lambda: adaptive(reader, images),
+    }
+
+
+def agreement(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Compare all outcomes with the masked one.
+
+    Returns
+    -------
+    dict
+        ``predictions`` and ``steps``: in how many rows any of them differs; ``logits``: the largest difference.
+    """
+    reference = outcomes["masked"]
+    classes = reference.logits.argmax(dim=1)
+    predictions, steps = torch.zeros_like(classes, dtype=torch.bool), torch.zeros_like(classes, dtype=torch.bool)
+    difference = 0.0
+    for outcome in outcomes.values():
+        predictions |= outcome.logits.argmax(dim=1) != classes
+        steps |= outcome.steps != reference.steps
+        difference = max(difference, float((outcome.logits - reference.logits).abs().max()))
+    return {"predictions": int(predictions.sum()), "steps": int(steps.sum()), "logits": difference}
+
+
+def compare(reader: GlimpseReader, images: Tensor, seconds: float) -> tuple[dict[str, Timing], dict[str, Any]]:
+    """Time the four on one batch in turn, and check that they agree.
+
+    Parameters
+    ----------
+    reader : GlimpseReader
+        In evaluation mode.
+    images : Tensor
+        The batch.
+    seconds : float
+        For all repeats together.
+
+    Returns
+    -------
+    tuple
+        Times by name, in the order of `NAMES`, and what `agreement` says.
+    """
+    with torch.inference_mode():
+        calls: dict[str, Callable[[], Any]] = dict(contenders(reader, images))
+        outcomes = {name: call() for name, call in calls.items()}
+        calls["limit"] = limit(reader, images, outcomes["adaptive"].steps)
+        times = interleave(calls, clock(images.device), seconds)
+    found = {}
+    for name in NAMES:
+        low, median, high = statistics.quantiles(times[name], n=4, method="inclusive")
+        found[name] = Timing(median, low, high, _ratio(times, name, "masked"), _ratio(times, name, "limit"))
+    return found, agreement(outcomes)
+
+
+def _ratio(times: Mapping[str, list[float]], over: str, under: str) -> float:
+    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))

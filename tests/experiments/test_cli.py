@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import run_python
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.experiments import cli
+
+EXTRAS = ("matplotlib", "rich", "sklearn", "typer")
+
+
+def run(*words: str) -> int:
+    try:
+        cli.main(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def without(gone: tuple[str, ...], *commands: tuple[str, ...]) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of each command where the packages `gone` are not installed."""
+    script = (
+        "import contextlib, io, json, sys\n"
+        "gone, commands = json.loads(sys.argv[1])\n"
+        "sys.modules.update(dict.fromkeys(gone))\n"
+        "from adaptcomp_ext.experiments import cli\n"
+        "for words in commands:\n"
+        "    out, err, code = io.StringIO(), io.StringIO(), 0\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        try:\n"
+        "            cli.main(words)\n"
+        "        except SystemExit as stop:\n"
+        "            code = stop.code\n"
+        "    print(json.dumps([code, out.getvalue(), err.getvalue()]))\n"
+    )
+    given = json.dumps([gone, commands])
+    done = run_python("-c", script, given)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def extras() -> None:
+    for extra in EXTRAS:
+        pytest.importorskip(extra)
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info") == 0
+    printed = capsys.readouterr().out
+    assert ac.__version__ in printed
+    for name, value in ac.build_info().items():
+        assert name.replace("_", " ") in printed
+        if isinstance(value, str):
+            assert value in printed
+
+
+def test_without_extras() -> None:
+    info, *others = without(EXTRAS, ("info",), ("demo",), ("bench", "halting"), ())
+    assert info[0] == 0
+    assert ac.__version__ in info[1]
+    for code, out, err in others:
+        assert (code, out) == (1, "")
+        assert 'pip install "adaptcomp_ext[demo]"' in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("gone", ["matplotlib", "sklearn"])
+def test_without_one_extra(extras: None, gone: str, tmp_path: Path) -> None:
+    ((code, _, err),) = without((gone,), ("demo", "--out", str(tmp_path)))
+    assert code == 1
+    assert f"needs {gone}; install the extras with" in err
+
+
+def test_other_missing_modules_are_not_hidden(extras: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**kwargs: Any) -> None:
+        raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")
+
+    monkeypatch.setattr("adaptcomp_ext.experiments.bench.bench_halting", broken)
+    with pytest.raises(ModuleNotFoundError, match="elsewhere"):
+        cli.main(["bench", "halting"])
+
+
+def test_help(extras: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in ("demo", "bench", "info"))
+
+
+def test_module_form() -> None:
+    done = run_python("-m", "adaptcomp_ext.experiments.cli", "info")
+    assert done.returncode == 0, done.stderr
+    assert ac.__version__ in done.stdout
+
+
+def test_demo(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "adaptcomp_ext.experiments.demo.demo", lambda data, out, **options: given.update(data=data, out=out, **options)
+    )
+    out = tmp_path / "a" / "b"
+    assert run("demo", "--out", str(out), "--seed", "3", "--threads", "1", "--epochs", "2") == 0
+    assert out.is_dir()
+    assert given["out"] == out
+    assert given["data"].name == "scikit-learn digits"
+    assert (given["seed"], given["threads"], given["epochs"]) == (3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--epochs", "0"), "--epochs"),
+        (("--threads", "0"), "--threads"),
+        (("--seed", "-1"), "--seed"),
+        (("--data", "no-such-folder"), "no-such-folder: expected a folder with the four MNIST files"),
+        (("--data", "."), "missing train-images-idx3-ubyte, "),
+        (("--out", "taken"), "taken"),
+    ],
+)
+def test_demo_bad_input(
+    extras: None,
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("a file")
+    assert run("demo", *words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_bench(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("adaptcomp_ext.experiments.bench.bench_halting", lambda **options: given.update(options))
+    assert run("bench", "halting", "--quick", "--out", str(tmp_path), "--cores", "gru", "--no-compiled") == 0
+    assert given["quick"] is True
+    assert given["compiled"] is False
+    assert (given["out"], given["cores"], given["device"]) == (str(tmp_path), "gru", "cpu")
+
+
+def test_bench_bad_input(extras: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", "halting", "--cores", "lstm", "--out", str(tmp_path)) == 2
+    assert "cores: expected names out of" in capsys.readouterr().err
+    assert run("bench", "nothing") == 2
