@@ -1,13 +1,16 @@
-// The boundary to Python: integers in, kernels called, integers out. No torch header and no Python outside this file.
+// The boundary to Python: integers in, kernels called, integers out. No torch header, and no Python outside this file and the
+// headers of csrc/bindings, which are its parts.
 //
 // Pointers, sizes and dtype codes arrive as one flat list per call (reading forty integers from a list takes less than a
 // microsecond). Everything was checked on the Python side, adaptcomp_ext/ops: this module is private and trusts its caller.
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
 #include <vector>
 
 #include "act/act.h"
+#include "bindings/arguments.h"
+#include "bindings/halt_run.h"
+#include "bindings/torch.h"
 #include "compaction/compaction.h"
 #include "confidence/confidence.h"
 #include "halting/halting.h"
@@ -17,80 +20,9 @@
 #include <omp.h>
 #endif
 
-namespace py = pybind11;
 using namespace adaptcomp;
 
 namespace {
-
-// Reads a Python list of integers from front to back.
-class Arguments {
- public:
-  explicit Arguments(const py::list& list) : items_(list.ptr()), size_(PyList_GET_SIZE(list.ptr())) {}
-  int64_t integer() {
-    if (next_ >= size_) throw std::runtime_error("adaptcomp_ext._C: the argument list is too short");
-    const int64_t value = PyLong_AsLongLong(PyList_GET_ITEM(items_, next_++));
-    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-    return value;
-  }
-  template <class T>
-  T* pointer() {
-    return reinterpret_cast<T*>(static_cast<uintptr_t>(integer()));
-  }
-  DType dtype() { return static_cast<DType>(integer()); }
-  // The length of a table that follows, refused beyond `most`.
-  int64_t length(int64_t most) {
-    const int64_t n = integer();
-    if (n < 0 || n > most) throw std::runtime_error("adaptcomp_ext._C: a table of the argument list has a wrong length");
-    return n;
-  }
-  Leaf leaf() { return {pointer<void>(), pointer<void>(), integer(), dtype()}; }
-  void done() const {
-    if (next_ != size_) throw std::runtime_error("adaptcomp_ext._C: the argument list is too long");
-  }
-
- private:
-  PyObject* items_;
-  Py_ssize_t size_, next_ = 0;
-};
-
-constexpr int64_t kCpu = -1;  // the device index that means the host
-
-// Where a call runs: the last two integers of every list.
-struct Place {
-  int64_t device;
-  void* stream;
-  bool on_cpu() const { return device == kCpu; }
-};
-Place place(Arguments& in) {
-  // Braces evaluate from left to right.
-  Place where{in.integer(), in.pointer<void>()};
-  in.done();
-#if !ADAPTCOMP_WITH_CUDA
-  if (!where.on_cpu()) {
-    throw std::runtime_error("adaptcomp_ext was built without CUDA: rebuild it where nvcc is found to use CUDA tensors");
-  }
-#endif
-  return where;
-}
-
-#if ADAPTCOMP_WITH_CUDA
-#define AC_RUN(where, cpu_call, cuda_call) \
-  do {                                     \
-    py::gil_scoped_release unlocked;       \
-    if ((where).on_cpu()) {                \
-      cpu_call;                            \
-    } else {                               \
-      cuda_call;                           \
-    }                                      \
-  } while (false)
-#else
-#define AC_RUN(where, cpu_call, cuda_call) \
-  do {                                     \
-    static_cast<void>(where);              \
-    py::gil_scoped_release unlocked;       \
-    cpu_call;                              \
-  } while (false)
-#endif
 
 std::vector<Move> read_moves(Arguments& in) {
   std::vector<Move> moves(static_cast<size_t>(in.length(1 << 20)));
@@ -344,4 +276,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan_packing", &plan_packing);
   m.def("halt_backward", &halt_backward);
   m.def("build_info", &build_info);
+  m.def("use_torch", &use_torch);
+  py::class_<HaltRun>(m, "HaltRun")
+      .def(py::init<const py::list&, double, const py::list&, const py::list&, py::list>())
+      .def("take", &HaltRun::take)
+      .def("set_readout", &HaltRun::set_readout)
+      .def("advance", &HaltRun::advance)
+      .def_readonly("running", &HaltRun::running)
+      .def_readonly("inputs_replaced", &HaltRun::inputs_replaced);
 }

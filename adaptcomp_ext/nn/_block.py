@@ -69,25 +69,41 @@ class Problem:
 
     def read(self, state: Any, leaves: list[Tensor], rows: int) -> Tensor:
         """The readout of a block."""
-        if self.readout is None:
-            return leaves[0]
-        value = self.readout(state)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"readout: expected it to return a Tensor, got {describe(value)}")
-        if value.is_complex():
-            raise TypeError(f"readout: expected a real dtype, got {value.dtype}")
-        if value.dim() == 0 or value.shape[0] != rows:
-            raise ValueError(f"readout: expected {rows} rows, got shape {list(value.shape)}")
+        return self.check_readout(leaves[0] if self.readout is None else self.readout(state), rows)
+
+    def check_readout(self, value: Any, rows: int) -> Tensor:
+        """What the readout returned, which has to look like the first one."""
         if self.first_read is None:
-            if value.device != self.run.device:
-                raise ValueError(f"readout: expected a tensor on {self.run.device}, got one on {value.device}")
-            check_weighable(self.policy, value)
+            if self.readout is not None:
+                check_first_readout(value, rows, self.run.device)
+                check_weighable(self.policy, value)
+            self.policy.check_readout(value)
             self.first_read = (value.shape[1:], value.dtype, value.device)
-        elif (value.shape[1:], value.dtype, value.device) != self.first_read:
-            shape, dtype, device = self.first_read
-            expected = f"a tensor of shape {[rows, *shape]}, {dtype}, on {device}"
-            raise ValueError(f"readout: expected {expected}, as at the first step, got {describe(value)}")
-        return value
+        elif self.readout is not None:
+            check_rows(value, rows)
+            if (value.shape[1:], value.dtype, value.device) != self.first_read:
+                shape, dtype, device = self.first_read
+                expected = f"a tensor of shape {[rows, *shape]}, {dtype}, on {device}"
+                raise ValueError(f"readout: expected {expected}, as at the first step, got {describe(value)}")
+        result: Tensor = value
+        return result
+
+
+def check_rows(value: Any, rows: int) -> None:
+    """Require a real tensor with `rows` rows of what the readout returned."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"readout: expected it to return a Tensor, got {describe(value)}")
+    if value.is_complex():
+        raise TypeError(f"readout: expected a real dtype, got {value.dtype}")
+    if value.dim() == 0 or value.shape[0] != rows:
+        raise ValueError(f"readout: expected {rows} rows, got shape {list(value.shape)}")
+
+
+def check_first_readout(value: Any, rows: int, device: torch.device) -> None:
+    """Require a real tensor with `rows` rows on `device`."""
+    check_rows(value, rows)
+    if value.device != device:
+        raise ValueError(f"readout: expected a tensor on {device}, got one on {value.device}")
 
 
 def check_weighable(policy: Policy, readout: Tensor) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._block import Problem
 from adaptcomp_ext.nn._tree import unflatten
-from adaptcomp_ext.nn.policy import View, check_decision, fuses
+from adaptcomp_ext.nn.policy import View, check_decision, check_logits
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import compute_dtype, on_reference
+from adaptcomp_ext.ops._backend import compute_dtype
 
 
 class _Packing:
@@ -69,12 +69,10 @@ class _Packing:
         return halting.plan_packing_padded(flag, row, size)
 
 
-def run_loop(problem: Problem) -> HaltResult:
-    """Run every row until it has ended."""
+def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
+    """Run every row until it has ended; `fused`: the policy's decision, for the kernel to take."""
     run, policy = problem.run, problem.policy
     weighted, traced = policy.weighted, policy.traced
-    # In the kernel, unless every step is kept.
-    kernel_decides = not (traced or on_reference()) and fuses(policy)
     results = halting.Results(
         steps=torch.zeros(run.batch, dtype=torch.int64, device=run.device),
         status=torch.zeros(run.batch, dtype=torch.int8, device=run.device),
@@ -98,12 +96,14 @@ def run_loop(problem: Problem) -> HaltResult:
         leaves = problem.check_state(current, rows)
         current = unflatten(leaves, problem.structure)
         readout = problem.read(current, leaves, rows)
-        view = View(run, n, current, previous, readout, row, carry)
-        decision = fused = None
-        if kernel_decides and (fused := policy.fuse(view)) is not None:
+        decision = None
+        if fused is not None:
+            if fused.head is not None:
+                fused = fused._replace(signal=check_logits(fused.head(current), rows, run.device))
             halt: Tensor | halting.Fused = fused
             fields = (weighted, fused.has_cost, False)
         else:
+            view = View(run, n, current, previous, readout, row, carry)
             decision = policy.decide(view)
             fields = check_decision(decision, view)
             halt = decision.halt

@@ -50,6 +50,11 @@ def unflatten(leaves: list[Any], structure: Any) -> Any:
     return pytree.tree_unflatten(leaves, structure)
 
 
+def form(structure: Any) -> int:
+    """The structure as the compiled loop knows it: a bare tensor, a plain tuple of them, or something else."""
+    return 0 if structure is _LEAF else 1 if type(structure) is _Tuple else 2
+
+
 def check_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[Tensor], Any]:
     """Flatten `tree` and require that every leaf is a dense tensor with a batch dimension."""
     leaves, structure = flatten(tree)

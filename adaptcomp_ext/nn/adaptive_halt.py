@@ -13,7 +13,7 @@ from adaptcomp_ext.nn._inference import run_inference
 from adaptcomp_ext.nn._loop import run_loop
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.cost_model import count_weights
-from adaptcomp_ext.nn.policy import Policy, Run, fuses
+from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops._backend import on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
@@ -137,9 +137,10 @@ class AdaptiveHalt(nn.Module):
 
     def _run(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
         problem = self._problem(state, inputs, sample_ids)
-        if torch.is_grad_enabled() or on_reference() or self.policy.traced or not fuses(self.policy):
-            return run_loop(problem)
-        return run_inference(problem)
+        fused = None if on_reference() or self.policy.traced else self.policy.fuse()
+        if fused is None or torch.is_grad_enabled():
+            return run_loop(problem, fused)
+        return run_inference(problem, fused)
 
     def _problem(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> Problem:
         min_steps, max_steps = self._bounds()

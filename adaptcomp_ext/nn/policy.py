@@ -95,30 +95,31 @@ class Policy(nn.Module):
         """Decide for each row of the block. Must treat the rows independently of each other."""
         raise NotImplementedError(f"{type(self).__name__} must implement decide()")
 
-    def fuse(self, view: View) -> Fused | None:
-        """The same decision for the inference kernel, or None (default) where only `decide` knows how."""
+    def fuse(self) -> Fused | None:
+        """The same decision for the halting kernel, or None (default) where only `decide` knows how."""
         return None
 
-
-def fuses(policy: Policy) -> bool:
-    """Whether the policy has a decision for the kernel."""
-    return type(policy).fuse is not Policy.fuse
+    def check_readout(self, readout: Tensor) -> None:
+        """Raise where the policy has no use for a readout such as the first one. Default: any will do."""
 
 
 def head_logits(head: Any, view: View) -> Tensor:
     """One logit per row from a halting head: [n], whether it gives [n] or [n, 1]."""
-    logits = head(view.state)
-    n = view.row.shape[0]
+    return check_logits(head(view.state), view.row.shape[0], view.run.device)
+
+
+def check_logits(logits: Any, rows: int, device: torch.device) -> Tensor:
+    """What a halting head gave, as [n]."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"head: expected it to return a Tensor, got {describe(logits)}")
     if logits.dtype not in DTYPE_CODES:
         raise TypeError(f"head: expected floating-point logits, got {logits.dtype}")
-    if logits.device != view.row.device:
-        raise ValueError(f"head: expected logits on {view.row.device}, got them on {logits.device}")
-    if logits.shape == (n, 1):
-        return logits.reshape(n)
-    if logits.shape != (n,):
-        raise ValueError(f"head: expected one logit per row, shape [{n}] or [{n}, 1], got {list(logits.shape)}")
+    if logits.device != device:
+        raise ValueError(f"head: expected logits on {device}, got them on {logits.device}")
+    if logits.shape == (rows, 1):
+        return logits.reshape(rows)
+    if logits.shape != (rows,):
+        raise ValueError(f"head: expected one logit per row, shape [{rows}] or [{rows}, 1], got {list(logits.shape)}")
     return logits
 
 

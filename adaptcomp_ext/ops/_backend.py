@@ -21,6 +21,10 @@ OPAQUE = 4
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
+# The compiled module knows torch by what it is given here.
+_C.use_torch(Tensor, torch.empty_like, torch.empty, getattr(torch._C, "_storage_Use_Count", None), list(DTYPE_CODES))
+
+
 @contextlib.contextmanager
 def reference_kernels() -> Iterator[None]:
     """Run everything inside the ``with`` block on the plain PyTorch reference instead of the compiled kernels.

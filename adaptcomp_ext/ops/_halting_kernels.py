@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,16 +23,16 @@ class Fused(NamedTuple):
     """A decision that the halting kernel takes by itself, in the call that does everything else."""
 
     policy: int
+    head: Callable[[Any], Any] | None = None
+    """ACT, PONDER_SAMPLE: gives the logits, one per row of a state."""
     signal: Tensor | None = None
-    """FIXED_STEPS: int64 [B], or None for `parameter`. ACT, PONDER_SAMPLE: logits [n]."""
+    """GIVEN: bool [n]. FIXED_STEPS: int64 [B], or None for `parameter`. ACT, PONDER_SAMPLE: logits [n]."""
     threshold: float = 0.0
     parameter: int = 0
     """FIXED_STEPS: the number. PONDER_SAMPLE: the seed. CONFIDENCE: the measure."""
     carried: bool = False
     """The kernel updates ``carry[0]``, [n] in the scalar dtype, in place."""
     has_cost: bool = False
-    constant: bool = False
-    """The decision looks at nothing but the step: one and the same `Fused` serves a whole run."""
 
 
 class ActNode(NamedTuple):
@@ -132,7 +132,7 @@ def _kernel(
     max_steps: int,
 ) -> Tensor:
     flag, _ = halt_step(
-        *(row, Fused(GIVEN, halt), weight, readout, output, leaves, results, increments, totals, steps, status, running),
+        *(row, Fused(GIVEN, signal=halt), weight, readout, output, leaves, results, increments, totals, steps, status, running),
         *(step, min_steps, max_steps),
     )
     for written in (output, *results, *totals, steps, status, running):

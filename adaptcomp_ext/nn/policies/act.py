@@ -57,9 +57,9 @@ class ACT(Policy):
         )
         return Decision(halt, weight, cost, carry=(accumulated,), logits=logits)
 
-    def fuse(self, view: View) -> halting.Fused:
+    def fuse(self) -> halting.Fused:
         """One step of ACT, in the halting kernel."""
-        return halting.Fused(halting.ACT, head_logits(self.head, view), threshold=self.threshold, carried=True, has_cost=True)
+        return halting.Fused(halting.ACT, self.head, threshold=self.threshold, carried=True, has_cost=True)
 
     def extra_repr(self) -> str:
         """The threshold."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from adaptcomp_ext.nn.policy import Decision, Policy, View
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_fraction
@@ -30,20 +32,21 @@ class Confidence(Policy):
         check_choice("measure", measure, tuple(MEASURES))
         self.measure = measure
 
-    def _check(self, view: View) -> None:
-        logits = check_floating("readout", view.readout)
+    def check_readout(self, readout: Tensor) -> None:
+        """Require class logits."""
+        logits = check_floating("readout", readout)
         if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ValueError(f"readout: Confidence expects class logits of shape [n, C] with C >= 2, got {list(logits.shape)}")
+            raise ValueError(
+                f"readout: Confidence expects class logits of shape [n, C] with C >= 2, got {list(logits.shape)}"
+            )
 
     def decide(self, view: View) -> Decision:
         """Whether each row is sure enough."""
-        self._check(view)
         return Decision(confidence(view.readout, self.measure) >= self.threshold)
 
-    def fuse(self, view: View) -> halting.Fused:
+    def fuse(self) -> halting.Fused:
         """The same, in the halting kernel."""
-        self._check(view)
-        return halting.Fused(halting.CONFIDENCE, view.readout, threshold=self.threshold, parameter=MEASURES[self.measure])
+        return halting.Fused(halting.CONFIDENCE, threshold=self.threshold, parameter=MEASURES[self.measure])
 
     def extra_repr(self) -> str:
         """Threshold and measure."""

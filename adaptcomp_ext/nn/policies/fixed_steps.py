@@ -53,11 +53,11 @@ class FixedSteps(Policy):
             return Decision(self.n[view.row.clamp(min=0)] <= view.step)
         return Decision(torch.full_like(view.row, self.n <= view.step, dtype=torch.bool))
 
-    def fuse(self, view: View) -> halting.Fused:
+    def fuse(self) -> halting.Fused:
         """The same, in the halting kernel."""
         if isinstance(self.n, Tensor):
-            return halting.Fused(halting.FIXED_STEPS, self.n, constant=True)
-        return halting.Fused(halting.FIXED_STEPS, parameter=self.n, constant=True)
+            return halting.Fused(halting.FIXED_STEPS, signal=self.n)
+        return halting.Fused(halting.FIXED_STEPS, parameter=self.n)
 
     def extra_repr(self) -> str:
         """The number of steps."""

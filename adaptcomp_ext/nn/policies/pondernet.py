@@ -102,11 +102,11 @@ class PonderNet(Policy):
         )
         return Decision(halt, weight, cost, carry=(log_survival,), logits=logits)
 
-    def fuse(self, view: View) -> halting.Fused | None:
+    def fuse(self) -> halting.Fused | None:
         """One draw from the hazard, in the halting kernel. Training keeps every step and is not fused."""
         if self.training:
             return None
-        return halting.Fused(halting.PONDER_SAMPLE, head_logits(self.head, view), parameter=self.seed)
+        return halting.Fused(halting.PONDER_SAMPLE, self.head, parameter=self.seed)
 
     def extra_repr(self) -> str:
         """Prior, truncation and seed."""

@@ -1,0 +1,176 @@
+// A run of the halting loop in place, between two calls of the user's step.
+//
+// The interpreter has little to do there, but does it with cold caches: a step of a network leaves none of its code and data
+// behind, and forty small operations on tensors then take as long as a small step. So the loop calls `take` once before readout
+// and head, and `advance` once after them; what is left in Python is the user's.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <vector>
+
+#include "bindings/arguments.h"
+#include "bindings/torch.h"
+#include "compaction/compaction.h"
+#include "halting/halting.h"
+
+namespace adaptcomp {
+
+enum class Form : int64_t { tensor = 0, tuple = 1, other = 2 };  // of the state
+
+class HaltRun {
+ public:
+  // integers: row, flag, steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter, sample, carry, cost,
+  // running (CUDA), inference mode, form of the state, device. `state` and `results`: the initial state and where each row's last
+  // one goes. `inputs`: the step's, contiguous; packed along, and replaced in the list where that takes a new tensor.
+  HaltRun(const py::list& integers, double threshold, const py::list& state, const py::list& results, py::list inputs)
+      : inputs_(std::move(inputs)) {
+    Arguments in(integers);
+    a_.row = in.pointer<int64_t>();
+    a_.flag = in.pointer<int8_t>();
+    a_.steps = in.pointer<int64_t>();
+    a_.status = in.pointer<int8_t>();
+    a_.wide = in.integer() != 0;
+    a_.min_steps = in.integer();
+    a_.max_steps = in.integer();
+    a_.policy = static_cast<Policy>(in.integer());
+    a_.signal = in.pointer<void>();
+    a_.parameter = in.integer();
+    a_.sample = in.pointer<const int64_t>();
+    a_.carry = in.pointer<void>();
+    auto* cost = in.pointer<void>();
+    running_on_device_ = in.pointer<int64_t>();
+    inference_mode_ = in.integer() != 0;
+    form_ = static_cast<Form>(in.integer());
+    device_ = in.integer();
+    in.done();
+    a_.threshold = threshold;
+    a_.n_sums = cost ? 1 : 0;
+    a_.sums[0] = {nullptr, cost};
+    a_.retire = true;
+    a_.n_leaves = static_cast<int64_t>(state.size());
+    if (a_.n_leaves > kMaxLeaves) throw std::runtime_error("adaptcomp_ext._C: too many tensors in the state");
+    for (size_t l = 0; l < state.size(); ++l) {
+      leaves_.emplace_back(PyList_GET_ITEM(state.ptr(), static_cast<Py_ssize_t>(l)));
+      a_.leaves[l] = leaves_[l].leaf(PyList_GET_ITEM(results.ptr(), static_cast<Py_ssize_t>(l)));
+    }
+    for (const py::handle input : inputs_) like_inputs_.emplace_back(input.ptr());
+  }
+
+  // The leaves of a state as the step returned it, in a new list; None where it is not a tensor or a plain tuple of contiguous
+  // tensors that look like the state: the caller then checks it, and mends what is only unusual.
+  py::object take(const py::object& tree, int64_t rows) const {
+    if (form_ == Form::other) return py::none();
+    if (form_ == Form::tuple &&
+        !(PyTuple_CheckExact(tree.ptr()) && static_cast<size_t>(PyTuple_GET_SIZE(tree.ptr())) == leaves_.size()))
+      return py::none();
+    py::list leaves(leaves_.size());
+    for (size_t l = 0; l < leaves_.size(); ++l) {
+      PyObject* leaf = form_ == Form::tensor ? tree.ptr() : PyTuple_GET_ITEM(tree.ptr(), static_cast<Py_ssize_t>(l));
+      if (!leaves_[l].fits(leaf, rows)) return py::none();
+      PyList_SET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l), py::reinterpret_borrow<py::object>(leaf).release().ptr());
+    }
+    return std::move(leaves);
+  }
+
+  // The first readout, which decides what all have to look like, and the output it goes to. Without this call the kernel looks at
+  // no readout. `apart`: it is not the first leaf.
+  void set_readout(const py::object& readout, const py::object& output, bool apart) {
+    readout_.emplace(readout.ptr());
+    a_.readout = readout_->leaf(output.ptr());
+    apart_ = apart;
+  }
+
+  // Ends the rows that halt after `step`, and packs the others where at least `least` have ended. `leaves`: as `take` gave them,
+  // held by nobody else; packed in place where their memory is provably nobody else's, and replaced in the list otherwise.
+  // Returns the rows of the next block, 0 where none goes on; on CUDA, where nothing is packed here, those of this one. Returns
+  // kUnusual, and has done nothing, where readout or logits are not as expected.
+  int64_t advance(int64_t rows, int64_t step, const py::list& leaves, const py::object& readout, const py::object& logits,
+                  int64_t least, int64_t stream) {
+    if (apart_ && !readout_->fits(readout.ptr(), rows)) return kUnusual;
+    const bool has_head = a_.policy == Policy::act || a_.policy == Policy::ponder_sample;
+    if (has_head && !take_logits(logits.ptr(), rows)) return kUnusual;
+    for (size_t l = 0; l < leaves_.size(); ++l)
+      a_.leaves[l].block = data_of(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)));
+    if (readout_) a_.readout.block = apart_ ? data_of(readout.ptr()) : a_.leaves[0].block;
+    a_.rows = rows;
+    a_.step = step;
+    const Place where{device_, reinterpret_cast<void*>(static_cast<uintptr_t>(stream))};
+    AC_RUN(where, running = halt_step_cpu(a_), halt_step_cuda(a_, running_on_device_, where.device, where.stream));
+    if (!where.on_cpu()) return rows;
+    if (running == 0 || rows - running < least) return running == 0 ? 0 : rows;
+    pack(leaves);
+    return running;
+  }
+  static constexpr int64_t kUnusual = -1;
+
+  int64_t running = 0;          // rows that went on after the last `advance`; on the CPU
+  bool inputs_replaced = false;  // an input was replaced in its list by the last packing
+
+ private:
+  bool take_logits(PyObject* logits, int64_t rows) {
+    if (!PyObject_TypeCheck(logits, torch->tensor)) return false;
+    const py::object shape = attribute(logits, torch->shape);
+    const Py_ssize_t dims = PyTuple_GET_SIZE(shape.ptr());
+    const auto extent = [&](Py_ssize_t d) { return PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d)); };
+    if (dims != 1 && !(dims == 2 && extent(1) == 1)) return false;
+    if (extent(0) != rows) return false;
+    a_.signal_dtype = dtype_of(logits);
+    if (a_.signal_dtype == DType::opaque || !leaves_[0].is_beside(logits)) return false;
+    if (method(logits, torch->is_contiguous).ptr() != Py_True) return false;
+    a_.signal = data_of(logits);
+    return true;
+  }
+
+  void pack(const py::list& leaves) {
+    for (size_t l = 0; l < leaves_.size(); ++l) {
+      PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
+      add_move(leaves, l, leaves_[l], sole_owner(leaf, 1, inference_mode_));
+    }
+    const size_t replaced = replaced_.size();
+    for (size_t i = 0; i < like_inputs_.size(); ++i) {
+      // Before the first packing it is the user's; then the list and the step's arguments hold it.
+      PyObject* input = PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i));
+      add_move(inputs_, i, like_inputs_[i], inputs_are_ours_ && sole_owner(input, 2, inference_mode_));
+    }
+    inputs_are_ours_ = true;
+    inputs_replaced = replaced_.size() > replaced;
+    if (a_.carry) moves_.push_back({a_.carry, a_.carry, static_cast<int64_t>(a_.wide ? sizeof(double) : sizeof(float))});
+    {
+      py::gil_scoped_release unlocked;
+      fill_holes_cpu(a_.flag, running, a_.row, moves_.data(), static_cast<int64_t>(moves_.size()));
+    }
+    for (size_t l = 0; l < leaves_.size(); ++l) leaves_[l].shrink(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), running);
+    for (size_t i = 0; i < like_inputs_.size(); ++i)
+      like_inputs_[i].shrink(PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), running);
+    moves_.clear();
+    replaced_.clear();
+  }
+
+  // Plans to move the surviving rows of list[i]: to where it is if it is `own`, else to a new tensor in its place.
+  void add_move(const py::list& list, size_t i, const Like& like, bool own) {
+    PyObject* source = PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i));
+    void* from = data_of(source);
+    if (own) {
+      moves_.push_back({from, from, like.row_bytes()});
+      return;
+    }
+    replaced_.push_back(py::reinterpret_borrow<py::object>(source));
+    list[i] = torch->empty_like(replaced_.back());
+    moves_.push_back({from, data_of(PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i))), like.row_bytes()});
+  }
+
+  HaltStep a_{};
+  int64_t* running_on_device_;
+  int64_t device_;
+  Form form_;
+  bool inference_mode_, apart_ = false, inputs_are_ours_ = false;
+  py::list inputs_;
+  std::vector<Like> leaves_, like_inputs_;
+  std::optional<Like> readout_;
+  std::vector<Move> moves_;
+  std::vector<py::object> replaced_;  // held until their rows have been moved
+};
+
+}  // namespace adaptcomp

@@ -1,0 +1,136 @@
+// Tensors as the boundary sees them: Python objects with a data_ptr(). No torch header, hence one build for every torch.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "common/dtype.h"
+#include "halting/halting.h"
+
+namespace adaptcomp {
+
+namespace py = pybind11;
+
+// What is used of torch, handed over when the package is imported.
+struct Torch {
+  PyTypeObject* tensor;
+  py::object empty_like, storage_use_count;  // the latter None where torch does not have it
+  std::array<py::object, 4> dtypes;          // by their codes
+  // References to a tensor that one list holds, and to a storage that nobody holds but the one who asks.
+  Py_ssize_t one_reference, one_storage;
+
+  py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, element_size{"element_size"};
+  py::str is_contiguous{"is_contiguous"}, is_view{"_is_view"}, is_inference{"is_inference"}, resize{"resize_"};
+  py::str untyped_storage{"untyped_storage"}, resizable{"resizable"}, cdata{"_cdata"};
+};
+inline Torch* torch = nullptr;  // never freed: it would outlive the interpreter
+
+inline py::object owned(PyObject* result) {
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+inline py::object attribute(PyObject* of, const py::str& name) { return owned(PyObject_GetAttr(of, name.ptr())); }
+inline py::object method(PyObject* of, const py::str& name) { return owned(PyObject_CallMethodNoArgs(of, name.ptr())); }
+
+inline int64_t integer_of(const py::object& value) {
+  const int64_t number = PyLong_AsLongLong(value.ptr());
+  if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return number;
+}
+inline void* data_of(PyObject* tensor) {
+  return reinterpret_cast<void*>(static_cast<uintptr_t>(integer_of(method(tensor, torch->data_ptr))));
+}
+
+// tensor, empty_like, empty, the use count of a storage or None, the dtypes in the order of their codes
+inline void use_torch(const py::object& tensor, const py::object& empty_like, const py::object& empty, const py::object& use_count,
+                      const py::list& dtypes) {
+  auto* t = new Torch{};
+  t->tensor = reinterpret_cast<PyTypeObject*>(py::object(tensor).release().ptr());
+  t->empty_like = empty_like;
+  t->storage_use_count = use_count;
+  for (size_t code = 0; code < t->dtypes.size(); ++code) t->dtypes[code] = dtypes[code];
+  py::list held;
+  held.append(empty(0));
+  PyObject* probe = PyList_GET_ITEM(held.ptr(), 0);
+  t->one_reference = Py_REFCNT(probe);
+  t->one_storage = Py_REFCNT(method(probe, t->untyped_storage).ptr());
+  torch = t;
+}
+
+// The code of a tensor's dtype.
+inline DType dtype_of(PyObject* tensor) {
+  const py::object dtype = attribute(tensor, torch->dtype);
+  for (size_t code = 0; code < torch->dtypes.size(); ++code) {
+    if (torch->dtypes[code].is(dtype)) return static_cast<DType>(code);
+  }
+  return DType::opaque;
+}
+
+// What a block of rows of one tensor has to look like: everything but their number.
+class Like {
+ public:
+  explicit Like(PyObject* tensor)
+      : dtype_(attribute(tensor, torch->dtype)), device_(attribute(tensor, torch->device)), code_(dtype_of(tensor)) {
+    const py::object shape = attribute(tensor, torch->shape);
+    for (Py_ssize_t d = 1; d < PyTuple_GET_SIZE(shape.ptr()); ++d) {
+      tail_.push_back(py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(shape.ptr(), d)));
+      extents_.push_back(integer_of(tail_.back()));
+      elements_ *= extents_.back();
+    }
+    bytes_ = elements_ * integer_of(method(tensor, torch->element_size));
+  }
+
+  // Whether `tensor` is a contiguous block of `rows` such rows.
+  bool fits(PyObject* tensor, int64_t rows) const {
+    if (!PyObject_TypeCheck(tensor, torch->tensor)) return false;
+    const py::object shape = attribute(tensor, torch->shape);
+    const auto dims = static_cast<Py_ssize_t>(extents_.size());
+    if (PyTuple_GET_SIZE(shape.ptr()) != dims + 1) return false;
+    if (PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), 0)) != rows) return false;
+    for (Py_ssize_t d = 0; d < dims; ++d) {
+      if (PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d + 1)) != extents_[static_cast<size_t>(d)]) return false;
+    }
+    return attribute(tensor, torch->dtype).is(dtype_) && is_beside(tensor) &&
+           method(tensor, torch->is_contiguous).ptr() == Py_True;
+  }
+  bool is_beside(PyObject* tensor) const { return attribute(tensor, torch->device).equal(device_); }
+
+  // tensor = tensor[:rows], without a new object. For memory that nobody else sees.
+  void shrink(PyObject* tensor, int64_t rows) const {
+    const py::int_ count(rows);
+    std::vector<PyObject*> arguments{tensor, count.ptr()};
+    for (const py::object& extent : tail_) arguments.push_back(extent.ptr());
+    owned(PyObject_VectorcallMethod(torch->resize.ptr(), arguments.data(), arguments.size(), nullptr));
+  }
+
+  Leaf leaf(PyObject* result) const { return {nullptr, data_of(result), code_ == DType::opaque ? bytes_ : elements_, code_}; }
+  int64_t row_bytes() const { return bytes_; }
+
+ private:
+  py::object dtype_, device_;
+  DType code_;
+  std::vector<py::object> tail_;
+  std::vector<int64_t> extents_;
+  int64_t elements_ = 1, bytes_ = 0;
+};
+
+// Whether nothing but `references` Python objects of the loop can see the memory of `tensor`.
+//
+// Python's references are counted, and those to the storage: every other view and every hold from C++ would be one more. A view
+// counts as shared, since its base may be anyone's, and so does memory that torch did not allocate, such as an array's, which is
+// not resizable. A tensor of inference mode must not be written to outside it.
+inline bool sole_owner(PyObject* tensor, Py_ssize_t references, bool inference_mode) {
+  if (torch->storage_use_count.is_none() || Py_TYPE(tensor) != torch->tensor) return false;
+  if (Py_REFCNT(tensor) > torch->one_reference + references - 1) return false;
+  if (method(tensor, torch->is_view).ptr() != Py_False) return false;
+  if (!inference_mode && method(tensor, torch->is_inference).ptr() != Py_False) return false;
+  const py::object storage = method(tensor, torch->untyped_storage);  // one holder more, unless somebody has the same object
+  if (Py_REFCNT(storage.ptr()) > torch->one_storage) return false;
+  if (method(storage.ptr(), torch->resizable).ptr() != Py_True) return false;
+  return integer_of(torch->storage_use_count(attribute(storage.ptr(), torch->cdata))) <= 2;
+}
+
+}  // namespace adaptcomp
