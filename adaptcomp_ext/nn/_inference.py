@@ -78,7 +78,7 @@ class _Inference:
                 leaves = [t.contiguous() for t in leaves]
             readout = None if read is None else read(current)
             logits = None if head is None else head(current)
-            del current, previous  # what is left of the references to the leaves is counted in the call
+            del current  # what is left of the references to the leaves is counted in the call
             if n == 1:
                 readout = self._prepare(readout, leaves)
             if self.active is not None:

@@ -23,8 +23,6 @@ class Fused(NamedTuple):
     """A decision that the halting kernel takes by itself, in the call that does everything else."""
 
     policy: int
-    head: Callable[[Any], Any] | None = None
-    """ACT, PONDER_SAMPLE: gives the logits, one per row of a state."""
     signal: Tensor | None = None
     """GIVEN: bool [n]. FIXED_STEPS: int64 [B], or None for `parameter`. ACT, PONDER_SAMPLE: logits [n]."""
     threshold: float = 0.0
@@ -33,6 +31,8 @@ class Fused(NamedTuple):
     carried: bool = False
     """The kernel updates ``carry[0]``, [n] in the scalar dtype, in place."""
     has_cost: bool = False
+    head: Callable[[Any], Any] | None = None
+    """ACT, PONDER_SAMPLE: gives the logits, one per row of a state."""
 
 
 class ActNode(NamedTuple):
@@ -132,7 +132,7 @@ def _kernel(
     max_steps: int,
 ) -> Tensor:
     flag, _ = halt_step(
-        *(row, Fused(GIVEN, signal=halt), weight, readout, output, leaves, results, increments, totals, steps, status, running),
+        *(row, Fused(GIVEN, halt), weight, readout, output, leaves, results, increments, totals, steps, status, running),
         *(step, min_steps, max_steps),
     )
     for written in (output, *results, *totals, steps, status, running):

@@ -218,7 +218,7 @@ def halt_rows(
         if running is not None:
             running -= (ended.flag > 0).sum()
         return ended.flag, int((ended.flag == RUNNING).sum()) if row.device.type == "cpu" else -1
-    decision = halt if isinstance(halt, Fused) else Fused(GIVEN, signal=halt)
+    decision = halt if isinstance(halt, Fused) else Fused(GIVEN, halt)
     with torch.no_grad():
         buffers = (results.totals, results.steps, results.status, running)
         return halt_step(row, decision, *tensors, *buffers, *bounds, sample_ids, tested, carry, weight_out)

@@ -21,9 +21,9 @@ enum class Form : int64_t { tensor = 0, tuple = 1, other = 2 };  // of the state
 
 class HaltRun {
  public:
-  // integers: row, flag, steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter, sample, carry, cost,
-  // running (CUDA), inference mode, form of the state, device. `state` and `results`: the initial state and where each row's last
-  // one goes. `inputs`: the step's, contiguous; packed along, and replaced in the list where that takes a new tensor.
+  // integers: row, flag, steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter, sample, carry,
+  // cost, running (CUDA), inference mode, form of the state, device. `state` and `results`: the initial state and where each
+  // row's last one goes. `inputs`: the step's, contiguous; packed along, and replaced in the list where that takes a new tensor.
   HaltRun(const py::list& integers, double threshold, const py::list& state, const py::list& results, py::list inputs)
       : inputs_(std::move(inputs)) {
     Arguments in(integers);
@@ -105,7 +105,7 @@ class HaltRun {
   }
   static constexpr int64_t kUnusual = -1;
 
-  int64_t running = 0;          // rows that went on after the last `advance`; on the CPU
+  int64_t running = 0;           // rows that went on after the last `advance`; on the CPU
   bool inputs_replaced = false;  // an input was replaced in its list by the last packing
 
  private:
@@ -141,7 +141,8 @@ class HaltRun {
       py::gil_scoped_release unlocked;
       fill_holes_cpu(a_.flag, running, a_.row, moves_.data(), static_cast<int64_t>(moves_.size()));
     }
-    for (size_t l = 0; l < leaves_.size(); ++l) leaves_[l].shrink(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), running);
+    for (size_t l = 0; l < leaves_.size(); ++l)
+      leaves_[l].shrink(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), running);
     for (size_t i = 0; i < like_inputs_.size(); ++i)
       like_inputs_[i].shrink(PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), running);
     moves_.clear();

@@ -23,7 +23,7 @@ struct Torch {
   Py_ssize_t one_reference, one_storage;
 
   py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, element_size{"element_size"};
-  py::str is_contiguous{"is_contiguous"}, is_view{"_is_view"}, is_inference{"is_inference"}, resize{"resize_"};
+  py::str is_contiguous{"is_contiguous"}, is_inference{"is_inference"}, resize{"resize_"};
   py::str untyped_storage{"untyped_storage"}, resizable{"resizable"}, cdata{"_cdata"};
 };
 inline Torch* torch = nullptr;  // never freed: it would outlive the interpreter
@@ -45,8 +45,8 @@ inline void* data_of(PyObject* tensor) {
 }
 
 // tensor, empty_like, empty, the use count of a storage or None, the dtypes in the order of their codes
-inline void use_torch(const py::object& tensor, const py::object& empty_like, const py::object& empty, const py::object& use_count,
-                      const py::list& dtypes) {
+inline void use_torch(const py::object& tensor, const py::object& empty_like, const py::object& empty,
+                      const py::object& use_count, const py::list& dtypes) {
   auto* t = new Torch{};
   t->tensor = reinterpret_cast<PyTypeObject*>(py::object(tensor).release().ptr());
   t->empty_like = empty_like;
@@ -119,15 +119,14 @@ class Like {
 
 // Whether nothing but `references` Python objects of the loop can see the memory of `tensor`.
 //
-// Python's references are counted, and those to the storage: every other view and every hold from C++ would be one more. A view
-// counts as shared, since its base may be anyone's, and so does memory that torch did not allocate, such as an array's, which is
-// not resizable. A tensor of inference mode must not be written to outside it.
+// Python's references are counted, and those to the storage: every other view, a view's base, and every hold from C++ would be
+// one more. Memory that torch did not allocate, such as an array's, is not resizable, and may be seen by anyone. A tensor of
+// inference mode must not be written to outside it.
 inline bool sole_owner(PyObject* tensor, Py_ssize_t references, bool inference_mode) {
   if (torch->storage_use_count.is_none() || Py_TYPE(tensor) != torch->tensor) return false;
   if (Py_REFCNT(tensor) > torch->one_reference + references - 1) return false;
-  if (method(tensor, torch->is_view).ptr() != Py_False) return false;
   if (!inference_mode && method(tensor, torch->is_inference).ptr() != Py_False) return false;
-  const py::object storage = method(tensor, torch->untyped_storage);  // one holder more, unless somebody has the same object
+  const py::object storage = method(tensor, torch->untyped_storage);  // a holder more, unless somebody has the same object
   if (Py_REFCNT(storage.ptr()) > torch->one_storage) return false;
   if (method(storage.ptr(), torch->resizable).ptr() != Py_True) return false;
   return integer_of(torch->storage_use_count(attribute(storage.ptr(), torch->cdata))) <= 2;

@@ -29,7 +29,7 @@ __device__ compute_t<T> confidence_warp(const T* logits, int64_t classes, Measur
   }
 #pragma unroll 4
   for (int64_t c = lane; c < classes; c += 32) {
-    const C x = load(logits[c]) - s.first, e = exp(x);
+    const C x = load(logits[c]) - s.first, e = exp_nonpositive(x);
     s.sum += e;
     if (e > 0) s.weighted += e * x;
   }

@@ -10,16 +10,16 @@
 namespace adaptcomp {
 
 template <class S>
-AC_HD S confidence_scalar(const Leaf& readout, int64_t i, Measure measure) {
+AC_HD bool is_confident(const Leaf& readout, int64_t i, Measure measure, S threshold) {
   const int64_t k = readout.row_elements;
   switch (readout.dtype) {
-    case DType::f32: return S(confidence_row(static_cast<const float*>(readout.block) + i * k, k, measure));
-    case DType::f64: return S(confidence_row(static_cast<const double*>(readout.block) + i * k, k, measure));
-    case DType::bf16: return S(confidence_row(static_cast<const bfloat16*>(readout.block) + i * k, k, measure));
-    case DType::f16: return S(confidence_row(static_cast<const float16*>(readout.block) + i * k, k, measure));
+    case DType::f32: return confidence_reaches(static_cast<const float*>(readout.block) + i * k, k, measure, threshold);
+    case DType::f64: return confidence_reaches(static_cast<const double*>(readout.block) + i * k, k, measure, threshold);
+    case DType::bf16: return confidence_reaches(static_cast<const bfloat16*>(readout.block) + i * k, k, measure, threshold);
+    case DType::f16: return confidence_reaches(static_cast<const float16*>(readout.block) + i * k, k, measure, threshold);
     case DType::opaque: break;
   }
-  return S(0);
+  return false;
 }
 
 template <class S>
@@ -56,9 +56,7 @@ AC_HD Verdict<S> decide(const HaltStep& a, int64_t i, int64_t r) {
                              static_cast<uint64_t>(a.sample ? a.sample[r] : r), a.step);
       v.finite = is_finite_scalar(a.signal, a.signal_dtype, i);
       break;
-    case Policy::confidence:
-      v.halt = confidence_scalar<S>(a.readout, i, static_cast<Measure>(a.parameter)) >= S(a.threshold);
-      break;
+    case Policy::confidence: v.halt = is_confident(a.readout, i, static_cast<Measure>(a.parameter), S(a.threshold)); break;
   }
   return v;
 }

@@ -450,6 +450,23 @@ def test_the_kernels_confidence_is_the_ops(device, measure):
         assert_bitwise(flag, decide(block, halt))
 
 
+@pytest.mark.parametrize("measure", ["max_prob", "margin", "entropy"])
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_the_kernel_takes_no_short_cut_past_a_threshold(device, scale, classes, measure):
+    """With the confidence of one of the rows as the threshold, and the numbers next to it."""
+    block = make_block(33, device, widths=(classes,), readout=None, sums=0, padding=False, integers=False)
+    block.leaves[0].mul_(scale)
+    code = ("max_prob", "margin", "entropy").index(measure)
+    confidence = ac.ops.confidence(block.leaves[0], measure)
+    for i in range(33):
+        for direction in (0.0, 2.0, -2.0):
+            towards = confidence[i] + direction
+            threshold = torch.nextafter(confidence[i], towards).item()
+            flag = decide(block, halting.Fused(halting.CONFIDENCE, threshold=threshold, parameter=code))
+            assert_bitwise(flag, decide(block, confidence >= threshold))
+
+
 @pytest.mark.sanitizer
 def test_the_kernels_fixed_steps(device):
     block = make_block(257, device, readout=None, sums=0)

@@ -59,7 +59,7 @@ class ACT(Policy):
 
     def fuse(self) -> halting.Fused:
         """One step of ACT, in the halting kernel."""
-        return halting.Fused(halting.ACT, self.head, threshold=self.threshold, carried=True, has_cost=True)
+        return halting.Fused(halting.ACT, threshold=self.threshold, carried=True, has_cost=True, head=self.head)
 
     def extra_repr(self) -> str:
         """The threshold."""

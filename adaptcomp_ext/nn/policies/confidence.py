@@ -36,9 +36,7 @@ class Confidence(Policy):
         """Require class logits."""
         logits = check_floating("readout", readout)
         if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ValueError(
-                f"readout: Confidence expects class logits of shape [n, C] with C >= 2, got {list(logits.shape)}"
-            )
+            raise ValueError(f"readout: Confidence expects class logits of shape [n, C] with C >= 2, got {list(logits.shape)}")
 
     def decide(self, view: View) -> Decision:
         """Whether each row is sure enough."""

@@ -56,7 +56,7 @@ class FixedSteps(Policy):
     def fuse(self) -> halting.Fused:
         """The same, in the halting kernel."""
         if isinstance(self.n, Tensor):
-            return halting.Fused(halting.FIXED_STEPS, signal=self.n)
+            return halting.Fused(halting.FIXED_STEPS, self.n)
         return halting.Fused(halting.FIXED_STEPS, parameter=self.n)
 
     def extra_repr(self) -> str:

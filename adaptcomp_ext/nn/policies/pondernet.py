@@ -106,7 +106,7 @@ class PonderNet(Policy):
         """One draw from the hazard, in the halting kernel. Training keeps every step and is not fused."""
         if self.training:
             return None
-        return halting.Fused(halting.PONDER_SAMPLE, self.head, parameter=self.seed)
+        return halting.Fused(halting.PONDER_SAMPLE, parameter=self.seed, head=self.head)
 
     def extra_repr(self) -> str:
         """Prior, truncation and seed."""
