@@ -1,15 +1,18 @@
-// The boundary to Python: integers in, kernels called, integers out. No torch header, and no Python outside this file and the
+// The boundary to Python: arguments in, kernels called, results out. No torch header, and no Python outside this file and the
 // headers of csrc/bindings, which are its parts.
 //
 // Pointers, sizes and dtype codes arrive as one flat list per call (reading forty integers from a list takes less than a
-// microsecond). Everything was checked on the Python side, adaptcomp_ext/ops: this module is private and trusts its caller.
+// microsecond), or, where the Python around a call would take longer than the call, as tensors. Everything was checked on the
+// Python side, adaptcomp_ext/ops: this module is private and trusts its caller.
 #include <pybind11/pybind11.h>
 
-#include <vector>
+#include <memory>
 
 #include "act/act.h"
 #include "bindings/arguments.h"
 #include "bindings/halt_run.h"
+#include "bindings/halting.h"
+#include "bindings/rows.h"
 #include "bindings/torch.h"
 #include "compaction/compaction.h"
 #include "confidence/confidence.h"
@@ -23,12 +26,6 @@
 using namespace adaptcomp;
 
 namespace {
-
-std::vector<Move> read_moves(Arguments& in) {
-  std::vector<Move> moves(static_cast<size_t>(in.length(1 << 20)));
-  for (Move& m : moves) m = Move{in.pointer<void>(), in.pointer<void>(), in.integer()};
-  return moves;
-}
 
 // keep, n, index, count (CUDA), temp (CUDA), temp_bytes (CUDA), place -> the count on the CPU, -1 on CUDA
 int64_t compact_index(const py::list& list) {
@@ -44,30 +41,6 @@ int64_t compact_index(const py::list& list) {
   AC_RUN(where, kept = compact_index_cpu(keep, n, index),
          compact_index_cuda(keep, n, index, count, temp, temp_bytes, where.device, where.stream));
   return kept;
-}
-
-// moves, index, count, place
-void gather_rows(const py::list& list) {
-  Arguments in(list);
-  const std::vector<Move> moves = read_moves(in);
-  const int64_t n = static_cast<int64_t>(moves.size());
-  const auto* index = in.pointer<const int64_t>();
-  const int64_t count = in.integer();
-  const Place where = place(in);
-  AC_RUN(where, gather_rows_cpu(moves.data(), n, index, count),
-         gather_rows_cuda(moves.data(), n, index, count, where.device, where.stream));
-}
-
-// moves, index, count, rows, place
-void scatter_rows(const py::list& list) {
-  Arguments in(list);
-  const std::vector<Move> moves = read_moves(in);
-  const int64_t n = static_cast<int64_t>(moves.size());
-  const auto* index = in.pointer<const int64_t>();
-  const int64_t count = in.integer(), rows = in.integer();
-  const Place where = place(in);
-  AC_RUN(where, scatter_rows_cpu(moves.data(), n, index, count, rows),
-         scatter_rows_cuda(moves.data(), n, index, count, rows, where.device, where.stream));
 }
 
 // rows, step, min_steps, max_steps, wide, logits, dtype, accumulated, weight, next, cost, halt, place
@@ -128,55 +101,6 @@ void confidence(const py::list& list) {
   AC_RUN(where, confidence_cpu(a), confidence_cuda(a, where.device, where.stream));
 }
 
-// The fields of HaltStep in their order (threshold apart), its tables with their lengths before them; then the packing: moves
-// and the least number of rows to drop; then running (CUDA); then the place.
-// Returns the rows still running on the CPU, -1 on CUDA. Packs, on the CPU only, where at least so many rows would be dropped.
-int64_t halt_step(const py::list& list, double threshold) {
-  Arguments in(list);
-  HaltStep a;
-  a.rows = in.integer();
-  a.row = in.pointer<int64_t>();
-  a.flag = in.pointer<int8_t>();
-  a.steps = in.pointer<int64_t>();
-  a.status = in.pointer<int8_t>();
-  a.wide = in.integer() != 0;
-  a.step = in.integer();
-  a.min_steps = in.integer();
-  a.max_steps = in.integer();
-  a.policy = static_cast<Policy>(in.integer());
-  a.signal = in.pointer<void>();
-  a.signal_dtype = in.dtype();
-  a.threshold = threshold;
-  a.parameter = in.integer();
-  a.sample = in.pointer<const int64_t>();
-  a.carry = in.pointer<void>();
-  a.weight = in.pointer<void>();
-  a.readout = in.leaf();
-  a.n_sums = in.length(kMaxSums);
-  for (int64_t s = 0; s < a.n_sums; ++s) a.sums[s] = Sum{in.pointer<void>(), in.pointer<void>()};
-  a.n_leaves = in.length(kMaxLeaves);
-  for (int64_t l = 0; l < a.n_leaves; ++l) a.leaves[l] = in.leaf();
-  a.retire = in.integer() != 0;
-  a.weight_out = in.pointer<void>();
-  a.tested = in.pointer<void>();
-  a.tested_dtype = in.dtype();
-  const std::vector<Move> moves = read_moves(in);
-  [[maybe_unused]] const int64_t least = in.integer();
-  [[maybe_unused]] auto* running_on_device = in.pointer<int64_t>();
-  const Place where = place(in);
-  int64_t running = -1;
-  AC_RUN(
-      where,
-      {
-        running = halt_step_cpu(a);
-        if (running > 0 && a.rows - running >= least) {
-          fill_holes_cpu(a.flag, running, a.row, moves.data(), static_cast<int64_t>(moves.size()));
-        }
-      },
-      halt_step_cuda(a, running_on_device, where.device, where.stream));
-  return running;
-}
-
 // flag, row, rows, index, place, next -> how many rows go on. CPU only.
 int64_t plan_packing(const py::list& list) {
   Arguments in(list);
@@ -188,40 +112,6 @@ int64_t plan_packing(const py::list& list) {
   auto* next = in.pointer<int64_t>();
   in.done();
   return plan_packing_cpu(flag, row, rows, index, place, next);
-}
-
-// The fields of HaltBackward in their order, its tables with their lengths before them; then the place.
-void halt_backward(const py::list& list, double threshold) {
-  Arguments in(list);
-  HaltBackward a;
-  a.rows = in.integer();
-  a.row = in.pointer<const int64_t>();
-  a.flag = in.pointer<const int8_t>();
-  a.place = in.pointer<const int64_t>();
-  a.wide = in.integer() != 0;
-  a.g_output = in.pointer<void>();
-  a.weight = in.pointer<void>();
-  a.readout = in.pointer<void>();
-  a.g_readout = in.pointer<void>();
-  a.g_weight = in.pointer<void>();
-  a.readout_elements = in.integer();
-  a.readout_dtype = in.dtype();
-  a.n_sums = in.length(kMaxSums);
-  for (int64_t s = 0; s < a.n_sums; ++s) a.sums[s] = SumGrad{in.pointer<void>(), in.pointer<void>()};
-  a.n_leaves = in.length(kMaxLeaves);
-  for (int64_t l = 0; l < a.n_leaves; ++l) {
-    a.leaves[l] = LeafGrad{in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.integer(), in.dtype()};
-  }
-  a.logits = in.pointer<void>();
-  a.logits_dtype = in.dtype();
-  a.accumulated = in.pointer<void>();
-  a.act = {in.integer(), in.integer(), in.integer(), threshold};
-  a.g_next = in.pointer<void>();
-  a.g_cost = in.pointer<void>();
-  a.g_logits = in.pointer<void>();
-  a.g_accumulated = in.pointer<void>();
-  const Place where = place(in);
-  AC_RUN(where, halt_backward_cpu(a), halt_backward_cuda(a, where.device, where.stream));
 }
 
 int64_t compact_temp(int64_t n) {
@@ -272,14 +162,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("pondernet_step", &pondernet_step);
   m.def("pondernet_step_backward", &pondernet_step_backward);
   m.def("confidence", &confidence);
-  m.def("halt_step", &halt_step);
+  m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
   m.def("halt_backward", &halt_backward);
   m.def("build_info", &build_info);
   m.def("use_torch", &use_torch);
+  py::class_<StateLike, std::shared_ptr<StateLike>>(m, "StateLike")
+      .def(py::init<const py::list&, int64_t>())
+      .def("take", &StateLike::take);
   py::class_<HaltRun>(m, "HaltRun")
-      .def(py::init<const py::list&, double, const py::list&, const py::list&, py::list>())
-      .def("take", &HaltRun::take)
+      .def(py::init<const py::list&, double, std::shared_ptr<StateLike>, const py::list&, py::list>())
       .def("set_readout", &HaltRun::set_readout)
       .def("advance", &HaltRun::advance)
       .def_readonly("running", &HaltRun::running)

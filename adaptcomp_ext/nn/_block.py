@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._tree import flatten, unflatten
+from adaptcomp_ext import _C
+from adaptcomp_ext.nn._tree import flatten, form, unflatten
 from adaptcomp_ext.nn.cost_model import Schedule
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.ops._backend import DTYPE_CODES
@@ -31,8 +32,10 @@ class Problem:
     compact: bool | str
     weights: int | None  # of one step, for the cost model
     first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
-    rows: int = -1
-    shapes: list[torch.Size] = field(default_factory=list)  # of the state, in a block of `rows` rows
+    like: _C.StateLike = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.like = _C.StateLike(self.state, form(self.structure))
 
     def schedule(self) -> Schedule:
         """The cost model's schedule for this batch."""
@@ -47,18 +50,22 @@ class Problem:
             start += count
         return tuple(out)
 
+    def leaves(self, tree: Any, rows: int) -> list[Tensor]:
+        """The leaves of what the step returned."""
+        leaves = self.like.take(tree, rows)
+        return self.check_state(tree, rows) if leaves is None else leaves
+
     def check_state(self, tree: Any, rows: int) -> list[Tensor]:
         """The leaves of what the step returned, which has to look like the state it was given."""
         leaves, structure = flatten(tree)
-        if rows != self.rows:
-            self.rows, self.shapes = rows, [torch.Size((rows, *t.shape[1:])) for t in self.state]
         if structure is not self.structure and structure != self.structure:
             raise TypeError(f"step: expected a state with the structure {self.structure}, got {describe_tree(tree)}")
         for i, (leaf, first) in enumerate(zip(leaves, self.state, strict=True)):
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"step: expected Tensors in the state, got {describe(leaf)}")
-            if leaf.shape != self.shapes[i]:
-                raise ValueError(f"step: expected it to keep the state's shape {list(self.shapes[i])}, got {list(leaf.shape)}")
+            shape = (rows, *first.shape[1:])
+            if leaf.shape != shape:
+                raise ValueError(f"step: expected it to keep the state's shape {list(shape)}, got {list(leaf.shape)}")
             if leaf.dtype != first.dtype:
                 if not (torch.is_autocast_enabled(leaf.device.type) and leaf.is_floating_point()):
                     raise TypeError(f"step: expected it to keep the state's dtype {first.dtype}, got {leaf.dtype}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._block import Problem
-from adaptcomp_ext.nn._tree import form, unflatten
+from adaptcomp_ext.nn._tree import unflatten
 from adaptcomp_ext.nn.policy import check_logits
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops import halting
@@ -52,9 +52,9 @@ class _Inference:
                 *(run.scalar == torch.float64, run.min_steps, run.max_steps, fused.policy, pointer(fused.signal)),
                 *(fused.parameter, pointer(run.sample_ids), pointer(self.carry[0]) if fused.carried else 0, pointer(self.cost)),
                 *(0 if self.active is None else self.active.running.data_ptr(), torch.is_inference_mode_enabled()),
-                *(form(problem.structure), device),
+                device,
             ],
-            *(fused.threshold, problem.state, self.results, self.inputs),
+            *(fused.threshold, problem.like, self.results, self.inputs),
         )
 
     def run(self) -> HaltResult:
@@ -68,10 +68,10 @@ class _Inference:
             least = schedule.least(rows)
         previous: Any = unflatten(list(problem.state), problem.structure)
         arguments = problem.arguments(self.inputs)
-        stream = 0
+        take, stream = problem.like.take, 0
         for n in range(1, problem.run.max_steps + 1):
             current = problem.steps[n - 1](previous, *arguments)
-            leaves = block.take(current, rows)
+            leaves = take(current, rows)
             if leaves is None:
                 leaves = problem.check_state(current, rows)
                 current = unflatten(leaves, problem.structure)

@@ -93,7 +93,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     for n in range(1, run.max_steps + 1):
         rows = row.shape[0]
         current = problem.steps[n - 1](previous, *arguments)
-        leaves = problem.check_state(current, rows)
+        leaves = problem.leaves(current, rows)
         current = unflatten(leaves, problem.structure)
         readout = problem.read(current, leaves, rows)
         decision = None

@@ -22,7 +22,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 
 
 # The compiled module knows torch by what it is given here.
-_C.use_torch(Tensor, torch.empty_like, torch.empty, getattr(torch._C, "_storage_Use_Count", None), list(DTYPE_CODES))
+_C.use_torch(Tensor, torch.empty, getattr(torch._C, "_storage_Use_Count", None), list(DTYPE_CODES))
 
 
 @contextlib.contextmanager
@@ -67,23 +67,9 @@ def row_size(tensor: Tensor) -> int:
     return size
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """Contiguous, and with its values in memory: torch conjugates and negates lazily, which a pointer does not show."""
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
-    return tensor.contiguous()
-
-
 def is_differentiable(tensor: Tensor) -> bool:
     """Whether a tensor of this dtype can have a gradient."""
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def leaf_extent(tensor: Tensor) -> tuple[int, int]:
-    """Row size and dtype code of a state tensor; for an opaque dtype the size counts bytes."""
-    code = dtype_code(tensor.dtype)
-    size = row_size(tensor)
-    return (size * tensor.element_size(), code) if code == OPAQUE else (size, code)
 
 
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import _C
-from adaptcomp_ext.ops._backend import dtype_code, leaf_extent, place, plain, pointer, row_size
+from adaptcomp_ext.ops._backend import place
 from adaptcomp_ext.ops._library import register
 
 MAX_LEAVES: int = _C.MAX_LEAVES
@@ -49,12 +49,6 @@ class ActNode(NamedTuple):
     threshold: float
 
 
-def leaf_arguments(block: Tensor, result: Tensor) -> tuple[int, int, int, int]:
-    """One ``Leaf`` of the argument list."""
-    size, code = leaf_extent(block)
-    return block.data_ptr(), result.data_ptr(), size, code
-
-
 def halt_step(
     row: Tensor,
     decision: Fused,
@@ -77,41 +71,10 @@ def halt_step(
     weight_out: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """The flags, and on the CPU the number of rows that go on."""
-    rows = row.shape[0]
     flag = torch.empty_like(row, dtype=torch.int8)
-    # Contiguous copies, where one is needed, live until the call returns.
-    leaves = [t.contiguous() for t in leaves]
-    signal = None if decision.signal is None else decision.signal.contiguous()
-    weight = None if weight is None else weight.contiguous()
-    readout = None if readout is None else readout.contiguous()
-    increments = [t.contiguous() for t in increments]
-    tested = None if tested is None else tested.contiguous()
-    scalar = next((t for t in (weight, weight_out, *increments) if t is not None), None)
-    arguments = [
-        *(rows, row.data_ptr(), flag.data_ptr(), steps.data_ptr(), status.data_ptr()),
-        *(scalar is not None and scalar.dtype == torch.float64, step, min_steps, max_steps),
-        *(decision.policy, pointer(signal), 0 if signal is None else dtype_code(signal.dtype), decision.parameter),
-        *(pointer(sample_ids), pointer(carry), pointer(weight)),
-    ]
-    if readout is not None and output is not None:
-        arguments += leaf_arguments(readout, output)
-    elif decision.policy == CONFIDENCE:  # the class logits are the state itself
-        arguments += leaf_arguments(leaves[0], results[0])
-    else:
-        arguments += (0, 0, 0, 0)
-    if decision.has_cost:
-        arguments += (1, 0, totals[0].data_ptr())
-    else:
-        arguments.append(len(increments))
-        for increment, total in zip(increments, totals, strict=True):
-            arguments += (increment.data_ptr(), total.data_ptr())
-    arguments.append(len(leaves))
-    for leaf, result in zip(leaves, results, strict=True):
-        arguments += leaf_arguments(leaf, result)
-    # No retiring and no packing: the gradient needs `row` as it is, and packs out of place.
-    arguments += (False, pointer(weight_out), pointer(tested), 0 if tested is None else dtype_code(tested.dtype))
-    arguments += (0, rows + 1, pointer(running), *place(row.device))
-    return flag, _C.halt_step(arguments, decision.threshold)
+    tensors = (row, flag, steps, status, running, sample_ids, carry, weight, weight_out, tested, decision.signal, readout, output)
+    integers = [step, min_steps, max_steps, decision.policy, decision.parameter, decision.has_cost, *place(row.device)]
+    return flag, _C.halt_rows(tensors, leaves, results, increments, totals, integers, decision.threshold)
 
 
 def _kernel(
@@ -150,6 +113,9 @@ _halt_rows = register(
 )
 
 
+Gradients = tuple[Tensor | None, Tensor | None, list[Tensor | None], list[Tensor | None]]
+
+
 def halt_backward(
     row: Tensor,
     flag: Tensor,
@@ -159,73 +125,14 @@ def halt_backward(
     g_output: Tensor | None,
     g_results: Sequence[Tensor | None],
     g_packed: Sequence[Tensor | None],
-    g_totals: Sequence[Tensor],
-    readout_dtype: torch.dtype,
+    g_totals: Sequence[Tensor | None],
+    readout_dtype: torch.dtype | None,
     shared: bool,
-    act: ActNode | None = None,
-    g_next: Tensor | None = None,
-    g_cost: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, list[Tensor], list[Tensor | None]]:
-    """`reference.halt_rows_backward`; with `act`, the gradients of its logits and carry stand in the place of increments."""
-    rows = row.shape[0]
-    wide = any(t.dtype == torch.float64 for t in (weight, *g_totals) if t is not None)
-    scalar = torch.float64 if wide else torch.float32
-    g_output = None if g_output is None else g_output.contiguous()
-    g_totals = [g.contiguous() for g in g_totals]
-    g_increments = [g.new_empty((rows,)) for g in g_totals]
-    g_readout = g_weight = None
-    elements = code = 0
-    if g_output is not None:
-        g_readout = None if shared else g_output.new_empty((rows, *g_output.shape[1:]), dtype=readout_dtype)
-        elements, code = row_size(g_output), dtype_code(readout_dtype)
-        g_weight = None if weight is None or act is not None else row.new_empty((rows,), dtype=scalar)
-
-    g_leaves: list[Tensor | None] = []
-    table: list[tuple[int, int, int, int, int]] = []
-    kept: list[Tensor] = []  # contiguous copies live until the call returns
-    for i, (result, packed) in enumerate(zip(g_results, g_packed, strict=True)):
-        given = [plain(g) for g in (result, packed) if g is not None]
-        kept += given
-        read = shared and i == 0 and g_output is not None
-        if not (given or read):
-            g_leaves.append(None)
-            continue
-        like = given[0] if given else g_output
-        assert like is not None
-        g_leaf = like.new_empty((rows, *like.shape[1:]), dtype=readout_dtype if read else like.dtype)
-        g_leaves.append(g_leaf)
-        sources = (0 if result is None else given[0].data_ptr(), 0 if packed is None else given[-1].data_ptr())
-        table.append((*sources, g_leaf.data_ptr(), row_size(g_leaf), dtype_code(g_leaf.dtype)))
-
-    tail = [0] * 10
-    if act is not None:
-        g_next, g_cost = (None if g is None else g.contiguous() for g in (g_next, g_cost))
-        logits = act.logits.contiguous()
-        g_increments = [torch.empty_like(act.before), torch.empty_like(act.before)]
-        tail = [
-            *(logits.data_ptr(), dtype_code(logits.dtype), act.before.data_ptr(), *act.bounds),
-            *(pointer(g_next), pointer(g_cost), g_increments[0].data_ptr(), g_increments[1].data_ptr()),
-        ]
-    sums: list[int] = []
-    if act is None:
-        for g_total, g_increment in zip(g_totals, g_increments, strict=True):
-            sums += (g_total.data_ptr(), g_increment.data_ptr())
-    here = place(row.device)
-    for start in range(0, max(len(table), 1), MAX_LEAVES):
-        part = table[start : start + MAX_LEAVES]
-        first = start == 0
-        arguments = [rows, row.data_ptr(), flag.data_ptr(), pointer(where), wide]
-        if first:
-            arguments += (pointer(g_output), pointer(weight), pointer(readout), pointer(g_readout), pointer(g_weight))
-            arguments += (elements, code, len(sums) // 2, *sums)
-        else:
-            arguments += (0, 0, 0, 0, 0, 0, 0, 0)
-        arguments.append(len(part))
-        for entry in part:
-            arguments += entry
-        arguments += tail if first else [0] * len(tail)
-        _C.halt_backward([*arguments, *here], 0.0 if act is None else act.threshold)
-    return g_readout, g_weight, g_increments, g_leaves
+) -> Gradients:
+    """`reference.halt_rows_backward`."""
+    tensors = (row, flag, where, weight, readout, g_output)
+    integers = [0, 0, 0, *place(row.device)]
+    return _C.halt_backward(tensors, g_results, g_packed, g_totals, readout_dtype, shared, integers, 0.0)
 
 
 def act_halt_backward(
@@ -241,14 +148,14 @@ def act_halt_backward(
     g_packed: Sequence[Tensor | None],
     g_cost: Tensor | None,
     g_next: Tensor | None,
-    readout_dtype: torch.dtype,
+    readout_dtype: torch.dtype | None,
     shared: bool,
     bounds: tuple[int, int, int],
     threshold: float,
 ) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor | None]]:
-    act = ActNode(logits, before, before, weight, bounds, threshold)
-    g_readout, _, (g_logits, g_before), g_leaves = halt_backward(
-        *(row, flag, where, weight, readout, g_output, g_results, g_packed),
-        *([], readout_dtype, shared, act, g_next, g_cost),
+    """`reference.act_halt_backward`."""
+    tensors = (row, flag, where, weight, readout, g_output, logits, before, g_next, g_cost)
+    g_readout, _, (g_logits, g_before), g_leaves = _C.halt_backward(
+        *(tensors, g_results, g_packed, (), readout_dtype, shared, [*bounds, *place(row.device)], threshold)
     )
     return g_readout, g_logits, g_before, g_leaves

@@ -10,18 +10,11 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
-from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place, plain, row_size
+from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
 from adaptcomp_ext.ops._library import register
 
 
 # --- raw ops ----------------------------------------------------------------------------------------------------------------
-def _moves(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[int]:
-    table = [len(pairs)]
-    for src, dst in pairs:
-        table += (src.data_ptr(), dst.data_ptr(), row_size(src) * src.element_size())
-    return table
-
-
 def _compact_index_kernel(keep: Tensor) -> Tensor:
     if keep.device.type == "cpu":
         index, kept = _compact_index_on_cpu(keep)
@@ -54,24 +47,11 @@ def _compact_index_padded_kernel(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 def gather_rows_kernel(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     """The raw gather. Also called straight from the halting loop, which has checked its tensors."""
-    rows = index.shape[0]
-    sources = [plain(t) for t in tensors]
-    out = [torch.empty((rows, *t.shape[1:]), dtype=t.dtype, device=t.device) for t in sources]
-    if sources:
-        index = index.contiguous()
-        _C.gather_rows([*_moves(list(zip(sources, out, strict=True))), index.data_ptr(), rows, *place(index.device)])
-    return out
+    return _C.gather_rows(tensors, index, *place(index.device))
 
 
 def _scatter_rows_kernel(tensors: Sequence[Tensor], index: Tensor, size: int) -> list[Tensor]:
-    sources = [t.contiguous() for t in tensors]
-    out = [t.new_empty((size, *t.shape[1:])) for t in sources]
-    if sources:
-        index = index.contiguous()
-        _C.scatter_rows(
-            [*_moves(list(zip(sources, out, strict=True))), index.data_ptr(), index.shape[0], size, *place(index.device)]
-        )
-    return out
+    return _C.scatter_rows(tensors, index, size, *place(index.device))
 
 
 def _compact_index_fake(keep: Tensor) -> Tensor:

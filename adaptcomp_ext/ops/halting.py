@@ -23,7 +23,6 @@ from adaptcomp_ext.ops._halting_kernels import (
     ActNode,
     Fused,
     halt_step,
-    leaf_arguments,
 )
 from adaptcomp_ext.ops.compaction import compact_index_padded, gather_rows_kernel
 
@@ -40,7 +39,6 @@ __all__ = [
     "Plan",
     "Results",
     "halt_rows",
-    "leaf_arguments",
     "pack_rows",
     "pad",
     "plan_packing",
@@ -114,12 +112,10 @@ class _HaltRows(torch.autograd.Function):
         if layout.act is None:
             # Under create_graph the gradient has to be differentiable in its turn: the reference is.
             backward = reference.halt_rows_backward if torch.is_grad_enabled() else _halting_kernels.halt_backward
-            g_readout, g_weight, some, g_leaves = backward(
+            g_readout, g_weight, g_increments, g_leaves = backward(
                 *(row, flag, where, weight, readout, g_output, [*g_results, *no_results], g_packed),
-                *([g for g in g_totals if g is not None], ctx.readout_dtype, layout.shared),
+                *(g_totals, ctx.readout_dtype, layout.shared),
             )
-            given = iter(some)
-            g_increments = [None if g is None else next(given) for g in g_totals]
             if layout.weighted:
                 first = [g_weight]
         else:

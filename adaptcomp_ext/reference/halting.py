@@ -94,10 +94,10 @@ def halt_rows_backward(
     g_output: Tensor | None,
     g_results: Sequence[Tensor | None],
     g_packed: Sequence[Tensor | None],
-    g_totals: Sequence[Tensor],
-    readout_dtype: torch.dtype,
+    g_totals: Sequence[Tensor | None],
+    readout_dtype: torch.dtype | None,
     shared: bool,
-) -> tuple[Tensor | None, Tensor | None, list[Tensor], list[Tensor | None]]:
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None], list[Tensor | None]]:
     """Gradients of readout, weight, increments and leaves, after the halting step and the packing that followed it.
 
     If `shared`, the readout is the first leaf, and its gradient is added there.
@@ -131,7 +131,8 @@ def halt_rows_backward(
     if shared and g_readout is not None:
         g_leaves[0] = g_readout if g_leaves[0] is None else g_leaves[0] + g_readout
         g_readout = None
-    return g_readout, g_weight, [pick(g, from_batch) for g in g_totals], g_leaves
+    g_increments = [None if g is None else pick(g, from_batch) for g in g_totals]
+    return g_readout, g_weight, g_increments, g_leaves
 
 
 def act_halt_backward(
@@ -147,7 +148,7 @@ def act_halt_backward(
     g_packed: Sequence[Tensor | None],
     g_cost: Tensor | None,
     g_next: Tensor | None,
-    readout_dtype: torch.dtype,
+    readout_dtype: torch.dtype | None,
     shared: bool,
     bounds: tuple[int, int, int],
     threshold: float,

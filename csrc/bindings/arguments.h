@@ -45,21 +45,23 @@ class Arguments {
 
 constexpr int64_t kCpu = -1;  // the device index that means the host
 
-// Where a call runs: the last two integers of every list.
+// Where a call runs: a device index and a stream.
 struct Place {
   int64_t device;
   void* stream;
+  Place(int64_t on, void* with) : device(on), stream(with) {
+#if !ADAPTCOMP_WITH_CUDA
+    if (!on_cpu())
+      throw std::runtime_error("adaptcomp_ext was built without CUDA: rebuild it where nvcc is found to use CUDA tensors");
+#endif
+  }
   bool on_cpu() const { return device == kCpu; }
 };
+// The last two integers of a list.
 inline Place place(Arguments& in) {
-  // Braces evaluate from left to right.
-  Place where{in.integer(), in.pointer<void>()};
+  const int64_t device = in.integer();
+  const Place where(device, in.pointer<void>());
   in.done();
-#if !ADAPTCOMP_WITH_CUDA
-  if (!where.on_cpu()) {
-    throw std::runtime_error("adaptcomp_ext was built without CUDA: rebuild it where nvcc is found to use CUDA tensors");
-  }
-#endif
   return where;
 }
 

@@ -1,12 +1,13 @@
 // A run of the halting loop in place, between two calls of the user's step.
 //
 // The interpreter has little to do there, but does it with cold caches: a step of a network leaves none of its code and data
-// behind, and forty small operations on tensors then take as long as a small step. So the loop calls `take` once before readout
-// and head, and `advance` once after them; what is left in Python is the user's.
+// behind, and forty small operations on tensors then take as long as a small step. So the loop calls StateLike::take before
+// readout and head and HaltRun::advance after them; what is left in Python is the user's.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -17,45 +18,15 @@
 
 namespace adaptcomp {
 
-enum class Form : int64_t { tensor = 0, tuple = 1, other = 2 };  // of the state
+enum class Form : int64_t { tensor = 0, tuple = 1, other = 2 };
 
-class HaltRun {
+// What the states of a run have to look like.
+class StateLike {
  public:
-  // integers: row, flag, steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter, sample, carry,
-  // cost, running (CUDA), inference mode, form of the state, device. `state` and `results`: the initial state and where each
-  // row's last one goes. `inputs`: the step's, contiguous; packed along, and replaced in the list where that takes a new tensor.
-  HaltRun(const py::list& integers, double threshold, const py::list& state, const py::list& results, py::list inputs)
-      : inputs_(std::move(inputs)) {
-    Arguments in(integers);
-    a_.row = in.pointer<int64_t>();
-    a_.flag = in.pointer<int8_t>();
-    a_.steps = in.pointer<int64_t>();
-    a_.status = in.pointer<int8_t>();
-    a_.wide = in.integer() != 0;
-    a_.min_steps = in.integer();
-    a_.max_steps = in.integer();
-    a_.policy = static_cast<Policy>(in.integer());
-    a_.signal = in.pointer<void>();
-    a_.parameter = in.integer();
-    a_.sample = in.pointer<const int64_t>();
-    a_.carry = in.pointer<void>();
-    auto* cost = in.pointer<void>();
-    running_on_device_ = in.pointer<int64_t>();
-    inference_mode_ = in.integer() != 0;
-    form_ = static_cast<Form>(in.integer());
-    device_ = in.integer();
-    in.done();
-    a_.threshold = threshold;
-    a_.n_sums = cost ? 1 : 0;
-    a_.sums[0] = {nullptr, cost};
-    a_.retire = true;
-    a_.n_leaves = static_cast<int64_t>(state.size());
-    if (a_.n_leaves > kMaxLeaves) throw std::runtime_error("adaptcomp_ext._C: too many tensors in the state");
-    for (size_t l = 0; l < state.size(); ++l) {
-      leaves_.emplace_back(PyList_GET_ITEM(state.ptr(), static_cast<Py_ssize_t>(l)));
-      a_.leaves[l] = leaves_[l].leaf(PyList_GET_ITEM(results.ptr(), static_cast<Py_ssize_t>(l)));
-    }
-    for (const py::handle input : inputs_) like_inputs_.emplace_back(input.ptr());
+  StateLike(const py::list& state, int64_t form) : form_(static_cast<Form>(form)) {
+    if (state.size() > static_cast<size_t>(kMaxLeaves))
+      throw std::runtime_error("adaptcomp_ext._C: too many tensors in the state");
+    for (const py::handle leaf : state) leaves_.emplace_back(leaf.ptr());
   }
 
   // The leaves of a state as the step returned it, in a new list; None where it is not a tensor or a plain tuple of contiguous
@@ -72,6 +43,48 @@ class HaltRun {
       PyList_SET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l), py::reinterpret_borrow<py::object>(leaf).release().ptr());
     }
     return std::move(leaves);
+  }
+
+  const std::vector<Like>& leaves() const { return leaves_; }
+
+ private:
+  Form form_;
+  std::vector<Like> leaves_;
+};
+
+class HaltRun {
+ public:
+  // integers: row, flag, steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter, sample, carry,
+  // cost, running (CUDA), inference mode, device. `results`: where each row's last state goes. `inputs`: the step's, contiguous;
+  // packed along, and replaced in the list where that takes a new tensor.
+  HaltRun(const py::list& integers, double threshold, std::shared_ptr<StateLike> state, const py::list& results, py::list inputs)
+      : state_(std::move(state)), leaves_(state_->leaves()), inputs_(std::move(inputs)) {
+    Arguments in(integers);
+    a_.row = in.pointer<int64_t>();
+    a_.flag = in.pointer<int8_t>();
+    a_.steps = in.pointer<int64_t>();
+    a_.status = in.pointer<int8_t>();
+    a_.wide = in.integer() != 0;
+    a_.min_steps = in.integer();
+    a_.max_steps = in.integer();
+    a_.policy = static_cast<Policy>(in.integer());
+    a_.signal = in.pointer<void>();
+    a_.parameter = in.integer();
+    a_.sample = in.pointer<const int64_t>();
+    a_.carry = in.pointer<void>();
+    auto* cost = in.pointer<void>();
+    running_on_device_ = in.pointer<int64_t>();
+    inference_mode_ = in.integer() != 0;
+    device_ = in.integer();
+    in.done();
+    a_.threshold = threshold;
+    a_.n_sums = cost ? 1 : 0;
+    a_.sums[0] = {nullptr, cost};
+    a_.retire = true;
+    a_.n_leaves = static_cast<int64_t>(leaves_.size());
+    for (size_t l = 0; l < leaves_.size(); ++l)
+      a_.leaves[l] = leaves_[l].leaf(PyList_GET_ITEM(results.ptr(), static_cast<Py_ssize_t>(l)));
+    for (const py::handle input : inputs_) like_inputs_.emplace_back(input.ptr());
   }
 
   // The first readout, which decides what all have to look like, and the output it goes to. Without this call the kernel looks at
@@ -96,7 +109,7 @@ class HaltRun {
     if (readout_) a_.readout.block = apart_ ? data_of(readout.ptr()) : a_.leaves[0].block;
     a_.rows = rows;
     a_.step = step;
-    const Place where{device_, reinterpret_cast<void*>(static_cast<uintptr_t>(stream))};
+    const Place where(device_, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
     AC_RUN(where, running = halt_step_cpu(a_), halt_step_cuda(a_, running_on_device_, where.device, where.stream));
     if (!where.on_cpu()) return rows;
     if (running == 0 || rows - running < least) return running == 0 ? 0 : rows;
@@ -158,17 +171,18 @@ class HaltRun {
       return;
     }
     replaced_.push_back(py::reinterpret_borrow<py::object>(source));
-    list[i] = torch->empty_like(replaced_.back());
+    list[i] = new_rows(source, rows_of(source));
     moves_.push_back({from, data_of(PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i))), like.row_bytes()});
   }
 
   HaltStep a_{};
   int64_t* running_on_device_;
   int64_t device_;
-  Form form_;
   bool inference_mode_, apart_ = false, inputs_are_ours_ = false;
+  std::shared_ptr<StateLike> state_;
+  const std::vector<Like>& leaves_;
   py::list inputs_;
-  std::vector<Like> leaves_, like_inputs_;
+  std::vector<Like> like_inputs_;
   std::optional<Like> readout_;
   std::vector<Move> moves_;
   std::vector<py::object> replaced_;  // held until their rows have been moved

@@ -17,13 +17,15 @@ namespace py = pybind11;
 // What is used of torch, handed over when the package is imported.
 struct Torch {
   PyTypeObject* tensor;
-  py::object empty_like, storage_use_count;  // the latter None where torch does not have it
-  std::array<py::object, 4> dtypes;          // by their codes
+  py::object storage_use_count;      // None where torch does not have it
+  std::array<py::object, 4> dtypes;  // by their codes
   // References to a tensor that one list holds, and to a storage that nobody holds but the one who asks.
   Py_ssize_t one_reference, one_storage;
 
   py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, element_size{"element_size"};
-  py::str is_contiguous{"is_contiguous"}, is_inference{"is_inference"}, resize{"resize_"};
+  py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"};
+  py::str is_conj{"is_conj"}, is_neg{"is_neg"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"};
+  py::str new_empty{"new_empty"}, resize{"resize_"};
   py::str untyped_storage{"untyped_storage"}, resizable{"resizable"}, cdata{"_cdata"};
 };
 inline Torch* torch = nullptr;  // never freed: it would outlive the interpreter
@@ -44,12 +46,10 @@ inline void* data_of(PyObject* tensor) {
   return reinterpret_cast<void*>(static_cast<uintptr_t>(integer_of(method(tensor, torch->data_ptr))));
 }
 
-// tensor, empty_like, empty, the use count of a storage or None, the dtypes in the order of their codes
-inline void use_torch(const py::object& tensor, const py::object& empty_like, const py::object& empty,
-                      const py::object& use_count, const py::list& dtypes) {
+// The class of tensors, torch.empty, the use count of a storage or None, the dtypes in the order of their codes.
+inline void use_torch(const py::object& tensor, const py::object& empty, const py::object& use_count, const py::list& dtypes) {
   auto* t = new Torch{};
   t->tensor = reinterpret_cast<PyTypeObject*>(py::object(tensor).release().ptr());
-  t->empty_like = empty_like;
   t->storage_use_count = use_count;
   for (size_t code = 0; code < t->dtypes.size(); ++code) t->dtypes[code] = dtypes[code];
   py::list held;
@@ -69,18 +69,69 @@ inline DType dtype_of(PyObject* tensor) {
   return DType::opaque;
 }
 
+// One row of a tensor. Of an opaque dtype the elements are counted in bytes, as the kernels want it.
+struct Extent {
+  DType dtype;
+  int64_t elements, bytes;
+};
+inline Extent row_extent(PyObject* tensor) {
+  Extent extent{dtype_of(tensor), 1, 0};
+  const py::object shape = attribute(tensor, torch->shape);
+  for (Py_ssize_t d = 1; d < PyTuple_GET_SIZE(shape.ptr()); ++d)
+    extent.elements *= PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d));
+  if (extent.dtype == DType::opaque) extent.elements *= integer_of(method(tensor, torch->element_size));
+  extent.bytes = extent.elements * size_of(extent.dtype);
+  return extent;
+}
+inline int64_t rows_of(PyObject* tensor) { return PyLong_AsLongLong(PyTuple_GET_ITEM(attribute(tensor, torch->shape).ptr(), 0)); }
+
+// `rows` rows like those of a tensor, uninitialised; of another dtype if one is given.
+inline py::object new_rows(PyObject* like, int64_t rows, const py::object& dtype = py::none()) {
+  const py::object shape = attribute(like, torch->shape);
+  py::list size(shape);
+  size[0] = py::int_(rows);
+  if (dtype.is_none()) {
+    PyObject* const arguments[] = {like, size.ptr()};
+    return owned(PyObject_VectorcallMethod(torch->new_empty.ptr(), arguments, 2, nullptr));
+  }
+  return attribute(like, torch->new_empty)(size, py::arg("dtype") = dtype);
+}
+
+// Addresses of tensors; of contiguous copies where they are needed, which live as long as this object.
+class Contiguous {
+ public:
+  void* operator()(const py::handle& tensor) {
+    if (tensor.is_none()) return nullptr;
+    if (method(tensor.ptr(), torch->is_contiguous).ptr() == Py_True) return data_of(tensor.ptr());
+    return keep(method(tensor.ptr(), torch->contiguous));
+  }
+  // With its values in memory, too: torch conjugates and negates lazily, which an address does not show.
+  void* plain(const py::handle& tensor) {
+    if (tensor.is_none()) return nullptr;
+    const bool conjugated = method(tensor.ptr(), torch->is_conj).ptr() == Py_True;
+    if (!conjugated && method(tensor.ptr(), torch->is_neg).ptr() != Py_True) return (*this)(tensor);
+    const py::object resolved = method(method(tensor.ptr(), torch->resolve_conj).ptr(), torch->resolve_neg);
+    return keep(method(resolved.ptr(), torch->contiguous));
+  }
+
+ private:
+  void* keep(py::object tensor) {
+    kept_.push_back(std::move(tensor));
+    return data_of(kept_.back().ptr());
+  }
+  std::vector<py::object> kept_;
+};
+
 // What a block of rows of one tensor has to look like: everything but their number.
 class Like {
  public:
   explicit Like(PyObject* tensor)
-      : dtype_(attribute(tensor, torch->dtype)), device_(attribute(tensor, torch->device)), code_(dtype_of(tensor)) {
+      : dtype_(attribute(tensor, torch->dtype)), device_(attribute(tensor, torch->device)), row_(row_extent(tensor)) {
     const py::object shape = attribute(tensor, torch->shape);
     for (Py_ssize_t d = 1; d < PyTuple_GET_SIZE(shape.ptr()); ++d) {
       tail_.push_back(py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(shape.ptr(), d)));
       extents_.push_back(integer_of(tail_.back()));
-      elements_ *= extents_.back();
     }
-    bytes_ = elements_ * integer_of(method(tensor, torch->element_size));
   }
 
   // Whether `tensor` is a contiguous block of `rows` such rows.
@@ -106,15 +157,14 @@ class Like {
     owned(PyObject_VectorcallMethod(torch->resize.ptr(), arguments.data(), arguments.size(), nullptr));
   }
 
-  Leaf leaf(PyObject* result) const { return {nullptr, data_of(result), code_ == DType::opaque ? bytes_ : elements_, code_}; }
-  int64_t row_bytes() const { return bytes_; }
+  Leaf leaf(PyObject* result) const { return {nullptr, data_of(result), row_.elements, row_.dtype}; }
+  int64_t row_bytes() const { return row_.bytes; }
 
  private:
   py::object dtype_, device_;
-  DType code_;
+  Extent row_;
   std::vector<py::object> tail_;
   std::vector<int64_t> extents_;
-  int64_t elements_ = 1, bytes_ = 0;
 };
 
 // Whether nothing but `references` Python objects of the loop can see the memory of `tensor`.

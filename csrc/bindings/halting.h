@@ -1,0 +1,173 @@
+// The halting step out of place and its adjoint, on tensors: what training runs, where nothing that autograd may have kept is
+// written to.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <vector>
+
+#include "bindings/arguments.h"
+#include "bindings/torch.h"
+#include "compaction/compaction.h"
+#include "halting/halting.h"
+
+namespace adaptcomp {
+
+inline bool is_double(const py::handle& tensor) { return !tensor.is_none() && dtype_of(tensor.ptr()) == DType::f64; }
+
+// tensors: row, flag, steps, status, running (CUDA), sample_ids, carry, weight, weight_out, tested, signal, readout, output; None
+// where there is none. Without a readout and with one wanted, as by Confidence, it is the first leaf.
+// integers: step, min_steps, max_steps, policy, parameter, whether the policy has a cost, place.
+// Returns the rows that go on; -1 on CUDA.
+inline int64_t halt_rows(const py::tuple& tensors, const py::sequence& leaves, const py::sequence& results,
+                         const py::sequence& increments, const py::sequence& totals, const py::list& integers, double threshold) {
+  Contiguous data;
+  HaltStep a{};
+  const py::handle row = tensors[0], weight = tensors[7], weight_out = tensors[8], tested = tensors[9], signal = tensors[10];
+  const py::object readout = tensors[11], output = tensors[12];
+  a.rows = rows_of(row.ptr());
+  a.row = static_cast<int64_t*>(data(row));
+  a.flag = static_cast<int8_t*>(data(tensors[1]));
+  a.steps = static_cast<int64_t*>(data(tensors[2]));
+  a.status = static_cast<int8_t*>(data(tensors[3]));
+  [[maybe_unused]] auto* running_on_device = static_cast<int64_t*>(data(tensors[4]));
+  a.sample = static_cast<const int64_t*>(data(tensors[5]));
+  a.carry = data(tensors[6]);
+  a.weight = data(weight);
+  a.weight_out = data(weight_out);
+  a.tested = data(tested);
+  if (a.tested) a.tested_dtype = dtype_of(tested.ptr());
+  a.signal = data(signal);
+  if (a.signal) a.signal_dtype = dtype_of(signal.ptr());
+
+  Arguments in(integers);
+  a.step = in.integer();
+  a.min_steps = in.integer();
+  a.max_steps = in.integer();
+  a.policy = static_cast<Policy>(in.integer());
+  a.parameter = in.integer();
+  const bool has_cost = in.integer() != 0;
+  const Place where = place(in);
+  a.threshold = threshold;
+  a.wide = is_double(!weight.is_none()       ? weight
+                     : !weight_out.is_none() ? weight_out
+                     : increments.size() > 0 ? py::handle(py::object(increments[0]))
+                                             : py::handle(py::none()));
+
+  const auto leaf = [&](const py::object& block, const py::object& result) {
+    const Extent row_of_it = row_extent(block.ptr());
+    return Leaf{data(block), data_of(result.ptr()), row_of_it.elements, row_of_it.dtype};
+  };
+  a.n_leaves = static_cast<int64_t>(leaves.size());
+  if (a.n_leaves > kMaxLeaves || static_cast<int64_t>(increments.size()) > kMaxSums)
+    throw std::runtime_error("adaptcomp_ext._C: too many tensors in the state");
+  for (size_t l = 0; l < leaves.size(); ++l) a.leaves[l] = leaf(leaves[l], results[l]);
+  if (!readout.is_none() && !output.is_none()) {
+    const bool shared = leaves.size() > 0 && readout.is(py::object(leaves[0]));
+    a.readout = leaf(readout, output);
+    if (shared) a.readout.block = a.leaves[0].block;
+  } else if (a.policy == Policy::confidence) {
+    a.readout = a.leaves[0];
+  }
+  if (has_cost) {
+    a.sums[a.n_sums++] = {nullptr, data_of(py::object(totals[0]).ptr())};
+  } else {
+    for (size_t s = 0; s < increments.size(); ++s)
+      a.sums[a.n_sums++] = {data(py::object(increments[s])), data_of(py::object(totals[s]).ptr())};
+  }
+  int64_t running = -1;
+  AC_RUN(where, running = halt_step_cpu(a), halt_step_cuda(a, running_on_device, where.device, where.stream));
+  return running;
+}
+
+// tensors: row, flag, where, weight, readout, g_output; for ACT also logits, accumulated, g_next, g_cost. `where`: each row's
+// place in the packed block, or None. g_results and g_packed, in pairs, and g_totals may hold None. `shared`: the readout is the
+// first leaf. integers: step, min_steps, max_steps, place; the first three for ACT. Returns g_readout, g_weight, the list of
+// g_increments (for ACT: of its logits and of what was accumulated), the list of g_leaves; None for a gradient that is zero
+// throughout.
+inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_results, const py::sequence& g_packed,
+                               const py::sequence& g_totals, const py::object& readout_dtype, bool shared,
+                               const py::list& integers, double threshold) {
+  Contiguous data;
+  HaltBackward a{};
+  const py::object row = tensors[0], weight = tensors[3], readout = tensors[4], g_output = tensors[5];
+  const bool act = tensors.size() > 6;
+  a.rows = rows_of(row.ptr());
+  a.row = static_cast<const int64_t*>(data(row));
+  a.flag = static_cast<const int8_t*>(data(tensors[1]));
+  a.place = static_cast<const int64_t*>(data(tensors[2]));
+  a.weight = data(weight);
+  a.readout = data(readout);
+  a.g_output = data(g_output);
+  Arguments in(integers);
+  a.act = {in.integer(), in.integer(), in.integer(), threshold};
+  const Place on = place(in);
+
+  a.wide = is_double(weight);
+  for (const py::handle g : g_totals) a.wide = a.wide || is_double(g);
+  const py::object& scalar = torch->dtypes[a.wide ? 1 : 0];
+  py::object g_readout = py::none(), g_weight = py::none();
+  if (!g_output.is_none()) {
+    if (!shared) {
+      g_readout = new_rows(g_output.ptr(), a.rows, readout_dtype);
+      a.g_readout = data_of(g_readout.ptr());
+    }
+    for (size_t code = 0; code < torch->dtypes.size(); ++code) {
+      if (torch->dtypes[code].is(readout_dtype)) a.readout_dtype = static_cast<DType>(code);
+    }
+    a.readout_elements = row_extent(g_output.ptr()).elements;
+    if (!weight.is_none() && !act) {
+      g_weight = new_rows(weight.ptr(), a.rows, scalar);
+      a.g_weight = data_of(g_weight.ptr());
+    }
+  }
+
+  py::list g_leaves;
+  std::vector<LeafGrad> table;
+  for (size_t l = 0; l < g_results.size(); ++l) {
+    const py::object result = g_results[l], packed = g_packed[l];
+    const bool read = shared && l == 0 && !g_output.is_none();
+    const py::object& like = !result.is_none() ? result : !packed.is_none() ? packed : g_output;
+    if (result.is_none() && packed.is_none() && !read) {
+      g_leaves.append(py::none());
+      continue;
+    }
+    const py::object g = new_rows(like.ptr(), a.rows, read ? readout_dtype : py::none());
+    const Extent extent = row_extent(g.ptr());
+    table.push_back({data.plain(result), data.plain(packed), data_of(g.ptr()), extent.elements, extent.dtype});
+    g_leaves.append(g);
+  }
+
+  py::list g_increments;
+  if (act) {
+    const py::object logits = tensors[6], accumulated = tensors[7];
+    for (int i = 0; i < 2; ++i) g_increments.append(new_rows(accumulated.ptr(), a.rows));
+    a.wide = is_double(accumulated);
+    a.logits = data(logits);
+    a.logits_dtype = dtype_of(logits.ptr());
+    a.accumulated = data(accumulated);
+    a.g_next = data(tensors[8]);
+    a.g_cost = data(tensors[9]);
+    a.g_logits = data_of(py::object(g_increments[0]).ptr());
+    a.g_accumulated = data_of(py::object(g_increments[1]).ptr());
+  } else {
+    for (const py::handle g : g_totals) {
+      g_increments.append(g.is_none() ? py::object(py::none()) : new_rows(g.ptr(), a.rows));
+      if (!g.is_none()) a.sums[a.n_sums++] = {data(g), data_of(py::object(g_increments[g_increments.size() - 1]).ptr())};
+    }
+  }
+
+  // More leaves than one call takes go in several; all that is not a leaf goes with the first.
+  size_t begin = 0;
+  do {
+    a.n_leaves = 0;
+    while (begin < table.size() && a.n_leaves < kMaxLeaves) a.leaves[a.n_leaves++] = table[begin++];
+    AC_RUN(on, halt_backward_cpu(a), halt_backward_cuda(a, on.device, on.stream));
+    a.readout_elements = a.n_sums = 0;
+    a.g_weight = nullptr;
+    a.logits = nullptr;
+  } while (begin < table.size());
+  return py::make_tuple(g_readout, g_weight, g_increments, g_leaves);
+}
+
+}  // namespace adaptcomp

@@ -1,0 +1,52 @@
+// Gathering and scattering rows of tensors.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <vector>
+
+#include "bindings/arguments.h"
+#include "bindings/torch.h"
+#include "compaction/compaction.h"
+
+namespace adaptcomp {
+
+// New blocks of `rows` rows, and the moves into them from the tensors they are like.
+struct NewBlocks {
+  NewBlocks(const py::sequence& tensors, int64_t rows) {
+    for (const py::handle tensor : tensors) {
+      const py::object block = new_rows(tensor.ptr(), rows);
+      moves.push_back({data.plain(tensor), data_of(block.ptr()), row_extent(block.ptr()).bytes});
+      blocks.append(block);
+    }
+  }
+  int64_t size() const { return static_cast<int64_t>(moves.size()); }
+
+  Contiguous data;
+  std::vector<Move> moves;
+  py::list blocks;
+};
+
+// The rows of each tensor that `index` names; of zeros where it is negative.
+inline py::list gather_rows(const py::sequence& tensors, const py::object& index, int64_t device, int64_t stream) {
+  const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
+  const int64_t rows = rows_of(index.ptr());
+  NewBlocks to(tensors, rows);
+  const auto* from = static_cast<const int64_t*>(to.data(index));
+  AC_RUN(where, gather_rows_cpu(to.moves.data(), to.size(), from, rows),
+         gather_rows_cuda(to.moves.data(), to.size(), from, rows, where.device, where.stream));
+  return to.blocks;
+}
+
+// Its adjoint: blocks of `rows` rows, zero but for those that `index` names.
+inline py::list scatter_rows(const py::sequence& tensors, const py::object& index, int64_t rows, int64_t device, int64_t stream) {
+  const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
+  const int64_t count = rows_of(index.ptr());
+  NewBlocks into(tensors, rows);
+  const auto* to = static_cast<const int64_t*>(into.data(index));
+  AC_RUN(where, scatter_rows_cpu(into.moves.data(), into.size(), to, count, rows),
+         scatter_rows_cuda(into.moves.data(), into.size(), to, count, rows, where.device, where.stream));
+  return into.blocks;
+}
+
+}  // namespace adaptcomp
