@@ -15,58 +15,114 @@ from adaptcomp_ext.nn._tree import unflatten
 from adaptcomp_ext.nn.policy import View, check_decision, check_logits
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import compute_dtype
+from adaptcomp_ext.ops._backend import compute_dtype, on_reference
 
 
-class _Packing:
-    """Decides after each step which row goes where in the next block."""
+class _Exact:
+    """Ends and packs rows in one call: on the CPU, on the kernels."""
+
+    has_padding = False
+    """Whether rows have stayed in the block after their end."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._never = problem.compact is False
+        # With gradients every halted row leaves at once: see `_Padded`.
+        scheduled = problem.compact == "auto" and not torch.is_grad_enabled()
+        self._schedule = problem.schedule() if scheduled else None
+
+    def advance(
+        self,
+        results: halting.Results,
+        row: Tensor,
+        decision: halting.Fused,
+        leaves: list[Tensor],
+        carried: list[Tensor],
+        step: halting.Step,
+    ) -> halting.EndedAndPacked:
+        rows = row.shape[0]
+        schedule = self._schedule
+        least = rows + 1 if self._never else 1 if schedule is None else schedule.least(rows)
+        done = halting.end_and_pack(results, row, decision, leaves, carried, step, least)
+        if 0 < done.running < rows:
+            stayed = done.row.shape[0] == rows
+            self.has_padding = self.has_padding or stayed
+            if schedule is not None:
+                if stayed:
+                    schedule.kept(rows - done.running)
+                else:
+                    schedule.packed()
+        return done
+
+
+class _Padded:
+    """Ends rows, and packs into a block that may be larger than what runs.
+
+    On CUDA, on the reference, and where halted rows are to stay behind in training. Rows that stay behind are stepped again.
+    Their gradient is zero, but zero times the infinity of a step that diverges past their halt would still be NaN: where there
+    is a gradient they become copies of running rows, at the price of a packing, so that leaving them never pays.
+    """
 
     def __init__(self, problem: Problem) -> None:
         run = problem.run
-        self._mode = problem.compact
+        self._stay = problem.compact is False
+        self._differentiable = torch.is_grad_enabled()
         self._active = ActiveCount(run.batch, run.max_steps, run.device) if run.device.type == "cuda" else None
-        self._schedule = problem.schedule() if self._mode == "auto" else None
-        self.running = run.batch
-        """On the CPU the rows that run, on CUDA an upper bound."""
-        self.ended = False
-        """Whether a row ended in the last step; on CUDA, whether one may have."""
+        self._running = run.batch
+        self.has_padding = self._active is not None
 
-    @property
-    def device_count(self) -> Tensor | None:
-        return None if self._active is None else self._active.running
-
-    def plan(self, flag: Tensor, row: Tensor, running: int, differentiable: bool) -> halting.Plan | None:
-        """Where each row goes, or None where all stay."""
+    def advance(
+        self,
+        results: halting.Results,
+        row: Tensor,
+        decision: halting.Fused,
+        leaves: list[Tensor],
+        carried: list[Tensor],
+        step: halting.Step,
+    ) -> halting.EndedAndPacked:
+        act, weight, readout, increments = step.act, step.weight, step.readout, step.increments
+        flag, running = halting.halt_rows(
+            *(results, row, decision, leaves),
+            step=step.step,
+            min_steps=step.min_steps,
+            max_steps=step.max_steps,
+            weight=weight,
+            readout=readout,
+            increments=increments,
+            running=None if self._active is None else self._active.running,
+            sample_ids=step.sample_ids,
+            tested=step.tested,
+            carry=None if act is None else act.after,
+            weight_out=None if act is None else act.weight,
+        )
         rows = row.shape[0]
         if self._active is not None:
-            return self._plan_on_device(flag, row, differentiable, self._active)
-        self.ended = running < self.running or rows == 0  # an empty batch has a gradient too
-        self.running = running
-        if running in (0, rows):
-            return None
-        # Rows that stay behind are stepped again. Their gradient is zero, but zero times the infinity of a step that diverges
-        # past their halt would still be NaN: where there is a gradient they become copies of running rows, at the price of a
-        # packing, so that leaving them never pays.
-        if self._mode is False:
-            if not (self.ended and differentiable):
-                return None
-            return halting.pad(halting.plan_packing(flag, row, running), running, rows)
-        if self._schedule is not None and not differentiable:
-            if rows - running < self._schedule.least(rows):
-                self._schedule.kept(rows - running)
-                return None
-            self._schedule.packed()
-        return halting.plan_packing(flag, row, running)
+            self._active.post()
+            running, ended = self._active.bound(), True
+            size = rows if self._stay else min(rows, bucket(running))
+            packs = running > 0 and (size < rows or self._differentiable)
+        else:
+            ended = running < self._running or rows == 0  # an empty batch has a gradient too
+            size = rows if self._stay else running
+            packs = 0 < running < rows and (size < rows or (ended and self._differentiable))
+        self._running = running
+        plan = self._plan(flag, row, running, size) if packs else None
+        if plan is not None or act is not None or (self._differentiable and (ended or weight is not None or increments)):
+            leaves, carried = halting.pack_rows(
+                *(results, row, flag, plan, leaves, carried), weight=weight, readout=readout, increments=increments, act=act
+            )
+        if plan is not None:
+            row = plan.row
+            self.has_padding = self.has_padding or size > running
+        elif ended and running > 0:
+            row = torch.where(flag == halting.RUNNING, row, -1)
+            self.has_padding = True
+        return halting.EndedAndPacked(row, running, leaves, carried)
 
-    def _plan_on_device(self, flag: Tensor, row: Tensor, differentiable: bool, active: ActiveCount) -> halting.Plan | None:
-        rows = row.shape[0]
-        active.post()
-        self.ended = True
-        self.running = active.bound()
-        size = rows if self._mode is False else min(rows, bucket(self.running))
-        if self.running == 0 or (size == rows and not differentiable):
-            return None
-        return halting.plan_packing_padded(flag, row, size)
+    def _plan(self, flag: Tensor, row: Tensor, running: int, size: int) -> halting.Plan:
+        if self._active is not None:
+            return halting.plan_packing_padded(flag, row, size)
+        plan = halting.plan_packing(flag, row, running)
+        return plan if size == running else halting.pad(plan, running, size)
 
 
 def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
@@ -78,13 +134,14 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         status=torch.zeros(run.batch, dtype=torch.int8, device=run.device),
         leaves=[torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False) for t in problem.state],
     )
-    packing = _Packing(problem)
+    on_kernels = run.device.type == "cpu" and not on_reference()
+    packing: _Exact | _Padded
+    packing = _Exact(problem) if on_kernels and not (problem.compact is False and torch.is_grad_enabled()) else _Padded(problem)
     state, inputs = list(problem.state), list(problem.inputs)
     previous = unflatten(state, problem.structure)
     row = torch.arange(run.batch, device=run.device)
     carry = policy.begin(run)
     arguments = problem.arguments(inputs)
-    has_padding = False
     records: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     costs = log_probs = False
     expected = (False, False, False)
@@ -100,13 +157,13 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         if fused is not None:
             if fused.head is not None:
                 fused = fused._replace(signal=check_logits(fused.head(current), rows, run.device))
-            halt: Tensor | halting.Fused = fused
+            halt = fused
             fields = (weighted, fused.has_cost, False)
         else:
             view = View(run, n, current, previous, readout, row, carry)
             decision = policy.decide(view)
             fields = check_decision(decision, view)
-            halt = decision.halt
+            halt = halting.Fused(halting.GIVEN, decision.halt)
         if n == 1:
             expected = fields
             _, costs, log_probs = fields
@@ -124,7 +181,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         if fields != expected:
             raise ValueError("decide: expected the same fields of the Decision (weight, cost, log_prob) at every step")
 
-        weight = tested = act = after = None
+        weight = tested = act = None
         increments: list[Tensor] = []
         if decision is not None:
             increments = [_as(t, run.scalar) for t in (decision.cost, decision.log_prob) if t is not None]
@@ -134,54 +191,24 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             after = carry[0].detach().clone()
             weights = torch.empty_like(after)
             act = halting.ActNode(fused.signal, carry[0], after, weights, (n, run.min_steps, run.max_steps), fused.threshold)
-        separate = readout if results.output is not None else None
-        flag, running = halting.halt_rows(
-            results,
-            row,
-            halt,
-            leaves,
-            step=n,
-            min_steps=run.min_steps,
-            max_steps=run.max_steps,
-            weight=weight,
-            readout=separate,
-            increments=increments,
-            running=packing.device_count,
-            sample_ids=run.sample_ids,
-            tested=tested,
-            carry=after,
-            weight_out=None if act is None else act.weight,
-        )
         if traced and decision is not None and decision.weight is not None:
             records.append((readout, decision.weight, row, torch.full_like(row, n)))
-
-        differentiable = torch.is_grad_enabled()
-        plan = packing.plan(flag, row, running, differentiable)
+        separate = readout if results.output is not None else None
+        taken = halting.Step(n, run.min_steps, run.max_steps, weight, separate, increments, run.sample_ids, tested, act)
         carried = [*inputs, *(() if decision is None else decision.carry)]
-        if plan is not None or act is not None or (differentiable and (packing.ended or weighted or increments)):
-            leaves, carried = halting.pack_rows(
-                *(results, row, flag, plan, leaves, carried),
-                weight=weight,
-                readout=separate,
-                increments=increments,
-                act=act,
-            )
-        if packing.running == 0:
+        done = packing.advance(results, row, halt, leaves, carried, taken)
+        if done.running == 0:
             break
-        if plan is not None:
-            row = plan.row
-            inputs = carried[: len(inputs)]
+        if done.row is not row:
+            row = done.row
+            inputs = done.carried[: len(inputs)]
             arguments = problem.arguments(inputs)
-            has_padding = has_padding or packing.device_count is not None or row.shape[0] > packing.running
-        elif packing.ended:
-            row = torch.where(flag == halting.RUNNING, row, -1)
-            has_padding = True
-        carry = tuple(carried[len(inputs) :])
-        previous = unflatten(leaves, problem.structure)
+        carry = tuple(done.carried[len(inputs) :])
+        previous = unflatten(done.leaves, problem.structure)
 
-    trace = _trace(records, has_padding) if traced else None
+    trace = _trace(records, packing.has_padding) if traced else None
     broken = results.status == Status.NONFINITE
-    if torch.is_grad_enabled() and (packing.device_count is not None or bool(broken.any())):
+    if torch.is_grad_enabled() and (run.device.type == "cuda" or bool(broken.any())):
         _block_gradient(results, broken)
         if trace is not None:
             at = broken[trace.row]

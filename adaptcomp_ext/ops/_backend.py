@@ -72,12 +72,13 @@ def is_differentiable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+_CPU_DEVICE = torch.device("cpu")
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def place(device: torch.device) -> tuple[int, int]:
     """Device index and current stream, the last two integers of every call."""
-    if device.type == "cpu":
+    if device == _CPU_DEVICE:
         return CPU, 0
     index = device.index if device.index is not None else torch.cuda.current_device()
     stream = _raw_stream(index) if _raw_stream else torch.cuda.current_stream(index).cuda_stream

@@ -49,6 +49,20 @@ class ActNode(NamedTuple):
     threshold: float
 
 
+class Stepped(NamedTuple):
+    """What the halting kernel returns."""
+
+    flag: Tensor
+    """int8 [n]"""
+    running: int
+    """The rows that go on; -1 on CUDA, where only the device knows."""
+    where: Tensor | None
+    """int64 [n]: where the rows were packed, each one's place in the new block, or -1."""
+    row: Tensor | None
+    """int64 [running]: the batch row of each packed row."""
+    packed: list[Tensor] | None
+
+
 def halt_step(
     row: Tensor,
     decision: Fused,
@@ -69,12 +83,15 @@ def halt_step(
     tested: Tensor | None = None,
     carry: Tensor | None = None,
     weight_out: Tensor | None = None,
-) -> tuple[Tensor, int]:
-    """The flags, and on the CPU the number of rows that go on."""
+    moving: Sequence[Tensor] = (),
+    least: int | None = None,
+) -> Stepped:
+    """End the rows that halt; on the CPU also pack the others, where at least `least` have ended (None: never)."""
     flag = torch.empty_like(row, dtype=torch.int8)
     tensors = (row, flag, steps, status, running, sample_ids, carry, weight, weight_out, tested, decision.signal, readout, output)
-    integers = [step, min_steps, max_steps, decision.policy, decision.parameter, decision.has_cost, *place(row.device)]
-    return flag, _C.halt_rows(tensors, leaves, results, increments, totals, integers, decision.threshold)
+    least = row.shape[0] + 1 if least is None else least
+    integers = [step, min_steps, max_steps, decision.policy, decision.parameter, decision.has_cost, least, *place(row.device)]
+    return Stepped(flag, *_C.halt_rows(tensors, leaves, results, increments, totals, moving, integers, decision.threshold))
 
 
 def _kernel(
@@ -94,10 +111,10 @@ def _kernel(
     min_steps: int,
     max_steps: int,
 ) -> Tensor:
-    flag, _ = halt_step(
+    flag = halt_step(
         *(row, Fused(GIVEN, halt), weight, readout, output, leaves, results, increments, totals, steps, status, running),
         *(step, min_steps, max_steps),
-    )
+    ).flag
     for written in (output, *results, *totals, steps, status, running):
         if written is not None:  # the kernel wrote through raw pointers, which autograd does not see
             torch.autograd.graph.increment_version(written)

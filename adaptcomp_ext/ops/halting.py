@@ -35,9 +35,12 @@ __all__ = [
     "PONDER_SAMPLE",
     "RUNNING",
     "ActNode",
+    "EndedAndPacked",
     "Fused",
     "Plan",
     "Results",
+    "Step",
+    "end_and_pack",
     "halt_rows",
     "pack_rows",
     "pad",
@@ -48,12 +51,13 @@ __all__ = [
 
 # --- autograd -----------------------------------------------------------------------------------------------------------------
 class _Layout(NamedTuple):
-    """How the flat tensor arguments of `_HaltRows` are to be read."""
+    """How tensors and gradients of `_HaltRows` are to be read."""
 
-    act: tuple[tuple[int, int, int], float] | None  # logits, carry before and after, and weight come first
+    act: tuple[tuple[int, int, int], float] | None  # logits and carry come first, and the carry after the step comes out last
     weighted: bool  # the weight comes first; never together with `act`
     readout: bool
     shared: bool  # the readout is the first leaf, and not passed apart
+    readout_dtype: torch.dtype | None
     sums: int
     increments: bool  # the sums have increments that are passed; without, the kernel computed them
     leaves: int
@@ -63,37 +67,24 @@ class _Layout(NamedTuple):
 class _HaltRows(torch.autograd.Function):
     """The halting step and the packing after it as one node, so that the backward pass writes each gradient once.
 
-    The step itself has run already: `forward` packs, and declares what was written in place.
+    All of it has run already. `forward` declares which of the tensors were `written` in place, and gives the graph what was
+    `packed` out of the others; `fixed` are those of either that have no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, layout: _Layout, row: Tensor, flag: Tensor, where: Any, index: Any, *tensors: Any) -> tuple[Any, ...]:
-        it = iter(tensors)
-        logits = before = after = weight = None
-        if layout.act is not None:
-            logits, before, after, weight = next(it), next(it), next(it), next(it)
-        elif layout.weighted:
-            weight = next(it)
-        readout = next(it) if layout.readout and not layout.shared else None
-        output = next(it) if layout.readout else None
-        if layout.increments:
-            for _ in range(layout.sums):
-                next(it)
-        totals = [next(it) for _ in range(layout.sums)]
-        leaves = [next(it) for _ in range(layout.leaves)]
-        results = [next(it) for _ in range(layout.leaves)]
-        moving = [*leaves, *it] if after is None else [*leaves, *it, after]
-        readout = leaves[0] if layout.shared else readout
+    def forward(
+        ctx: Any,
+        layout: _Layout,
+        saved: list[Tensor | None],
+        written: list[Tensor],
+        packed: list[Tensor],
+        fixed: list[Tensor],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
         ctx.layout = layout
-        ctx.readout_dtype = None if readout is None else readout.dtype
-        ctx.save_for_backward(row, flag, where, logits, before, weight, None if weight is None else readout)
+        ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
-        written = [*([] if output is None else [output]), *totals, *results]
         ctx.mark_dirty(*written)
-        packed = moving if index is None else gather_rows_kernel(moving, index)
-        # What came without a gradient goes on without one: an input that asked for none must not make the step compute it.
-        fixed = [t for t in results if not is_differentiable(t)]
-        fixed += [t for t, source in zip(packed, moving, strict=True) if not (source.requires_grad or source is after)]
         if fixed:
             ctx.mark_non_differentiable(*fixed)
         return (*written, *packed)
@@ -114,7 +105,7 @@ class _HaltRows(torch.autograd.Function):
             backward = reference.halt_rows_backward if torch.is_grad_enabled() else _halting_kernels.halt_backward
             g_readout, g_weight, g_increments, g_leaves = backward(
                 *(row, flag, where, weight, readout, g_output, [*g_results, *no_results], g_packed),
-                *(g_totals, ctx.readout_dtype, layout.shared),
+                *(g_totals, layout.readout_dtype, layout.shared),
             )
             if layout.weighted:
                 first = [g_weight]
@@ -123,9 +114,9 @@ class _HaltRows(torch.autograd.Function):
             act_backward = reference.act_halt_backward if torch.is_grad_enabled() else _halting_kernels.act_halt_backward
             g_readout, g_logits, g_before, g_leaves = act_backward(
                 *(row, flag, where, logits, before, weight, readout, g_output, [*g_results, *no_results], g_packed),
-                *(g_totals[0] if g_totals else None, g_next, ctx.readout_dtype, layout.shared, *layout.act),
+                *(g_totals[0] if g_totals else None, g_next, layout.readout_dtype, layout.shared, *layout.act),
             )
-            first = [g_logits.to(logits.dtype), g_before, None, None]
+            first = [g_logits.to(logits.dtype), g_before]
         return (
             *(None, None, None, None, None, *first),
             *([g_readout] if layout.readout and not layout.shared else []),
@@ -134,6 +125,10 @@ class _HaltRows(torch.autograd.Function):
             *(*g_leaves[: layout.leaves], *g_results),
             *g_leaves[layout.leaves :],
         )
+
+
+# Without the detour of torch.autograd.Function.apply for functorch, whose wrappers have no addresses and never get here.
+_apply = super(torch.autograd.Function, _HaltRows).apply
 
 
 # --- the op -------------------------------------------------------------------------------------------------------------------
@@ -207,8 +202,9 @@ def halt_rows(
     tensors = (weight, readout, results.output, list(leaves), results.leaves, list(increments))
     bounds = (step, min_steps, max_steps)
     if on_reference():
-        assert isinstance(halt, Tensor)
-        ended = reference.halt_rows(row, halt, *tensors, results.totals, results.steps, results.status, *bounds, tested)
+        given = halt.signal if isinstance(halt, Fused) else halt
+        assert given is not None, "the reference knows no policies: they decide before"
+        ended = reference.halt_rows(row, given, *tensors, results.totals, results.steps, results.status, *bounds, tested)
         results.output, results.leaves, results.totals = ended.output, ended.results, ended.totals
         results.steps, results.status = ended.steps, ended.status
         if running is not None:
@@ -217,7 +213,8 @@ def halt_rows(
     decision = halt if isinstance(halt, Fused) else Fused(GIVEN, halt)
     with torch.no_grad():
         buffers = (results.totals, results.steps, results.status, running)
-        return halt_step(row, decision, *tensors, *buffers, *bounds, sample_ids, tested, carry, weight_out)
+        done = halt_step(row, decision, *tensors, *buffers, *bounds, sample_ids, tested, carry, weight_out)
+        return done.flag, done.running
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,35 +297,131 @@ def pack_rows(
     leaves, carried : list of Tensor
         Each [m, ...].
     """
-    moving = [*leaves, *carried]
     index, where = (None, None) if plan is None else (plan.index, plan.place)
     if on_reference():
+        moving = [*leaves, *carried]
         packed = moving if index is None else reference.gather_rows(moving, index)
         return packed[: len(leaves)], packed[len(leaves) :]
+    moving = [*leaves, *carried, *([] if act is None else [act.after])]
+    with torch.no_grad():
+        moved = None if index is None else gather_rows_kernel(moving, index)
+    return _attach(results, row, flag, where, moved, leaves, carried, weight, readout, increments, act)
+
+
+def _attach(
+    results: Results,
+    row: Tensor,
+    flag: Tensor,
+    where: Tensor | None,
+    packed: list[Tensor] | None,
+    leaves: Sequence[Tensor],
+    carried: Sequence[Tensor],
+    weight: Tensor | None,
+    readout: Tensor | None,
+    increments: Sequence[Tensor],
+    act: ActNode | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Attach the gradient to what the kernels wrote. `packed` None: everything stays where it is."""
+    after = None if act is None else act.after
+    moving = [*leaves, *carried]
     decided = [] if act is None else [act.logits, act.before]
-    sources = [*moving, *increments, *decided, *(t for t in (weight, readout) if t is not None)]
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in sources)):
-        moving += [] if act is None else [act.after]
-        packed = moving if index is None else gather_rows_kernel(moving, index)
-        return packed[: len(leaves)], packed[len(leaves) :]
+    if not (torch.is_grad_enabled() and _any_requires_grad(moving, increments, decided, (weight, readout))):
+        out = packed if packed is not None else moving if after is None else [*moving, after]
+        return out[: len(leaves)], out[len(leaves) :]
     shared = readout is not None and readout is leaves[0]
     layout = _Layout(
         act=None if act is None else (act.bounds, act.threshold),
         weighted=weight is not None,
         readout=readout is not None,
         shared=shared,
+        readout_dtype=None if readout is None else readout.dtype,
         sums=len(results.totals),
-        increments=bool(increments),
+        increments=len(increments) > 0,
         leaves=len(leaves),
         carried=len(carried),
     )
-    apart = None if shared else readout
-    tensors = [*decided, *([] if act is None else [act.after, act.weight])]
-    tensors += [t for t in (weight, apart, results.output if readout is not None else None) if t is not None]
-    tensors += [*increments, *results.totals, *leaves, *results.leaves, *carried]
-    out = list(_HaltRows.apply(layout, row, flag, where, index, *tensors))
-    if readout is not None:
+    written = [*results.totals, *results.leaves]
+    apart = []
+    if readout is not None and results.output is not None:
+        written.insert(0, results.output)
+        apart = [results.output] if shared else [readout, results.output]
+    # What came without a gradient goes on without one: an input that asked for none must not make the step compute it.
+    fixed = [t for t in results.leaves if not is_differentiable(t)]
+    if packed is None:
+        packed = moving if after is None else [*moving, after]
+    fixed += [t for t, source in zip(packed, moving, strict=False) if not source.requires_grad]
+    before, logits, weights = (None, None, weight) if act is None else (act.before, act.logits, act.weight)
+    saved = [row, flag, where, logits, before, weights, None if weights is None else readout]
+    tensors = [*decided, *(() if weight is None else (weight,)), *apart, *increments, *results.totals, *leaves, *results.leaves]
+    out = list(_apply(layout, saved, written, packed, fixed, *tensors, *carried))
+    if apart:
         results.output = out.pop(0)
     results.totals, out = out[: layout.sums], out[layout.sums :]
     results.leaves, out = out[: len(leaves)], out[len(leaves) :]
     return out[: len(leaves)], out[len(leaves) :]
+
+
+def _any_requires_grad(*groups: Sequence[Tensor | None]) -> bool:
+    for group in groups:
+        for t in group:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+@dataclass(slots=True)
+class Step:
+    """One step of a block, beside the decision and the tensors that are packed; the fields are those of `halt_rows`."""
+
+    step: int
+    min_steps: int
+    max_steps: int
+    weight: Tensor | None = None
+    readout: Tensor | None = None
+    increments: Sequence[Tensor] = ()
+    sample_ids: Tensor | None = None
+    tested: Tensor | None = None
+    act: ActNode | None = None
+
+
+class EndedAndPacked(NamedTuple):
+    """A block after a step."""
+
+    row: Tensor
+    """int64: the batch row of each row of the block, -1 for one that has ended and stayed."""
+    running: int
+    """How many go on; on CUDA, a bound. 0: the rest is as it was."""
+    leaves: list[Tensor]
+    carried: list[Tensor]
+
+
+def end_and_pack(
+    results: Results, row: Tensor, decision: Fused, leaves: list[Tensor], carried: list[Tensor], step: Step, least: int
+) -> EndedAndPacked:
+    """`halt_rows` and `pack_rows` in one, on the CPU and on the kernels.
+
+    The rows that do not go on are packed away if there are at least `least` of them. If not, they stay.
+    """
+    act, rows = step.act, row.shape[0]
+    moving = [*leaves, *carried]
+    if act is not None:
+        moving.append(act.after)
+    done = _halting_kernels.halt_step(
+        *(row, decision, step.weight, step.readout, results.output, leaves, results.leaves, step.increments, results.totals),
+        *(results.steps, results.status, None, step.step, step.min_steps, step.max_steps, step.sample_ids, step.tested),
+        carry=None if act is None else act.after,
+        weight_out=None if act is None else act.weight,
+        moving=moving,
+        least=least,
+    )
+    # Where nothing has ended or been added up, nothing has happened that a gradient would have to know.
+    if done.running < rows or rows == 0 or step.weight is not None or act is not None or step.increments:
+        leaves, carried = _attach(
+            *(results, row, done.flag, done.where, done.packed, leaves, carried),
+            *(step.weight, step.readout, step.increments, act),
+        )
+    if done.row is not None:
+        row = done.row
+    elif 0 < done.running < rows:
+        row = torch.where(done.flag == RUNNING, row, -1)
+    return EndedAndPacked(row, done.running, leaves, carried)

@@ -4,9 +4,11 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "bindings/arguments.h"
+#include "bindings/rows.h"
 #include "bindings/torch.h"
 #include "compaction/compaction.h"
 #include "halting/halting.h"
@@ -17,10 +19,13 @@ inline bool is_double(const py::handle& tensor) { return !tensor.is_none() && dt
 
 // tensors: row, flag, steps, status, running (CUDA), sample_ids, carry, weight, weight_out, tested, signal, readout, output; None
 // where there is none. Without a readout and with one wanted, as by Confidence, it is the first leaf.
-// integers: step, min_steps, max_steps, policy, parameter, whether the policy has a cost, place.
-// Returns the rows that go on; -1 on CUDA.
-inline int64_t halt_rows(const py::tuple& tensors, const py::sequence& leaves, const py::sequence& results,
-                         const py::sequence& increments, const py::sequence& totals, const py::list& integers, double threshold) {
+// integers: step, min_steps, max_steps, policy, parameter, whether the policy has a cost, least, place. On the CPU the rows that
+// go on are packed, in order, where at least `least` do not: those of all tensors `moving`, into new ones. Returns the number of
+// rows that go on (-1 on CUDA); and, where they were packed, the place of each row in the new block or -1, the batch row of each
+// of its rows, and the list of packed tensors.
+inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves, const py::sequence& results,
+                           const py::sequence& increments, const py::sequence& totals, const py::sequence& moving,
+                           const py::list& integers, double threshold) {
   Contiguous data;
   HaltStep a{};
   const py::handle row = tensors[0], weight = tensors[7], weight_out = tensors[8], tested = tensors[9], signal = tensors[10];
@@ -47,6 +52,7 @@ inline int64_t halt_rows(const py::tuple& tensors, const py::sequence& leaves, c
   a.policy = static_cast<Policy>(in.integer());
   a.parameter = in.integer();
   const bool has_cost = in.integer() != 0;
+  const int64_t least = in.integer();
   const Place where = place(in);
   a.threshold = threshold;
   a.wide = is_double(!weight.is_none()       ? weight
@@ -77,7 +83,20 @@ inline int64_t halt_rows(const py::tuple& tensors, const py::sequence& leaves, c
   }
   int64_t running = -1;
   AC_RUN(where, running = halt_step_cpu(a), halt_step_cuda(a, running_on_device, where.device, where.stream));
-  return running;
+  if (!where.on_cpu() || running == 0 || a.rows - running < least)
+    return py::make_tuple(running, py::none(), py::none(), py::none());
+
+  // One entry more than needed: the plan writes beyond each end before it knows better.
+  std::vector<int64_t> index(static_cast<size_t>(running) + 1), next(static_cast<size_t>(running) + 1);
+  const py::object places = new_rows(row.ptr(), a.rows), next_row = new_rows(row.ptr(), running);
+  plan_packing_cpu(a.flag, a.row, a.rows, index.data(), static_cast<int64_t*>(data_of(places.ptr())), next.data());
+  std::copy_n(next.data(), running, static_cast<int64_t*>(data_of(next_row.ptr())));
+  NewBlocks to(moving, running);
+  {
+    py::gil_scoped_release unlocked;
+    gather_rows_cpu(to.moves.data(), to.size(), index.data(), running);
+  }
+  return py::make_tuple(running, places, next_row, to.blocks);
 }
 
 // tensors: row, flag, where, weight, readout, g_output; for ACT also logits, accumulated, g_next, g_cost. `where`: each row's

@@ -88,8 +88,14 @@ inline int64_t rows_of(PyObject* tensor) { return PyLong_AsLongLong(PyTuple_GET_
 // `rows` rows like those of a tensor, uninitialised; of another dtype if one is given.
 inline py::object new_rows(PyObject* like, int64_t rows, const py::object& dtype = py::none()) {
   const py::object shape = attribute(like, torch->shape);
-  py::list size(shape);
-  size[0] = py::int_(rows);
+  const Py_ssize_t dims = PyTuple_GET_SIZE(shape.ptr());
+  const py::object size = owned(PyTuple_New(dims));
+  PyTuple_SET_ITEM(size.ptr(), 0, PyLong_FromLongLong(rows));
+  for (Py_ssize_t d = 1; d < dims; ++d) {
+    PyObject* extent = PyTuple_GET_ITEM(shape.ptr(), d);
+    Py_INCREF(extent);
+    PyTuple_SET_ITEM(size.ptr(), d, extent);
+  }
   if (dtype.is_none()) {
     PyObject* const arguments[] = {like, size.ptr()};
     return owned(PyObject_VectorcallMethod(torch->new_empty.ptr(), arguments, 2, nullptr));
