@@ -114,6 +114,17 @@ int64_t plan_packing(const py::list& list) {
   return plan_packing_cpu(flag, row, rows, index, place, next);
 }
 
+// flag, row, rows, running, out. CPU only.
+void split_rows(const py::list& list) {
+  Arguments in(list);
+  const auto* flag = in.pointer<const int8_t>();
+  const auto* row = in.pointer<const int64_t>();
+  const int64_t rows = in.integer(), running = in.integer();
+  auto* out = in.pointer<int64_t>();
+  in.done();
+  split_rows_cpu(flag, row, rows, running, out);
+}
+
 int64_t compact_temp(int64_t n) {
 #if ADAPTCOMP_WITH_CUDA
   return compact_temp_bytes(n);
@@ -164,6 +175,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("confidence", &confidence);
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
+  m.def("split_rows", &split_rows);
   m.def("halt_backward", &halt_backward);
   m.def("build_info", &build_info);
   m.def("use_torch", &use_torch);
@@ -173,6 +185,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<HaltRun>(m, "HaltRun")
       .def(py::init<const py::list&, double, std::shared_ptr<StateLike>, const py::list&, py::list>())
       .def("set_readout", &HaltRun::set_readout)
+      .def("set_row", &HaltRun::set_row)
       .def("advance", &HaltRun::advance)
       .def_readonly("running", &HaltRun::running)
       .def_readonly("inputs_replaced", &HaltRun::inputs_replaced);

@@ -72,6 +72,13 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
     return poison
 
 
+@pytest.fixture(params=["small", "large"])
+def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training packs small and large blocks in different ways: the tests' own are small, and are taken for large."""
+    if request.param == "large":
+        monkeypatch.setattr("adaptcomp_ext.nn._fused.SMALL", 0)
+
+
 @pytest.fixture
 def threads():
     """Sets the number of threads; restored afterwards."""

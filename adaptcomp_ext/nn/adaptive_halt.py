@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext.nn._block import Problem, check_weighable
-from adaptcomp_ext.nn._inference import run_inference
+from adaptcomp_ext.nn._fused import run_fused, serves
 from adaptcomp_ext.nn._loop import run_loop
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.cost_model import count_weights
@@ -138,9 +138,9 @@ class AdaptiveHalt(nn.Module):
     def _run(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
         problem = self._problem(state, inputs, sample_ids)
         fused = None if on_reference() or self.policy.traced else self.policy.fuse()
-        if fused is None or torch.is_grad_enabled():
-            return run_loop(problem, fused)
-        return run_inference(problem, fused)
+        if fused is not None and serves(problem, fused):
+            return run_fused(problem, fused)
+        return run_loop(problem, fused)
 
     def _problem(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> Problem:
         min_steps, max_steps = self._bounds()

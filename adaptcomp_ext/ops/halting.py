@@ -40,6 +40,7 @@ __all__ = [
     "Plan",
     "Results",
     "Step",
+    "block_gradient",
     "end_and_pack",
     "halt_rows",
     "pack_rows",
@@ -141,6 +142,20 @@ class Results:
     leaves: list[Tensor]
     totals: list[Tensor] = field(default_factory=list)
     output: Tensor | None = None  # None: the first leaf is the output
+
+    def block_gradient(self, rows: Tensor) -> None:
+        """Let no gradient into these rows, which are not finite: where the loss is NaN too, it would reach the parameters."""
+        self.leaves = [block_gradient(t, rows) for t in self.leaves]
+        self.totals = [block_gradient(t, rows) for t in self.totals]
+        if self.output is not None:
+            self.output = block_gradient(self.output, rows)
+
+
+def block_gradient(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The same values, without a gradient in the rows where the bool [n] is true."""
+    if not tensor.requires_grad:
+        return tensor
+    return torch.where(rows.view(-1, *(1 for _ in tensor.shape[1:])), tensor.detach(), tensor)
 
 
 def halt_rows(

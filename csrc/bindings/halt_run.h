@@ -55,8 +55,8 @@ class StateLike {
 class HaltRun {
  public:
   // integers: row, flag, steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter, sample, carry,
-  // cost, running (CUDA), inference mode, device. `results`: where each row's last state goes. `inputs`: the step's, contiguous;
-  // packed along, and replaced in the list where that takes a new tensor.
+  // cost, running (CUDA), inference mode, in place, device. `results`: where each row's last state goes. `inputs`: the step's,
+  // contiguous; packed along, and replaced in the list where that takes a new tensor.
   HaltRun(const py::list& integers, double threshold, std::shared_ptr<StateLike> state, const py::list& results, py::list inputs)
       : state_(std::move(state)), leaves_(state_->leaves()), inputs_(std::move(inputs)) {
     Arguments in(integers);
@@ -75,12 +75,12 @@ class HaltRun {
     auto* cost = in.pointer<void>();
     running_on_device_ = in.pointer<int64_t>();
     inference_mode_ = in.integer() != 0;
+    a_.retire = in.integer() != 0;
     device_ = in.integer();
     in.done();
     a_.threshold = threshold;
     a_.n_sums = cost ? 1 : 0;
     a_.sums[0] = {nullptr, cost};
-    a_.retire = true;
     a_.n_leaves = static_cast<int64_t>(leaves_.size());
     for (size_t l = 0; l < leaves_.size(); ++l)
       a_.leaves[l] = leaves_[l].leaf(PyList_GET_ITEM(results.ptr(), static_cast<Py_ssize_t>(l)));
@@ -117,6 +117,9 @@ class HaltRun {
     return running;
   }
   static constexpr int64_t kUnusual = -1;
+
+  // The batch rows of the next block, where somebody else has packed it. Not in place: rows that have ended keep theirs.
+  void set_row(uint64_t address) { a_.row = reinterpret_cast<int64_t*>(static_cast<uintptr_t>(address)); }
 
   int64_t running = 0;           // rows that went on after the last `advance`; on the CPU
   bool inputs_replaced = false;  // an input was replaced in its list by the last packing

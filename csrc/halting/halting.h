@@ -78,6 +78,10 @@ void halt_step_cuda(const HaltStep& args, int64_t* running, int64_t device, void
 // `rows`.
 int64_t plan_packing_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t* index, int64_t* place, int64_t* next);
 
+// The rows that go on, of which there are `running`, and the others: first the places of the ones and of the others in the block,
+// then, in the same order, their batch rows. `out` has room for twice `rows`.
+void split_rows_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t running, int64_t* out);
+
 struct LeafGrad {
   const void* g_result;  // [batch, row_elements] or null (zero)
   const void* g_packed;  // [packed rows, row_elements] or null (zero)

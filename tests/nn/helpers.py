@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -348,8 +349,10 @@ def identical(a, b):
 
 @contextlib.contextmanager
 def mode(name):
-    """ "grad", "no_grad", "inference" or "reference" (with gradients)."""
+    """ "grad", "grad_large" (as if the block were), "no_grad", "inference" or "reference" (with gradients)."""
     with contextlib.ExitStack() as stack:
+        if name == "grad_large":
+            stack.enter_context(mock.patch("adaptcomp_ext.nn._fused.SMALL", 0))
         if name == "no_grad":
             stack.enter_context(torch.no_grad())
         if name == "inference":
@@ -359,4 +362,5 @@ def mode(name):
         yield
 
 
-MODES = ["grad", "no_grad", "reference"]
+MODES = ["grad", "grad_large", "no_grad", "reference"]
+WITH_GRADIENTS = ["grad", "grad_large", "reference"]

@@ -18,6 +18,7 @@ from .helpers import (
     MAX_STEPS,
     MODES,
     POLICIES,
+    WITH_GRADIENTS,
     Budget,
     Cell,
     Head,
@@ -64,7 +65,7 @@ def test_only_active_rows_are_stepped_when_compact(how):
     assert [sorted(rows) for rows in step.calls] == [[r for r in range(10) if n[r] >= k] for k in range(1, 7)]
     assert torch.equal(result.steps, n)
     assert torch.equal(result.output[:, 0], n.float())
-    if how in ("grad", "reference"):
+    if how in WITH_GRADIENTS:
         assert all(rows == sorted(rows) for rows in step.calls)
 
 
@@ -114,14 +115,14 @@ def test_nothing_runs_after_the_last_row_has_halted(how, compact):
 @pytest.mark.parametrize("how", ALL_MODES)
 def test_rows_left_behind_do_no_harm_when_they_diverge(how):
     """compact=False: the step goes on past a row's halt, to infinity if it likes."""
-    h = torch.full((2, 1), 2.0, requires_grad=how in ("grad", "reference"))
+    h = torch.full((2, 1), 2.0, requires_grad=how in WITH_GRADIENTS)
     a = torch.tensor(1.0, requires_grad=True)
     x = torch.tensor([[10.0], [1.0]])  # 2, 2**10, 2**100, infinity
     with mode(how):
         result = ac.AdaptiveHalt(lambda h, x: (h * a) ** x, ac.FixedSteps(torch.tensor([2, 9])), 9, compact=False)(h, x)
     assert result.steps.tolist() == [2, 9] and result.status.tolist() == [HALTED, HALTED]
     assert result.output[:, 0].tolist() == [2.0**100, 2.0]
-    if how in ("grad", "reference"):
+    if how in WITH_GRADIENTS:
         result.output.sum().backward()
         assert bool(a.grad.isfinite()) and bool(h.grad.isfinite().all())
 
@@ -162,7 +163,7 @@ def test_module_list_ends_at_the_smaller_of_its_length_and_max_steps():
 @pytest.mark.parametrize("batch", [0, 1, 2])
 @pytest.mark.parametrize("name", POLICIES)
 def test_tiny_batches_and_one_step(name, batch, how, device):
-    step, policy, h, x = make(name, batch, "nested", device=device, requires_grad=how in ("grad", "reference"))
+    step, policy, h, x = make(name, batch, "nested", device=device, requires_grad=how in WITH_GRADIENTS)
     state, inputs = tree_arguments("nested", h, x)
     for max_steps, compact in itertools.product((1, 3), COMPACT):
         with mode(how):
@@ -171,7 +172,7 @@ def test_tiny_batches_and_one_step(name, batch, how, device):
         assert result.steps.shape == result.status.shape == (batch,)
         if batch:
             check(result, dense(step, policy, state, *inputs, max_steps=max_steps))
-        if how in ("grad", "reference"):
+        if how in WITH_GRADIENTS:
             (result.output.sum() + result.cost.sum()).backward()
 
 
@@ -332,7 +333,7 @@ RETURNED = [same, view_of_input, slice_of_larger, the_context]
 @pytest.mark.parametrize("step", RETURNED)
 @pytest.mark.parametrize("name", POLICIES)
 def test_step_may_return_what_it_was_given(name, step, how, device):
-    _, policy, h, x = make(name, 9, device=device, requires_grad=how in ("grad", "reference"))
+    _, policy, h, x = make(name, 9, device=device, requires_grad=how in WITH_GRADIENTS)
     if name.endswith("budget"):
         policy.limit = 0.7
     before = h.detach().clone(), x.detach().clone()
@@ -341,7 +342,7 @@ def test_step_may_return_what_it_was_given(name, step, how, device):
             result = ac.AdaptiveHalt(step, policy, 5, compact=compact)(h, x)
         check(result, dense(step, policy, h, x, max_steps=5))
         assert torch.equal(h, before[0]) and torch.equal(x, before[1])
-        if how in ("grad", "reference"):
+        if how in WITH_GRADIENTS:
             result.output.sum().backward()
 
 

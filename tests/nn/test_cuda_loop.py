@@ -151,7 +151,7 @@ class Late(Fresh):
 def test_how_stale_the_count_is_changes_no_bit(name, how, compact, cuda, monkeypatch):
     results = []
     for counter in (_active.ActiveCount, Stale, Fresh, Late):
-        for module in ("_loop", "_inference"):
+        for module in ("_packing", "_fused"):
             monkeypatch.setattr(f"adaptcomp_ext.nn.{module}.ActiveCount", counter)
         step, policy, h, x = make(name, 300, device=cuda, requires_grad=how == "grad")
         with mode(how):
@@ -167,7 +167,7 @@ def test_how_stale_the_count_is_changes_no_bit(name, how, compact, cuda, monkeyp
 @pytest.mark.cuda
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 def test_blocks_shrink_to_buckets_when_the_count_is_known(how, cuda, monkeypatch):
-    for module in ("_loop", "_inference"):
+    for module in ("_packing", "_fused"):
         monkeypatch.setattr(f"adaptcomp_ext.nn.{module}.ActiveCount", Fresh)
     sizes = []
 
@@ -287,7 +287,7 @@ def test_tensors_on_two_devices_are_refused(cuda):
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 def test_padding_rows_hold_only_values_that_running_rows_have(how, cuda, monkeypatch):
     """Blocks are larger than what runs: the rows behind are copies, so a step sees nothing that could make it diverge."""
-    for module in ("_loop", "_inference"):
+    for module in ("_packing", "_fused"):
         monkeypatch.setattr(f"adaptcomp_ext.nn.{module}.ActiveCount", Fresh)
     seen = []
 

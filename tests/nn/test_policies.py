@@ -29,6 +29,8 @@ from .helpers import (
     tree_arguments,
 )
 
+pytestmark = pytest.mark.usefixtures("block_size")
+
 
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("form", ["tensor", "tuple", "nested"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import adaptcomp_ext as ac
 
-from .helpers import COMPACT, POLICIES, Tree, check, dense, identical, leaves, make, mode, scaled, tree_arguments
+from .helpers import COMPACT, POLICIES, WITH_GRADIENTS, Tree, check, dense, identical, leaves, make, mode, scaled, tree_arguments
 
 SETTINGS = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -25,7 +25,7 @@ def programs(draw):
         "dtype": draw(st.sampled_from([torch.float32, torch.float64, torch.float64, torch.bfloat16])),
         "seed": draw(st.integers(0, 10_000)),
         "compact": draw(st.sampled_from(COMPACT)),
-        "how": draw(st.sampled_from(["grad", "no_grad", "inference", "reference"])),
+        "how": draw(st.sampled_from(["grad", "grad_large", "no_grad", "inference", "reference"])),
         "max_steps": max_steps,
         "min_steps": draw(st.integers(1, max_steps)),
         "readout": draw(st.sampled_from([None, scaled])),
@@ -44,7 +44,7 @@ def build(p):
         p["dtype"],
         seed=p["seed"],
         wide=p["wide"],
-        requires_grad=p["how"] in ("grad", "reference"),
+        requires_grad=p["how"] in WITH_GRADIENTS,
     )
     if hasattr(policy, "head"):
         policy.head.bias.data.fill_(p["bias"])

@@ -25,6 +25,8 @@ from .helpers import (
     tree_arguments,
 )
 
+pytestmark = pytest.mark.usefixtures("block_size")
+
 NAN, INF = float("nan"), float("inf")
 STEPS = 6
 

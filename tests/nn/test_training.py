@@ -13,6 +13,8 @@ import adaptcomp_ext as ac
 
 from .helpers import COMPACT, DIM, POLICIES, identical, leaves, make
 
+pytestmark = pytest.mark.usefixtures("block_size")
+
 
 class Counting(torch.autograd.Function):
     """tanh, which counts the rows that pass forward and backward."""

@@ -1,9 +1,14 @@
-"""The halting loop in place: inference with a policy whose decision the kernel takes, one kernel call per step.
+"""The halting loop where the kernel takes the policy's decision: one kernel call per step.
 
-The call decides, adds up the output, writes the results of the rows that end, and, on the CPU, fills their holes with rows from
-the tail of the block: as many rows move as have ended, and none in a step where nobody ends. A tensor is written to only where
-it is provably nobody else's: the block's own copies of the inputs, and a state that the step returned and kept no hold of.
-Everything else is copied. What happens between the calls of the user's functions is compiled: csrc/bindings/halt_run.h.
+*In inference* it works in place. The call decides, adds up the output, writes the results of the rows that end, and, on the CPU,
+fills their holes with rows from the tail of the block: as many rows move as have ended, and none in a step where nobody ends. A
+tensor is written to only where it is provably nobody else's: the block's own copies of the inputs, and a state that the step
+returned and kept no hold of. Everything else is copied. What happens between the calls of the user's functions is compiled:
+csrc/bindings/halt_run.h.
+
+*In training* it serves small blocks. The call decides and tests; torch's own ``index_select`` packs, out of place, and attaches
+the gradient. An autograd node in Python takes longer to make and to run than the few it replaces; in large blocks it makes up for
+that by touching every byte once, and `adaptcomp_ext.nn._loop` does so.
 """
 
 from __future__ import annotations
@@ -18,25 +23,38 @@ from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._block import Problem
 from adaptcomp_ext.nn._tree import unflatten
 from adaptcomp_ext.nn.policy import check_logits
-from adaptcomp_ext.nn.result import HaltResult
+from adaptcomp_ext.nn.result import HaltResult, Status
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, place, pointer
 from adaptcomp_ext.ops.compaction import gather_rows_kernel
 
+SMALL = 1 << 18  # bytes of a block of the state up to which training is faster here
 
-def run_inference(problem: Problem, fused: halting.Fused) -> HaltResult:
+
+def serves(problem: Problem, fused: halting.Fused) -> bool:
+    """Whether this is the loop to run."""
+    if not torch.is_grad_enabled():
+        return True
+    if fused.carried or problem.compact is False or problem.run.device.type != "cpu":
+        return False
+    return sum(t.numel() * t.element_size() for t in problem.state) < SMALL
+
+
+def run_fused(problem: Problem, fused: halting.Fused) -> HaltResult:
     """Run every row until it has ended."""
-    return _Inference(problem, fused).run()
+    return _Run(problem, fused).run()
 
 
-class _Inference:
+class _Run:
     def __init__(self, problem: Problem, fused: halting.Fused) -> None:
         self.problem = problem
         self.fused = fused
         run = problem.run
         self.steps = torch.empty(run.batch, dtype=torch.int64, device=run.device)  # every row writes its own
         self.status = torch.empty(run.batch, dtype=torch.int8, device=run.device)
-        self.results = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in problem.state]
+        self.results = [torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False) for t in problem.state]
+        # In training, the rows that have ended: their batch rows, and those of each leaf and of a readout of its own.
+        self.exits: list[tuple[Tensor, list[Tensor]]] | None = [] if torch.is_grad_enabled() else None
         self.row = torch.arange(run.batch, device=run.device)
         self.flag = torch.empty(run.batch, dtype=torch.int8, device=run.device)
         self.carry = problem.policy.begin(run)
@@ -52,7 +70,7 @@ class _Inference:
                 *(run.scalar == torch.float64, run.min_steps, run.max_steps, fused.policy, pointer(fused.signal)),
                 *(fused.parameter, pointer(run.sample_ids), pointer(self.carry[0]) if fused.carried else 0, pointer(self.cost)),
                 *(0 if self.active is None else self.active.running.data_ptr(), torch.is_inference_mode_enabled()),
-                device,
+                *(self.exits is None, device),
             ],
             *(fused.threshold, problem.like, self.results, self.inputs),
         )
@@ -61,14 +79,15 @@ class _Inference:
         problem, block, head, read = self.problem, self.block, self.fused.head, self.problem.readout
         rows = problem.run.batch
         # The halted rows that make packing pay. It changes only where rows have halted.
-        least = rows + 1 if problem.compact is False else 1
+        least = rows + 1 if problem.compact is False or self.exits is not None else 1
         schedule = None
-        if problem.compact == "auto" and self.active is None:
+        if problem.compact == "auto" and self.active is None and self.exits is None:
             schedule = problem.schedule()
             least = schedule.least(rows)
         previous: Any = unflatten(list(problem.state), problem.structure)
         arguments = problem.arguments(self.inputs)
         take, stream = problem.like.take, 0
+        out_of_place = self.active is not None or self.exits is not None
         for n in range(1, problem.run.max_steps + 1):
             current = problem.steps[n - 1](previous, *arguments)
             leaves = take(current, rows)
@@ -89,10 +108,12 @@ class _Inference:
                 size = block.advance(rows, n, leaves, readout, logits, least, stream)
             if self.active is not None:
                 leaves, size = self._pack_on_device(rows, leaves, self.active)
+            elif self.exits is not None:
+                leaves, size = self._select(rows, leaves, readout, self.exits)
             if size == 0:
                 break
             if size != rows:
-                if self.active is not None or block.inputs_replaced:
+                if out_of_place or block.inputs_replaced:
                     arguments = problem.arguments(self.inputs)
                 if schedule is not None:
                     schedule.packed()
@@ -146,7 +167,42 @@ class _Inference:
         self.inputs[:] = packed[len(leaves) :]
         return packed[: len(leaves)], size
 
+    def _select(
+        self, rows: int, leaves: list[Tensor], readout: Tensor | None, exits: list[tuple[Tensor, list[Tensor]]]
+    ) -> tuple[list[Tensor], int]:
+        """In training, take the rows that have ended and those that go on apart, by operations that have gradients."""
+        running = self.block.running
+        ended = leaves if readout is None else [*leaves, readout]
+        if running == 0:
+            exits.append((self.row, ended))
+        elif running < rows:
+            sizes = [running, rows - running, running, rows - running]
+            whole = torch.empty(2 * rows, dtype=torch.int64)
+            _C.split_rows([self.flag.data_ptr(), self.row.data_ptr(), rows, running, whole.data_ptr()])
+            kept, gone, self.row, gone_row = whole.split_with_sizes(sizes)
+            self.block.set_row(self.row.data_ptr())
+            exits.append((gone_row, [t.index_select(0, gone) for t in ended]))
+            leaves = [t.index_select(0, kept) for t in leaves]
+            self.inputs[:] = [t.index_select(0, kept) for t in self.inputs]
+        return leaves, running
+
+    def _with_gradient(self, exits: list[tuple[Tensor, list[Tensor]]]) -> None:
+        """Put the rows that have ended together in the order of the batch, as the kernel has, but with their gradients."""
+        rows = torch.cat([row for row, _ in exits])
+        order = torch.empty_like(rows)
+        order[rows] = torch.arange(rows.shape[0])
+        whole = [torch.cat(parts).index_select(0, order) for parts in zip(*(ended for _, ended in exits), strict=True)]
+        results = halting.Results(self.steps, self.status, whole[: len(self.results)])
+        if self.output is not None:
+            results.output = whole[-1]
+        broken = self.status == Status.NONFINITE
+        if bool(broken.any()):
+            results.block_gradient(broken)
+        self.results, self.output = results.leaves, results.output
+
     def _result(self) -> HaltResult:
+        if self.exits is not None:
+            self._with_gradient(self.exits)
         return HaltResult(
             output=self.results[0] if self.output is None else self.output.to(self.output_dtype),
             state=unflatten(self.results, self.problem.structure),

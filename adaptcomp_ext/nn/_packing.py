@@ -1,0 +1,141 @@
+"""How the rows that go on are packed out of place, and how the gradient comes to them: the strategies of the halting loop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.nn._active import ActiveCount, bucket
+from adaptcomp_ext.nn._block import Problem
+from adaptcomp_ext.ops import halting
+from adaptcomp_ext.ops._backend import on_reference
+
+
+class Packing:
+    """What the strategies have in common."""
+
+    has_padding = False
+    """Whether rows have stayed in the block after their end."""
+
+    def advance(
+        self,
+        results: halting.Results,
+        row: Tensor,
+        decision: halting.Fused,
+        leaves: list[Tensor],
+        carried: list[Tensor],
+        step: halting.Step,
+    ) -> halting.EndedAndPacked:
+        """End the rows that halt, and pack the others with all that is `carried` along."""
+        raise NotImplementedError
+
+
+class Exact(Packing):
+    """Ends and packs rows in one call and one autograd node: on the CPU, on the kernels."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._never = problem.compact is False
+        # With gradients every halted row leaves at once: see `Padded`.
+        scheduled = problem.compact == "auto" and not torch.is_grad_enabled()
+        self._schedule = problem.schedule() if scheduled else None
+
+    def advance(
+        self,
+        results: halting.Results,
+        row: Tensor,
+        decision: halting.Fused,
+        leaves: list[Tensor],
+        carried: list[Tensor],
+        step: halting.Step,
+    ) -> halting.EndedAndPacked:
+        rows = row.shape[0]
+        schedule = self._schedule
+        least = rows + 1 if self._never else 1 if schedule is None else schedule.least(rows)
+        done = halting.end_and_pack(results, row, decision, leaves, carried, step, least)
+        if 0 < done.running < rows:
+            stayed = done.row.shape[0] == rows
+            self.has_padding = self.has_padding or stayed
+            if schedule is not None:
+                if stayed:
+                    schedule.kept(rows - done.running)
+                else:
+                    schedule.packed()
+        return done
+
+
+class Padded(Packing):
+    """Ends rows, and packs into a block that may be larger than what runs.
+
+    On CUDA, on the reference, and where halted rows are to stay behind in training. Rows that stay behind are stepped again.
+    Their gradient is zero, but zero times the infinity of a step that diverges past their halt would still be NaN: where there
+    is a gradient they become copies of running rows, at the price of a packing, so that leaving them never pays.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        run = problem.run
+        self._stay = problem.compact is False
+        self._differentiable = torch.is_grad_enabled()
+        self._active = ActiveCount(run.batch, run.max_steps, run.device) if run.device.type == "cuda" else None
+        self._running = run.batch
+        self.has_padding = self._active is not None
+
+    def advance(
+        self,
+        results: halting.Results,
+        row: Tensor,
+        decision: halting.Fused,
+        leaves: list[Tensor],
+        carried: list[Tensor],
+        step: halting.Step,
+    ) -> halting.EndedAndPacked:
+        act, weight, readout, increments = step.act, step.weight, step.readout, step.increments
+        flag, running = halting.halt_rows(
+            *(results, row, decision, leaves),
+            step=step.step,
+            min_steps=step.min_steps,
+            max_steps=step.max_steps,
+            weight=weight,
+            readout=readout,
+            increments=increments,
+            running=None if self._active is None else self._active.running,
+            sample_ids=step.sample_ids,
+            tested=step.tested,
+            carry=None if act is None else act.after,
+            weight_out=None if act is None else act.weight,
+        )
+        rows = row.shape[0]
+        if self._active is not None:
+            self._active.post()
+            running, ended = self._active.bound(), True
+            size = rows if self._stay else min(rows, bucket(running))
+            packs = running > 0 and (size < rows or self._differentiable)
+        else:
+            ended = running < self._running or rows == 0  # an empty batch has a gradient too
+            size = rows if self._stay else running
+            packs = 0 < running < rows and (size < rows or (ended and self._differentiable))
+        self._running = running
+        plan = self._plan(flag, row, running, size) if packs else None
+        if plan is not None or act is not None or (self._differentiable and (ended or weight is not None or increments)):
+            leaves, carried = halting.pack_rows(
+                *(results, row, flag, plan, leaves, carried), weight=weight, readout=readout, increments=increments, act=act
+            )
+        if plan is not None:
+            row = plan.row
+            self.has_padding = self.has_padding or size > running
+        elif ended and running > 0:
+            row = torch.where(flag == halting.RUNNING, row, -1)
+            self.has_padding = True
+        return halting.EndedAndPacked(row, running, leaves, carried)
+
+    def _plan(self, flag: Tensor, row: Tensor, running: int, size: int) -> halting.Plan:
+        if self._active is not None:
+            return halting.plan_packing_padded(flag, row, size)
+        plan = halting.plan_packing(flag, row, running)
+        return plan if size == running else halting.pad(plan, running, size)
+
+
+def choose(problem: Problem) -> Packing:
+    """The strategy for a run of the loop."""
+    if problem.run.device.type != "cpu" or on_reference() or (torch.is_grad_enabled() and problem.compact is False):
+        return Padded(problem)
+    return Exact(problem)
