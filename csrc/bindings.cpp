@@ -17,6 +17,7 @@
 #include "compaction/compaction.h"
 #include "confidence/confidence.h"
 #include "halting/halting.h"
+#include "halting/schedule.h"
 #include "pondernet/pondernet.h"
 
 #ifdef _OPENMP
@@ -114,17 +115,6 @@ int64_t plan_packing(const py::list& list) {
   return plan_packing_cpu(flag, row, rows, index, place, next);
 }
 
-// flag, row, rows, running, out. CPU only.
-void split_rows(const py::list& list) {
-  Arguments in(list);
-  const auto* flag = in.pointer<const int8_t>();
-  const auto* row = in.pointer<const int64_t>();
-  const int64_t rows = in.integer(), running = in.integer();
-  auto* out = in.pointer<int64_t>();
-  in.done();
-  split_rows_cpu(flag, row, rows, running, out);
-}
-
 int64_t compact_temp(int64_t n) {
 #if ADAPTCOMP_WITH_CUDA
   return compact_temp_bytes(n);
@@ -175,17 +165,24 @@ PYBIND11_MODULE(_C, m) {
   m.def("confidence", &confidence);
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
-  m.def("split_rows", &split_rows);
   m.def("halt_backward", &halt_backward);
   m.def("build_info", &build_info);
   m.def("use_torch", &use_torch);
+  py::class_<Schedule, std::shared_ptr<Schedule>>(m, "Schedule")
+      .def(py::init([](double fixed, double move, double row) { return Schedule{fixed, move, row}; }))
+      .def("least", &Schedule::least)
+      .def("kept", &Schedule::kept)
+      .def("packed", &Schedule::packed)
+      .def_readonly("fixed", &Schedule::fixed)
+      .def_readonly("move", &Schedule::move)
+      .def_readonly("row", &Schedule::row);
   py::class_<StateLike, std::shared_ptr<StateLike>>(m, "StateLike")
       .def(py::init<const py::list&, int64_t>())
       .def("take", &StateLike::take);
   py::class_<HaltRun>(m, "HaltRun")
-      .def(py::init<const py::list&, double, std::shared_ptr<StateLike>, const py::list&, py::list>())
+      .def(py::init<const py::list&, double, std::shared_ptr<StateLike>, std::shared_ptr<Schedule>, const py::list&, py::list>())
       .def("set_readout", &HaltRun::set_readout)
-      .def("set_row", &HaltRun::set_row)
+      .def("split", &HaltRun::split)
       .def("advance", &HaltRun::advance)
       .def_readonly("running", &HaltRun::running)
       .def_readonly("inputs_replaced", &HaltRun::inputs_replaced);

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._tree import flatten, form, unflatten
-from adaptcomp_ext.nn.cost_model import Schedule
+from adaptcomp_ext.nn.cost_model import at_once, never, schedule
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
@@ -37,9 +37,11 @@ class Problem:
     def __post_init__(self) -> None:
         self.like = _C.StateLike(self.state, form(self.structure))
 
-    def schedule(self) -> Schedule:
-        """The cost model's schedule for this batch."""
-        return Schedule(self.weights, self.state, self.inputs)
+    def schedule(self) -> _C.Schedule:
+        """When rows that have halted make it worth packing the others, where no gradient is needed."""
+        if self.compact == "auto":
+            return schedule(self.weights, self.state, self.inputs)
+        return at_once() if self.compact else never()
 
     def arguments(self, inputs: list[Tensor]) -> tuple[Any, ...]:
         """The step's inputs, put together again from their leaves."""

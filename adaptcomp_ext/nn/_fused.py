@@ -22,6 +22,7 @@ from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._block import Problem
 from adaptcomp_ext.nn._tree import unflatten
+from adaptcomp_ext.nn.cost_model import never
 from adaptcomp_ext.nn.policy import check_logits
 from adaptcomp_ext.nn.result import HaltResult, Status
 from adaptcomp_ext.ops import halting
@@ -55,35 +56,32 @@ class _Run:
         self.results = [torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False) for t in problem.state]
         # In training, the rows that have ended: their batch rows, and those of each leaf and of a readout of its own.
         self.exits: list[tuple[Tensor, list[Tensor]]] | None = [] if torch.is_grad_enabled() else None
-        self.row = torch.arange(run.batch, device=run.device)
-        self.flag = torch.empty(run.batch, dtype=torch.int8, device=run.device)
         self.carry = problem.policy.begin(run)
         self.cost = torch.zeros(run.batch, dtype=run.scalar, device=run.device) if fused.has_cost else None
-        self.active = None if run.device.type == "cpu" else ActiveCount(run.batch, run.max_steps, run.device)
+        self.active: ActiveCount | None = None
+        self.row = self.flag = None  # on the CPU the block has its own
+        if run.device.type != "cpu":
+            self.active = ActiveCount(run.batch, run.max_steps, run.device)
+            self.row = torch.arange(run.batch, device=run.device)
+            self.flag = torch.empty(run.batch, dtype=torch.int8, device=run.device)
         self.inputs = [t.contiguous() for t in problem.inputs]
         self.output: Tensor | None = None
         self.output_dtype = torch.float32
         device, _ = place(run.device)
         self.block = _C.HaltRun(
             [
-                *(self.row.data_ptr(), self.flag.data_ptr(), self.steps.data_ptr(), self.status.data_ptr()),
+                *(run.batch, pointer(self.row), pointer(self.flag), self.steps.data_ptr(), self.status.data_ptr()),
                 *(run.scalar == torch.float64, run.min_steps, run.max_steps, fused.policy, pointer(fused.signal)),
                 *(fused.parameter, pointer(run.sample_ids), pointer(self.carry[0]) if fused.carried else 0, pointer(self.cost)),
                 *(0 if self.active is None else self.active.running.data_ptr(), torch.is_inference_mode_enabled()),
                 *(self.exits is None, device),
             ],
-            *(fused.threshold, problem.like, self.results, self.inputs),
+            *(fused.threshold, problem.like, problem.schedule() if self.exits is None else never(), self.results, self.inputs),
         )
 
     def run(self) -> HaltResult:
         problem, block, head, read = self.problem, self.block, self.fused.head, self.problem.readout
         rows = problem.run.batch
-        # The halted rows that make packing pay. It changes only where rows have halted.
-        least = rows + 1 if problem.compact is False or self.exits is not None else 1
-        schedule = None
-        if problem.compact == "auto" and self.active is None and self.exits is None:
-            schedule = problem.schedule()
-            least = schedule.least(rows)
         previous: Any = unflatten(list(problem.state), problem.structure)
         arguments = problem.arguments(self.inputs)
         take, stream = problem.like.take, 0
@@ -102,10 +100,10 @@ class _Run:
                 readout = self._prepare(readout, leaves)
             if self.active is not None:
                 stream = place(problem.run.device)[1]
-            size = block.advance(rows, n, leaves, readout, logits, least, stream)
+            size = block.advance(rows, n, leaves, readout, logits, stream)
             if size < 0:
                 readout, logits = self._mend(readout, logits, rows)
-                size = block.advance(rows, n, leaves, readout, logits, least, stream)
+                size = block.advance(rows, n, leaves, readout, logits, stream)
             if self.active is not None:
                 leaves, size = self._pack_on_device(rows, leaves, self.active)
             elif self.exits is not None:
@@ -115,13 +113,7 @@ class _Run:
             if size != rows:
                 if out_of_place or block.inputs_replaced:
                     arguments = problem.arguments(self.inputs)
-                if schedule is not None:
-                    schedule.packed()
-                    least = schedule.least(size)
                 rows = size
-            elif schedule is not None and block.running != rows:
-                schedule.kept(rows - block.running)
-                least = schedule.least(rows)
             previous = unflatten(leaves, problem.structure)
         return self._result()
 
@@ -156,6 +148,7 @@ class _Run:
         size = min(rows, bucket(bound))
         if self.problem.compact is False or size == rows:
             return leaves, rows
+        assert self.row is not None and self.flag is not None
         plan = halting.plan_packing_padded(self.flag[:rows], self.row[:rows], size)
         carried = self.carry[: int(self.fused.carried)]
         packed = gather_rows_kernel([*leaves, *self.inputs, *carried], plan.index)
@@ -174,13 +167,11 @@ class _Run:
         running = self.block.running
         ended = leaves if readout is None else [*leaves, readout]
         if running == 0:
-            exits.append((self.row, ended))
+            exits.append((torch.arange(rows) if self.row is None else self.row, ended))
         elif running < rows:
-            sizes = [running, rows - running, running, rows - running]
             whole = torch.empty(2 * rows, dtype=torch.int64)
-            _C.split_rows([self.flag.data_ptr(), self.row.data_ptr(), rows, running, whole.data_ptr()])
-            kept, gone, self.row, gone_row = whole.split_with_sizes(sizes)
-            self.block.set_row(self.row.data_ptr())
+            self.block.split(rows, whole.data_ptr())
+            kept, gone, self.row, gone_row = whole.split_with_sizes([running, rows - running, running, rows - running])
             exits.append((gone_row, [t.index_select(0, gone) for t in ended]))
             leaves = [t.index_select(0, kept) for t in leaves]
             self.inputs[:] = [t.index_select(0, kept) for t in self.inputs]

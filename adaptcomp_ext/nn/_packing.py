@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._block import Problem
+from adaptcomp_ext.nn.cost_model import at_once
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import on_reference
 
@@ -34,10 +35,8 @@ class Exact(Packing):
     """Ends and packs rows in one call and one autograd node: on the CPU, on the kernels."""
 
     def __init__(self, problem: Problem) -> None:
-        self._never = problem.compact is False
         # With gradients every halted row leaves at once: see `Padded`.
-        scheduled = problem.compact == "auto" and not torch.is_grad_enabled()
-        self._schedule = problem.schedule() if scheduled else None
+        self._schedule = at_once() if torch.is_grad_enabled() else problem.schedule()
 
     def advance(
         self,
@@ -49,17 +48,12 @@ class Exact(Packing):
         step: halting.Step,
     ) -> halting.EndedAndPacked:
         rows = row.shape[0]
-        schedule = self._schedule
-        least = rows + 1 if self._never else 1 if schedule is None else schedule.least(rows)
-        done = halting.end_and_pack(results, row, decision, leaves, carried, step, least)
-        if 0 < done.running < rows:
-            stayed = done.row.shape[0] == rows
-            self.has_padding = self.has_padding or stayed
-            if schedule is not None:
-                if stayed:
-                    schedule.kept(rows - done.running)
-                else:
-                    schedule.packed()
+        done = halting.end_and_pack(results, row, decision, leaves, carried, step, self._schedule.least(rows))
+        if done.row.shape[0] < rows:
+            self._schedule.packed()
+        elif 0 < done.running < rows:
+            self._schedule.kept(rows - done.running)
+            self.has_padding = True
         return done
 
 

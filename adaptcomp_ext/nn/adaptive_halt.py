@@ -90,21 +90,21 @@ class AdaptiveHalt(nn.Module):
         self.readout = readout
         self.compact = compact
         self._weights: tuple[Any, int | None] | None = None
-        self._bounds()
+        self._bounds(step)
 
-    def _bounds(self) -> tuple[int, int]:
+    def _bounds(self, step: Any) -> tuple[int, int]:
         max_steps = check_int("max_steps", self.max_steps, 1)
         min_steps = check_int("min_steps", self.min_steps, 1)
-        if isinstance(self.step, nn.ModuleList):
-            max_steps = min(max_steps, len(self.step))
+        if isinstance(step, nn.ModuleList):
+            max_steps = min(max_steps, len(step))
         if min_steps > max_steps:
             raise ValueError(f"min_steps: expected at most max_steps = {max_steps}, got {min_steps}")
         return min_steps, max_steps
 
-    def _count_weights(self) -> int | None:
+    def _count_weights(self, step: Any) -> int | None:
         # Walking through a large module takes longer than a small step: once for each step that is set.
-        if self._weights is None or self._weights[0] is not self.step:
-            self._weights = (self.step, count_weights(self.step))
+        if self._weights is None or self._weights[0] is not step:
+            self._weights = (step, count_weights(step))
         return self._weights[1]
 
     def forward(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> HaltResult:
@@ -137,13 +137,15 @@ class AdaptiveHalt(nn.Module):
 
     def _run(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
         problem = self._problem(state, inputs, sample_ids)
-        fused = None if on_reference() or self.policy.traced else self.policy.fuse()
+        policy = problem.policy
+        fused = None if policy.traced or on_reference() else policy.fuse()
         if fused is not None and serves(problem, fused):
             return run_fused(problem, fused)
         return run_loop(problem, fused)
 
     def _problem(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> Problem:
-        min_steps, max_steps = self._bounds()
+        step, policy = self.step, self.policy  # each look-up of a submodule takes its time
+        min_steps, max_steps = self._bounds(step)
         leaves, structure = check_tree("state", state)
         if len(leaves) > MAX_LEAVES:
             raise ValueError(f"state: expected at most {MAX_LEAVES} tensors, got {len(leaves)}")
@@ -163,19 +165,19 @@ class AdaptiveHalt(nn.Module):
             sample_ids = sample_ids.contiguous()
             check_alike("sample_ids", [sample_ids], batch, device)
         if self.readout is None:
-            check_weighable(self.policy, leaves[0])
+            check_weighable(policy, leaves[0])
         scalar = torch.float64 if any(t.dtype == torch.float64 for t in leaves) else torch.float32
         return Problem(
             run=Run(batch, device, min_steps, max_steps, sample_ids, scalar),
-            policy=self.policy,
-            steps=list(self.step) if isinstance(self.step, nn.ModuleList) else [self.step] * max_steps,
+            policy=policy,
+            steps=list(step) if isinstance(step, nn.ModuleList) else [step] * max_steps,
             readout=self.readout,
             state=leaves,
             structure=structure,
             inputs=input_leaves,
             input_structures=structures,
             compact=self.compact,
-            weights=self._count_weights() if self.compact == "auto" else None,
+            weights=self._count_weights(step) if self.compact == "auto" else None,
         )
 
     def extra_repr(self) -> str:

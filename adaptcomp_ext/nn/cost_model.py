@@ -3,7 +3,7 @@
 Leaving d halted rows in the block costs d times the work of one row at every further step; packing them away costs a fixed
 overhead and the bytes moved, once. How many steps will follow is not known beforehand, so the rule is the one for renting or
 buying skis: go on until what has been wasted reaches the price of packing, then pack. It never wastes more than twice what the
-best schedule in hindsight would have.
+best schedule in hindsight would have. The rule stands in csrc/halting/schedule.h.
 
 The estimates are functions of shapes and parameter counts alone, never of a clock: the same call takes the same decisions.
 """
@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from adaptcomp_ext import _C
 from adaptcomp_ext.ops._backend import row_size
 
 
@@ -38,8 +39,8 @@ class CostModel:
 DEFAULT = CostModel()
 
 
-class Schedule:
-    """Decides, step by step, how many halted rows make packing worth its price.
+def schedule(weights: int | None, state: Sequence[Tensor], inputs: Sequence[Tensor], model: CostModel = DEFAULT) -> _C.Schedule:
+    """The schedule of one run: decides, step by step, how many halted rows make packing worth its price.
 
     Parameters
     ----------
@@ -47,33 +48,30 @@ class Schedule:
         Of the step, from `count_weights`.
     state, inputs : sequence of Tensor
         One block of them.
+    model : CostModel
+        The prices.
+
+    Returns
+    -------
+    Schedule
+        ``least(rows)``: the number of halted rows from which on a block of `rows` should be packed after this step, more than
+        `rows` where it never should. ``kept(halted)`` books a step that will run with so many halted rows left in the block, and
+        ``packed()`` starts anew after packing.
     """
+    row_bytes = sum([t.nbytes for t in (*state, *inputs)]) / max(state[0].shape[0], 1)
+    move = model.per_byte * row_bytes
+    fixed = model.packing + model.per_tensor * (len(state) + len(inputs))
+    return _C.Schedule(fixed, move, model.per_flop * flops_per_row(weights, state[0]) + move)
 
-    def __init__(
-        self, weights: int | None, state: Sequence[Tensor], inputs: Sequence[Tensor], model: CostModel = DEFAULT
-    ) -> None:
-        row_bytes = 0
-        for t in (*state, *inputs):
-            row_bytes += row_size(t) * t.element_size()
-        self._fixed = model.packing + model.per_tensor * (len(state) + len(inputs))
-        self._move = model.per_byte * row_bytes
-        self._row = model.per_flop * flops_per_row(weights, state[0]) + self._move
-        self._wasted = 0.0
 
-    def least(self, rows: int) -> int:
-        """The number of halted rows from which on a block of `rows` should be packed after this step."""
-        # Fewest d with  wasted + d * row >= fixed + (rows - d) * move.
-        price = self._fixed + rows * self._move - self._wasted
-        saved = self._row + self._move
-        return max(1, math.ceil(price / saved)) if saved else rows + 1  # rows without elements: nothing to save
+def at_once() -> _C.Schedule:
+    """A schedule that packs whenever a row has halted."""
+    return _C.Schedule(0.0, 0.0, 1.0)
 
-    def kept(self, halted: int) -> None:
-        """Book a step that will run with `halted` rows left in the block."""
-        self._wasted += halted * self._row
 
-    def packed(self) -> None:
-        """Start anew after packing."""
-        self._wasted = 0.0
+def never() -> _C.Schedule:
+    """A schedule that never packs."""
+    return _C.Schedule(math.inf, 0.0, 1.0)
 
 
 def count_weights(step: Any) -> int | None:

@@ -13,8 +13,7 @@ from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops.halting import Fused
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """What is known before the first step."""
 
     batch: int

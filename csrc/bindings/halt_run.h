@@ -7,7 +7,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -15,6 +17,7 @@
 #include "bindings/torch.h"
 #include "compaction/compaction.h"
 #include "halting/halting.h"
+#include "halting/schedule.h"
 
 namespace adaptcomp {
 
@@ -54,12 +57,14 @@ class StateLike {
 
 class HaltRun {
  public:
-  // integers: row, flag, steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter, sample, carry,
-  // cost, running (CUDA), inference mode, in place, device. `results`: where each row's last state goes. `inputs`: the step's,
-  // contiguous; packed along, and replaced in the list where that takes a new tensor.
-  HaltRun(const py::list& integers, double threshold, std::shared_ptr<StateLike> state, const py::list& results, py::list inputs)
-      : state_(std::move(state)), leaves_(state_->leaves()), inputs_(std::move(inputs)) {
+  // integers: rows, row and flag (CUDA), steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter,
+  // sample, carry, cost, running (CUDA), inference mode, in place, device. `results`: where each row's last state goes. `inputs`:
+  // the step's, contiguous; packed along, and replaced in the list where that takes a new tensor.
+  HaltRun(const py::list& integers, double threshold, std::shared_ptr<StateLike> state, std::shared_ptr<Schedule> schedule,
+          const py::list& results, py::list inputs)
+      : state_(std::move(state)), leaves_(state_->leaves()), schedule_(std::move(schedule)), inputs_(std::move(inputs)) {
     Arguments in(integers);
+    const int64_t rows = in.integer();
     a_.row = in.pointer<int64_t>();
     a_.flag = in.pointer<int8_t>();
     a_.steps = in.pointer<int64_t>();
@@ -78,6 +83,13 @@ class HaltRun {
     a_.retire = in.integer() != 0;
     device_ = in.integer();
     in.done();
+    if (device_ == kCpu) {
+      row_.resize(static_cast<size_t>(rows));
+      std::iota(row_.begin(), row_.end(), int64_t{0});
+      flag_.resize(row_.size());
+      a_.row = row_.data();
+      a_.flag = flag_.data();
+    }
     a_.threshold = threshold;
     a_.n_sums = cost ? 1 : 0;
     a_.sums[0] = {nullptr, cost};
@@ -95,12 +107,12 @@ class HaltRun {
     apart_ = apart;
   }
 
-  // Ends the rows that halt after `step`, and packs the others where at least `least` have ended. `leaves`: as `take` gave them,
+  // Ends the rows that halt after `step`, and packs the others where the schedule says so. `leaves`: as `take` gave them,
   // held by nobody else; packed in place where their memory is provably nobody else's, and replaced in the list otherwise.
   // Returns the rows of the next block, 0 where none goes on; on CUDA, where nothing is packed here, those of this one. Returns
   // kUnusual, and has done nothing, where readout or logits are not as expected.
   int64_t advance(int64_t rows, int64_t step, const py::list& leaves, const py::object& readout, const py::object& logits,
-                  int64_t least, int64_t stream) {
+                  int64_t stream) {
     if (apart_ && !readout_->fits(readout.ptr(), rows)) return kUnusual;
     const bool has_head = a_.policy == Policy::act || a_.policy == Policy::ponder_sample;
     if (has_head && !take_logits(logits.ptr(), rows)) return kUnusual;
@@ -112,14 +124,24 @@ class HaltRun {
     const Place where(device_, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
     AC_RUN(where, running = halt_step_cpu(a_), halt_step_cuda(a_, running_on_device_, where.device, where.stream));
     if (!where.on_cpu()) return rows;
-    if (running == 0 || rows - running < least) return running == 0 ? 0 : rows;
+    if (running == 0 || running == rows) return running;
+    if (rows - running < schedule_->least(rows)) {
+      schedule_->kept(rows - running);
+      return rows;
+    }
     pack(leaves);
+    schedule_->packed();
     return running;
   }
   static constexpr int64_t kUnusual = -1;
 
-  // The batch rows of the next block, where somebody else has packed it. Not in place: rows that have ended keep theirs.
-  void set_row(uint64_t address) { a_.row = reinterpret_cast<int64_t*>(static_cast<uintptr_t>(address)); }
+  // For whoever packs out of place after `advance`: the rows that go on, of which there are `running`, and the others. See
+  // split_rows_cpu; `out` has room for twice the rows of the block. The next block is the one of the rows that go on.
+  void split(int64_t rows, uint64_t out) {
+    auto* where = reinterpret_cast<int64_t*>(static_cast<uintptr_t>(out));
+    split_rows_cpu(a_.flag, a_.row, rows, running, where);
+    std::copy_n(where + rows, running, a_.row);
+  }
 
   int64_t running = 0;           // rows that went on after the last `advance`; on the CPU
   bool inputs_replaced = false;  // an input was replaced in its list by the last packing
@@ -184,9 +206,12 @@ class HaltRun {
   bool inference_mode_, apart_ = false, inputs_are_ours_ = false;
   std::shared_ptr<StateLike> state_;
   const std::vector<Like>& leaves_;
+  std::shared_ptr<Schedule> schedule_;
   py::list inputs_;
   std::vector<Like> like_inputs_;
   std::optional<Like> readout_;
+  std::vector<int64_t> row_;  // on the CPU
+  std::vector<int8_t> flag_;
   std::vector<Move> moves_;
   std::vector<py::object> replaced_;  // held until their rows have been moved
 };

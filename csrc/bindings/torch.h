@@ -22,7 +22,7 @@ struct Torch {
   // References to a tensor that one list holds, and to a storage that nobody holds but the one who asks.
   Py_ssize_t one_reference, one_storage;
 
-  py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, element_size{"element_size"};
+  py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, is_cpu{"is_cpu"}, element_size{"element_size"};
   py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"};
   py::str is_conj{"is_conj"}, is_neg{"is_neg"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"};
   py::str new_empty{"new_empty"}, resize{"resize_"};
@@ -132,7 +132,10 @@ class Contiguous {
 class Like {
  public:
   explicit Like(PyObject* tensor)
-      : dtype_(attribute(tensor, torch->dtype)), device_(attribute(tensor, torch->device)), row_(row_extent(tensor)) {
+      : dtype_(attribute(tensor, torch->dtype)),
+        device_(attribute(tensor, torch->device)),
+        on_cpu_(attribute(tensor, torch->is_cpu).ptr() == Py_True),
+        row_(row_extent(tensor)) {
     const py::object shape = attribute(tensor, torch->shape);
     for (Py_ssize_t d = 1; d < PyTuple_GET_SIZE(shape.ptr()); ++d) {
       tail_.push_back(py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(shape.ptr(), d)));
@@ -153,7 +156,10 @@ class Like {
     return attribute(tensor, torch->dtype).is(dtype_) && is_beside(tensor) &&
            method(tensor, torch->is_contiguous).ptr() == Py_True;
   }
-  bool is_beside(PyObject* tensor) const { return attribute(tensor, torch->device).equal(device_); }
+  bool is_beside(PyObject* tensor) const {
+    if (on_cpu_) return attribute(tensor, torch->is_cpu).ptr() == Py_True;
+    return attribute(tensor, torch->device).equal(device_);
+  }
 
   // tensor = tensor[:rows], without a new object. For memory that nobody else sees.
   void shrink(PyObject* tensor, int64_t rows) const {
@@ -168,6 +174,7 @@ class Like {
 
  private:
   py::object dtype_, device_;
+  bool on_cpu_;
   Extent row_;
   std::vector<py::object> tail_;
   std::vector<int64_t> extents_;

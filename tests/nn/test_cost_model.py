@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.nn.cost_model import CostModel, Schedule, count_weights, flops_per_row
+from adaptcomp_ext.nn.cost_model import CostModel, at_once, count_weights, flops_per_row, never
+from adaptcomp_ext.nn.cost_model import schedule as make_schedule
 
 SIZES = [1, 2, 3, 10, 100, 1000]
 
 
 def schedule(weights=10_000, dim=64, **prices):
-    return Schedule(weights, [torch.zeros(1, dim)], [torch.zeros(1, dim)], CostModel(**prices) if prices else CostModel())
+    return make_schedule(weights, [torch.zeros(1, dim)], [torch.zeros(1, dim)], CostModel(**prices) if prices else CostModel())
 
 
 def test_expensive_steps_pack_at_once():
@@ -39,6 +40,12 @@ def test_what_was_wasted_brings_packing_closer_until_it_is_due():
     assert s.least(200) == seen[0]
 
 
+def test_at_once_and_never():
+    for rows in SIZES:
+        assert at_once().least(rows) == 1
+        assert never().least(rows) > rows
+
+
 def test_never_less_than_one_row():
     s = schedule(weights=10**12)
     s.kept(10**6)
@@ -57,7 +64,7 @@ def test_at_most_about_twice_the_best_schedule_in_hindsight(weights, rate):
     if len(active) < 2:
         return
     s = schedule(weights=weights)
-    row, move, fixed = s._row, s._move, s._fixed
+    row, move, fixed = s.row, s.move, s.fixed
 
     spent, block = 0.0, active[0]
     for now in active[1:]:
