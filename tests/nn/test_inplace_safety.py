@@ -316,3 +316,34 @@ def test_training_fails_loudly_if_the_step_overwrites_what_it_returned():
         result.output.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference"])
+def test_memory_that_nobody_else_sees_is_used_again(how):
+    """The other side of caution: the step's own result and the copy of the inputs stay where they are."""
+    results, states, inputs = [], [], []
+
+    def step(h, x):
+        states.append(h.data_ptr())
+        inputs.append(x.data_ptr())
+        out = h + x
+        results.append(out.data_ptr())
+        return out
+
+    run(step, block(), block(1), how=how)
+    assert len(results) == 6
+    assert results[:-1] == states[1:]
+    assert len(set(inputs[1:])) == 1 and inputs[0] != inputs[1]
+
+
+@pytest.mark.parametrize("compact", COMPACT)
+def test_a_step_with_an_inference_mode_of_its_own(compact):
+    """Its results must not be written to outside of that mode, and cannot be resized there."""
+
+    @torch.inference_mode()
+    def step(h, x):
+        return h + x
+
+    expected = run(lambda h, x: h + x, block(), block(1), how="no_grad", compact=compact)
+    result = run(step, block(), block(1), how="no_grad", compact=compact)
+    assert torch.equal(result.output, expected.output)
