@@ -17,16 +17,17 @@ namespace py = pybind11;
 // What is used of torch, handed over when the package is imported.
 struct Torch {
   PyTypeObject* tensor;
-  py::object storage_use_count;      // None where torch does not have it
+  py::object storage_use_count;      // None where torch does not have it: nothing is then known to be ours
   std::array<py::object, 4> dtypes;  // by their codes
   // References to a tensor that one list holds, and to a storage that nobody holds but the one who asks.
   Py_ssize_t one_reference, one_storage;
+  int64_t one_use;  // of a tensor that C++ does not hold
 
   py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, is_cpu{"is_cpu"}, element_size{"element_size"};
   py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"};
   py::str is_conj{"is_conj"}, is_neg{"is_neg"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"};
   py::str new_empty{"new_empty"}, resize{"resize_"};
-  py::str untyped_storage{"untyped_storage"}, resizable{"resizable"}, cdata{"_cdata"};
+  py::str use_count{"_use_count"}, untyped_storage{"untyped_storage"}, resizable{"resizable"}, cdata{"_cdata"};
 };
 inline Torch* torch = nullptr;  // never freed: it would outlive the interpreter
 
@@ -56,6 +57,7 @@ inline void use_torch(const py::object& tensor, const py::object& empty, const p
   held.append(empty(0));
   PyObject* probe = PyList_GET_ITEM(held.ptr(), 0);
   t->one_reference = Py_REFCNT(probe);
+  t->one_use = integer_of(method(probe, t->use_count));
   t->one_storage = Py_REFCNT(method(probe, t->untyped_storage).ptr());
   torch = t;
 }
@@ -188,6 +190,7 @@ class Like {
 inline bool sole_owner(PyObject* tensor, Py_ssize_t references, bool inference_mode) {
   if (torch->storage_use_count.is_none() || Py_TYPE(tensor) != torch->tensor) return false;
   if (Py_REFCNT(tensor) > torch->one_reference + references - 1) return false;
+  if (integer_of(method(tensor, torch->use_count)) > torch->one_use) return false;
   if (!inference_mode && method(tensor, torch->is_inference).ptr() != Py_False) return false;
   const py::object storage = method(tensor, torch->untyped_storage);  // a holder more, unless somebody has the same object
   if (Py_REFCNT(storage.ptr()) > torch->one_storage) return false;

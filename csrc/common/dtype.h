@@ -15,7 +15,7 @@
 
 namespace adaptcomp {
 
-// The codes are the ones adaptcomp_ext/ops/_dtypes.py sends.
+// The codes are the ones adaptcomp_ext/ops/_backend.py sends.
 enum class DType : int64_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, opaque = 4 };
 
 struct bfloat16 {
@@ -62,9 +62,10 @@ AC_HD float load(bfloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 
 AC_HD float load(float16 h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000u) << 16;
   const uint32_t magnitude = h.bits & 0x7fffu;
-  // Rebias the exponent by one multiplication, which also normalises the subnormals.
-  const float scaled = float_of(magnitude << 13) * float_of(0x77800000u);  // 2^112
-  const uint32_t body = magnitude >= 0x7c00u ? (0x7f800000u | (magnitude << 13)) : bits_of(scaled);
+  // Subnormals by way of an integer: as subnormal floats they would be lost where the processor flushes those to zero.
+  const uint32_t small = bits_of(static_cast<float>(static_cast<int32_t>(magnitude)) * float_of(0x33800000u));  // 2^-24
+  const uint32_t rebiased = (magnitude << 13) + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
+  const uint32_t body = magnitude < 0x0400u ? small : rebiased;
   return float_of(sign | body);
 }
 

@@ -520,6 +520,23 @@ def test_every_half_is_read_exactly(device, dtype):
     assert_same_numbers(results.output, x.float())
 
 
+def test_half_precision_subnormals_survive_a_processor_that_flushes_its_own():
+    x = torch.arange(1024, dtype=torch.int16).view(torch.float16).view(4, 256)
+    expected = x.float()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals to zero")
+    try:
+        block = replace(make_block(4, "cpu", readout=None, sums=0, padding=False), leaves=[x], carried=[])
+        block.weight, block.readout, block.halt = torch.ones(4), x, torch.zeros(4, dtype=torch.bool)
+        results = block.fresh_results()
+        results.output.zero_()
+        step = {"step": 1, "min_steps": 1, "max_steps": 2}
+        halting.halt_rows(results, block.row, block.halt, [x], weight=block.weight, readout=x, **step)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(results.output[block.row], expected)
+
+
 def floats_around(dtype):
     """Every half as a float, the midpoint to the next one, that midpoint's neighbours, and arbitrary floats."""
     x = every_pattern(dtype, "cpu")
