@@ -65,6 +65,8 @@ class Problem:
         for i, (leaf, first) in enumerate(zip(leaves, self.state, strict=True)):
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"step: expected Tensors in the state, got {describe(leaf)}")
+            if leaf.layout != torch.strided:
+                raise TypeError(f"step: expected dense tensors in the state, got layout {leaf.layout}")
             shape = (rows, *first.shape[1:])
             if leaf.shape != shape:
                 raise ValueError(f"step: expected it to keep the state's shape {list(shape)}, got {list(leaf.shape)}")
@@ -104,6 +106,8 @@ def check_rows(value: Any, rows: int) -> None:
         raise TypeError(f"readout: expected it to return a Tensor, got {describe(value)}")
     if value.is_complex():
         raise TypeError(f"readout: expected a real dtype, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"readout: expected a dense tensor, got layout {value.layout}")
     if value.dim() == 0 or value.shape[0] != rows:
         raise ValueError(f"readout: expected {rows} rows, got shape {list(value.shape)}")
 

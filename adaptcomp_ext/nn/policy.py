@@ -111,6 +111,8 @@ def check_logits(logits: Any, rows: int, device: torch.device) -> Tensor:
     """What a halting head gave, as [n]."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"head: expected it to return a Tensor, got {describe(logits)}")
+    if logits.layout != torch.strided:
+        raise TypeError(f"head: expected dense logits, got layout {logits.layout}")
     if logits.dtype not in DTYPE_CODES:
         raise TypeError(f"head: expected floating-point logits, got {logits.dtype}")
     if logits.device != device:

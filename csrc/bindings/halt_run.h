@@ -156,7 +156,7 @@ class HaltRun {
     if (extent(0) != rows) return false;
     a_.signal_dtype = dtype_of(logits);
     if (a_.signal_dtype == DType::opaque || !leaves_[0].is_beside(logits)) return false;
-    if (method(logits, torch->is_contiguous).ptr() != Py_True) return false;
+    if (!is_contiguous(logits)) return false;
     a_.signal = data_of(logits);
     return true;
   }

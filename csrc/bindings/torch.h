@@ -62,6 +62,14 @@ inline void use_torch(const py::object& tensor, const py::object& empty, const p
   torch = t;
 }
 
+// False also where the layout is one that is never contiguous and says so by an exception, as sparse ones do.
+inline bool is_contiguous(PyObject* tensor) {
+  PyObject* answer = PyObject_CallMethodNoArgs(tensor, torch->is_contiguous.ptr());
+  if (!answer) PyErr_Clear();
+  Py_XDECREF(answer);
+  return answer == Py_True;
+}
+
 // The code of a tensor's dtype.
 inline DType dtype_of(PyObject* tensor) {
   const py::object dtype = attribute(tensor, torch->dtype);
@@ -155,8 +163,7 @@ class Like {
     for (Py_ssize_t d = 0; d < dims; ++d) {
       if (PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d + 1)) != extents_[static_cast<size_t>(d)]) return false;
     }
-    return attribute(tensor, torch->dtype).is(dtype_) && is_beside(tensor) &&
-           method(tensor, torch->is_contiguous).ptr() == Py_True;
+    return attribute(tensor, torch->dtype).is(dtype_) && is_beside(tensor) && is_contiguous(tensor);
   }
   bool is_beside(PyObject* tensor) const {
     if (on_cpu_) return attribute(tensor, torch->is_cpu).ptr() == Py_True;

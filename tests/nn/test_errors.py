@@ -207,6 +207,7 @@ BAD_STEPS = [
     (lambda h: h.double(), TypeError, "step: .*keep the state's dtype torch.float32, got torch.float64"),
     (lambda h: h.long(), TypeError, "step: .*keep the state's dtype torch.float32, got torch.int64"),
     (lambda h: h.to("meta"), ValueError, "step: .*keep the state on cpu, got meta"),
+    (lambda h: h.to_sparse(), TypeError, "step: expected dense tensors in the state, got layout torch.sparse_coo"),
 ]
 
 
@@ -248,6 +249,7 @@ BAD_HEADS = [
     (lambda h: h[:, 0] > 0, TypeError, "head: expected floating-point logits, got torch.bool"),
     (lambda h: h[:, 0].to(torch.complex64), TypeError, "head: expected floating-point logits, got torch.complex64"),
     (lambda h: h[:, 0].to("meta"), ValueError, "head: .*on cpu.*meta"),
+    (lambda h: h[:, 0].to_sparse(), TypeError, "head: expected dense logits, got layout torch.sparse_coo"),
 ]
 
 
@@ -266,6 +268,7 @@ BAD_READOUTS = [
     (lambda h: h[:2], ValueError, r"readout: expected 5 rows, got shape \[2, 4\]"),
     (lambda h: h.sum(), ValueError, r"readout: expected 5 rows, got shape \[\]"),
     (lambda h: h.to("meta"), ValueError, "readout: .*on cpu.*meta"),
+    (lambda h: h.to_sparse(), TypeError, "readout: expected a dense tensor, got layout torch.sparse_coo"),
 ]
 
 

@@ -46,8 +46,8 @@ def interleave(
     calls: Mapping[str, Call],
     measure: Callable[[Call], float],
     seconds: float,
-    few: int = 5,
-    fewest: int = 3,
+    few: int = 9,
+    fewest: int = 7,
     most: int = 200,
 ) -> dict[str, list[float]]:
     """Time all calls in turn, again and again, so that drift and neighbours on the machine hit all of them alike.
