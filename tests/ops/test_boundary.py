@@ -116,9 +116,11 @@ def test_functional_ops_leave_versions_alone(device, op):
 def call(op, x, keep):
     """One op as a function of a float tensor [B] and a mask [B]."""
     if op == "act":
-        return ac.ops.act_step(x, x.sigmoid() / 2, step=2, max_steps=5, threshold=0.9)[:3]
+        done = ac.ops.act_step(x, x.sigmoid() / 2, step=2, max_steps=5, threshold=0.9)
+        return done.weight, done.accumulated, done.cost
     if op == "pondernet":
-        return ac.ops.pondernet_step(x, -x.abs(), step=2, max_steps=5, log_prior=-1.5)[:3]
+        done = ac.ops.pondernet_step(x, -x.abs(), step=2, max_steps=5, log_prior=-1.5)
+        return done.weight, done.log_survival, done.cost
     if op == "confidence":
         return (ac.ops.confidence(torch.stack([x, x.square()], dim=1), "entropy"),)
     if op == "padded":

@@ -88,13 +88,14 @@ def run(
         After everything has run and been written, if any contender disagreed with the others.
     """
     out.mkdir(parents=True, exist_ok=True)
+    keeps = machine.keep_freed_memory()
     flops = machine_flops(device)
     chosen, skipped = select(configs, cores, flops, limit_seconds)
     report: dict[str, Any] = {
         "benchmark": "halting",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **machine.describe(device),
-        "settings": {"seconds": seconds, "limit_seconds": limit_seconds, "seed": seed},
+        "settings": {"seconds": seconds, "limit_seconds": limit_seconds, "seed": seed, "keeps_freed_memory": keeps},
         "rows": [],
         "compile_seconds": {},
         "memory": [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -11,7 +12,23 @@ import torch
 
 import adaptcomp_ext as ac
 
-__all__ = ["describe"]
+__all__ = ["describe", "keep_freed_memory"]
+
+# Of mallopt in glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc's allocator not to give memory back to the system after every step, and return whether it will.
+
+    By default it may, whenever the last block of the heap is freed, and the next step then takes a page fault for every 4 KB:
+    whether it does depends on where small blocks happen to lie, and doubled the time of one contender or another at random.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20))
 
 
 def _cpu_name() -> str:

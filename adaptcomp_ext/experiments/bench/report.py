@@ -169,7 +169,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         "Ratios of times in the same round, median over interleaved rounds. *Limit*: core and head alone on tensors of "
         "each step's true number of active rows, without any bookkeeping. All contenders were checked to give the "
-        "same outputs, steps and, in training, gradients.",
+        "same outputs, steps and, in training, gradients."
+        + (" The allocator keeps freed memory." if report["settings"]["keeps_freed_memory"] else ""),
         "",
         *_neighbours(timed, machine["cores"]),
     ]
