@@ -26,10 +26,10 @@ from adaptcomp_ext.ops._backend import row_size
 class CostModel:
     """Prices in microseconds. The defaults are orders of magnitude on two cores of a server CPU; the rule needs no more."""
 
-    packing: float = 6.0
-    """Fixed price of packing: new views of every tensor."""
-    per_tensor: float = 4.0
-    """What each tensor adds to it."""
+    packing: float = 1.0
+    """Fixed price of packing: finding the holes."""
+    per_tensor: float = 1.0
+    """What each tensor adds to it: whose memory it is, and its new shape."""
     per_byte: float = 2e-5
     """Of a row moved, read and written."""
     per_flop: float = 1e-5
