@@ -338,11 +338,16 @@ def _attach(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Attach the gradient to what the kernels wrote. `packed` None: everything stays where it is."""
     after = None if act is None else act.after
-    moving = [*leaves, *carried]
     decided = [] if act is None else [act.logits, act.before]
-    if not (torch.is_grad_enabled() and _any_requires_grad(moving, increments, decided, (weight, readout))):
-        out = packed if packed is not None else moving if after is None else [*moving, after]
+    if not (torch.is_grad_enabled() and _any_requires_grad(leaves, carried, increments, decided, (weight, readout))):
+        out = packed if packed is not None else [*leaves, *carried, *(() if after is None else (after,))]
         return out[: len(leaves)], out[len(leaves) :]
+    # What is only carried along passes by the node where nothing moves, and its gradient need not be copied.
+    staying: Sequence[Tensor] = ()
+    if packed is None:
+        staying, carried = carried, ()
+        packed = [*leaves, *(() if after is None else (after,))]
+    moving = [*leaves, *carried]
     shared = readout is not None and readout is leaves[0]
     layout = _Layout(
         act=None if act is None else (act.bounds, act.threshold),
@@ -362,8 +367,6 @@ def _attach(
         apart = [results.output] if shared else [readout, results.output]
     # What came without a gradient goes on without one: an input that asked for none must not make the step compute it.
     fixed = [t for t in results.leaves if not is_differentiable(t)]
-    if packed is None:
-        packed = moving if after is None else [*moving, after]
     fixed += [t for t, source in zip(packed, moving, strict=False) if not source.requires_grad]
     before, logits, weights = (None, None, weight) if act is None else (act.before, act.logits, act.weight)
     saved = [row, flag, where, logits, before, weights, None if weights is None else readout]
@@ -373,7 +376,7 @@ def _attach(
         results.output = out.pop(0)
     results.totals, out = out[: layout.sums], out[layout.sums :]
     results.leaves, out = out[: len(leaves)], out[len(leaves) :]
-    return out[: len(leaves)], out[len(leaves) :]
+    return out[: len(leaves)], [*staying, *out[len(leaves) :]]
 
 
 def _any_requires_grad(*groups: Sequence[Tensor | None]) -> bool:
