@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -12,12 +14,13 @@ from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import on_reference
 
 
-class Packing:
+class Packing(ABC):
     """What the strategies have in common."""
 
     has_padding = False
     """Whether rows have stayed in the block after their end."""
 
+    @abstractmethod
     def advance(
         self,
         results: halting.Results,
@@ -28,7 +31,6 @@ class Packing:
         step: halting.Step,
     ) -> halting.EndedAndPacked:
         """End the rows that halt, and pack the others with all that is `carried` along."""
-        raise NotImplementedError
 
 
 class Exact(Packing):
