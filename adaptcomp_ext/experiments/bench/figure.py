@@ -58,6 +58,7 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
         axis.axhline(1, color="tab:green", linewidth=1)
         axis.set(title=f"B = {batch}, D = {dim}", xlabel="mean steps / M", yscale="log")
         axis.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("time over the limit")
     # Not every panel has every contender.
