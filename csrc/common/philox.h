@@ -10,10 +10,9 @@ AC_HD uint32_t mul_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>((static_cast<uint64_t>(a) * static_cast<uint64_t>(b)) >> 32);
 }
 
-// Uniform in [0, 1), 24 bits. Key: the seed. Counter: the sample id and the step.
-AC_HD float uniform(uint64_t seed, uint64_t sample, uint64_t step) {
-  uint32_t c0 = static_cast<uint32_t>(sample), c1 = static_cast<uint32_t>(sample >> 32);
-  uint32_t c2 = static_cast<uint32_t>(step), c3 = static_cast<uint32_t>(step >> 32);
+// Four words. Key: the seed. Counter: the sample id, the step, and a word of the caller's.
+AC_HD void philox(uint64_t seed, uint64_t sample, uint32_t step, uint32_t last, uint32_t out[4]) {
+  uint32_t c0 = static_cast<uint32_t>(sample), c1 = static_cast<uint32_t>(sample >> 32), c2 = step, c3 = last;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint32_t h0 = mul_high(0xD2511F53u, c0), l0 = 0xD2511F53u * c0;
@@ -25,7 +24,17 @@ AC_HD float uniform(uint64_t seed, uint64_t sample, uint64_t step) {
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return static_cast<float>(c0 >> 8) * (1.0f / 16777216.0f);
+  out[0] = c0;
+  out[1] = c1;
+  out[2] = c2;
+  out[3] = c3;
+}
+
+// Uniform in [0, 1), 24 bits.
+AC_HD float uniform(uint64_t seed, uint64_t sample, uint64_t step) {
+  uint32_t word[4];
+  philox(seed, sample, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32), word);
+  return static_cast<float>(word[0] >> 8) * (1.0f / 16777216.0f);
 }
 
 }  // namespace adaptcomp
