@@ -10,6 +10,7 @@
 
 #include "act/act.h"
 #include "bindings/arguments.h"
+#include "bindings/energies.h"
 #include "bindings/halt_run.h"
 #include "bindings/halting.h"
 #include "bindings/rows.h"
@@ -166,6 +167,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
   m.def("halt_backward", &halt_backward);
+  m.def("mlp_descent", &mlp_descent);
+  m.def("mlp_descent_backward", &mlp_descent_backward);
+  m.def("hopfield_descent", &hopfield_descent);
+  m.def("hopfield_descent_backward", &hopfield_descent_backward);
+  m.def("quadratic_descent", &quadratic_descent);
+  m.def("quadratic_descent_backward", &quadratic_descent_backward);
   m.def("build_info", &build_info);
   m.def("use_torch", &use_torch);
   py::class_<Schedule, std::shared_ptr<Schedule>>(m, "Schedule")

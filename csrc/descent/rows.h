@@ -1,33 +1,20 @@
-// One step of a descent on an energy, one row: whether the point that was just evaluated is taken, whether the row ends there, and
-// the next point. Shared by the fused step for energies that PyTorch evaluates and by the kernels that run a whole descent.
+// One step of a descent on an energy, one row: whether the point that was just evaluated is taken, whether the row ends there,
+// and the next point. Shared by the fused step for energies that PyTorch evaluates and by the kernels that run a whole descent.
 //
 //   m <- mu m + clip(g);   p = clamp(y + sigma eta - alpha s m)
 //
-// y is the row's point, E and g the energy and its gradient there, m the velocity, s the factor that backtracking has left of the step
-// size alpha, eta standard normal noise. p is evaluated next and judged: it becomes y, or is rejected. Step 0 judges the starting
-// point itself.
+// y is the row's point, E and g the energy and its gradient there, m the velocity, s the factor that backtracking has left of the
+// step size alpha, eta standard normal noise. p is evaluated next and judged: it becomes y, or is rejected. Step 0 judges the
+// starting point itself.
 #pragma once
 
 #include <cmath>
 
 #include "common/dtype.h"
 #include "common/philox.h"
+#include "descent/rule.h"
 
 namespace adaptcomp {
-
-// What is the same for every row.
-struct DescentRule {
-  int64_t max_steps;
-  double tol;           // 0: no row stops by the rule
-  bool on_gradient;     // stop where |g| <= tol, else where |E_new - E| <= tol
-  bool if_lower;        // reject a point whose energy is not at most E
-  bool noisy;           // sigma eta is added
-  double momentum;      // mu; 0: none
-  double clip;          // largest norm of g that is used; 0: no limit
-  double low, high;     // clamp; infinite: no limit
-  double backtracking;  // factor on the step size after a rejection; 0: none
-  uint64_t seed;
-};
 
 // Why a row ended: the codes of adaptcomp_ext.Status. 0: it goes on.
 enum DescentStatus : int8_t { kGoesOn = 0, kHalted = 1, kMaxSteps = 2, kNonfinite = 3, kRejected = 4 };
@@ -37,11 +24,11 @@ struct Verdict {
   int8_t status;
 };
 
-// Judges the point of step `step`, 0 for the starting point. `finite`: the point and its energy are. `norm`: of the gradient at the
-// point, used by the rule on the gradient only. `moving`: a velocity other than zero took part in the step.
+// Judges the point of step `step`, 0 for the starting point. `finite`: the point and its energy are. `norm`: of the gradient at
+// the point, used by the rule on the gradient only. `moving`: a velocity other than zero took part in the step.
 //
-// After a rejection the velocity is dropped and the row tries again, unless nothing would be different then: without noise, velocity
-// or backtracking the same point would be proposed for ever, and the row ends.
+// After a rejection the velocity is dropped and the row tries again, unless nothing would be different then: without noise,
+// velocity or backtracking the same point would be proposed for ever, and the row ends.
 template <class C>
 AC_HD Verdict judge(const DescentRule& rule, int64_t step, C e, C e_new, bool finite, C norm, bool moving) {
   if (!finite) return {false, kNonfinite};

@@ -1,0 +1,157 @@
+// The whole descents at the boundary. Each takes the list of a descent (or of its gradient), the integers and addresses of its
+// energy, and a list of real numbers.
+#pragma once
+
+#include "bindings/arguments.h"
+#include "hopfield_energy/hopfield_energy.h"
+#include "mlp_energy/mlp_energy.h"
+#include "quadratic_energy/quadratic_energy.h"
+
+namespace adaptcomp {
+
+// max_steps, on_gradient, if_lower, noisy, seed; and tol, momentum, clip, low, high, backtracking.
+inline DescentRule read_rule(Arguments& in, const py::list& reals) {
+  const auto real = [&](size_t i) { return reals[i].cast<double>(); };
+  DescentRule rule{};
+  rule.max_steps = in.integer();
+  rule.on_gradient = in.integer() != 0;
+  rule.if_lower = in.integer() != 0;
+  rule.noisy = in.integer() != 0;
+  rule.seed = static_cast<uint64_t>(in.integer());
+  rule.tol = real(0);
+  rule.momentum = real(1);
+  rule.clip = real(2);
+  rule.low = real(3);
+  rule.high = real(4);
+  rule.backtracking = real(5);
+  return rule;
+}
+
+// rows, dim, wide, the rule, y0, step_size and its stride, noise and its stride, sample_ids; y, energy, steps, status, path,
+// scale, velocity
+inline Descent read_descent(Arguments& in, const py::list& reals) {
+  Descent d{};
+  d.rows = in.integer();
+  d.dim = in.integer();
+  d.wide = in.integer() != 0;
+  d.rule = read_rule(in, reals);
+  d.y0 = in.pointer<void>();
+  d.step_size = in.pointer<void>();
+  d.step_size_stride = in.integer();
+  d.noise = in.pointer<void>();
+  d.noise_stride = in.integer();
+  d.sample_ids = in.pointer<int64_t>();
+  d.y = in.pointer<void>();
+  d.energy = in.pointer<void>();
+  d.steps = in.pointer<int64_t>();
+  d.status = in.pointer<int8_t>();
+  d.path = in.pointer<void>();
+  d.scale = in.pointer<void>();
+  d.velocity = in.pointer<void>();
+  return d;
+}
+
+// The same up to sample_ids; steps, path, scale, velocity, last_steps, g_y, g_path; g_y0, g_step_size, g_noise
+inline DescentBackward read_descent_backward(Arguments& in, const py::list& reals) {
+  DescentBackward d{};
+  d.rows = in.integer();
+  d.dim = in.integer();
+  d.wide = in.integer() != 0;
+  d.rule = read_rule(in, reals);
+  d.y0 = in.pointer<void>();
+  d.step_size = in.pointer<void>();
+  d.step_size_stride = in.integer();
+  d.noise = in.pointer<void>();
+  d.noise_stride = in.integer();
+  d.sample_ids = in.pointer<int64_t>();
+  d.steps = in.pointer<int64_t>();
+  d.path = in.pointer<void>();
+  d.scale = in.pointer<void>();
+  d.velocity = in.pointer<void>();
+  d.last_steps = in.integer();
+  d.g_y = in.pointer<void>();
+  d.g_path = in.pointer<void>();
+  d.g_y0 = in.pointer<void>();
+  d.g_step_size = in.pointer<void>();
+  d.g_noise = in.pointer<void>();
+  return d;
+}
+
+// hidden1, hidden2, activation, weight1, context and its stride, weight2, bias2, out, out_bias; a real number more: ridge
+inline MlpEnergy read_mlp(Arguments& in, const py::list& reals) {
+  MlpEnergy e{};
+  e.hidden1 = in.integer();
+  e.hidden2 = in.integer();
+  e.activation = static_cast<Activation>(in.integer());
+  e.ridge = reals[6].cast<double>();
+  e.weight1 = in.pointer<void>();
+  e.context = in.pointer<void>();
+  e.context_stride = in.integer();
+  e.weight2 = in.pointer<void>();
+  e.bias2 = in.pointer<void>();
+  e.out = in.pointer<void>();
+  e.out_bias = in.pointer<void>();
+  return e;
+}
+
+inline void mlp_descent(const py::list& list, const py::list& reals) {
+  Arguments in(list);
+  const Descent d = read_descent(in, reals);
+  const MlpEnergy e = read_mlp(in, reals);
+  const Place where = place(in);
+  AC_RUN(where, mlp_descent_cpu(d, e), mlp_descent_cuda(d, e, where.device, where.stream));
+}
+
+// ... weight1, context, weight2, bias2, out of the gradient
+inline void mlp_descent_backward(const py::list& list, const py::list& reals) {
+  Arguments in(list);
+  const DescentBackward d = read_descent_backward(in, reals);
+  const MlpEnergy e = read_mlp(in, reals);
+  const MlpEnergyGrad g{in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>()};
+  const Place where = place(in);
+  AC_RUN(where, mlp_descent_backward_cpu(d, e, g), mlp_descent_backward_cuda(d, e, g, where.device, where.stream));
+}
+
+// patterns, pattern, beta
+inline HopfieldEnergy read_hopfield(Arguments& in) { return {in.integer(), in.pointer<void>(), in.pointer<void>()}; }
+
+inline void hopfield_descent(const py::list& list, const py::list& reals) {
+  Arguments in(list);
+  const Descent d = read_descent(in, reals);
+  const HopfieldEnergy e = read_hopfield(in);
+  const Place where = place(in);
+  AC_RUN(where, hopfield_descent_cpu(d, e), hopfield_descent_cuda(d, e, where.device, where.stream));
+}
+
+// ... pattern, beta of the gradient
+inline void hopfield_descent_backward(const py::list& list, const py::list& reals) {
+  Arguments in(list);
+  const DescentBackward d = read_descent_backward(in, reals);
+  const HopfieldEnergy e = read_hopfield(in);
+  const HopfieldEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
+  const Place where = place(in);
+  AC_RUN(where, hopfield_descent_backward_cpu(d, e, g), hopfield_descent_backward_cuda(d, e, g, where.device, where.stream));
+}
+
+// matrix, linear and its stride
+inline QuadraticEnergy read_quadratic(Arguments& in) { return {in.pointer<void>(), in.pointer<void>(), in.integer()}; }
+
+inline void quadratic_descent(const py::list& list, const py::list& reals) {
+  Arguments in(list);
+  const Descent d = read_descent(in, reals);
+  const QuadraticEnergy e = read_quadratic(in);
+  const Place where = place(in);
+  AC_RUN(where, quadratic_descent_cpu(d, e), quadratic_descent_cuda(d, e, where.device, where.stream));
+}
+
+// ... matrix, linear of the gradient
+inline void quadratic_descent_backward(const py::list& list, const py::list& reals) {
+  Arguments in(list);
+  const DescentBackward d = read_descent_backward(in, reals);
+  const QuadraticEnergy e = read_quadratic(in);
+  const QuadraticEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
+  const Place where = place(in);
+  AC_RUN(where, quadratic_descent_backward_cpu(d, e, g), quadratic_descent_backward_cuda(d, e, g, where.device, where.stream));
+}
+
+}  // namespace adaptcomp

@@ -1,0 +1,226 @@
+// Vectors of the instruction set a file is compiled for, and the functions of the activations on them.
+//
+// The files that include this are compiled once per instruction set (CMakeLists.txt), each time in a namespace of its own,
+// AC_ISA; the dispatcher in common/isa.h picks one when the module is loaded. Everything here is inlined or in that namespace, so
+// that no function compiled for a wide machine can be linked into the path of a narrow one.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "common/dtype.h"
+
+#ifndef AC_ISA
+#error "compile this file once per instruction set, with AC_ISA as its namespace"
+#endif
+#if defined(__AVX512F__)
+#define AC_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define AC_VECTOR_BYTES 32
+#else
+#define AC_VECTOR_BYTES 16
+#endif
+#define AC_INLINE inline __attribute__((always_inline))
+
+namespace adaptcomp {
+namespace AC_ISA {
+
+template <class C>
+struct Vec;
+template <>
+struct Vec<float> {
+  typedef float type __attribute__((vector_size(AC_VECTOR_BYTES)));
+  typedef int32_t bits __attribute__((vector_size(AC_VECTOR_BYTES)));
+};
+template <>
+struct Vec<double> {
+  typedef double type __attribute__((vector_size(AC_VECTOR_BYTES)));
+  typedef int64_t bits __attribute__((vector_size(AC_VECTOR_BYTES)));
+};
+template <class C>
+using vec = typename Vec<C>::type;
+using vecf = vec<float>;
+using vecd = vec<double>;
+template <class C>
+constexpr int kLanes = AC_VECTOR_BYTES / sizeof(C);
+
+template <class C>
+AC_INLINE vec<C> load_vec(const C* p) {
+  vec<C> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class C>
+AC_INLINE void store_vec(C* p, vec<C> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <class C>
+AC_INLINE vec<C> splat(C x) {
+  return vec<C>{} + x;
+}
+
+// a b + c, rounded once where the machine can. The only contraction: the compiler itself contracts nothing.
+AC_INLINE vecf fma(vecf a, vecf b, vecf c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+AC_INLINE vecd fma(vecd a, vecd b, vecd c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// The sum of the lanes, always in the same order.
+template <class C>
+AC_INLINE C sum_lanes(vec<C> v) {
+  C lane[kLanes<C>];
+  store_vec(lane, v);
+  for (int width = kLanes<C> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+// --- functions. In double lane by lane on the C library: correct, and nobody runs a large descent in double.
+
+template <class F>
+AC_INLINE vecd each_lane(vecd x, const F& f) {
+  double lane[kLanes<double>];
+  store_vec(lane, x);
+  for (double& v : lane) v = f(v);
+  return load_vec(lane);
+}
+
+// Within 1.1 ulp on [-87.3, 88.3]; held constant outside, which is 0 and infinity for all that is done with it here. NaN is kept.
+AC_INLINE vecf exp_vec(vecf x) {
+  using Bits = Vec<float>::bits;
+  const vecf high = splat(88.3f), low = splat(-87.3f);
+  x = x > high ? high : x;
+  x = x < low ? low : x;
+  const vecf magic = splat(12582912.0f);  // 1.5 2^23: adding it rounds to an integer, held in the low bits
+  const vecf shifted = fma(x, splat(1.44269504088896341f), magic);
+  const vecf n = shifted - magic;
+  vecf r = fma(n, splat(-0.693145751953125f), x);
+  r = fma(n, splat(-1.428606765330187e-6f), r);
+  vecf p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.0f;
+  Bits exponent, bits;
+  std::memcpy(&exponent, &shifted, sizeof bits);
+  std::memcpy(&bits, &p, sizeof bits);
+  bits += exponent << 23;  // the magic number's own bits leave at the top
+  std::memcpy(&p, &bits, sizeof bits);
+  return p;
+}
+AC_INLINE vecd exp_vec(vecd x) {
+  return each_lane(x, [](double v) { return std::exp(v); });
+}
+
+// log(1 + e) for e in [0, 1], given q = 1 / (2 + e): 2 atanh(e q), a series in (e q)^2 <= 1/9.
+AC_INLINE vecf log1p_unit(vecf e, vecf q) {
+  const vecf s = e * q, t = s * s;
+  vecf p = splat(2.0f / 15.0f);
+  p = fma(p, t, splat(2.0f / 13.0f));
+  p = fma(p, t, splat(2.0f / 11.0f));
+  p = fma(p, t, splat(2.0f / 9.0f));
+  p = fma(p, t, splat(2.0f / 7.0f));
+  p = fma(p, t, splat(2.0f / 5.0f));
+  p = fma(p, t, splat(2.0f / 3.0f));
+  return fma(p * t, s, s + s);
+}
+AC_INLINE vecd log1p_unit(vecd e, vecd) {
+  return each_lane(e, [](double v) { return std::log1p(v); });
+}
+
+// Rational approximation of erf on [-4, 4], 1 beyond (as in Eigen); within 3 ulp.
+AC_INLINE vecf erf_vec(vecf x) {
+  const vecf four = splat(4.0f);
+  x = x > four ? four : x;
+  x = x < -four ? -four : x;
+  const vecf t = x * x;
+  vecf p = splat(-2.72614225801306e-10f);
+  p = fma(p, t, splat(2.77068142495902e-08f));
+  p = fma(p, t, splat(-2.10102402082508e-06f));
+  p = fma(p, t, splat(-5.69250639462346e-05f));
+  p = fma(p, t, splat(-7.34990630326855e-04f));
+  p = fma(p, t, splat(-2.95459980854025e-03f));
+  p = fma(p, t, splat(-1.60960333262415e-02f));
+  vecf q = splat(-1.45660718464996e-05f);
+  q = fma(q, t, splat(-2.13374055278905e-04f));
+  q = fma(q, t, splat(-1.68282697438203e-03f));
+  q = fma(q, t, splat(-7.37332916720468e-03f));
+  q = fma(q, t, splat(-1.42647390514189e-02f));
+  return x * p / q;
+}
+AC_INLINE vecd erf_vec(vecd x) {
+  return each_lane(x, [](double v) { return std::erf(v); });
+}
+
+AC_INLINE vecf tanh_vec(vecf x) {
+  const vecf a = x < 0.0f ? -x : x;
+  const vecf t = x * x;  // near zero 1 - 2 / (1 + exp(2 a)) would cancel
+  vecf p = splat(-5.70498872745e-3f);
+  p = fma(p, t, splat(2.06390887954e-2f));
+  p = fma(p, t, splat(-5.37397155531e-2f));
+  p = fma(p, t, splat(1.33314422036e-1f));
+  p = fma(p, t, splat(-3.33332819422e-1f));
+  const vecf near = fma(p * t, x, x);
+  const vecf far = 1.0f - 2.0f / (exp_vec(a + a) + 1.0f);
+  return a < 0.625f ? near : (x < 0.0f ? -far : far);
+}
+AC_INLINE vecd tanh_vec(vecd x) {
+  return each_lane(x, [](double v) { return std::tanh(v); });
+}
+
+// --- memory
+
+// Scratch of one call, aligned for the vectors. Uninitialised.
+template <class C>
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(int64_t n)
+      : data_(static_cast<C*>(std::aligned_alloc(64, (static_cast<size_t>(n) * sizeof(C) + 127) / 64 * 64))) {
+    if (!data_) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(Scratch&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
+  Scratch& operator=(Scratch&& other) noexcept {
+    C* mine = data_;
+    data_ = other.data_;
+    other.data_ = mine;
+    return *this;
+  }
+  C* get() const { return data_; }
+
+ private:
+  C* data_ = nullptr;
+};
+
+// The length of a row of n elements in scratch: whole vectors, the rest zero.
+template <class C>
+constexpr int64_t padded(int64_t n) {
+  return (n + kLanes<C> - 1) / kLanes<C> * kLanes<C>;
+}
+
+}  // namespace AC_ISA
+}  // namespace adaptcomp

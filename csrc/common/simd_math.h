@@ -1,0 +1,20 @@
+// The elementary functions of the host's vectors, as the row arithmetic of a family asks for them.
+#pragma once
+
+#include "common/simd.h"
+
+namespace adaptcomp {
+namespace AC_ISA {
+
+template <class C>
+struct VectorMath {
+  using scalar = C;
+  using type = vec<C>;
+  static AC_INLINE type exp(type x) { return exp_vec(x); }
+  static AC_INLINE type tanh(type x) { return tanh_vec(x); }
+  static AC_INLINE type erf(type x) { return erf_vec(x); }
+  static AC_INLINE type log1p_unit(type e, type q) { return AC_ISA::log1p_unit(e, q); }
+};
+
+}  // namespace AC_ISA
+}  // namespace adaptcomp

@@ -1,0 +1,150 @@
+// Small matrix products on a tile of rows, with the other matrix packed once per call.
+//
+// An element of the product is one chain of multiply-adds over k in order, whatever rows share the tile and however many of them
+// there are: a row has the same bits alone and in any batch.
+#pragma once
+
+#include "common/simd.h"
+
+namespace adaptcomp {
+namespace AC_ISA {
+
+// Rows that one pass over a panel serves: with two vectors of columns, as many accumulators as the registers hold.
+constexpr int kBlock = AC_VECTOR_BYTES == 64 ? 8 : 4;
+
+// A matrix [k, n] in panels of two vectors of columns (the last one may be one vector wide), each panel [k][columns] in a row, so
+// that a product reads it from front to back. Columns beyond n are zero.
+template <class C>
+class Panels {
+ public:
+  static constexpr int64_t kWide = 2 * kLanes<C>;
+
+  Panels() = default;
+  // from[i, j] at from[i * row + j * column].
+  Panels(const C* from, int64_t k, int64_t n, int64_t row, int64_t column) : k_(k), n_(padded<C>(n)), data_(k * n_) {
+    for (int64_t j = 0; j < n_; j += kWide) {
+      const int64_t width = n_ - j < kWide ? n_ - j : kWide;
+      C* out = data_.get() + j * k;
+      for (int64_t i = 0; i < k; ++i)
+        for (int64_t c = 0; c < width; ++c) out[i * width + c] = j + c < n ? from[i * row + (j + c) * column] : C(0);
+    }
+  }
+  int64_t inner() const { return k_; }
+  int64_t columns() const { return n_; }  // padded
+  const C* panel(int64_t column) const { return data_.get() + column * k_; }
+
+ private:
+  int64_t k_ = 0, n_ = 0;
+  Scratch<C> data_;
+};
+
+// done[r, w] = init[r] + sum_i x[r, i] panel[i, w], with init zero where it is null. Not inlined: what is done with the result
+// differs from product to product, this does not.
+template <class C, int R, int W>
+__attribute__((noinline)) void block_product(const C* x, int64_t stride, const C* panel, int64_t k, const C* init,
+                                             int64_t init_stride, vec<C>* done) {
+  vec<C> sum[R][W];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) sum[r][w] = init ? load_vec(init + r * init_stride + w * kLanes<C>) : vec<C>{};
+  for (int64_t i = 0; i < k; ++i) {
+    vec<C> b[W];
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) b[w] = load_vec(panel + (i * W + w) * kLanes<C>);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const vec<C> a = splat(x[r * stride + i]);
+#pragma GCC unroll 2
+      for (int w = 0; w < W; ++w) sum[r][w] = fma(a, b[w], sum[r][w]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) done[r * W + w] = sum[r][w];
+}
+
+// Rows of scratch for `rows` rows of a tile.
+constexpr int64_t whole_blocks(int64_t rows) { return (rows + kBlock - 1) / kBlock * kBlock; }
+
+// What a product starts from: rows `stride` apart, one row for all where that is 0, zero where there is none.
+template <class C>
+struct From {
+  const C* data = nullptr;
+  int64_t stride = 0;
+};
+
+// last(r, j, from[r, j] + sum_i in[r, i] matrix[i, j]) for every row r and vector of columns from j; also for some rows beyond
+// `rows`, fewer than whole_blocks(rows), of whatever is there. A panel serves all rows before the next one is read.
+template <class C, class Last>
+AC_INLINE void product(const C* in, int64_t stride, int64_t rows, const Panels<C>& matrix, From<C> from, const Last& last) {
+  vec<C> done[kBlock * 2];
+  for (int64_t column = 0; column < matrix.columns(); column += Panels<C>::kWide) {
+    const bool wide = column + Panels<C>::kWide <= matrix.columns();
+    for (int64_t row = 0; row < rows; row += kBlock) {
+      // What is left over goes as a whole block, or as a pair of rows: fewer variants, and none slower than a block.
+      const bool pair = rows - row <= 2;
+      const auto block = wide ? (pair ? block_product<C, 2, 2> : block_product<C, kBlock, 2>)
+                              : (pair ? block_product<C, 2, 1> : block_product<C, kBlock, 1>);
+      const C* init = from.data ? from.data + row * from.stride + column : nullptr;
+      block(in + row * stride, stride, matrix.panel(column), matrix.inner(), init, from.stride, done);
+      const int shift = wide ? 1 : 0, count = (pair ? 2 : kBlock) << shift;
+#pragma GCC unroll 1
+      for (int i = 0; i < count; ++i) last(row + (i >> shift), column + (i & shift) * kLanes<C>, done[i]);
+    }
+  }
+}
+
+// One of the two pairs of factors of an outer product.
+template <class C>
+struct Factors {
+  const C* left;
+  int64_t left_stride;
+  const C* right;
+  int64_t right_stride;
+};
+
+// sums[i, j] += sum over the pairs and the rows r of left[r, i] right[r, j], for i < n and j < m; sums is [n, m], m in whole
+// vectors.
+template <class C, int R, int W, int P>
+__attribute__((noinline)) void outer_block(C* sums, int64_t m, const Factors<C> (&pairs)[P], int64_t rows, int64_t i, int64_t j) {
+  vec<C> sum[R][W];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) sum[r][w] = load_vec(sums + (i + r) * m + j + w * kLanes<C>);
+  for (const Factors<C>& f : pairs) {
+    for (int64_t row = 0; row < rows; ++row) {
+      vec<C> b[W];
+#pragma GCC unroll 2
+      for (int w = 0; w < W; ++w) b[w] = load_vec(f.right + row * f.right_stride + j + w * kLanes<C>);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const vec<C> a = splat(f.left[row * f.left_stride + i + r]);
+#pragma GCC unroll 2
+        for (int w = 0; w < W; ++w) sum[r][w] = fma(a, b[w], sum[r][w]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) store_vec(sums + (i + r) * m + j + w * kLanes<C>, sum[r][w]);
+}
+
+template <class C, int P>
+AC_INLINE void add_outer(C* sums, int64_t n, int64_t m, const Factors<C> (&pairs)[P], int64_t rows) {
+  int64_t i = 0;
+  const auto columns = [&](auto height) __attribute__((always_inline)) {
+    constexpr int R = decltype(height)::value;
+    int64_t j = 0;
+    for (; j + 2 * kLanes<C> <= m; j += 2 * kLanes<C>) outer_block<C, R, 2>(sums, m, pairs, rows, i, j);
+    if (j < m) outer_block<C, R, 1>(sums, m, pairs, rows, i, j);
+  };
+  for (; i + kBlock <= n; i += kBlock) columns(std::integral_constant<int, kBlock>());
+  for (; i < n; ++i) columns(std::integral_constant<int, 1>());
+}
+
+}  // namespace AC_ISA
+}  // namespace adaptcomp

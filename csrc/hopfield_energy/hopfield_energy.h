@@ -1,0 +1,28 @@
+// Whole descents, and their gradients, on the energy of a modern Hopfield network (Ramsauer et al. 2021),
+//
+//   E(y) = -1/beta log sum_j exp(beta x_j . y) + |y|^2/2,   dE/dy = y - sum_j softmax_j(beta X y) x_j
+//
+// so that one step of size 1 is attention over the patterns.
+#pragma once
+
+#include "descent/whole.h"
+
+namespace adaptcomp {
+
+struct HopfieldEnergy {
+  int64_t patterns;
+  const void* pattern;  // [patterns, dim]: X
+  const void* beta;     // [1]
+};
+
+struct HopfieldEnergyGrad {
+  void *pattern, *beta;
+};
+
+void hopfield_descent_cpu(const Descent& descent, const HopfieldEnergy& energy);
+void hopfield_descent_backward_cpu(const DescentBackward& descent, const HopfieldEnergy& energy, const HopfieldEnergyGrad& grad);
+void hopfield_descent_cuda(const Descent& descent, const HopfieldEnergy& energy, int64_t device, void* stream);
+void hopfield_descent_backward_cuda(const DescentBackward& descent, const HopfieldEnergy& energy, const HopfieldEnergyGrad& grad,
+                                    int64_t device, void* stream);
+
+}  // namespace adaptcomp

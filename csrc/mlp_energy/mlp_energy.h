@@ -1,0 +1,37 @@
+// Whole descents, and their gradients, on the energy of a small network,
+//
+//   E(y, x) = w . act(a) + b_o + rho/2 |y|^2,   a = W_1 y + c(x),  or with a second layer  a = W_2 act(W_1 y + c(x)) + b_2
+//
+// c, the context's part of the first layer with its bias, comes ready: it is the same in every step of a row.
+#pragma once
+
+#include "descent/whole.h"
+#include "mlp_energy/rows.h"
+
+namespace adaptcomp {
+
+struct MlpEnergy {
+  int64_t hidden1, hidden2;  // hidden2: 0 for one layer
+  Activation activation;
+  double ridge;         // rho
+  const void* weight1;  // [hidden1, dim]
+  const void* context;  // [rows, hidden1], or [hidden1] where context_stride is 0
+  int64_t context_stride;
+  const void* weight2;   // [hidden2, hidden1]
+  const void* bias2;     // [hidden2]
+  const void* out;       // [hidden1 or hidden2]: w
+  const void* out_bias;  // [1]
+};
+
+// Derivatives, of the shapes above; the context's is [rows, hidden1] in any case.
+struct MlpEnergyGrad {
+  void *weight1, *context, *weight2, *bias2, *out;
+};
+
+void mlp_descent_cpu(const Descent& descent, const MlpEnergy& energy);
+void mlp_descent_backward_cpu(const DescentBackward& descent, const MlpEnergy& energy, const MlpEnergyGrad& grad);
+void mlp_descent_cuda(const Descent& descent, const MlpEnergy& energy, int64_t device, void* stream);
+void mlp_descent_backward_cuda(const DescentBackward& descent, const MlpEnergy& energy, const MlpEnergyGrad& grad, int64_t device,
+                               void* stream);
+
+}  // namespace adaptcomp

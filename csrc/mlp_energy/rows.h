@@ -1,0 +1,73 @@
+// The activations of the energy network with their first and second derivatives: all that a descent on it and the gradient of a
+// descent need. Written over vectors of elements on the host and over single ones on the device; M has the elementary functions.
+#pragma once
+
+#include <type_traits>
+
+#include "common/dtype.h"
+
+namespace adaptcomp {
+
+// The codes that adaptcomp_ext/ops/mlp_energy.py sends.
+enum class Activation : int64_t { softplus = 0, silu = 1, tanh = 2, gelu = 3 };
+
+// What of an activation is wanted; `first` is always computed.
+template <class V>
+struct Activated {
+  V value, first, second;
+};
+
+template <Activation A, bool kValue, bool kSecond, class M>
+AC_HD Activated<typename M::type> activate(typename M::type a) {
+  using V = typename M::type;
+  using C = typename M::scalar;
+  Activated<V> out{};
+  if constexpr (A == Activation::tanh) {
+    const V t = M::tanh(a);
+    out.value = t;
+    out.first = C(1) - t * t;
+    if constexpr (kSecond) out.second = C(-2) * t * out.first;
+  } else if constexpr (A == Activation::gelu) {
+    const V cdf = C(0.5) + C(0.5) * M::erf(a * C(0.70710678118654752));
+    const V density = C(0.39894228040143268) * M::exp(C(-0.5) * a * a);
+    if constexpr (kValue) out.value = a * cdf;
+    out.first = cdf + a * density;
+    if constexpr (kSecond) out.second = density * (C(2) - a * a);
+  } else {
+    // One exponential of -|a|, which cannot overflow, gives the logistic function and the softplus alike.
+    const V e = M::exp(a < C(0) ? a : -a);
+    V sigma;
+    if constexpr (A == Activation::softplus && kValue) {
+      const V both = C(1) / ((C(1) + e) * (C(2) + e));  // one division for the two that are needed
+      const V inverse = both * (C(2) + e);
+      sigma = a < C(0) ? e * inverse : inverse;
+      out.value = (a < C(0) ? V{} : a) + M::log1p_unit(e, both * (C(1) + e));
+    } else {
+      const V inverse = C(1) / (C(1) + e);
+      sigma = a < C(0) ? e * inverse : inverse;
+    }
+    if constexpr (A == Activation::softplus) {
+      out.first = sigma;
+      if constexpr (kSecond) out.second = sigma * (C(1) - sigma);
+    } else {
+      const V rest = C(1) - sigma;
+      if constexpr (kValue) out.value = a * sigma;
+      out.first = sigma * (C(1) + a * rest);
+      if constexpr (kSecond) out.second = sigma * rest * (C(2) + a * (rest - sigma));
+    }
+  }
+  return out;
+}
+
+// Calls f with the activation as a constant.
+template <class F>
+inline void dispatch_activation(Activation a, const F& f) {
+  switch (a) {
+    case Activation::softplus: f(std::integral_constant<Activation, Activation::softplus>()); break;
+    case Activation::silu: f(std::integral_constant<Activation, Activation::silu>()); break;
+    case Activation::tanh: f(std::integral_constant<Activation, Activation::tanh>()); break;
+    case Activation::gelu: f(std::integral_constant<Activation, Activation::gelu>()); break;
+  }
+}
+
+}  // namespace adaptcomp

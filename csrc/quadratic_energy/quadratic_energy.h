@@ -1,0 +1,26 @@
+// Whole descents, and their gradients, on E(y) = y'Ay/2 - b'y. Only the symmetric part S of A counts: dE/dy = Sy - b.
+#pragma once
+
+#include "descent/whole.h"
+
+namespace adaptcomp {
+
+struct QuadraticEnergy {
+  const void* matrix;  // [dim, dim]: A
+  const void* linear;  // [rows, dim], or [dim] where linear_stride is 0: b
+  int64_t linear_stride;
+};
+
+// The linear term's derivative is [rows, dim] in any case.
+struct QuadraticEnergyGrad {
+  void *matrix, *linear;
+};
+
+void quadratic_descent_cpu(const Descent& descent, const QuadraticEnergy& energy);
+void quadratic_descent_backward_cpu(const DescentBackward& descent, const QuadraticEnergy& energy,
+                                    const QuadraticEnergyGrad& grad);
+void quadratic_descent_cuda(const Descent& descent, const QuadraticEnergy& energy, int64_t device, void* stream);
+void quadratic_descent_backward_cuda(const DescentBackward& descent, const QuadraticEnergy& energy,
+                                     const QuadraticEnergyGrad& grad, int64_t device, void* stream);
+
+}  // namespace adaptcomp
