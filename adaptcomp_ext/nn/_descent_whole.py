@@ -31,26 +31,25 @@ def run_whole(problem: Problem) -> EnergyResult:
     assert isinstance(energy, ClosedFormEnergy)
     wide = compute_dtype(y0.dtype)
     form = energy.closed_form(y0, *problem.context)
-    form = form._replace(tensors=tuple(None if t is None else t.to(wide).contiguous() for t in form.tensors))
-    start = y0.to(wide).contiguous()
+    tensors = tuple([None if t is None else _fit(t, wide) for t in form.tensors])
+    start = _fit(y0, wide)
     step_size = _number(problem.step_size, start)
     sigma = _number(problem.sigma, start) if problem.rule.noisy else None
-    inputs = [start, step_size, sigma, *form.tensors]
-    recording = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    inputs = [start, step_size, sigma, *tensors]
+    recording = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in inputs])
     through = recording and problem.gradient in ("unrolled", "stepwise")
-    run = whole_descent(
-        *(_plain_form(form), problem.rule, *map(_plain, (start, step_size, sigma)), problem.sample_ids),
-        through or problem.keep_trace,
-    )
+    plain = [None if t is None else t.detach() for t in inputs] if recording else inputs
+    form = form._replace(tensors=tuple(plain[3:]))
+    run = whole_descent(form, problem.rule, *plain[:3], problem.sample_ids, through or problem.keep_trace)
     places = trace_places(run.steps, problem.rule.max_steps) if problem.keep_trace else None
-    y, outputs = run.y, None if places is None else run.path[places]
+    y, outputs = run.y, None if places is None or run.path is None else run.path[places]
     if through:
         work = Whole(form, problem, run, places)
         y, *rest = attach(work, [y] if outputs is None else [y, outputs], inputs)
         outputs = rest[0] if rest else None
     value = run.energy
     if recording:
-        (value,) = attach(WholeEnergy(form, run), [value], [y, *form.tensors])
+        (value,) = attach(WholeEnergy(form, run), [value], [y, *tensors])
     trace = None
     if places is not None and outputs is not None:
         row, step = places
@@ -72,7 +71,7 @@ class Whole:
 
     def __init__(self, form: ClosedForm, problem: Problem, run: Descended, places: tuple[Tensor, Tensor] | None) -> None:
         self.own = 3 + len(form.tensors)
-        self._form = form._replace(tensors=())  # the node keeps them, in a way that sees them change
+        self._form = form._replace(tensors=())  # the node keeps them, and sees when they are changed
         self._rule = problem.rule
         self._ids = problem.sample_ids
         self._run = run
@@ -89,11 +88,12 @@ class Whole:
         g_y, g_outputs = upstream[0], upstream[1] if len(upstream) > 1 else None
         g_path = None
         if g_outputs is not None and self._places is not None:
+            assert self._run.path is not None
             g_path = torch.zeros_like(self._run.path)
             g_path[self._places] = g_outputs
-        form = _plain_form(self._form._replace(tensors=tuple(tensors)))
+        form = self._form._replace(tensors=tuple(map(_plain, tensors)))
         found = whole_descent_backward(
-            *(form, self._rule, *map(_plain, (start, step_size, sigma)), self._ids, self._run, self._last),
+            *(form, self._rule, start.detach(), step_size.detach(), _plain(sigma), self._ids, self._run, self._last),
             *(None if g_y is None else g_y.contiguous(), g_path),
         )
         grads = list(found.tensors)
@@ -104,7 +104,7 @@ class Whole:
             grads[at] = None if rows is None else rows.sum(dim=0)
         g_step = found.step_size if step_size.dim() else found.step_size.sum()
         g_y0 = None if self._stepwise else found.y0
-        every = [g_y0, g_step, None if sigma is None else found.noise.sum(), *grads]
+        every = [g_y0, g_step, None if found.noise is None else found.noise.sum(), *grads]
         return [g if need else None for g, need in zip(every, needed, strict=True)]
 
     def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
@@ -112,6 +112,7 @@ class Whole:
         start, step_size, sigma, *tensors = inputs
         assert start is not None and step_size is not None
         rule, run, form = self._rule, self._run, self._form
+        assert run.scale is not None
         y = start.detach() if self._stepwise else start
         velocity = torch.zeros_like(start)
         ends = []
@@ -171,6 +172,13 @@ class WholeEnergy:
         return [next(found) if need else None for need in needed]
 
 
+def _fit(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the kernels take it. Asking is cheaper than converting what is right already."""
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
 def _number(value: float | Tensor, like: Tensor) -> Tensor:
     """A setting as a tensor like `like`, without dimensions or [B]."""
     if isinstance(value, Tensor):
@@ -180,7 +188,3 @@ def _number(value: float | Tensor, like: Tensor) -> Tensor:
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
-
-
-def _plain_form(form: ClosedForm) -> ClosedForm:
-    return form._replace(tensors=tuple(map(_plain, form.tensors)))

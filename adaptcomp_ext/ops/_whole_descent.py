@@ -1,12 +1,12 @@
 """The kernels that run all steps of a descent: allocation and calls, whatever the energy. Private.
 
-An energy is a `ClosedForm`: its tensors, in the order of its kernels, and its constants. `whole_descent` and its gradient know
-nothing of autograd; `adaptcomp_ext.nn` makes the node.
+An energy is a `ClosedForm`: its tensors, in the order of its kernels, and its constants. The functions know nothing of autograd, and
+are not operators of ``torch.library``: the module that calls them, with its node, splits a compiled graph anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.ops._backend import place, pointer
-from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.ops.descent import rule_arguments
 from adaptcomp_ext.reference import DescentRule
 
@@ -35,17 +34,17 @@ class ClosedForm(NamedTuple):
 
 
 class Descended(NamedTuple):
-    """What a whole descent returns. The last three are empty unless they were asked for."""
+    """What a whole descent returns. The last three are None unless they were asked for."""
 
     y: Tensor
     energy: Tensor
     steps: Tensor
     status: Tensor
-    path: Tensor
+    path: Tensor | None
     """[B, max_steps, dim]: y after each step that the row took; beyond them uninitialised."""
-    scale: Tensor
+    scale: Tensor | None
     """[B, max_steps]: what backtracking had left of the step size; 0 where the step was rejected."""
-    velocity: Tensor
+    velocity: Tensor | None
     """[B, max_steps, dim]: the velocity of each step, with momentum."""
 
 
@@ -55,8 +54,8 @@ class DescentGradients(NamedTuple):
     y0: Tensor
     step_size: Tensor
     """[B]"""
-    noise: Tensor
-    """[B]; empty without noise."""
+    noise: Tensor | None
+    """[B]; None without noise."""
     tensors: list[Tensor | None]
     """Of the energy's tensors; one with rows of its own has [B, ...] in any case."""
 
@@ -69,155 +68,55 @@ _BACKWARD = {
 }
 
 
-def _scalars(name: str, tensor: Tensor | None) -> tuple[int, int]:
+def _setting(value: Tensor | None) -> tuple[int, int]:
     """Address of a setting, and its stride over the rows."""
-    return (0, 0) if tensor is None else (tensor.data_ptr(), 1 if tensor.dim() else 0)
+    return (0, 0) if value is None else (value.data_ptr(), 1 if value.dim() else 0)
 
 
-def _energy_arguments(kind: str, tensors: Sequence[Tensor | None], integers: Sequence[int]) -> list[int]:
-    if kind == "mlp":
-        weight1, context, weight2, bias2, out, out_bias = tensors
-        assert weight1 is not None and context is not None
-        stride = context.shape[-1] if context.dim() == 2 else 0
-        return [*integers, pointer(weight1), pointer(context), stride, *map(pointer, (weight2, bias2, out, out_bias))]
-    if kind == "hopfield":
-        patterns, beta = tensors
+def _head(y0: Tensor, step_size: Tensor, noise: Tensor | None, sample_ids: Tensor | None, rule: list[int]) -> list[int]:
+    wide = y0.dtype == torch.float64
+    return [*y0.shape, wide, *rule, y0.data_ptr(), *_setting(step_size), *_setting(noise), pointer(sample_ids)]
+
+
+def _energy(form: ClosedForm) -> list[int]:
+    if form.kind == "hopfield":
+        patterns, beta = form.tensors
         assert patterns is not None
-        return [patterns.shape[0], pointer(patterns), pointer(beta)]
-    matrix, linear = tensors
-    assert linear is not None
-    return [pointer(matrix), pointer(linear), linear.shape[-1] if linear.dim() == 2 else 0]
+        return [patterns.shape[0], patterns.data_ptr(), pointer(beta)]
+    first, rows, *rest = form.tensors
+    assert rows is not None
+    stride = rows.shape[1] if rows.dim() == 2 else 0
+    return [*form.integers, pointer(first), rows.data_ptr(), stride, *map(pointer, rest)]
 
 
-def _head(y0: Tensor, step_size: Tensor, noise: Tensor | None, ids: Tensor | None, rule: Sequence[int]) -> list[int]:
-    settings = (*_scalars("step_size", step_size), *_scalars("noise", noise))
-    return [*y0.shape, y0.dtype == torch.float64, *rule, y0.data_ptr(), *settings, pointer(ids)]
+def whole_descent(
+    form: ClosedForm, rule: DescentRule, y0: Tensor, step_size: Tensor, noise: Tensor | None, sample_ids: Tensor | None, keep: bool
+) -> Descended:
+    """All steps of every row.
 
-
-def _kernel(
-    kind: str,
-    y0: Tensor,
-    step_size: Tensor,
-    noise: Tensor | None,
-    sample_ids: Tensor | None,
-    tensors: Sequence[Tensor | None],
-    integers: Sequence[int],
-    rule: Sequence[int],
-    numbers: Sequence[float],
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    out = _empty(y0, rule, numbers, keep)
-    kept = [pointer(t) if t.numel() else 0 for t in out[4:]]
-    arguments = _head(y0, step_size, noise, sample_ids, rule)
-    arguments += [t.data_ptr() for t in out[:4]] + kept
-    arguments += _energy_arguments(kind, tensors, integers)
-    _FORWARD[kind]([*arguments, *place(y0.device)], list(numbers))
-    return out
-
-
-def _empty(
-    y0: Tensor, rule: Sequence[int], numbers: Sequence[float], keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    All tensors contiguous, without graph, and of one dtype, float32 or float64; y0 is [B, dim], `step_size` without dimensions or
+    [B], `noise` likewise or None, `sample_ids` int64 [B] or None. `keep`: the path, the scale and the velocity.
+    """
+    integers, numbers = rule_arguments(rule)
     rows, dim = y0.shape
-    steps = rule[0]
-    momentum = numbers[1] > 0
-    return (
+    out = Descended(
         torch.empty_like(y0),
         y0.new_empty(rows),
         y0.new_empty(rows, dtype=torch.int64),
         y0.new_empty(rows, dtype=torch.int8),
-        y0.new_empty((rows, steps, dim) if keep else 0),
-        y0.new_empty((rows, steps) if keep else 0),
-        y0.new_empty((rows, steps, dim) if keep and momentum else 0),
+        y0.new_empty((rows, rule.max_steps, dim)) if keep else None,
+        y0.new_empty((rows, rule.max_steps)) if keep else None,
+        y0.new_empty((rows, rule.max_steps, dim)) if keep and rule.momentum > 0 else None,
     )
-
-
-_whole_descent = register(
-    "whole_descent(str kind, Tensor y0, Tensor step_size, Tensor? noise, Tensor? sample_ids, Tensor?[] tensors, int[] integers, "
-    "int[] rule, float[] numbers, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _kernel,
-    lambda kind, y0, step_size, noise, ids, tensors, integers, rule, numbers, keep: _empty(y0, rule, numbers, keep),
-)
-
-
-def whole_descent(
-    energy: ClosedForm,
-    rule: DescentRule,
-    y0: Tensor,
-    step_size: Tensor,
-    noise: Tensor | None,
-    sample_ids: Tensor | None,
-    keep: bool,
-) -> Descended:
-    """All steps of every row. All tensors contiguous and of one dtype, float32 or float64; `keep`: path, scale and velocity."""
-    integers, numbers = rule_arguments(rule)
-    arguments = (y0, step_size, noise, sample_ids, list(energy.tensors), list(energy.integers), integers)
-    return Descended(*_whole_descent(energy.kind, *arguments, [*numbers, *energy.numbers], keep))
-
-
-def _backward_kernel(
-    kind: str,
-    y0: Tensor,
-    step_size: Tensor,
-    noise: Tensor | None,
-    sample_ids: Tensor | None,
-    tensors: Sequence[Tensor | None],
-    integers: Sequence[int],
-    rule: Sequence[int],
-    numbers: Sequence[float],
-    steps: Tensor,
-    path: Tensor,
-    scale: Tensor,
-    velocity: Tensor,
-    last_steps: int,
-    rows_at: int,
-    g_y: Tensor | None,
-    g_path: Tensor | None,
-) -> list[Tensor]:
-    out = _empty_gradients(y0, noise, tensors, rows_at)
-    g_y0, g_step_size, g_noise, *grads = out
-    arguments = _head(y0, step_size, noise, sample_ids, rule)
-    arguments += [
-        steps.data_ptr(),
-        path.data_ptr(),
-        scale.data_ptr(),
-        velocity.data_ptr(),
-        last_steps,
-        pointer(g_y),
-        pointer(g_path),
-    ]
-    arguments += [g_y0.data_ptr(), g_step_size.data_ptr(), g_noise.data_ptr() if noise is not None else 0]
-    arguments += _energy_arguments(kind, tensors, integers)
-    given = iter(grads)
-    addresses = [0 if t is None else next(given).data_ptr() for t in tensors]
-    if kind == "mlp":
-        addresses.pop()  # the last bias takes no part in a descent
-        grads[-1].zero_()
-    _BACKWARD[kind]([*arguments, *addresses, *place(y0.device)], list(numbers))
+    _FORWARD[form.kind](
+        [*_head(y0, step_size, noise, sample_ids, integers), *map(pointer, out), *_energy(form), *place(y0.device)],
+        [*numbers, *form.numbers],
+    )
     return out
 
 
-def _empty_gradients(y0: Tensor, noise: Tensor | None, tensors: Sequence[Tensor | None], rows_at: int) -> list[Tensor]:
-    rows = y0.shape[0]
-    grads = [
-        t.new_empty((rows, *t.shape[-1:])) if i == rows_at else torch.empty_like(t)
-        for i, t in enumerate(tensors)
-        if t is not None
-    ]
-    return [torch.empty_like(y0), y0.new_empty(rows), y0.new_empty(rows if noise is not None else 0), *grads]
-
-
-_whole_descent_backward = register(
-    "whole_descent_backward(str kind, Tensor y0, Tensor step_size, Tensor? noise, Tensor? sample_ids, Tensor?[] tensors, "
-    "int[] integers, int[] rule, float[] numbers, Tensor steps, Tensor path, Tensor scale, Tensor velocity, int last_steps, "
-    "int rows_at, Tensor? g_y, Tensor? g_path) -> Tensor[]",
-    _backward_kernel,
-    lambda kind, y0, step_size, noise, ids, tensors, *rest: _empty_gradients(y0, noise, tensors, rest[8]),
-)
-
-
 def whole_descent_backward(
-    energy: ClosedForm,
+    form: ClosedForm,
     rule: DescentRule,
     y0: Tensor,
     step_size: Tensor,
@@ -230,10 +129,31 @@ def whole_descent_backward(
 ) -> DescentGradients:
     """Gradients through the last `last_steps` steps of each row; 0: through each step by itself."""
     integers, numbers = rule_arguments(rule)
-    g_y0, g_step_size, g_noise, *grads = _whole_descent_backward(
-        *(energy.kind, y0, step_size, noise, sample_ids, list(energy.tensors), list(energy.integers), integers),
-        *([*numbers, *energy.numbers], run.steps, run.path, run.scale, run.velocity, last_steps),
-        *(-1 if energy.rows_at is None else energy.rows_at, g_y, g_path),
+    rows = y0.shape[0]
+    out = DescentGradients(
+        torch.empty_like(y0),
+        y0.new_empty(rows),
+        None if noise is None else y0.new_empty(rows),
+        [
+            None if t is None else t.new_empty((rows, t.shape[-1])) if i == form.rows_at else torch.empty_like(t)
+            for i, t in enumerate(form.tensors)
+        ],
     )
-    given = iter(grads)
-    return DescentGradients(g_y0, g_step_size, g_noise, [None if t is None else next(given) for t in energy.tensors])
+    parts = list(out.tensors)
+    if form.kind == "mlp":
+        out_bias = parts.pop()  # takes no part in a descent
+        assert out_bias is not None
+        out_bias.zero_()
+    _BACKWARD[form.kind](
+        [
+            *_head(y0, step_size, noise, sample_ids, integers),
+            *map(pointer, (run.steps, run.path, run.scale, run.velocity)),
+            *(last_steps, pointer(g_y), pointer(g_path)),
+            *map(pointer, (out.y0, out.step_size, out.noise)),
+            *_energy(form),
+            *map(pointer, parts),
+            *place(y0.device),
+        ],
+        [*numbers, *form.numbers],
+    )
+    return out
