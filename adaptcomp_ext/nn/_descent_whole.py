@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -30,9 +31,11 @@ def run_whole(problem: Problem) -> EnergyResult:
     energy, y0 = problem.energy, problem.y0
     assert isinstance(energy, ClosedFormEnergy)
     wide = compute_dtype(y0.dtype)
-    form = energy.closed_form(y0, *problem.context)
-    tensors = tuple([None if t is None else _fit(t, wide) for t in form.tensors])
-    start = _fit(y0, wide)
+    with _full_precision(y0.device.type):
+        form = energy.closed_form(y0, *problem.context, dtype=wide)
+    tensors = tuple([t if t is None or t.is_contiguous() else t.contiguous() for t in form.tensors])
+    start = y0 if y0.dtype == wide else y0.to(wide)
+    start = start if start.is_contiguous() else start.contiguous()
     step_size = _number(problem.step_size, start)
     sigma = _number(problem.sigma, start) if problem.rule.noisy else None
     inputs = [start, step_size, sigma, *tensors]
@@ -77,12 +80,14 @@ class Whole:
         self._run = run
         self._places = places
         self._stepwise = problem.gradient == "stepwise"
-        self._last = 0 if self._stepwise else (problem.last or problem.rule.max_steps)
+        self._last = 0 if self._stepwise else (problem.last or problem.rule.max_steps + 1)
 
     def gradients(
         self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """The kernel."""
+        if all(g is None for g in upstream):
+            return [None for _ in needed]
         start, step_size, sigma, *tensors = inputs
         assert start is not None and step_size is not None
         g_y, g_outputs = upstream[0], upstream[1] if len(upstream) > 1 else None
@@ -120,7 +125,7 @@ class Whole:
             took = run.steps > k
             scale = torch.where(took, run.scale[:, k], 0)
             rows = (scale != 0).nonzero()[:, 0]
-            if not self._stepwise and self._last < rule.max_steps:
+            if not self._stepwise:
                 first = (run.steps - self._last == k)[:, None]
                 y, velocity = torch.where(first, y.detach(), y), torch.where(first, velocity.detach(), velocity)
             here, before = y[rows], velocity[rows]
@@ -164,6 +169,8 @@ class WholeEnergy:
         self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """Of one evaluation."""
+        if upstream[0] is None:
+            return [None for _ in needed]
         with torch.enable_grad():
             inputs = _adjoint.copies(inputs, self.own, needed)
             (value,) = self.function(inputs)
@@ -172,11 +179,9 @@ class WholeEnergy:
         return [next(found) if need else None for need in needed]
 
 
-def _fit(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the kernels take it. Asking is cheaper than converting what is right already."""
-    if tensor.dtype != dtype:
-        tensor = tensor.to(dtype)
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
+def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Without autocast, which would round what is computed for the kernels."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def _number(value: float | Tensor, like: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def whole_descent_backward(
     g_y: Tensor | None,
     g_path: Tensor | None,
 ) -> DescentGradients:
-    """Gradients through the last `last_steps` steps of each row; 0: through each step by itself."""
+    """Gradients through the last `last_steps` steps of each row, and to y0 where a row took fewer; 0: through each step by itself."""
     integers, numbers = rule_arguments(rule)
     rows = y0.shape[0]
     out = DescentGradients(

@@ -318,10 +318,7 @@ class DescentBackwardTile {
     Slot& s = slots_[slot];
     C* v = at(v_, slot);
     for (; s.step > 0; --s.step) {
-      if (a_.last_steps > 0 && s.passed == a_.last_steps) {
-        zero_row(v, stride_);
-        break;
-      }
+      if (a_.last_steps > 0 && s.passed == a_.last_steps) break;
       if (a_.g_path) {
         const C* g_path = static_cast<const C*>(a_.g_path) + at_step(s) * a_.dim;
         for (int64_t i = 0; i < a_.dim; ++i) v[i] += g_path[i];
@@ -334,8 +331,8 @@ class DescentBackwardTile {
       }
       zero_row(at(g_m_, slot), stride_);  // the velocity was dropped
       ++s.passed;
-      if (a_.last_steps == 0 && s.step > 1) zero_row(v, stride_);
     }
+    if (a_.last_steps > 0 && s.passed == a_.last_steps) zero_row(v, stride_);
     copy_row(static_cast<C*>(a_.g_y0) + s.row * a_.dim, v, a_.dim);
     static_cast<C*>(a_.g_step_size)[s.row] = s.g_alpha;
     if (a_.g_noise) static_cast<C*>(a_.g_noise)[s.row] = s.g_sigma;

@@ -41,7 +41,8 @@ struct DescentBackward {
   const void* path;      // [rows, max_steps, dim]
   const void* scale;     // [rows, max_steps]
   const void* velocity;  // [rows, max_steps, dim]; read where there is momentum
-  int64_t last_steps;    // how many of a row's steps the gradient passes through; 0: each step's own only (stepwise)
+  // How many of a row's last steps the gradient passes through; to y0 where the row took fewer. 0: through each step by itself.
+  int64_t last_steps;
   const void* g_y;       // [rows, dim]; null: zero
   const void* g_path;    // [rows, max_steps, dim]; null: zero
   void* g_y0;            // out [rows, dim]

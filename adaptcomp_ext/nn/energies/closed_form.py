@@ -18,8 +18,8 @@ class ClosedFormEnergy(nn.Module, ABC):
     """
 
     @abstractmethod
-    def closed_form(self, y: Tensor, *context: Tensor) -> ClosedForm:
-        """The energy of rows like `y` as its kernels take it; what does not depend on y is computed here, with a graph."""
+    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
+        """The energy of rows like `y` as its kernels take it, in a dtype; what does not depend on y is computed here, with a graph."""
 
     def forward(self, y: Tensor, *context: Tensor) -> Tensor:
         """Energies [n] of points [n, dim_y].
@@ -31,7 +31,7 @@ class ClosedFormEnergy(nn.Module, ABC):
         *context : Tensor
             What the class says.
         """
-        form = self.closed_form(y, *context)
+        form = self.closed_form(y, *context, dtype=y.dtype)
         return form.function(y, *form.tensors)
 
     @property
@@ -58,3 +58,8 @@ def check_number_of_contexts(context: tuple[Tensor, ...], expected: int) -> None
     """Require so many context tensors."""
     if len(context) != expected:
         raise ValueError(f"context: expected {expected} tensor{'' if expected == 1 else 's'}, got {len(context)}")
+
+
+def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a dtype. Asking is cheaper than converting what is right already."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

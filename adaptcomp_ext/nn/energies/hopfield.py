@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points
+from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points, converted
 from adaptcomp_ext.ops._checks import check_floating, describe
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 from adaptcomp_ext.ops.descent import check_number
@@ -59,11 +59,11 @@ class HopfieldEnergy(ClosedFormEnergy):
             number = check_number("beta", beta, 0, math.inf, ends="()")
             self.register_buffer("beta", torch.tensor(number, dtype=patterns.dtype, device=patterns.device))
 
-    def closed_form(self, y: Tensor, *context: Tensor) -> ClosedForm:
+    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
         """The kernels' form."""
         check_points(y, self.patterns.shape[1], self.patterns)
         check_number_of_contexts(context, 0)
-        return hopfield_closed_form(self.patterns, self.beta)
+        return hopfield_closed_form(converted(self.patterns, dtype), converted(self.beta, dtype))
 
     def extra_repr(self) -> str:
         """The sizes."""

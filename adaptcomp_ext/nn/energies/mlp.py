@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points
+from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points, converted
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 from adaptcomp_ext.ops.descent import check_number
@@ -104,21 +104,20 @@ class MLPEnergy(ClosedFormEnergy):
                 if parameter is not None:
                     nn.init.uniform_(parameter, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
 
-    def closed_form(self, y: Tensor, *context: Tensor) -> ClosedForm:
+    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
         """The kernels' form, with W_x x + b₁ computed."""
         check_points(y, self.dim_y, self.weight_y)
         check_number_of_contexts(context, 1 if self.dim_context else 0)
-        first: Tensor = self.bias1
-        if self.weight_x is not None:
+        given = (self.weight_y, self.weight_x, self.bias1, self.weight2, self.bias2, self.out, self.out_bias)
+        weight1, weight_x, first, *rest = (None if t is None else converted(t, dtype) for t in given)
+        if weight_x is not None:
             (x,) = context
             if not isinstance(x, Tensor):
                 raise TypeError(f"context: expected a Tensor, got {describe(x)}")
             if x.shape != (y.shape[0], self.dim_context):
                 raise ValueError(f"context: expected shape [{y.shape[0]}, {self.dim_context}], got {list(x.shape)}")
-            first = F.linear(x, self.weight_x, self.bias1)
-        return mlp_closed_form(
-            *(self.weight_y, first, self.weight2, self.bias2, self.out, self.out_bias), self.activation, self.ridge
-        )
+            first = F.linear(converted(x, dtype), weight_x, first)
+        return mlp_closed_form(weight1, first, *rest, self.activation, self.ridge)
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points
+from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points, converted
 from adaptcomp_ext.ops._checks import check_floating
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 from adaptcomp_ext.ops.quadratic_energy import quadratic_closed_form
@@ -51,14 +52,14 @@ class QuadraticEnergy(ClosedFormEnergy):
             else:
                 self.register_buffer(name, tensor)
 
-    def closed_form(self, y: Tensor, *context: Tensor) -> ClosedForm:
+    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
         """The kernels' form."""
         check_points(y, self.A.shape[0], self.A)
         check_number_of_contexts(context, 0 if self.b is not None else 1)
         b = context[0] if self.b is None else self.b
         if self.b is None and b.shape != y.shape:
             raise ValueError(f"context: expected b of shape {list(y.shape)}, got {list(b.shape)}")
-        return quadratic_closed_form(self.A, b)
+        return quadratic_closed_form(converted(self.A, dtype), converted(b, dtype))
 
     def extra_repr(self) -> str:
         """The size."""
