@@ -230,6 +230,34 @@ void descend(const Descent& a, double work, const Make& make) {
   });
 }
 
+// Sums over very many terms, in two stages: one after the other into a single float they would lose half of its digits.
+template <class C>
+class Sums {
+ public:
+  Sums(C* total, int64_t size) : total_(total), size_(size), recent_(size) {
+    zero_row(total_, size_);
+    zero_row(recent_.get(), size_);
+  }
+  // What is added to.
+  C* recent() const { return recent_.get(); }
+  // After each addition.
+  void added() {
+    if (++additions_ == kTogether) fold();
+  }
+  void fold() {
+    additions_ = 0;
+    for (int64_t i = 0; i < size_; ++i) total_[i] += recent_.get()[i];
+    zero_row(recent_.get(), size_);
+  }
+
+ private:
+  static constexpr int kTogether = 32;
+  C* total_;
+  int64_t size_;
+  Scratch<C> recent_;
+  int additions_ = 0;
+};
+
 // The gradient of a descent: the same tile, backwards in time. Every slot walks its row's steps from the last one it took.
 template <class C>
 class DescentBackwardTile {
@@ -239,13 +267,14 @@ class DescentBackwardTile {
   };
 
  public:
-  DescentBackwardTile(const DescentBackward& a, TileEnergy<C>& energy, int64_t capacity)
+  DescentBackwardTile(const DescentBackward& a, TileEnergy<C>& energy, Sums<C>& sums, int64_t capacity)
       : a_(a),
         capacity_(capacity),
         slots_of_scratch_(whole_blocks(capacity)),
         stride_(padded<C>(a.dim)),
         limited_(a.rule.clip > 0 || a.rule.low > -HUGE_VAL || a.rule.high < HUGE_VAL),
         energy_(energy),
+        sums_(sums),
         scratch_((7 * slots_of_scratch_ + 1) * stride_),
         v_(scratch_.get()),
         y_(v_ + slots_of_scratch_ * stride_),
@@ -266,10 +295,11 @@ class DescentBackwardTile {
     C phi[kSlots], unused[kSlots];
     for (;;) {
       while (used < capacity_ && fill(used)) ++used;
-      if (used == 0) return;
+      if (used == 0) return sums_.fold();
       if (limited_) energy_.evaluate(y_, used, true, g_, unused);
       for (int64_t i = 0; i < used; ++i) into_gradient(i);
       energy_.gradient_product(y_, r_, used, hr_, phi);
+      sums_.added();
       for (int64_t i = 0; i < used;) {
         if (retreat(i, phi[i]) || fill(i)) {
           ++i;
@@ -405,6 +435,7 @@ class DescentBackwardTile {
   int64_t capacity_, slots_of_scratch_, stride_;
   bool limited_;  // the gradient itself takes part, not only its product with a vector
   TileEnergy<C>& energy_;
+  Sums<C>& sums_;
   Slot slots_[kSlots];
   int64_t next_ = 0, end_ = 0;
   Scratch<C> scratch_;
@@ -430,12 +461,11 @@ void descend_backward(const DescentBackward& a, double work, C* sums, int64_t si
       before += a.steps[row];
     }
     if (t + 1 == of) end = a.rows;
-    C* own = t == 0 ? sums : others.get() + (t - 1) * size;
-    zero_row(own, size);
+    Sums<C> own(t == 0 ? sums : others.get() + (t - 1) * size, size);
     if (begin >= end) return;
     const int64_t capacity = least(kSlots, end - begin);
-    auto energy = make(capacity, own);
-    DescentBackwardTile<C>(a, energy, capacity).run(begin, end);
+    auto energy = make(capacity, own.recent());
+    DescentBackwardTile<C>(a, energy, own, capacity).run(begin, end);
   });
   for (int64_t t = 1; t < threads; ++t)
     for (int64_t i = 0; i < size; ++i) sums[i] += others.get()[(t - 1) * size + i];

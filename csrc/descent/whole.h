@@ -43,11 +43,11 @@ struct DescentBackward {
   const void* velocity;  // [rows, max_steps, dim]; read where there is momentum
   // How many of a row's last steps the gradient passes through; to y0 where the row took fewer. 0: through each step by itself.
   int64_t last_steps;
-  const void* g_y;       // [rows, dim]; null: zero
-  const void* g_path;    // [rows, max_steps, dim]; null: zero
-  void* g_y0;            // out [rows, dim]
-  void* g_step_size;     // out [rows]
-  void* g_noise;         // out [rows]; null: not wanted
+  const void* g_y;     // [rows, dim]; null: zero
+  const void* g_path;  // [rows, max_steps, dim]; null: zero
+  void* g_y0;          // out [rows, dim]
+  void* g_step_size;   // out [rows]
+  void* g_noise;       // out [rows]; null: not wanted
 };
 
 }  // namespace adaptcomp
