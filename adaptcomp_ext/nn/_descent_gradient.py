@@ -17,8 +17,7 @@ from torch import Tensor
 
 from adaptcomp_ext import reference
 from adaptcomp_ext.nn import _adjoint
-from adaptcomp_ext.nn._descent_loop import State
-from adaptcomp_ext.nn._descent_problem import Problem
+from adaptcomp_ext.nn._descent_problem import Ended, Problem
 from adaptcomp_ext.nn._descent_tape import Taken, Tape, taken
 from adaptcomp_ext.nn.result import Status, Trace
 from adaptcomp_ext.ops import descent
@@ -209,10 +208,10 @@ class Unrolled:
 class FinalEnergy:
     """The energies at the points where the rows have ended. Inputs: y, the context, the leaves; output: [B]."""
 
-    def __init__(self, problem: Problem, state: State) -> None:
+    def __init__(self, problem: Problem, ended: Ended) -> None:
         self.problem = problem
         self.own = 1 + len(problem.context)
-        self._ended = (state.status, state.steps)
+        self._ended = (ended.status, ended.steps)
         self._rows: Tensor | None = None
 
     def rows(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,26 @@ from torch import Tensor
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.reference import DescentRule
+
+
+class Ended(Protocol):
+    """What has become of every row; [B, ...] each."""
+
+    @property
+    def y(self) -> Tensor:
+        """Its last point."""
+
+    @property
+    def energy(self) -> Tensor:
+        """Its energy there."""
+
+    @property
+    def steps(self) -> Tensor:
+        """int64."""
+
+    @property
+    def status(self) -> Tensor:
+        """int8."""
 
 
 @dataclass(slots=True)

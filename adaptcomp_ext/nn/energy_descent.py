@@ -224,7 +224,7 @@ class EnergyDescent(nn.Module):
         problem = self._problem(y0, context, step_size, seed, sample_ids)
         if on_reference():
             return run_reference(problem)
-        if serves(problem) and problem.gradient != "implicit":
+        if serves(problem):
             return run_whole(problem)
         return run_kernels(problem)
 

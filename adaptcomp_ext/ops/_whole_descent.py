@@ -90,7 +90,13 @@ def _energy(form: ClosedForm) -> list[int]:
 
 
 def whole_descent(
-    form: ClosedForm, rule: DescentRule, y0: Tensor, step_size: Tensor, noise: Tensor | None, sample_ids: Tensor | None, keep: bool
+    form: ClosedForm,
+    rule: DescentRule,
+    y0: Tensor,
+    step_size: Tensor,
+    noise: Tensor | None,
+    sample_ids: Tensor | None,
+    keep: bool,
 ) -> Descended:
     """All steps of every row.
 

@@ -190,7 +190,8 @@ def energy_descent(
     if last is not None and through:
         detached = energy_descent(energy, y0, context, step_size, sigma, rule, "detached", None, sample_ids)
         cut = detached.steps - last + 1
-        y0 = torch.where(_per_row(cut > 1, y0), y0.detach(), y0)  # also where the first steps were rejected
+        behind = (cut > 1).view(-1, *(1 for _ in y0.shape[1:]))
+        y0 = torch.where(behind, y0.detach(), y0)  # also where the first steps were rejected
     sample = torch.arange(batch, device=y0.device) if sample_ids is None else sample_ids
     step_sizes = step_size.to(wide) if isinstance(step_size, Tensor) else torch.tensor(step_size, dtype=wide, device=y0.device)
     step_sizes = step_sizes.expand(batch)

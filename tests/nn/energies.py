@@ -23,8 +23,8 @@ OPTIONS = {
     "clip and momentum": dict(step_size=0.3, max_steps=6, tol=0.0, clip=0.8, momentum=0.5),
     "clamp": dict(step_size=0.3, max_steps=6, tol=0.0, clamp=(0.1, 0.6)),
     "noise": dict(step_size=0.1, max_steps=6, tol=0.0, noise=0.2, seed=5),
-    "if lower": dict(step_size=1.9, max_steps=8, tol=1e-3, accept="if_lower"),
-    "backtracking": dict(step_size=4.0, max_steps=8, tol=1e-3, accept="if_lower", backtracking=0.5),
+    "if lower": dict(step_size=1.87, max_steps=8, tol=1e-3, accept="if_lower"),
+    "backtracking": dict(step_size=3.7, max_steps=8, tol=1e-3, accept="if_lower", backtracking=0.5),
     "all": dict(
         step_size=1.5, max_steps=8, tol=1e-3, accept="if_lower", noise=0.05, momentum=0.5, clip=2.0, clamp=(-1.5, 1.5), seed=3
     ),

@@ -97,7 +97,8 @@ def test_matches_the_reference_in_double(device, poison, kind, option):
         with ac.reference_kernels():
             expected, exact = with_gradients(function, tensors)
         same_fate(got, expected)
-        for g, e in zip((got.y, got.energy, got.trace.outputs, *grads), (expected.y, expected.energy, expected.trace.outputs, *exact)):
+        ours, theirs = ((r.y, r.energy, r.trace.outputs, *g) for r, g in ((got, grads), (expected, exact)))
+        for g, e in zip(ours, theirs, strict=True):
             torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-10)
     poison.check()
 
@@ -113,7 +114,11 @@ def test_float32_is_as_good_as_torch(device, kind, option):
         exact_function, _ = descents(kind, 67, torch.float64, device, OPTIONS[option], size=WIDE)
         exact, exact_grads = with_gradients(exact_function, [t.double() for t in tensors])
     # Sums of many terms: their rounding is that of the largest.
-    for g, s, e in [(got.y, same.y, exact.y), (got.energy, same.energy, exact.energy), *zip(grads, same_grads, exact_grads)]:
+    for g, s, e in [
+        (got.y, same.y, exact.y),
+        (got.energy, same.energy, exact.energy),
+        *zip(grads, same_grads, exact_grads, strict=True),
+    ]:
         assert_as_good_as_torch(g, s, e, rounding=4.0, scale=e.abs().max().item())
 
 
@@ -163,6 +168,22 @@ def test_gradgradcheck(kind, option):
     size = dict(dim=2, width=3, context=1)
     function, tensors = descents(kind, 2, torch.float64, "cpu", {**OPTIONS[option], "max_steps": 2}, size=size)
     assert gradgradcheck(lambda *t: function(*t)[:2], [t.requires_grad_() for t in tensors])
+
+
+@pytest.mark.parametrize("kind", ["mlp-softplus", "quadratic", "linear rows"])
+def test_implicit_is_unrolled_at_convergence(device, kind):
+    module = energy(kind, device=device)
+    y0 = points(9, device=device)
+    leaves = [*module.parameters(), *(c.requires_grad_() for c in contexts(kind, 9, device=device))]
+    context = leaves[len(list(module.parameters())) :]
+    grads = {}
+    for gradient in ("implicit", "unrolled"):
+        descend = ac.EnergyDescent(module, 0.3, max_steps=4000, tol=1e-13, stop="gradient", gradient=gradient)
+        result = descend(y0, *context)
+        assert bool((result.status == ac.Status.HALTED).all())
+        grads[gradient] = torch.autograd.grad(loss(result), leaves)
+    for g, e in zip(grads["implicit"], grads["unrolled"], strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-8)
 
 
 def test_gradient_of_sigma_and_of_a_shared_step_size():
@@ -301,7 +322,8 @@ def test_sizes_and_one_step(device, kind, rows):
 @pytest.mark.parametrize("kind", SHORT)
 def test_tolerance_zero_runs_to_the_end(device, kind):
     module = energy(kind, device=device)
-    result = ac.EnergyDescent(module, step_size=1e-30, max_steps=7, tol=0.0)(points(6, device=device), *contexts(kind, 6, device=device))
+    y0, context = points(6, device=device), contexts(kind, 6, device=device)
+    result = ac.EnergyDescent(module, step_size=1e-30, max_steps=7, tol=0.0)(y0, *context)
     assert result.steps.tolist() == [7] * 6 and result.status.tolist() == [ac.Status.MAX_STEPS] * 6
 
 
