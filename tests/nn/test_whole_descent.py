@@ -382,7 +382,7 @@ def test_a_row_accepted_if_lower_never_rises(kind, seed, step_size, momentum, no
 @settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
-    option=st.sampled_from(sorted(OPTIONS)),
+    option=st.sampled_from(["plain", "momentum", "clip", "clip and momentum", "clamp", "noise"]),
     rows=st.integers(1, 40),
     dim=st.integers(1, 20),
     width=st.integers(1, 40),
@@ -395,7 +395,7 @@ def test_random_energies_match_the_reference(kind, option, rows, dim, width, see
     got = descend(y0, *context)
     with ac.reference_kernels():
         expected = descend(y0, *context)
-    # A row whose test of a step falls within rounding may go either way; in double that does not happen to these.
+    # None of these options lets a row end by a comparison, which might go either way within rounding.
     assert torch.equal(got.steps, expected.steps) and torch.equal(got.status, expected.status)
     torch.testing.assert_close(got.y, expected.y, rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(got.energy, expected.energy, rtol=1e-7, atol=1e-8)
