@@ -277,7 +277,9 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         work = ctx.work
-        found = _adjoint.backward(work.function, work.gradients, work.own, ctx.saved_tensors, upstream, ctx.needs_input_grad[2:])
+        needed = ctx.needs_input_grad[2:]
+        with _adjoint.without_autocast():
+            found = _adjoint.backward(work.function, work.gradients, work.own, ctx.saved_tensors, upstream, needed)
         return (None, None, *found)
 
 

@@ -336,7 +336,7 @@ def test_if_lower_never_raises_an_energy(seed, step_size, momentum, backtracking
     result = ac.EnergyDescent(
         energy, step_size, 8, 1e-4, accept="if_lower", momentum=momentum, backtracking=backtracking, noise=noise, keep_trace=True
     )(y0, x)
-    outputs, _, row, step = result.trace
+    outputs, _, row, _ = result.trace
     with torch.no_grad():
         for b in range(9):
             points = torch.cat([y0[b : b + 1], outputs[row == b]])
