@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
 
-from .energies import KINDS, OPTIONS, SHORT, contexts, energy, points, step_sizes
+from .closed_forms import KINDS, OPTIONS, SHORT, contexts, energy, points, step_sizes
 
 WIDE = dict(dim=17, width=35, context=6)
 # The context's part of a network is a matrix product of the BLAS, which may round a row differently in other batches.
