@@ -12,22 +12,9 @@
 
 #include "common/dtype.h"
 #include "common/philox.h"
+#include "descent/rule.h"
 
 namespace adaptcomp {
-
-// What is the same for every row.
-struct DescentRule {
-  int64_t max_steps;
-  double tol;           // 0: no row stops by the rule
-  bool on_gradient;     // stop where |g| <= tol, else where |E_new - E| <= tol
-  bool if_lower;        // reject a point whose energy is not at most E
-  bool noisy;           // sigma eta is added
-  double momentum;      // mu; 0: none
-  double clip;          // largest norm of g that is used; 0: no limit
-  double low, high;     // clamp; infinite: no limit
-  double backtracking;  // factor on the step size after a rejection; 0: none
-  uint64_t seed;
-};
 
 // Why a row ended: the codes of adaptcomp_ext.Status. 0: it goes on.
 enum DescentStatus : int8_t { kGoesOn = 0, kHalted = 1, kMaxSteps = 2, kNonfinite = 3, kRejected = 4 };
