@@ -97,6 +97,7 @@ def halting(
 @run.command()
 def sudoku(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),
+    size: Annotated[int, typer.Option(help="4 or 9.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with its own split, puzzles and weights.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few updates, to see that it runs.")] = False,
@@ -107,6 +108,6 @@ def sudoku(
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        run_sudoku(out, size=size, seeds=seeds, first_seed=seed, quick=quick, threads=threads)
+    except (ValueError, OSError) as error:
         raise _fail(error) from None
-    run_sudoku(out, seeds=seeds, first_seed=seed, quick=quick, threads=threads)

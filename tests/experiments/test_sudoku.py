@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from adaptcomp_ext.experiments import cli
 from adaptcomp_ext.experiments.sudoku import evaluation, sudoku
 from adaptcomp_ext.experiments.sudoku.figure import way_of
 from adaptcomp_ext.experiments.sudoku.model import Energy, FeedForward, Recurrent, units
+from adaptcomp_ext.experiments.sudoku.nine import NINE_BLANKS, NineByNine, random_grid, singles_solve
 from adaptcomp_ext.experiments.sudoku.puzzles import BLANKS, FourByFour, Puzzles, all_grids, position_symmetries
 from adaptcomp_ext.experiments.sudoku.training import (
     EnergySolver,
@@ -105,6 +107,65 @@ def test_split(source: FourByFour) -> None:
     assert not torch.equal(other.test_grids, source.test_grids)
     for ours, theirs in zip(again.train(64, generator()), source.train(64, generator()), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def legal(grids: Tensor) -> Tensor:
+    """Whether every row, column and box of 9×9 grids [n, 81] holds all digits, [n]."""
+    counts = torch.einsum("uc,ncd->nud", units(3), torch.nn.functional.one_hot(grids, 9).float())
+    return (counts == 1).all(dim=2).all(dim=1)
+
+
+def test_random_grids() -> None:
+    shuffle = random.Random(0)
+    grids = torch.tensor([random_grid(shuffle) for _ in range(40)])
+    assert legal(grids).all()
+    assert len(grids.unique(dim=0)) == 40
+    again = random.Random(0)
+    assert grids[0].tolist() == random_grid(again)
+
+
+def test_singles() -> None:
+    grid = torch.tensor([random_grid(random.Random(1))])
+    given = torch.ones(4, 81, dtype=torch.bool)
+    given[1, ::9] = False  # a column: naked singles
+    given[2] = grid[0] != 0
+    given[2, 0] = True  # all nines: hidden and naked singles
+    given[3] = False  # nothing to go by
+    assert singles_solve(Puzzles(grid.expand(4, -1), given)).tolist() == [True, True, True, False]
+    # Two digits exchanged in two rows and two columns that share their boxes: two solutions.
+    pair = deadly(grid[0])
+    open_cells = torch.ones(1, 81, dtype=torch.bool)
+    open_cells[0, pair] = False
+    assert not singles_solve(Puzzles(grid, open_cells)).any()
+
+
+def deadly(grid: Tensor) -> list[int]:
+    """Four cells of two boxes that may hold their two digits either way."""
+    for top in range(81):
+        for right in range(top + 1, top // 9 * 9 + 9):
+            for below in range(top + 9, 81, 9):
+                cells = [top, right, below, below + right - top]
+                same_band, same_stack = top // 27 == below // 27, top % 9 // 3 == right % 9 // 3
+                if same_band != same_stack and grid[cells[0]] == grid[cells[3]] and grid[cells[1]] == grid[cells[2]]:
+                    return cells
+    raise AssertionError("no such cells in this grid")
+
+
+def test_nine_by_nine() -> None:
+    source = NineByNine(0, grids=16, per_blanks=12)
+    assert legal(torch.cat((source.train_grids, source.test_grids))).all()
+    train, test = source.train(200, generator()), source.test(24, generator())
+    assert set(train.blanks.tolist()) <= set(NINE_BLANKS)
+    assert test.blanks.tolist() == [blanks for blanks in NINE_BLANKS for _ in range(3)]
+    assert singles_solve(train).all()
+    for puzzles, ours, others in ((train, source.train_grids, source.test_grids), (test, source.test_grids, source.train_grids)):
+        assert (puzzles.solution[:, None] == ours).all(dim=2).any(dim=1).all()
+        assert not (puzzles.solution[:, None] == others).all(dim=2).any()
+    assert puzzles.board().shape == (24, 81, 10)
+    torch.manual_seed(0)
+    board = test.board()
+    assert Energy(3, 8)(first_answer(board, generator()), board).shape == (24,)
+    assert FeedForward(3, 8)(board).shape == Recurrent(3, 8)(first_answer(board, generator()), board).shape == (24, 81, 9)
 
 
 def test_board() -> None:
@@ -352,6 +413,7 @@ def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
     assert report["summary"]["energy"]["solved"] == {"mean": run["energy"]["stopped"][0]["solved"], "sd": 0.0}
     assert report["summary"]["feed_forward"]["solved"]["mean"] == run["feed_forward"]["solved"]
     assert report["recipe"]["updates"] == 20
+    assert report["puzzles"]["size"] == 4
     assert report["machine"]["threads"] == 1
 
 
@@ -381,9 +443,11 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         cli.main(["run", "sudoku", "--out", str(out), "--seeds", "5", "--seed", "2", "--quick"])
     assert stop.value.code == 0
     assert out.is_dir()
-    assert given == {"out": out, "seeds": 5, "first_seed": 2, "quick": True, "threads": 1}
+    assert given == {"out": out, "size": 4, "seeds": 5, "first_seed": 2, "quick": True, "threads": 1}
     (tmp_path / "taken").write_text("a file")
-    for words in (["--out", str(tmp_path / "taken")], ["--seeds", "0"]):
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    for words in (["--out", "taken"], ["--seeds", "0"], ["--size", "5"]):
         with pytest.raises(SystemExit) as stop:
             cli.main(["run", "sudoku", *words])
         assert stop.value.code == 2

@@ -99,12 +99,12 @@ def _title(figure: Figure, report: Mapping[str, Any]) -> None:
     stopped = [run["energy"]["stopped"][0] for run in runs]
     share, steps = _mean(stopped, lambda each: each["solved"]), _mean(stopped, lambda each: each["steps"])
     puzzles = report["puzzles"]
-    side = puzzles["box"] ** 2
+    size = puzzles["size"]
     figure.text(0.025, 0.948, "Thinking by going downhill", fontsize=19, weight="bold")
     figure.text(
         0.025,
         0.912,
-        f"{side}×{side} Sudoku, {puzzles['test']:,} held-out puzzles: {share:.1%} solved in {steps:.1f} steps on average, each "
+        f"{size}×{size} Sudoku, {puzzles['test']:,} held-out puzzles: {share:.1%} solved in {steps:.1f} steps on average, each "
         f"stopped where its energy changes by no more than {stopped[0]['tolerance']:g} "
         f"({len(runs)} seed{'s' if len(runs) > 1 else ''})",
         fontsize=12,

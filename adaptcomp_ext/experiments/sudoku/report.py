@@ -22,21 +22,27 @@ from adaptcomp_ext.experiments.bench import machine
 from . import figure
 from .evaluation import ALLOWED, examine_energy, examine_feed_forward, examine_recurrent
 from .model import FeedForward, Recurrent
-from .puzzles import FourByFour, Puzzles
+from .nine import NineByNine
+from .puzzles import FourByFour, Puzzles, Source
 from .training import EnergySolver, Recipe, train_energy, train_feed_forward, train_recurrent
 
 __all__ = ["sudoku"]
 
 JSON_NAME = "sudoku.json"
 FIGURE_NAME = "sudoku.png"
-TEST_PUZZLES, QUICK_PUZZLES, QUICK_UPDATES = 1600, 24, 20
+TEST_PUZZLES, QUICK_PUZZLES, QUICK_UPDATES = {4: 1600, 9: 800}, 24, 20
 SOLVERS = ("feed_forward", "recurrent", "energy")
 LABELS = {"feed_forward": "feed-forward", "recurrent": "recurrent", "energy": "energy"}
-HELD_OUT = (
-    "Held out: 68 of the 288 grids, and with them a fifth of the kinds of puzzles: no training puzzle becomes a held-out one by "
-    "relabelling digits, exchanging rows, columns, bands or stacks, or reflection. All solvers treat the lines of a board alike, "
-    "so that puzzles of held-out grids alone would be no news to them. No puzzle is altered in training."
-)
+HELD_OUT = {
+    4: "Held out: 68 of the 288 grids, and with them a fifth of the kinds of puzzles: no training puzzle becomes a held-out one "
+    "by relabelling digits, exchanging rows, columns, bands or stacks, or reflection. All solvers treat the lines of a board "
+    "alike, so that puzzles of held-out grids alone would be no news to them. No puzzle is altered in training.",
+    9: "Held out: puzzles of other random grids. Naked and hidden singles alone solve all puzzles. No puzzle is altered in "
+    "training.",
+}
+
+
+_SOURCES: dict[int, type[FourByFour] | type[NineByNine]] = {4: FourByFour, 9: NineByNine}
 
 
 @contextlib.contextmanager
@@ -53,18 +59,21 @@ def _settings(threads: int) -> Iterator[None]:
 def sudoku(
     out: Path,
     *,
+    size: int = 4,
     seeds: int = 1,
     first_seed: int = 0,
     quick: bool = False,
     threads: int = 1,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train an energy, a recurrent and a feed-forward network on 4×4 Sudoku, and write ``sudoku.json`` and ``sudoku.png``.
+    """Train an energy, a recurrent and a feed-forward network on Sudoku, and write ``sudoku.json`` and ``sudoku.png``.
 
     Parameters
     ----------
     out : Path
         Folder of the results; made if it does not exist.
+    size : int
+        4 or 9. For 9×9 there is no more than a try: few blanks, and the recipe of 4×4.
     seeds : int
         How many runs: each has its own split, puzzles and weights.
     first_seed : int
@@ -80,16 +89,24 @@ def sudoku(
     -------
     dict
         The content of the JSON file.
+
+    Raises
+    ------
+    ValueError
+        If `size` is another.
     """
+    if size not in HELD_OUT:
+        raise ValueError(f"size: expected 4 or 9, got {size}")
     console = console or Console()
     out.mkdir(parents=True, exist_ok=True)
     recipe = replace(Recipe(), updates=QUICK_UPDATES) if quick else Recipe()
-    console.print(f"[bold]4×4 Sudoku[/], 4 to 11 blanks, one solution each. {HELD_OUT}")
+    blanks = _SOURCES[size].blanks
+    console.print(f"[bold]{size}×{size} Sudoku[/], {blanks[0]} to {blanks[-1]} blanks, one solution each. {HELD_OUT[size]}")
     runs: list[dict[str, Any]] = []
     with _settings(threads):
         for seed in range(first_seed, first_seed + seeds):
-            source = FourByFour(seed)
-            puzzles = source.test(QUICK_PUZZLES if quick else TEST_PUZZLES, torch.Generator().manual_seed(seed))
+            source = _SOURCES[size](seed)
+            puzzles = source.test(QUICK_PUZZLES if quick else TEST_PUZZLES[size], torch.Generator().manual_seed(seed))
             run, energy = _run(source, puzzles, recipe, seed, console)
             runs.append(run)
             if seed == first_seed:
@@ -98,7 +115,7 @@ def sudoku(
     report: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **about,
-        "puzzles": {"box": source.box, "test": len(puzzles.given), "kinds": source.kinds, "held_out": HELD_OUT},
+        "puzzles": {"size": size, "test": len(puzzles.given), "held_out": HELD_OUT[size]},
         "recipe": asdict(recipe),
         "runs": runs,
         "summary": _summary(runs),
@@ -110,9 +127,7 @@ def sudoku(
     return report
 
 
-def _run(
-    source: FourByFour, puzzles: Puzzles, recipe: Recipe, seed: int, console: Console
-) -> tuple[dict[str, Any], EnergySolver]:
+def _run(source: Source, puzzles: Puzzles, recipe: Recipe, seed: int, console: Console) -> tuple[dict[str, Any], EnergySolver]:
     """Train and examine the three solvers."""
     torch.manual_seed(seed)
     energy = EnergySolver(source.box, recipe)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,7 @@ def train(
     of_puzzles, of_loss = torch.Generator().manual_seed(2 * seed), torch.Generator().manual_seed(2 * seed + 1)
     step = [p for name, p in solver.named_parameters() if name == "log_step"]
     others = [p for name, p in solver.named_parameters() if name != "log_step"]
-    groups = [{"params": others}, {"params": step, "lr": recipe.learning_rate * recipe.step_rate}]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": step, "lr": recipe.learning_rate * recipe.step_rate}]
     optimizer = torch.optim.Adam(groups, lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
