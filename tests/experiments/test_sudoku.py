@@ -419,7 +419,7 @@ def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
 
 def test_printed(ran: tuple[dict[str, Any], Path, str]) -> None:
     _, _, printed = ran
-    for words in ("feed-forward", "recurrent", "held-out puzzles", "Held out: 68 of the 288 grids", "sudoku.png", "1 of 8"):
+    for words in ("feed-forward", "recurrent", "held-out puzzles", "Held out: 68 of the 288 grids", "sudoku.png", "n = 8"):
         assert words in printed
     assert "The energy solves" in printed
 

@@ -144,7 +144,7 @@ def _boards(figure: Figure, way: Way) -> None:
             spine.set_visible(False)
         when = "start" if step == 0 else f"step {step}"
         axis.set_title(f"{when}    E = {float(way.energies[step]):.3g}", fontsize=10, weight="normal", loc="center", color=MUTED)
-    figure.text(0.025, 0.872, "One puzzle on its way down", fontsize=11, weight="bold")
+    figure.text(0.025, 0.878, "One puzzle on its way down", fontsize=11, weight="bold")
     legend = "black: given     blue: right     red: wrong     the fainter, the less sure"
     figure.text(0.985, 0.612, legend, fontsize=9.5, color=MUTED, ha="right")
 

@@ -290,8 +290,8 @@ def _right_from_wrong(runs: list[dict[str, Any]]) -> Table:
     starts = list(next(iter(first.values()))["best_of"])
     table = _table(
         "Does the energy tell right from wrong?",
-        ["at most", *(f"1 of {n}" for n in starts), "wrong", "within", "alike", "across"],
-        "1 of n: solved, %, by the one of n random starts that ends with the lowest energy. Wrong: first answers, all seeds "
+        ["at most", *(f"n = {n}" for n in starts), "wrong", "within", "alike", "across"],
+        "n: solved, %, by the one of n random starts that ends with the lowest energy. Wrong: first answers, all seeds "
         "together. Then how often a right answer has less energy than a wrong one (1: always, 0.5: by chance): to the same "
         "puzzle, to another with as many blanks, to any other.",
     )
