@@ -66,16 +66,16 @@ class _Adjoint(torch.autograd.Function):
             upstream = copies(tensors[:outputs], outputs, needs[:outputs])
             results = ctx.function(inputs)
             pairs = [(r, g) for r, g in zip(results, upstream, strict=True) if g is not None and r.requires_grad]
-            wanted = [t for t, need in zip(inputs, ctx.needed, strict=True) if need]
+            wanted = [t for t, need in zip(inputs, ctx.needed, strict=True) if need and t is not None]
             first = torch.autograd.grad(
                 [r for r, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
             )
             at = iter(first)
             whole = [next(at) if need else None for need in ctx.needed]
             terms = [(f, g) for f, g in zip(whole, second, strict=True) if f is not None and g is not None and f.requires_grad]
-            targets = [t for t, need in zip([*upstream, *inputs], needs, strict=True) if need]
+            targets = [t for t, need in zip([*upstream, *inputs], needs, strict=True) if need and t is not None]
+            third: Sequence[Tensor | None] = [None] * len(targets)
             if terms:
-                found = iter(torch.autograd.grad([f for f, _ in terms], targets, [g for _, g in terms], allow_unused=True))
-            else:
-                found = iter([None] * len(targets))
+                third = torch.autograd.grad([f for f, _ in terms], targets, [g for _, g in terms], allow_unused=True)
+        found = iter(third)
         return (None, None, None, None, None, *(next(found) if need else None for need in needs))

@@ -1,6 +1,6 @@
 """The gradient of a descent that has run without a graph: through its steps, and of the energy at its end.
 
-With v = ∂ℓ/∂y_k and the step y_k = clamp(y_{k-1} + σ η − α s m_k), m_k = μ m_{k-1} + clip(∇E(y_{k-1}; θ)), one step backwards is a
+With v = ∂ℓ/∂y_k and the step y_k = clamp(y_{k-1} + σ η − α s m_k), m_k = μ m_{k-1} + clip(∇E(y_{k-1}; θ)), one step back is a
 vector times the Jacobian of the update, and one product of a vector with the second derivatives of E, of which only that step's
 graph exists at the time. Each row takes part from its own last step on, in the steps that it took: a rejected step, and one that
 was not finite, pass v on as it is.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -79,9 +79,11 @@ class Unrolled:
                 here, before = select(y, row), None if velocity is None else select(velocity, row)
                 if step.first is not None:
                     here = torch.where(_over(step.first, here), step.start, here)
-                    before = None if before is None else before.masked_fill(_over(step.first, before), 0.0)
                 here = here if here.requires_grad else here.detach().requires_grad_()
                 slope = self._slope(here, [select(c, row) for c in context if c is not None])
+                if step.first is not None and before is not None and step.velocity is not None:
+                    constant = (step.velocity - reference.clipped(slope.detach(), rule.clip)) / rule.momentum
+                    before = torch.where(_over(step.first, before), constant, before)
                 noise = self._noise(step) * _number(sigma, problem.sigma, here) if rule.noisy else None
                 sizes = self._sizes(step_size, step)
                 point, after = reference.descent_update(here, slope, sizes, before, noise, rule)
@@ -89,7 +91,8 @@ class Unrolled:
                 if velocity is not None:
                     velocity = after if row is None else velocity.index_copy(0, row, after)
             if segments is not None:
-                ends.append(y[segments[step.step][0]])
+                of = segments[step.step][0]
+                ends.append(self._heeded(y[of], step.step, of))
         return [y] if segments is None else [y, torch.cat(ends)]
 
     def gradients(
@@ -195,12 +198,12 @@ class Unrolled:
             begin += count
         return segments
 
-    def _heeded(self, g_ends: Tensor, step: int, row: Tensor) -> Tensor:
-        """Gradients of the points after a step, zero where the row is not differentiated so far back."""
+    def _heeded(self, ends: Tensor, step: int, row: Tensor) -> Tensor:
+        """Something of the points after a step, zero where the row is not differentiated so far back."""
         if self.problem.last is None:
-            return g_ends
+            return ends
         assert self._tape.steps is not None
-        return g_ends.masked_fill(_over(self._tape.steps[row] - self.problem.last >= step, g_ends), 0.0)
+        return ends.masked_fill(_over(self._tape.steps[row] - self.problem.last >= step, ends), 0.0)
 
 
 class FinalEnergy:
@@ -241,11 +244,27 @@ class FinalEnergy:
         return [next(found) if need else None for need in needed]
 
 
+class Work(Protocol):
+    """How outputs are differentiated: see `adaptcomp_ext.nn._adjoint`."""
+
+    own: int
+
+    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+        """The outputs again, with a graph."""
+        ...
+
+    def gradients(
+        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The gradients of the inputs."""
+        ...
+
+
 class _Node(torch.autograd.Function):
     """The node of outputs that have been computed already, whose gradient `work` knows."""
 
     @staticmethod
-    def forward(ctx: Any, work: Unrolled | FinalEnergy, outputs: list[Tensor], *inputs: Tensor | None) -> Any:
+    def forward(ctx: Any, work: Work, outputs: list[Tensor], *inputs: Tensor | None) -> Any:
         ctx.work = work
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
@@ -258,7 +277,7 @@ class _Node(torch.autograd.Function):
         return (None, None, *found)
 
 
-def attach(work: Unrolled | FinalEnergy, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
+def attach(work: Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
     """The outputs with their gradient."""
     return list(_Node.apply(work, outputs, *inputs))
 

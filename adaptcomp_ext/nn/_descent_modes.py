@@ -7,8 +7,10 @@ from torch import Tensor
 
 from adaptcomp_ext import reference
 from adaptcomp_ext.nn._descent_gradient import FinalEnergy, Unrolled, attach
+from adaptcomp_ext.nn._descent_implicit import Implicit
 from adaptcomp_ext.nn._descent_loop import State, descend
 from adaptcomp_ext.nn._descent_problem import Problem, reached
+from adaptcomp_ext.nn._descent_stepwise import run_stepwise
 from adaptcomp_ext.nn._descent_tape import Tape
 from adaptcomp_ext.nn.result import EnergyResult, Trace
 
@@ -29,6 +31,8 @@ def run_reference(problem: Problem) -> EnergyResult:
 def run_kernels(problem: Problem) -> EnergyResult:
     """The loop on the kernels, and the nodes that give its results their gradient."""
     recording = torch.is_grad_enabled()
+    if recording and problem.gradient == "stepwise":
+        return finish(problem, *run_stepwise(problem))
     leaves: list[Tensor] = []
     numbers = [t if isinstance(t, Tensor) else None for t in (problem.step_size, problem.sigma)]
     given = [problem.y0, *numbers, *problem.context]
@@ -51,10 +55,14 @@ def run_kernels(problem: Problem) -> EnergyResult:
         else:
             y, outputs = attach(Unrolled(problem, tape, trace), [y, trace.outputs], inputs)
             trace = trace._replace(outputs=outputs)
-    return finish(problem, state, y, leaves, trace)
+    elif recording and problem.gradient == "implicit":
+        inputs = [*problem.context, *leaves]
+        if any(t is not None and t.requires_grad for t in inputs):
+            (y,) = attach(Implicit(problem, state), [y], inputs)
+    return finish(problem, state, y, trace, leaves)
 
 
-def finish(problem: Problem, state: State, y: Tensor, leaves: list[Tensor], trace: Trace | None) -> EnergyResult:
+def finish(problem: Problem, state: State, y: Tensor, trace: Trace | None, leaves: list[Tensor]) -> EnergyResult:
     """The result, with the gradient of the energies."""
     energy = state.energy
     inputs = [y, *problem.context, *leaves]

@@ -151,8 +151,8 @@ def taken(tape: Tape, last: int | None) -> list[Taken]:
             rejected = rows[i][others] if others.shape[0] else None
             record.row = rows[i]
             record.select(places[i])
-        if last is not None:
-            first = record.step == tape.steps[record.row] - last + 1
+        if last is not None and record.row is not None:
+            first = tape.steps[record.row] - last + 1 == record.step
         steps.append(Taken(record.step, record.row, record.start, record.velocity, record.scale, rejected, first))
     return steps
 

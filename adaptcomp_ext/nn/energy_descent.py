@@ -43,8 +43,8 @@ class EnergyDescent(nn.Module):
     tol : float
         The tolerance of `stop`. 0: every row takes `max_steps` steps.
     stop : "energy" or "gradient"
-        A row halts after an accepted step that changed its energy by at most `tol`, or to a point at which the gradient is at most
-        `tol` long.
+        A row halts after an accepted step that changed its energy by at most `tol`, or to a point at which the gradient is at
+        most `tol` long.
     accept : "always" or "if_lower"
         "if_lower" rejects a point whose energy is higher than the row's. Without noise and backtracking, a rejected step that had
         no velocity ends its row: it would propose the same point for ever.
@@ -63,8 +63,8 @@ class EnergyDescent(nn.Module):
         * ``"unrolled"``: through every step. Only the points are kept; the backward pass evaluates the energy once more for each
           step, and holds the graph of one step at a time.
         * ``("truncated", k)``: through the last k steps of each row, and to y₀ only where a row took fewer than k.
-        * ``"stepwise"``: each step on its own, from a point that carries no gradient. The graph of every step is kept, for a loss
-          on each of the trace's outputs.
+        * ``"stepwise"``: each step on its own, from a point that carries no gradient. The graph of every step is kept, for a
+          loss on each of the trace's outputs.
         * ``"implicit"``: of a minimum as a function of context and parameters, by conjugate gradients on the energy's second
           derivatives. None to y₀ and the step size.
         * ``"detached"``: nothing.
@@ -79,19 +79,19 @@ class EnergyDescent(nn.Module):
 
     Notes
     -----
-    *Statuses.* HALTED: the stop rule held. MAX_STEPS. REJECTED: see `accept`. NONFINITE: a point or its energy was not finite; the
-    row keeps the last one that was, or, at the start, y₀.
+    *Statuses.* HALTED: the stop rule held. MAX_STEPS. REJECTED: see `accept`. NONFINITE: a point or its energy was not finite;
+    the row keeps the last one that was, or, at the start, y₀.
 
     *Row independence.* A row's result is bitwise the same alone, in any batch and in any order, as far as ``energy`` computes it
     so; matrix products of a BLAS may not. An energy that visibly mixes rows is refused at the first call with it.
 
     *Gradients* reach y₀, the context, the step size, the noise, and every leaf that the first evaluation of the energy reaches,
-    parameters of a module or tensors in a closure. "unrolled" and "truncated" may be differentiated twice. An energy without second
-    derivatives, such as a ReLU network, passes on no gradient from them.
+    parameters of a module or tensors in a closure. All modes but "implicit" may be differentiated twice. What an energy has no
+    second derivatives of, such as the y of a ReLU network, gets no gradient from them.
 
     *On CUDA* the host does not wait for the device while rows descend, but for "stepwise", which waits at every step, and for a
-    trace, which waits once. The backward pass of "unrolled" waits once, that of "implicit" at every iteration. Step sizes and noise
-    in CUDA tensors are not checked to be positive.
+    trace, which waits once. The backward pass of "unrolled" waits a few times in all, that of "implicit" at every iteration. Step
+    sizes and noise in CUDA tensors are not checked to be positive; nor does "truncated" forget there what it will not need.
 
     *Not promised:* that energies with random numbers of their own, dropout for instance, have a meaningful gradient; that
     ``energy`` sees the rows in batch order.

@@ -67,5 +67,5 @@ class EnergyResult(NamedTuple):
     status: Tensor
     """int8 [B]: a `Status` each."""
     trace: Trace | None
-    """With ``keep_trace``: ``outputs`` [S, ...] are the points after every step; ``weights`` [S], float32, are 1 at each row's last
-    step and 0 elsewhere. Else None."""
+    """With ``keep_trace``: ``outputs`` [S, ...] are the points after every step; ``weights`` [S], float32, are 1 at each row's
+    last step and 0 elsewhere. Else None."""

@@ -211,8 +211,15 @@ def update(
     tensors = [t for t in (y, gradient, step_size, velocity, noise) if t is not None]
     done = _descent_update(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return attach(*done, rule, y, gradient, step_size, velocity, noise)
+        return attach(done[0], done[1], rule, y, gradient, step_size, velocity, noise)
     return done[0], done[1]
+
+
+def clipped(gradient: Tensor, rule: DescentRule) -> Tensor:
+    """The velocity that gradients alone make: [n, ...] in the compute dtype."""
+    if rule.clip == 0:
+        return gradient.to(compute_dtype(gradient.dtype))
+    return reference.clipped(gradient, rule.clip)
 
 
 # --- checks -------------------------------------------------------------------------------------------------------------------

@@ -43,11 +43,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _spread(rows: Tensor, like: Tensor) -> Tensor:
+    """A [n] tensor, shaped to broadcast over the rows of `like`."""
+    return rows.view(-1, *(1 for _ in like.shape[1:]))
+
+
 def _per_row(numbers: Tensor | float, like: Tensor) -> Tensor | float:
-    """A number, or a [n] tensor of them, shaped to broadcast over the rows of `like`."""
-    if not isinstance(numbers, Tensor) or numbers.dim() == 0:
-        return numbers
-    return numbers.view(-1, *(1 for _ in like.shape[1:]))
+    """The same for what may also be a single number."""
+    return _spread(numbers, like) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
 
 
 def _norm(rows: Tensor) -> Tensor:
@@ -95,7 +98,7 @@ def clipped(gradient: Tensor, clip: float) -> Tensor:
     norm = _norm(gradient)
     over = ~(norm <= clip)
     factor = torch.where(over, clip / torch.where(over, norm, 1.0), 1.0).to(wide.dtype)
-    return _per_row(factor, wide) * wide
+    return _spread(factor, wide) * wide
 
 
 def descent_update(
@@ -143,10 +146,10 @@ def descent_update_backward(
         norm = _norm(gradient)
         over = ~(norm <= rule.clip)
         length = torch.where(over, norm, 1.0).to(after.dtype)
-        unit = gradient.to(after.dtype) / _per_row(length, after)
+        unit = gradient.to(after.dtype) / _spread(length, after)
         along = (unit * g_m).unsqueeze(-1).flatten(1).sum(dim=1)
-        bent = _per_row(rule.clip / length, after) * (g_m - _per_row(along, after) * unit)
-        g_gradient = torch.where(_per_row(over, after), bent, g_m)
+        bent = _spread(rule.clip / length, after) * (g_m - _spread(along, after) * unit)
+        g_gradient = torch.where(_spread(over, after), bent, g_m)
     return g_next, g_gradient, g_step, rule.momentum * g_m
 
 
@@ -216,30 +219,28 @@ def energy_descent(
             break
         noise = None
         if rule.noisy:
-            noise = normals(rule.seed, sample[rows], k, y0[0].numel()).to(wide).view(rows.shape[0], *y0.shape[1:])
-
-        def step(here: Tensor, slope: Tensor, of: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
-            before = velocity[of] if rule.momentum > 0 else None
-            return descent_update(here, slope, step_sizes[of] * scale[of], before, None if added is None else sigma * added, rule)
+            noise = sigma * normals(rule.seed, sample[rows], k, y0[0].numel()).to(wide).view(rows.shape[0], *y0.shape[1:])
+        sizes = step_sizes * scale
 
         with torch.no_grad():
-            point, m = step(y[rows], g[rows], rows, noise)
+            point, m = descent_update(y[rows], g[rows], sizes[rows], velocity[rows], noise, rule)
         new, g_new = evaluate(point, rows)
         finite = new.isfinite() & point.unsqueeze(-1).flatten(1).isfinite().all(dim=1)
         accept, ends = judge(rule, k, value[rows], new, finite, _norm(g_new), moving[rows])
         taken = rows[accept]
         if through:
             if cut is not None:
-                first = _per_row(cut == k, y)
+                first = _spread(cut == k, y)
                 y, velocity = torch.where(first, y.detach(), y), torch.where(first, velocity.detach(), velocity)
             elif gradient == "stepwise":
                 velocity = velocity.detach()
             here = y[taken].detach() if gradient == "stepwise" else y[taken]
             here = here if here.requires_grad else here.requires_grad_()
             (slope,) = torch.autograd.grad(energy(here, *(c[taken] for c in context)).sum(), here, create_graph=True)
-            point, m = step(here, slope, taken, None if noise is None else noise[accept])
+            shaken = None if noise is None else noise[accept]
+            point, m = descent_update(here, slope, sizes[taken], velocity[taken], shaken, rule)
             if cut is not None:
-                point = torch.where(_per_row(cut[taken] > k, point), point.detach(), point)
+                point = torch.where(_spread(cut[taken] > k, point), point.detach(), point)
         else:
             point, m = point[accept], m[accept]
         y = y.index_copy(0, taken, point)

@@ -40,8 +40,8 @@ inline PerRow per_row(const py::handle& numbers) {
 
 class DescentRun {
  public:
-  // tensors, all contiguous, None where there is none: y, energy, steps, status, kept, velocity, moving, scale, sample; row, flag,
-  // running (CUDA). step_size, sigma: a float or a tensor. integers: the rule's, device. numbers: the rule's.
+  // tensors, all contiguous, None where there is none: y, energy, steps, status, kept, velocity, moving, scale, sample; row,
+  // flag, running (CUDA). step_size, sigma: a float or a tensor. integers: the rule's, device. numbers: the rule's.
   DescentRun(py::tuple tensors, py::object step_size, py::object sigma, const py::list& integers, const py::list& numbers)
       : tensors_(std::move(tensors)), step_size_(std::move(step_size)), sigma_(std::move(sigma)) {
     Arguments in(integers);
@@ -73,9 +73,9 @@ class DescentRun {
     }
   }
 
-  // Judges the points of step `step`. `gradient`: None after the last step if nothing depends on it. `accepted`: uint8 [rows] out,
-  // or None. Returns the next points of the rows that go on, None where none does; on CUDA, where only the device knows, those
-  // of all rows.
+  // Judges the points of step `step`. `gradient`: None after the last step if nothing depends on it. `accepted`: uint8 [rows]
+  // out, or None. Returns the next points of the rows that go on, None where none does; on CUDA, where only the device knows,
+  // those of all rows.
   py::object advance(const py::object& point, const py::object& value, const py::object& gradient, const py::object& accepted,
                      int64_t step, int64_t stream) {
     Contiguous plain;

@@ -22,13 +22,13 @@ struct PerRow {
 
 struct DescentStep {
   DescentRule rule;
-  int64_t rows;         // of the block, padding included
-  int64_t elements;     // of a row
-  int64_t step;         // of the points; 0: the starting points
-  DType dtype;          // of points, gradients, y
-  int64_t* row;         // [rows] the batch row of each block row, -1 for padding
-  const void* point;    // [rows, elements]
-  const void* value;    // [rows] their energies
+  int64_t rows;       // of the block, padding included
+  int64_t elements;   // of a row
+  int64_t step;       // of the points; 0: the starting points
+  DType dtype;        // of points, gradients, y
+  int64_t* row;       // [rows] the batch row of each block row, -1 for padding
+  const void* point;  // [rows, elements]
+  const void* value;  // [rows] their energies
   DType value_dtype;
   const void* gradient;  // [rows, elements]; null after the last step if the rule is on the energy
   void* next;            // [rows, elements] out, the next points; null after the last step
@@ -36,12 +36,12 @@ struct DescentStep {
   int8_t* flag;          // [rows] out, CUDA: 0 where the row goes on, the status with which it ends, -1 for padding
 
   // By place in the batch.
-  void* y;               // [batch, elements] the row's point
-  void* energy;          // [batch] its energy, in the compute type
-  void* kept;            // [batch, elements] its gradient; null where every finite point is accepted
-  void* velocity;        // [batch, elements] in the compute type; null without momentum
-  uint8_t* moving;       // [batch] whether a velocity other than zero takes part in the step; null without momentum
-  void* scale;           // [batch] what backtracking has left of the step size, in the compute type; null without
+  void* y;          // [batch, elements] the row's point
+  void* energy;     // [batch] its energy, in the compute type
+  void* kept;       // [batch, elements] its gradient; null where every finite point is accepted
+  void* velocity;   // [batch, elements] in the compute type; null without momentum
+  uint8_t* moving;  // [batch] whether a velocity other than zero takes part in the step; null without momentum
+  void* scale;      // [batch] what backtracking has left of the step size, in the compute type; null without
   PerRow step_size, sigma;
   const int64_t* sample;  // [batch] the key of each row's noise; null: its place in the batch
   int64_t* steps;         // [batch] out, for rows that end now
@@ -65,8 +65,8 @@ void descent_step_cuda(const DescentStep& args, int64_t* running, int64_t device
 struct DescentUpdate {
   DescentRule rule;  // momentum, clip, low, high
   int64_t rows, elements;
-  DType dtype;           // of y, gradient, next
-  const void* y;         // [rows, elements], as the others
+  DType dtype;    // of y, gradient, next
+  const void* y;  // [rows, elements], as the others
   const void* gradient;
   const void* velocity;  // in the compute type; null: zero
   const void* noise;     // in the compute type; null: zero

@@ -45,10 +45,11 @@ struct Proposal {
   C factor, momentum, step, low, high;
 };
 
-// next = clamp(y + noise - step velocity), velocity = momentum before + factor g. Without a place to store it, the velocity is not
-// kept; before and noise may be null.
+// next = clamp(y + noise - step velocity), velocity = momentum before + factor g. Without a place to store it, the velocity is
+// not kept; before and noise may be null.
 template <class T, class C>
-AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, Proposal<C> how, int64_t n) {
+AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, Proposal<C> how,
+                       int64_t n) {
   const auto bounded = [&](C x) { return x < how.low ? how.low : x > how.high ? how.high : x; };
   if (!velocity && !before && !noise) {
     for (int64_t i = 0; i < n; ++i) store(next[i], bounded(load(y[i]) - how.step * (how.factor * load(g[i]))));
@@ -70,12 +71,12 @@ AC_HD bool any_row(const C* x, int64_t n) {
 }
 
 // target_clones wants plain functions: one set per dtype.
-#define AC_ROW_LOOPS(T, C)                                                                                                   \
-  AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                                             \
-  AC_CLONES double norm_loop(const T* x, int64_t n) { return norm_row(x, n); }                                               \
+#define AC_ROW_LOOPS(T, C)                                                                                                    \
+  AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                                              \
+  AC_CLONES double norm_loop(const T* x, int64_t n) { return norm_row(x, n); }                                                \
   AC_CLONES void propose_loop(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, Proposal<C> how, \
-                              int64_t n) {                                                                                   \
-    propose_row(next, y, g, before, velocity, noise, how, n);                                                                \
+                              int64_t n) {                                                                                    \
+    propose_row(next, y, g, before, velocity, noise, how, n);                                                                 \
   }
 AC_ROW_LOOPS(float, float)
 AC_ROW_LOOPS(double, double)
@@ -146,7 +147,8 @@ class StepRows {
     if (verdict.accept || a_.step == 0) {
       energy = value;
       std::memcpy(row_of<T>(a_.y, r, n_), point, static_cast<size_t>(n_) * sizeof(T));
-      if (a_.kept && a_.gradient) std::memcpy(row_of<T>(a_.kept, r, n_), row_of<T>(a_.gradient, i, n_), static_cast<size_t>(n_) * sizeof(T));
+      if (a_.kept && a_.gradient)
+        std::memcpy(row_of<T>(a_.kept, r, n_), row_of<T>(a_.gradient, i, n_), static_cast<size_t>(n_) * sizeof(T));
     }
     return verdict;
   }
@@ -177,7 +179,8 @@ class StepRows {
       const int64_t some = std::min(kChunk, n_ - at);
       C noise[kChunk];
       noise_chunk(rule, sigma, sample, a_.step + 1, at, some, noise);
-      propose_loop(next + at, y + at, g + at, before ? before + at : nullptr, velocity ? velocity + at : nullptr, noise, how, some);
+      propose_loop(next + at, y + at, g + at, before ? before + at : nullptr, velocity ? velocity + at : nullptr, noise, how,
+                   some);
     }
   }
 

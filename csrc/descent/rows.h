@@ -1,11 +1,11 @@
-// One step of a descent on an energy, one row: whether the point that was just evaluated is taken, whether the row ends there, and
-// the next point. Shared by the fused step for energies that PyTorch evaluates and by the kernels that run a whole descent.
+// One step of a descent on an energy, one row: whether the point that was just evaluated is taken, whether the row ends there,
+// and the next point. Shared by the fused step for energies that PyTorch evaluates and by the kernels that run a whole descent.
 //
 //   m <- mu m + clip(g);   p = clamp(y + sigma eta - alpha s m)
 //
-// y is the row's point, E and g the energy and its gradient there, m the velocity, s the factor that backtracking has left of the step
-// size alpha, eta standard normal noise. p is evaluated next and judged: it becomes y, or is rejected. Step 0 judges the starting
-// point itself.
+// y is the row's point, E and g the energy and its gradient there, m the velocity, s the factor that backtracking has left of the
+// step size alpha, eta standard normal noise. p is evaluated next and judged: it becomes y, or is rejected. Step 0 judges the
+// starting point itself.
 #pragma once
 
 #include <cmath>
@@ -24,11 +24,11 @@ struct Verdict {
   int8_t status;
 };
 
-// Judges the point of step `step`, 0 for the starting point. `finite`: the point and its energy are. `norm`: of the gradient at the
-// point, used by the rule on the gradient only. `moving`: a velocity other than zero took part in the step.
+// Judges the point of step `step`, 0 for the starting point. `finite`: the point and its energy are. `norm`: of the gradient at
+// the point, used by the rule on the gradient only. `moving`: a velocity other than zero took part in the step.
 //
-// After a rejection the velocity is dropped and the row tries again, unless nothing would be different then: without noise, velocity
-// or backtracking the same point would be proposed for ever, and the row ends.
+// After a rejection the velocity is dropped and the row tries again, unless nothing would be different then: without noise,
+// velocity or backtracking the same point would be proposed for ever, and the row ends.
 template <class C>
 AC_HD Verdict judge(const DescentRule& rule, int64_t step, C e, C e_new, bool finite, C norm, bool moving) {
   if (!finite) return {false, kNonfinite};
