@@ -103,7 +103,7 @@ def sudoku(
     quick: Annotated[bool, typer.Option("--quick", help="A few updates, to see that it runs.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
 ) -> None:
-    """Solve 4×4 Sudoku by descending a learnt energy, longer where it is harder. Two minutes per seed."""
+    """Solve Sudoku by descending a learnt energy, longer where it is harder. Two minutes per seed; ten for 9×9."""
     from adaptcomp_ext.experiments.sudoku import sudoku as run_sudoku
 
     try:

@@ -102,6 +102,10 @@ def test_split(source: FourByFour) -> None:
     kinds = [{kind_of(*row) for row in zip(*puzzles, strict=True)} for puzzles in (train, test)]
     assert len(kinds[0]) > 400
     assert not kinds[0] & kinds[1]
+    either = source.test_of_any_kind(300, generator())
+    assert (solutions(either, source.grids) == 1).all()
+    assert (either.solution[:, None] == source.grids[source.test_grids]).all(dim=2).any(dim=1).all()
+    assert len({kind_of(*row) for row in zip(*either, strict=True)} & kinds[0]) > 20
     again, other = FourByFour(0), FourByFour(1)
     assert torch.equal(again.test_grids, source.test_grids)
     assert not torch.equal(other.test_grids, source.test_grids)
@@ -410,6 +414,7 @@ def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
     for few in run["energy"]["few_steps"].values():
         assert list(few["best_of"]) == ["1", "2", "4", "8"]
         assert few["best_of"]["1"] == pytest.approx(1 - few["wrong"] / report["puzzles"]["test"])
+    assert list(run["of_any_kind"]) == ["feed_forward", "recurrent", "energy"]
     assert report["summary"]["energy"]["solved"] == {"mean": run["energy"]["stopped"][0]["solved"], "sd": 0.0}
     assert report["summary"]["feed_forward"]["solved"]["mean"] == run["feed_forward"]["solved"]
     assert report["recipe"]["updates"] == 20

@@ -26,6 +26,7 @@ __all__ = [
     "examine_feed_forward",
     "examine_recurrent",
     "solved",
+    "stopped",
 ]
 
 ALLOWED = (1, 2, 3, 5, 9, 16, 32, 64)
@@ -194,6 +195,15 @@ def examine_energy(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[st
         "few_steps": few,
         "milliseconds": _timed(lambda: _descend(solver, first, puzzles, ENERGY_TOLERANCES[0], most)),
     }
+
+
+@torch.no_grad()
+def stopped(solver: EnergySolver | Recurrent, puzzles: Puzzles, seed: int) -> dict[str, Any]:
+    """Let a solver work on puzzles until it stops, at the first of its tolerances; the entry of ``stopped`` for that."""
+    first, most = first_answer(puzzles.board(), torch.Generator().manual_seed(seed)), ALLOWED[-1]
+    if isinstance(solver, Recurrent):
+        return _stopped(_settle(solver, first, puzzles, RECURRENT_TOLERANCES[0], most), puzzles, RECURRENT_TOLERANCES[0])
+    return _stopped(_descend(solver, first, puzzles, ENERGY_TOLERANCES[0], most), puzzles, ENERGY_TOLERANCES[0])
 
 
 def _settle(solver: Recurrent, answer: Tensor, puzzles: Puzzles, tolerance: float, most: int) -> Attempt:

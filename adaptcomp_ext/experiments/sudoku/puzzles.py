@@ -151,7 +151,9 @@ class FourByFour:
                 for part, chosen in (("train", ~held_out), ("test", held_out)):
                     pools[part, standard, blanks] = patterns[here][chosen[kind]]
                     self.kinds[part] += int(chosen.sum())
-        self._pools = {part: _Pools([pools[part, s, b] for s in range(len(standards)) for b in BLANKS]) for part in self.kinds}
+                pools["any", standard, blanks] = patterns[here]
+        of_all = [(standard, blanks) for standard in range(len(standards)) for blanks in BLANKS]
+        self._pools = {part: _Pools([pools[part, *of] for of in of_all]) for part in ("train", "test", "any")}
 
     def train(self, rows: int, generator: torch.Generator) -> Puzzles:
         """Draw training puzzles, all numbers of blanks alike."""
@@ -161,6 +163,10 @@ class FourByFour:
     def test(self, rows: int, generator: torch.Generator) -> Puzzles:
         """Draw held-out puzzles, each number of blanks in turn."""
         return self._draw("test", self.test_grids, torch.arange(rows) % len(BLANKS), generator)
+
+    def test_of_any_kind(self, rows: int, generator: torch.Generator) -> Puzzles:
+        """Draw puzzles of the held-out grids that may have twins among the training puzzles, each number of blanks in turn."""
+        return self._draw("any", self.test_grids, torch.arange(rows) % len(BLANKS), generator)
 
     def _draw(self, part: str, grids: Tensor, blanks: Tensor, generator: torch.Generator) -> Puzzles:
         rows = len(blanks)

@@ -20,7 +20,7 @@ from torch import nn
 from adaptcomp_ext.experiments.bench import machine
 
 from . import figure
-from .evaluation import ALLOWED, examine_energy, examine_feed_forward, examine_recurrent
+from .evaluation import ALLOWED, examine_energy, examine_feed_forward, examine_recurrent, stopped
 from .model import FeedForward, Recurrent
 from .nine import NineByNine
 from .puzzles import FourByFour, Puzzles, Source
@@ -30,7 +30,7 @@ __all__ = ["sudoku"]
 
 JSON_NAME = "sudoku.json"
 FIGURE_NAME = "sudoku.png"
-TEST_PUZZLES, QUICK_PUZZLES, QUICK_UPDATES = {4: 1600, 9: 800}, 24, 20
+TEST_PUZZLES, QUICK_PUZZLES, QUICK_UPDATES = {4: 1600, 9: 400}, 24, 20
 SOLVERS = ("feed_forward", "recurrent", "energy")
 LABELS = {"feed_forward": "feed-forward", "recurrent": "recurrent", "energy": "energy"}
 HELD_OUT = {
@@ -151,6 +151,13 @@ def _run(source: Source, puzzles: Puzzles, recipe: Recipe, seed: int, console: C
     for name in SOLVERS:
         count = sum(parameter.numel() for parameter in modules[name].parameters())
         found[name] = {"parameters": count, "seconds": seconds[name], **found[name]}
+    if isinstance(source, FourByFour):
+        twins = source.test_of_any_kind(len(puzzles.given), torch.Generator().manual_seed(seed))
+        found["of_any_kind"] = {
+            "feed_forward": examine_feed_forward(feed_forward, twins),
+            "recurrent": stopped(recurrent, twins, seed),
+            "energy": stopped(energy, twins, seed),
+        }
     return {"seed": seed, **found}, energy
 
 
@@ -175,10 +182,10 @@ def _headline(run: dict[str, Any], name: str) -> dict[str, float | None]:
     common = {key: solver[key] for key in ("seconds", "milliseconds")}
     if name == "feed_forward":
         return {"solved": solver["solved"], **common}
-    stopped = solver["stopped"][0]
-    first, last = (stopped["by_blanks"][i]["steps"] for i in (0, -1))
+    first_rule = solver["stopped"][0]
+    first, last = (first_rule["by_blanks"][i]["steps"] for i in (0, -1))
     return {
-        **{key: stopped[key] for key in ("solved", "steps", "correlation")},
+        **{key: first_rule[key] for key in ("solved", "steps", "correlation")},
         "steps_easiest": first,
         "steps_hardest": last,
         "hardest_over_easiest": last / first,
@@ -227,6 +234,11 @@ def _print(report: dict[str, Any], console: Console) -> None:
     console.print(_by_steps_allowed(runs))
     console.print(_by_tolerance(runs))
     console.print(_right_from_wrong(runs))
+    if "of_any_kind" in runs[0]:
+        shares = (
+            f"{LABELS[name]} {_shown(_over([run['of_any_kind'][name]['solved'] for run in runs]), 1, 100)} %" for name in SOLVERS
+        )
+        console.print(f"Puzzles of the held-out grids that may have twins among those trained on: {', '.join(shares)} solved.")
     for line in _verdict(report["summary"]):
         console.print(line)
 
@@ -236,25 +248,24 @@ def _comparison(report: dict[str, Any]) -> Table:
     tolerances = {name: runs[0][name]["stopped"][0]["tolerance"] for name in ("recurrent", "energy")}
     blanks = [row["blanks"] for row in runs[0]["energy"]["stopped"][0]["by_blanks"]]
     seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
-    names = ["", "weights", "trained, s", "solved, %", "steps", f"at {blanks[0]}", f"at {blanks[-1]}", "r", "ms"]
+    names = ["", "train, s", "solved, %", "steps", f"at {blanks[0]}", f"at {blanks[-1]}", "r", "ms"]
     table = _table(
         f"{report['puzzles']['test']:,} held-out puzzles, {seeds}",
         names,
         f"Steps until the energy changes by no more than {tolerances['energy']:g}, or no probability of the recurrent network "
         f"by more than {tolerances['recurrent']:g}; the step that shows it counts. "
-        f"At {blanks[0]}, at {blanks[-1]}: blanks. r: correlation of steps and blanks. "
+        f"At {blanks[0]}, at {blanks[-1]}: steps at so many blanks. r: correlation of steps and blanks. "
         "ms: to solve all puzzles as one batch.",
     )
     for name in SOLVERS:
         line = summary[name]
         table.add_row(
-            LABELS[name],
-            f"{runs[0][name]['parameters'] / 1000:.1f}k",
+            f"{LABELS[name]} {runs[0][name]['parameters'] / 1000:.0f}k",
             _shown(line["seconds"], 0),
             _shown(line["solved"], 1, 100),
             *(_shown(line.get(key), 1) for key in ("steps", "steps_easiest", "steps_hardest")),
             _shown(line.get("correlation"), 2),
-            _shown(line["milliseconds"], 0),
+            _mean([run[name]["milliseconds"] for run in runs], 0),
             style="bold" if name == "energy" else None,
         )
     return table
