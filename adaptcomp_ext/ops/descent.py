@@ -88,21 +88,25 @@ def normals(rule: DescentRule, sample: Tensor, step: int, like: Tensor) -> Tenso
 
 # --- autograd -----------------------------------------------------------------------------------------------------------------
 class _Update(torch.autograd.Function):
-    """The update has run already: `forward` gives the graph its result."""
+    """Without `point` and `after` the update runs here; with them it has run already, and the graph is given its result."""
 
     @staticmethod
     def forward(
         ctx: Any,
         rule: DescentRule,
-        point: Tensor,
-        after: Tensor,
+        point: Tensor | None,
+        after: Tensor | None,
         y: Tensor,
         gradient: Tensor,
         step_size: Tensor,
         velocity: Tensor | None,
         noise: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        point, after = point.view_as(point), after.view_as(after)
+        if point is None or after is None:
+            run = _descent_update if torch.compiler.is_compiling() else _kernel
+            point, after = run(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high)
+        else:
+            point, after = point.view_as(point), after.view_as(after)
         ctx.save_for_backward(y, gradient, step_size, after, noise)
         ctx.rule, ctx.moves = rule, velocity is not None
         ctx.set_materialize_grads(False)
@@ -209,10 +213,9 @@ def update(
     if on_reference():
         return reference.descent_update(y, gradient, step_size, velocity, noise, rule)
     tensors = [t for t in (y, gradient, step_size, velocity, noise) if t is not None]
-    done = _descent_update(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return attach(done[0], done[1], rule, y, gradient, step_size, velocity, noise)
-    return done[0], done[1]
+        return _Update.apply(rule, None, None, y, gradient, step_size, velocity, noise)
+    return tuple(_descent_update(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high))
 
 
 def clipped(gradient: Tensor, rule: DescentRule) -> Tensor:
