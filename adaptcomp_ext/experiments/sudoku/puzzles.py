@@ -152,8 +152,10 @@ class FourByFour:
                     pools[part, standard, blanks] = patterns[here][chosen[kind]]
                     self.kinds[part] += int(chosen.sum())
                 pools["any", standard, blanks] = patterns[here]
-        of_all = [(standard, blanks) for standard in range(len(standards)) for blanks in BLANKS]
-        self._pools = {part: _Pools([pools[part, *of] for of in of_all]) for part in ("train", "test", "any")}
+        self._pools = {
+            part: _Pools([pools[part, standard, blanks] for standard in range(len(standards)) for blanks in BLANKS])
+            for part in ("train", "test", "any")
+        }
 
     def train(self, rows: int, generator: torch.Generator) -> Puzzles:
         """Draw training puzzles, all numbers of blanks alike."""
