@@ -153,6 +153,7 @@ def _run(source: Source, puzzles: Puzzles, recipe: Recipe, seed: int, console: C
         found[name] = {"parameters": count, "seconds": seconds[name], **found[name]}
     if isinstance(source, FourByFour):
         twins = source.test_of_any_kind(len(puzzles.given), torch.Generator().manual_seed(seed))
+        found["kinds"] = source.kinds
         found["of_any_kind"] = {
             "feed_forward": examine_feed_forward(feed_forward, twins),
             "recurrent": stopped(recurrent, twins, seed),
