@@ -94,8 +94,8 @@ def halting(
         raise _fail(error) from None
 
 
-@bench.command()
-def energy(
+@bench.command("energy")
+def energy_benchmark(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_energy"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than a minute.")] = False,
@@ -122,6 +122,7 @@ def energy(
     except (ValueError, RuntimeError) as error:
         raise _fail(error) from None
 
+
 @run.command()
 def sudoku(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),
@@ -137,5 +138,29 @@ def sudoku(
     try:
         out.mkdir(parents=True, exist_ok=True)
         run_sudoku(out, size=size, seeds=seeds, first_seed=seed, quick=quick, threads=threads)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+@run.command()
+def energy(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the four IDX files of MNIST. Default: scikit-learn's digits.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out"),
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and corruption.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    held_out: Annotated[int, typer.Option(min=0, help="Report on so many training images instead of the test images.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Few epochs and little timing.")] = False,
+) -> None:
+    """Train a latent-variable energy through its own descent; see which digits take many steps."""
+    from adaptcomp_ext.experiments.data import load_digits, load_mnist
+    from adaptcomp_ext.experiments.energy import energy as run_energy
+
+    try:
+        images = load_digits() if data is None else load_mnist(data)
+        out.mkdir(parents=True, exist_ok=True)
+        run_energy(images, out, epochs=epochs, seed=seed, threads=threads, held_out=held_out, quick=quick)
     except (ValueError, OSError) as error:
         raise _fail(error) from None
