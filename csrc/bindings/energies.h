@@ -1,5 +1,5 @@
 // The whole descents at the boundary. Each takes the list of a descent (or of its gradient), the integers and addresses of its
-// energy, and a list of real numbers.
+// energy, the scratch of a call on CUDA (0, 0 on the host) and the place; and a list of real numbers.
 #pragma once
 
 #include "bindings/arguments.h"
@@ -77,6 +77,12 @@ inline DescentBackward read_descent_backward(Arguments& in, const py::list& real
   return d;
 }
 
+// The scratch: address and bytes.
+inline DescentScratch read_scratch(Arguments& in) {
+  auto* data = in.pointer<void>();
+  return {data, in.integer()};
+}
+
 // hidden1, hidden2, activation, weight1, context and its stride, weight2, bias2, out, out_bias; a real number more: ridge
 inline MlpEnergy read_mlp(Arguments& in, const py::list& reals) {
   MlpEnergy e{};
@@ -98,8 +104,9 @@ inline void mlp_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
   const Descent d = read_descent(in, reals);
   const MlpEnergy e = read_mlp(in, reals);
+  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
   const Place where = place(in);
-  AC_RUN(where, mlp_descent_cpu(d, e), mlp_descent_cuda(d, e, where.device, where.stream));
+  AC_RUN(where, mlp_descent_cpu(d, e), mlp_descent_cuda(d, e, scratch, where.device, where.stream));
 }
 
 // ... weight1, context, weight2, bias2, out of the gradient
@@ -108,8 +115,9 @@ inline void mlp_descent_backward(const py::list& list, const py::list& reals) {
   const DescentBackward d = read_descent_backward(in, reals);
   const MlpEnergy e = read_mlp(in, reals);
   const MlpEnergyGrad g{in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>()};
+  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
   const Place where = place(in);
-  AC_RUN(where, mlp_descent_backward_cpu(d, e, g), mlp_descent_backward_cuda(d, e, g, where.device, where.stream));
+  AC_RUN(where, mlp_descent_backward_cpu(d, e, g), mlp_descent_backward_cuda(d, e, g, scratch, where.device, where.stream));
 }
 
 // patterns, pattern, beta
@@ -119,8 +127,9 @@ inline void hopfield_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
   const Descent d = read_descent(in, reals);
   const HopfieldEnergy e = read_hopfield(in);
+  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
   const Place where = place(in);
-  AC_RUN(where, hopfield_descent_cpu(d, e), hopfield_descent_cuda(d, e, where.device, where.stream));
+  AC_RUN(where, hopfield_descent_cpu(d, e), hopfield_descent_cuda(d, e, scratch, where.device, where.stream));
 }
 
 // ... pattern, beta of the gradient
@@ -129,8 +138,10 @@ inline void hopfield_descent_backward(const py::list& list, const py::list& real
   const DescentBackward d = read_descent_backward(in, reals);
   const HopfieldEnergy e = read_hopfield(in);
   const HopfieldEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
+  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
   const Place where = place(in);
-  AC_RUN(where, hopfield_descent_backward_cpu(d, e, g), hopfield_descent_backward_cuda(d, e, g, where.device, where.stream));
+  AC_RUN(where, hopfield_descent_backward_cpu(d, e, g),
+         hopfield_descent_backward_cuda(d, e, g, scratch, where.device, where.stream));
 }
 
 // matrix, linear and its stride
@@ -140,8 +151,9 @@ inline void quadratic_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
   const Descent d = read_descent(in, reals);
   const QuadraticEnergy e = read_quadratic(in);
+  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
   const Place where = place(in);
-  AC_RUN(where, quadratic_descent_cpu(d, e), quadratic_descent_cuda(d, e, where.device, where.stream));
+  AC_RUN(where, quadratic_descent_cpu(d, e), quadratic_descent_cuda(d, e, scratch, where.device, where.stream));
 }
 
 // ... matrix, linear of the gradient
@@ -150,8 +162,58 @@ inline void quadratic_descent_backward(const py::list& list, const py::list& rea
   const DescentBackward d = read_descent_backward(in, reals);
   const QuadraticEnergy e = read_quadratic(in);
   const QuadraticEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
+  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
   const Place where = place(in);
-  AC_RUN(where, quadratic_descent_backward_cpu(d, e, g), quadratic_descent_backward_cuda(d, e, g, where.device, where.stream));
+  AC_RUN(where, quadratic_descent_backward_cpu(d, e, g),
+         quadratic_descent_backward_cuda(d, e, g, scratch, where.device, where.stream));
+}
+
+// How much scratch a call needs: 0 on the host, -1 where a row is too long for the device's kernels, which then refuse the call.
+// rows, dim, wide, backward, device; the sizes of the energy
+struct ScratchQuery {
+  explicit ScratchQuery(Arguments& in)
+      : rows(in.integer()),
+        dim(in.integer()),
+        wide(in.integer() != 0),
+        backward(in.integer() != 0),
+        where(in.integer(), nullptr) {}
+  int64_t rows, dim;
+  bool wide, backward;
+  Place where;
+};
+#if ADAPTCOMP_WITH_CUDA
+#define AC_SCRATCH(query, energy, function) \
+  ((query).where.on_cpu() ? 0 : function((query).rows, (query).dim, (query).wide, energy, (query).backward, (query).where.device))
+#else
+#define AC_SCRATCH(query, energy, function) (static_cast<void>(query), static_cast<void>(energy), int64_t{0})
+#endif
+
+// ... hidden1, hidden2
+inline int64_t mlp_descent_scratch(const py::list& list) {
+  Arguments in(list);
+  const ScratchQuery query(in);
+  MlpEnergy e{};
+  e.hidden1 = in.integer();
+  e.hidden2 = in.integer();
+  in.done();
+  return AC_SCRATCH(query, e, mlp_descent_scratch_cuda);
+}
+
+// ... patterns
+inline int64_t hopfield_descent_scratch(const py::list& list) {
+  Arguments in(list);
+  const ScratchQuery query(in);
+  const HopfieldEnergy e{in.integer(), nullptr, nullptr};
+  in.done();
+  return AC_SCRATCH(query, e, hopfield_descent_scratch_cuda);
+}
+
+inline int64_t quadratic_descent_scratch(const py::list& list) {
+  Arguments in(list);
+  const ScratchQuery query(in);
+  const QuadraticEnergy e{};
+  in.done();
+  return AC_SCRATCH(query, e, quadratic_descent_scratch_cuda);
 }
 
 }  // namespace adaptcomp
