@@ -10,6 +10,7 @@
 
 #include "act/act.h"
 #include "bindings/arguments.h"
+#include "bindings/descent.h"
 #include "bindings/energies.h"
 #include "bindings/halt_run.h"
 #include "bindings/halting.h"
@@ -167,6 +168,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
   m.def("halt_backward", &halt_backward);
+  m.def("descent_update", &descent_update);
+  m.def("descent_normals", &descent_normals);
   m.def("mlp_descent", &mlp_descent);
   m.def("mlp_descent_backward", &mlp_descent_backward);
   m.def("mlp_descent_scratch", &mlp_descent_scratch);
@@ -196,4 +199,10 @@ PYBIND11_MODULE(_C, m) {
       .def("advance", &HaltRun::advance)
       .def_readonly("running", &HaltRun::running)
       .def_readonly("inputs_replaced", &HaltRun::inputs_replaced);
+  py::class_<DescentRun>(m, "DescentRun")
+      .def(py::init<py::tuple, py::object, py::object, const py::list&, const py::list&>())
+      .def("advance", &DescentRun::advance)
+      .def("index", &DescentRun::index)
+      .def_property_readonly("accepted", &DescentRun::accepted)
+      .def_property_readonly("broken", &DescentRun::broken);
 }

@@ -90,3 +90,32 @@ def halting(
         )
     except (ValueError, RuntimeError) as error:
         raise _fail(error) from None
+
+
+@bench.command()
+def energy(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_energy"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than a minute.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="For all repeats of one configuration.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Whether the compiled contender takes part.")] = True,
+    memory: Annotated[bool, typer.Option(help="Whether training memory is measured.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, tensors and step counts.")] = 0,
+) -> None:
+    """Time EnergyDescent against autograd, torch.compile and hand-written loops."""
+    from adaptcomp_ext.experiments.bench import bench_energy
+
+    try:
+        bench_energy(
+            out=str(out),
+            device=device,
+            quick=quick,
+            threads=threads,
+            seconds=seconds,
+            compiled=compiled,
+            memory=memory,
+            seed=seed,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise _fail(error) from None

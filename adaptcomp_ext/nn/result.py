@@ -1,4 +1,4 @@
-"""What a run of `AdaptiveHalt` returns."""
+"""What a run of `AdaptiveHalt` or `EnergyDescent` returns."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Status(enum.IntEnum):
     """Why a row ended."""
 
     HALTED = 1
-    """The policy halted it."""
+    """The policy, or the stop rule of a descent, halted it."""
     MAX_STEPS = 2
     """It ran to the last step and the policy had not halted it."""
     NONFINITE = 3
-    """A NaN or an infinity turned up in its state, readout or halting logit."""
+    """A NaN or an infinity turned up in its state, readout or halting logit; in a descent, in its point or energy."""
     REJECTED = 4
     """Energy descent only: a step that did not lower the energy was rejected, and nothing further would change."""
 
@@ -52,3 +52,20 @@ class HaltResult(NamedTuple):
     """For policies that need every step (PonderNet in training), else None."""
     log_prob: Tensor | None
     """[B]: log-probability of the sampled halting decisions, for policies that define it, else None."""
+
+
+class EnergyResult(NamedTuple):
+    """Result of `EnergyDescent`. A named tuple, hence a pytree, and a valid output of a DDP module."""
+
+    y: Tensor
+    """[B, ...]: each row's last accepted point, in the shape and dtype of ``y0``. Differentiable as the gradient mode says."""
+    energy: Tensor
+    """[B]: its energy, float32 (float64 for float64 points). Differentiable in the energy's parameters and the context, and
+    through ``y`` where that is."""
+    steps: Tensor
+    """int64 [B]: how many steps the row took, rejected ones included."""
+    status: Tensor
+    """int8 [B]: a `Status` each."""
+    trace: Trace | None
+    """With ``keep_trace``: ``outputs`` [S, ...] are the points after every step; ``weights`` [S], float32, are 1 at each row's
+    last step and 0 elsewhere. Else None."""

@@ -7,15 +7,18 @@ from adaptcomp_ext.ops._backend import reference_kernels
 from adaptcomp_ext.ops.act import ActStep, act_step
 from adaptcomp_ext.ops.compaction import compact, compact_padded, scatter_rows
 from adaptcomp_ext.ops.confidence import confidence
+from adaptcomp_ext.ops.descent import DescentUpdate, descent_update
 from adaptcomp_ext.ops.pondernet import PonderNetStep, pondernet_step
 
 __all__ = [
     "ActStep",
+    "DescentUpdate",
     "PonderNetStep",
     "act_step",
     "compact",
     "compact_padded",
     "confidence",
+    "descent_update",
     "pondernet_step",
     "reference_kernels",
     "scatter_rows",

@@ -7,21 +7,43 @@ Slow on purpose: nothing here is fused, and nothing is checked. Each module bear
 from adaptcomp_ext.reference.act import act_step, act_step_backward
 from adaptcomp_ext.reference.compaction import compact_index, compact_index_padded, gather_rows, scatter_rows
 from adaptcomp_ext.reference.confidence import confidence
+from adaptcomp_ext.reference.descent import (
+    DescentRule,
+    clipped,
+    descent_update,
+    descent_update_backward,
+    energy_descent,
+    judge,
+)
 from adaptcomp_ext.reference.halting import act_halt_backward, halt_rows, halt_rows_backward
-from adaptcomp_ext.reference.pondernet import pondernet_step, pondernet_step_backward, uniform
+from adaptcomp_ext.reference.hopfield_energy import hopfield_energy
+from adaptcomp_ext.reference.mlp_energy import mlp_energy
+from adaptcomp_ext.reference.philox import normals, uniform
+from adaptcomp_ext.reference.pondernet import pondernet_step, pondernet_step_backward
+from adaptcomp_ext.reference.quadratic_energy import quadratic_energy
 
 __all__ = [
+    "DescentRule",
     "act_halt_backward",
     "act_step",
     "act_step_backward",
+    "clipped",
     "compact_index",
     "compact_index_padded",
     "confidence",
+    "descent_update",
+    "descent_update_backward",
+    "energy_descent",
     "gather_rows",
     "halt_rows",
     "halt_rows_backward",
+    "hopfield_energy",
+    "judge",
+    "mlp_energy",
+    "normals",
     "pondernet_step",
     "pondernet_step_backward",
+    "quadratic_energy",
     "scatter_rows",
     "uniform",
 ]

@@ -1,4 +1,4 @@
-"""PonderNet (Banino et al. 2021), one step in log space, and the counter-based noise of its inference."""
+"""PonderNet (Banino et al. 2021), one step in log space."""
 
 from __future__ import annotations
 
@@ -56,24 +56,3 @@ def pondernet_step_backward(
     g_log_p = log_p.exp() * (g_weight + g_cost * (log_p - log_prior + 1))
     g_logits = torch.where(last, zero, g_log_p * (1 - hazard)) - hazard * g_log_survival
     return torch.where(finite, g_logits, zero), torch.where(finite, g_log_p, zero) + g_log_survival
-
-
-def uniform(seed: int, sample: Tensor, step: int) -> Tensor:
-    """Philox 4x32-10 (Salmon et al. 2011): uniform in [0, 1), 24 bits, a function of seed, sample id and step alone."""
-    low = 0xFFFFFFFF
-
-    def multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        # The product of two 32-bit numbers does not fit int64: take it in 16-bit halves.
-        below, above = constant * (x & 0xFFFF), constant * (x >> 16)
-        rest = below + ((above & 0xFFFF) << 16)
-        return (above >> 16) + (rest >> 32), rest & low
-
-    c0, c1 = sample & low, (sample >> 32) & low
-    c2, c3 = torch.full_like(sample, step & low), torch.full_like(sample, step >> 32)
-    k0, k1 = seed & low, (seed >> 32) & low
-    for _ in range(10):
-        h0, l0 = multiply(0xD2511F53, c0)
-        h1, l1 = multiply(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
-        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    return (c0 >> 8).to(torch.float32) / 16777216.0

@@ -3,29 +3,12 @@
 #pragma once
 
 #include "bindings/arguments.h"
+#include "bindings/descent.h"
 #include "hopfield_energy/hopfield_energy.h"
 #include "mlp_energy/mlp_energy.h"
 #include "quadratic_energy/quadratic_energy.h"
 
 namespace adaptcomp {
-
-// max_steps, on_gradient, if_lower, noisy, seed; and tol, momentum, clip, low, high, backtracking.
-inline DescentRule read_rule(Arguments& in, const py::list& reals) {
-  const auto real = [&](size_t i) { return reals[i].cast<double>(); };
-  DescentRule rule{};
-  rule.max_steps = in.integer();
-  rule.on_gradient = in.integer() != 0;
-  rule.if_lower = in.integer() != 0;
-  rule.noisy = in.integer() != 0;
-  rule.seed = static_cast<uint64_t>(in.integer());
-  rule.tol = real(0);
-  rule.momentum = real(1);
-  rule.clip = real(2);
-  rule.low = real(3);
-  rule.high = real(4);
-  rule.backtracking = real(5);
-  return rule;
-}
 
 // rows, dim, wide, the rule, y0, step_size and its stride, noise and its stride, sample_ids; y, energy, steps, status, path,
 // scale, velocity
@@ -34,7 +17,7 @@ inline Descent read_descent(Arguments& in, const py::list& reals) {
   d.rows = in.integer();
   d.dim = in.integer();
   d.wide = in.integer() != 0;
-  d.rule = read_rule(in, reals);
+  d.rule = descent_rule(in, reals);
   d.y0 = in.pointer<void>();
   d.step_size = in.pointer<void>();
   d.step_size_stride = in.integer();
@@ -57,7 +40,7 @@ inline DescentBackward read_descent_backward(Arguments& in, const py::list& real
   d.rows = in.integer();
   d.dim = in.integer();
   d.wide = in.integer() != 0;
-  d.rule = read_rule(in, reals);
+  d.rule = descent_rule(in, reals);
   d.y0 = in.pointer<void>();
   d.step_size = in.pointer<void>();
   d.step_size_stride = in.integer();

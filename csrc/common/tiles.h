@@ -113,7 +113,7 @@ __attribute__((noinline)) void outer_block(C* sums, int64_t m, const Factors<C> 
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int w = 0; w < W; ++w) sum[r][w] = load_vec(sums + (i + r) * m + j + w * kLanes<C>);
+    for (int w = 0; w < W; ++w) sum[r][w] = vec<C>{};
   for (const Factors<C>& f : pairs) {
     for (int64_t row = 0; row < rows; ++row) {
       vec<C> b[W];
@@ -130,7 +130,10 @@ __attribute__((noinline)) void outer_block(C* sums, int64_t m, const Factors<C> 
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int w = 0; w < W; ++w) store_vec(sums + (i + r) * m + j + w * kLanes<C>, sum[r][w]);
+    for (int w = 0; w < W; ++w) {
+      C* at = sums + (i + r) * m + j + w * kLanes<C>;
+      store_vec(at, load_vec(at) + sum[r][w]);
+    }
 }
 
 template <class C, int P>
@@ -144,6 +147,16 @@ AC_INLINE void add_outer(C* sums, int64_t n, int64_t m, const Factors<C> (&pairs
   };
   for (; i + kBlock <= n; i += kBlock) columns(std::integral_constant<int, kBlock>());
   for (; i < n; ++i) columns(std::integral_constant<int, 1>());
+}
+
+// sums[j] += sum over the rows r of x[r, j].
+template <class C>
+AC_INLINE void add_columns(C* sums, int64_t n, const C* x, int64_t stride, int64_t rows) {
+  for (int64_t j = 0; j < n; j += kLanes<C>) {
+    vec<C> sum{};
+    for (int64_t r = 0; r < rows; ++r) sum = sum + load_vec(x + r * stride + j);
+    store_vec(sums + j, load_vec(sums + j) + sum);
+  }
 }
 
 }  // namespace AC_ISA

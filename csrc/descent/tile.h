@@ -29,12 +29,10 @@ AC_INLINE C dot(const C* a, const C* b, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<C>) sum = fma(load_vec(a + i), load_vec(b + i), sum);
   return sum_lanes<C>(sum);
 }
+// Zero plus something that is NaN in a lane where x is infinite or NaN.
 template <class C>
-AC_INLINE bool finite(const C* x, int64_t n) {
-  vec<C> sum{};
-  for (int64_t i = 0; i < n; i += kLanes<C>) sum = fma(load_vec(x + i), vec<C>{}, sum);
-  const C left = sum_lanes<C>(sum);
-  return left == left;
+AC_INLINE vec<C> infinities(vec<C> x, vec<C> before) {
+  return fma(x, vec<C>{}, before);
 }
 template <class C>
 AC_INLINE C setting(const void* data, int64_t stride, int64_t row) {
@@ -56,9 +54,7 @@ AC_INLINE vec<C> next_point(const DescentRule& rule, const C* y, const C* eta, C
   vec<C> x = load_vec(y + i);
   if (eta) x = fma(splat(sigma), load_vec(eta + i), x);
   x = fma(splat(-rate), load_vec(m + i), x);
-  const vec<C> low = splat(C(rule.low)), high = splat(C(rule.high));
-  x = x < low ? low : x;
-  return x > high ? high : x;
+  return min_vec(splat(C(rule.high)), max_vec(splat(C(rule.low)), x));
 }
 
 // Threads worth waking for so many multiply-adds.
@@ -90,6 +86,7 @@ class DescentTile {
     int64_t row, step;
     C e, s, alpha, sigma;
     bool velocity, moving;  // m holds one; it took part in the present proposal
+    bool finite;            // the present proposal is
   };
 
  public:
@@ -98,6 +95,7 @@ class DescentTile {
         capacity_(capacity),
         slots_of_scratch_(whole_blocks(capacity)),
         stride_(padded<C>(a.dim)),
+        plain_(a.rule.momentum <= 0 && a.rule.clip <= 0 && !a.rule.noisy && a.rule.backtracking <= 0),
         energy_(energy),
         scratch_((5 * slots_of_scratch_ + 1) * stride_),
         p_(scratch_.get()),
@@ -143,11 +141,15 @@ class DescentTile {
                     setting<C>(a_.step_size, a_.step_size_stride, row),
                     a_.rule.noisy ? setting<C>(a_.noise, a_.noise_stride, row) : C(0),
                     false,
-                    false};
+                    false,
+                    true};
     const C* y0 = static_cast<const C*>(a_.y0) + row * a_.dim;
     copy_row(at(p_, slot), y0, a_.dim);
     copy_row(at(y_, slot), y0, a_.dim);
     for (int64_t i = a_.dim; i < stride_; ++i) at(p_, slot)[i] = C(0);
+    vec<C> bad{};
+    for (int64_t i = 0; i < stride_; i += kLanes<C>) bad = infinities<C>(load_vec(at(p_, slot) + i), bad);
+    slots_[slot].finite = !any_nan(bad);
     zero_row(at(m_, slot), stride_);
     energy_.fill(slot, row);
     return true;
@@ -166,12 +168,14 @@ class DescentTile {
     C *p = at(p_, slot), *y = at(y_, slot), *kept = at(kept_, slot), *m = at(m_, slot);
     const C* g = at(g_, slot);
     const C norm = rule.on_gradient ? std::sqrt(dot(g, g, stride_)) : C(0);
-    const Verdict verdict = judge<C>(rule, s.step, s.e, e_new, is_finite(e_new) && finite(p, stride_), norm, s.moving);
+    const Verdict verdict = judge<C>(rule, s.step, s.e, e_new, s.finite && is_finite(e_new), norm, s.moving);
     const C used_scale = s.s;
     if (verdict.accept) {
-      copy_row(y, p, stride_);
-      copy_row(kept, g, stride_);
       s.e = e_new;
+      if (!plain_ || verdict.status != kGoesOn) {  // else the next proposal does it in passing
+        copy_row(y, p, stride_);
+        copy_row(kept, g, stride_);
+      }
     } else {
       s.velocity = false;
       zero_row(m, stride_);
@@ -179,7 +183,7 @@ class DescentTile {
     }
     if (s.step > 0) {
       const int64_t at_step = s.row * rule.max_steps + s.step - 1;
-      if (a_.path) copy_row(static_cast<C*>(a_.path) + at_step * a_.dim, y, a_.dim);
+      if (a_.path) copy_row(static_cast<C*>(a_.path) + at_step * a_.dim, verdict.accept ? p : y, a_.dim);
       if (a_.scale) static_cast<C*>(a_.scale)[at_step] = verdict.accept ? used_scale : C(0);
     }
     if (verdict.status != kGoesOn) {
@@ -191,6 +195,29 @@ class DescentTile {
       return false;
     }
     ++s.step;
+    vec<C> bad{};
+    if (plain_) {  // accepted, or the row would have ended
+      const vec<C> rate = splat(-s.alpha), low = splat(C(rule.low)), high = splat(C(rule.high));
+      for (int64_t i = 0; i < stride_; i += kLanes<C>) {
+        const vec<C> from = load_vec(p + i);
+        const vec<C> x = min_vec(high, max_vec(low, fma(rate, load_vec(g + i), from)));
+        bad = infinities<C>(x, bad);
+        store_vec(y + i, from);
+        store_vec(p + i, x);
+      }
+    } else {
+      propose(s, slot);
+      for (int64_t i = 0; i < stride_; i += kLanes<C>) bad = infinities<C>(load_vec(p + i), bad);
+    }
+    for (int64_t i = a_.dim; i < stride_; ++i) p[i] = C(0);  // a clamp that leaves zero out has moved them
+    s.finite = !any_nan(bad);
+    return true;
+  }
+
+  // The next point from y and the gradient there, with all that a rule may ask for.
+  void propose(Slot& s, int64_t slot) {
+    const DescentRule& rule = a_.rule;
+    C *p = at(p_, slot), *y = at(y_, slot), *kept = at(kept_, slot), *m = at(m_, slot);
     const C factor = rule.clip > 0 ? clip_factor<C>(rule, std::sqrt(dot(kept, kept, stride_))) : C(1);
     const C* direction = kept;
     if (rule.momentum > 0 || rule.clip > 0) {
@@ -205,12 +232,11 @@ class DescentTile {
     const C* eta = rule.noisy ? eta_ : nullptr;
     for (int64_t i = 0; i < stride_; i += kLanes<C>)
       store_vec(p + i, next_point(rule, y, eta, s.sigma, s.alpha * s.s, direction, i));
-    for (int64_t i = a_.dim; i < stride_; ++i) p[i] = C(0);  // a clamp that leaves zero out has moved them
-    return true;
   }
 
   const Descent& a_;
   int64_t capacity_, slots_of_scratch_, stride_;
+  bool plain_;  // a step is p = clamp(y - alpha g), and a row that rejects one ends
   TileEnergy<C>& energy_;
   Slot slots_[kSlots];
   Scratch<C> scratch_;
@@ -230,6 +256,34 @@ void descend(const Descent& a, double work, const Make& make) {
   });
 }
 
+// Sums over very many terms, in two stages: one after the other into a single float they would lose half of its digits.
+template <class C>
+class Sums {
+ public:
+  Sums(C* total, int64_t size) : total_(total), size_(size), recent_(size) {
+    zero_row(total_, size_);
+    zero_row(recent_.get(), size_);
+  }
+  // What is added to.
+  C* recent() const { return recent_.get(); }
+  // After each addition.
+  void added() {
+    if (++additions_ == kTogether) fold();
+  }
+  void fold() {
+    additions_ = 0;
+    for (int64_t i = 0; i < size_; ++i) total_[i] += recent_.get()[i];
+    zero_row(recent_.get(), size_);
+  }
+
+ private:
+  static constexpr int kTogether = 32;
+  C* total_;
+  int64_t size_;
+  Scratch<C> recent_;
+  int additions_ = 0;
+};
+
 // The gradient of a descent: the same tile, backwards in time. Every slot walks its row's steps from the last one it took.
 template <class C>
 class DescentBackwardTile {
@@ -239,13 +293,14 @@ class DescentBackwardTile {
   };
 
  public:
-  DescentBackwardTile(const DescentBackward& a, TileEnergy<C>& energy, int64_t capacity)
+  DescentBackwardTile(const DescentBackward& a, TileEnergy<C>& energy, Sums<C>& sums, int64_t capacity)
       : a_(a),
         capacity_(capacity),
         slots_of_scratch_(whole_blocks(capacity)),
         stride_(padded<C>(a.dim)),
         limited_(a.rule.clip > 0 || a.rule.low > -HUGE_VAL || a.rule.high < HUGE_VAL),
         energy_(energy),
+        sums_(sums),
         scratch_((7 * slots_of_scratch_ + 1) * stride_),
         v_(scratch_.get()),
         y_(v_ + slots_of_scratch_ * stride_),
@@ -266,10 +321,11 @@ class DescentBackwardTile {
     C phi[kSlots], unused[kSlots];
     for (;;) {
       while (used < capacity_ && fill(used)) ++used;
-      if (used == 0) return;
+      if (used == 0) return sums_.fold();
       if (limited_) energy_.evaluate(y_, used, true, g_, unused);
       for (int64_t i = 0; i < used; ++i) into_gradient(i);
       energy_.gradient_product(y_, r_, used, hr_, phi);
+      sums_.added();
       for (int64_t i = 0; i < used;) {
         if (retreat(i, phi[i]) || fill(i)) {
           ++i;
@@ -318,10 +374,7 @@ class DescentBackwardTile {
     Slot& s = slots_[slot];
     C* v = at(v_, slot);
     for (; s.step > 0; --s.step) {
-      if (a_.last_steps > 0 && s.passed == a_.last_steps) {
-        zero_row(v, stride_);
-        break;
-      }
+      if (a_.last_steps > 0 && s.passed == a_.last_steps) break;
       if (a_.g_path) {
         const C* g_path = static_cast<const C*>(a_.g_path) + at_step(s) * a_.dim;
         for (int64_t i = 0; i < a_.dim; ++i) v[i] += g_path[i];
@@ -334,8 +387,8 @@ class DescentBackwardTile {
       }
       zero_row(at(g_m_, slot), stride_);  // the velocity was dropped
       ++s.passed;
-      if (a_.last_steps == 0 && s.step > 1) zero_row(v, stride_);
     }
+    if (a_.last_steps > 0 && s.passed == a_.last_steps) zero_row(v, stride_);
     copy_row(static_cast<C*>(a_.g_y0) + s.row * a_.dim, v, a_.dim);
     static_cast<C*>(a_.g_step_size)[s.row] = s.g_alpha;
     if (a_.g_noise) static_cast<C*>(a_.g_noise)[s.row] = s.g_sigma;
@@ -408,6 +461,7 @@ class DescentBackwardTile {
   int64_t capacity_, slots_of_scratch_, stride_;
   bool limited_;  // the gradient itself takes part, not only its product with a vector
   TileEnergy<C>& energy_;
+  Sums<C>& sums_;
   Slot slots_[kSlots];
   int64_t next_ = 0, end_ = 0;
   Scratch<C> scratch_;
@@ -433,12 +487,11 @@ void descend_backward(const DescentBackward& a, double work, C* sums, int64_t si
       before += a.steps[row];
     }
     if (t + 1 == of) end = a.rows;
-    C* own = t == 0 ? sums : others.get() + (t - 1) * size;
-    zero_row(own, size);
+    Sums<C> own(t == 0 ? sums : others.get() + (t - 1) * size, size);
     if (begin >= end) return;
     const int64_t capacity = least(kSlots, end - begin);
-    auto energy = make(capacity, own);
-    DescentBackwardTile<C>(a, energy, capacity).run(begin, end);
+    auto energy = make(capacity, own.recent());
+    DescentBackwardTile<C>(a, energy, own, capacity).run(begin, end);
   });
   for (int64_t t = 1; t < threads; ++t)
     for (int64_t i = 0; i < size; ++i) sums[i] += others.get()[(t - 1) * size + i];

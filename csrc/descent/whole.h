@@ -41,12 +41,13 @@ struct DescentBackward {
   const void* path;      // [rows, max_steps, dim]
   const void* scale;     // [rows, max_steps]
   const void* velocity;  // [rows, max_steps, dim]; read where there is momentum
-  int64_t last_steps;    // how many of a row's steps the gradient passes through; 0: each step's own only (stepwise)
-  const void* g_y;       // [rows, dim]; null: zero
-  const void* g_path;    // [rows, max_steps, dim]; null: zero
-  void* g_y0;            // out [rows, dim]
-  void* g_step_size;     // out [rows]
-  void* g_noise;         // out [rows]; null: not wanted
+  // How many of a row's last steps the gradient passes through; to y0 where the row took fewer. 0: through each step by itself.
+  int64_t last_steps;
+  const void* g_y;     // [rows, dim]; null: zero
+  const void* g_path;  // [rows, max_steps, dim]; null: zero
+  void* g_y0;          // out [rows, dim]
+  void* g_step_size;   // out [rows]
+  void* g_noise;       // out [rows]; null: not wanted
 };
 
 // Device memory of a call on CUDA, aligned to 16 bytes and uninitialised: as many bytes as the energy's ..._scratch_cuda says.

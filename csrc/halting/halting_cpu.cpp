@@ -3,16 +3,9 @@
 
 #include <cstring>
 
+#include "common/clones.h"
 #include "common/parallel.h"
 #include "halting/rows.h"
-
-// One build serves every x86-64 machine: the loops that touch whole rows are compiled for several instruction sets and chosen
-// when the module is loaded. Contraction is off, so they all give the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define AC_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define AC_CLONES
-#endif
 
 namespace adaptcomp {
 namespace {

@@ -166,10 +166,10 @@ class MlpTile final : public TileEnergy<T> {
         store_vec(s2 + r * n2 + j, s);
         store_vec(t2 + r * n2 + j, t);
         along[r] = fma(s, u, along[r]);
-        if (r >= used) return;
-        store_vec(out_ + j, fma(f, u, load_vec(out_ + j)));
-        store_vec(bias2_ + j, load_vec(bias2_ + j) + t);
+        store_vec(first2 + r * n2 + j, f * u);
       });
+      add_columns(out_, n2, first2, n2, used);
+      add_columns(bias2_, n2, t2, n2, used);
       product(s2, n2, used, w_.down2, {}, [&](int64_t r, int64_t j, V q) __attribute__((always_inline)) {
         store_vec(q1 + r * n1 + j, q);
         store_vec(s1 + r * n1 + j, q * load_vec(first + r * n1 + j));
@@ -198,8 +198,9 @@ class MlpTile final : public TileEnergy<T> {
         store_vec(first + at, s);
         store_vec(t1 + at, t);
         store_vec(g_context + at, load_vec(g_context + at) + t);
-        if (r < used) store_vec(out_ + j, fma(f, u, load_vec(out_ + j)));
+        store_vec(second + at, f * u);
       });
+      add_columns(out_, n1, second, n1, used);
       const Factors<C> layer[2] = {{first, n1, r_in, stride_}, {t1, n1, y, stride_}};
       add_outer(weight1_, n1, stride_, layer, used);
     }

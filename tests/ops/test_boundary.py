@@ -46,6 +46,12 @@ def raw_calls(device):
         ("pondernet_step_backward", (z, -z.abs(), None, *grads, *ponder)),
         ("confidence", (x[0], 1)),
         ("confidence", (x[0].double().t().contiguous().t(), 2)),
+        ("descent_update", (x[0], x[0] * 2, z.abs(), None, None, 0.0, 1.5, -math.inf, 0.7)),
+        (
+            "descent_update",
+            (x[2], x[2] * 2, z[0].abs(), *[values((7, 2, 2), device=device, seed=s) for s in (1, 2)], 0.5, 0.0, -1.0, 1.0),
+        ),
+        ("descent_normals", (x[1], 9, 5, 3, False)),
         ("compact_index", (keep,)),
         ("compact_index_padded", (keep,)),
         ("gather_rows", (x, index)),

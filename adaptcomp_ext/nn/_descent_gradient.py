@@ -1,0 +1,303 @@
+"""The gradient of a descent that has run without a graph: through its steps, and of the energy at its end.
+
+With v = ∂ℓ/∂y_k and the step y_k = clamp(y_{k-1} + σ η − α s m_k), m_k = μ m_{k-1} + clip(∇E(y_{k-1}; θ)), one step back is a
+vector times the Jacobian of the update, and one product of a vector with the second derivatives of E, of which only that step's
+graph exists at the time. Each row takes part from its own last step on, in the steps that it took: a rejected step, and one that
+was not finite, pass v on as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext import reference
+from adaptcomp_ext.nn import _adjoint
+from adaptcomp_ext.nn._descent_problem import Ended, Problem
+from adaptcomp_ext.nn._descent_tape import Taken, Tape, taken
+from adaptcomp_ext.nn.result import Status, Trace
+from adaptcomp_ext.ops import descent
+from adaptcomp_ext.ops._backend import compute_dtype
+
+
+def select(tensor: Tensor, row: Tensor | None) -> Tensor:
+    """The rows of a tensor of the batch; None: all."""
+    return tensor if row is None else tensor.index_select(0, row)
+
+
+def add_rows(total: Tensor | None, rows: Tensor, row: Tensor | None, batch: int) -> Tensor:
+    """`total`, or zero, [batch, ...], with `rows` added at the places `row`."""
+    if row is None:
+        return rows.clone() if total is None else total + rows
+    if total is None:
+        total = rows.new_zeros((batch, *rows.shape[1:]))
+    return total.index_add_(0, row, rows)
+
+
+def add(total: Tensor | None, term: Tensor | None) -> Tensor | None:
+    """Their sum, None being zero."""
+    if total is None or term is None:
+        return term if total is None else total
+    return total + term
+
+
+class Unrolled:
+    """The steps of a descent, to be differentiated.
+
+    The inputs of its functions are y0, the step size, σ, the context, and the leaves that the energy reaches on its own. The step
+    size and σ are None where they are numbers. The outputs are y and, with a trace, its outputs.
+    """
+
+    own: int
+    """How many inputs there are before the leaves."""
+
+    def __init__(self, problem: Problem, tape: Tape, trace: Trace | None) -> None:
+        self.problem = problem
+        self.own = 3 + len(problem.context)
+        self._tape = tape
+        self._trace = None if trace is None else (trace.row, trace.step)
+        self._taken: list[Taken] | None = None
+
+    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+        """The descent again, with a graph of all of it, and the rows' fates as they were."""
+        problem, rule = self.problem, self.problem.rule
+        y0, step_size, sigma, *context = inputs[: self.own]
+        assert y0 is not None
+        y = y0
+        velocity = torch.zeros_like(y0, dtype=compute_dtype(y0.dtype)) if rule.momentum > 0 else None
+        segments, ends = self._segments(), [y0[:0]]
+        for step in self._steps():
+            row = step.row
+            if velocity is not None and step.rejected is not None:
+                velocity = velocity.index_fill(0, step.rejected, 0.0)
+            if step.start.shape[0] > 0:
+                here, before = select(y, row), None if velocity is None else select(velocity, row)
+                if step.first is not None:
+                    here = torch.where(_over(step.first, here), step.start, here)
+                here = here if here.requires_grad else here.detach().requires_grad_()
+                slope = self._slope(here, [select(c, row) for c in context if c is not None])
+                if step.first is not None and before is not None and step.velocity is not None:
+                    constant = (step.velocity - reference.clipped(slope.detach(), rule.clip)) / rule.momentum
+                    before = torch.where(_over(step.first, before), constant, before)
+                noise = self._noise(step) * _number(sigma, problem.sigma, here) if rule.noisy else None
+                sizes = self._sizes(step_size, step)
+                point, after = reference.descent_update(here, slope, sizes, before, noise, rule)
+                y = point if row is None else y.index_copy(0, row, point)
+                if velocity is not None:
+                    velocity = after if row is None else velocity.index_copy(0, row, after)
+            if segments is not None:
+                of = segments[step.step][0]
+                ends.append(self._heeded(y[of], step.step, of))
+        return [y] if segments is None else [y, torch.cat(ends)]
+
+    def gradients(
+        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """One step's graph at a time, the last step first."""
+        problem, rule, own = self.problem, self.problem.rule, self.own
+        y0, step_size, sigma, *context = (None if t is None else t.detach() for t in inputs[:own])
+        assert y0 is not None
+        leaves = inputs[own:]
+        batch, wide = problem.batch, compute_dtype(y0.dtype)
+        g_y, g_trace = upstream[0], upstream[1] if len(upstream) > 1 else None
+        v = torch.zeros_like(y0, dtype=wide) if g_y is None else g_y.to(wide, copy=True).contiguous()
+        w = torch.zeros_like(v) if rule.momentum > 0 else None  # of the velocity
+        segments = None if g_trace is None else self._segments()
+        g_sizes: Tensor | None = None
+        g_sigma: Tensor | None = None
+        g_context: list[Tensor | None] = [None] * len(context)
+        g_leaves: list[Tensor | None] = [None] * len(leaves)
+        bounded = rule.low > -math.inf or rule.high < math.inf
+        for step in reversed(self._steps()):
+            row = step.row
+            if segments is not None and g_trace is not None:
+                of, begin, end = segments[step.step]
+                v.index_add_(0, of, self._heeded(g_trace[begin:end], step.step, of).to(wide))
+            if w is not None and step.rejected is not None:
+                w.index_fill_(0, step.rejected, 0.0)
+            if step.start.shape[0] == 0:
+                continue
+            here = step.start.detach().requires_grad_()
+            rows = [
+                select(c, row).detach().requires_grad_(need)
+                for c, need in zip(context, needed[3:own], strict=True)
+                if c is not None
+            ]
+            slope = self._slope(here, rows)
+            with torch.no_grad():
+                noise = eta = None
+                if rule.noisy and (bounded or needed[2]):
+                    eta = self._noise(step)
+                    noise = eta * _number(sigma, problem.sigma, here)
+                sizes = self._sizes(step_size, step)
+                after = step.velocity if step.velocity is not None else reference.clipped(slope.detach(), rule.clip)
+                g_here, g_slope, g_size, g_before = reference.descent_update_backward(
+                    *(here.detach(), slope.detach(), sizes, after, noise, rule),
+                    *(select(v, row), None if w is None else select(w, row)),
+                )
+                if needed[1]:
+                    g_sizes = add_rows(g_sizes, g_size if step.scale is None else g_size * step.scale, row, batch)
+                if needed[2] and eta is not None:
+                    g_sigma = add(g_sigma, (g_here * eta).sum())
+            targets = [here, *(t for t in rows if t.requires_grad)]
+            targets += [t for t, need in zip(leaves, needed[own:], strict=True) if need and t is not None]
+            found = iter(_grad(slope, targets, g_slope.to(slope.dtype)))
+            curved = next(found)
+            g_here = g_here if curved is None else g_here + curved
+            for i, need in enumerate(needed[3:own]):
+                part = next(found) if need else None
+                if part is not None:
+                    g_context[i] = add_rows(g_context[i], part, row, batch)
+            for i, need in enumerate(needed[own:]):
+                g_leaves[i] = add(g_leaves[i], next(found)) if need else None
+            if step.first is not None:
+                g_here = g_here.masked_fill(_over(step.first, g_here), 0.0)
+                g_before = g_before.masked_fill(_over(step.first, g_before), 0.0)
+            v = _put(v, g_here, row)
+            w = None if w is None else _put(w, g_before, row)
+        g_step: Tensor | None = None
+        if g_sizes is not None and step_size is not None:
+            g_step = (g_sizes if step_size.dim() else g_sizes.sum()).to(step_size)
+        g_noise = None if g_sigma is None or sigma is None else g_sigma.to(sigma)
+        return [v.to(y0.dtype) if needed[0] else None, g_step, g_noise, *g_context, *g_leaves]
+
+    def _steps(self) -> list[Taken]:
+        if self._taken is None:
+            self._taken = taken(self._tape, self.problem.last)
+        return self._taken
+
+    def _slope(self, here: Tensor, context: list[Tensor]) -> Tensor:
+        with self.problem.evaluating():
+            value = self.problem.evaluate(here, context)
+            return self.problem.slope(value, here, torch.ones_like(value), create_graph=True)
+
+    def _noise(self, step: Taken) -> Tensor:
+        row = torch.arange(step.start.shape[0], device=step.start.device) if step.row is None else step.row
+        ids = self.problem.sample_ids
+        return descent.normals(self.problem.rule, row if ids is None else ids[row], step.step, step.start)
+
+    def _sizes(self, step_size: Tensor | None, step: Taken) -> Tensor | float:
+        size = _number(step_size, self.problem.step_size, step.start)
+        if isinstance(size, Tensor) and size.dim():
+            size = select(size, step.row)
+        return size if step.scale is None else size * step.scale
+
+    def _segments(self) -> dict[int, tuple[Tensor, int, int]] | None:
+        """Of each step, the rows in the trace and where they begin and end."""
+        if self._trace is None:
+            return None
+        row, step = self._trace
+        segments, begin = {}, 0
+        for k, count in enumerate(torch.bincount(step, minlength=self.problem.rule.max_steps + 1).tolist()):
+            segments[k] = (row[begin : begin + count], begin, begin + count)
+            begin += count
+        return segments
+
+    def _heeded(self, ends: Tensor, step: int, row: Tensor) -> Tensor:
+        """Something of the points after a step, zero where the row is not differentiated so far back."""
+        if self.problem.last is None:
+            return ends
+        assert self._tape.steps is not None
+        return ends.masked_fill(_over(self._tape.steps[row] - self.problem.last >= step, ends), 0.0)
+
+
+class FinalEnergy:
+    """The energies at the points where the rows have ended. Inputs: y, the context, the leaves; output: [B]."""
+
+    def __init__(self, problem: Problem, ended: Ended) -> None:
+        self.problem = problem
+        self.own = 1 + len(problem.context)
+        self._ended = (ended.status, ended.steps)
+        self._rows: Tensor | None = None
+
+    def rows(self) -> Tensor:
+        """Those that have an energy: all but the ones whose starting point was not finite."""
+        if self._rows is None:
+            status, steps = self._ended
+            self._rows = ((status != Status.NONFINITE) | (steps > 0)).nonzero()[:, 0]
+        return self._rows
+
+    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+        """The energies again; zero where there is none."""
+        y, *context = (t for t in inputs[: self.own] if t is not None)
+        rows, wide = self.rows(), compute_dtype(y.dtype)
+        with self.problem.evaluating():
+            here = y[rows]
+            here = here if here.requires_grad else here.detach().requires_grad_()
+            value = self.problem.evaluate(here, [c[rows] for c in context]).to(wide)
+        return [torch.zeros(y.shape[0], dtype=wide, device=y.device).index_copy(0, rows, value)]
+
+    def gradients(
+        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Of one evaluation."""
+        with torch.enable_grad():
+            inputs = _adjoint.copies(inputs, self.own, needed)
+            (value,) = self.function(inputs)
+        targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+        found = iter(_grad(value, targets, upstream[0]))
+        return [next(found) if need else None for need in needed]
+
+
+class Work(Protocol):
+    """How outputs are differentiated: see `adaptcomp_ext.nn._adjoint`."""
+
+    own: int
+
+    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+        """The outputs again, with a graph."""
+        ...
+
+    def gradients(
+        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The gradients of the inputs."""
+        ...
+
+
+class _Node(torch.autograd.Function):
+    """The node of outputs that have been computed already, whose gradient `work` knows."""
+
+    @staticmethod
+    def forward(ctx: Any, work: Work, outputs: list[Tensor], *inputs: Tensor | None) -> Any:
+        ctx.work = work
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+        return tuple(t.detach() for t in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        work = ctx.work
+        found = _adjoint.backward(work.function, work.gradients, work.own, ctx.saved_tensors, upstream, ctx.needs_input_grad[2:])
+        return (None, None, *found)
+
+
+def attach(work: Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
+    """The outputs with their gradient."""
+    return list(_Node.apply(work, outputs, *inputs))
+
+
+def _grad(value: Tensor, targets: list[Tensor], upstream: Tensor | None) -> Sequence[Tensor | None]:
+    if upstream is None or not value.requires_grad or value.grad_fn is None:
+        return [None] * len(targets)
+    # The graph is kept: part of it may lie behind what the energy reaches on its own, and serve the other steps too.
+    return torch.autograd.grad(value, targets, upstream, retain_graph=True, allow_unused=True)
+
+
+def _number(given: Tensor | None, otherwise: float | Tensor, like: Tensor) -> Tensor | float:
+    """A tensor among the inputs, in the compute dtype, or the number that it is otherwise."""
+    if given is not None:
+        return given.to(like.device, compute_dtype(like.dtype))
+    return otherwise.detach().to(like.device, compute_dtype(like.dtype)) if isinstance(otherwise, Tensor) else otherwise
+
+
+def _over(rows: Tensor, like: Tensor) -> Tensor:
+    return rows.view(-1, *(1 for _ in like.shape[1:]))
+
+
+def _put(total: Tensor, rows: Tensor, row: Tensor | None) -> Tensor:
+    return rows if row is None else total.index_copy_(0, row, rows)

@@ -1,0 +1,150 @@
+"""One call of `EnergyDescent`, checked; and the evaluation of its energy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.ops._backend import DTYPE_CODES
+from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.reference import DescentRule
+
+
+class Ended(Protocol):
+    """What has become of every row; [B, ...] each."""
+
+    @property
+    def y(self) -> Tensor:
+        """Its last point."""
+
+    @property
+    def energy(self) -> Tensor:
+        """Its energy there."""
+
+    @property
+    def steps(self) -> Tensor:
+        """int64."""
+
+    @property
+    def status(self) -> Tensor:
+        """int8."""
+
+
+@dataclass(slots=True)
+class Problem:
+    """One call of `EnergyDescent`, checked."""
+
+    energy: Callable[..., Any]
+    y0: Tensor
+    context: list[Tensor]
+    step_size: float | Tensor  # a tensor: without dimensions or [B]
+    sigma: float | Tensor
+    rule: DescentRule
+    gradient: str
+    last: int | None  # of "truncated", whose `gradient` is "unrolled"
+    keep_trace: bool
+    sample_ids: Tensor | None
+    check_rows: Callable[[Tensor, Tensor], None]  # given the first energies and points
+    autocast: list[tuple[str, torch.dtype, bool]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # The backward pass evaluates the energy again, in the dtypes of the forward pass.
+        self.autocast = [
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in {"cpu", self.y0.device.type}
+        ]
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.y0.shape[0]
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Where the energy can be evaluated and differentiated: whatever the caller's modes, and as in the forward pass."""
+        with contextlib.ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            for kind, dtype, enabled in self.autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype, enabled))
+            stack.enter_context(torch.enable_grad())
+            yield
+
+    def evaluate(self, point: Tensor, context: Sequence[Tensor]) -> Tensor:
+        """The energies [n] of points [n, ...], with a graph that reaches them."""
+        value = self.energy(point, *context)
+        if (
+            type(value) is Tensor
+            and value.shape == point.shape[:1]
+            and value.requires_grad
+            and value.dtype in DTYPE_CODES
+            and value.device == point.device
+        ):
+            return value
+        return self._check(value, point)
+
+    def _check(self, value: Any, point: Tensor) -> Tensor:
+        rows = point.shape[0]
+        if not isinstance(value, Tensor):
+            raise TypeError(f"energy: expected it to return a Tensor, got {describe(value)}")
+        if value.dtype not in DTYPE_CODES:
+            raise TypeError(f"energy: expected it to return float32, float64, bfloat16 or float16, got {value.dtype}")
+        if value.layout != torch.strided:
+            raise TypeError(f"energy: expected it to return a dense tensor, got layout {value.layout}")
+        if value.shape != (rows,):
+            hint = "; one energy for each row, not their sum or mean" if value.dim() == 0 else ""
+            raise ValueError(f"energy: expected it to return shape [{rows}]{hint}, got {list(value.shape)}")
+        if value.device != point.device:
+            raise ValueError(f"energy: expected it to return a tensor on {point.device}, got one on {value.device}")
+        if not value.requires_grad:
+            raise ValueError(f"energy: expected it to depend on y, got {describe(value)} without a graph")
+        return value
+
+    def slope(self, value: Tensor, point: Tensor, ones: Tensor, create_graph: bool = False, keep: bool = False) -> Tensor:
+        """The gradient of each row's energy at its point."""
+        (g,) = torch.autograd.grad(
+            value, point, ones, retain_graph=create_graph or keep, create_graph=create_graph, allow_unused=True
+        )
+        if g is None:
+            raise ValueError("energy: expected it to depend on y, got one whose graph does not reach y")
+        return g
+
+
+def reached(value: Tensor, but: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves that the graph of `value` reaches, in the order of the walk, without those of `but` and what is behind them."""
+    own = {id(t) for t in but if t.is_leaf}
+    seen = {t.grad_fn for t in but if t.grad_fn is not None}
+    leaves: dict[int, Tensor] = {}
+    stack = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in own:
+            leaves.setdefault(id(leaf), leaf)
+        stack.extend(following for following, _ in node.next_functions)
+    return list(leaves.values())
+
+
+def find_mixing(value: Tensor, point: Tensor) -> None:
+    """Raise where the first row's energy visibly depends on another row: keeps the graph."""
+    if value.shape[0] < 2:
+        return
+    only = torch.zeros_like(value)
+    only[0] = 1.0
+    (g,) = torch.autograd.grad(value, point, only, retain_graph=True, allow_unused=True)
+    if g is None:
+        return
+    # A NaN in another row's gradient says nothing: zero times the infinity of that row's own derivatives is one.
+    others = g[1:]
+    if bool(((others != 0) & others.isfinite()).any()):
+        raise ValueError(
+            "energy: expected each row's energy to depend on that row alone, got one in which the first row's depends on others"
+        )

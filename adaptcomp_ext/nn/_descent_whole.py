@@ -1,0 +1,208 @@
+"""`EnergyDescent` on an energy in closed form: all steps of every row in one kernel call, and another for their gradient."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext import reference
+from adaptcomp_ext.nn import _adjoint
+from adaptcomp_ext.nn._descent_gradient import attach
+from adaptcomp_ext.nn._descent_implicit import Implicit
+from adaptcomp_ext.nn._descent_modes import finish
+from adaptcomp_ext.nn._descent_problem import Problem, reached
+from adaptcomp_ext.nn.energies import ClosedFormEnergy
+from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
+from adaptcomp_ext.ops._backend import compute_dtype
+from adaptcomp_ext.ops._whole_descent import ClosedForm, Descended, whole_descent, whole_descent_backward
+from adaptcomp_ext.ops.descent import normals
+
+
+def serves(problem: Problem) -> bool:
+    """Whether the problem's energy has kernels, and they would compute what the energy does."""
+    energy = problem.energy
+    return isinstance(energy, ClosedFormEnergy) and not energy.replaced
+
+
+def run_whole(problem: Problem) -> EnergyResult:
+    """The descent in one call."""
+    energy, y0 = problem.energy, problem.y0
+    assert isinstance(energy, ClosedFormEnergy)
+    wide = compute_dtype(y0.dtype)
+    with _full_precision(y0.device.type):
+        form = energy.closed_form(y0, *problem.context, dtype=wide)
+    tensors = tuple([t if t is None or t.is_contiguous() else t.contiguous() for t in form.tensors])
+    start = y0 if y0.dtype == wide else y0.to(wide)
+    start = start if start.is_contiguous() else start.contiguous()
+    step_size = _number(problem.step_size, start)
+    sigma = _number(problem.sigma, start) if problem.rule.noisy else None
+    inputs = [start, step_size, sigma, *tensors]
+    recording = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in inputs])
+    through = recording and problem.gradient in ("unrolled", "stepwise")
+    form = form._replace(tensors=tuple([_plain(t) for t in tensors]) if recording else tensors)
+    plain = (start.detach(), step_size.detach(), _plain(sigma)) if recording else (start, step_size, sigma)
+    run = whole_descent(form, problem.rule, *plain, problem.sample_ids, through or problem.keep_trace)
+    places = trace_places(run.steps, problem.rule.max_steps) if problem.keep_trace else None
+    y, outputs = run.y, None if places is None or run.path is None else run.path[places]
+    if through:
+        work = Whole(form, problem, run, places)
+        y, *rest = attach(work, [y] if outputs is None else [y, outputs], inputs)
+        outputs = rest[0] if rest else None
+    value = run.energy
+    if recording and problem.gradient != "implicit":
+        (value,) = attach(WholeEnergy(form, run), [value], [y, *tensors])
+    trace = None
+    if places is not None and outputs is not None:
+        row, step = places
+        trace = Trace(outputs.to(y0.dtype), (run.steps[row] == step + 1).to(torch.float32), row, step + 1)
+    if recording and problem.gradient == "implicit":
+        return _implicit(problem, run._replace(y=y.to(y0.dtype)), trace)
+    return EnergyResult(y.to(y0.dtype), value, run.steps, run.status, trace)
+
+
+def _implicit(problem: Problem, run: Descended, trace: Trace | None) -> EnergyResult:
+    """The gradients of minima and their energies, which know the energy as a module only."""
+    with problem.evaluating():
+        point = run.y.detach().requires_grad_()
+        leaves = reached(problem.evaluate(point, problem.context), [point, *problem.context])
+    (y,) = attach(Implicit(problem, run), [run.y], [*problem.context, *leaves])
+    return finish(problem, run, y, trace, leaves)
+
+
+def trace_places(steps: Tensor, max_steps: int) -> tuple[Tensor, Tensor]:
+    """Row and step, from 0, of every step that was taken; ordered by step, then by row."""
+    taken = torch.arange(max_steps, device=steps.device)[:, None] < steps
+    step, row = taken.nonzero().unbind(1)
+    return row, step
+
+
+class Whole:
+    """The steps of a whole descent, to be differentiated.
+
+    Inputs: y0, step size, σ, the energy's tensors. Outputs: y, and where there is a trace its points.
+    """
+
+    def __init__(self, form: ClosedForm, problem: Problem, run: Descended, places: tuple[Tensor, Tensor] | None) -> None:
+        self.own = 3 + len(form.tensors)
+        self._form = form._replace(tensors=())  # the node keeps them, and sees when they are changed
+        self._rule = problem.rule
+        self._ids = problem.sample_ids
+        self._run = run
+        self._places = places
+        self._stepwise = problem.gradient == "stepwise"
+        self._last = 0 if self._stepwise else (problem.last or problem.rule.max_steps + 1)
+
+    def gradients(
+        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The kernel."""
+        if all(g is None for g in upstream):
+            return [None for _ in needed]
+        start, step_size, sigma, *tensors = inputs
+        assert start is not None and step_size is not None
+        g_y, g_outputs = upstream[0], upstream[1] if len(upstream) > 1 else None
+        g_path = None
+        if g_outputs is not None and self._places is not None:
+            assert self._run.path is not None
+            g_path = torch.zeros_like(self._run.path)
+            g_path[self._places] = g_outputs
+        form = self._form._replace(tensors=tuple(map(_plain, tensors)))
+        found = whole_descent_backward(
+            *(form, self._rule, start.detach(), step_size.detach(), _plain(sigma), self._ids, self._run, self._last),
+            *(None if g_y is None else g_y.contiguous(), g_path),
+        )
+        grads = list(found.tensors)
+        at = form.rows_at
+        shared = None if at is None else tensors[at]
+        if at is not None and shared is not None and shared.dim() == 1:
+            rows = grads[at]
+            grads[at] = None if rows is None else rows.sum(dim=0)
+        g_step = found.step_size if step_size.dim() else found.step_size.sum()
+        g_y0 = None if self._stepwise else found.y0
+        every = [g_y0, g_step, None if found.noise is None else found.noise.sum(), *grads]
+        return [g if need else None for g, need in zip(every, needed, strict=True)]
+
+    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+        """The descent again in plain PyTorch, with a graph of all of it, and the rows' fates as they were."""
+        start, step_size, sigma, *tensors = inputs
+        assert start is not None and step_size is not None
+        rule, run, form = self._rule, self._run, self._form
+        assert run.scale is not None
+        y = start.detach() if self._stepwise else start
+        velocity = torch.zeros_like(start)
+        ends = []
+        for k in range(rule.max_steps):
+            took = run.steps > k
+            scale = torch.where(took, run.scale[:, k], 0)
+            rows = (scale != 0).nonzero()[:, 0]
+            if not self._stepwise:
+                first = (run.steps - self._last == k)[:, None]
+                y, velocity = torch.where(first, y.detach(), y), torch.where(first, velocity.detach(), velocity)
+            here, before = y[rows], velocity[rows]
+            if self._stepwise:
+                here, before = here.detach(), before.detach()
+            here = here if here.requires_grad else here.requires_grad_()
+            own = [t[rows] if i == form.rows_at and t is not None and t.dim() == 2 else t for i, t in enumerate(tensors)]
+            (slope,) = torch.autograd.grad(form.function(here, *own).sum(), here, create_graph=True)
+            noise = None
+            if sigma is not None:
+                sample = rows if self._ids is None else self._ids[rows]
+                noise = sigma * normals(rule, sample, k + 1, here.detach())
+            sizes = (step_size[rows] if step_size.dim() else step_size) * scale[rows]
+            point, after = reference.descent_update(here, slope, sizes, before if rule.momentum > 0 else None, noise, rule)
+            y = y.index_copy(0, rows, point)
+            if rule.momentum > 0:
+                velocity = torch.zeros_like(velocity).index_copy(0, rows, after)
+            ends.append(y[took.nonzero()[:, 0]])
+        return [y] if self._places is None else [y, torch.cat(ends)]
+
+
+class WholeEnergy:
+    """The energies at the points where the rows have ended. Inputs: y, the energy's tensors; output: [B]."""
+
+    def __init__(self, form: ClosedForm, run: Descended) -> None:
+        self.own = 1 + len(form.tensors)
+        self._form = form._replace(tensors=())
+        self._ended = (run.status, run.steps)
+
+    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+        """The energies again; zero where the starting point was not finite."""
+        y, *tensors = inputs
+        assert y is not None
+        status, steps = self._ended
+        rows = ((status != Status.NONFINITE) | (steps > 0)).nonzero()[:, 0]
+        own = [t[rows] if i == self._form.rows_at and t is not None and t.dim() == 2 else t for i, t in enumerate(tensors)]
+        value = self._form.function(y[rows], *own)
+        return [value.new_zeros(y.shape[0]).index_copy(0, rows, value)]
+
+    def gradients(
+        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Of one evaluation."""
+        if upstream[0] is None:
+            return [None for _ in needed]
+        with torch.enable_grad():
+            inputs = _adjoint.copies(inputs, self.own, needed)
+            (value,) = self.function(inputs)
+        targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+        found = iter(torch.autograd.grad(value, targets, upstream[0], allow_unused=True))
+        return [next(found) if need else None for need in needed]
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Without autocast, which would round what is computed for the kernels."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
+def _number(value: float | Tensor, like: Tensor) -> Tensor:
+    """A setting as a tensor like `like`, without dimensions or [B]."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, like.dtype).contiguous()
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()

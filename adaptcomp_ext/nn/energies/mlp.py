@@ -1,0 +1,131 @@
+"""The energy of a small network."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points, converted
+from adaptcomp_ext.ops._checks import check_choice, check_int, describe
+from adaptcomp_ext.ops._whole_descent import ClosedForm
+from adaptcomp_ext.ops.descent import check_number
+from adaptcomp_ext.ops.mlp_energy import mlp_closed_form
+from adaptcomp_ext.reference.mlp_energy import ACTIVATIONS
+
+
+class MLPEnergy(ClosedFormEnergy):
+    """E(y, x) of a network with one or two hidden layers, as an energy to descend in y.
+
+    ::
+
+        a = W_y y + W_x x + b₁          E = w·act(a) + b_o + ρ/2·‖y‖²
+        with a second layer             E = w·act(W₂ act(a) + b₂) + b_o + ρ/2·‖y‖²
+
+    `EnergyDescent` runs all steps of a row on it in one kernel call, backward included, and computes the context's part of the
+    first layer once per row.
+
+    Parameters
+    ----------
+    dim_y : int
+        Elements of y.
+    dim_context : int
+        Elements of x; 0: the energy has no context, and is called with y alone.
+    hidden : int or pair of int
+        Widths of the hidden layers.
+    activation : {"silu", "softplus", "tanh", "gelu"}
+        "gelu" is the exact one, with the error function.
+    ridge : float
+        ρ ≥ 0. With ρ = 0 the energy of a "tanh" network has slopes that vanish far out, and that of the others may fall without
+        end; ρ > 0 gives every row a minimum where the activation grows at most linearly, as all four do.
+    device, dtype
+        Of the parameters.
+
+    Notes
+    -----
+    ``energy(y, x) -> [n]`` for y [n, dim_y], x [n, dim_context]; differentiable to any order in both and in the parameters
+    ``weight_y`` [hidden₁, dim_y], ``weight_x`` [hidden₁, dim_context], ``bias1`` [hidden₁], ``weight2`` [hidden₂, hidden₁],
+    ``bias2`` [hidden₂], ``out`` w, ``out_bias`` [1], of which those that do not occur are None. They start like those of
+    `torch.nn.Linear`.
+
+    In a whole descent half-width parameters and points are computed with in float32, and rounded once, at the end.
+
+    Examples
+    --------
+    >>> energy = ac.MLPEnergy(dim_y=32, dim_context=128, hidden=128, activation="softplus", ridge=1.0)
+    >>> result = ac.EnergyDescent(energy, step_size=0.1)(torch.zeros(256, 32), features)
+    """
+
+    def __init__(
+        self,
+        dim_y: int,
+        dim_context: int,
+        hidden: int | tuple[int, int],
+        activation: str = "silu",
+        ridge: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim_y = check_int("dim_y", dim_y, 1)
+        self.dim_context = check_int("dim_context", dim_context, 0)
+        widths = [hidden] if isinstance(hidden, int) else hidden
+        if not isinstance(widths, (tuple, list)) or len(widths) not in (1, 2):
+            raise TypeError(f"hidden: expected an int or a pair of ints, got {describe(hidden)}")
+        self.hidden = tuple(check_int("hidden", width, 1) for width in widths)
+        check_choice("activation", activation, tuple(ACTIVATIONS))
+        self.activation = activation
+        self.ridge = check_number("ridge", ridge, 0, math.inf)
+        first, last = self.hidden[0], self.hidden[-1]
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_y = parameter(first, dim_y)
+        self.weight_x = parameter(first, dim_context) if dim_context else None
+        self.bias1 = parameter(first)
+        self.weight2 = parameter(last, first) if len(self.hidden) == 2 else None
+        self.bias2 = parameter(last) if len(self.hidden) == 2 else None
+        self.out = parameter(last)
+        self.out_bias = parameter(1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every layer's weights and bias uniformly from ±1/√(its inputs), as `torch.nn.Linear` does."""
+        layers = [
+            (self.dim_y + self.dim_context, (self.weight_y, self.weight_x, self.bias1)),
+            (self.hidden[0], (self.weight2, self.bias2)),
+            (self.hidden[-1], (self.out, self.out_bias)),
+        ]
+        for inputs, parameters in layers:
+            for parameter in parameters:
+                if parameter is not None:
+                    nn.init.uniform_(parameter, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
+
+    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
+        """The kernels' form, with W_x x + b₁ computed."""
+        check_points(y, self.dim_y, self.weight_y)
+        check_number_of_contexts(context, 1 if self.dim_context else 0)
+        context_part = converted(self.bias1, dtype)
+        if self.weight_x is not None:
+            (x,) = context
+            if not isinstance(x, Tensor):
+                raise TypeError(f"context: expected a Tensor, got {describe(x)}")
+            if x.shape != (y.shape[0], self.dim_context):
+                raise ValueError(f"context: expected shape [{y.shape[0]}, {self.dim_context}], got {list(x.shape)}")
+            context_part = F.linear(converted(x, dtype), converted(self.weight_x, dtype), context_part)
+        weight2 = bias2 = None
+        if self.weight2 is not None and self.bias2 is not None:
+            weight2, bias2 = converted(self.weight2, dtype), converted(self.bias2, dtype)
+        weight_y, out, out_bias = (converted(t, dtype) for t in (self.weight_y, self.out, self.out_bias))
+        return mlp_closed_form(weight_y, context_part, weight2, bias2, out, out_bias, self.activation, self.ridge)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        hidden = self.hidden[0] if len(self.hidden) == 1 else self.hidden
+        return (
+            f"dim_y={self.dim_y}, dim_context={self.dim_context}, hidden={hidden}, "
+            f"activation={self.activation!r}, ridge={self.ridge:g}"
+        )

@@ -1,0 +1,311 @@
+"""`EnergyDescent`: gradient descent on an energy, row by row, until each row has converged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptcomp_ext.nn._descent_modes import run_kernels, run_reference
+from adaptcomp_ext.nn._descent_problem import Problem, find_mixing
+from adaptcomp_ext.nn._descent_whole import run_whole, serves
+from adaptcomp_ext.nn._tree import check_alike, check_tree
+from adaptcomp_ext.nn.result import EnergyResult
+from adaptcomp_ext.ops._backend import on_reference
+from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int, describe
+from adaptcomp_ext.ops.descent import check_clamp, check_clip, check_momentum, check_number
+from adaptcomp_ext.reference import DescentRule
+
+GRADIENTS = ("unrolled", "stepwise", "implicit", "detached")
+
+
+class EnergyDescent(nn.Module):
+    """Descend an energy from a starting point, each row until it has converged; rows that have leave the batch.
+
+    From y₀ with m = 0 and s = 1, each step is
+
+        m ← μ m + clip(∇E(y)),   p = clamp(y + σ η − α s m),
+
+    and p becomes y, unless it is rejected; then y stays, m ← 0, and s is multiplied by `backtracking`.
+
+    Parameters
+    ----------
+    energy : callable or nn.Module
+        ``energy(y, *context) -> [n]``: the energy of each row, which depends on that row alone. A function: it is called again
+        for the gradient, and has to give the same values then.
+    step_size : float or Tensor
+        α > 0: a number, or a tensor without dimensions or [B], a Parameter for instance. Differentiable. A tensor that is not a
+        Parameter does not move with the module.
+    max_steps : int
+        M, at least 1. May be changed between calls (more thinking at test time), like all that follows.
+    tol : float
+        The tolerance of `stop`. 0: every row takes `max_steps` steps.
+    stop : "energy" or "gradient"
+        A row halts after an accepted step that changed its energy by at most `tol`, or to a point at which the gradient is at
+        most `tol` long.
+    accept : "always" or "if_lower"
+        "if_lower" rejects a point whose energy is higher than the row's. Without noise and backtracking, a rejected step that had
+        no velocity ends its row: it would propose the same point for ever.
+    noise : float or Tensor
+        σ ≥ 0, the scale of the normal noise η, a number or a tensor without dimensions. Differentiable. η is a function of the
+        seed, the sample id, the step and the element.
+    momentum : float
+        μ in [0, 1).
+    clip : float, optional
+        The largest norm of a row's gradient; a longer one is shortened to it.
+    clamp : pair of float, optional
+        The bounds of every element of y after a step.
+    gradient : str or tuple
+        What ``result.y`` passes back:
+
+        * ``"unrolled"``: through every step. Only the points are kept; the backward pass evaluates the energy once more for each
+          step, and holds the graph of one step at a time.
+        * ``("truncated", k)``: through the last k steps of each row, and to y₀ only where a row took fewer than k.
+        * ``"stepwise"``: each step on its own, from a point that carries no gradient. The graph of every step is kept, for a
+          loss on each of the trace's outputs.
+        * ``"implicit"``: of a minimum as a function of context and parameters, by conjugate gradients on the energy's second
+          derivatives. None to y₀ and the step size.
+        * ``"detached"``: nothing.
+
+        ``result.energy`` is differentiable in every mode, in parameters and context, and through y where y is.
+    keep_trace : bool
+        Keep the points after every step.
+    backtracking : float, optional
+        In (0, 1), with ``accept="if_lower"``.
+    seed : int
+        Of the noise.
+
+    Notes
+    -----
+    *Statuses.* HALTED: the stop rule held. MAX_STEPS. REJECTED: see `accept`. NONFINITE: a point or its energy was not finite;
+    the row keeps the last one that was, or, at the start, y₀.
+
+    *Row independence.* A row's result is bitwise the same alone, in any batch and in any order, as far as ``energy`` computes it
+    so; matrix products of a BLAS may not. An energy that visibly mixes rows is refused at the first call with it.
+
+    *Gradients* reach y₀, the context, the step size, the noise, and every leaf that the first evaluation of the energy reaches,
+    parameters of a module or tensors in a closure. All modes but "implicit" may be differentiated twice. What an energy has no
+    second derivatives of, such as the y of a ReLU network, gets no gradient from them.
+
+    *On CUDA* the host does not wait for the device while rows descend, but for "stepwise", which waits at every step, and for a
+    trace, which waits once. The backward pass of "unrolled" waits a few times in all, that of "implicit" at every iteration. Step
+    sizes and noise in CUDA tensors are not checked to be positive; nor does "truncated" forget there what it will not need.
+
+    *Not promised:* that energies with random numbers of their own, dropout for instance, have a meaningful gradient; that
+    ``energy`` sees the rows in batch order.
+
+    Examples
+    --------
+    >>> descend = ac.EnergyDescent(energy, step_size=0.1, max_steps=50, tol=1e-4)
+    >>> result = descend(torch.zeros(64, 16), x)
+    >>> loss = criterion(result.y, target)
+    """
+
+    def __init__(
+        self,
+        energy: Callable[..., Any],
+        step_size: float | Tensor = 0.1,
+        max_steps: int = 50,
+        tol: float = 1e-4,
+        stop: str = "energy",
+        accept: str = "always",
+        noise: float | Tensor = 0.0,
+        momentum: float = 0.0,
+        clip: float | None = None,
+        clamp: tuple[float, float] | None = None,
+        gradient: str | tuple[str, int] = "unrolled",
+        keep_trace: bool = False,
+        backtracking: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not callable(energy):
+            raise TypeError(f"energy: expected a callable or nn.Module, got {describe(energy)}")
+        self.energy = energy
+        self.step_size = step_size
+        self.max_steps = max_steps
+        self.tol = tol
+        self.stop = stop
+        self.accept = accept
+        self.noise = noise
+        self.momentum = momentum
+        self.clip = clip
+        self.clamp = clamp
+        self.gradient = gradient
+        self.keep_trace = keep_trace
+        self.backtracking = backtracking
+        self.seed = seed
+        self._seen: tuple[Any] | None = None  # the energy that was found not to mix rows
+        _check_step_size("step_size", step_size, None)
+        self._rule(seed)
+        self._mode()
+
+    def _rule(self, seed: int) -> DescentRule:
+        check_choice("stop", self.stop, ("energy", "gradient"))
+        check_choice("accept", self.accept, ("always", "if_lower"))
+        if not isinstance(self.keep_trace, bool):
+            raise TypeError(f"keep_trace: expected a bool, got {describe(self.keep_trace)}")
+        backtracking = 0.0
+        if self.backtracking is not None:
+            backtracking = check_number("backtracking", self.backtracking, 0, 1, ends="()")
+            if self.accept != "if_lower":
+                raise ValueError('backtracking: expected None unless accept="if_lower", got ' + repr(self.backtracking))
+        if check_int("seed", seed, 0) >= 2**63:
+            raise ValueError(f"seed: expected an int < 2**63, got {seed}")
+        return DescentRule(
+            max_steps=check_int("max_steps", self.max_steps, 1),
+            tol=check_number("tol", self.tol, 0, math.inf),
+            on_gradient=self.stop == "gradient",
+            if_lower=self.accept == "if_lower",
+            noisy=_check_noise(self.noise),
+            momentum=check_momentum(self.momentum),
+            clip=check_clip(self.clip),
+            low=(bounds := check_clamp(self.clamp))[0],
+            high=bounds[1],
+            backtracking=backtracking,
+            seed=seed,
+        )
+
+    def _mode(self) -> tuple[str, int | None]:
+        mode = self.gradient
+        if isinstance(mode, (tuple, list)):
+            if len(mode) != 2 or mode[0] != "truncated":
+                raise ValueError(f'gradient: expected ("truncated", k), got {mode!r}')
+            return "unrolled", check_int('gradient: k of ("truncated", k)', mode[1], 1)
+        if mode not in GRADIENTS:
+            expected = ", ".join(map(repr, GRADIENTS))
+            raise ValueError(f'gradient: expected one of {expected} or ("truncated", k), got {mode!r}')
+        return mode, None
+
+    def forward(
+        self,
+        y0: Tensor,
+        *context: Tensor,
+        step_size: float | Tensor | None = None,
+        seed: int | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> EnergyResult:
+        """Descend from `y0` until every row has ended.
+
+        Parameters
+        ----------
+        y0 : Tensor
+            [B, ...]; float32, float64, bfloat16 or float16. B = 0 works. In half precision the points are rounded at every step;
+            step size, norms, velocities and energies are float32.
+        *context : Tensor
+            Per-row context for ``energy``, each [B, ...].
+        step_size, seed : optional
+            Of this call, instead of the module's.
+        sample_ids : Tensor, optional
+            int64 [B]: the key of each row's noise. Default: its position in the batch.
+
+        Returns
+        -------
+        EnergyResult
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described, before anything runs; if ``energy`` returns something else than one differentiable
+            number for each row.
+        """
+        if torch.compiler.is_compiling():
+            # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that come and go.
+            result: EnergyResult = torch.compiler.disable(self._run)(y0, context, step_size, seed, sample_ids)
+            return result
+        return self._run(y0, context, step_size, seed, sample_ids)
+
+    def _run(
+        self, y0: Any, context: tuple[Any, ...], step_size: Any, seed: int | None, sample_ids: Tensor | None
+    ) -> EnergyResult:
+        problem = self._problem(y0, context, step_size, seed, sample_ids)
+        if on_reference():
+            return run_reference(problem)
+        if serves(problem):
+            return run_whole(problem)
+        return run_kernels(problem)
+
+    def _problem(self, y0: Any, context: Any, step_size: Any, seed: int | None, sample_ids: Any) -> Problem:
+        rule = self._rule(self.seed if seed is None else seed)
+        gradient, last = self._mode()
+        check_tree("y0", y0)
+        check_floating("y0", y0)
+        batch, device = y0.shape[0], y0.device
+        for i, value in enumerate(context):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"context[{i}]: expected a Tensor, got {describe(value)}")
+            check_tree("context", value, i)
+            check_alike("context", [value], batch, device, i)
+        if sample_ids is not None:
+            if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.dim() != 1:
+                raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
+            sample_ids = sample_ids.contiguous()
+            check_alike("sample_ids", [sample_ids], batch, device)
+        return Problem(
+            energy=self.energy,
+            y0=y0,
+            context=list(context),
+            step_size=_check_step_size("step_size", self.step_size if step_size is None else step_size, y0),
+            sigma=_on_device("noise", self.noise, y0),
+            rule=rule,
+            gradient=gradient,
+            last=last,
+            keep_trace=self.keep_trace,
+            sample_ids=sample_ids,
+            check_rows=self._check_rows,
+        )
+
+    def _check_rows(self, value: Tensor, point: Tensor) -> None:
+        """Once for each energy: a backward pass for it."""
+        if self._seen is not None and self._seen[0] is self.energy:
+            return
+        if value.shape[0] < 2 or (value.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        find_mixing(value, point)
+        self._seen = (self.energy,)
+
+    def extra_repr(self) -> str:
+        """The numbers and the modes."""
+        size = tuple(self.step_size.shape) if isinstance(self.step_size, Tensor) else self.step_size
+        return f"step_size={size}, max_steps={self.max_steps}, tol={self.tol}, stop={self.stop!r}, gradient={self.gradient!r}"
+
+
+def _check_step_size(name: str, value: Any, y0: Tensor | None) -> float | Tensor:
+    """Require a positive number or tensor of them, which fits `y0`."""
+    if not isinstance(value, Tensor):
+        return check_number(name, value, 0, math.inf, ends="()")
+    _check_scalars(name, value)
+    if value.dim() > 1 or (y0 is not None and value.dim() == 1 and value.shape[0] != y0.shape[0]):
+        batch = "B" if y0 is None else str(y0.shape[0])
+        raise ValueError(f"{name}: expected a number or a tensor of shape [] or [{batch}], got {describe(value)}")
+    if value.is_cpu and not bool(((value > 0) & value.isfinite()).all()):
+        raise ValueError(f"{name}: expected positive finite numbers, got a minimum of {value.min().item()}")
+    return value if y0 is None else _on_device(name, value, y0)
+
+
+def _check_noise(value: Any) -> bool:
+    """Require a number or tensor without dimensions that is not negative; whether there is noise."""
+    if not isinstance(value, Tensor):
+        return check_number("noise", value, 0, math.inf) > 0
+    _check_scalars("noise", value)
+    if value.dim() != 0:
+        raise ValueError(f"noise: expected a number or a tensor without dimensions, got {describe(value)}")
+    if value.is_cpu and not 0 <= value.item() < math.inf:
+        raise ValueError(f"noise: expected a finite number >= 0, got {value.item()}")
+    return True
+
+
+def _check_scalars(name: str, value: Tensor) -> None:
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {describe(value)}")
+    if value.is_meta or value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor with data, got {describe(value)}")
+
+
+def _on_device(name: str, value: float | Tensor, y0: Tensor) -> float | Tensor:
+    if isinstance(value, Tensor) and value.device != y0.device and not (value.is_cpu and value.dim() == 0):
+        raise ValueError(f"{name}: expected a tensor on {y0.device} like y0, got one on {value.device}")
+    return value

@@ -1,0 +1,263 @@
+"""The parts of a descent on an energy that are functions of tensors: the next point, with its gradient, and the noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext import _C, reference
+from adaptcomp_ext.ops import _checks
+from adaptcomp_ext.ops._backend import compute_dtype, on_reference, place, row_size
+from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.reference import DescentRule
+
+
+class DescentUpdate(NamedTuple):
+    """Where a step of descent leads, and with which velocity; [rows, ...] each."""
+
+    point: Tensor
+    velocity: Tensor
+
+
+def rule_arguments(rule: DescentRule) -> tuple[list[int], list[float]]:
+    """The rule as the kernels take it."""
+    integers = [rule.max_steps, rule.on_gradient, rule.if_lower, rule.noisy, rule.seed]
+    return integers, [rule.tol, rule.momentum, rule.clip, rule.low, rule.high, rule.backtracking]
+
+
+# --- raw ops ------------------------------------------------------------------------------------------------------------------
+def _kernel(
+    y: Tensor,
+    gradient: Tensor,
+    step_size: Tensor,
+    velocity: Tensor | None,
+    noise: Tensor | None,
+    momentum: float,
+    clip: float,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor]:
+    y, gradient, step_size = y.contiguous(), gradient.contiguous(), step_size.contiguous()
+    point = torch.empty_like(y)
+    after = torch.empty_like(y, dtype=compute_dtype(y.dtype))
+    integers, numbers = rule_arguments(DescentRule(1, momentum=momentum, clip=clip, low=low, high=high))
+    tensors = (y, gradient, *(None if t is None else t.contiguous() for t in (velocity, noise)), point, after)
+    _C.descent_update(tensors, step_size, [*integers, *place(y.device)], numbers)
+    return point, after
+
+
+_descent_update = register(
+    "descent_update(Tensor y, Tensor gradient, Tensor step_size, Tensor? velocity, Tensor? noise, float momentum, float clip, "
+    "float low, float high) -> (Tensor, Tensor)",
+    _kernel,
+    lambda y, *rest: (
+        torch.empty_like(y, memory_format=torch.contiguous_format),
+        torch.empty_like(y, dtype=compute_dtype(y.dtype), memory_format=torch.contiguous_format),
+    ),
+)
+
+
+def _normals_kernel(sample: Tensor, elements: int, seed: int, step: int, wide: bool) -> Tensor:
+    sample = sample.contiguous()
+    out = sample.new_empty((sample.shape[0], elements), dtype=torch.float64 if wide else torch.float32)
+    _C.descent_normals([*out.shape, step, wide, sample.data_ptr(), out.data_ptr(), seed, *place(sample.device)])
+    return out
+
+
+_normals = register(
+    "descent_normals(Tensor sample, int elements, int seed, int step, bool wide) -> Tensor",
+    _normals_kernel,
+    lambda sample, elements, seed, step, wide: sample.new_empty(
+        (sample.shape[0], elements), dtype=torch.float64 if wide else torch.float32
+    ),
+)
+
+
+def normals(rule: DescentRule, sample: Tensor, step: int, like: Tensor) -> Tensor:
+    """The standard normal noise of a step of samples [n]: shaped like `like` [n, ...], in its compute dtype."""
+    elements, wide = row_size(like), like.dtype == torch.float64
+    if on_reference():
+        out = reference.normals(rule.seed, sample, step, elements).to(compute_dtype(like.dtype))
+    else:
+        out = _normals(sample, elements, rule.seed, step, wide)
+    return out.view(like.shape)
+
+
+# --- autograd -----------------------------------------------------------------------------------------------------------------
+class _Update(torch.autograd.Function):
+    """Without `point` and `after` the update runs here; with them it has run already, and the graph is given its result."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rule: DescentRule,
+        point: Tensor | None,
+        after: Tensor | None,
+        y: Tensor,
+        gradient: Tensor,
+        step_size: Tensor,
+        velocity: Tensor | None,
+        noise: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if point is None or after is None:
+            run = _descent_update if torch.compiler.is_compiling() else _kernel
+            point, after = run(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high)
+        else:
+            point, after = point.view_as(point), after.view_as(after)
+        ctx.save_for_backward(y, gradient, step_size, after, noise)
+        ctx.rule, ctx.moves = rule, velocity is not None
+        ctx.set_materialize_grads(False)
+        return point, after
+
+    @staticmethod
+    def backward(ctx: Any, g_point: Tensor | None, g_after: Tensor | None) -> tuple[Any, ...]:
+        y, gradient, step_size, after, noise = ctx.saved_tensors
+        if g_point is None:
+            g_point = torch.zeros_like(y)
+        g_y, g_gradient, g_step, g_velocity = reference.descent_update_backward(
+            y, gradient, step_size, after, noise, ctx.rule, g_point, g_after
+        )
+        return (
+            *(None, None, None, g_y.to(y.dtype), g_gradient.to(gradient.dtype)),
+            (g_step if step_size.dim() else g_step.sum()).to(step_size.dtype),
+            g_velocity if ctx.moves else None,
+            None if noise is None else g_y,
+        )
+
+
+def attach(
+    point: Tensor,
+    after: Tensor,
+    rule: DescentRule,
+    y: Tensor,
+    gradient: Tensor,
+    step_size: Tensor,
+    velocity: Tensor | None,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The point and velocity that a kernel has computed from the rest, with the gradient of `descent_update`."""
+    return _Update.apply(rule, point, after, y, gradient, step_size, velocity, noise)
+
+
+def descent_update(
+    y: Tensor,
+    gradient: Tensor,
+    step_size: Tensor,
+    *,
+    velocity: Tensor | None = None,
+    noise: Tensor | None = None,
+    momentum: float = 0.0,
+    clip: float | None = None,
+    clamp: tuple[float, float] | None = None,
+) -> DescentUpdate:
+    """The next point of each row in a descent: v' = μ v + clip(g), y' = clamp(y + noise − α v').
+
+    Parameters
+    ----------
+    y : Tensor
+        The points, [rows, ...]; float32, float64, bfloat16 or float16.
+    gradient : Tensor
+        Of the energy at y, in y's shape and dtype.
+    step_size : Tensor
+        α, without dimensions or [rows]; float32, float64 for float64 points.
+    velocity : Tensor, optional
+        v, in y's shape and the dtype of `step_size`. None: zero.
+    noise : Tensor, optional
+        Likewise.
+    momentum : float
+        μ, in [0, 1).
+    clip : float, optional
+        The largest length of a row's gradient; a longer one is shortened to it.
+    clamp : pair of float, optional
+        The bounds of every element.
+
+    Returns
+    -------
+    DescentUpdate
+        ``point``, in y's dtype, and ``velocity``, in float32 or float64. A row depends on no other row, bit for bit.
+
+    Notes
+    -----
+    Differentiable in all tensors, to any order. The gradient of the clamp is zero where it changed an element.
+    """
+    y = _checks.check_floating("y", y)
+    if y.dim() == 0:
+        raise ValueError("y: expected a batch dimension first, got a tensor without dimensions")
+    wide = compute_dtype(y.dtype)
+    for name, value, dtype in (("gradient", gradient, y.dtype), ("velocity", velocity, wide), ("noise", noise, wide)):
+        if value is None and name != "gradient":
+            continue
+        tensor = _checks.check_rows(name, value, y.shape[0], y.device)
+        if tensor.shape != y.shape:
+            raise ValueError(f"{name}: expected the shape of y, {list(y.shape)}, got {list(tensor.shape)}")
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
+    step_size = _checks.check_tensor("step_size", step_size)
+    if step_size.dtype != wide:
+        raise TypeError(f"step_size: expected {wide}, got {step_size.dtype}")
+    if step_size.dim() and step_size.shape != y.shape[:1]:
+        raise ValueError(f"step_size: expected shape [] or [{y.shape[0]}], got {list(step_size.shape)}")
+    if step_size.device != y.device:
+        raise ValueError(f"step_size: expected a tensor on {y.device}, got one on {step_size.device}")
+    rule = DescentRule(1, 0.0, False, False, False, check_momentum(momentum), check_clip(clip), *check_clamp(clamp))
+    return DescentUpdate(*update(y, gradient, step_size, velocity, noise, rule))
+
+
+def update(
+    y: Tensor, gradient: Tensor, step_size: Tensor, velocity: Tensor | None, noise: Tensor | None, rule: DescentRule
+) -> tuple[Tensor, Tensor]:
+    """`descent_update`, unchecked."""
+    if on_reference():
+        return reference.descent_update(y, gradient, step_size, velocity, noise, rule)
+    tensors = [t for t in (y, gradient, step_size, velocity, noise) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Update.apply(rule, None, None, y, gradient, step_size, velocity, noise)
+    return tuple(_descent_update(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high))
+
+
+def clipped(gradient: Tensor, rule: DescentRule) -> Tensor:
+    """The velocity that gradients alone make: [n, ...] in the compute dtype."""
+    if rule.clip == 0:
+        return gradient.to(compute_dtype(gradient.dtype))
+    return reference.clipped(gradient, rule.clip)
+
+
+# --- checks -------------------------------------------------------------------------------------------------------------------
+def check_number(name: str, value: object, low: float, high: float, *, ends: str = "[)") -> float:
+    """Require a finite number in the interval from `low` to `high`, of which `ends` says whether it is open."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {_checks.describe(value)}")
+    number = float(value)
+    above = number >= low if ends[0] == "[" else number > low
+    below = number <= high if ends[1] == "]" else number < high
+    if not (above and below and math.isfinite(number)):
+        raise ValueError(f"{name}: expected a number in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value}")
+    return number
+
+
+def check_momentum(value: object) -> float:
+    """Require a number in [0, 1)."""
+    return check_number("momentum", value, 0, 1)
+
+
+def check_clip(value: object) -> float:
+    """Require None, which becomes 0, or a positive number."""
+    return 0.0 if value is None else check_number("clip", value, 0, math.inf, ends="()")
+
+
+def check_clamp(value: object) -> tuple[float, float]:
+    """Require None or two numbers in ascending order; infinite ones are no bounds."""
+    if value is None:
+        return -math.inf, math.inf
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"clamp: expected None or a pair (low, high), got {_checks.describe(value)}")
+    for end in value:
+        if isinstance(end, bool) or not isinstance(end, (int, float)):
+            raise TypeError(f"clamp: expected a pair of numbers, got {_checks.describe(value)}")
+    low, high = float(value[0]), float(value[1])
+    if not low < high:
+        raise ValueError(f"clamp: expected low < high, got {value!r}")
+    return low, high

@@ -1,0 +1,11 @@
+"""The energy of a modern Hopfield network (Ramsauer et al. 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def hopfield_energy(y: Tensor, patterns: Tensor, beta: Tensor) -> Tensor:
+    """E(y) = −1/β·log Σⱼ exp(β xⱼ·y) + ‖y‖²/2; y [n, dim], patterns [N, dim], beta without dimensions or [1]; [n]."""
+    return 0.5 * y.square().sum(dim=1) - torch.logsumexp(beta * (y @ patterns.T), dim=1) / beta

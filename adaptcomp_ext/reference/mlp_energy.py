@@ -1,0 +1,40 @@
+"""The energy of a small network, with the context's part of its first layer computed beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": F.softplus,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
+
+
+def mlp_energy(
+    y: Tensor,
+    weight1: Tensor,
+    context: Tensor,
+    weight2: Tensor | None,
+    bias2: Tensor | None,
+    out: Tensor,
+    out_bias: Tensor,
+    activation: str,
+    ridge: float,
+) -> Tensor:
+    """E(y) = w·act(a) + b_o + ρ/2·‖y‖², a = W₁y + c, or a = W₂ act(W₁y + c) + b₂ with a second layer.
+
+    y [n, dim], weight1 [hidden1, dim], context c [n, hidden1] or [hidden1], weight2 [hidden2, hidden1], bias2 [hidden2], out w,
+    out_bias [1]; the energies are [n].
+    """
+    act = ACTIVATIONS[activation]
+    hidden = act(F.linear(y, weight1) + context)
+    if weight2 is not None:
+        hidden = act(F.linear(hidden, weight2, bias2))
+    energy = hidden @ out + out_bias
+    return energy if ridge == 0 else energy + 0.5 * ridge * y.square().sum(dim=1)

@@ -1,0 +1,10 @@
+"""A quadratic energy."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def quadratic_energy(y: Tensor, matrix: Tensor, linear: Tensor) -> Tensor:
+    """E(y) = y'Ay/2 − b'y; y [n, dim], matrix A [dim, dim], linear b [dim] or [n, dim]; [n]."""
+    return 0.5 * ((y @ matrix) * y).sum(dim=1) - (y * linear).sum(dim=1)

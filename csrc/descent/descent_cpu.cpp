@@ -1,0 +1,259 @@
+// The step of a descent on the CPU. One pass: a row is judged, its next point made and packed while it is in cache.
+#include "descent/descent.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#include <type_traits>
+#include <vector>
+
+#include "common/clones.h"
+#include "common/parallel.h"
+#include "common/scalars.h"
+#include "descent/rows.h"
+
+namespace adaptcomp {
+namespace {
+
+constexpr int64_t kChunk = 64;  // elements of noise made at a time; a multiple of four
+
+template <class T>
+AC_HD bool finite_row(const T* x, int64_t n) {
+  using Bits = decltype(finite_carry(T()));
+  Bits carry = 0;
+  for (int64_t i = 0; i < n; ++i) carry |= finite_carry(x[i]);
+  return !top_bit(carry);
+}
+// The norm. In double, so that no finite gradient is too long for it; in sixteen partial sums in a fixed order, which vectorise.
+template <class T>
+AC_HD double norm_row(const T* x, int64_t n) {
+  double lane[16] = {};
+  int64_t i = 0;
+  const auto square = [](T v) { return static_cast<double>(load(v)) * static_cast<double>(load(v)); };
+  for (; i + 16 <= n; i += 16)
+    for (int64_t k = 0; k < 16; ++k) lane[k] += square(x[i + k]);
+  for (int64_t k = 0; i + k < n; ++k) lane[k] += square(x[i + k]);
+  for (int64_t width = 8; width > 0; width /= 2)
+    for (int64_t k = 0; k < width; ++k) lane[k] += lane[k + width];
+  return std::sqrt(lane[0]);
+}
+
+// What a row's next point is made with.
+template <class C>
+struct Proposal {
+  C factor, momentum, step, low, high;
+};
+
+// next = clamp(y + noise - step velocity), velocity = momentum before + factor g. Without a place to store it, the velocity is
+// not kept; before and noise may be null.
+template <class T, class C>
+AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, Proposal<C> how,
+                       int64_t n) {
+  const auto bounded = [&](C x) { return x < how.low ? how.low : x > how.high ? how.high : x; };
+  if (!velocity && !before && !noise) {
+    for (int64_t i = 0; i < n; ++i) store(next[i], bounded(load(y[i]) - how.step * (how.factor * load(g[i]))));
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    C m = how.factor * load(g[i]);
+    if (before) m = how.momentum * before[i] + m;
+    const C from = noise ? load(y[i]) + noise[i] : C(load(y[i]));
+    store(next[i], bounded(from - how.step * m));
+    if (velocity) velocity[i] = m;
+  }
+}
+template <class C>
+AC_HD bool any_row(const C* x, int64_t n) {
+  bool any = false;
+  for (int64_t i = 0; i < n; ++i) any |= x[i] != C(0);
+  return any;
+}
+
+// target_clones wants plain functions: one set per dtype.
+#define AC_ROW_LOOPS(T, C)                                                                                                    \
+  AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                                              \
+  AC_CLONES double norm_loop(const T* x, int64_t n) { return norm_row(x, n); }                                                \
+  AC_CLONES void propose_loop(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, Proposal<C> how, \
+                              int64_t n) {                                                                                    \
+    propose_row(next, y, g, before, velocity, noise, how, n);                                                                 \
+  }
+AC_ROW_LOOPS(float, float)
+AC_ROW_LOOPS(double, double)
+AC_ROW_LOOPS(bfloat16, float)
+AC_ROW_LOOPS(float16, float)
+#undef AC_ROW_LOOPS
+
+template <class T>
+T* row_of(void* base, int64_t row, int64_t n) {
+  return base ? static_cast<T*>(base) + row * n : nullptr;
+}
+template <class T>
+const T* row_of(const void* base, int64_t row, int64_t n) {
+  return base ? static_cast<const T*>(base) + row * n : nullptr;
+}
+template <class C>
+C number_of(const PerRow& numbers, int64_t r) {
+  return numbers.data ? static_cast<const C*>(numbers.data)[numbers.each ? r : 0] : static_cast<C>(numbers.value);
+}
+
+// sigma times the noise of elements `begin` to `begin` + n.
+template <class C>
+void noise_chunk(const DescentRule& rule, C sigma, uint64_t sample, int64_t step, int64_t begin, int64_t n, C* out) {
+  for (int64_t i = 0; i < n; i += 4) {
+    C four[4];
+    normals<C>(rule, sample, step, (begin + i) / 4, four);
+    for (int64_t k = 0; k < 4 && i + k < n; ++k) out[i + k] = sigma * four[k];
+  }
+}
+
+template <class T>
+class StepRows {
+  using C = compute_t<T>;
+
+ public:
+  explicit StepRows(const DescentStep& args) : a_(args), n_(args.elements) {}
+
+  // The rows of a chunk; the points and index of those that go on are packed from the chunk's first place on.
+  DescentCounts operator()(int64_t begin, int64_t end, int64_t* index) const {
+    DescentCounts counts{0, 0, 0};
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t r = a_.row[i];
+      const Verdict verdict = judge_row(i, r);
+      counts.accepted += verdict.accept;
+      counts.broken += verdict.status == kNonfinite;
+      if (a_.accepted) a_.accepted[i] = verdict.accept;
+      if (verdict.status != kGoesOn) {
+        a_.steps[r] = a_.step;
+        a_.status[r] = verdict.status;
+        continue;
+      }
+      index[begin + counts.running] = i;
+      propose(i, r, verdict.accept, begin + counts.running++);
+    }
+    return counts;
+  }
+
+ private:
+  Verdict judge_row(int64_t i, int64_t r) const {
+    const T* point = row_of<T>(a_.point, i, n_);
+    C& energy = static_cast<C*>(a_.energy)[r];
+    const C value = load_scalar<C>(a_.value, a_.value_dtype, i);
+    const bool finite = is_finite(value) && finite_loop(point, n_);
+    const double norm = a_.rule.on_gradient && a_.gradient ? norm_loop(row_of<T>(a_.gradient, i, n_), n_) : 0.0;
+    const bool moving = a_.moving && a_.moving[r];
+    const Verdict verdict =
+        judge<double>(a_.rule, a_.step, static_cast<double>(energy), static_cast<double>(value), finite, norm, moving);
+    if (verdict.accept || a_.step == 0) {
+      energy = value;
+      std::memcpy(row_of<T>(a_.y, r, n_), point, static_cast<size_t>(n_) * sizeof(T));
+      if (a_.kept && a_.gradient)
+        std::memcpy(row_of<T>(a_.kept, r, n_), row_of<T>(a_.gradient, i, n_), static_cast<size_t>(n_) * sizeof(T));
+    }
+    return verdict;
+  }
+
+  void propose(int64_t i, int64_t r, bool accepted, int64_t to) const {
+    const DescentRule& rule = a_.rule;
+    const T* y = accepted ? row_of<T>(a_.point, i, n_) : row_of<T>(a_.y, r, n_);
+    const T* g = accepted ? row_of<T>(a_.gradient, i, n_) : row_of<T>(a_.kept, r, n_);
+    C step = number_of<C>(a_.step_size, r);
+    if (a_.scale) {
+      C& scale = static_cast<C*>(a_.scale)[r];
+      if (!accepted) scale *= C(rule.backtracking);
+      step *= scale;
+    }
+    C* velocity = row_of<C>(a_.velocity, r, n_);
+    const C* before = accepted && a_.step > 0 ? velocity : nullptr;
+    if (velocity) a_.moving[r] = before && any_row(before, n_);
+    const double factor = rule.clip > 0 ? clip_factor<double>(rule, norm_loop(g, n_)) : 1.0;
+    const Proposal<C> how{C(factor), C(rule.momentum), step, C(rule.low), C(rule.high)};
+    T* next = row_of<T>(a_.next, to, n_);
+    if (!rule.noisy) {
+      propose_loop(next, y, g, before, velocity, nullptr, how, n_);
+      return;
+    }
+    const C sigma = number_of<C>(a_.sigma, r);
+    const auto sample = static_cast<uint64_t>(a_.sample ? a_.sample[r] : r);
+    for (int64_t at = 0; at < n_; at += kChunk) {
+      const int64_t some = std::min(kChunk, n_ - at);
+      C noise[kChunk];
+      noise_chunk(rule, sigma, sample, a_.step + 1, at, some, noise);
+      propose_loop(next + at, y + at, g + at, before ? before + at : nullptr, velocity ? velocity + at : nullptr, noise, how,
+                   some);
+    }
+  }
+
+  const DescentStep& a_;
+  int64_t n_;
+};
+
+// The rows of a chunk that go on, packed from its beginning on.
+struct Chunk {
+  int64_t begin;
+  DescentCounts counts;
+};
+
+}  // namespace
+
+DescentCounts descent_step_cpu(const DescentStep& a, int64_t* index) {
+  std::vector<Chunk> chunks;
+  std::mutex mutex;
+  const int64_t row_bytes = a.elements * size_of(a.dtype);
+  parallel_rows(a.rows, 16 + 4 * row_bytes, [&](int64_t begin, int64_t end) {
+    Chunk chunk{begin, {0, 0, 0}};
+    dispatch(a.dtype, [&](auto* type) { chunk.counts = StepRows<std::remove_pointer_t<decltype(type)>>(a)(begin, end, index); });
+    const std::lock_guard<std::mutex> lock(mutex);
+    chunks.push_back(chunk);
+  });
+  std::sort(chunks.begin(), chunks.end(), [](const Chunk& a, const Chunk& b) { return a.begin < b.begin; });
+  DescentCounts total{0, 0, 0};
+  for (const Chunk& chunk : chunks) {
+    const int64_t running = chunk.counts.running;
+    if (chunk.begin != total.running && running > 0) {
+      std::memmove(index + total.running, index + chunk.begin, static_cast<size_t>(running) * sizeof(int64_t));
+      auto* next = static_cast<char*>(a.next);
+      std::memmove(next + total.running * row_bytes, next + chunk.begin * row_bytes, static_cast<size_t>(running * row_bytes));
+    }
+    total.running += running;
+    total.accepted += chunk.counts.accepted;
+    total.broken += chunk.counts.broken;
+  }
+  if (total.running < a.rows)
+    for (int64_t j = 0; j < total.running; ++j) a.row[j] = a.row[index[j]];
+  return total;
+}
+
+void descent_update_cpu(const DescentUpdate& a) {
+  dispatch(a.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using C = compute_t<T>;
+    const int64_t n = a.elements;
+    parallel_rows(a.rows, 4 * n * static_cast<int64_t>(sizeof(T)), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const T* g = row_of<T>(a.gradient, i, n);
+        const double factor = a.rule.clip > 0 ? clip_factor<double>(a.rule, norm_loop(g, n)) : 1.0;
+        const Proposal<C> how{C(factor), C(a.rule.momentum), number_of<C>(a.step_size, i), C(a.rule.low), C(a.rule.high)};
+        propose_loop(row_of<T>(a.next, i, n), row_of<T>(a.y, i, n), g, row_of<C>(a.velocity, i, n),
+                     row_of<C>(a.next_velocity, i, n), row_of<C>(a.noise, i, n), how, n);
+      }
+    });
+  });
+}
+
+void descent_normals_cpu(const DescentNormals& a) {
+  const auto fill = [&](auto* out) {
+    using C = std::remove_pointer_t<decltype(out)>;
+    parallel_rows(a.rows, 32 * a.elements, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        noise_chunk(a.rule, C(1), static_cast<uint64_t>(a.sample[i]), a.step, 0, a.elements, out + i * a.elements);
+    });
+  };
+  if (a.wide) {
+    fill(static_cast<double*>(a.out));
+  } else {
+    fill(static_cast<float*>(a.out));
+  }
+}
+
+}  // namespace adaptcomp
