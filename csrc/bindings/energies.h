@@ -1,5 +1,5 @@
 // The whole descents at the boundary. Each takes the list of a descent (or of its gradient), the integers and addresses of its
-// energy, the scratch of a call on CUDA (0, 0 on the host) and the place; and a list of real numbers.
+// energy and the place, on CUDA then the scratch; and a list of real numbers.
 #pragma once
 
 #include "bindings/arguments.h"
@@ -60,11 +60,18 @@ inline DescentBackward read_descent_backward(Arguments& in, const py::list& real
   return d;
 }
 
-// The scratch: address and bytes.
-inline DescentScratch read_scratch(Arguments& in) {
-  auto* data = in.pointer<void>();
-  return {data, in.integer()};
-}
+// The end of a list: the place, and on CUDA address and bytes of the scratch.
+struct CallPlace : Place {
+  explicit CallPlace(Arguments& in) : CallPlace(in, in.integer()) { in.done(); }
+  DescentScratch scratch;
+
+ private:
+  CallPlace(Arguments& in, int64_t on) : Place(on, in.pointer<void>()), scratch{} {
+    if (on_cpu()) return;
+    scratch.data = in.pointer<void>();
+    scratch.bytes = in.integer();
+  }
+};
 
 // hidden1, hidden2, activation, weight1, context and its stride, weight2, bias2, out, out_bias; a real number more: ridge
 inline MlpEnergy read_mlp(Arguments& in, const py::list& reals) {
@@ -87,9 +94,8 @@ inline void mlp_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
   const Descent d = read_descent(in, reals);
   const MlpEnergy e = read_mlp(in, reals);
-  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
-  const Place where = place(in);
-  AC_RUN(where, mlp_descent_cpu(d, e), mlp_descent_cuda(d, e, scratch, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, mlp_descent_cpu(d, e), mlp_descent_cuda(d, e, where.scratch, where.device, where.stream));
 }
 
 // ... weight1, context, weight2, bias2, out of the gradient
@@ -98,9 +104,8 @@ inline void mlp_descent_backward(const py::list& list, const py::list& reals) {
   const DescentBackward d = read_descent_backward(in, reals);
   const MlpEnergy e = read_mlp(in, reals);
   const MlpEnergyGrad g{in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>()};
-  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
-  const Place where = place(in);
-  AC_RUN(where, mlp_descent_backward_cpu(d, e, g), mlp_descent_backward_cuda(d, e, g, scratch, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, mlp_descent_backward_cpu(d, e, g), mlp_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
 }
 
 // patterns, pattern, beta
@@ -110,9 +115,8 @@ inline void hopfield_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
   const Descent d = read_descent(in, reals);
   const HopfieldEnergy e = read_hopfield(in);
-  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
-  const Place where = place(in);
-  AC_RUN(where, hopfield_descent_cpu(d, e), hopfield_descent_cuda(d, e, scratch, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, hopfield_descent_cpu(d, e), hopfield_descent_cuda(d, e, where.scratch, where.device, where.stream));
 }
 
 // ... pattern, beta of the gradient
@@ -121,10 +125,9 @@ inline void hopfield_descent_backward(const py::list& list, const py::list& real
   const DescentBackward d = read_descent_backward(in, reals);
   const HopfieldEnergy e = read_hopfield(in);
   const HopfieldEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
-  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
-  const Place where = place(in);
+  const CallPlace where(in);
   AC_RUN(where, hopfield_descent_backward_cpu(d, e, g),
-         hopfield_descent_backward_cuda(d, e, g, scratch, where.device, where.stream));
+         hopfield_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
 }
 
 // matrix, linear and its stride
@@ -134,9 +137,8 @@ inline void quadratic_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
   const Descent d = read_descent(in, reals);
   const QuadraticEnergy e = read_quadratic(in);
-  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
-  const Place where = place(in);
-  AC_RUN(where, quadratic_descent_cpu(d, e), quadratic_descent_cuda(d, e, scratch, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, quadratic_descent_cpu(d, e), quadratic_descent_cuda(d, e, where.scratch, where.device, where.stream));
 }
 
 // ... matrix, linear of the gradient
@@ -145,10 +147,9 @@ inline void quadratic_descent_backward(const py::list& list, const py::list& rea
   const DescentBackward d = read_descent_backward(in, reals);
   const QuadraticEnergy e = read_quadratic(in);
   const QuadraticEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
-  [[maybe_unused]] const DescentScratch scratch = read_scratch(in);
-  const Place where = place(in);
+  const CallPlace where(in);
   AC_RUN(where, quadratic_descent_backward_cpu(d, e, g),
-         quadratic_descent_backward_cuda(d, e, g, scratch, where.device, where.stream));
+         quadratic_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
 }
 
 // How much scratch a call needs: 0 on the host, -1 where a row is too long for the device's kernels, which then refuse the call.

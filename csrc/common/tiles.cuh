@@ -270,9 +270,7 @@ __device__ __forceinline__ void add_outer(const Slots& slots, C* sums, int n, in
   for (int part = static_cast<int>(threadIdx.x); part < parts; part += kThreads) {
     const int i = part / across * P, j = part % across * P;
     auto* place = reinterpret_cast<Pack<C, P>*>(sums) + i * across + j / P;
-    Pack<C, P> sum[P];
-#pragma unroll
-    for (int r = 0; r < P; ++r) sum[r] = place[r * across];
+    Pack<C, P> sum[P]{};  // added to the sums in the end: a short chain of its own keeps more digits
 #pragma unroll
     for (int f = 0; f < N; ++f) {
 #pragma unroll 1
@@ -287,7 +285,11 @@ __device__ __forceinline__ void add_outer(const Slots& slots, C* sums, int n, in
       }
     }
 #pragma unroll
-    for (int r = 0; r < P; ++r) place[r * across] = sum[r];
+    for (int r = 0; r < P; ++r) {
+#pragma unroll
+      for (int c = 0; c < P; ++c) sum[r].v[c] += place[r * across].v[c];
+      place[r * across] = sum[r];
+    }
   }
 }
 
@@ -296,11 +298,11 @@ template <class C>
 __device__ __forceinline__ void add_columns(const Slots& slots, C* sums, int n, const C* from, int stride) {
 #pragma unroll 1
   for (int j = static_cast<int>(threadIdx.x); j < n; j += kThreads) {
-    C sum = sums[j];
+    C sum = 0;
 #pragma unroll 1
     for (int slot = 0; slot < slots.count; ++slot)
       if (slots.holds(slot)) sum += from[slot * stride + j];
-    sums[j] = sum;
+    sums[j] += sum;
   }
 }
 

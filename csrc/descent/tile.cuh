@@ -283,10 +283,7 @@ class DescentBackwardTile : DescentSlots<C> {
     C *v = rows_.at(kV, slot), *g_m = rows_.at(kGm, slot), *y = rows_.at(kY, slot);
     bool found = false;
     for (; s.step > 0; --s.step) {
-      if (a.last_steps > 0 && s.passed == a.last_steps) {
-        Warp::zero(v, dim_);
-        break;
-      }
+      if (a.last_steps > 0 && s.passed == a.last_steps) break;
       const int64_t here = at_step(a, row, s.step);
       if (a.g_path) {
         const C* g_path = static_cast<const C*>(a.g_path) + here * dim_;
@@ -300,9 +297,9 @@ class DescentBackwardTile : DescentSlots<C> {
       }
       Warp::zero(g_m, dim_);  // the velocity was dropped
       ++s.passed;
-      if (a.last_steps == 0 && s.step > 1) Warp::zero(v, dim_);
     }
     if (!found) {
+      if (a.last_steps > 0 && s.passed == a.last_steps) Warp::zero(v, dim_);
       Warp::copy(static_cast<C*>(a.g_y0) + row * dim_, v, dim_);
       Warp::once([&] {
         static_cast<C*>(a.g_step_size)[row] = s.g_alpha;

@@ -22,6 +22,7 @@ struct ScalarMath {
   static AC_HD C exp(C x) { return std::exp(x); }
   static AC_HD C tanh(C x) { return std::tanh(x); }
   static AC_HD C erf(C x) { return std::erf(x); }
+  static AC_HD C reciprocal(C x) { return C(1) / x; }
   static AC_HD C log1p_unit(C e, C) { return std::log1p(e); }
 };
 
