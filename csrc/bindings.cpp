@@ -189,10 +189,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("descent_normals", &descent_normals);
   m.def("mlp_descent", &mlp_descent);
   m.def("mlp_descent_backward", &mlp_descent_backward);
+  m.def("mlp_descent_scratch", &mlp_descent_scratch);
   m.def("hopfield_descent", &hopfield_descent);
   m.def("hopfield_descent_backward", &hopfield_descent_backward);
+  m.def("hopfield_descent_scratch", &hopfield_descent_scratch);
   m.def("quadratic_descent", &quadratic_descent);
   m.def("quadratic_descent_backward", &quadratic_descent_backward);
+  m.def("quadratic_descent_scratch", &quadratic_descent_scratch);
   m.def("build_info", &build_info);
   m.def("use_isa", &use_isa);
   m.def("use_torch", &use_torch);
