@@ -345,6 +345,7 @@ def test_layouts(device, layout):
     assert_bitwise(got.y, expected.y)
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("kind", SHORT)
 @pytest.mark.parametrize("rows", [0, 1, 2, 15, 16, 17])
 def test_sizes_and_one_step(device, kind, rows):

@@ -50,8 +50,8 @@ def _title(figure: Figure, report: Mapping[str, Any]) -> None:
         0.022,
         0.905,
         f"{data['name']}, {data['test']:,} {data['tested_on']} images: {report['accuracy']:.2%} read right in "
-        f"{steps['mean']:.1f} steps down the energy ({steps['min']} to {steps['max']}); {report['hardest_over_easiest']:.2f} times as many for the "
-        "hardest tenth as for the easiest",
+        f"{steps['mean']:.1f} steps down the energy ({steps['min']} to {steps['max']}); "
+        f"{report['hardest_over_easiest']:.2f} times as many for the hardest tenth as for the easiest",
         fontsize=12,
         color=MUTED,
     )
