@@ -43,8 +43,9 @@ def build_info() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``version``; ``compiler``; ``cuda`` (bool: compiled in), ``cuda_compiler`` and ``cuda_architectures``; ``openmp`` (version
-        of the standard, 0 without) and ``openmp_threads``; ``torch``, ``torch_cuda`` and ``torch_threads``: the torch in use.
+        ``version``; ``compiler``; ``instruction_set`` in use by the CPU kernels that are compiled for several ("base", "avx2" or
+        "avx512"); ``cuda`` (bool: compiled in), ``cuda_compiler`` and ``cuda_architectures``; ``openmp`` (version of the
+        standard, 0 without) and ``openmp_threads``; ``torch``, ``torch_cuda`` and ``torch_threads``: the torch in use.
     """
     return {
         **_C.build_info(),

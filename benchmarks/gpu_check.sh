@@ -79,5 +79,6 @@ for tool in memcheck racecheck; do
 done
 
 stage "bench halting" bench.log "$python" -m adaptcomp_ext.experiments.cli bench halting --device cuda --out "$out/bench"
+stage "bench energy" bench.log "$python" -m adaptcomp_ext.experiments.cli bench energy --device cuda --out "$out/bench"
 
 exit $failed

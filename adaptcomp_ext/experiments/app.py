@@ -94,6 +94,54 @@ def halting(
         raise _fail(error) from None
 
 
+@bench.command("energy")
+def energy_benchmark(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_energy"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than a minute.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="For all repeats of one configuration.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Whether the compiled contender takes part.")] = True,
+    memory: Annotated[bool, typer.Option(help="Whether training memory is measured.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, tensors and step counts.")] = 0,
+) -> None:
+    """Time EnergyDescent against autograd, torch.compile and hand-written loops."""
+    from adaptcomp_ext.experiments.bench import bench_energy
+
+    try:
+        bench_energy(
+            out=str(out),
+            device=device,
+            quick=quick,
+            threads=threads,
+            seconds=seconds,
+            compiled=compiled,
+            memory=memory,
+            seed=seed,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise _fail(error) from None
+
+
+@run.command()
+def sudoku(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),
+    size: Annotated[int, typer.Option(help="4 or 9.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with its own split, puzzles and weights.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few updates, to see that it runs.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+) -> None:
+    """Solve Sudoku by descending a learnt energy, longer where it is harder. Two minutes per seed; ten for 9×9."""
+    from adaptcomp_ext.experiments.sudoku import sudoku as run_sudoku
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        run_sudoku(out, size=size, seeds=seeds, first_seed=seed, quick=quick, threads=threads)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
 @run.command()
 def energy(
     data: Annotated[

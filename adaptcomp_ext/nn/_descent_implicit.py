@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn import _adjoint
-from adaptcomp_ext.nn._descent_loop import State
-from adaptcomp_ext.nn._descent_problem import Problem
+from adaptcomp_ext.nn._descent_problem import Ended, Problem
 from adaptcomp_ext.nn.result import Status
 from adaptcomp_ext.ops._backend import compute_dtype
 
@@ -25,11 +24,11 @@ MOST = 500  # iterations; without rounding, as many as a row has elements are en
 class Implicit:
     """Inputs: the context, and the leaves that the energy reaches on its own. Output: y."""
 
-    def __init__(self, problem: Problem, state: State) -> None:
+    def __init__(self, problem: Problem, ended: Ended) -> None:
         self.problem = problem
         self.own = len(problem.context)
-        self._y = state.y.clone()
-        self._status = state.status
+        self._y = ended.y.clone()
+        self._status = ended.status
 
     def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
         """Not available: the solution of the system is not followed by a graph."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from adaptcomp_ext import reference
 from adaptcomp_ext.nn._descent_gradient import FinalEnergy, Unrolled, attach
 from adaptcomp_ext.nn._descent_implicit import Implicit
-from adaptcomp_ext.nn._descent_loop import State, descend
-from adaptcomp_ext.nn._descent_problem import Problem, reached
+from adaptcomp_ext.nn._descent_loop import descend
+from adaptcomp_ext.nn._descent_problem import Ended, Problem, reached
 from adaptcomp_ext.nn._descent_stepwise import run_stepwise
 from adaptcomp_ext.nn._descent_tape import Tape
 from adaptcomp_ext.nn.result import EnergyResult, Trace
@@ -62,10 +62,10 @@ def run_kernels(problem: Problem) -> EnergyResult:
     return finish(problem, state, y, trace, leaves)
 
 
-def finish(problem: Problem, state: State, y: Tensor, trace: Trace | None, leaves: list[Tensor]) -> EnergyResult:
+def finish(problem: Problem, ended: Ended, y: Tensor, trace: Trace | None, leaves: list[Tensor]) -> EnergyResult:
     """The result, with the gradient of the energies."""
-    energy = state.energy
+    energy = ended.energy
     inputs = [y, *problem.context, *leaves]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        (energy,) = attach(FinalEnergy(problem, state), [energy], inputs)
-    return EnergyResult(y, energy, state.steps, state.status, trace)
+        (energy,) = attach(FinalEnergy(problem, ended), [energy], inputs)
+    return EnergyResult(y, energy, ended.steps, ended.status, trace)

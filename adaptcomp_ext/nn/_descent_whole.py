@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -11,13 +10,14 @@ from torch import Tensor
 from adaptcomp_ext import reference
 from adaptcomp_ext.nn import _adjoint
 from adaptcomp_ext.nn._descent_gradient import attach
-from adaptcomp_ext.nn._descent_problem import Problem
+from adaptcomp_ext.nn._descent_implicit import Implicit
+from adaptcomp_ext.nn._descent_modes import finish
+from adaptcomp_ext.nn._descent_problem import Problem, reached
 from adaptcomp_ext.nn.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
 from adaptcomp_ext.ops._backend import compute_dtype
 from adaptcomp_ext.ops._whole_descent import ClosedForm, Descended, whole_descent, whole_descent_backward
 from adaptcomp_ext.ops.descent import normals
-from adaptcomp_ext.reference import DescentRule
 
 
 def serves(problem: Problem) -> bool:
@@ -31,7 +31,10 @@ def run_whole(problem: Problem) -> EnergyResult:
     energy, y0 = problem.energy, problem.y0
     assert isinstance(energy, ClosedFormEnergy)
     wide = compute_dtype(y0.dtype)
-    with _full_precision(y0.device.type):
+    if torch.is_autocast_enabled(y0.device.type):  # which would round what is computed for the kernels
+        with torch.autocast(y0.device.type, enabled=False):
+            form = energy.closed_form(y0, *problem.context, dtype=wide)
+    else:
         form = energy.closed_form(y0, *problem.context, dtype=wide)
     tensors = tuple([t if t is None or t.is_contiguous() else t.contiguous() for t in form.tensors])
     start = y0 if y0.dtype == wide else y0.to(wide)
@@ -41,9 +44,9 @@ def run_whole(problem: Problem) -> EnergyResult:
     inputs = [start, step_size, sigma, *tensors]
     recording = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in inputs])
     through = recording and problem.gradient in ("unrolled", "stepwise")
-    plain = [None if t is None else t.detach() for t in inputs] if recording else inputs
-    form = form._replace(tensors=tuple(plain[3:]))
-    run = whole_descent(form, problem.rule, *plain[:3], problem.sample_ids, through or problem.keep_trace)
+    form = form._replace(tensors=tuple([_plain(t) for t in tensors]) if recording else tensors)
+    plain = (start.detach(), step_size.detach(), _plain(sigma)) if recording else (start, step_size, sigma)
+    run = whole_descent(form, problem.rule, *plain, problem.sample_ids, through or problem.keep_trace)
     places = trace_places(run.steps, problem.rule.max_steps) if problem.keep_trace else None
     y, outputs = run.y, None if places is None or run.path is None else run.path[places]
     if through:
@@ -51,13 +54,24 @@ def run_whole(problem: Problem) -> EnergyResult:
         y, *rest = attach(work, [y] if outputs is None else [y, outputs], inputs)
         outputs = rest[0] if rest else None
     value = run.energy
-    if recording:
+    if recording and problem.gradient != "implicit":
         (value,) = attach(WholeEnergy(form, run), [value], [y, *tensors])
     trace = None
     if places is not None and outputs is not None:
         row, step = places
         trace = Trace(outputs.to(y0.dtype), (run.steps[row] == step + 1).to(torch.float32), row, step + 1)
-    return EnergyResult(y.to(y0.dtype), value, run.steps, run.status, trace)
+    if recording and problem.gradient == "implicit":
+        return _implicit(problem, run._replace(y=y.to(y0.dtype)), trace)
+    return EnergyResult(y if y0.dtype == wide else y.to(y0.dtype), value, run.steps, run.status, trace)
+
+
+def _implicit(problem: Problem, run: Descended, trace: Trace | None) -> EnergyResult:
+    """The gradients of minima and their energies, which know the energy as a module only."""
+    with problem.evaluating():
+        point = run.y.detach().requires_grad_()
+        leaves = reached(problem.evaluate(point, problem.context), [point, *problem.context])
+    (y,) = attach(Implicit(problem, run), [run.y], [*problem.context, *leaves])
+    return finish(problem, run, y, trace, leaves)
 
 
 def trace_places(steps: Tensor, max_steps: int) -> tuple[Tensor, Tensor]:
@@ -68,8 +82,9 @@ def trace_places(steps: Tensor, max_steps: int) -> tuple[Tensor, Tensor]:
 
 
 class Whole:
-    """The steps of a whole descent, to be differentiated. Inputs: y0, step size, σ, the energy's tensors. Outputs: y, and where
-    there is a trace its points.
+    """The steps of a whole descent, to be differentiated.
+
+    Inputs: y0, step size, σ, the energy's tensors. Outputs: y, and where there is a trace its points.
     """
 
     def __init__(self, form: ClosedForm, problem: Problem, run: Descended, places: tuple[Tensor, Tensor] | None) -> None:
@@ -177,11 +192,6 @@ class WholeEnergy:
         targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         found = iter(torch.autograd.grad(value, targets, upstream[0], allow_unused=True))
         return [next(found) if need else None for need in needed]
-
-
-def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    """Without autocast, which would round what is computed for the kernels."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def _number(value: float | Tensor, like: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The kernels that run all steps of a descent: allocation and calls, whatever the energy. Private.
 
-An energy is a `ClosedForm`: its tensors, in the order of its kernels, and its constants. The functions know nothing of autograd, and
-are not operators of ``torch.library``: the module that calls them, with its node, splits a compiled graph anyway.
+An energy is a `ClosedForm`: its tensors, in the order of its kernels, and its constants. The functions know nothing of autograd,
+and are not operators of ``torch.library``: the module that calls them, with its node, splits a compiled graph anyway.
 """
 
 from __future__ import annotations
@@ -90,7 +90,13 @@ def _energy(form: ClosedForm) -> list[int]:
 
 
 def whole_descent(
-    form: ClosedForm, rule: DescentRule, y0: Tensor, step_size: Tensor, noise: Tensor | None, sample_ids: Tensor | None, keep: bool
+    form: ClosedForm,
+    rule: DescentRule,
+    y0: Tensor,
+    step_size: Tensor,
+    noise: Tensor | None,
+    sample_ids: Tensor | None,
+    keep: bool,
 ) -> Descended:
     """All steps of every row.
 
@@ -127,7 +133,7 @@ def whole_descent_backward(
     g_y: Tensor | None,
     g_path: Tensor | None,
 ) -> DescentGradients:
-    """Gradients through the last `last_steps` steps of each row, and to y0 where a row took fewer; 0: through each step by itself."""
+    """Gradients through the last `last_steps` steps of each row, to y0 where it took fewer; 0: through each step by itself."""
     integers, numbers = rule_arguments(rule)
     rows = y0.shape[0]
     out = DescentGradients(

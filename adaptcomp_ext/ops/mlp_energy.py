@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from adaptcomp_ext import reference
@@ -22,9 +24,7 @@ def mlp_closed_form(
     ridge: float,
 ) -> ClosedForm:
     """The tensors of `reference.mlp_energy`."""
-
-    def function(y: Tensor, *tensors: Tensor) -> Tensor:
-        return reference.mlp_energy(y, *tensors, activation=activation, ridge=ridge)
+    function = partial(reference.mlp_energy, activation=activation, ridge=ridge)
 
     sizes = (weight1.shape[0], 0 if weight2 is None else weight2.shape[0], ACTIVATION_CODES[activation])
     return ClosedForm("mlp", (weight1, context, weight2, bias2, out, out_bias), sizes, (ridge,), function, rows_at=1)

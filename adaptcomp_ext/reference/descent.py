@@ -190,7 +190,8 @@ def energy_descent(
     if last is not None and through:
         detached = energy_descent(energy, y0, context, step_size, sigma, rule, "detached", None, sample_ids)
         cut = detached.steps - last + 1
-        y0 = torch.where(_per_row(cut > 1, y0), y0.detach(), y0)  # also where the first steps were rejected
+        behind = (cut > 1).view(-1, *(1 for _ in y0.shape[1:]))
+        y0 = torch.where(behind, y0.detach(), y0)  # also where the first steps were rejected
     sample = torch.arange(batch, device=y0.device) if sample_ids is None else sample_ids
     step_sizes = step_size.to(wide) if isinstance(step_size, Tensor) else torch.tensor(step_size, dtype=wide, device=y0.device)
     step_sizes = step_sizes.expand(batch)
@@ -240,8 +241,6 @@ def energy_descent(
             (slope,) = torch.autograd.grad(energy(here, *(c[taken] for c in context)).sum(), here, create_graph=True)
             shaken = None if noise is None else noise[accept]
             point, m = descent_update(here, slope, sizes[taken], velocity[taken], shaken, rule)
-            if cut is not None:
-                point = torch.where(_spread(cut[taken] > k, point), point.detach(), point)
         else:
             point, m = point[accept], m[accept]
         y = y.index_copy(0, taken, point)
@@ -253,7 +252,10 @@ def energy_descent(
             scale = scale.index_copy(0, rows, torch.where(accept, scale[rows], scale[rows] * rule.backtracking))
         steps = steps.index_fill(0, rows, k)
         status = status.index_copy(0, rows, ends)
-        records.append((y[rows], rows, torch.full_like(rows, k)))
+        end = y[rows]
+        if cut is not None:
+            end = torch.where(_spread(cut[rows] > k, end), end.detach(), end)
+        records.append((end, rows, torch.full_like(rows, k)))
 
     if gradient == "implicit" and torch.is_grad_enabled():
         y = _implicit(energy, y, context, rule, status)

@@ -1,5 +1,5 @@
 // The whole descents at the boundary. Each takes the list of a descent (or of its gradient), the integers and addresses of its
-// energy, and a list of real numbers.
+// energy and the place, on CUDA then the scratch; and a list of real numbers.
 #pragma once
 
 #include "bindings/arguments.h"
@@ -60,6 +60,19 @@ inline DescentBackward read_descent_backward(Arguments& in, const py::list& real
   return d;
 }
 
+// The end of a list: the place, and on CUDA address and bytes of the scratch.
+struct CallPlace : Place {
+  explicit CallPlace(Arguments& in) : CallPlace(in, in.integer()) { in.done(); }
+  DescentScratch scratch;
+
+ private:
+  CallPlace(Arguments& in, int64_t on) : Place(on, in.pointer<void>()), scratch{} {
+    if (on_cpu()) return;
+    scratch.data = in.pointer<void>();
+    scratch.bytes = in.integer();
+  }
+};
+
 // hidden1, hidden2, activation, weight1, context and its stride, weight2, bias2, out, out_bias; a real number more: ridge
 inline MlpEnergy read_mlp(Arguments& in, const py::list& reals) {
   MlpEnergy e{};
@@ -81,8 +94,8 @@ inline void mlp_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
   const Descent d = read_descent(in, reals);
   const MlpEnergy e = read_mlp(in, reals);
-  const Place where = place(in);
-  AC_RUN(where, mlp_descent_cpu(d, e), mlp_descent_cuda(d, e, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, mlp_descent_cpu(d, e), mlp_descent_cuda(d, e, where.scratch, where.device, where.stream));
 }
 
 // ... weight1, context, weight2, bias2, out of the gradient
@@ -91,8 +104,8 @@ inline void mlp_descent_backward(const py::list& list, const py::list& reals) {
   const DescentBackward d = read_descent_backward(in, reals);
   const MlpEnergy e = read_mlp(in, reals);
   const MlpEnergyGrad g{in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>()};
-  const Place where = place(in);
-  AC_RUN(where, mlp_descent_backward_cpu(d, e, g), mlp_descent_backward_cuda(d, e, g, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, mlp_descent_backward_cpu(d, e, g), mlp_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
 }
 
 // patterns, pattern, beta
@@ -102,8 +115,8 @@ inline void hopfield_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
   const Descent d = read_descent(in, reals);
   const HopfieldEnergy e = read_hopfield(in);
-  const Place where = place(in);
-  AC_RUN(where, hopfield_descent_cpu(d, e), hopfield_descent_cuda(d, e, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, hopfield_descent_cpu(d, e), hopfield_descent_cuda(d, e, where.scratch, where.device, where.stream));
 }
 
 // ... pattern, beta of the gradient
@@ -112,8 +125,9 @@ inline void hopfield_descent_backward(const py::list& list, const py::list& real
   const DescentBackward d = read_descent_backward(in, reals);
   const HopfieldEnergy e = read_hopfield(in);
   const HopfieldEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
-  const Place where = place(in);
-  AC_RUN(where, hopfield_descent_backward_cpu(d, e, g), hopfield_descent_backward_cuda(d, e, g, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, hopfield_descent_backward_cpu(d, e, g),
+         hopfield_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
 }
 
 // matrix, linear and its stride
@@ -123,8 +137,8 @@ inline void quadratic_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
   const Descent d = read_descent(in, reals);
   const QuadraticEnergy e = read_quadratic(in);
-  const Place where = place(in);
-  AC_RUN(where, quadratic_descent_cpu(d, e), quadratic_descent_cuda(d, e, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, quadratic_descent_cpu(d, e), quadratic_descent_cuda(d, e, where.scratch, where.device, where.stream));
 }
 
 // ... matrix, linear of the gradient
@@ -133,8 +147,57 @@ inline void quadratic_descent_backward(const py::list& list, const py::list& rea
   const DescentBackward d = read_descent_backward(in, reals);
   const QuadraticEnergy e = read_quadratic(in);
   const QuadraticEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
-  const Place where = place(in);
-  AC_RUN(where, quadratic_descent_backward_cpu(d, e, g), quadratic_descent_backward_cuda(d, e, g, where.device, where.stream));
+  const CallPlace where(in);
+  AC_RUN(where, quadratic_descent_backward_cpu(d, e, g),
+         quadratic_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
+}
+
+// How much scratch a call needs: 0 on the host, -1 where a row is too long for the device's kernels, which then refuse the call.
+// rows, dim, wide, backward, device; the sizes of the energy
+struct ScratchQuery {
+  explicit ScratchQuery(Arguments& in)
+      : rows(in.integer()),
+        dim(in.integer()),
+        wide(in.integer() != 0),
+        backward(in.integer() != 0),
+        where(in.integer(), nullptr) {}
+  int64_t rows, dim;
+  bool wide, backward;
+  Place where;
+};
+#if ADAPTCOMP_WITH_CUDA
+#define AC_SCRATCH(query, energy, function) \
+  ((query).where.on_cpu() ? 0 : function((query).rows, (query).dim, (query).wide, energy, (query).backward, (query).where.device))
+#else
+#define AC_SCRATCH(query, energy, function) (static_cast<void>(query), static_cast<void>(energy), int64_t{0})
+#endif
+
+// ... hidden1, hidden2
+inline int64_t mlp_descent_scratch(const py::list& list) {
+  Arguments in(list);
+  const ScratchQuery query(in);
+  MlpEnergy e{};
+  e.hidden1 = in.integer();
+  e.hidden2 = in.integer();
+  in.done();
+  return AC_SCRATCH(query, e, mlp_descent_scratch_cuda);
+}
+
+// ... patterns
+inline int64_t hopfield_descent_scratch(const py::list& list) {
+  Arguments in(list);
+  const ScratchQuery query(in);
+  const HopfieldEnergy e{in.integer(), nullptr, nullptr};
+  in.done();
+  return AC_SCRATCH(query, e, hopfield_descent_scratch_cuda);
+}
+
+inline int64_t quadratic_descent_scratch(const py::list& list) {
+  Arguments in(list);
+  const ScratchQuery query(in);
+  const QuadraticEnergy e{};
+  in.done();
+  return AC_SCRATCH(query, e, quadratic_descent_scratch_cuda);
 }
 
 }  // namespace adaptcomp

@@ -42,17 +42,23 @@ class DeviceGuard {
 
 constexpr int kThreads = 256;  // of every block
 
-// Starts `kernel` on `blocks` blocks of kThreads. The error checked is the launch's own, not one left over by an earlier call.
+// Starts `kernel` on `blocks` blocks of kThreads, each with `shared` bytes of dynamic shared memory. The error checked is the
+// launch's own, not one left over by an earlier call.
 template <class... P, class... A>
-void launch(const char* name, void (*kernel)(P...), int64_t blocks, void* stream, const A&... args) {
+void launch_shared(const char* name, void (*kernel)(P...), int64_t blocks, int64_t shared, void* stream, const A&... args) {
   if (blocks <= 0) return;
   if (blocks > INT32_MAX)
     throw std::runtime_error(std::string("adaptcomp_ext: ") + name + " has more rows than one launch takes");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
   config.stream = static_cast<cudaStream_t>(stream);
   cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...), name);
+}
+template <class... P, class... A>
+void launch(const char* name, void (*kernel)(P...), int64_t blocks, void* stream, const A&... args) {
+  launch_shared(name, kernel, blocks, 0, stream, args...);
 }
 
 inline int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }

@@ -86,6 +86,39 @@ AC_INLINE vecd fma(vecd a, vecd b, vecd c) {
 #endif
 }
 
+// The larger and the smaller of two; the second argument where either is NaN.
+AC_INLINE vecf max_vec(vecf a, vecf b) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_max_ps(0xffff, a, b);  // the plain one makes GCC 12 warn of its own header
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+AC_INLINE vecf min_vec(vecf a, vecf b) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_min_ps(0xffff, a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+AC_INLINE vecd max_vec(vecd a, vecd b) { return a > b ? a : b; }
+AC_INLINE vecd min_vec(vecd a, vecd b) { return a < b ? a : b; }
+
+// 1 / x for finite x of at least 1, within an ulp: a division takes as long as ten other operations.
+AC_INLINE vecf reciprocal(vecf x) {
+#if defined(__AVX512F__)
+  const vecf y = _mm512_maskz_rcp14_ps(0xffff, x);
+  return fma(fma(-x, y, splat(1.0f)), y, y);
+#else
+  return 1.0f / x;
+#endif
+}
+AC_INLINE vecd reciprocal(vecd x) { return 1.0 / x; }
+
 // The sum of the lanes, always in the same order.
 template <class C>
 AC_INLINE C sum_lanes(vec<C> v) {
@@ -94,6 +127,22 @@ AC_INLINE C sum_lanes(vec<C> v) {
   for (int width = kLanes<C> / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   return lane[0];
+}
+
+// Whether any lane is NaN.
+AC_INLINE bool any_nan(vecf v) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0;
+#else
+  const float sum = sum_lanes<float>(v * 0.0f);
+  return sum != sum;
+#endif
+}
+AC_INLINE bool any_nan(vecd v) {
+  const double sum = sum_lanes<double>(v * 0.0);
+  return sum != sum;
 }
 
 // --- functions. In double lane by lane on the C library: correct, and nobody runs a large descent in double.
@@ -109,9 +158,7 @@ AC_INLINE vecd each_lane(vecd x, const F& f) {
 // Within 1.1 ulp on [-87.3, 88.3]; held constant outside, which is 0 and infinity for all that is done with it here. NaN is kept.
 AC_INLINE vecf exp_vec(vecf x) {
   using Bits = Vec<float>::bits;
-  const vecf high = splat(88.3f), low = splat(-87.3f);
-  x = x > high ? high : x;
-  x = x < low ? low : x;
+  x = max_vec(splat(-87.3f), min_vec(splat(88.3f), x));
   const vecf magic = splat(12582912.0f);  // 1.5 2^23: adding it rounds to an integer, held in the low bits
   const vecf shifted = fma(x, splat(1.44269504088896341f), magic);
   const vecf n = shifted - magic;
@@ -153,9 +200,7 @@ AC_INLINE vecd log1p_unit(vecd e, vecd) {
 
 // Rational approximation of erf on [-4, 4], 1 beyond (as in Eigen); within 3 ulp.
 AC_INLINE vecf erf_vec(vecf x) {
-  const vecf four = splat(4.0f);
-  x = x > four ? four : x;
-  x = x < -four ? -four : x;
+  x = max_vec(splat(-4.0f), min_vec(splat(4.0f), x));
   const vecf t = x * x;
   vecf p = splat(-2.72614225801306e-10f);
   p = fma(p, t, splat(2.77068142495902e-08f));
@@ -184,7 +229,7 @@ AC_INLINE vecf tanh_vec(vecf x) {
   p = fma(p, t, splat(1.33314422036e-1f));
   p = fma(p, t, splat(-3.33332819422e-1f));
   const vecf near = fma(p * t, x, x);
-  const vecf far = 1.0f - 2.0f / (exp_vec(a + a) + 1.0f);
+  const vecf far = 1.0f - 2.0f * reciprocal(exp_vec(a + a) + 1.0f);
   return a < 0.625f ? near : (x < 0.0f ? -far : far);
 }
 AC_INLINE vecd tanh_vec(vecd x) {

@@ -29,12 +29,10 @@ AC_INLINE C dot(const C* a, const C* b, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<C>) sum = fma(load_vec(a + i), load_vec(b + i), sum);
   return sum_lanes<C>(sum);
 }
+// Zero plus something that is NaN in a lane where x is infinite or NaN.
 template <class C>
-AC_INLINE bool finite(const C* x, int64_t n) {
-  vec<C> sum{};
-  for (int64_t i = 0; i < n; i += kLanes<C>) sum = fma(load_vec(x + i), vec<C>{}, sum);
-  const C left = sum_lanes<C>(sum);
-  return left == left;
+AC_INLINE vec<C> infinities(vec<C> x, vec<C> before) {
+  return fma(x, vec<C>{}, before);
 }
 template <class C>
 AC_INLINE C setting(const void* data, int64_t stride, int64_t row) {
@@ -56,9 +54,7 @@ AC_INLINE vec<C> next_point(const DescentRule& rule, const C* y, const C* eta, C
   vec<C> x = load_vec(y + i);
   if (eta) x = fma(splat(sigma), load_vec(eta + i), x);
   x = fma(splat(-rate), load_vec(m + i), x);
-  const vec<C> low = splat(C(rule.low)), high = splat(C(rule.high));
-  x = x < low ? low : x;
-  return x > high ? high : x;
+  return min_vec(splat(C(rule.high)), max_vec(splat(C(rule.low)), x));
 }
 
 // Threads worth waking for so many multiply-adds.
@@ -90,6 +86,7 @@ class DescentTile {
     int64_t row, step;
     C e, s, alpha, sigma;
     bool velocity, moving;  // m holds one; it took part in the present proposal
+    bool finite;            // the present proposal is
   };
 
  public:
@@ -98,6 +95,7 @@ class DescentTile {
         capacity_(capacity),
         slots_of_scratch_(whole_blocks(capacity)),
         stride_(padded<C>(a.dim)),
+        plain_(a.rule.momentum <= 0 && a.rule.clip <= 0 && !a.rule.noisy && a.rule.backtracking <= 0),
         energy_(energy),
         scratch_((5 * slots_of_scratch_ + 1) * stride_),
         p_(scratch_.get()),
@@ -143,11 +141,15 @@ class DescentTile {
                     setting<C>(a_.step_size, a_.step_size_stride, row),
                     a_.rule.noisy ? setting<C>(a_.noise, a_.noise_stride, row) : C(0),
                     false,
-                    false};
+                    false,
+                    true};
     const C* y0 = static_cast<const C*>(a_.y0) + row * a_.dim;
     copy_row(at(p_, slot), y0, a_.dim);
     copy_row(at(y_, slot), y0, a_.dim);
     for (int64_t i = a_.dim; i < stride_; ++i) at(p_, slot)[i] = C(0);
+    vec<C> bad{};
+    for (int64_t i = 0; i < stride_; i += kLanes<C>) bad = infinities<C>(load_vec(at(p_, slot) + i), bad);
+    slots_[slot].finite = !any_nan(bad);
     zero_row(at(m_, slot), stride_);
     energy_.fill(slot, row);
     return true;
@@ -166,12 +168,14 @@ class DescentTile {
     C *p = at(p_, slot), *y = at(y_, slot), *kept = at(kept_, slot), *m = at(m_, slot);
     const C* g = at(g_, slot);
     const C norm = rule.on_gradient ? std::sqrt(dot(g, g, stride_)) : C(0);
-    const Verdict verdict = judge<C>(rule, s.step, s.e, e_new, is_finite(e_new) && finite(p, stride_), norm, s.moving);
+    const Verdict verdict = judge<C>(rule, s.step, s.e, e_new, s.finite && is_finite(e_new), norm, s.moving);
     const C used_scale = s.s;
     if (verdict.accept) {
-      copy_row(y, p, stride_);
-      copy_row(kept, g, stride_);
       s.e = e_new;
+      if (!plain_ || verdict.status != kGoesOn) {  // else the next proposal does it in passing
+        copy_row(y, p, stride_);
+        copy_row(kept, g, stride_);
+      }
     } else {
       s.velocity = false;
       zero_row(m, stride_);
@@ -179,7 +183,7 @@ class DescentTile {
     }
     if (s.step > 0) {
       const int64_t at_step = s.row * rule.max_steps + s.step - 1;
-      if (a_.path) copy_row(static_cast<C*>(a_.path) + at_step * a_.dim, y, a_.dim);
+      if (a_.path) copy_row(static_cast<C*>(a_.path) + at_step * a_.dim, verdict.accept ? p : y, a_.dim);
       if (a_.scale) static_cast<C*>(a_.scale)[at_step] = verdict.accept ? used_scale : C(0);
     }
     if (verdict.status != kGoesOn) {
@@ -191,6 +195,29 @@ class DescentTile {
       return false;
     }
     ++s.step;
+    vec<C> bad{};
+    if (plain_) {  // accepted, or the row would have ended
+      const vec<C> rate = splat(-s.alpha), low = splat(C(rule.low)), high = splat(C(rule.high));
+      for (int64_t i = 0; i < stride_; i += kLanes<C>) {
+        const vec<C> from = load_vec(p + i);
+        const vec<C> x = min_vec(high, max_vec(low, fma(rate, load_vec(g + i), from)));
+        bad = infinities<C>(x, bad);
+        store_vec(y + i, from);
+        store_vec(p + i, x);
+      }
+    } else {
+      propose(s, slot);
+      for (int64_t i = 0; i < stride_; i += kLanes<C>) bad = infinities<C>(load_vec(p + i), bad);
+    }
+    for (int64_t i = a_.dim; i < stride_; ++i) p[i] = C(0);  // a clamp that leaves zero out has moved them
+    s.finite = !any_nan(bad);
+    return true;
+  }
+
+  // The next point from y and the gradient there, with all that a rule may ask for.
+  void propose(Slot& s, int64_t slot) {
+    const DescentRule& rule = a_.rule;
+    C *p = at(p_, slot), *y = at(y_, slot), *kept = at(kept_, slot), *m = at(m_, slot);
     const C factor = rule.clip > 0 ? clip_factor<C>(rule, std::sqrt(dot(kept, kept, stride_))) : C(1);
     const C* direction = kept;
     if (rule.momentum > 0 || rule.clip > 0) {
@@ -205,12 +232,11 @@ class DescentTile {
     const C* eta = rule.noisy ? eta_ : nullptr;
     for (int64_t i = 0; i < stride_; i += kLanes<C>)
       store_vec(p + i, next_point(rule, y, eta, s.sigma, s.alpha * s.s, direction, i));
-    for (int64_t i = a_.dim; i < stride_; ++i) p[i] = C(0);  // a clamp that leaves zero out has moved them
-    return true;
   }
 
   const Descent& a_;
   int64_t capacity_, slots_of_scratch_, stride_;
+  bool plain_;  // a step is p = clamp(y - alpha g), and a row that rejects one ends
   TileEnergy<C>& energy_;
   Slot slots_[kSlots];
   Scratch<C> scratch_;

@@ -50,4 +50,10 @@ struct DescentBackward {
   void* g_noise;       // out [rows]; null: not wanted
 };
 
+// Device memory of a call on CUDA, aligned to 16 bytes and uninitialised: as many bytes as the energy's ..._scratch_cuda says.
+struct DescentScratch {
+  void* data;
+  int64_t bytes;
+};
+
 }  // namespace adaptcomp

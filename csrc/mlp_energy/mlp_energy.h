@@ -30,8 +30,11 @@ struct MlpEnergyGrad {
 
 void mlp_descent_cpu(const Descent& descent, const MlpEnergy& energy);
 void mlp_descent_backward_cpu(const DescentBackward& descent, const MlpEnergy& energy, const MlpEnergyGrad& grad);
-void mlp_descent_cuda(const Descent& descent, const MlpEnergy& energy, int64_t device, void* stream);
-void mlp_descent_backward_cuda(const DescentBackward& descent, const MlpEnergy& energy, const MlpEnergyGrad& grad, int64_t device,
-                               void* stream);
+void mlp_descent_cuda(const Descent& descent, const MlpEnergy& energy, const DescentScratch& scratch, int64_t device,
+                      void* stream);
+void mlp_descent_backward_cuda(const DescentBackward& descent, const MlpEnergy& energy, const MlpEnergyGrad& grad,
+                               const DescentScratch& scratch, int64_t device, void* stream);
+// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block. Reads sizes only.
+int64_t mlp_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const MlpEnergy& energy, bool backward, int64_t device);
 
 }  // namespace adaptcomp

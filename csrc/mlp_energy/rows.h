@@ -34,17 +34,16 @@ AC_HD Activated<typename M::type> activate(typename M::type a) {
     out.first = cdf + a * density;
     if constexpr (kSecond) out.second = density * (C(2) - a * a);
   } else {
-    // One exponential of -|a|, which cannot overflow, gives the logistic function and the softplus alike.
-    const V e = M::exp(a < C(0) ? a : -a);
-    V sigma;
+    V sigma;  // the logistic function
     if constexpr (A == Activation::softplus && kValue) {
-      const V both = C(1) / ((C(1) + e) * (C(2) + e));  // one division for the two that are needed
+      // One exponential of -|a|, which cannot overflow, and one division give both.
+      const V e = M::exp(a < C(0) ? a : -a);
+      const V both = M::reciprocal((C(1) + e) * (C(2) + e));
       const V inverse = both * (C(2) + e);
       sigma = a < C(0) ? e * inverse : inverse;
       out.value = (a < C(0) ? V{} : a) + M::log1p_unit(e, both * (C(1) + e));
     } else {
-      const V inverse = C(1) / (C(1) + e);
-      sigma = a < C(0) ? e * inverse : inverse;
+      sigma = M::reciprocal(C(1) + M::exp(-a));
     }
     if constexpr (A == Activation::softplus) {
       out.first = sigma;

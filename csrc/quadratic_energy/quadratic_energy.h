@@ -19,8 +19,13 @@ struct QuadraticEnergyGrad {
 void quadratic_descent_cpu(const Descent& descent, const QuadraticEnergy& energy);
 void quadratic_descent_backward_cpu(const DescentBackward& descent, const QuadraticEnergy& energy,
                                     const QuadraticEnergyGrad& grad);
-void quadratic_descent_cuda(const Descent& descent, const QuadraticEnergy& energy, int64_t device, void* stream);
+void quadratic_descent_cuda(const Descent& descent, const QuadraticEnergy& energy, const DescentScratch& scratch, int64_t device,
+                            void* stream);
 void quadratic_descent_backward_cuda(const DescentBackward& descent, const QuadraticEnergy& energy,
-                                     const QuadraticEnergyGrad& grad, int64_t device, void* stream);
+                                     const QuadraticEnergyGrad& grad, const DescentScratch& scratch, int64_t device,
+                                     void* stream);
+// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block. Reads sizes only.
+int64_t quadratic_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const QuadraticEnergy& energy, bool backward,
+                                       int64_t device);
 
 }  // namespace adaptcomp

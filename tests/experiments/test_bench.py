@@ -12,10 +12,12 @@ import adaptcomp_ext as ac
 pytest.importorskip("rich")
 
 from adaptcomp_ext.experiments.bench import bench_halting
-from adaptcomp_ext.experiments.bench.contenders import CompileCache, forward_contenders, limit
+from adaptcomp_ext.experiments.bench.agreement import DisagreementError
+from adaptcomp_ext.experiments.bench.compiling import CompileCache
+from adaptcomp_ext.experiments.bench.contenders import forward_contenders, limit
 from adaptcomp_ext.experiments.bench.grid import GRIDS, REQUIRED_SIZES, is_required, select
 from adaptcomp_ext.experiments.bench.halting import run
-from adaptcomp_ext.experiments.bench.measure import DisagreementError, measure, verify
+from adaptcomp_ext.experiments.bench.measure import measure, verify
 from adaptcomp_ext.experiments.bench.memory import saved_bytes
 from adaptcomp_ext.experiments.bench.problem import POLICIES, Config, make_model, make_problem
 from adaptcomp_ext.experiments.bench.report import markdown

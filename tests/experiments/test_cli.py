@@ -60,7 +60,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_extras() -> None:
-    info, *others = without(EXTRAS, ("info",), ("demo",), ("bench", "halting"), ())
+    info, *others = without(EXTRAS, ("info",), ("demo",), ("bench", "halting"), ("bench", "energy"), ())
     assert info[0] == 0
     assert ac.__version__ in info[1]
     for code, out, err in others:
@@ -144,6 +144,14 @@ def test_bench(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert given["quick"] is True
     assert given["compiled"] is False
     assert (given["out"], given["cores"], given["device"]) == (str(tmp_path), "gru", "cpu")
+
+
+def test_bench_energy(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("adaptcomp_ext.experiments.bench.bench_energy", lambda **options: given.update(options))
+    assert run("bench", "energy", "--quick", "--out", str(tmp_path), "--seconds", "2", "--no-compiled", "--no-memory") == 0
+    assert (given["quick"], given["compiled"], given["memory"], given["seconds"]) == (True, False, False, 2.0)
+    assert (given["out"], given["device"], given["seed"]) == (str(tmp_path), "cpu", 0)
 
 
 def test_bench_bad_input(extras: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,15 @@
-"""The halting benchmark, a small package: one idea per module.
+"""The benchmarks.
 
+Of the halting benchmark, one idea per module:
 ``halting`` runs it, ``grid`` says what is run, ``measure`` verifies and times one configuration, ``contenders`` lists
 who takes part (``masked`` and ``indexed`` are the rivals), ``cores`` and ``schedule`` script the halting, ``memory``
 and ``cuda`` are sections of their own, ``report`` and ``figure`` present the result.
+
+``energy`` is the benchmark of energy descent, a package of its own. Both use ``timing``, ``agreement``,
+``compiling``, ``machine``, ``files``, ``progress`` and ``markdown``.
 """
 
+from .energy import bench_energy
 from .halting import bench_halting
 
-__all__ = ["bench_halting"]
+__all__ = ["bench_energy", "bench_halting"]

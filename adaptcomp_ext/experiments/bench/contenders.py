@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,47 +22,15 @@ from torch import Tensor, nn
 
 import adaptcomp_ext as ac
 
+from .compiling import CompileCache
 from .indexed import run_indexed
 from .masked import Outcome, masked_step, run_masked
 from .problem import ACT_THRESHOLD, CONFIDENCE_THRESHOLD, Problem
 from .schedule import active_counts
 
-__all__ = ["CompileCache", "forward_contenders", "limit", "ours", "training_call"]
+__all__ = ["forward_contenders", "limit", "ours", "training_call"]
 
 Call = Callable[[], Any]
-
-
-class CompileCache:
-    """Compiled steps of one model at a time.
-
-    The batch is a dynamic dimension, so one compilation serves every B and M. TorchDynamo keeps its code per function
-    and gives up after a few recompilations, hence the reset whenever the model changes.
-    """
-
-    def __init__(self) -> None:
-        self._key: object = None
-        self._modules: dict[str, Callable[..., Any]] = {}
-        self.seconds: dict[str, float] = {}
-
-    def get(self, key: object, name: str, module: nn.Module) -> Callable[..., Any]:
-        """Return the compiled form of the module, which belongs to the model ``key``."""
-        if key != self._key:
-            torch._dynamo.reset()
-            self._key, self._modules = key, {}
-        if name not in self._modules:
-            self._modules[name] = torch.compile(module, dynamic=True)
-        return self._modules[name]
-
-    def first_call(self, label: str, call: Call) -> None:
-        """Run what may have to compile, and book the time if it did: that takes far over a tenth of a second."""
-        begin = time.perf_counter()
-        call()
-        seconds = time.perf_counter() - begin
-        begin = time.perf_counter()
-        call()
-        compiling = seconds - (time.perf_counter() - begin)
-        if compiling > 0.1:
-            self.seconds[label] = self.seconds.get(label, 0.0) + compiling
 
 
 def ours(problem: Problem, compact: bool | str, step: Callable[..., Any] | None = None) -> Callable[[], Outcome]:
@@ -103,9 +70,11 @@ def forward_contenders(problem: Problem, compiled: CompileCache | None) -> dict[
         "mask": ours(problem, False),
     }
     if compiled is not None:
-        advance = compiled.get(config.model_key, "masked", plain)
+        # The batch is a dynamic dimension, so one compilation serves every B and M.
+        advance = compiled.get(config.model_key, "masked", plain, dynamic=True)
         calls["masked_compile"] = lambda: run_masked(problem, advance)
-        calls["auto_compile"] = ours(problem, "auto", compiled.get(config.model_key, "step", problem.step))
+        step = compiled.get(config.model_key, "step", problem.step, dynamic=True)
+        calls["auto_compile"] = ours(problem, "auto", step)
     return calls
 
 

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import figure, machine
-from .contenders import CompileCache
+from .compiling import CompileCache
 from .cores import CORES
 from .cuda import bandwidth_rows, sync_rows
+from .files import write
 from .grid import GRIDS, estimate_seconds, machine_flops, select
 from .measure import Model, measure
 from .memory import memory_rows
 from .problem import Config, make_model
+from .progress import progress_bar
 from .report import markdown
 
 __all__ = ["bench_halting", "run"]
@@ -32,23 +30,6 @@ __all__ = ["bench_halting", "run"]
 JSON_NAME = "bench_halting.json"
 MARKDOWN_NAME = "bench_halting.md"
 FIGURE_NAME = "bench_halting.png"
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file at once: an interrupted run leaves the previous state readable."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _previous(path: Path, fresh: dict[str, Any]) -> tuple[dict[Config, dict[str, Any]], dict[str, float]]:
@@ -105,19 +86,9 @@ def run(
     cache = CompileCache()
     known, cache.seconds = _previous(out / JSON_NAME, report) if resume else ({}, {})
     report["compile_seconds"] = cache.seconds
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not progress,
-    )
     models: dict[Any, Model] = {}
     expected = {config: max(seconds, 8 * 5 * estimate_seconds(config, flops)) for config in chosen}
-    with bar:
+    with progress_bar(progress) as bar:
         task = bar.add_task("", total=sum(expected.values()))
         for config in chosen:
             bar.update(task, description=config.label)
@@ -129,7 +100,7 @@ def run(
                 compiling = cache if compiled and config.compiled else None
                 row = measure(config, models[config.model_key], device, seed, seconds, compiling)
                 report["rows"].append(row)
-                _write(out / JSON_NAME, json.dumps(report, indent=1))
+                write(out / JSON_NAME, json.dumps(report, indent=1))
             bar.advance(task, expected[config])
         if memory:
             bar.update(task, description="training memory")
@@ -138,8 +109,8 @@ def run(
             bar.update(task, description="kernels")
             report["cuda"] = {"bandwidth": bandwidth_rows(device), "synchronisation": sync_rows(device, seed)}
 
-    _write(out / JSON_NAME, json.dumps(report, indent=1))
-    _write(out / MARKDOWN_NAME, markdown(report))
+    write(out / JSON_NAME, json.dumps(report, indent=1))
+    write(out / MARKDOWN_NAME, markdown(report))
     figure.draw(report, out / FIGURE_NAME)
     failed = [f"{Config(**row['config']).label}: {row['error']}" for row in report["rows"] if row["error"]]
     if failed:
@@ -205,15 +176,14 @@ def bench_halting(
     grid = "quick" if quick else grid
     if grid not in GRIDS:
         raise ValueError(f"grid: expected one of {', '.join(GRIDS)}, got {grid!r}")
-    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected a device that torch can use, got 'cuda', but no GPU is available")
+    where = machine.device_named(device)
     if seconds is None:
         seconds = 1.0 if grid == "quick" else 4.0
-    with _threads(threads):
+    with machine.threads(threads):
         return run(
             GRIDS[grid](),
             Path(out),
-            torch.device(device),
+            where,
             cores=wanted,
             seconds=seconds,
             limit_seconds=limit_seconds,

@@ -1,10 +1,12 @@
-"""What the numbers were measured on."""
+"""What the numbers are measured on."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,28 @@ import torch
 
 import adaptcomp_ext as ac
 
-__all__ = ["describe", "keep_freed_memory"]
+__all__ = ["describe", "device_named", "keep_freed_memory", "threads"]
 
 # Of mallopt in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of this name; ValueError if it is a GPU that is not there."""
+    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected a device that torch can use, got 'cuda', but no GPU is available")
+    return torch.device(name)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Have torch use so many threads inside; None: as many as it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> bool:

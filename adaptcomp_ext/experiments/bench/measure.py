@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import os
-import statistics
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .contenders import Call, CompileCache, forward_contenders, limit, training_call
+from .agreement import DisagreementError, difference, require
+from .compiling import CompileCache
+from .contenders import Call, forward_contenders, limit, training_call
 from .masked import Outcome
 from .problem import Config, Problem, make_problem
 from .schedule import active_counts
-from .timing import clock, interleave, summary
+from .timing import clock, interleave, ratio, summary
 
-__all__ = ["DisagreementError", "Model", "measure"]
+__all__ = ["Model", "measure"]
 
 # Block shapes change how matrix products are summed, and up to 32 steps carry the differences on.
 OUTPUT_TOLERANCE = 1e-3
 GRADIENT_TOLERANCE = 1e-3
 
 Model = tuple[Any, Any]
-
-
-class DisagreementError(RuntimeError):
-    """A contender gave another result: its times mean nothing."""
-
-
-def _difference(got: Tensor, want: Tensor) -> float:
-    """Largest difference over the largest value."""
-    scale = max(float(want.detach().abs().max()), 1e-12)
-    return float((got.detach() - want.detach()).abs().max()) / scale
-
-
-def _check(name: str, what: str, difference: float, tolerance: float) -> None:
-    if not difference <= tolerance:  # also true of a NaN
-        raise DisagreementError(f"{name}: {what} differs from the masked form by {difference:.2e}, allowed {tolerance:.0e}")
 
 
 def verify(problem: Problem, outcomes: dict[str, Outcome], gradients: dict[str, tuple[Tensor, ...]]) -> dict[str, float]:
@@ -58,31 +44,26 @@ def verify(problem: Problem, outcomes: dict[str, Outcome], gradients: dict[str, 
     for name, outcome in outcomes.items():
         if not torch.equal(outcome.steps, problem.steps):
             raise DisagreementError(f"{name}: the steps are not the scripted ones")
-        difference = _difference(outcome.output, reference.output)
-        _check(name, "output", difference, OUTPUT_TOLERANCE)
-        worst["output"] = max(worst["output"], difference)
+        found = difference(outcome.output, reference.output)
+        require(name, "output", found, OUTPUT_TOLERANCE, "masked")
+        worst["output"] = max(worst["output"], found)
         if problem.config.policy == "act":
-            _check(name, "ponder cost", _difference(outcome.cost, reference.cost), OUTPUT_TOLERANCE)
+            require(name, "ponder cost", difference(outcome.cost, reference.cost), OUTPUT_TOLERANCE, "masked")
     for name, grads in gradients.items():
         for got, want in zip(grads, gradients["masked"], strict=True):
-            difference = _difference(got, want)
-            _check(name, f"a gradient of shape {list(want.shape)}", difference, GRADIENT_TOLERANCE)
-            worst["gradient"] = max(worst.get("gradient", 0.0), difference)
+            found = difference(got, want)
+            require(name, f"a gradient of shape {list(want.shape)}", found, GRADIENT_TOLERANCE, "masked")
+            worst["gradient"] = max(worst.get("gradient", 0.0), found)
     return worst
-
-
-def _ratio(times: dict[str, list[float]], over: str, under: str) -> float:
-    """Median over the rounds of the quotient within one round: what slows the whole round cancels."""
-    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
 
 
 def ratios(times: dict[str, list[float]]) -> dict[str, float]:
     """Return every contender over the limit, auto over each of its rivals, and their speed-ups."""
-    found = {f"{name}/limit": _ratio(times, name, "limit") for name in times if name != "limit"}
-    found["auto/best"] = max(_ratio(times, "auto", "masked"), _ratio(times, "auto", "boolean"))
+    found = {f"{name}/limit": ratio(times, name, "limit") for name in times if name != "limit"}
+    found["auto/best"] = max(ratio(times, "auto", "masked"), ratio(times, "auto", "boolean"))
     for rival in ("masked", "boolean", "masked_compile"):
         if rival in times:
-            found[f"{rival}/auto"] = _ratio(times, rival, "auto")
+            found[f"{rival}/auto"] = ratio(times, rival, "auto")
     return found
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .grid import is_required
+from .markdown import environment, milliseconds, neighbours, number, table
 from .problem import Config
 
 __all__ = ["LABELS", "markdown"]
@@ -24,19 +25,6 @@ WORST = 12
 Row = Mapping[str, Any]
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    body = ["| " + " | ".join(line) + " |" for line in lines]
-    return ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *body, ""] if body else ["None.", ""]
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
 def _where(row: Row, mode: bool = True) -> list[str]:
     c = row["config"]
     cells = [c["core"], c["policy"], str(c["batch"]), str(c["dim"]), str(c["max_steps"]), f"{c['fraction']:g}"]
@@ -48,18 +36,7 @@ WHERE = ["core", "policy", "B", "D", "M", "mean/M"]
 
 def _over_limit(row: Row) -> list[str]:
     ratios = row["ratios"]
-    return [_milliseconds(row["times_ms"]["limit"]["median"]), *(_number(ratios.get(f"{n}/limit")) for n in LABELS)]
-
-
-def _neighbours(rows: Sequence[Row], cores: int) -> list[str]:
-    load = max((row["load"] or 0.0 for row in rows), default=0.0)
-    if load <= cores + 0.5:
-        return []
-    return [
-        f"**The machine was not quiet**: its load average reached {load:.1f} on {cores} cores. The JSON file has the "
-        "ratios of the fastest repeats as well, which suffer less.",
-        "",
-    ]
+    return [milliseconds(row["times_ms"]["limit"]["median"]), *(number(ratios.get(f"{n}/limit")) for n in LABELS)]
 
 
 def _worst(rows: Sequence[Row]) -> list[str]:
@@ -81,15 +58,15 @@ def _worst(rows: Sequence[Row]) -> list[str]:
             f"**{1 / slowest['ratios']['masked_compile/auto']:.2f}** times its time ({label}).",
         ]
     lines += ["", "Over 1 means that auto is slower.", ""]
-    return lines + _table(
+    return lines + table(
         [*WHERE, "mode", "auto / best of both", "auto / masked eager", "auto / boolean", "auto / masked compile"],
         (
             [
                 *_where(row),
-                _number(row["ratios"]["auto/best"]),
-                _number(1 / row["ratios"]["masked/auto"]),
-                _number(1 / row["ratios"]["boolean/auto"]),
-                _number(1 / row["ratios"]["masked_compile/auto"] if "masked_compile/auto" in row["ratios"] else None),
+                number(row["ratios"]["auto/best"]),
+                number(1 / row["ratios"]["masked/auto"]),
+                number(1 / row["ratios"]["boolean/auto"]),
+                number(1 / row["ratios"]["masked_compile/auto"] if "masked_compile/auto" in row["ratios"] else None),
             ]
             for row in ordered[:WORST]
         ),
@@ -106,7 +83,7 @@ def _memory(rows: Sequence[Row]) -> list[str]:
         "auto B / row-step",
         "masked / auto",
     ]
-    return _table(
+    return table(
         head,
         (
             [
@@ -124,7 +101,7 @@ def _memory(rows: Sequence[Row]) -> list[str]:
 
 def _cuda(section: Mapping[str, Any]) -> list[str]:
     lines = ["## On the GPU", "", "Bandwidth of the row kernels against a device copy of the same block.", ""]
-    lines += _table(
+    lines += table(
         ["kernel", "row bytes", "kept", "GB/s", "copy GB/s", "of copy"],
         (
             [
@@ -139,7 +116,7 @@ def _cuda(section: Mapping[str, Any]) -> list[str]:
         ),
     )
     lines += ['Under `torch.cuda.set_sync_debug_mode("error")`:', ""]
-    return lines + _table(
+    return lines + table(
         ["policy", "compact", "host synchronisation"],
         ([r["policy"], r["form"], r["error"] or "none"] for r in section["synchronisation"]),
     )
@@ -158,37 +135,35 @@ def markdown(report: Mapping[str, Any]) -> str:
     str
         Markdown.
     """
-    machine, versions = report["machine"], report["versions"]
     timed = [row for row in report["rows"] if row["error"] is None]
     failed = [row for row in report["rows"] if row["error"] is not None]
     lines = [
         "# Halting benchmark",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, device {machine['device']}; "
-        f"Python {versions['python']}, torch {versions['torch']}; {report['date']}.",
+        environment(report),
         "",
         "Ratios of times in the same round, median over interleaved rounds. *Limit*: core and head alone on tensors of "
         "each step's true number of active rows, without any bookkeeping. All contenders were checked to give the "
         "same outputs, steps and, in training, gradients."
         + (" The allocator keeps freed memory." if report["settings"]["keeps_freed_memory"] else ""),
         "",
-        *_neighbours(timed, machine["cores"]),
+        *neighbours(timed, report["machine"]["cores"]),
     ]
     if failed:
         lines += ["## Errors", "", *(f"- {Config(**row['config']).label}: {row['error']}" for row in failed), ""]
     lines += ["## Over the limit: the required points", "", "Time over the limit's; 1 cannot be beaten.", ""]
     required = [row for row in timed if is_required(Config(**row["config"]))]
-    lines += _table([*WHERE, "mode", "limit ms", *LABELS.values()], ([*_where(r), *_over_limit(r)] for r in required))
+    lines += table([*WHERE, "mode", "limit ms", *LABELS.values()], ([*_where(r), *_over_limit(r)] for r in required))
     lines += _worst(timed)
     lines += ["## Training", "", "Forward and backward: how many times faster auto is; its time over the limit's.", ""]
-    lines += _table(
+    lines += table(
         [*WHERE, "auto ms", "over masked eager", "over boolean", "over masked compile", "auto / limit"],
         (
             [
                 *_where(row, mode=False),
-                _milliseconds(row["times_ms"]["auto"]["median"]),
-                *(_number(row["ratios"].get(f"{rival}/auto")) for rival in ("masked", "boolean", "masked_compile")),
-                _number(row["ratios"]["auto/limit"]),
+                milliseconds(row["times_ms"]["auto"]["median"]),
+                *(number(row["ratios"].get(f"{rival}/auto")) for rival in ("masked", "boolean", "masked_compile")),
+                number(row["ratios"]["auto/limit"]),
             ]
             for row in timed
             if row["config"]["training"]
@@ -206,10 +181,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     if report["cuda"] is not None:
         lines += _cuda(report["cuda"])
     lines += ["## All configurations", "", "Limit in milliseconds, all others over the limit.", ""]
-    lines += _table([*WHERE, "mode", "limit ms", *LABELS.values()], ([*_where(r), *_over_limit(r)] for r in timed))
+    lines += table([*WHERE, "mode", "limit ms", *LABELS.values()], ([*_where(r), *_over_limit(r)] for r in timed))
     if report["compile_seconds"]:
         lines += ["## Compile times", "", "Once per model, shared by all batch sizes; not in the times above.", ""]
-        lines += _table(["model", "s"], ([name, f"{s:.1f}"] for name, s in report["compile_seconds"].items()))
+        lines += table(["model", "s"], ([name, f"{s:.1f}"] for name, s in report["compile_seconds"].items()))
     if report["skipped"]:
         lines += ["## Left out", "", "The masked form would have taken too long.", ""]
         lines += [*(f"- {Config(**config).label}" for config in report["skipped"]), ""]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["clock", "interleave", "summary"]
+__all__ = ["clock", "interleave", "ratio", "summary"]
 
 Call = Callable[[], Any]
 
@@ -111,3 +111,8 @@ def summary(values: list[float]) -> dict[str, float]:
     """Return median, quartiles, minimum and number of the repeats."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": middle, "q25": low, "q75": high, "min": min(values), "repeats": len(values)}
+
+
+def ratio(times: Mapping[str, list[float]], over: str, under: str) -> float:
+    """Median over the rounds of the quotient within one round: what slows the whole round cancels."""
+    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))

@@ -19,7 +19,7 @@ class ClosedFormEnergy(nn.Module, ABC):
 
     @abstractmethod
     def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
-        """The energy of rows like `y` as its kernels take it, in a dtype; what does not depend on y is computed here, with a graph."""
+        """The energy of rows like `y` as its kernels take it, in a dtype. What does not depend on y is computed here."""
 
     def forward(self, y: Tensor, *context: Tensor) -> Tensor:
         """Energies [n] of points [n, dim_y].
@@ -36,7 +36,7 @@ class ClosedFormEnergy(nn.Module, ABC):
 
     @property
     def replaced(self) -> bool:
-        """Whether somebody has put something of their own in the place of the energy's arithmetic: the kernels would not see it."""
+        """Whether something else stands in the place of the energy's arithmetic, which the kernels would not see."""
         hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
         return type(self).forward is not ClosedFormEnergy.forward or "forward" in self.__dict__ or any(hooks)
 

@@ -23,8 +23,8 @@ class HopfieldEnergy(ClosedFormEnergy):
     Parameters
     ----------
     patterns : Tensor or Parameter
-        X, [N, dim_y], N ≥ 1; float32, float64, bfloat16 or float16. A Parameter is learned; another tensor is a buffer, and gradients
-        still reach what it was computed from.
+        X, [N, dim_y], N ≥ 1; float32, float64, bfloat16 or float16. A Parameter is learned; another tensor is a buffer, and
+        gradients still reach what it was computed from.
     beta : float or Parameter
         β > 0, the inverse temperature; a Parameter without dimensions or [1] is learned, and not checked for its sign.
 

@@ -108,16 +108,19 @@ class MLPEnergy(ClosedFormEnergy):
         """The kernels' form, with W_x x + b₁ computed."""
         check_points(y, self.dim_y, self.weight_y)
         check_number_of_contexts(context, 1 if self.dim_context else 0)
-        given = (self.weight_y, self.weight_x, self.bias1, self.weight2, self.bias2, self.out, self.out_bias)
-        weight1, weight_x, first, *rest = (None if t is None else converted(t, dtype) for t in given)
-        if weight_x is not None:
+        context_part = converted(self.bias1, dtype)
+        if self.weight_x is not None:
             (x,) = context
             if not isinstance(x, Tensor):
                 raise TypeError(f"context: expected a Tensor, got {describe(x)}")
             if x.shape != (y.shape[0], self.dim_context):
                 raise ValueError(f"context: expected shape [{y.shape[0]}, {self.dim_context}], got {list(x.shape)}")
-            first = F.linear(converted(x, dtype), weight_x, first)
-        return mlp_closed_form(weight1, first, *rest, self.activation, self.ridge)
+            context_part = F.linear(converted(x, dtype), converted(self.weight_x, dtype), context_part)
+        weight2 = bias2 = None
+        if self.weight2 is not None and self.bias2 is not None:
+            weight2, bias2 = converted(self.weight2, dtype), converted(self.bias2, dtype)
+        weight_y, out, out_bias = (converted(t, dtype) for t in (self.weight_y, self.out, self.out_bias))
+        return mlp_closed_form(weight_y, context_part, weight2, bias2, out, out_bias, self.activation, self.ridge)
 
     def extra_repr(self) -> str:
         """The sizes."""

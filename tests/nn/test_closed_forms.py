@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import adaptcomp_ext as ac
 
-from .energies import ACTIVATIONS, KINDS, SHORT, contexts, energy, points
+from .closed_forms import ACTIVATIONS, KINDS, SHORT, contexts, energy, points
 
 FUNCTIONS = {"softplus": F.softplus, "silu": F.silu, "tanh": torch.tanh, "gelu": F.gelu}
 
@@ -113,8 +113,8 @@ def test_the_kernels_stay_away_from_what_they_do_not_know():
     hooked.register_forward_hook(lambda module, inputs, output: 2.0 * output)
     y0 = values((3, 4))
     expected = ac.EnergyDescent(lambda y: 2.0 * plain(y), max_steps=3, tol=0.0)(y0).y
-    for energy in (tempered, hooked):
-        torch.testing.assert_close(ac.EnergyDescent(energy, max_steps=3, tol=0.0)(y0).y, expected)
+    for changed in (tempered, hooked):
+        torch.testing.assert_close(ac.EnergyDescent(changed, max_steps=3, tol=0.0)(y0).y, expected)
 
 
 def test_under_autocast_the_kernels_keep_their_precision():

@@ -1,0 +1,240 @@
+"""The energy benchmark on a tiny grid: contenders agree, rows stop when they should, ratios are right, files are written."""
+
+from __future__ import annotations
+
+import io
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+
+import adaptcomp_ext as ac
+
+pytest.importorskip("rich")
+
+from rich.console import Console
+
+from adaptcomp_ext.experiments.bench import bench_energy, compiling
+from adaptcomp_ext.experiments.bench.agreement import DisagreementError
+from adaptcomp_ext.experiments.bench.compiling import CompileCache
+from adaptcomp_ext.experiments.bench.energy import measure as measuring
+from adaptcomp_ext.experiments.bench.energy.bars import BARS, judge
+from adaptcomp_ext.experiments.bench.energy.contenders import contenders, training_calls, training_forwards
+from adaptcomp_ext.experiments.bench.energy.functions import ACTIVATIONS
+from adaptcomp_ext.experiments.bench.energy.grid import GRIDS, SIZES, at
+from adaptcomp_ext.experiments.bench.energy.loops import Outcome
+from adaptcomp_ext.experiments.bench.energy.measure import PRODUCT_FLOPS, measure, ratios, verify, verify_gradients
+from adaptcomp_ext.experiments.bench.energy.memory import kept_and_peak, memory_rows
+from adaptcomp_ext.experiments.bench.energy.problem import Config, make_problem
+from adaptcomp_ext.experiments.bench.energy.report import markdown, show
+from adaptcomp_ext.experiments.bench.energy.run import run
+from adaptcomp_ext.experiments.bench.live import LiveBytes
+from adaptcomp_ext.experiments.bench.schedule import scripted_steps
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small_product(monkeypatch):
+    monkeypatch.setattr(measuring, "PRODUCT", 32)
+
+
+def tiny(mode="all", **changes):
+    return Config(**{"mode": mode, "batch": 12, "context": 5, "dim": 6, "hidden": (24,), "steps": 8, **changes})
+
+
+def outcomes_of(config, cache=None):
+    problem = make_problem(config, CPU, 0)
+    return problem, {name: Outcome(*call()) for name, call in contenders(problem, cache).items()}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(tiny(activation=activation) for activation in ACTIVATIONS),
+        *(tiny(activation=activation, hidden=(16, 9)) for activation in ACTIVATIONS),
+        tiny(kind="hopfield", context=0, hidden=(11,)),
+        tiny(kind="quadratic", context=6, hidden=()),
+        *(tiny("stop", activation=activation, batch=40) for activation in ACTIVATIONS),
+        tiny("stop", hidden=(16, 9)),
+    ],
+    ids=lambda config: config.label,
+)
+def test_contenders_agree_with_the_float64_descent(config):
+    problem, outcomes = outcomes_of(config)
+    assert verify(problem, outcomes) < 1e-5
+    assert {"eager", "analytic", "generic", "kernel"} <= set(outcomes)
+    with ac.reference_kernels(), torch.no_grad():
+        energy = problem.energy.double()
+        stop = "gradient" if config.mode == "stop" else "energy"
+        descent = ac.EnergyDescent(energy, problem.step_size, config.steps, problem.tol, stop)
+        want = descent(problem.y0.double(), *(c.double() for c in problem.context))
+    torch.testing.assert_close(outcomes["eager"].y.double(), want.y, rtol=1e-4, atol=1e-4)
+    if config.mode == "stop":
+        assert torch.equal(want.steps, problem.steps)
+        assert torch.equal(problem.steps, scripted_steps(config.batch, config.steps, 0.25, 0))
+
+
+def test_training_contenders_agree():
+    problem = make_problem(tiny("train"), CPU, 0)
+    gradients = {name: call() for name, call in training_calls(problem).items()}
+    assert set(gradients) == {"eager", "analytic", "generic", "kernel"}
+    assert verify_gradients(gradients) < 1e-5
+    assert len(gradients["eager"]) == len(list(problem.energy.parameters())) + 2
+    gradients["generic"] = tuple(g * 1.01 for g in gradients["generic"])
+    with pytest.raises(DisagreementError, match="generic: a gradient"):
+        verify_gradients(gradients)
+
+
+def test_a_wrong_result_is_refused(monkeypatch, small_product):
+    problem, outcomes = outcomes_of(tiny("stop"))
+    with pytest.raises(DisagreementError, match="kernel: y differs"):
+        verify(problem, {**outcomes, "kernel": outcomes["kernel"]._replace(y=outcomes["kernel"].y * 1.001)})
+    with pytest.raises(DisagreementError, match="generic: rows stopped"):
+        verify(problem, {**outcomes, "generic": outcomes["generic"]._replace(steps=outcomes["generic"].steps + 1)})
+    wrong = {**outcomes, "eager": outcomes["eager"]._replace(y=outcomes["eager"].y * float("nan"))}
+    monkeypatch.setattr(measuring, "contenders", lambda *_: {name: lambda o=o: o for name, o in wrong.items()})
+    row = measure(tiny("stop"), CPU, 0, 0.0, None)
+    assert "differs from the eager form by nan" in row["error"]
+    assert "times_ms" not in row
+
+
+def test_ratios_are_medians_over_the_rounds():
+    times = {
+        "eager": [10.0, 40.0, 90.0],
+        "generic": [5.0, 80.0, 45.0],
+        "kernel": [1.0, 2.0, 3.0],
+        "matmul": [4.0, 4.0, 3.0],
+    }
+    found = ratios(times, PRODUCT_FLOPS / 4)
+    assert found == {"eager/kernel": 20.0, "generic/kernel": 15.0, "eager/generic": 2.0, "kernel/matmul": 0.5}
+    del times["matmul"]
+    assert "kernel/matmul" not in ratios(times, 1.0)
+
+
+def test_flops():
+    assert at("all", 0).flops == 4 * 16 * 32 * 128 * 20
+    assert at("all", 0, hidden=(128, 64)).flops == 4 * 16 * (32 * 128 + 128 * 64) * 20
+    assert at("all", 0, kind="quadratic", hidden=()).flops == 2 * 16 * 32 * 32 * 20
+
+
+def row_of(config, **found):
+    return {"config": config.as_dict(), "label": config.label, "error": None, "ratios": {"eager/generic": 1.5, **found}}
+
+
+def test_bars():
+    rows = [
+        row_of(at("all", 0), **{"eager/kernel": 20.0, "compiled/kernel": 2.9}),
+        row_of(at("all", 0, activation="tanh"), **{"eager/kernel": 1.0}),
+        row_of(at("all", 2), **{"kernel/matmul": 0.7, "eager/generic": 0.9}),
+        row_of(at("train", 1), **{"eager/kernel": 6.0, "eager/generic": 0.1}),
+        {**row_of(at("stop", 0)), "error": "kernel: y differs"},
+    ]
+    memory = [
+        {"size": list(SIZES[1]), "steps": n, "points": 100 * n, "bytes": {"kernel": {"kept": 50 + 110 * n}}} for n in (5, 40)
+    ]
+    verdicts = judge(rows, memory)
+    assert [(v.found, v.passed) for v in verdicts] == [
+        *((20.0, True), (2.9, False), (0.7, True), (6.0, True)),  # in the order of the bars
+        (0.9, False),  # of the generic form, training apart
+        (1.1, False),  # bytes kept per byte of points
+    ]
+    assert verdicts[4].where == at("all", 2).label
+    assert len(BARS) == 4 + 2 + 2 + 3 + 3 + 2
+
+
+def test_live_bytes():
+    before = torch.ones(100)
+    with LiveBytes() as live:
+        kept = before + 1
+        view = kept[:10]
+        before.mul_(2)
+        assert live.now == 400
+        del kept
+        assert live.now == 400
+        del view
+        assert live.now == 0
+        kept = torch.ones(1000) * 2
+    assert live.now == 4000
+    assert live.peak == 8000
+    del kept
+
+
+def test_the_kernel_keeps_the_points_and_the_loop_its_graph():
+    rows = memory_rows(CPU, 0, sizes=[tiny("train", batch=32, dim=16, hidden=(32,))], steps=(5, 10, 20))
+    assert [row["points"] for row in rows] == [4 * 32 * 16 * n for n in (5, 10, 20)]
+    for few, many in pairwise(rows):
+        points = many["points"] - few["points"]
+        more = {name: many["bytes"][name]["kept"] - few["bytes"][name]["kept"] for name in many["bytes"]}
+        assert points <= more["kernel"] <= 1.1 * points
+        assert more["eager"] > 5 * points
+    problem = make_problem(tiny("train"), CPU, 0)
+    found = kept_and_peak(training_forwards(problem)["kernel"], problem.leaves)
+    assert found["peak"] >= found["kept"] >= 4 * problem.y0.numel() * 8
+
+
+def test_grids():
+    configs = list(GRIDS["default"]())
+    assert {at(mode, size) for mode, size, _, _ in BARS} <= set(configs)
+    assert {config.kind for config in configs} == {"mlp", "hopfield", "quadratic"}
+    assert {config.activation for config in configs} == set(ACTIVATIONS)
+    assert sum(config.compiled and config.mode != "train" for config in GRIDS["quick"]()) == 1
+
+
+def test_run_writes_json_markdown_and_figure(tmp_path, small_product):
+    pytest.importorskip("matplotlib")
+    configs = [tiny(), tiny("stop"), tiny("train"), tiny(kind="quadratic", context=6, hidden=())]
+    report = run(configs, tmp_path, CPU, seconds=0.0, compiled=False, memory=False, progress=False)
+    stored = json.loads((tmp_path / "bench_energy.json").read_text())
+    assert stored == json.loads(json.dumps(report))
+    assert stored["compiler"] == "not wanted"
+    assert [row["config"]["mode"] for row in stored["rows"]] == ["all", "stop", "train", "all"]
+    assert stored["rows"][1]["steps"]["mean"] == pytest.approx(2, abs=0.1)
+    for row in stored["rows"]:
+        assert set(row["times_ms"]) >= {"eager", "analytic", "generic", "kernel"}
+        assert row["agreement"] < 1e-4
+        assert row["ratios"]["eager/kernel"] > 0
+    written = (tmp_path / "bench_energy.md").read_text()
+    assert written == markdown(report)
+    for heading in ("All rows, all steps", "Rows that stop", "Training", "Rate of the arithmetic", "The bars"):
+        assert f"## {heading}" in written
+    assert "The compiled contender was left out: not wanted." in written
+    assert (tmp_path / "bench_energy.png").stat().st_size > 1000
+    screen = io.StringIO()
+    show(report, Console(file=screen, width=250))
+    assert "eager autograd / kernel" in screen.getvalue()
+
+
+def test_disagreement_ends_in_an_error_after_writing(tmp_path, monkeypatch, small_product):
+    monkeypatch.setattr(measuring, "TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match=r"contenders disagree:\nall mlp silu B=12 .* differs from the eager form"):
+        run([tiny()], tmp_path, CPU, seconds=0.0, compiled=False, memory=False, progress=False)
+    assert "## Errors" in (tmp_path / "bench_energy.md").read_text()
+
+
+def test_without_a_compiler(tmp_path, monkeypatch, small_product):
+    def broken(function):
+        raise RuntimeError("no C++ compiler\nhere is how to get one")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert compiling.why_not(CPU) == "RuntimeError: no C++ compiler"
+    report = run([tiny()], tmp_path, CPU, seconds=0.0, memory=False, progress=False)
+    assert "compiled" not in report["rows"][0]["times_ms"]
+    assert "left out: RuntimeError: no C++ compiler." in (tmp_path / "bench_energy.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["all", "stop"])
+def test_the_compiled_contender_agrees(mode):
+    problem, outcomes = outcomes_of(tiny(mode), CompileCache())
+    assert "compiled" in outcomes
+    assert verify(problem, outcomes) < 1e-5
+
+
+def test_bad_options_are_named(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="device"):
+        bench_energy(out=str(tmp_path / "out"), device="cuda")
+    assert not (tmp_path / "out").exists()
