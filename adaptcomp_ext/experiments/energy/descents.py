@@ -80,7 +80,7 @@ def _map(axis: Axes, plane: Map, title: str) -> None:
     axis.plot(along[0], across[0], "o", color=PATH, markersize=7, markerfacecolor="white", markeredgewidth=1.6)
     axis.plot(along[-1], across[-1], "o", color=PATH, markersize=7, markeredgecolor="white")
     axis.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
-    axis.set_xlabel(f"towards the minimum ({plane.explained:.1%} of the path lies in the plane)")
+    axis.set_xlabel(f"towards the minimum; {plane.explained:.1%} of the path in the plane", fontsize=9)
     axis.set_title(title, pad=8)
 
 

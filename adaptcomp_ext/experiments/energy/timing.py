@@ -6,12 +6,13 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from itertools import cycle
+from dataclasses import replace
+from itertools import count, cycle, islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.models import LatentEnergyClassifier
@@ -21,6 +22,8 @@ from .training import Batch, Recipe, Updates, batches, every_step_loss, practisi
 __all__ = ["compare", "plain_loss"]
 
 WARM_UP = 6
+
+Loss = Callable[[LatentEnergyClassifier, Batch], Tensor]
 
 
 def plain_loss(model: LatentEnergyClassifier, batch: Batch) -> Tensor:
@@ -45,10 +48,44 @@ def plain_loss(model: LatentEnergyClassifier, batch: Batch) -> Tensor:
     return torch.stack(losses).mean()
 
 
+class _Contender:
+    """One way of computing the loss, with a model of its own."""
+
+    def __init__(self, model: LatentEnergyClassifier, loss: Loss, recipe: Recipe, rows: int) -> None:
+        self.model, self.loss = copy.deepcopy(model).train(), loss
+        self.update = Updates(self.model, recipe, rows)
+        self.behind = copy.deepcopy(self.model)
+        self.behind.encoder = nn.Identity()
+        self.update_ms: list[float] = []
+        self.descent_ms: list[float] = []
+
+    def take(self, batch: Batch) -> float:
+        """Time an update, and before it the descent alone, forward and backward, for features that are given; return the loss."""
+        with torch.no_grad():
+            features = self.model.encoder(batch.images)
+        given = batch._replace(images=features.requires_grad_())
+        self.descent_ms.append(_milliseconds(lambda: self.loss(self.behind, given).backward()))
+        self.behind.zero_grad()
+        losses: list[Tensor] = []
+
+        def update() -> None:
+            losses.append(self.loss(self.model, batch))
+            self.update(losses[0])
+
+        self.update_ms.append(_milliseconds(update))
+        return float(losses[0].detach())
+
+
+def _milliseconds(call: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
+
+
 def compare(
     model: LatentEnergyClassifier, images: Tensor, labels: Tensor, recipe: Recipe, updates: int, seed: int
 ) -> dict[str, Any]:
-    """Time single updates, forward, backward and optimiser, in turn on the same batches, and extrapolate to an epoch.
+    """Time single updates in turn on the same batches, and extrapolate to an epoch.
 
     Parameters
     ----------
@@ -66,40 +103,34 @@ def compare(
     Returns
     -------
     dict
-        Milliseconds per update and seconds per epoch, both with the batches given, the median ratio of an update, and the
-        largest difference of the two losses.
+        Milliseconds per update (forward, backward and optimiser, the batch given) and of the descent in it alone (forward and
+        backward, the features given); seconds per epoch of updates; the median ratios of plain to kernels within one update; the
+        difference of the two first losses.
     """
-    losses: dict[str, Callable[[LatentEnergyClassifier, Batch], Tensor]] = {
-        "kernels": lambda model, batch: every_step_loss(model, batch)[0],
-        "plain": plain_loss,
-    }
-    copies = {name: copy.deepcopy(model).train() for name in losses}
-    update = {name: Updates(some, recipe, len(images)) for name, some in copies.items()}
-    generator = torch.Generator().manual_seed(seed)
-    times: dict[str, list[float]] = {name: [] for name in losses}
-    difference, steps = 0.0, cycle(range(1, recipe.steps + 1))
-    some_batches = (batch for _ in iter(int, 1) for batch in batches(images, labels, recipe, generator))
-    with practising(copies["kernels"].descend):
-        for i, batch in zip(range(WARM_UP + updates), some_batches, strict=False):
-            batch = batch._replace(steps=next(steps))
-            values = {}
-            for name, loss_of in losses.items():
-                torch.manual_seed(i)  # the same dropout
-                begin = time.perf_counter()
-                loss = loss_of(copies[name], batch)
-                update[name](loss)
-                times[name].append((time.perf_counter() - begin) * 1e3)
-                values[name] = float(loss.detach())
-            if i == 0:
-                difference = abs(values["kernels"] - values["plain"])
     per_epoch = -(-len(images) // recipe.batch)
-    timed = {name: some[WARM_UP:] for name, some in times.items()}
-    means = {name: statistics.fmean(some) for name, some in timed.items()}
-    return {
-        "updates": updates,
-        "updates_per_epoch": per_epoch,
-        "ms_per_update": means,
-        "seconds_per_epoch": {name: mean * per_epoch / 1e3 for name, mean in means.items()},
-        "plain_over_kernels": statistics.median(p / k for p, k in zip(timed["plain"], timed["kernels"], strict=True)),
-        "difference_of_losses": difference,
+    recipe = replace(recipe, epochs=max(recipe.epochs, -(-(WARM_UP + updates) // per_epoch)))  # the schedule has to last
+    contenders = {
+        "kernels": _Contender(model, lambda model, batch: every_step_loss(model, batch)[0], recipe, len(images)),
+        "plain": _Contender(model, plain_loss, recipe, len(images)),
     }
+    kernels, plain = contenders.values()
+    generator = torch.Generator().manual_seed(seed)
+    steps = cycle(range(1, recipe.steps + 1))
+    endless = (batch for _ in count() for batch in batches(images, labels, recipe, generator))
+    difference = 0.0
+    with practising(kernels.model.descend), practising(kernels.behind.descend):
+        for i, batch in enumerate(islice(endless, WARM_UP + updates)):
+            batch = batch._replace(steps=next(steps))
+            losses = []
+            for contender in contenders.values():
+                torch.manual_seed(i)  # the same dropout
+                losses.append(contender.take(batch))
+            if i == 0:
+                difference = abs(losses[0] - losses[1])
+    found: dict[str, Any] = {"updates": updates, "updates_per_epoch": per_epoch, "difference_of_losses": difference}
+    for what in ("update_ms", "descent_ms"):
+        times = [getattr(contender, what)[WARM_UP:] for contender in (kernels, plain)]
+        found[what] = {name: statistics.fmean(some) for name, some in zip(contenders, times, strict=True)}
+        found[what]["ratio"] = statistics.median(p / k for k, p in zip(*times, strict=True))
+    found["seconds_per_epoch"] = {name: found["update_ms"][name] * per_epoch / 1e3 for name in contenders}
+    return found
