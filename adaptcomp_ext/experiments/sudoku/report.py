@@ -262,11 +262,12 @@ def _comparison(report: dict[str, Any]) -> Table:
         line = summary[name]
         table.add_row(
             f"{LABELS[name]} {runs[0][name]['parameters'] / 1000:.0f}k",
-            _shown(line["seconds"], 0),
+            f"{line['seconds']['mean']:.0f}",
             _shown(line["solved"], 1, 100),
-            *(_shown(line.get(key), 1) for key in ("steps", "steps_easiest", "steps_hardest")),
-            _shown(line.get("correlation"), 2),
-            _mean([run[name]["milliseconds"] for run in runs], 0),
+            _shown(line.get("steps"), 1),
+            *("-" if line.get(key) is None else f"{line[key]['mean']:.1f}" for key in ("steps_easiest", "steps_hardest")),
+            "-" if line.get("correlation") is None else f"{line['correlation']['mean']:.2f}",
+            f"{line['milliseconds']['mean']:.0f}",
             style="bold" if name == "energy" else None,
         )
     return table
