@@ -14,7 +14,7 @@ except ImportError as error:
         "adaptcomp_ext's compiled module could not be loaded. Install the package with `pip install .`. A Python started in the "
         "source folder finds the sources there instead of the installed package: start it somewhere else."
     ) from error
-from adaptcomp_ext import ops, reference
+from adaptcomp_ext import models, ops, reference
 from adaptcomp_ext.nn import (
     ACT,
     AdaptiveHalt,
@@ -73,6 +73,7 @@ __all__ = [
     "Trace",
     "__version__",
     "build_info",
+    "models",
     "ops",
     "reference",
     "reference_kernels",
