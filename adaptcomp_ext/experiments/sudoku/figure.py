@@ -209,7 +209,7 @@ def _starts(axis: Axes, report: Mapping[str, Any]) -> None:
     axis.set_xticks(starts, [str(n) for n in starts])
     axis.minorticks_off()
     axis.set(xlabel="random starts", ylabel="solved, %")
-    axis.legend(loc="lower right")
+    axis.legend(loc="best")
     axis.set_title("Best of several starts, by energy", pad=8)
 
 
