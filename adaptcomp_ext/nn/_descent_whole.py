@@ -17,7 +17,7 @@ from adaptcomp_ext.nn._descent_problem import Problem, reached
 from adaptcomp_ext.nn.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
 from adaptcomp_ext.ops._backend import compute_dtype
-from adaptcomp_ext.ops._whole_descent import ClosedForm, Descended, whole_descent, whole_descent_backward
+from adaptcomp_ext.ops._whole_descent import ClosedForm, Descended, fits, whole_descent, whole_descent_backward
 from adaptcomp_ext.ops.descent import normals
 
 
@@ -27,8 +27,8 @@ def serves(problem: Problem) -> bool:
     return isinstance(energy, ClosedFormEnergy) and not energy.replaced
 
 
-def run_whole(problem: Problem) -> EnergyResult:
-    """The descent in one call."""
+def run_whole(problem: Problem) -> EnergyResult | None:
+    """The descent in one call; None where rows are too long for the device's kernels."""
     energy, y0 = problem.energy, problem.y0
     assert isinstance(energy, ClosedFormEnergy)
     wide = compute_dtype(y0.dtype)
@@ -43,6 +43,8 @@ def run_whole(problem: Problem) -> EnergyResult:
     recording = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in inputs])
     through = recording and problem.gradient in ("unrolled", "stepwise")
     form = form._replace(tensors=tuple([_plain(t) for t in tensors]) if recording else tensors)
+    if not fits(form, start, backward=through):
+        return None
     plain = (start.detach(), step_size.detach(), _plain(sigma)) if recording else (start, step_size, sigma)
     run = whole_descent(form, problem.rule, *plain, problem.sample_ids, through or problem.keep_trace)
     places = trace_places(run.steps, problem.rule.max_steps) if problem.keep_trace else None

@@ -224,9 +224,8 @@ class EnergyDescent(nn.Module):
         problem = self._problem(y0, context, step_size, seed, sample_ids)
         if on_reference():
             return run_reference(problem)
-        if serves(problem):
-            return run_whole(problem)
-        return run_kernels(problem)
+        whole = run_whole(problem) if serves(problem) else None
+        return run_kernels(problem) if whole is None else whole
 
     def _problem(self, y0: Any, context: Any, step_size: Any, seed: int | None, sample_ids: Any) -> Problem:
         rule = self._rule(self.seed if seed is None else seed)

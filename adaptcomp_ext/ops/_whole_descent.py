@@ -66,6 +66,38 @@ _BACKWARD = {
     "hopfield": _C.hopfield_descent_backward,
     "quadratic": _C.quadratic_descent_backward,
 }
+_SCRATCH = {
+    "mlp": _C.mlp_descent_scratch,
+    "hopfield": _C.hopfield_descent_scratch,
+    "quadratic": _C.quadratic_descent_scratch,
+}
+
+
+def _scratch_bytes(form: ClosedForm, y0: Tensor, backward: bool) -> int:
+    """What a call on CUDA needs beside its results; -1 where a row is too long for the device's kernels."""
+    sizes: tuple[int, ...] = ()
+    if form.kind == "mlp":
+        sizes = form.integers[:2]
+    elif form.kind == "hopfield":
+        patterns = form.tensors[0]
+        assert patterns is not None
+        sizes = (patterns.shape[0],)
+    return _SCRATCH[form.kind]([*y0.shape, y0.dtype == torch.float64, backward, place(y0.device)[0], *sizes])
+
+
+def fits(form: ClosedForm, y0: Tensor, backward: bool) -> bool:
+    """Whether the kernels take rows as long as these, in the backward pass too if asked for."""
+    return not y0.is_cuda or all(_scratch_bytes(form, y0, way) >= 0 for way in (False, True)[: 1 + backward])
+
+
+def _scratch(form: ClosedForm, y0: Tensor, backward: bool) -> Tensor | None:
+    """Memory of one call, which the stream's later allocations may have as soon as it is launched."""
+    return y0.new_empty(_scratch_bytes(form, y0, backward), dtype=torch.uint8) if y0.is_cuda else None
+
+
+def _call_place(device: torch.device, scratch: Tensor | None) -> tuple[int, ...]:
+    """The end of a list."""
+    return place(device) if scratch is None else (*place(device), scratch.data_ptr(), scratch.numel())
 
 
 def _setting(value: Tensor | None) -> tuple[int, int]:
@@ -114,8 +146,14 @@ def whole_descent(
         y0.new_empty((rows, rule.max_steps)) if keep else None,
         y0.new_empty((rows, rule.max_steps, dim)) if keep and rule.momentum > 0 else None,
     )
+    scratch = _scratch(form, y0, backward=False)
     _FORWARD[form.kind](
-        [*_head(y0, step_size, noise, sample_ids, integers), *map(pointer, out), *_energy(form), *place(y0.device)],
+        [
+            *_head(y0, step_size, noise, sample_ids, integers),
+            *map(pointer, out),
+            *_energy(form),
+            *_call_place(y0.device, scratch),
+        ],
         [*numbers, *form.numbers],
     )
     return out
@@ -150,6 +188,7 @@ def whole_descent_backward(
         out_bias = parts.pop()  # takes no part in a descent
         assert out_bias is not None
         out_bias.zero_()
+    scratch = _scratch(form, y0, backward=True)
     _BACKWARD[form.kind](
         [
             *_head(y0, step_size, noise, sample_ids, integers),
@@ -158,7 +197,7 @@ def whole_descent_backward(
             *map(pointer, (out.y0, out.step_size, out.noise)),
             *_energy(form),
             *map(pointer, parts),
-            *place(y0.device),
+            *_call_place(y0.device, scratch),
         ],
         [*numbers, *form.numbers],
     )
