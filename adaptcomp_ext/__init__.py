@@ -14,7 +14,7 @@ except ImportError as error:
         "adaptcomp_ext's compiled module could not be loaded. Install the package with `pip install .`. A Python started in the "
         "source folder finds the sources there instead of the installed package: start it somewhere else."
     ) from error
-from adaptcomp_ext import ops, reference
+from adaptcomp_ext import models, ops, reference
 from adaptcomp_ext.nn import (
     ACT,
     AdaptiveHalt,
@@ -43,8 +43,9 @@ def build_info() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``version``; ``compiler``; ``cuda`` (bool: compiled in), ``cuda_compiler`` and ``cuda_architectures``; ``openmp`` (version
-        of the standard, 0 without) and ``openmp_threads``; ``torch``, ``torch_cuda`` and ``torch_threads``: the torch in use.
+        ``version``; ``compiler``; ``instruction_set`` in use by the CPU kernels that are compiled for several ("base", "avx2" or
+        "avx512"); ``cuda`` (bool: compiled in), ``cuda_compiler`` and ``cuda_architectures``; ``openmp`` (version of the
+        standard, 0 without) and ``openmp_threads``; ``torch``, ``torch_cuda`` and ``torch_threads``: the torch in use.
     """
     return {
         **_C.build_info(),
@@ -72,6 +73,7 @@ __all__ = [
     "Trace",
     "__version__",
     "build_info",
+    "models",
     "ops",
     "reference",
     "reference_kernels",

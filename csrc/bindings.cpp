@@ -7,6 +7,8 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <stdexcept>
+#include <string>
 
 #include "act/act.h"
 #include "bindings/arguments.h"
@@ -16,6 +18,7 @@
 #include "bindings/halting.h"
 #include "bindings/rows.h"
 #include "bindings/torch.h"
+#include "common/isa.h"
 #include "compaction/compaction.h"
 #include "confidence/confidence.h"
 #include "halting/halting.h"
@@ -126,6 +129,19 @@ int64_t compact_temp(int64_t n) {
 #endif
 }
 
+constexpr const char* kIsaNames[] = {"base", "avx2", "avx512"};
+
+// For tests: another instruction set of those that the machine has.
+void use_isa(const std::string& name) {
+  for (int i = 0; i <= static_cast<int>(best_isa()); ++i) {
+    if (name == kIsaNames[i]) {
+      isa() = static_cast<Isa>(i);
+      return;
+    }
+  }
+  throw std::invalid_argument("adaptcomp_ext._C: this machine does not have the instruction set " + name);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = ADAPTCOMP_VERSION;
@@ -139,6 +155,7 @@ py::dict build_info() {
   info["cuda"] = static_cast<bool>(ADAPTCOMP_WITH_CUDA);
   info["cuda_compiler"] = ADAPTCOMP_CUDA_COMPILER;
   info["cuda_architectures"] = ADAPTCOMP_CUDA_ARCHITECTURES;
+  info["instruction_set"] = kIsaNames[static_cast<int>(isa())];
 #ifdef _OPENMP
   info["openmp"] = _OPENMP;
   info["openmp_threads"] = omp_get_max_threads();
@@ -180,6 +197,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("quadratic_descent_backward", &quadratic_descent_backward);
   m.def("quadratic_descent_scratch", &quadratic_descent_scratch);
   m.def("build_info", &build_info);
+  m.def("use_isa", &use_isa);
   m.def("use_torch", &use_torch);
   py::class_<Schedule, std::shared_ptr<Schedule>>(m, "Schedule")
       .def(py::init([](double fixed, double move, double row) { return Schedule{fixed, move, row}; }))

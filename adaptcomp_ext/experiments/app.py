@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Run a benchmark.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+run = typer.Typer(help="Run an experiment.", no_args_is_help=True)
+app.add_typer(run, name="run")
 
 
 def _fail(error: Exception) -> typer.Exit:
@@ -45,14 +47,14 @@ def demo(
 ) -> None:
     """Train a reader that looks longer at hard digits; time it; draw what it did. Under a minute."""
     from adaptcomp_ext.experiments.data import load_digits, load_mnist
-    from adaptcomp_ext.experiments.demo import demo as run
+    from adaptcomp_ext.experiments.demo import demo as run_demo
 
     try:
         images = load_digits() if data is None else load_mnist(data)
         out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         raise _fail(error) from None
-    run(images, out, epochs=epochs, seed=seed, threads=threads, seconds=seconds)
+    run_demo(images, out, epochs=epochs, seed=seed, threads=threads, seconds=seconds)
 
 
 @bench.command()
@@ -92,8 +94,8 @@ def halting(
         raise _fail(error) from None
 
 
-@bench.command()
-def energy(
+@bench.command("energy")
+def energy_benchmark(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_energy"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than a minute.")] = False,
@@ -118,4 +120,47 @@ def energy(
             seed=seed,
         )
     except (ValueError, RuntimeError) as error:
+        raise _fail(error) from None
+
+
+@run.command()
+def sudoku(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),
+    size: Annotated[int, typer.Option(help="4 or 9.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with its own split, puzzles and weights.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few updates, to see that it runs.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+) -> None:
+    """Solve Sudoku by descending a learnt energy, longer where it is harder. Two minutes per seed; ten for 9×9."""
+    from adaptcomp_ext.experiments.sudoku import sudoku as run_sudoku
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        run_sudoku(out, size=size, seeds=seeds, first_seed=seed, quick=quick, threads=threads)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+@run.command()
+def energy(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the four IDX files of MNIST. Default: scikit-learn's digits.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out"),
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and corruption.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    held_out: Annotated[int, typer.Option(min=0, help="Report on so many training images instead of the test images.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Few epochs and little timing.")] = False,
+) -> None:
+    """Train a latent-variable energy through its own descent; see which digits take many steps."""
+    from adaptcomp_ext.experiments.data import load_digits, load_mnist
+    from adaptcomp_ext.experiments.energy import energy as run_energy
+
+    try:
+        images = load_digits() if data is None else load_mnist(data)
+        out.mkdir(parents=True, exist_ok=True)
+        run_energy(images, out, epochs=epochs, seed=seed, threads=threads, held_out=held_out, quick=quick)
+    except (ValueError, OSError) as error:
         raise _fail(error) from None

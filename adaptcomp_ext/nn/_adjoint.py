@@ -6,7 +6,8 @@ computed from another, or from the leaves that the function reaches on its own, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,16 @@ def backward(
     return found
 
 
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Where a backward pass computes in the dtypes of the forward pass, as recorded, wherever it was called."""
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 class _Adjoint(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -60,7 +71,7 @@ class _Adjoint(torch.autograd.Function):
     def backward(ctx: Any, *second: Tensor | None) -> tuple[Any, ...]:
         tensors, outputs = ctx.saved_tensors, ctx.outputs
         needs = ctx.needs_input_grad[5:]
-        with torch.enable_grad():
+        with torch.enable_grad(), without_autocast():
             # Second derivatives mix all that was differentiated the first time, whether or not its own gradient is needed now.
             inputs = copies(tensors[outputs:], ctx.own, [a or b for a, b in zip(ctx.needed, needs[outputs:], strict=True)])
             upstream = copies(tensors[:outputs], outputs, needs[:outputs])

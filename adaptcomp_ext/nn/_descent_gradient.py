@@ -67,7 +67,7 @@ class Unrolled:
         problem, rule = self.problem, self.problem.rule
         y0, step_size, sigma, *context = inputs[: self.own]
         assert y0 is not None
-        y = y0
+        y = y0 if problem.last is None else torch.where(self._cut(y0), y0.detach(), y0)
         velocity = torch.zeros_like(y0, dtype=compute_dtype(y0.dtype)) if rule.momentum > 0 else None
         segments, ends = self._segments(), [y0[:0]]
         for step in self._steps():
@@ -154,11 +154,10 @@ class Unrolled:
                     g_context[i] = add_rows(g_context[i], part, row, batch)
             for i, need in enumerate(needed[own:]):
                 g_leaves[i] = add(g_leaves[i], next(found)) if need else None
-            if step.first is not None:
-                g_here = g_here.masked_fill(_over(step.first, g_here), 0.0)
-                g_before = g_before.masked_fill(_over(step.first, g_before), 0.0)
             v = _put(v, g_here, row)
             w = None if w is None else _put(w, g_before, row)
+        if problem.last is not None:
+            v.masked_fill_(self._cut(v), 0.0)
         g_step: Tensor | None = None
         if g_sizes is not None and step_size is not None:
             g_step = (g_sizes if step_size.dim() else g_sizes.sum()).to(step_size)
@@ -196,6 +195,11 @@ class Unrolled:
             segments[k] = (row[begin : begin + count], begin, begin + count)
             begin += count
         return segments
+
+    def _cut(self, like: Tensor) -> Tensor:
+        """Where rows are not differentiated from y0 on; broadcasts over `like`."""
+        assert self._tape.steps is not None and self.problem.last is not None
+        return _over(self._tape.steps >= self.problem.last, like)
 
     def _heeded(self, ends: Tensor, step: int, row: Tensor) -> Tensor:
         """Something of the points after a step, zero where the row is not differentiated so far back."""
@@ -272,7 +276,9 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         work = ctx.work
-        found = _adjoint.backward(work.function, work.gradients, work.own, ctx.saved_tensors, upstream, ctx.needs_input_grad[2:])
+        needed = ctx.needs_input_grad[2:]
+        with _adjoint.without_autocast():
+            found = _adjoint.backward(work.function, work.gradients, work.own, ctx.saved_tensors, upstream, needed)
         return (None, None, *found)
 
 

@@ -84,6 +84,7 @@ class Problem:
             and value.requires_grad
             and value.dtype in DTYPE_CODES
             and value.device == point.device
+            and value.layout is torch.strided
         ):
             return value
         return self._check(value, point)
@@ -92,10 +93,10 @@ class Problem:
         rows = point.shape[0]
         if not isinstance(value, Tensor):
             raise TypeError(f"energy: expected it to return a Tensor, got {describe(value)}")
-        if value.dtype not in DTYPE_CODES:
-            raise TypeError(f"energy: expected it to return float32, float64, bfloat16 or float16, got {value.dtype}")
         if value.layout != torch.strided:
             raise TypeError(f"energy: expected it to return a dense tensor, got layout {value.layout}")
+        if value.dtype not in DTYPE_CODES:
+            raise TypeError(f"energy: expected it to return float32, float64, bfloat16 or float16, got {value.dtype}")
         if value.shape != (rows,):
             hint = "; one energy for each row, not their sum or mean" if value.dim() == 0 else ""
             raise ValueError(f"energy: expected it to return shape [{rows}]{hint}, got {list(value.shape)}")

@@ -73,6 +73,7 @@ class _Stepwise:
         point: Tensor | None = plain(problem.y0)
         block: _Block | None = None
         leaves: list[Tensor] = []
+        live = False
         for step in range(most + 1):
             assert point is not None
             row = self._rows(point)
@@ -80,9 +81,11 @@ class _Stepwise:
             if step == 0:
                 problem.check_rows(value, point)
                 leaves = reached(value, [point, *context])
+                given = [*context, problem.step_size, problem.sigma, *leaves]
+                live = any(isinstance(t, Tensor) and t.requires_grad for t in given)
             slope = None
             if step < most or problem.rule.on_gradient:
-                slope = problem.slope(value, point, torch.ones_like(value), create_graph=step < most)
+                slope = problem.slope(value, point, torch.ones_like(value), create_graph=live and step < most)
             accepted = torch.empty_like(value, dtype=torch.uint8, requires_grad=False)
             following = state.advance(point, value, slope, accepted, step)
             point = point.detach()
@@ -99,7 +102,7 @@ class _Stepwise:
                 self._leave(row, current, state.index)
                 context = [c.index_select(0, state.index) for c in context]
                 current, start, slope = (t.index_select(0, state.index) for t in (current, start, slope))
-            if state.broken():
+            if state.broken() and live:
                 slope = self._slope(start, context)
             block = self._try(context, start, current, slope, step + 1)
             point = following
@@ -136,7 +139,7 @@ class _Stepwise:
         """Where the rows are after the step, with and without gradient."""
         index = None if self.state.took_all(point.shape[0]) else accepted.nonzero()[:, 0]
         some = block if index is None else block.select(index)
-        if self.state.broken():
+        if self.state.broken() and some.slope.requires_grad:
             some.slope = self._slope(some.start, some.context)
         taken = point if index is None else point.index_select(0, index)
         end, _ = descent.attach(taken, some.after, self.problem.rule, some.start, some.slope, some.step_size, None, some.noise)

@@ -79,7 +79,7 @@ class Tape:
             self.records[-1].accepted = None if all_taken else accepted
         if step > 0 and self._trace:
             self.ends.append((point if all_taken else state.of_block(state.y, self._row), self._row))
-        if self._last is not None and step > self._last and self.exact:
+        if self._points and self._last is not None and step > self._last and self.exact:
             self._prune(self.records[step - 1 - self._last], state)
         if following is None:
             return
@@ -123,7 +123,7 @@ class Taken:
     rejected: Tensor | None
     """int64: the batch rows that stayed where they were; None: none."""
     first: Tensor | None
-    """bool [n]: where the row's differentiated part begins though it had taken steps before; None: nowhere."""
+    """bool [n]: where the differentiated part of a row that is not differentiated from y0 on begins; None: nowhere."""
 
 
 def taken(tape: Tape, last: int | None) -> list[Taken]:
@@ -142,6 +142,7 @@ def taken(tape: Tape, last: int | None) -> list[Taken]:
         took.append(accepted)
         stayed.append(inside & ~accepted)
     places = _places(took + stayed)
+    fresh = None if last is None else tape.steps >= last
     selected = {id(record): i for i, record in enumerate(some)}
     steps = []
     for record in tape.records:
@@ -151,8 +152,9 @@ def taken(tape: Tape, last: int | None) -> list[Taken]:
             rejected = rows[i][others] if others.shape[0] else None
             record.row = rows[i]
             record.select(places[i])
-        if last is not None and record.row is not None:
-            first = tape.steps[record.row] - last + 1 == record.step
+        if fresh is not None and record.row is not None:
+            first = fresh[record.row]
+            fresh[record.row] = False
         steps.append(Taken(record.step, record.row, record.start, record.velocity, record.scale, rejected, first))
     return steps
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -28,11 +27,14 @@ def serves(problem: Problem) -> bool:
 
 
 def run_whole(problem: Problem) -> EnergyResult | None:
-    """The descent in one call; None where rows are too long for the device's kernels."""
+    """The descent in one call; None where its rows are too long for the device's kernels."""
     energy, y0 = problem.energy, problem.y0
     assert isinstance(energy, ClosedFormEnergy)
     wide = compute_dtype(y0.dtype)
-    with _full_precision(y0.device.type):
+    if torch.is_autocast_enabled(y0.device.type):  # which would round what is computed for the kernels
+        with torch.autocast(y0.device.type, enabled=False):
+            form = energy.closed_form(y0, *problem.context, dtype=wide)
+    else:
         form = energy.closed_form(y0, *problem.context, dtype=wide)
     tensors = tuple([t if t is None or t.is_contiguous() else t.contiguous() for t in form.tensors])
     start = y0 if y0.dtype == wide else y0.to(wide)
@@ -42,6 +44,8 @@ def run_whole(problem: Problem) -> EnergyResult | None:
     inputs = [start, step_size, sigma, *tensors]
     recording = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in inputs])
     through = recording and problem.gradient in ("unrolled", "stepwise")
+    if not fits(form, start, through):
+        return None
     form = form._replace(tensors=tuple([_plain(t) for t in tensors]) if recording else tensors)
     if not fits(form, start, backward=through):
         return None
@@ -62,7 +66,7 @@ def run_whole(problem: Problem) -> EnergyResult | None:
         trace = Trace(outputs.to(y0.dtype), (run.steps[row] == step + 1).to(torch.float32), row, step + 1)
     if recording and problem.gradient == "implicit":
         return _implicit(problem, run._replace(y=y.to(y0.dtype)), trace)
-    return EnergyResult(y.to(y0.dtype), value, run.steps, run.status, trace)
+    return EnergyResult(y if y0.dtype == wide else y.to(y0.dtype), value, run.steps, run.status, trace)
 
 
 def _implicit(problem: Problem, run: Descended, trace: Trace | None) -> EnergyResult:
@@ -192,11 +196,6 @@ class WholeEnergy:
         targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         found = iter(torch.autograd.grad(value, targets, upstream[0], allow_unused=True))
         return [next(found) if need else None for need in needed]
-
-
-def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    """Without autocast, which would round what is computed for the kernels."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def _number(value: float | Tensor, like: Tensor) -> Tensor:

@@ -245,8 +245,8 @@ class EnergyDescent(nn.Module):
             check_alike("sample_ids", [sample_ids], batch, device)
         return Problem(
             energy=self.energy,
-            y0=y0,
-            context=list(context),
+            y0=_outside_inference(y0),
+            context=[_outside_inference(c) for c in context],
             step_size=_check_step_size("step_size", self.step_size if step_size is None else step_size, y0),
             sigma=_on_device("noise", self.noise, y0),
             rule=rule,
@@ -270,6 +270,11 @@ class EnergyDescent(nn.Module):
         """The numbers and the modes."""
         size = tuple(self.step_size.shape) if isinstance(self.step_size, Tensor) else self.step_size
         return f"step_size={size}, max_steps={self.max_steps}, tol={self.tol}, stop={self.stop!r}, gradient={self.gradient!r}"
+
+
+def _outside_inference(tensor: Tensor) -> Tensor:
+    """A tensor that a backward pass may need."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def _check_step_size(name: str, value: Any, y0: Tensor | None) -> float | Tensor:
@@ -305,6 +310,8 @@ def _check_scalars(name: str, value: Tensor) -> None:
 
 
 def _on_device(name: str, value: float | Tensor, y0: Tensor) -> float | Tensor:
-    if isinstance(value, Tensor) and value.device != y0.device and not (value.is_cpu and value.dim() == 0):
+    if not isinstance(value, Tensor):
+        return value
+    if value.device != y0.device and not (value.is_cpu and value.dim() == 0):
         raise ValueError(f"{name}: expected a tensor on {y0.device} like y0, got one on {value.device}")
-    return value
+    return _outside_inference(value)

@@ -100,6 +100,32 @@ def _call_place(device: torch.device, scratch: Tensor | None) -> tuple[int, ...]
     return place(device) if scratch is None else (*place(device), scratch.data_ptr(), scratch.numel())
 
 
+_SCRATCH = {"mlp": _C.mlp_descent_scratch, "hopfield": _C.hopfield_descent_scratch, "quadratic": _C.quadratic_descent_scratch}
+
+
+def _scratch_bytes(form: ClosedForm, y0: Tensor, backward: bool) -> int:
+    """Of a call on CUDA; 0 on the CPU. Negative where a row does not fit in a block of the device."""
+    if y0.is_cpu:
+        return 0
+    first = form.tensors[0]
+    assert first is not None
+    sizes = {"mlp": form.integers[:2], "hopfield": first.shape[:1], "quadratic": ()}[form.kind]
+    return _SCRATCH[form.kind]([*y0.shape, y0.dtype == torch.float64, backward, place(y0.device)[0], *sizes])
+
+
+def fits(form: ClosedForm, y0: Tensor, through: bool) -> bool:
+    """Whether the device has room for rows like y0 in the kernel, and in that of the gradient where it is wanted."""
+    return all(_scratch_bytes(form, y0, backward) >= 0 for backward in ([False, True] if through else [False]))
+
+
+def _place(form: ClosedForm, y0: Tensor, backward: bool) -> tuple[list[int], Tensor | None]:
+    """The end of an argument list, and the scratch in it, to be held until the call has been made."""
+    if y0.is_cpu:
+        return [*place(y0.device)], None
+    scratch = torch.empty(_scratch_bytes(form, y0, backward), dtype=torch.uint8, device=y0.device)
+    return [*place(y0.device), scratch.data_ptr(), scratch.numel()], scratch
+
+
 def _setting(value: Tensor | None) -> tuple[int, int]:
     """Address of a setting, and its stride over the rows."""
     return (0, 0) if value is None else (value.data_ptr(), 1 if value.dim() else 0)
@@ -146,14 +172,9 @@ def whole_descent(
         y0.new_empty((rows, rule.max_steps)) if keep else None,
         y0.new_empty((rows, rule.max_steps, dim)) if keep and rule.momentum > 0 else None,
     )
-    scratch = _scratch(form, y0, backward=False)
+    where, _held = _place(form, y0, backward=False)
     _FORWARD[form.kind](
-        [
-            *_head(y0, step_size, noise, sample_ids, integers),
-            *map(pointer, out),
-            *_energy(form),
-            *_call_place(y0.device, scratch),
-        ],
+        [*_head(y0, step_size, noise, sample_ids, integers), *map(pointer, out), *_energy(form), *where],
         [*numbers, *form.numbers],
     )
     return out
@@ -188,7 +209,7 @@ def whole_descent_backward(
         out_bias = parts.pop()  # takes no part in a descent
         assert out_bias is not None
         out_bias.zero_()
-    scratch = _scratch(form, y0, backward=True)
+    where, _held = _place(form, y0, backward=True)
     _BACKWARD[form.kind](
         [
             *_head(y0, step_size, noise, sample_ids, integers),
@@ -197,7 +218,7 @@ def whole_descent_backward(
             *map(pointer, (out.y0, out.step_size, out.noise)),
             *_energy(form),
             *map(pointer, parts),
-            *_call_place(y0.device, scratch),
+            *where,
         ],
         [*numbers, *form.numbers],
     )

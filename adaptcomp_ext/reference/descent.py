@@ -241,8 +241,6 @@ def energy_descent(
             (slope,) = torch.autograd.grad(energy(here, *(c[taken] for c in context)).sum(), here, create_graph=True)
             shaken = None if noise is None else noise[accept]
             point, m = descent_update(here, slope, sizes[taken], velocity[taken], shaken, rule)
-            if cut is not None:
-                point = torch.where(_spread(cut[taken] > k, point), point.detach(), point)
         else:
             point, m = point[accept], m[accept]
         y = y.index_copy(0, taken, point)
@@ -254,7 +252,10 @@ def energy_descent(
             scale = scale.index_copy(0, rows, torch.where(accept, scale[rows], scale[rows] * rule.backtracking))
         steps = steps.index_fill(0, rows, k)
         status = status.index_copy(0, rows, ends)
-        records.append((y[rows], rows, torch.full_like(rows, k)))
+        end = y[rows]
+        if cut is not None:
+            end = torch.where(_spread(cut[rows] > k, end), end.detach(), end)
+        records.append((end, rows, torch.full_like(rows, k)))
 
     if gradient == "implicit" and torch.is_grad_enabled():
         y = _implicit(energy, y, context, rule, status)

@@ -5,22 +5,27 @@ namespace adaptcomp {
 
 enum class Isa { base, avx2, avx512 };
 
-inline Isa isa() {
+// The best that the machine has.
+inline Isa best_isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
-  static const Isa found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
-                               ? Isa::avx512
-                           : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? Isa::avx2
-                                                                                             : Isa::base;
-  return found;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return avx512 && avx2 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::base;
 #else
   return Isa::base;
 #endif
 }
 
+// The one in use. Tests set it, to run what the machine would not choose.
+inline Isa& isa() {
+  static Isa in_use = best_isa();
+  return in_use;
+}
+
 }  // namespace adaptcomp
 
-// Declares `call` in every instruction set's namespace, and runs the best.
+// Declares a function in every instruction set's namespace, and calls the one in use.
 #if defined(__x86_64__) && defined(__GNUC__)
 #define AC_DECLARE_ISA(declaration) \
   namespace isa_base {              \

@@ -16,7 +16,7 @@
 namespace adaptcomp {
 namespace {
 
-constexpr int64_t kChunk = 64;  // elements of noise made at a time; a multiple of four
+constexpr int64_t kChunk = 32;  // elements of noise made at a time; a multiple of four
 
 template <class T>
 AC_HD bool finite_row(const T* x, int64_t n) {
@@ -46,21 +46,40 @@ struct Proposal {
 };
 
 // next = clamp(y + noise - step velocity), velocity = momentum before + factor g. Without a place to store it, the velocity is
-// not kept; before and noise may be null.
-template <class T, class C>
-AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, Proposal<C> how,
+// not kept; before and noise may be null. A loop of its own for each combination: they vectorise only so.
+template <bool Before, bool Velocity, bool Noise, class T, class C>
+AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, const Proposal<C>& how,
                        int64_t n) {
-  const auto bounded = [&](C x) { return x < how.low ? how.low : x > how.high ? how.high : x; };
-  if (!velocity && !before && !noise) {
-    for (int64_t i = 0; i < n; ++i) store(next[i], bounded(load(y[i]) - how.step * (how.factor * load(g[i]))));
-    return;
-  }
   for (int64_t i = 0; i < n; ++i) {
     C m = how.factor * load(g[i]);
-    if (before) m = how.momentum * before[i] + m;
-    const C from = noise ? load(y[i]) + noise[i] : C(load(y[i]));
-    store(next[i], bounded(from - how.step * m));
-    if (velocity) velocity[i] = m;
+    if constexpr (Before) m = how.momentum * before[i] + m;
+    if constexpr (Velocity) velocity[i] = m;
+    C x = load(y[i]);
+    if constexpr (Noise) x += noise[i];
+    x -= how.step * m;
+    store(next[i], x < how.low ? how.low : x > how.high ? how.high : x);
+  }
+}
+template <bool Before, bool Velocity, class T, class C>
+AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, const Proposal<C>& how,
+                       int64_t n) {
+  if (noise) {
+    propose_row<Before, Velocity, true>(next, y, g, before, velocity, noise, how, n);
+  } else {
+    propose_row<Before, Velocity, false>(next, y, g, before, velocity, noise, how, n);
+  }
+}
+template <class T, class C>
+AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, const Proposal<C>& how,
+                       int64_t n) {
+  if (before && velocity) {
+    propose_row<true, true>(next, y, g, before, velocity, noise, how, n);
+  } else if (before) {
+    propose_row<true, false>(next, y, g, before, velocity, noise, how, n);
+  } else if (velocity) {
+    propose_row<false, true>(next, y, g, before, velocity, noise, how, n);
+  } else {
+    propose_row<false, false>(next, y, g, before, velocity, noise, how, n);
   }
 }
 template <class C>
@@ -97,14 +116,32 @@ C number_of(const PerRow& numbers, int64_t r) {
   return numbers.data ? static_cast<const C*>(numbers.data)[numbers.each ? r : 0] : static_cast<C>(numbers.value);
 }
 
-// sigma times the noise of elements `begin` to `begin` + n.
+// The noise of kChunk elements from `begin` on: `normals`, stage by stage, so that each vectorises.
+AC_CLONES void normals_loop(const DescentRule& rule, uint64_t sample, int64_t step, int64_t begin, double* out) {
+  constexpr int64_t kBlocks = kChunk / 4;
+  uint32_t word[4][kBlocks];
+  double first[2][kBlocks], second[2][kBlocks];
+  for (int64_t b = 0; b < kBlocks; ++b) {
+    uint32_t four[4];
+    normal_words(rule, sample, step, begin / 4 + b, four);
+    for (int w = 0; w < 4; ++w) word[w][b] = four[w];
+  }
+  for (int half = 0; half < 2; ++half)
+    for (int64_t b = 0; b < kBlocks; ++b) normal_pair(word[2 * half][b], word[2 * half + 1][b], first[half][b], second[half][b]);
+  for (int64_t b = 0; b < kBlocks; ++b) {
+    for (int half = 0; half < 2; ++half) {
+      out[4 * b + 2 * half] = first[half][b];
+      out[4 * b + 2 * half + 1] = second[half][b];
+    }
+  }
+}
+
+// sigma times the noise of elements `begin` to `begin` + n, at most kChunk.
 template <class C>
 void noise_chunk(const DescentRule& rule, C sigma, uint64_t sample, int64_t step, int64_t begin, int64_t n, C* out) {
-  for (int64_t i = 0; i < n; i += 4) {
-    C four[4];
-    normals<C>(rule, sample, step, (begin + i) / 4, four);
-    for (int64_t k = 0; k < 4 && i + k < n; ++k) out[i + k] = sigma * four[k];
-  }
+  double noise[kChunk];
+  normals_loop(rule, sample, step, begin, noise);
+  for (int64_t i = 0; i < n; ++i) out[i] = sigma * static_cast<C>(noise[i]);
 }
 
 template <class T>
@@ -245,8 +282,11 @@ void descent_normals_cpu(const DescentNormals& a) {
   const auto fill = [&](auto* out) {
     using C = std::remove_pointer_t<decltype(out)>;
     parallel_rows(a.rows, 32 * a.elements, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        noise_chunk(a.rule, C(1), static_cast<uint64_t>(a.sample[i]), a.step, 0, a.elements, out + i * a.elements);
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t at = 0; at < a.elements; at += kChunk)
+          noise_chunk(a.rule, C(1), static_cast<uint64_t>(a.sample[i]), a.step, at, std::min(kChunk, a.elements - at),
+                      out + i * a.elements + at);
+      }
     });
   };
   if (a.wide) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #include "common/dtype.h"
 #include "common/philox.h"
@@ -57,23 +58,74 @@ AC_HD C clamped(const DescentRule& rule, C x) {
   return x;
 }
 
-// Four standard normal numbers: elements 4 block to 4 block + 3 of the noise of a sample's step, by Box and Muller.
+// The words that elements 4 block to 4 block + 3 of the noise of a sample's step are made of.
+AC_HD void normal_words(const DescentRule& rule, uint64_t sample, int64_t step, int64_t block, uint32_t word[4]) {
+  // The last counter word is zero in `uniform`: the noise and a policy's draws never share numbers.
+  philox(rule.seed, sample, static_cast<uint32_t>(step), static_cast<uint32_t>(block + 1), word);
+}
+
+// The logarithm of u in [2^-32, 1], and sine and cosine of a whole turn divided by 2^32, times `turn`. Those of fdlibm (Sun
+// Microsystems 1993), less than a unit in the last place off, without its special cases: host and device have the same bits, and
+// loops over them vectorise.
+AC_HD double log_of(double u) {
+  uint64_t bits;
+  std::memcpy(&bits, &u, 8);
+  bits += 0x3ff0000000000000ull - 0x3fe6a09e667f3bcdull;
+  const auto exponent = static_cast<double>(static_cast<int32_t>(bits >> 52) - 0x3ff);
+  bits = (bits & 0x000fffffffffffffull) + 0x3fe6a09e667f3bcdull;
+  double m;  // from sqrt(1/2) to sqrt(2)
+  std::memcpy(&m, &bits, 8);
+  const double f = m - 1.0, s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
+  const double r =
+      z * (6.666666666666735130e-01 +
+           z * (3.999999999940941908e-01 +
+                z * (2.857142874366239149e-01 +
+                     z * (2.222219843214978396e-01 +
+                          z * (1.818357216161805012e-01 + z * (1.531383769920937332e-01 + z * 1.479819860511658591e-01))))));
+  return exponent * 6.93147180369123816490e-01 - ((half - (s * (half + r) + exponent * 1.90821492927058770002e-10)) - f);
+}
+AC_HD void sine_cosine_of(uint32_t turn, double& sine, double& cosine) {
+  const uint32_t quarter = (turn + 0x20000000u) >> 30;
+  const double x = static_cast<double>(static_cast<int32_t>(turn - (quarter << 30))) * (6.283185307179586 / 4294967296.0);
+  const double z = x * x;
+  const double s =
+      x + x * z *
+              (-1.66666666666666324348e-01 +
+               z * (8.33333333332248946124e-03 +
+                    z * (-1.98412698298579493134e-04 +
+                         z * (2.75573137070700676789e-06 + z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10)))));
+  const double c = 1.0 - (0.5 * z - z * z *
+                                        (4.16666666666666019037e-02 +
+                                         z * (-1.38888888888741095749e-03 +
+                                              z * (2.48015872894767294178e-05 +
+                                                   z * (-2.75573143513906633035e-07 +
+                                                        z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11))))));
+  const double first = quarter & 1 ? s : c, second = quarter & 1 ? c : s;
+  cosine = (quarter + 1) & 2 ? -first : first;
+  sine = quarter & 2 ? -second : second;
+}
+
+// Two standard normal numbers from two words, by Box and Muller.
+AC_HD void normal_pair(uint32_t radial, uint32_t angular, double& first, double& second) {
+  using std::sqrt;
+  const double u = (static_cast<double>(radial) + 1.0) * (1.0 / 4294967296.0);  // in (0, 1]
+  const double radius = sqrt(-2.0 * log_of(u));
+  double sine, cosine;
+  sine_cosine_of(angular, sine, cosine);
+  first = radius * cosine;
+  second = radius * sine;
+}
+
+// Four standard normal numbers: elements 4 block to 4 block + 3 of the noise of a sample's step.
 template <class C>
 AC_HD void normals(const DescentRule& rule, uint64_t sample, int64_t step, int64_t block, C out[4]) {
   uint32_t word[4];
-  // The last counter word is zero in `uniform`: the noise and a policy's draws never share numbers.
-  philox(rule.seed, sample, static_cast<uint32_t>(step), static_cast<uint32_t>(block + 1), word);
+  normal_words(rule, sample, step, block, word);
   for (int half = 0; half < 2; ++half) {
-    using std::cos;
-    using std::log;
-    using std::sin;
-    using std::sqrt;
-    // In (0, 1] and [0, 1): the logarithm is finite. Double throughout: a float's cosine differs between host and device.
-    const double u = (static_cast<double>(word[2 * half]) + 1.0) * (1.0 / 4294967296.0);
-    const double angle = static_cast<double>(word[2 * half + 1]) * (6.283185307179586 / 4294967296.0);
-    const double radius = sqrt(-2.0 * log(u));
-    out[2 * half] = C(radius * cos(angle));
-    out[2 * half + 1] = C(radius * sin(angle));
+    double first, second;
+    normal_pair(word[2 * half], word[2 * half + 1], first, second);
+    out[2 * half] = C(first);
+    out[2 * half + 1] = C(second);
   }
 }
 

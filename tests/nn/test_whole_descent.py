@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
+from adaptcomp_ext import _C
 
-from .energies import KINDS, OPTIONS, SHORT, contexts, energy, points, step_sizes
+from .closed_forms import KINDS, OPTIONS, SHORT, contexts, energy, points, step_sizes
 
 WIDE = dict(dim=17, width=35, context=6)
 # The context's part of a network is a matrix product of the BLAS, which may round a row differently in other batches.
@@ -134,6 +135,44 @@ def test_half_precision_is_rounded_once(device, kind, dtype):
     for g, e in zip(grads, exact_grads, strict=True):
         assert g.dtype == dtype
         torch.testing.assert_close(g.float(), e, rtol=2e-2, atol=2e-2 * e.abs().max().item())
+
+
+@pytest.fixture(params=["base", "avx2", "avx512"])
+def instruction_set(request):
+    """Each that the machine has."""
+    before = ac.build_info()["instruction_set"]
+    try:
+        _C.use_isa(request.param)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    yield request.param
+    _C.use_isa(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_instruction_set(instruction_set, kind, dtype):
+    assert ac.build_info()["instruction_set"] == instruction_set
+    for option in ("plain", "clip and momentum", "clamp"):
+        for size in (SIZES[1], WIDE):
+            function, tensors = descents(kind, 21, dtype, "cpu", OPTIONS[option], size=size)
+            got, grads = with_gradients(function, tensors)
+            with ac.reference_kernels():
+                exact_function, _ = descents(kind, 21, torch.float64, "cpu", OPTIONS[option], size=size)
+                exact, exact_grads = with_gradients(exact_function, [t.double() for t in tensors])
+            tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+            for g, e in zip((got.y, got.energy, *grads), (exact.y, exact.energy, *exact_grads), strict=True):
+                torch.testing.assert_close(g.double(), e, rtol=tolerance, atol=tolerance * e.detach().abs().max().item())
+
+
+@pytest.mark.parametrize("kind", ["mlp-softplus", "deep-gelu", "hopfield"])
+def test_rows_alone_in_every_instruction_set(instruction_set, kind):
+    module = energy(kind, dtype=torch.float32, **ALONE)
+    descend = ac.EnergyDescent(module, 0.2, max_steps=9, tol=1e-2)
+    y0 = points(13, ALONE["dim"], torch.float32)
+    whole = descend(y0)
+    for row in (0, 6, 12):
+        assert_bitwise(descend(y0[row : row + 1]).y, whole.y[row : row + 1])
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 2), "stepwise", "detached"], ids=str)
@@ -306,6 +345,7 @@ def test_layouts(device, layout):
     assert_bitwise(got.y, expected.y)
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("kind", SHORT)
 @pytest.mark.parametrize("rows", [0, 1, 2, 15, 16, 17])
 def test_sizes_and_one_step(device, kind, rows):

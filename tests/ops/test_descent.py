@@ -1,4 +1,4 @@
-"""The functions of tensors in a descent: the update against the reference in every size and dtype, its gradient, and the noise."""
+"""The functions of tensors in a descent: the update against the reference in every size and dtype, its gradient, noise."""
 
 from __future__ import annotations
 

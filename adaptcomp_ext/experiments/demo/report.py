@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from rich.table import Table
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.bench import machine
 from adaptcomp_ext.experiments.data import ImageData
+from adaptcomp_ext.experiments.settings import settings
 
 from . import figure
 from .contenders import compare
@@ -49,18 +48,6 @@ def recipe_for(data: ImageData) -> Recipe:
     if data.side <= 12:
         return Recipe(window=5, epochs=40)
     return Recipe(window=data.side // 2, epochs=2)
-
-
-@contextlib.contextmanager
-def _settings(threads: int, seed: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train(reader: GlimpseReader, data: ImageData, recipe: Recipe, seed: int, console: Console) -> list[Epoch]:
@@ -125,7 +112,7 @@ def demo(
     recipe = recipe_for(data)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    with _settings(threads, seed):
+    with settings(threads, seed):
         reader = GlimpseReader(data.side, recipe.window, recipe.dim, recipe.max_steps)
         console.print(
             f"[bold]{data.name}[/]: {len(data.train_images):,} images to learn from, {len(data.test_images):,} to test on. "

@@ -4,12 +4,13 @@
 ``eager``         the loop with ``torch.autograd.grad``; in training with ``create_graph=True`` and a graph of all steps
 ``compiled``      the loop with its step, ``torch.func.grad`` within, under ``torch.compile``; not in training
 ``analytic``      the loop with the gradient as a formula, in place; in training the formula, recorded by autograd
+``private``       the same with the activations' derivatives from torch's private operations; networks only, not in training
 ``generic``       ``EnergyDescent`` on the energy as a function, which it differentiates by autograd
 ``kernel``        ``EnergyDescent`` on the energy's module, for which it has a kernel
 ``kernel_all``    where rows stop: the kernel with all steps of all rows
 ================  ====================================================================================================
 
-Where rows stop, the first three run all of them until the last one has, and the stopped ones stand still behind a mask.
+Where rows stop, the first four run all of them until the last one has, and the stopped ones stand still behind a mask.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ LABELS = {
     "eager": "eager autograd",
     "compiled": "compiled",
     "analytic": "analytic",
+    "private": "analytic, aten",
     "generic": "generic",
     "kernel": "kernel",
     "kernel_all": "kernel, all steps",
@@ -121,7 +123,10 @@ def contenders(problem: Problem, cache: CompileCache | None) -> dict[str, Callab
     calls: dict[str, Callable[[], Outcome]] = {"eager": lambda: _eager(problem)}
     if cache is not None:
         calls["compiled"] = _compiled(problem, cache)
-    calls["analytic"] = _no_grad(analytic.stopping(problem) if stops else analytic.all_steps(problem))
+    by_hand = analytic.stopping if stops else analytic.all_steps
+    calls["analytic"] = _no_grad(by_hand(problem))
+    if isinstance(problem.energy, ac.MLPEnergy):
+        calls["private"] = _no_grad(by_hand(problem, analytic.private))
     calls["generic"] = _no_grad(_ours(problem, problem.function, problem.tol))
     calls["kernel"] = _no_grad(_ours(problem, problem.energy, problem.tol))
     if stops:

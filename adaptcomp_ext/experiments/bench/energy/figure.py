@@ -14,6 +14,7 @@ STYLES = {
     "eager": ("tab:gray", "o-"),
     "compiled": ("black", "s--"),
     "analytic": ("tab:orange", "^-"),
+    "private": ("tab:red", "d-"),
     "generic": ("tab:cyan", "v:"),
     "kernel_all": ("tab:purple", "x-."),
 }

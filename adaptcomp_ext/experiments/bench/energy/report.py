@@ -18,7 +18,7 @@ __all__ = ["markdown", "show", "tables"]
 
 Row = Mapping[str, Any]
 
-RIVALS = ("eager", "compiled", "analytic", "generic")
+RIVALS = ("eager", "compiled", "analytic", "private", "generic")
 WHERE = ("energy", "B", "context", "y", "hidden", "M")
 
 
@@ -57,7 +57,7 @@ def _stopping(rows: Sequence[Row]) -> Table:
     section = _times(
         f"Rows that stop on their own, mean/M = {FRACTION:g}",
         "Each row starts at the point of its trajectory from which its gradient's norm reaches the tolerance after as many steps "
-        "as a clipped geometric schedule asks for. Eager, compiled and analytic run all rows until the last one has stopped, "
+        "as a clipped geometric schedule asks for. All but generic and kernel run all rows until the last one has stopped, "
         "behind a mask; generic and kernel drop each row where it stops. The network has a ridge of 1. *Kernel, all steps*: the "
         "kernel without a tolerance, from the same points.",
         rows,
@@ -175,9 +175,11 @@ Contenders, checked before timing to give the same points, steps and gradients w
 - *eager autograd*: `y = y − α·grad(energy(y, x).sum(), y)` with `torch.autograd.grad`, the energy written with `linear` on y
   and on x at every step, weights without `requires_grad`; in training `create_graph=True`, and the graph of all steps is kept.
 - *compiled*: that step with `torch.func.grad` under `torch.compile`, static shapes; on CUDA with `mode="reduce-overhead"`.
-- *analytic*: the gradient as a formula. The context's part once, `addmm` into buffers allocated beforehand, torch's fused
-  kernel for the activation's derivative, y updated in place, no autograd; for a quadratic energy the step as one product. In
-  training the formula recorded by autograd, which needs no second-order graph.
+- *analytic*: the gradient as a formula in torch's public operations. The context's part once, `addmm` into buffers allocated
+  beforehand, everything in place, no autograd; for a quadratic energy the step as one product. In training the formula recorded
+  by autograd, which needs no second-order graph.
+- *analytic, aten*: the same with the activation's derivative from the private operations of torch's own backward passes, such as
+  `aten.silu_backward`: one pass over memory instead of five.
 - *generic*: `EnergyDescent` on the eager energy as a function.
 - *kernel*: `EnergyDescent` on `MLPEnergy`, `HopfieldEnergy` or `QuadraticEnergy`. It returns the final energies as well.
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import adaptcomp_ext as ac
 
-from .energies import ACTIVATIONS, KINDS, SHORT, contexts, energy, points
+from .closed_forms import ACTIVATIONS, KINDS, SHORT, contexts, energy, points
 
 FUNCTIONS = {"softplus": F.softplus, "silu": F.silu, "tanh": torch.tanh, "gelu": F.gelu}
 

@@ -1,0 +1,156 @@
+"""What the trained model makes of images: right or wrong, in how many steps, and which images are hard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.models import LatentEnergyClassifier
+
+from .corruption import add_noise, occlude
+from .model import setting
+
+__all__ = [
+    "NOISES",
+    "PATCHES",
+    "Reading",
+    "by_budget",
+    "by_tolerance",
+    "changes",
+    "hardness",
+    "parts",
+    "read",
+    "spread",
+    "under_corruption",
+]
+
+NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+PATCHES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+BATCH = 2000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What became of N images.
+
+    Attributes
+    ----------
+    predicted, steps, status, right : Tensor
+        [N], of the integer types of `ac.EnergyResult`; `right` is bool.
+    energy : Tensor
+        float32 [N], at the end.
+    """
+
+    predicted: Tensor
+    steps: Tensor
+    status: Tensor
+    energy: Tensor
+    right: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images read right."""
+        return float(self.right.double().mean())
+
+    @property
+    def mean_steps(self) -> float:
+        """Steps per image."""
+        return float(self.steps.double().mean())
+
+    def summary(self) -> dict[str, Any]:
+        """Accuracy, mean steps, and how many images the limit stopped."""
+        stopped = int((self.status == ac.Status.MAX_STEPS).sum())
+        return {"accuracy": self.accuracy, "mean_steps": self.mean_steps, "ended_by_the_limit": stopped}
+
+
+@torch.no_grad()
+def read(model: LatentEnergyClassifier, images: Tensor, labels: Tensor) -> Reading:
+    """Read images [N, H, W] as the model's descent is set."""
+    results = [model(some) for some in images.split(BATCH)]
+    predicted = torch.cat([model.logits(result.y).argmax(dim=1) for result in results])
+    steps, status, energy = (torch.cat([getattr(result, name) for result in results]) for name in ("steps", "status", "energy"))
+    return Reading(predicted, steps, status, energy, predicted == labels)
+
+
+@torch.no_grad()
+def hardness(classifier: nn.Module, images: Tensor) -> Tensor:
+    """1 − (p₁ − p₂) of a classifier's two largest probabilities, float64 [N]: 0 is easy, 1 undecided.
+
+    Summed as 2 p₂ + p₃ + …, so that it still tells two images apart of which the classifier is all but certain.
+    """
+    logits = torch.cat([classifier(some) for some in images.split(BATCH)])
+    p = logits.double().softmax(dim=1).sort(dim=1, descending=True).values
+    return 2 * p[:, 1] + p[:, 2:].sum(dim=1)
+
+
+def parts(reading: Reading, hard: Tensor, count: int = 10) -> list[dict[str, Any]]:
+    """Images, mean steps and accuracy for each of `count` equal parts of the images, the easiest first."""
+    order = hard.argsort(stable=True)
+    return [
+        {
+            "images": len(rows),
+            "hardness": float(hard[rows].mean()),
+            "mean_steps": float(reading.steps[rows].double().mean()),
+            "accuracy": float(reading.right[rows].double().mean()),
+        }
+        for rows in order.tensor_split(count)
+    ]
+
+
+def spread(groups: list[dict[str, Any]]) -> float:
+    """Mean steps of the hardest part over those of the easiest."""
+    return groups[-1]["mean_steps"] / groups[0]["mean_steps"]
+
+
+def changes(first: Reading, last: Reading) -> dict[str, int]:
+    """How many images one reading gets right and another does not."""
+    return {
+        "mended": int((last.right & ~first.right).sum()),
+        "spoilt": int((first.right & ~last.right).sum()),
+        "other": int((first.predicted != last.predicted).sum()) - int((first.right != last.right).sum()),
+    }
+
+
+def by_budget(
+    model: LatentEnergyClassifier, images: Tensor, labels: Tensor, hard: Tensor, budgets: Iterable[int]
+) -> list[dict[str, Any]]:
+    """Accuracy, on all images and on the hardest tenth, where so many steps are allowed."""
+    found = []
+    for budget in budgets:
+        with setting(model.descend, max_steps=budget):
+            reading = read(model, images, labels)
+        hardest = parts(reading, hard)[-1]["accuracy"]
+        found.append({"max_steps": budget, **reading.summary(), "accuracy_hardest": hardest})
+    return found
+
+
+def by_tolerance(
+    model: LatentEnergyClassifier, images: Tensor, labels: Tensor, hard: Tensor, tolerances: Iterable[float]
+) -> list[dict[str, Any]]:
+    """Accuracy, mean steps and their `spread` for each tolerance."""
+    found = []
+    for tol in tolerances:
+        with setting(model.descend, tol=tol):
+            reading = read(model, images, labels)
+        found.append({"tol": tol, **reading.summary(), "hardest_over_easiest": spread(parts(reading, hard))})
+    return found
+
+
+def under_corruption(model: LatentEnergyClassifier, images: Tensor, labels: Tensor, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Accuracy and mean steps with noise of each scale, and with a patch of each size."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    ways: dict[str, tuple[Callable[[Tensor, float, torch.Generator], Tensor], tuple[float, ...]]] = {
+        "noise": (add_noise, NOISES),
+        "patch": (occlude, PATCHES),
+    }
+    for name, (change, strengths) in ways.items():
+        found[name] = []
+        for strength in strengths:
+            changed = change(images, strength, torch.Generator().manual_seed(seed))
+            found[name].append({"strength": strength, **read(model, changed, labels).summary()})
+    return found

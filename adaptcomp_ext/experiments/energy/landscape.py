@@ -1,0 +1,124 @@
+"""The energy of one image on a plane, and the path of its descent."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.models import LatentEnergyClassifier
+
+from .evaluation import Reading
+from .model import setting
+
+__all__ = ["Landscape", "Map", "choose", "survey"]
+
+CELLS = 121
+MARGIN, LEAST = 0.35, 0.6
+
+
+class Map(NamedTuple):
+    """The energy on a plane through the ends of a path, and the path in it.
+
+    The plane's first axis points from the first point to the last; the second is the first principal direction of what the path
+    has beside it.
+    """
+
+    path: Tensor
+    """[P, 2]: the points, the first one at 0."""
+    x: Tensor
+    """[CELLS]"""
+    y: Tensor
+    """[CELLS]"""
+    grid: Tensor
+    """[CELLS, CELLS], rows by y: the energies."""
+    explained: float
+    """Share of the points' squared distances from the first one that lies in the plane."""
+
+
+class Landscape(NamedTuple):
+    """The descent for one image, in N steps."""
+
+    image: Tensor
+    """[H, W]"""
+    label: int
+    energies: Tensor
+    """[N + 1]: at v₀, …, v_N."""
+    probabilities: Tensor
+    """[N + 1, classes]"""
+    whole: Map
+    """Of v₀, …, v_N."""
+    close: Map
+    """Of v₁, …, v_N: the first step is by far the longest. Of all points where there was one step only."""
+
+
+def _axes(offsets: Tensor) -> Tensor:
+    """Two orthonormal directions [2, dim] for points [P, dim] relative to the first one."""
+    first = offsets[-1] / offsets[-1].norm().clamp_min(1e-12)
+    rest = offsets - (offsets @ first)[:, None] * first
+    second = torch.linalg.svd(rest, full_matrices=False).Vh[0]
+    second = second - (second @ first) * first  # a straight path has none of its own
+    return torch.stack((first, second / second.norm().clamp_min(1e-12)))
+
+
+def _ranges(path: Tensor) -> list[Tensor]:
+    low, high = path.amin(dim=0), path.amax(dim=0)
+    middle, span = (low + high) / 2, high - low
+    half = torch.maximum(span, LEAST * span.max()) * (0.5 + MARGIN)
+    return [torch.linspace(float(m - h), float(m + h), CELLS) for m, h in zip(middle, half, strict=True)]
+
+
+def _survey(model: LatentEnergyClassifier, context: Tensor, points: Tensor) -> Map:
+    offsets = (points - points[0]).double()
+    axes = _axes(offsets)
+    path = offsets @ axes.T
+    x, y = _ranges(path)
+    plane = points[0] + (torch.cartesian_prod(y, x).flip(1).double() @ axes).to(points.dtype)
+    grid = model.energy(plane, context.expand(len(plane), -1)).view(CELLS, CELLS)
+    explained = path.square().sum() / offsets.square().sum().clamp_min(1e-12)
+    return Map(path.float(), x, y, grid, float(explained))
+
+
+@torch.no_grad()
+def survey(model: LatentEnergyClassifier, image: Tensor, label: int) -> Landscape:
+    """Descend for one image [H, W] and map the energy around the path."""
+    context = model.encoder(image[None])
+    start = model.start(context)
+    with setting(model.descend, keep_trace=True):
+        trace = model.descend(start, context, step_size=model.step_size).trace
+    assert trace is not None
+    points = torch.cat((start, trace.outputs))
+    return Landscape(
+        image,
+        label,
+        model.energy(points, context.expand(len(points), -1)),
+        model.logits(points).softmax(dim=1),
+        _survey(model, context, points),
+        _survey(model, context, points[1:] if len(points) > 2 else points),
+    )
+
+
+def choose(reading: Reading, first: Reading, hard: Tensor) -> dict[str, int]:
+    """Images to show, by rules: rows of the reading.
+
+    Returns
+    -------
+    dict
+        ``easy``: in the middle of the easiest tenth. ``hard``: of those in the hardest tenth that came to rest and were read
+        right, the one with more steps than nine tenths of them. ``turned``: of those read right at rest, but not after one step
+        (`first`), the one with the most steps. A rule that no image fulfils has no entry.
+    """
+    order = hard.argsort(stable=True)
+    tenth = max(len(order) // 10, 1)
+    halted = reading.right & (reading.status == ac.Status.HALTED)
+    chosen = {"easy": int(order[tenth // 2])}
+    candidates = order[-tenth:][halted[order[-tenth:]]]
+    if len(candidates):
+        by_steps = candidates[reading.steps[candidates].argsort(stable=True)]
+        chosen["hard"] = int(by_steps[9 * (len(by_steps) - 1) // 10])
+    turned = (halted & ~first.right).nonzero()[:, 0]
+    if len(turned):
+        chosen["turned"] = int(turned[reading.steps[turned].argmax()])
+    return chosen

@@ -1,0 +1,191 @@
+"""Training through the inference: the loss after every step of a descent of random length; and of the ordinary classifier.
+
+What was tried for MNIST, on 5,000 held-out training images, six epochs, one seed, the other settings as in `Recipe`: accuracy, and
+mean steps of the hardest tenth over those of the easiest. Differences of 0.3 % and of 0.3 are within what another seed does.
+
+=================================================  ========  =====  =================================================
+as it is                                           97.6 %    2.3
+unrolled gradient instead of stepwise              97.8 %    2.3
+loss on the last point only, of 2 to 6 steps       97.6 %    1.2    nothing asks for speed: α falls to 0.66
+no loss on the first point                         97.7 %    1.6    α falls to 0.69
+no latent; 32 latents                              97.6 %    2.4    digits do not need one
+128 hidden units; 256                              97.7 %    2.0    256: 97.6 % and 1.4
+two hidden layers of 64                            97.8 %    1.4
+softplus; tanh                                     97.4 %    2.0    tanh: 97.7 % and 1.1, and it hardly comes to rest
+no corruption in training                          97.7 %    2.5    but 45 % instead of 91 % right at the strongest noise
+=================================================  ========  =====  =================================================
+
+In inference, a fixed step without backtracking leaves 5 % of the images going to and fro until the limit, 29 % at the strongest
+noise. Pixels instead of features as the context, with 256 or 512 units, were less accurate (97.0 to 97.5 %), slower, and had ratios
+of 1.0 to 1.2; but there the descent is worth something, up to 5 % more occluded images read right at rest than after one step. Behind
+an encoder it is worth nothing on these digits: the first step finds the class, and the others settle it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.models import LatentEnergyClassifier
+
+from .corruption import corrupt
+from .model import setting
+
+__all__ = ["Batch", "Epoch", "Recipe", "Updates", "batches", "every_step_loss", "practising", "train", "train_classifier"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the training images.
+    batch : int
+        Rows per update.
+    learning_rate : float
+        Peak of a one-cycle schedule.
+    steps : int
+        The descents of an update take 1 to so many steps, drawn for each update.
+    jitter : float
+        A row's step size is the learned one times 1 ± up to so much.
+    corrupted, noise, patch : float
+        See `corruption.corrupt`.
+    """
+
+    epochs: int
+    batch: int = 128
+    learning_rate: float = 3e-3
+    steps: int = 6
+    jitter: float = 0.3
+    corrupted: float = 0.3
+    noise: float = 0.5
+    patch: float = 0.5
+
+
+class Epoch(NamedTuple):
+    """Averages over one epoch, on the training images as they were seen, and the step size at its end."""
+
+    loss: float
+    accuracy: float
+    step_size: float
+    seconds: float
+
+
+class Batch(NamedTuple):
+    """What an update learns from: images, labels, and how to descend: `steps` and the factors [B] of the step size."""
+
+    images: Tensor
+    labels: Tensor
+    steps: int
+    factors: Tensor
+
+
+def batches(images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator) -> Iterator[Batch]:
+    """One epoch, corrupted and shuffled."""
+    for rows in torch.randperm(len(images), generator=generator).split(recipe.batch):
+        seen = corrupt(images[rows], recipe.corrupted, recipe.noise, recipe.patch, generator)
+        steps = int(torch.randint(1, recipe.steps + 1, (), generator=generator))
+        factors = 1 + recipe.jitter * (2 * torch.rand(len(rows), generator=generator) - 1)
+        yield Batch(seen, labels[rows], steps, factors)
+
+
+def practising(descend: ac.EnergyDescent) -> contextlib.AbstractContextManager[None]:
+    """Let a descent take all its steps, and keep all points."""
+    return setting(descend, max_steps=descend.max_steps, tol=0.0, keep_trace=True, accept="always", backtracking=None)
+
+
+def every_step_loss(model: LatentEnergyClassifier, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy averaged over rows and steps, and the last logits [B, classes]; `model.descend` has to be `practising`."""
+    model.descend.max_steps = batch.steps
+    result = model(batch.images, model.step_size * batch.factors)
+    assert result.trace is not None
+    loss = F.cross_entropy(model.logits(result.trace.outputs), batch.labels[result.trace.row])
+    return loss, model.logits(result.y.detach())
+
+
+class Updates:
+    """AdamW on a one-cycle schedule, gradients clipped at norm 1."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, rows: int) -> None:
+        self.model = model
+        self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
+        total = recipe.epochs * -(-rows // recipe.batch)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.learning_rate, total_steps=total)
+
+    def __call__(self, loss: Tensor) -> None:
+        """Make one."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+
+
+def train(
+    model: LatentEnergyClassifier,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    seed: int,
+    progress: Callable[[float, float], None],
+) -> list[Epoch]:
+    """Train the energy model in place.
+
+    Parameters
+    ----------
+    model : LatentEnergyClassifier
+        Ends in evaluation mode, its descent set as before.
+    images, labels : Tensor
+        float32 [N, H, W] in 0..1; int64 [N].
+    recipe : Recipe
+        How.
+    seed : int
+        Of order, corruption, jitter and lengths.
+    progress : callable
+        Called after every update with the loss and the accuracy of its batch.
+
+    Returns
+    -------
+    list of Epoch
+    """
+    generator = torch.Generator().manual_seed(seed)
+    update = Updates(model, recipe, len(images))
+    history = []
+    model.train()
+    with practising(model.descend):
+        for _ in range(recipe.epochs):
+            begin, sums = time.perf_counter(), torch.zeros(2)
+            for batch in batches(images, labels, recipe, generator):
+                loss, logits = every_step_loss(model, batch)
+                update(loss)
+                right = (logits.argmax(dim=1) == batch.labels).float().mean()
+                seen = torch.stack((loss.detach(), right))
+                sums += seen * len(batch.labels)
+                progress(*seen.tolist())
+            loss_mean, accuracy = (sums / len(images)).tolist()
+            history.append(Epoch(loss_mean, accuracy, float(model.step_size.detach()), time.perf_counter() - begin))
+    model.eval()
+    return history
+
+
+def train_classifier(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> float:
+    """Train an ordinary classifier in place on the same images; return the seconds of an epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    update = Updates(model, recipe, len(images))
+    begin = time.perf_counter()
+    model.train()
+    for _ in range(recipe.epochs):
+        for batch in batches(images, labels, recipe, generator):
+            update(F.cross_entropy(model(batch.images), batch.labels))
+    model.eval()
+    return (time.perf_counter() - begin) / recipe.epochs

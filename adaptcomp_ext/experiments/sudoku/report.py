@@ -1,0 +1,342 @@
+"""From puzzles to tables on the screen, a picture and a JSON file."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import nn
+
+from adaptcomp_ext.experiments.bench import machine
+
+from . import figure
+from .evaluation import ALLOWED, examine_energy, examine_feed_forward, examine_recurrent, stopped
+from .model import FeedForward, Recurrent
+from .nine import NineByNine
+from .puzzles import FourByFour, Puzzles, Source
+from .training import EnergySolver, Recipe, train_energy, train_feed_forward, train_recurrent
+
+__all__ = ["sudoku"]
+
+JSON_NAME = "sudoku.json"
+FIGURE_NAME = "sudoku.png"
+TEST_PUZZLES, QUICK_PUZZLES, QUICK_UPDATES = {4: 1600, 9: 400}, 24, 20
+SOLVERS = ("feed_forward", "recurrent", "energy")
+LABELS = {"feed_forward": "feed-forward", "recurrent": "recurrent", "energy": "energy"}
+HELD_OUT = {
+    4: "Held out: 68 of the 288 grids, and with them a fifth of the kinds of puzzles: no training puzzle becomes a held-out one "
+    "by relabelling digits, exchanging rows, columns, bands or stacks, or reflection. All solvers treat the lines of a board "
+    "alike, so that puzzles of held-out grids alone would be no news to them. No puzzle is altered in training.",
+    9: "Held out: puzzles of other random grids. Naked and hidden singles alone solve all puzzles. No puzzle is altered in "
+    "training.",
+}
+
+
+_SOURCES: dict[int, type[FourByFour] | type[NineByNine]] = {4: FourByFour, 9: NineByNine}
+
+
+@contextlib.contextmanager
+def _settings(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def sudoku(
+    out: Path,
+    *,
+    size: int = 4,
+    seeds: int = 1,
+    first_seed: int = 0,
+    quick: bool = False,
+    threads: int = 1,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train an energy, a recurrent and a feed-forward network on Sudoku, and write ``sudoku.json`` and ``sudoku.png``.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the results; made if it does not exist.
+    size : int
+        4 or 9. For 9×9 there is no more than a try: few blanks, and the recipe of 4×4.
+    seeds : int
+        How many runs: each has its own split, puzzles and weights.
+    first_seed : int
+        The others follow.
+    quick : bool
+        A few updates, to see that everything runs. Nothing is learnt.
+    threads : int
+        Threads of torch.
+    console : Console, optional
+        Where to print.
+
+    Returns
+    -------
+    dict
+        The content of the JSON file.
+
+    Raises
+    ------
+    ValueError
+        If `size` is another.
+    """
+    if size not in HELD_OUT:
+        raise ValueError(f"size: expected 4 or 9, got {size}")
+    console = console or Console()
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = replace(Recipe(), updates=QUICK_UPDATES) if quick else Recipe()
+    blanks = _SOURCES[size].blanks
+    console.print(f"[bold]{size}×{size} Sudoku[/], {blanks[0]} to {blanks[-1]} blanks, one solution each. {HELD_OUT[size]}")
+    runs: list[dict[str, Any]] = []
+    with _settings(threads):
+        for seed in range(first_seed, first_seed + seeds):
+            source = _SOURCES[size](seed)
+            puzzles = source.test(QUICK_PUZZLES if quick else TEST_PUZZLES[size], torch.Generator().manual_seed(seed))
+            run, energy = _run(source, puzzles, recipe, seed, console)
+            runs.append(run)
+            if seed == first_seed:
+                way = figure.way_of(energy, puzzles, seed)
+        about = machine.describe(torch.device("cpu"))
+    report: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **about,
+        "puzzles": {"size": size, "test": len(puzzles.given), "held_out": HELD_OUT[size]},
+        "recipe": asdict(recipe),
+        "runs": runs,
+        "summary": _summary(runs),
+    }
+    (out / JSON_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    figure.draw(report, way, out / FIGURE_NAME)
+    _print(report, console)
+    console.print(f"Picture: {out / FIGURE_NAME}   Figures: {out / JSON_NAME}", soft_wrap=True)
+    return report
+
+
+def _run(source: Source, puzzles: Puzzles, recipe: Recipe, seed: int, console: Console) -> tuple[dict[str, Any], EnergySolver]:
+    """Train and examine the three solvers."""
+    torch.manual_seed(seed)
+    energy = EnergySolver(source.box, recipe)
+    recurrent, feed_forward = Recurrent(source.box, recipe.width), FeedForward(source.box, recipe.width)
+    seconds = {
+        "feed_forward": _train(
+            "feed_forward", lambda tick: train_feed_forward(feed_forward, source, recipe, seed, tick), recipe, seed, console
+        ),
+        "recurrent": _train(
+            "recurrent", lambda tick: train_recurrent(recurrent, source, recipe, seed, tick), recipe, seed, console
+        ),
+        "energy": _train("energy", lambda tick: train_energy(energy, source, recipe, seed, tick), recipe, seed, console),
+    }
+    with console.status(f"seed {seed}: {len(puzzles.given):,} held-out puzzles"):
+        found = {
+            "feed_forward": examine_feed_forward(feed_forward, puzzles),
+            "recurrent": examine_recurrent(recurrent, puzzles, seed),
+            "energy": examine_energy(energy, puzzles, seed),
+        }
+    modules: dict[str, nn.Module] = {"feed_forward": feed_forward, "recurrent": recurrent, "energy": energy}
+    for name in SOLVERS:
+        count = sum(parameter.numel() for parameter in modules[name].parameters())
+        found[name] = {"parameters": count, "seconds": seconds[name], **found[name]}
+    if isinstance(source, FourByFour):
+        twins = source.test_of_any_kind(len(puzzles.given), torch.Generator().manual_seed(seed))
+        found["kinds"] = source.kinds
+        found["of_any_kind"] = {
+            "feed_forward": examine_feed_forward(feed_forward, twins),
+            "recurrent": stopped(recurrent, twins, seed),
+            "energy": stopped(energy, twins, seed),
+        }
+    return {"seed": seed, **found}, energy
+
+
+def _train(name: str, call: Callable[[Callable[[float], None]], float], recipe: Recipe, seed: int, console: Console) -> float:
+    bar = Progress(
+        TextColumn(f"seed {seed}, {LABELS[name]:12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with bar:
+        task = bar.add_task("", total=recipe.updates, loss=float("nan"))
+        return call(lambda loss: bar.update(task, advance=1, loss=loss))
+
+
+def _headline(run: dict[str, Any], name: str) -> dict[str, float | None]:
+    """What matters of one solver in one run, at the first tolerance."""
+    solver = run[name]
+    common = {key: solver[key] for key in ("seconds", "milliseconds")}
+    if name == "feed_forward":
+        return {"solved": solver["solved"], **common}
+    first_rule = solver["stopped"][0]
+    first, last = (first_rule["by_blanks"][i]["steps"] for i in (0, -1))
+    return {
+        **{key: first_rule[key] for key in ("solved", "steps", "correlation")},
+        "steps_easiest": first,
+        "steps_hardest": last,
+        "hardest_over_easiest": last / first,
+        **common,
+    }
+
+
+def _over(values: list[float | None]) -> dict[str, float] | None:
+    """Mean and standard deviation of those that are not None."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"mean": statistics.fmean(known), "sd": statistics.stdev(known) if len(known) > 1 else 0.0}
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name in SOLVERS:
+        lines = [_headline(run, name) for run in runs]
+        found[name] = {key: _over([line[key] for line in lines]) for key in lines[0]}
+    return found
+
+
+def _shown(over: dict[str, float] | None, digits: int, times: float = 1.0) -> str:
+    if over is None:
+        return "-"
+    return f"{times * over['mean']:.{digits}f}" + (f" ±{times * over['sd']:.{digits}f}" if over["sd"] else "")
+
+
+def _mean(values: list[float | None], digits: int, times: float = 1.0) -> str:
+    over = _over(values)
+    return "-" if over is None else f"{times * over['mean']:.{digits}f}"
+
+
+def _table(title: str, columns: list[str], caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column(columns[0], no_wrap=True)
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _print(report: dict[str, Any], console: Console) -> None:
+    runs = report["runs"]
+    console.print(_comparison(report))
+    console.print(_by_steps_allowed(runs))
+    console.print(_by_tolerance(runs))
+    console.print(_right_from_wrong(runs))
+    if "of_any_kind" in runs[0]:
+        shares = (
+            f"{LABELS[name]} {_shown(_over([run['of_any_kind'][name]['solved'] for run in runs]), 1, 100)} %" for name in SOLVERS
+        )
+        console.print(f"Puzzles of the held-out grids that may have twins among those trained on: {', '.join(shares)} solved.")
+    for line in _verdict(report["summary"]):
+        console.print(line)
+
+
+def _comparison(report: dict[str, Any]) -> Table:
+    runs, summary = report["runs"], report["summary"]
+    tolerances = {name: runs[0][name]["stopped"][0]["tolerance"] for name in ("recurrent", "energy")}
+    blanks = [row["blanks"] for row in runs[0]["energy"]["stopped"][0]["by_blanks"]]
+    seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+    names = ["", "train, s", "solved, %", "steps", f"at {blanks[0]}", f"at {blanks[-1]}", "r", "ms"]
+    table = _table(
+        f"{report['puzzles']['test']:,} held-out puzzles, {seeds}",
+        names,
+        f"Steps until the energy changes by no more than {tolerances['energy']:g}, or no probability of the recurrent network "
+        f"by more than {tolerances['recurrent']:g}; the step that shows it counts. "
+        f"At {blanks[0]}, at {blanks[-1]}: steps at so many blanks. r: correlation of steps and blanks. "
+        "ms: to solve all puzzles as one batch.",
+    )
+    for name in SOLVERS:
+        line = summary[name]
+        table.add_row(
+            f"{LABELS[name]} {runs[0][name]['parameters'] / 1000:.0f}k",
+            f"{line['seconds']['mean']:.0f}",
+            _shown(line["solved"], 1, 100),
+            _shown(line.get("steps"), 1),
+            *("-" if line.get(key) is None else f"{line[key]['mean']:.1f}" for key in ("steps_easiest", "steps_hardest")),
+            "-" if line.get("correlation") is None else f"{line['correlation']['mean']:.2f}",
+            f"{line['milliseconds']['mean']:.0f}",
+            style="bold" if name == "energy" else None,
+        )
+    return table
+
+
+def _by_steps_allowed(runs: list[dict[str, Any]]) -> Table:
+    table = _table("Solved, %, after so many steps, nothing stopped before", ["", *map(str, ALLOWED)])
+    for name in SOLVERS[1:]:
+        shares = [[run[name]["allowed"][str(steps)] for run in runs] for steps in ALLOWED]
+        table.add_row(LABELS[name], *(_mean(each, 1, 100) for each in shares))
+    return table
+
+
+def _by_tolerance(runs: list[dict[str, Any]]) -> Table:
+    blanks = [row["blanks"] for row in runs[0]["energy"]["stopped"][0]["by_blanks"]]
+    names = ["", "tolerance", "solved, %", "steps", f"at {blanks[0]} blanks", f"at {blanks[-1]}"]
+    table = _table("Where the stop rule stops", names)
+    for name in SOLVERS[1:]:
+        by_tolerance = zip(*(sorted(run[name]["stopped"], key=lambda each: -each["tolerance"]) for run in runs), strict=True)
+        for rows in by_tolerance:
+            table.add_row(
+                LABELS[name],
+                f"{rows[0]['tolerance']:g}",
+                _shown(_over([row["solved"] for row in rows]), 1, 100),
+                _shown(_over([row["steps"] for row in rows]), 1),
+                *(_shown(_over([row["by_blanks"][at]["steps"] for row in rows]), 1) for at in (0, -1)),
+            )
+    return table
+
+
+def _right_from_wrong(runs: list[dict[str, Any]]) -> Table:
+    first = runs[0]["energy"]["few_steps"]
+    starts = list(next(iter(first.values()))["best_of"])
+    table = _table(
+        "Does the energy tell right from wrong?",
+        ["at most", *(f"n = {n}" for n in starts), "wrong", "within", "alike", "across"],
+        "n: solved, %, by the one of n random starts that ends with the lowest energy. Wrong: first answers, all seeds "
+        "together. Then how often a right answer has less energy than a wrong one (1: always, 0.5: by chance): to the same "
+        "puzzle, to another with as many blanks, to any other.",
+    )
+    for steps in first:
+        few = [run["energy"]["few_steps"][steps] for run in runs]
+        table.add_row(
+            f"{steps} step{'s' if steps != '1' else ''}",
+            *(_mean([each["best_of"][n] for each in few], 1, 100) for n in starts),
+            str(sum(each["wrong"] for each in few)),
+            *(_mean([each[key] for each in few], 2) for key in ("auc_within", "auc_alike", "auc_across")),
+        )
+    return table
+
+
+def _verdict(summary: dict[str, dict[str, Any]]) -> list[str]:
+    """Say what the energy gains on the feed-forward network, and which of the two that iterate does better at what."""
+    ours, other = summary["energy"], summary["recurrent"]
+    gain = 100 * (ours["solved"]["mean"] - summary["feed_forward"]["solved"]["mean"])
+    lines = [f"The energy solves {abs(gain):.1f} points {'more' if gain >= 0 else 'fewer'} than the feed-forward network."]
+    wins: dict[str, list[str]] = {"energy": [], "recurrent": []}
+    for key, sign, text, digits, times in (
+        ("solved", 1, "solves more, %", 1, 100),
+        ("steps", -1, "takes fewer steps", 1, 1),
+        ("milliseconds", -1, "takes less time, ms", 0, 1),
+        ("seconds", -1, "trains faster, s", 0, 1),
+        ("hardest_over_easiest", 1, "spends more on the hardest for each step on the easiest", 1, 1),
+    ):
+        mine, its = times * ours[key]["mean"], times * other[key]["mean"]
+        if mine != its:
+            winner, loser = (mine, its) if sign * (mine - its) > 0 else (its, mine)
+            wins["energy" if winner == mine else "recurrent"].append(f"{text} ({winner:.{digits}f} against {loser:.{digits}f})")
+    for name, text in (("energy", "The energy"), ("recurrent", "The recurrent network")):
+        if wins[name]:
+            lines.append(f"{text} {'; '.join(wins[name])}.")
+    return lines

@@ -1,0 +1,5 @@
+"""Models: an energy with a latent, to be descended."""
+
+from adaptcomp_ext.models.energy import LatentEnergyClassifier
+
+__all__ = ["LatentEnergyClassifier"]

@@ -1,0 +1,126 @@
+"""A classifier that finds its answer by descending an energy in the answer and a latent."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from adaptcomp_ext.nn import EnergyDescent, EnergyResult, MLPEnergy
+from adaptcomp_ext.ops._checks import check_int, describe
+from adaptcomp_ext.ops.descent import check_number
+
+
+class LatentEnergyClassifier(nn.Module):
+    """E(x, y, z) over class logits y and a latent z; both are descended together from 0, each row to a local minimum.
+
+    ::
+
+        c = encoder(x),   v = [y | z],   v ← v − α ∇E(v, c)   until E falls by no more than tol;   the class is argmax y
+
+    E is an `MLPEnergy` with ρ > 0, so that every row has a minimum. Where its hidden units are saturated, it is ρ/2·‖v‖² plus
+    something linear, and a step of α = 1/ρ leads to the minimum at once; where it is curved, the descent takes its time. α starts
+    there and is learned as its logarithm.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        ``encoder(x) -> [B, dim_context]``.
+    dim_context : int
+        Width of what the encoder returns.
+    classes : int
+        Number of classes, the first elements of v.
+    dim_latent : int
+        Elements of z; 0: none.
+    hidden : int or pair of int
+        Widths of the energy's hidden layers.
+    activation : str
+        See `MLPEnergy`.
+    ridge : float
+        ρ > 0.
+    max_steps : int
+        M, at least 1.
+    tol : float
+        The tolerance of the stop.
+
+    Attributes
+    ----------
+    descend : EnergyDescent
+        With ``accept="if_lower"`` and ``backtracking=0.5``, because a fixed step can go to and fro across a narrow valley for
+        ever; and ``gradient="stepwise"``, for a loss on the logits after every step (``keep_trace=True``). All of it may be
+        changed between calls.
+
+    Notes
+    -----
+    The latent-variable energy is that of LeCun et al. 2006 ("A Tutorial on Energy-Based Learning"), training through the descent
+    that of Du et al. 2022 ("Learning Iterative Reasoning through Energy Minimization"). Unlike the former's, this energy is not
+    bounded below by 0, and not trained to be the loss.
+
+    Examples
+    --------
+    >>> model = LatentEnergyClassifier(encoder, dim_context=128)
+    >>> result = model(images)
+    >>> classes, steps = model.logits(result.y).argmax(dim=1), result.steps
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        dim_context: int,
+        classes: int = 10,
+        dim_latent: int = 16,
+        hidden: int | tuple[int, int] = 64,
+        activation: str = "silu",
+        ridge: float = 1.0,
+        max_steps: int = 50,
+        tol: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"encoder: expected an nn.Module, got {describe(encoder)}")
+        self.classes = check_int("classes", classes, 1)
+        self.dim_latent = check_int("dim_latent", dim_latent, 0)
+        ridge = check_number("ridge", ridge, 0, math.inf, ends="()")
+        self.encoder = encoder
+        self.energy = MLPEnergy(classes + dim_latent, check_int("dim_context", dim_context, 1), hidden, activation, ridge)
+        self.log_step_size = nn.Parameter(torch.tensor(-math.log(ridge)))
+        self.descend = EnergyDescent(
+            self.energy,
+            max_steps=max_steps,
+            tol=tol,
+            accept="if_lower",
+            backtracking=0.5,
+            gradient="stepwise",
+        )
+
+    @property
+    def step_size(self) -> Tensor:
+        """α, without dimensions; differentiable."""
+        return self.log_step_size.exp()
+
+    def start(self, context: Tensor) -> Tensor:
+        """v₀ = 0, [B, classes + dim_latent], for encoded inputs [B, dim_context]."""
+        return context.new_zeros(context.shape[0], self.energy.dim_y)
+
+    def logits(self, v: Tensor) -> Tensor:
+        """The class logits of points [..., classes + dim_latent]: [..., classes]."""
+        return v[..., : self.classes]
+
+    def forward(self, x: Tensor, step_size: Tensor | None = None) -> EnergyResult:
+        """Descend.
+
+        Parameters
+        ----------
+        x : Tensor
+            What the encoder takes, [B, ...].
+        step_size : Tensor, optional
+            Of this call, without dimensions or [B], instead of the learned one.
+
+        Returns
+        -------
+        EnergyResult
+            ``y`` and the trace's outputs hold [y | z]: see `logits`.
+        """
+        context = self.encoder(x)
+        return self.descend(self.start(context), context, step_size=self.step_size if step_size is None else step_size)
