@@ -47,8 +47,6 @@ def run_whole(problem: Problem) -> EnergyResult | None:
     if not fits(form, start, through):
         return None
     form = form._replace(tensors=tuple([_plain(t) for t in tensors]) if recording else tensors)
-    if not fits(form, start, backward=through):
-        return None
     plain = (start.detach(), step_size.detach(), _plain(sigma)) if recording else (start, step_size, sigma)
     run = whole_descent(form, problem.rule, *plain, problem.sample_ids, through or problem.keep_trace)
     places = trace_places(run.steps, problem.rule.max_steps) if problem.keep_trace else None

@@ -66,38 +66,6 @@ _BACKWARD = {
     "hopfield": _C.hopfield_descent_backward,
     "quadratic": _C.quadratic_descent_backward,
 }
-_SCRATCH = {
-    "mlp": _C.mlp_descent_scratch,
-    "hopfield": _C.hopfield_descent_scratch,
-    "quadratic": _C.quadratic_descent_scratch,
-}
-
-
-def _scratch_bytes(form: ClosedForm, y0: Tensor, backward: bool) -> int:
-    """What a call on CUDA needs beside its results; -1 where a row is too long for the device's kernels."""
-    sizes: tuple[int, ...] = ()
-    if form.kind == "mlp":
-        sizes = form.integers[:2]
-    elif form.kind == "hopfield":
-        patterns = form.tensors[0]
-        assert patterns is not None
-        sizes = (patterns.shape[0],)
-    return _SCRATCH[form.kind]([*y0.shape, y0.dtype == torch.float64, backward, place(y0.device)[0], *sizes])
-
-
-def fits(form: ClosedForm, y0: Tensor, backward: bool) -> bool:
-    """Whether the kernels take rows as long as these, in the backward pass too if asked for."""
-    return not y0.is_cuda or all(_scratch_bytes(form, y0, way) >= 0 for way in (False, True)[: 1 + backward])
-
-
-def _scratch(form: ClosedForm, y0: Tensor, backward: bool) -> Tensor | None:
-    """Memory of one call, which the stream's later allocations may have as soon as it is launched."""
-    return y0.new_empty(_scratch_bytes(form, y0, backward), dtype=torch.uint8) if y0.is_cuda else None
-
-
-def _call_place(device: torch.device, scratch: Tensor | None) -> tuple[int, ...]:
-    """The end of a list."""
-    return place(device) if scratch is None else (*place(device), scratch.data_ptr(), scratch.numel())
 
 
 _SCRATCH = {"mlp": _C.mlp_descent_scratch, "hopfield": _C.hopfield_descent_scratch, "quadratic": _C.quadratic_descent_scratch}
