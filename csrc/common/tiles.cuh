@@ -50,7 +50,7 @@ class Carver {
 struct Warp {
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 
-  // f(i) for i < n; all of it is visible to every lane afterwards.
+  // f(i) for i < n; visible to every lane afterwards.
   template <class F>
   static __device__ __forceinline__ void each(int n, const F& f) {
 #pragma unroll 1

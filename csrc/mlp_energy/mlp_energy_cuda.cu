@@ -5,9 +5,11 @@
 // packed once per call, each in the two directions in which it is read, and are copied to shared memory as far as they fit; a
 // larger network reads them through the caches, which is then what bounds it.
 //
-// Limits: a row's hidden values fit in shared memory, some 40000 in all for one row in float forward and a third of that
-// backward. The gradient's sums over rows, as large as the parameters, are kept by each block and passed through once a step: for
-// layers too large for shared memory that costs more than the products.
+// Limits: the rows of the tile for one row of the batch fit in the shared memory of a block. In elements these are
+// 5 dim + hidden1 forward and 7 dim + 3 hidden1 backward, with two layers 5 dim + 2 hidden1 + hidden2 and
+// 7 dim + 6 hidden1 + 3 hidden2, of the 58000 floats that a block has on Hopper. The gradient's sums over rows, as large as the
+// parameters, are kept by each block and passed through once a step: for layers too large for shared memory that costs more than
+// the products.
 #include "descent/tile.cuh"
 #include "mlp_energy/mlp_energy.h"
 
