@@ -216,11 +216,11 @@ def test_choose() -> None:
     right = torch.ones(40, dtype=torch.bool)
     right[38] = False
     some = Reading(torch.zeros(40), steps, torch.ones(40), torch.zeros(40), right)
-    assert choose(some, some, hard) == {"easy": 2, "hard": 37}
+    assert choose(some, some, hard) == {"easy": 1, "hard": 37}
     first = Reading(torch.zeros(40), steps, torch.ones(40), torch.zeros(40), torch.arange(40) % 7 != 0)
-    assert choose(some, first, hard) == {"easy": 2, "hard": 37, "turned": 35}
+    assert choose(some, first, hard) == {"easy": 1, "hard": 37, "turned": 35}
     limited = Reading(torch.zeros(40), steps, torch.full((40,), int(ac.Status.MAX_STEPS)), torch.zeros(40), right)
-    assert choose(limited, first, hard) == {"easy": 2}
+    assert choose(limited, first, hard) == {"easy": 1}
 
 
 def test_read_follows_the_settings(model: LatentEnergyClassifier, data: ImageData) -> None:

@@ -106,18 +106,22 @@ def choose(reading: Reading, first: Reading, hard: Tensor) -> dict[str, int]:
     Returns
     -------
     dict
-        ``easy``: in the middle of the easiest tenth. ``hard``: of those in the hardest tenth that came to rest and were read
-        right, the one with more steps than nine tenths of them. ``turned``: of those read right at rest, but not after one step
-        (`first`), the one with the most steps. A rule that no image fulfils has no entry.
+        ``easy``: the median by steps of the easiest tenth. ``hard``: of those in the hardest tenth that came to rest and were
+        read right, the one with more steps than nine tenths of them. ``turned``: of those read right at rest, but not after one
+        step (`first`), the one with the most steps. A rule that no image fulfils has no entry.
     """
     order = hard.argsort(stable=True)
     tenth = max(len(order) // 10, 1)
     halted = reading.right & (reading.status == ac.Status.HALTED)
-    chosen = {"easy": int(order[tenth // 2])}
+
+    def at(rows: Tensor, share: float) -> int:
+        by_steps = rows[reading.steps[rows].argsort(stable=True)]
+        return int(by_steps[int(share * (len(rows) - 1))])
+
+    chosen = {"easy": at(order[:tenth], 0.5)}
     candidates = order[-tenth:][halted[order[-tenth:]]]
     if len(candidates):
-        by_steps = candidates[reading.steps[candidates].argsort(stable=True)]
-        chosen["hard"] = int(by_steps[9 * (len(by_steps) - 1) // 10])
+        chosen["hard"] = at(candidates, 0.9)
     turned = (halted & ~first.right).nonzero()[:, 0]
     if len(turned):
         chosen["turned"] = int(turned[reading.steps[turned].argmax()])
