@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -50,13 +50,7 @@ class Problem:
     keep_trace: bool
     sample_ids: Tensor | None
     check_rows: Callable[[Tensor, Tensor], None]  # given the first energies and points
-    autocast: list[tuple[str, torch.dtype, bool]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        # The backward pass evaluates the energy again, in the dtypes of the forward pass.
-        self.autocast = [
-            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in {"cpu", self.y0.device.type}
-        ]
+    autocast: list[tuple[str, torch.dtype, bool]] | None = None  # of the first evaluation
 
     @property
     def batch(self) -> int:
@@ -69,6 +63,9 @@ class Problem:
         with contextlib.ExitStack() as stack:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
+            if self.autocast is None:  # the backward pass evaluates the energy again, in the dtypes of the forward pass
+                kinds = {"cpu", self.y0.device.type}
+                self.autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
             for kind, dtype, enabled in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype, enabled))

@@ -83,13 +83,19 @@ AC_INLINE void product(const C* in, int64_t stride, int64_t rows, const Panels<C
   for (int64_t column = 0; column < matrix.columns(); column += Panels<C>::kWide) {
     const bool wide = column + Panels<C>::kWide <= matrix.columns();
     for (int64_t row = 0; row < rows; row += kBlock) {
-      // What is left over goes as a whole block, or as a pair of rows: fewer variants, and none slower than a block.
-      const bool pair = rows - row <= 2;
-      const auto block = wide ? (pair ? block_product<C, 2, 2> : block_product<C, kBlock, 2>)
-                              : (pair ? block_product<C, 2, 1> : block_product<C, kBlock, 1>);
+      // What is left over goes as a whole block or as two or four rows, some of which may not be there: few variants, and as many
+      // rows as keep the processor's pipelines full.
+      const int64_t left = rows - row;
+      const int height = left <= 2 ? 2 : left <= 4 ? 4 : kBlock;
+      const auto block = wide ? (height == 2   ? block_product<C, 2, 2>
+                                 : height == 4 ? block_product<C, 4, 2>
+                                               : block_product<C, kBlock, 2>)
+                              : (height == 2   ? block_product<C, 2, 1>
+                                 : height == 4 ? block_product<C, 4, 1>
+                                               : block_product<C, kBlock, 1>);
       const C* init = from.data ? from.data + row * from.stride + column : nullptr;
       block(in + row * stride, stride, matrix.panel(column), matrix.inner(), init, from.stride, done);
-      const int shift = wide ? 1 : 0, count = (pair ? 2 : kBlock) << shift;
+      const int shift = wide ? 1 : 0, count = height << shift;
 #pragma GCC unroll 1
       for (int i = 0; i < count; ++i) last(row + (i >> shift), column + (i & shift) * kLanes<C>, done[i]);
     }

@@ -8,6 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ def clock(device: torch.device) -> Callable[[Call], float]:
     return on_host
 
 
+def _repeat(call: Call, count: int) -> None:
+    for _ in range(count):
+        call()
+
+
 def interleave(
     calls: Mapping[str, Call],
     measure: Callable[[Call], float],
@@ -49,6 +55,7 @@ def interleave(
     few: int = 9,
     fewest: int = 7,
     most: int = 200,
+    block: float = 0.0,
 ) -> dict[str, list[float]]:
     """Time all calls in turn, again and again, so that drift and neighbours on the machine hit all of them alike.
 
@@ -66,6 +73,9 @@ def interleave(
         Time for all repeats together.
     few, fewest, most : int
         Repeats: at least ``few``, or ``fewest`` where ``few`` would take over twice the time; at most ``most``.
+    block : float
+        Milliseconds. A call that is shorter is made several times in a row, as many as fit, and counts with their mean: the
+        steady state of a program that does little else. 0: each call by itself.
 
     Returns
     -------
@@ -78,7 +88,8 @@ def interleave(
     def sample(name: str) -> float:
         if latest[name] < _SHORT:
             calls[name]()
-        latest[name] = measure(calls[name])
+        count = max(1, int(block / latest[name])) if latest[name] > 0 else 1
+        latest[name] = measure(partial(_repeat, calls[name], count)) / count
         return latest[name]
 
     start = time.perf_counter()

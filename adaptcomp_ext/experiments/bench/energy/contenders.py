@@ -49,13 +49,24 @@ def _no_grad(call: Callable[[], Outcome]) -> Callable[[], Outcome]:
     return without
 
 
+def _with_energy(problem: Problem, call: Callable[[], Outcome]) -> Callable[[], Outcome]:
+    """The loops' results with their energies, which `EnergyDescent` returns as well."""
+
+    def both() -> Outcome:
+        with torch.no_grad():
+            outcome = call()
+            return outcome._replace(energy=problem.function(outcome.y, *problem.context))
+
+    return both
+
+
 def _ours(problem: Problem, energy: Callable[..., Any], tol: float) -> Callable[[], Outcome]:
     stop = "gradient" if tol > 0 else "energy"
     descent = ac.EnergyDescent(energy, problem.step_size, problem.config.steps, tol, stop)
 
     def call() -> Outcome:
         result = descent(problem.y0, *problem.context)
-        return Outcome(result.y, result.steps if tol > 0 else None)
+        return Outcome(result.y, result.steps if tol > 0 else None, result.energy)
 
     return call
 
@@ -120,13 +131,13 @@ def _compiled(problem: Problem, cache: CompileCache) -> Callable[[], Outcome]:
 def contenders(problem: Problem, cache: CompileCache | None) -> dict[str, Callable[[], Outcome]]:
     """Return every contender of a configuration without training; the compiled one only with a cache."""
     stops = problem.config.mode == "stop"
-    calls: dict[str, Callable[[], Outcome]] = {"eager": lambda: _eager(problem)}
+    calls: dict[str, Callable[[], Outcome]] = {"eager": _with_energy(problem, lambda: _eager(problem))}
     if cache is not None:
-        calls["compiled"] = _compiled(problem, cache)
+        calls["compiled"] = _with_energy(problem, _compiled(problem, cache))
     by_hand = analytic.stopping if stops else analytic.all_steps
-    calls["analytic"] = _no_grad(by_hand(problem))
+    calls["analytic"] = _with_energy(problem, by_hand(problem))
     if isinstance(problem.energy, ac.MLPEnergy):
-        calls["private"] = _no_grad(by_hand(problem, analytic.private))
+        calls["private"] = _with_energy(problem, by_hand(problem, analytic.private))
     calls["generic"] = _no_grad(_ours(problem, problem.function, problem.tol))
     calls["kernel"] = _no_grad(_ours(problem, problem.energy, problem.tol))
     if stops:

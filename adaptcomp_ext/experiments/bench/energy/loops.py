@@ -16,10 +16,11 @@ Advance = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tenso
 
 
 class Outcome(NamedTuple):
-    """What every contender returns: y [B, D] and steps int64 [B]; None where every row takes all."""
+    """What every contender returns: y [B, D]; steps int64 [B], None where every row takes all; and the energy of y, [B]."""
 
     y: Tensor
     steps: Tensor | None
+    energy: Tensor | None = None
 
 
 def autograd_slope(energy: Energy, y: Tensor, *context: Tensor) -> Tensor:

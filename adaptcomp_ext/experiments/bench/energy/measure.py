@@ -23,6 +23,8 @@ __all__ = ["PRODUCT", "PRODUCT_FLOPS", "measure", "ratios", "verify", "verify_gr
 TOLERANCE = 1e-4
 PRODUCT = 1024
 PRODUCT_FLOPS = 2.0 * PRODUCT**3
+BLOCK = 10.0
+"""Milliseconds of calls in a row; see `interleave`."""
 
 
 def verify(problem: Problem, outcomes: Mapping[str, Outcome]) -> float:
@@ -47,6 +49,9 @@ def verify(problem: Problem, outcomes: Mapping[str, Outcome]) -> float:
         found = difference(outcome.y, everything if outcome.steps is None else stopped)
         require(name, "y", found, TOLERANCE, "eager")
         worst = max(worst, found)
+        if outcome.steps is not None or problem.steps is None:
+            assert outcome.energy is not None and outcomes["eager"].energy is not None
+            require(name, "the energy", difference(outcome.energy, outcomes["eager"].energy), TOLERANCE, "eager")
     return worst
 
 
@@ -132,7 +137,7 @@ def measure(config: Config, device: torch.device, seed: int, seconds: float, cac
         return row
     # The rate of a backward pass is not reported: how many products it needs is up to each contender.
     timed = calls if config.mode == "train" else {**calls, "matmul": _product(device)}
-    times = interleave(timed, clock(device), seconds)
+    times = interleave(timed, clock(device), seconds, block=BLOCK)
     row["times_ms"] = {name: summary(values) for name, values in times.items()}
     flops = config.flops if steps is None else config.flops * row["steps"]["mean"] / config.steps
     row["ratios"] = ratios(times, flops)

@@ -11,7 +11,7 @@ from rich.console import Console
 from ..markdown import environment, milliseconds, neighbours, number, table
 from .bars import growth
 from .contenders import LABELS
-from .measure import PRODUCT, TOLERANCE
+from .measure import BLOCK, PRODUCT, TOLERANCE
 from .problem import FRACTION
 
 __all__ = ["markdown", "show", "tables"]
@@ -181,9 +181,13 @@ Contenders, checked before timing to give the same points, steps and gradients w
 - *analytic, aten*: the same with the activation's derivative from the private operations of torch's own backward passes, such as
   `aten.silu_backward`: one pass over memory instead of five.
 - *generic*: `EnergyDescent` on the eager energy as a function.
-- *kernel*: `EnergyDescent` on `MLPEnergy`, `HopfieldEnergy` or `QuadraticEnergy`. It returns the final energies as well.
+- *kernel*: `EnergyDescent` on `MLPEnergy`, `HopfieldEnergy` or `QuadraticEnergy`.
 
-Ratios of times in the same round, median over interleaved rounds: over 1 the kernel, or the generic form, is the faster."""
+All of them return the last points and their energies.
+
+Ratios of times in the same round, median over interleaved rounds: over 1 the kernel, or the generic form, is the faster. In each
+round a call shorter than {BLOCK:g} ms is made as often as fits into that time, and its mean counts; a call that comes once, after
+something else has had the caches and the threads, takes longer, most of all the shortest ones."""
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
