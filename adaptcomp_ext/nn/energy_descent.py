@@ -94,7 +94,11 @@ class EnergyDescent(nn.Module):
     trace, which waits once. The backward pass of "unrolled" waits a few times in all, that of "implicit" at every iteration. Step
     sizes and noise in CUDA tensors are not checked to be positive; nor does "truncated" forget there what it will not need.
 
-    *Not promised:* that energies with random numbers of their own, dropout for instance, have a meaningful gradient; that
+    *In closed form.* `MLPEnergy`, `HopfieldEnergy` and `QuadraticEnergy` are descended in one kernel call, and differentiated in
+    another, in float32 or float64 throughout: half-width points are rounded once, at the end, and autocast is not heeded. A
+    subclass with a ``forward`` of its own, or a hook, is taken for any other energy; so are rows too long for a CUDA block.
+
+    *Not promised:* the energy of a row that was not finite at the start; that energies with random numbers of their own, dropout for instance, have a meaningful gradient; that
     ``energy`` sees the rows in batch order.
 
     Examples
