@@ -98,8 +98,8 @@ class EnergyDescent(nn.Module):
     another, in float32 or float64 throughout: half-width points are rounded once, at the end, and autocast is not heeded. A
     subclass with a ``forward`` of its own, or a hook, is taken for any other energy; so are rows too long for a CUDA block.
 
-    *Not promised:* the energy of a row that was not finite at the start; that energies with random numbers of their own, dropout for instance, have a meaningful gradient; that
-    ``energy`` sees the rows in batch order.
+    *Not promised:* the energy of a row that was not finite at the start; that energies with random numbers of their own, dropout
+    for instance, have a meaningful gradient; that ``energy`` sees the rows in batch order.
 
     Examples
     --------
@@ -197,8 +197,8 @@ class EnergyDescent(nn.Module):
         Parameters
         ----------
         y0 : Tensor
-            [B, ...]; float32, float64, bfloat16 or float16. B = 0 works. In half precision the points are rounded at every step;
-            step size, norms, velocities and energies are float32.
+            [B, ...]; float32, float64, bfloat16 or float16. B = 0 works. In half precision the points are rounded at every step
+            (not in closed form); step size, norms, velocities and energies are float32.
         *context : Tensor
             Per-row context for ``energy``, each [B, ...].
         step_size, seed : optional
