@@ -57,7 +57,9 @@ AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velo
     C x = load(y[i]);
     if constexpr (Noise) x += noise[i];
     x -= how.step * m;
-    store(next[i], x < how.low ? how.low : x > how.high ? how.high : x);
+    x = x < how.low ? how.low : x;  // one after the other: nested they do not vectorise
+    x = x > how.high ? how.high : x;
+    store(next[i], x);
   }
 }
 template <bool Before, bool Velocity, class T, class C>
@@ -89,8 +91,55 @@ AC_HD bool any_row(const C* x, int64_t n) {
   return any;
 }
 
+// The rows of a chunk where a step is next = clamp(y - step g) and every finite point is taken. All in one function that is
+// compiled for each instruction set: a call for each row and loop would take longer than a short row.
+template <class T, class C>
+AC_HD DescentCounts plain_rows(const DescentStep& a, int64_t begin, int64_t end, int64_t* index) {
+  const int64_t n = a.elements;
+  const C low = C(a.rule.low), high = C(a.rule.high);
+  DescentCounts counts{0, 0, 0};
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t r = a.row[i];
+    const T* point = static_cast<const T*>(a.point) + i * n;
+    const T* g = static_cast<const T*>(a.gradient) + i * n;  // read where there is one
+    C& energy = static_cast<C*>(a.energy)[r];
+    const C value = load_scalar<C>(a.value, a.value_dtype, i);
+    const bool finite = is_finite(value) && finite_row(point, n);
+    const double norm = a.rule.on_gradient && a.gradient ? norm_row(g, n) : 0.0;
+    const Verdict verdict =
+        judge<double>(a.rule, a.step, static_cast<double>(energy), static_cast<double>(value), finite, norm, false);
+    counts.accepted += verdict.accept;
+    counts.broken += verdict.status == kNonfinite;
+    if (a.accepted) a.accepted[i] = verdict.accept;
+    T* y = static_cast<T*>(a.y) + r * n;
+    if (verdict.accept || a.step == 0) energy = value;
+    if (verdict.status != kGoesOn) {
+      if (verdict.accept || a.step == 0) std::memcpy(y, point, static_cast<size_t>(n) * sizeof(T));
+      a.steps[r] = a.step;
+      a.status[r] = verdict.status;
+      continue;
+    }
+    const PerRow& sizes = a.step_size;
+    const C step = sizes.data ? static_cast<const C*>(sizes.data)[sizes.each ? r : 0] : static_cast<C>(sizes.value);
+    index[begin + counts.running] = i;
+    T* next = static_cast<T*>(a.next) + (begin + counts.running++) * n;
+    for (int64_t k = 0; k < n; ++k) {
+      C x = load(point[k]) - step * load(g[k]);
+      x = x < low ? low : x;
+      x = x > high ? high : x;
+      y[k] = point[k];
+      store(next[k], x);
+    }
+  }
+  return counts;
+}
+inline bool is_plain(const DescentStep& a) { return !a.kept && !a.velocity && !a.scale && !a.rule.noisy && a.rule.clip <= 0; }
+
 // target_clones wants plain functions: one set per dtype.
 #define AC_ROW_LOOPS(T, C)                                                                                                    \
+  AC_CLONES DescentCounts plain_loop(const T*, const DescentStep& a, int64_t begin, int64_t end, int64_t* index) {            \
+    return plain_rows<T, C>(a, begin, end, index);                                                                            \
+  }                                                                                                                           \
   AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                                              \
   AC_CLONES double norm_loop(const T* x, int64_t n) { return norm_row(x, n); }                                                \
   AC_CLONES void propose_loop(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, Proposal<C> how, \
@@ -239,7 +288,10 @@ DescentCounts descent_step_cpu(const DescentStep& a, int64_t* index) {
   const int64_t row_bytes = a.elements * size_of(a.dtype);
   parallel_rows(a.rows, 16 + 4 * row_bytes, [&](int64_t begin, int64_t end) {
     Chunk chunk{begin, {0, 0, 0}};
-    dispatch(a.dtype, [&](auto* type) { chunk.counts = StepRows<std::remove_pointer_t<decltype(type)>>(a)(begin, end, index); });
+    dispatch(a.dtype, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      chunk.counts = is_plain(a) ? plain_loop(type, a, begin, end, index) : StepRows<T>(a)(begin, end, index);
+    });
     const std::lock_guard<std::mutex> lock(mutex);
     chunks.push_back(chunk);
   });
