@@ -10,10 +10,8 @@
 
 namespace adaptcomp {
 
-// rows, dim, wide, the rule, y0, step_size and its stride, noise and its stride, sample_ids; y, energy, steps, status, path,
-// scale, velocity
-inline Descent read_descent(Arguments& in, const py::list& reals) {
-  Descent d{};
+// rows, dim, wide, the rule, y0, step_size and its stride, noise and its stride, sample_ids
+inline void read_start(Arguments& in, const py::list& reals, DescentStart& d) {
   d.rows = in.integer();
   d.dim = in.integer();
   d.wide = in.integer() != 0;
@@ -24,6 +22,12 @@ inline Descent read_descent(Arguments& in, const py::list& reals) {
   d.noise = in.pointer<void>();
   d.noise_stride = in.integer();
   d.sample_ids = in.pointer<int64_t>();
+}
+
+// ... y, energy, steps, status, path, scale, velocity
+inline Descent read_descent(Arguments& in, const py::list& reals) {
+  Descent d{};
+  read_start(in, reals, d);
   d.y = in.pointer<void>();
   d.energy = in.pointer<void>();
   d.steps = in.pointer<int64_t>();
@@ -34,19 +38,10 @@ inline Descent read_descent(Arguments& in, const py::list& reals) {
   return d;
 }
 
-// The same up to sample_ids; steps, path, scale, velocity, last_steps, g_y, g_path; g_y0, g_step_size, g_noise
+// ... steps, path, scale, velocity, last_steps, g_y, g_path; g_y0, g_step_size, g_noise
 inline DescentBackward read_descent_backward(Arguments& in, const py::list& reals) {
   DescentBackward d{};
-  d.rows = in.integer();
-  d.dim = in.integer();
-  d.wide = in.integer() != 0;
-  d.rule = descent_rule(in, reals);
-  d.y0 = in.pointer<void>();
-  d.step_size = in.pointer<void>();
-  d.step_size_stride = in.integer();
-  d.noise = in.pointer<void>();
-  d.noise_stride = in.integer();
-  d.sample_ids = in.pointer<int64_t>();
+  read_start(in, reals, d);
   d.steps = in.pointer<int64_t>();
   d.path = in.pointer<void>();
   d.scale = in.pointer<void>();

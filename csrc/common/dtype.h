@@ -119,6 +119,15 @@ AC_HD bool is_finite(T x) {
   return !top_bit(finite_carry(x));
 }
 
+// Whether all n elements of a row are.
+template <class T>
+AC_HD bool finite_row(const T* x, int64_t n) {
+  using Bits = decltype(finite_carry(T()));
+  Bits carry = 0;
+  for (int64_t i = 0; i < n; ++i) carry |= finite_carry(x[i]);
+  return !top_bit(carry);
+}
+
 AC_HD int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::f64 ? 8 : t == DType::opaque ? 1 : 2; }
 
 // Calls f with a null pointer of the C++ type that `t` names, so that one generic lambda serves every dtype.

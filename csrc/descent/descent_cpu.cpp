@@ -18,13 +18,6 @@ namespace {
 
 constexpr int64_t kChunk = 32;  // elements of noise made at a time; a multiple of four
 
-template <class T>
-AC_HD bool finite_row(const T* x, int64_t n) {
-  using Bits = decltype(finite_carry(T()));
-  Bits carry = 0;
-  for (int64_t i = 0; i < n; ++i) carry |= finite_carry(x[i]);
-  return !top_bit(carry);
-}
 // The norm. In double, so that no finite gradient is too long for it; in sixteen partial sums in a fixed order, which vectorise.
 template <class T>
 AC_HD double norm_row(const T* x, int64_t n) {

@@ -5,9 +5,9 @@
 
 namespace adaptcomp {
 
-// Rows [rows, dim], all in one of two types: float, or double where `wide`. A setting that is the same for every row has stride
-// 0.
-struct Descent {
+// What a descent starts from. Rows [rows, dim], all in one of two types: float, or double where `wide`. A setting that is the
+// same for every row has stride 0.
+struct DescentStart {
   int64_t rows, dim;
   bool wide;
   DescentRule rule;
@@ -17,26 +17,20 @@ struct Descent {
   const void* noise;  // sigma; read where rule.noisy
   int64_t noise_stride;
   const int64_t* sample_ids;  // [rows], or null: the row's position
-  void* y;                    // out [rows, dim]
-  void* energy;               // out [rows]
-  int64_t* steps;             // out [rows]
-  int8_t* status;             // out [rows]
+};
+
+struct Descent : DescentStart {
+  void* y;         // out [rows, dim]
+  void* energy;    // out [rows]
+  int64_t* steps;  // out [rows]
+  int8_t* status;  // out [rows]
   // What the trace and the gradient are made of; each may be null.
   void* path;      // out [rows, max_steps, dim]: y after every step the row took
   void* scale;     // out [rows, max_steps]: what backtracking had left of the step size, 0 where the step was rejected
   void* velocity;  // out [rows, max_steps, dim]: m of every step; with momentum only
 };
 
-struct DescentBackward {
-  int64_t rows, dim;
-  bool wide;
-  DescentRule rule;
-  const void* y0;
-  const void* step_size;
-  int64_t step_size_stride;
-  const void* noise;
-  int64_t noise_stride;
-  const int64_t* sample_ids;
+struct DescentBackward : DescentStart {
   const int64_t* steps;  // [rows]
   const void* path;      // [rows, max_steps, dim]
   const void* scale;     // [rows, max_steps]

@@ -11,13 +11,6 @@ namespace adaptcomp {
 namespace {
 
 template <class T>
-AC_HD bool finite_row(const T* x, int64_t n) {
-  using Bits = decltype(finite_carry(T()));
-  Bits carry = 0;
-  for (int64_t i = 0; i < n; ++i) carry |= finite_carry(x[i]);
-  return !top_bit(carry);
-}
-template <class T>
 AC_HD void axpy_row(compute_t<T>* out, compute_t<T> weight, const T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) accumulate(out[i], weight, x[i]);
 }

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
+from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
+
 from .model import GlimpseReader
 from .reading import Reading
 
@@ -18,28 +20,11 @@ __all__ = ["draw"]
 
 PER_CLASS = 5
 FEWEST_FOR_A_SHARE = 10
-INK, MUTED, FAINT = "#22272e", "#6b7480", "#e3e6ea"
-OURS, OTHERS, WRONG, PATH = "#2166ac", "#b4bcc6", "#c2341d", "#f08a24"
 LABELS = {
     "masked": "masked",
     "indexed": "boolean\nindexing",
     "adaptive": "AdaptiveHalt",
     "limit": "limit",
-}
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": FAINT,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
 }
 
 
@@ -111,9 +96,9 @@ def _digit(axis: Axes, reading: Reading, reader: GlimpseReader, row: int) -> Non
     axis.imshow(reading.images[row].numpy(), cmap="Greys", vmin=0, vmax=1.25)
     places = (reader.path(reading.images[row], steps) + 1) * (side - 1) / 2
     y, x = places.numpy().T
-    axis.plot(x, y, color=PATH, linewidth=1.1, alpha=0.9)
-    axis.plot(x[0], y[0], "o", color=PATH, markersize=4, markerfacecolor="white")
-    axis.plot(x[-1], y[-1], "o", color=PATH, markersize=4)
+    axis.plot(x, y, color=ORANGE, linewidth=1.1, alpha=0.9)
+    axis.plot(x[0], y[0], "o", color=ORANGE, markersize=4, markerfacecolor="white")
+    axis.plot(x[-1], y[-1], "o", color=ORANGE, markersize=4)
     axis.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5), xticks=[], yticks=[])
     wrong = label != predicted
     for spine in axis.spines.values():

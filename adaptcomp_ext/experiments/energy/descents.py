@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adaptcomp_ext.experiments.demo.figure import FAINT, INK, MUTED, OTHERS, OURS, PATH, STYLE, WRONG
+from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
 
 from .landscape import Landscape, Map
 
@@ -28,7 +28,7 @@ LEVELS, DEPTH = 26, 3000
 
 def draw(landscapes: Mapping[str, Landscape], path: Path) -> None:
     """Draw one row for each landscape, by the names of `landscape.choose`, and write a PNG."""
-    with mpl.rc_context({**STYLE, "legend.frameon": False, "legend.fontsize": 9}):
+    with mpl.rc_context({**STYLE, "legend.fontsize": 9}):
         rows = len(landscapes)
         figure = Figure(figsize=(18, 1.0 + 3.7 * rows), facecolor="white")
         FigureCanvasAgg(figure)
@@ -75,10 +75,10 @@ def _map(axis: Axes, plane: Map, title: str) -> None:
     axis.contourf(x, y, np.maximum(above, levels[0]), levels=levels, cmap="Blues", norm=norm, extend="min")
     axis.contour(x, y, above, levels=levels, colors="white", linewidths=0.45, alpha=0.7)
     along, across = plane.path.numpy().T
-    axis.plot(along, across, "-", color=PATH, linewidth=1.4)
-    axis.plot(along[1:-1], across[1:-1], "o", color=PATH, markersize=3.5)
-    axis.plot(along[0], across[0], "o", color=PATH, markersize=7, markerfacecolor="white", markeredgewidth=1.6)
-    axis.plot(along[-1], across[-1], "o", color=PATH, markersize=7, markeredgecolor="white")
+    axis.plot(along, across, "-", color=ORANGE, linewidth=1.4)
+    axis.plot(along[1:-1], across[1:-1], "o", color=ORANGE, markersize=3.5)
+    axis.plot(along[0], across[0], "o", color=ORANGE, markersize=7, markerfacecolor="white", markeredgewidth=1.6)
+    axis.plot(along[-1], across[-1], "o", color=ORANGE, markersize=7, markeredgecolor="white")
     axis.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     axis.set_xlabel(f"towards the minimum; {plane.explained:.1%} of the path in the plane", fontsize=9)
     axis.set_title(title, pad=8)

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from adaptcomp_ext.experiments.demo.figure import INK, MUTED, OTHERS, OURS, PATH, STYLE
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE
 
 __all__ = ["draw"]
 
@@ -29,7 +29,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     path : Path
         PNG to write.
     """
-    with mpl.rc_context({**STYLE, "legend.frameon": False, "legend.fontsize": 9.5}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(15, 8.6), facecolor="white")
         FigureCanvasAgg(figure)
         _title(figure, report)
@@ -87,7 +87,7 @@ def _difficulty(axis: Axes, report: Mapping[str, Any]) -> None:
 
 
 def _corrupted_steps(axis: Axes, report: Mapping[str, Any]) -> None:
-    names = {"noise": ("noise, standard deviation", OURS, "o-"), "patch": ("patch, share of the side", PATH, "s-")}
+    names = {"noise": ("noise, standard deviation", OURS, "o-"), "patch": ("patch, share of the side", ORANGE, "s-")}
     for name, (label, colour, style) in names.items():
         groups = report["corrupted"][name]
         x, y = [group["strength"] for group in groups], [group["mean_steps"] for group in groups]
@@ -105,7 +105,7 @@ def _corrupted_steps(axis: Axes, report: Mapping[str, Any]) -> None:
 def _budget(axis: Axes, report: Mapping[str, Any]) -> None:
     groups, control = report["by_budget"], report["classifier"]
     x = [group["max_steps"] for group in groups]
-    lines = {"accuracy": ("all images", OURS, "o-"), "accuracy_hardest": ("hardest tenth", PATH, "s-")}
+    lines = {"accuracy": ("all images", OURS, "o-"), "accuracy_hardest": ("hardest tenth", ORANGE, "s-")}
     for key, (label, colour, style) in lines.items():
         axis.plot(x, [group[key] for group in groups], style, color=colour, label=label, linewidth=1.8, markersize=5)
         axis.axhline(control[key], color=colour, linewidth=1, linestyle=(0, (4, 3)), alpha=0.8)

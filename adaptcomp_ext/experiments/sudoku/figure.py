@@ -14,33 +14,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
+
 from .evaluation import ENERGY_TOLERANCES
 from .puzzles import Puzzles
 from .training import EnergySolver, first_answer
 
 __all__ = ["Way", "draw", "way_of"]
 
-INK, MUTED, FAINT = "#22272e", "#6b7480", "#d4d8de"
-OURS, OTHER, PLAIN, WRONG = "#2166ac", "#f08a24", "#9aa3ae", "#c2341d"
 BOARDS = 7
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": FAINT,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-}
 
 
 class Way(NamedTuple):
@@ -152,10 +134,10 @@ def _boards(figure: Figure, way: Way) -> None:
 def _allowed(axis: Axes, report: Mapping[str, Any]) -> None:
     runs = report["runs"]
     allowed = [int(steps) for steps in runs[0]["energy"]["allowed"]]
-    for name, color in (("recurrent", OTHER), ("energy", OURS)):
+    for name, color in (("recurrent", ORANGE), ("energy", OURS)):
         _line(axis, allowed, [[100 * run[name]["allowed"][str(n)] for run in runs] for n in allowed], color, name)
     plain = 100 * _mean(runs, lambda run: run["feed_forward"]["solved"])
-    axis.axhline(plain, color=PLAIN, linestyle=(0, (4, 3)), label="feed-forward")
+    axis.axhline(plain, color=OTHERS, linestyle=(0, (4, 3)), label="feed-forward")
     axis.set_xscale("log", base=2)
     axis.set_xticks(allowed, [str(n) for n in allowed])
     axis.minorticks_off()
@@ -168,8 +150,8 @@ def _solved(axis: Axes, report: Mapping[str, Any]) -> None:
     runs = report["runs"]
     blanks = [row["blanks"] for row in runs[0]["feed_forward"]["by_blanks"]]
     groups: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
-        ("feed-forward", PLAIN, lambda run: run["feed_forward"]["by_blanks"]),
-        ("recurrent", OTHER, lambda run: run["recurrent"]["stopped"][0]["by_blanks"]),
+        ("feed-forward", OTHERS, lambda run: run["feed_forward"]["by_blanks"]),
+        ("recurrent", ORANGE, lambda run: run["recurrent"]["stopped"][0]["by_blanks"]),
         ("energy", OURS, lambda run: run["energy"]["stopped"][0]["by_blanks"]),
     )
     for name, color, of in groups:
@@ -181,7 +163,7 @@ def _solved(axis: Axes, report: Mapping[str, Any]) -> None:
 
 def _steps(axis: Axes, report: Mapping[str, Any]) -> None:
     runs = report["runs"]
-    for name, color in (("recurrent", OTHER), ("energy", OURS)):
+    for name, color in (("recurrent", ORANGE), ("energy", OURS)):
         rows = [run[name]["stopped"][0]["by_blanks"] for run in runs]
         blanks = [row["blanks"] for row in rows[0]]
         means = [statistics.fmean(row[i]["steps"] for row in rows) for i in range(len(blanks))]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from adaptcomp_ext.experiments.bench import machine
+from adaptcomp_ext.experiments.settings import settings
 
 from . import figure
 from .evaluation import ALLOWED, examine_energy, examine_feed_forward, examine_recurrent, stopped
@@ -43,17 +43,6 @@ HELD_OUT = {
 
 
 _SOURCES: dict[int, type[FourByFour] | type[NineByNine]] = {4: FourByFour, 9: NineByNine}
-
-
-@contextlib.contextmanager
-def _settings(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def sudoku(
@@ -103,7 +92,7 @@ def sudoku(
     blanks = _SOURCES[size].blanks
     console.print(f"[bold]{size}×{size} Sudoku[/], {blanks[0]} to {blanks[-1]} blanks, one solution each. {HELD_OUT[size]}")
     runs: list[dict[str, Any]] = []
-    with _settings(threads):
+    with settings(threads, first_seed):
         for seed in range(first_seed, first_seed + seeds):
             source = _SOURCES[size](seed)
             puzzles = source.test(QUICK_PUZZLES if quick else TEST_PUZZLES[size], torch.Generator().manual_seed(seed))
