@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._descent_loop import State, plain
 from adaptcomp_ext.nn._descent_problem import Problem, reached
+from adaptcomp_ext.nn._descent_state import State, plain
 from adaptcomp_ext.nn._descent_tape import Tape
 from adaptcomp_ext.nn.result import Trace
 from adaptcomp_ext.ops import descent

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._descent_state import State
 from adaptcomp_ext.nn.result import Trace
 from adaptcomp_ext.ops.compaction import compact_index_padded
-
-if TYPE_CHECKING:
-    from adaptcomp_ext.nn._descent_loop import State
 
 
 @dataclass(slots=True)

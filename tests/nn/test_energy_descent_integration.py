@@ -309,7 +309,7 @@ class Fresh(_active.ActiveCount):
 def test_how_stale_the_count_is_changes_no_bit(cuda, gradient, name, monkeypatch):
     results = []
     for counter in (_active.ActiveCount, Stale, Fresh):
-        monkeypatch.setattr("adaptcomp_ext.nn._descent_loop.ActiveCount", counter)
+        monkeypatch.setattr("adaptcomp_ext.nn._descent_state.ActiveCount", counter)
         y0, x = problem(300, device=cuda, requires_grad=True)
         descend = ac.EnergyDescent(Wells(device=cuda), gradient=gradient, keep_trace=True, **options_of(name))
         result = descend(y0, x)
