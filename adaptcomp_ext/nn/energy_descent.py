@@ -96,7 +96,9 @@ class EnergyDescent(nn.Module):
 
     *In closed form.* `MLPEnergy`, `HopfieldEnergy` and `QuadraticEnergy` are descended in one kernel call, and differentiated in
     another, in float32 or float64 throughout: half-width points are rounded once, at the end, and autocast is not heeded. A
-    subclass with a ``forward`` of its own, or a hook, is taken for any other energy; so are rows too long for a CUDA block.
+    subclass with a ``forward`` of its own, or a hook, is taken for any other energy; so are rows too long for a CUDA block. For a
+    gradient or a trace, room for `max_steps` points of every row is reserved beforehand, whether or not the rows use it: address
+    space on the CPU, memory on CUDA.
 
     *Not promised:* the energy of a row that was not finite at the start; that energies with random numbers of their own, dropout
     for instance, have a meaningful gradient; that ``energy`` sees the rows in batch order.
