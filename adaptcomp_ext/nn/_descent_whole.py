@@ -137,8 +137,8 @@ class Whole:
         assert run.scale is not None
         y = start.detach() if self._stepwise else start
         velocity = torch.zeros_like(start)
-        ends = []
-        for k in range(rule.max_steps):
+        ends = [y[:0]]
+        for k in range(int(run.steps.max()) if len(start) else 0):
             took = run.steps > k
             scale = torch.where(took, run.scale[:, k], 0)
             rows = (scale != 0).nonzero()[:, 0]

@@ -231,7 +231,7 @@ class EnergyDescent(nn.Module):
         if on_reference():
             return run_reference(problem)
         whole = run_whole(problem) if serves(problem) else None
-        return run_kernels(problem) if whole is None else whole
+        return _handed_out(run_kernels(problem) if whole is None else whole)
 
     def _problem(self, y0: Any, context: Any, step_size: Any, seed: int | None, sample_ids: Any) -> Problem:
         rule = self._rule(self.seed if seed is None else seed)
@@ -281,6 +281,16 @@ class EnergyDescent(nn.Module):
 def _outside_inference(tensor: Tensor) -> Tensor:
     """A tensor that a backward pass may need."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+
+
+def _handed_out(result: EnergyResult) -> EnergyResult:
+    """The result with copies of the integers that its backward pass goes by: the caller may write to them."""
+    if not (result.y.requires_grad or result.energy.requires_grad):
+        return result
+    trace = result.trace
+    if trace is not None:
+        trace = trace._replace(row=trace.row.clone(), step=trace.step.clone())
+    return result._replace(steps=result.steps.clone(), status=result.status.clone(), trace=trace)
 
 
 def _check_step_size(name: str, value: Any, y0: Tensor | None) -> float | Tensor:
