@@ -31,6 +31,9 @@ from adaptcomp_ext.nn import (
     QuadraticEnergy,
     Status,
     Trace,
+    VariationalDropout,
+    route,
+    shrink,
 )
 from adaptcomp_ext.ops import reference_kernels
 
@@ -71,10 +74,13 @@ __all__ = [
     "QuadraticEnergy",
     "Status",
     "Trace",
+    "VariationalDropout",
     "__version__",
     "build_info",
     "models",
     "ops",
     "reference",
     "reference_kernels",
+    "route",
+    "shrink",
 ]

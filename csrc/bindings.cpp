@@ -177,6 +177,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("compact_temp_bytes", &compact_temp);
   m.def("gather_rows", &gather_rows);
   m.def("scatter_rows", &scatter_rows);
+  m.def("merge_rows", &merge_rows);
+  m.def("split_rows", &split_rows);
   m.def("act_step", &act_step);
   m.def("act_step_backward", &act_step_backward);
   m.def("pondernet_step", &pondernet_step);

@@ -1,4 +1,4 @@
-"""Modules: the halting loop and its policies, and descent on an energy."""
+"""Modules: the halting loop and its policies, descent on an energy, routing, variational dropout."""
 
 from adaptcomp_ext.nn.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
@@ -6,6 +6,9 @@ from adaptcomp_ext.nn.energy_descent import EnergyDescent
 from adaptcomp_ext.nn.policies import ACT, Confidence, FixedSteps, PonderNet
 from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
 from adaptcomp_ext.nn.result import EnergyResult, HaltResult, Status, Trace
+from adaptcomp_ext.nn.route import route
+from adaptcomp_ext.nn.shrinking import shrink
+from adaptcomp_ext.nn.variational import VariationalDropout, description_length, sparsity, variational
 
 __all__ = [
     "ACT",
@@ -24,5 +27,11 @@ __all__ = [
     "Run",
     "Status",
     "Trace",
+    "VariationalDropout",
     "View",
+    "description_length",
+    "route",
+    "shrink",
+    "sparsity",
+    "variational",
 ]

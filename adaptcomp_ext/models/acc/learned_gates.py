@@ -1,0 +1,167 @@
+"""Gates that learn what control is worth, from the habit's confidence, on held-out rows.
+
+The value of calling control is the loss that it saves, ℓ₁ − ℓ₂ in nats (Shenhav, Botvinick & Cohen 2013: the expected value of
+control, less its price). Regressed jointly with the networks, or on rows that they were trained on, such a gate calls everything
+or nothing; on held-out rows, without dropout noise, and read off the habit's confidence, it works.
+
+Two noisy views of that value are at hand. Labels give ℓ₁ − ℓ₂ itself, on few rows where it is not nearly 0. Control's own belief
+gives Σ_c π₂(c)·(log π₂(c) − log π₁(c)) = KL(π₂ ‖ π₁): what control thinks it saves; far less noisy, but only as honest as
+control.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptcomp_ext.models.acc.features import check_logits, confidence_features, feature_count, kl_divergence
+from adaptcomp_ext.models.acc.gates import Gate
+from adaptcomp_ext.ops._checks import check_int
+
+__all__ = ["KLGate", "LearnedGate", "ValueGate"]
+
+LARGEST_VALUE = 5.0
+"""Values are clipped here, in nats: a single row that control saves from certainty would outweigh all others."""
+LEAST_ROWS = 2
+
+
+class LearnedGate(Gate):
+    """Base of the gates whose score is a prediction.
+
+    ::
+
+        score = exp(w₂ᵀ silu(W₁ (f − mean) / deviation + b₁) + b₂)      f = confidence_features(habit's logits)
+
+    fitted by the Poisson deviance Σ exp(o) − t·o, whose minimum is the mean of t: a logarithmic scale, on which small values
+    count as well, without taking the logarithm of what may be negative.
+
+    Parameters
+    ----------
+    classes : int
+        C ≥ 2.
+    hidden : int
+        Units of the hidden layer.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, classes: int, hidden: int = 16) -> None:
+        super().__init__()
+        self.classes = check_int("classes", classes, 2)
+        features = feature_count(classes)
+        self.net = nn.Sequential(nn.Linear(features, check_int("hidden", hidden, 1)), nn.SiLU(), nn.Linear(hidden, 1))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+
+    def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:
+        """What is regressed: habit's and control's logits [n, C] and labels [n] → [n], in nats."""
+        raise NotImplementedError
+
+    def log_score(self, logits: Tensor) -> Tensor:
+        """The logarithm of the score; differentiable."""
+        features = confidence_features(check_logits("logits", logits, self.classes)).to(self.mean.dtype)
+        return self.net((features - self.mean) / self.deviation)[:, 0]
+
+    def score(self, logits: Tensor) -> Tensor:
+        """The predicted value of control in nats, ≥ 0."""
+        return self.log_score(logits).exp()
+
+    def fit(
+        self,
+        default: Tensor,
+        control: Tensor,
+        targets: Tensor,
+        *,
+        epochs: int = 20,
+        batch: int = 256,
+        learning_rate: float = 1e-2,
+        seed: int = 0,
+    ) -> list[float]:
+        """Learn to predict the value of control. Starts from new weights.
+
+        Parameters
+        ----------
+        default, control : Tensor
+            Logits of habit and control on held-out rows, in evaluation mode, [n, C], n ≥ 2.
+        targets : Tensor
+            int64 [n]: the labels.
+        epochs, batch, learning_rate
+            AdamW, weight decay 0.01, on a one-cycle schedule with that peak.
+        seed : int
+            Of weights and order; the global random state is left alone.
+
+        Returns
+        -------
+        list of float
+            Mean deviance of each epoch.
+        """
+        default = check_logits("default", default, self.classes).detach()
+        control = check_logits("control", control, self.classes).detach()
+        check_int("epochs", epochs, 1)
+        check_int("batch", batch, 1)
+        rows = len(default)
+        if rows < LEAST_ROWS:
+            raise ValueError(f"default: expected at least {LEAST_ROWS} rows to fit on, got {rows}")
+        if len(control) != rows:
+            raise ValueError(f"control: expected {rows} rows like default, got {len(control)}")
+        if targets.dtype != torch.int64 or targets.shape != (rows,):
+            raise ValueError(f"targets: expected int64 of shape [{rows}], got {targets.dtype} of shape {list(targets.shape)}")
+        value = self.value(default, control, targets).to(self.mean.dtype).clamp(-LARGEST_VALUE, LARGEST_VALUE)
+        features = confidence_features(default).to(self.mean.dtype)
+        self.mean.copy_(features.mean(dim=0))
+        self.deviation.copy_(features.std(dim=0).clamp(min=1e-6))
+        features = (features - self.mean) / self.deviation
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(seed)
+            for layer in self.net:
+                if isinstance(layer, nn.Linear):
+                    layer.reset_parameters()
+            return self._fit(features, value, epochs, batch, learning_rate)
+
+    def _fit(self, features: Tensor, value: Tensor, epochs: int, batch: int, learning_rate: float) -> list[float]:
+        optimizer = torch.optim.AdamW(self.net.parameters(), weight_decay=0.01)
+        updates = epochs * -(-len(features) // batch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates)
+        history = []
+        for _ in range(epochs):
+            total = 0.0
+            for index in torch.randperm(len(features)).split(batch):
+                rows = index.to(features.device)
+                loss = F.poisson_nll_loss(self.net(features[rows])[:, 0], value[rows], log_input=True)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += float(loss.detach()) * len(rows)
+            history.append(total / len(features))
+        return history
+
+
+class ValueGate(LearnedGate):
+    """Call where the expected value of control exceeds its price: ``threshold`` is the price κ, in nats.
+
+    Regresses the mean of the two views of the value, (ℓ₁ − ℓ₂ + KL(π₂ ‖ π₁)) / 2: the labels keep it honest, the belief quiet.
+    """
+
+    @property
+    def price(self) -> float:
+        """κ in nats."""
+        return float(self.threshold)
+
+    def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:
+        """Half what control saves by the labels, half what it believes to save."""
+        saved = F.cross_entropy(default, targets, reduction="none") - F.cross_entropy(control, targets, reduction="none")
+        return (saved.clamp(-LARGEST_VALUE, LARGEST_VALUE) + kl_divergence(control, default).clamp(max=LARGEST_VALUE)) / 2
+
+
+class KLGate(LearnedGate):
+    """Call where control is predicted to deviate from the habit: KL(π₂ ‖ π₁) above a threshold, the thesis' criterion.
+
+    Measured, that divergence costs the call which it is to save; so it is predicted. Labels are not used.
+    """
+
+    def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:
+        """KL(π₂ ‖ π₁)."""
+        return kl_divergence(control, default)

@@ -1,0 +1,138 @@
+"""The objective of adaptive computational control, for classification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adaptcomp_ext.models.acc.effort import EFFORTS, Effort
+from adaptcomp_ext.models.acc.features import kl_divergence
+from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops.descent import check_number
+
+__all__ = ["ACCLoss", "Objective", "acc_loss", "need_weights"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: a sum of terms, each a mean over the rows.
+
+    ::
+
+        w·ℓ₂  +  hard·ℓ₁  +  λ(s)·T²·KL(π₂ᵀ ‖ π₁ᵀ)  +  β·KL(q(w) ‖ p(w)) / N
+
+    ℓ₁, ℓ₂: cross-entropies of habit and control; π^T: softened by the temperature T (Hinton et al. 2015: T² keeps the gradients'
+    scale); the last term: the description length of the habit's weights, from variational dropout.
+
+    Attributes
+    ----------
+    effort : float or str
+        λ: a number ≥ 0, or "value" or "literal", learned: see `Effort`.
+    temperature : float
+        T > 0.
+    hard : float
+        Weight of the habit's own labels; the published code has 1/T².
+    need : bool
+        Whether control learns in proportion to what the habit fails at: w = ℓ₁ / mean(ℓ₁), at most `need_cap`, without gradient.
+        The rows that control will be called for are then the rows that it learns from. (Nam et al. 2020 weight by ℓ₁/(ℓ₁ + ℓ₂) to
+        the same end.) False: w = 1.
+    need_cap : float
+        ≥ 1.
+    beta : float
+        β ≥ 0.
+    mutual : bool
+        Whether the KL's gradient reaches control as well, as in the thesis: then control also pays for deviating from habit.
+        False: it only teaches the habit.
+    """
+
+    effort: float | str = 1.0
+    temperature: float = 4.0
+    hard: float = 1.0
+    need: bool = True
+    need_cap: float = 20.0
+    beta: float = 1.0
+    mutual: bool = False
+
+    def __post_init__(self) -> None:
+        infinity = float("inf")
+        if isinstance(self.effort, str):
+            if self.effort not in EFFORTS:
+                raise ValueError(f"effort: expected a number or one of {', '.join(map(repr, EFFORTS))}, got {self.effort!r}")
+        else:
+            check_number("effort", self.effort, 0, infinity, ends="[)")
+        check_number("temperature", self.temperature, 0, infinity, ends="()")
+        check_number("hard", self.hard, 0, infinity, ends="[)")
+        check_number("need_cap", self.need_cap, 1, infinity, ends="[)")
+        check_number("beta", self.beta, 0, infinity, ends="[)")
+        for name in ("need", "mutual"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected a bool, got {describe(getattr(self, name))}")
+
+
+class ACCLoss(NamedTuple):
+    """The loss and its parts, scalars; only `total` has a gradient. Parts are unweighted means; `effort` is the mean λ."""
+
+    total: Tensor
+    default: Tensor
+    control: Tensor
+    distill: Tensor
+    description: Tensor
+    effort: Tensor
+
+
+def need_weights(default_loss: Tensor, cap: float) -> Tensor:
+    """w = ℓ₁ / mean(ℓ₁), at most `cap`: [n] → [n], detached; ones where the habit fails at nothing."""
+    loss = default_loss.detach()
+    mean = loss.mean()
+    return torch.where(mean > 0, loss / mean, torch.ones_like(loss)).clamp(max=cap)
+
+
+def acc_loss(
+    objective: Objective,
+    effort: Effort | None,
+    default: Tensor,
+    control: Tensor,
+    targets: Tensor,
+    description: Tensor,
+    beta_per_row: float,
+) -> ACCLoss:
+    """Put the terms together.
+
+    Parameters
+    ----------
+    objective : Objective
+        The weights.
+    effort : Effort or None
+        Where ``objective.effort`` is learned.
+    default, control : Tensor
+        Logits [B, C], B ≥ 1.
+    targets : Tensor
+        int64 [B].
+    description : Tensor
+        KL(q ‖ p), scalar.
+    beta_per_row : float
+        What multiplies it: β / N, and the share of a warm-up.
+    """
+    default_loss = F.cross_entropy(default, targets, reduction="none")
+    control_loss = F.cross_entropy(control, targets, reduction="none")
+    weights = need_weights(default_loss, objective.need_cap) if objective.need else torch.ones_like(default_loss)
+    teacher = control if objective.mutual else control.detach()
+    distill = objective.temperature**2 * kl_divergence(teacher, default, objective.temperature)
+    if effort is None:
+        assert not isinstance(objective.effort, str)
+        cost, price = objective.effort * distill.mean(), distill.new_tensor(objective.effort)
+    else:
+        cost, price = effort(default, distill, default_loss - control_loss)
+    total = (weights * control_loss).mean() + objective.hard * default_loss.mean() + cost + beta_per_row * description
+    return ACCLoss(
+        total,
+        default_loss.mean().detach(),
+        control_loss.mean().detach(),
+        distill.mean().detach(),
+        description.detach(),
+        price.mean(),
+    )
