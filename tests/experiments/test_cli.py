@@ -106,7 +106,7 @@ def test_demo(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert run("demo", "--out", str(out), "--seed", "3", "--threads", "1", "--epochs", "2") == 0
     assert out.is_dir()
     assert given["out"] == out
-    assert given["data"].name == "scikit-learn digits"
+    assert given["data"].name == "scikit-learn digits (embedded, not MNIST)"
     assert (given["seed"], given["threads"], given["epochs"]) == (3, 1, 2)
 
 

@@ -153,7 +153,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "energy", *words])
     assert not stop.value.code
-    assert given.pop("data").name == "scikit-learn digits"
+    assert given.pop("data").name == "scikit-learn digits (embedded, not MNIST)"
     assert given == {"out": tmp_path / "a" / "b", "seed": 3, "threads": 1, "epochs": 2, "held_out": 9, "quick": True}
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "energy", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path)])

@@ -1,26 +1,33 @@
-"""Data sets of the experiments: scikit-learn's digits, which need no download, and MNIST from a folder."""
+"""Grey digits: scikit-learn's, which need no download, and MNIST from a folder."""
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ImageData", "load_digits", "load_mnist", "read_idx"]
+from .download import fetch_mnist
+from .idx import parse_idx, read_whole
 
-_UNSIGNED_BYTE = 0x08
-_MNIST = {
+__all__ = ["MNIST_FILES", "ImageData", "find_images", "load_digits", "load_mnist"]
+
+MNIST_FILES = {
     "train_images": ("train-images-idx3-ubyte", 3),
     "train_labels": ("train-labels-idx1-ubyte", 1),
     "test_images": ("t10k-images-idx3-ubyte", 3),
     "test_labels": ("t10k-labels-idx1-ubyte", 1),
 }
+"""Name and number of dimensions of each part."""
+_MD5 = {
+    "train_images": "6bbc9ace898e44ae57da46a324031adb",
+    "train_labels": "a25bea736e30d166cdddb491f175f624",
+    "test_images": "2646ac647ad5339dbf082846283269ea",
+    "test_labels": "27ae3e4e09519cfbb04c329615203637",
+}
+"""Of the published files, unpacked: gzip containers of the same content differ."""
 
 
 @dataclass(frozen=True)
@@ -68,33 +75,50 @@ def load_digits(test_rows: int = 500, seed: int = 0) -> ImageData:
     labels = torch.from_numpy(digits.target).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     test, train = order[:test_rows], order[test_rows:]
-    return ImageData("scikit-learn digits", images[train], labels[train], images[test], labels[test])
+    return ImageData("scikit-learn digits (embedded, not MNIST)", images[train], labels[train], images[test], labels[test])
 
 
-def load_mnist(folder: Path | str) -> ImageData:
+def find_images(data: Path | str | None, download: bool = False) -> ImageData:
+    """What an experiment reads: MNIST from a folder, or without one scikit-learn's digits, whose name says so."""
+    if data is None:
+        if download:
+            raise ValueError("download: expected a data folder to download into (--data DIR), got none")
+        return load_digits()
+    return load_mnist(data, download=download)
+
+
+def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
     """Read the four IDX files of MNIST, gzip-compressed or not.
 
     Parameters
     ----------
     folder : Path or str
         Where ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their ``t10k`` counterparts are, each with or
-        without ``.gz``. Data sets in the same files and format (Fashion-MNIST) work as well.
+        without ``.gz``. Data sets in the same files and format (Fashion-MNIST) work as well, and are not called MNIST.
+    download : bool
+        Whether missing files are fetched into the folder first, through torchvision.
 
     Raises
     ------
     FileNotFoundError
         If the folder does not exist or files are missing; the message lists them.
     ValueError
-        If a file is not what its name says.
+        If a file is not what its name says; or if the checksum of one is not MNIST's although that of another is.
+    OSError
+        If the download fails.
     """
     folder = Path(folder)
+    if download:
+        fetch_mnist(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder with the four MNIST files, found no such folder")
-    paths = {part: _find(folder, name) for part, (name, _) in _MNIST.items()}
-    missing = [_MNIST[part][0] for part, path in paths.items() if path is None]
+    paths = {part: _find(folder, name) for part, (name, _) in MNIST_FILES.items()}
+    missing = [MNIST_FILES[part][0] for part, path in paths.items() if path is None]
     if missing:
         raise FileNotFoundError(f"{folder}: missing {', '.join(missing)} (each may also end in .gz)")
-    found = {part: (path, read_idx(path, _MNIST[part][1])) for part, path in paths.items() if path is not None}
+    contents = {part: (path, read_whole(path)) for part, path in paths.items() if path is not None}
+    found = {part: (path, parse_idx(path, content, MNIST_FILES[part][1])) for part, (path, content) in contents.items()}
+    name = "MNIST" if _is_mnist(contents) else f"IDX images in {folder.name} (not MNIST)"
 
     side = found["train_images"][1].shape[-1]
     tensors = {}
@@ -109,45 +133,18 @@ def load_mnist(folder: Path | str) -> ImageData:
             raise ValueError(f"{label_path}: expected labels 0 to 9, found {labels.max()}")
         tensors[f"{half}_images"] = torch.from_numpy(images).float() / 255
         tensors[f"{half}_labels"] = torch.from_numpy(labels).long()
-    return ImageData("MNIST", **tensors)
+    return ImageData(name, **tensors)
 
 
-def read_idx(path: Path | str, dimensions: int) -> np.ndarray:
-    """Read an IDX file of unsigned bytes.
-
-    The file starts with a four-byte magic number (0, 0, type of the elements, number of dimensions) and each dimension
-    as a big-endian 32-bit integer; the elements follow.
-
-    Parameters
-    ----------
-    path : Path or str
-        The file; a name that ends in ``.gz`` is decompressed.
-    dimensions : int
-        How many dimensions it has to have.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, writable.
-    """
-    path = Path(path)
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path}: expected a whole gzip file, found a damaged one ({error})") from None
-    header = 4 + 4 * dimensions
-    magic = bytes((0, 0, _UNSIGNED_BYTE, dimensions))
-    if content[:4] != magic:
-        raise ValueError(f"{path}: expected the magic number 0x{magic.hex()}, found 0x{content[:4].hex() or '(empty)'}")
-    if len(content) < header:
-        raise ValueError(f"{path}: expected a header of {header} bytes, found {len(content)} bytes in all")
-    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
-    elements = math.prod(shape)
-    if len(content) != header + elements:
-        raise ValueError(f"{path}: expected {header + elements} bytes for shape {list(shape)}, found {len(content)}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+def _is_mnist(contents: dict[str, tuple[Path, bytes]]) -> bool:
+    sums = {part: hashlib.md5(content, usedforsecurity=False).hexdigest() for part, (_, content) in contents.items()}
+    wrong = [part for part in sums if sums[part] != _MD5[part]]
+    if wrong and len(wrong) < len(sums):
+        path = contents[wrong[0]][0]
+        raise ValueError(
+            f"{path}: expected MNIST's file, as others beside it are (md5 {_MD5[wrong[0]]} unpacked), found md5 {sums[wrong[0]]}"
+        )
+    return not wrong
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -1,0 +1,22 @@
+"""Data sets of the experiments."""
+
+from .download import fetch_mnist
+from .idx import read_idx
+from .images import ImageData, find_images, load_digits, load_mnist
+from .stroop import COLOURS, GREY, NEUTRAL_INK, Condition, StroopMNIST, colour, draw_inks
+
+__all__ = [
+    "COLOURS",
+    "GREY",
+    "NEUTRAL_INK",
+    "Condition",
+    "ImageData",
+    "StroopMNIST",
+    "colour",
+    "draw_inks",
+    "fetch_mnist",
+    "find_images",
+    "load_digits",
+    "load_mnist",
+    "read_idx",
+]

@@ -1,0 +1,50 @@
+"""Fetching MNIST where there is a network, through torchvision."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+__all__ = ["fetch_mnist"]
+
+
+def fetch_mnist(folder: Path | str) -> None:
+    """Put MNIST's four IDX files into a folder, unless files of their names are there already.
+
+    Parameters
+    ----------
+    folder : Path or str
+        Made if it does not exist.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Without torchvision; the message has the install line.
+    OSError
+        If it cannot be downloaded.
+    """
+    from .images import MNIST_FILES
+
+    folder = Path(folder)
+    names = [name for name, _ in MNIST_FILES.values()]
+    if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names):
+        return
+    try:
+        from torchvision.datasets import MNIST
+    except ImportError:
+        raise ModuleNotFoundError(
+            'downloading MNIST needs torchvision: pip install "adaptcomp_ext[mnist]", or put its four IDX files into '
+            f"{folder} yourself"
+        ) from None
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            MNIST(temporary, download=True)
+        except Exception as error:  # torchvision raises RuntimeError, URLError and others
+            raise OSError(f"{folder}: MNIST could not be downloaded ({error})") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            found = next(Path(temporary).rglob(name), None)
+            if found is None:
+                raise OSError(f"{folder}: the download of MNIST lacks {name}")
+            shutil.move(found, folder / name)
