@@ -1,0 +1,30 @@
+"""What the experiments share: folders that remember their configuration, training that resumes, cells, intervals, reports."""
+
+from .cells import Cell, Tick, run_cells
+from .checkpoint import Checkpoint
+from .fit import fit, shuffled
+from .folder import RunFolder, write_json, write_text
+from .statistics import Difference, Interval, mcnemar, mean_interval, paired, wilson
+from .tables import interval, percent, points, table
+
+__all__ = [
+    "Cell",
+    "Checkpoint",
+    "Difference",
+    "Interval",
+    "RunFolder",
+    "Tick",
+    "fit",
+    "interval",
+    "mcnemar",
+    "mean_interval",
+    "paired",
+    "percent",
+    "points",
+    "run_cells",
+    "shuffled",
+    "table",
+    "wilson",
+    "write_json",
+    "write_text",
+]
