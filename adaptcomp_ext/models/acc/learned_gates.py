@@ -24,6 +24,7 @@ __all__ = ["KLGate", "LearnedGate", "ValueGate"]
 LARGEST_VALUE = 5.0
 """Values are clipped here, in nats: a single row that control saves from certainty would outweigh all others."""
 LEAST_ROWS = 2
+LEAST_UPDATES = 800
 
 
 class LearnedGate(Gate):
@@ -74,7 +75,7 @@ class LearnedGate(Gate):
         control: Tensor,
         targets: Tensor,
         *,
-        epochs: int = 20,
+        epochs: int | None = None,
         batch: int = 256,
         learning_rate: float = 1e-2,
         seed: int = 0,
@@ -87,8 +88,12 @@ class LearnedGate(Gate):
             Logits of habit and control on held-out rows, in evaluation mode, [n, C], n ≥ 2.
         targets : Tensor
             int64 [n]: the labels.
-        epochs, batch, learning_rate
-            AdamW, weight decay 0.01, on a one-cycle schedule with that peak.
+        epochs : int, optional
+            Passes over the rows. Default: 20, more where that makes fewer than 800 updates.
+        batch : int
+            Rows of an update.
+        learning_rate : float
+            AdamW, weight decay 0.01, on a one-cycle schedule with this peak.
         seed : int
             Of weights and order; the global random state is left alone.
 
@@ -99,11 +104,11 @@ class LearnedGate(Gate):
         """
         default = check_logits("default", default, self.classes).detach()
         control = check_logits("control", control, self.classes).detach()
-        check_int("epochs", epochs, 1)
         check_int("batch", batch, 1)
         rows = len(default)
         if rows < LEAST_ROWS:
             raise ValueError(f"default: expected at least {LEAST_ROWS} rows to fit on, got {rows}")
+        epochs = max(20, -(-LEAST_UPDATES // -(-rows // batch))) if epochs is None else check_int("epochs", epochs, 1)
         if len(control) != rows:
             raise ValueError(f"control: expected {rows} rows like default, got {len(control)}")
         if targets.dtype != torch.int64 or targets.shape != (rows,):

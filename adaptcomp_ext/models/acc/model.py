@@ -194,7 +194,7 @@ class ACC(nn.Module):
         ACCLoss
         """
         check_int("rows", rows, 1)
-        share = check_number("beta_factor", beta_factor, 0, 1)
+        share = check_number("beta_factor", beta_factor, 0, 1, ends="[]")
         default, control = self.both(x)
         if targets.dtype != torch.int64 or targets.shape != default.shape[:1]:
             expected = f"int64 of shape [{len(default)}]"
