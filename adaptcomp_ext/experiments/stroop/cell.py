@@ -10,12 +10,21 @@ import torch
 
 from adaptcomp_ext.experiments.data import Condition, StroopMNIST
 from adaptcomp_ext.experiments.runs import Cell, Tick
-from adaptcomp_ext.models.acc import Objective
+from adaptcomp_ext.experiments.vision import (
+    Recipe,
+    accuracy,
+    compare_gated,
+    logits,
+    multiply_adds,
+    train_acc,
+    train_classifier,
+    weights,
+)
+from adaptcomp_ext.models.acc import Objective, normalised_entropy
 
-from . import beliefs, gates, timing
-from .networks import CHANNELS, build_acc, build_baseline, multiply_adds, weights
+from . import beliefs, gates
+from .networks import CHANNELS, build_acc, build_baseline
 from .reaction import measure_reaction
-from .training import Recipe, train_acc, train_cnn
 
 __all__ = ["EFFORTS", "TIMED_RATE", "run_cell"]
 
@@ -55,7 +64,7 @@ def _main(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     history = train_acc(acc, train, recipe, cell.seed, folder / "acc.safetensors", _span(tick, "ACC", 0.0, 0.45))
     torch.manual_seed(cell.seed)
     cnn = build_baseline(side, weights(acc))
-    train_cnn(cnn, train, recipe, cell.seed, folder / "cnn.safetensors", _span(tick, "the CNN alone", 0.45, 0.85))
+    train_classifier(cnn, train, recipe, cell.seed, folder / "cnn.safetensors", _span(tick, "the CNN alone", 0.45, 0.85))
 
     tick("gates", 0.85)
     streams = gates.test_streams(acc, test)
@@ -64,9 +73,9 @@ def _main(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     found = gates.survey(built, calibrating, mixed, streams, cell.seed)
     conditions = [condition.name.lower() for condition in Condition]
     alone = {
-        "default": {c: gates.accuracy(streams[c].default, streams[c].digits) for c in conditions},
-        "control": {c: gates.accuracy(streams[c].control, streams[c].digits) for c in conditions},
-        "cnn": {c: gates.accuracy(gates.logits(cnn, test.recoloured(Condition[c.upper()])[0]), test.digits) for c in conditions},
+        "default": {c: accuracy(streams[c].default, streams[c].digits) for c in conditions},
+        "control": {c: accuracy(streams[c].control, streams[c].digits) for c in conditions},
+        "cnn": {c: accuracy(logits(cnn, test.recoloured(Condition[c.upper()])[0]), test.digits) for c in conditions},
     }
 
     tick("timing", 0.95)
@@ -82,7 +91,7 @@ def _main(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         "parameters": {"acc": weights(acc), "cnn": weights(cnn)},
         "multiply_adds": {"default": multiply_adds(acc.default, shape), "control": multiply_adds(acc.control, shape)},
         "training": history,
-        "timing": timing.compare(acc, batch, cell.options["timing_seconds"]),
+        "timing": compare_gated(acc, batch, cell.options["timing_seconds"]),
         "beliefs": beliefs.choose(streams["incongruent"]),
         **found,
     }
@@ -99,8 +108,8 @@ def _effort(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     return {
         "training": history,
         "accuracy": {
-            "default": {c: gates.accuracy(streams[c].default, streams[c].digits) for c in conditions},
-            "control": {c: gates.accuracy(streams[c].control, streams[c].digits) for c in conditions},
+            "default": {c: accuracy(streams[c].default, streams[c].digits) for c in conditions},
+            "control": {c: accuracy(streams[c].control, streams[c].digits) for c in conditions},
         },
-        "entropy": {c: float(gates.normalised_entropy(streams[c].default).mean()) for c in conditions},
+        "entropy": {c: float(normalised_entropy(streams[c].default).mean()) for c in conditions},
     }

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.data import Condition, StroopMNIST
 from adaptcomp_ext.experiments.runs import mcnemar
+from adaptcomp_ext.experiments.vision import accuracy
 from adaptcomp_ext.models.acc import (
     AlwaysGate,
     BatchMeanGate,
@@ -25,7 +26,7 @@ from adaptcomp_ext.models.acc import (
     normalised_entropy,
 )
 
-__all__ = ["BATCH", "GATES", "RATES", "Stream", "accuracy", "build_gates", "held_out", "logits", "survey", "test_streams"]
+__all__ = ["BATCH", "GATES", "RATES", "Stream", "build_gates", "held_out", "survey", "test_streams"]
 
 RATES = (0.05, 0.1, 0.2, 0.3, 0.4)
 GATES = ("value", "kl", "entropy", "margin", "random", "batch-mean")
@@ -46,12 +47,6 @@ class Stream:
     def part(self, chosen: Tensor | slice) -> Stream:
         """Some of them."""
         return Stream(self.digits[chosen], self.inks[chosen], self.default[chosen], self.control[chosen])
-
-
-@torch.no_grad()
-def logits(model: nn.Module, images: Tensor, batch: int = 500) -> Tensor:
-    """What a network in evaluation mode says of many images."""
-    return torch.cat([model(part) for part in images.split(batch)])
 
 
 @torch.no_grad()
@@ -115,11 +110,6 @@ def build_gates(fitting: Stream, seed: int) -> dict[str, Gate]:
         "always": AlwaysGate(),
         "never": NeverGate(),
     }
-
-
-def accuracy(answers: Tensor, digits: Tensor) -> float:
-    """Share of the rows whose largest element is the digit's."""
-    return float((answers.argmax(dim=1) == digits).double().mean())
 
 
 def _calls(gate: Gate, stream: Stream) -> Tensor:

@@ -1,50 +1,16 @@
-"""The networks that read coloured digits."""
+"""Habit, control, and the ordinary CNN that they are held against."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 import adaptcomp_ext as ac
+from adaptcomp_ext.experiments.vision import CLASSES, LARGE, Scale, build_cnn, weights
 from adaptcomp_ext.models.acc import Objective
 
-__all__ = ["Scale", "build_acc", "build_baseline", "build_cnn", "build_habit", "multiply_adds", "weights"]
+__all__ = ["CHANNELS", "build_acc", "build_baseline", "build_habit"]
 
-CLASSES = 10
 CHANNELS = 3
-LARGE = 20  # pixels of a side from which on images are taken for MNIST's
-
-
-class Scale(nn.Module):
-    """uint8 images to floats in 0..1."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W], uint8, to float32."""
-        return images.float() / 255
-
-
-def build_cnn(side: int, hidden: int = 128) -> nn.Sequential:
-    """The thesis' reference CNN: two convolutions with 3×3 kernels, each with a maximum pool, and two linear layers.
-
-    Small images are padded, so that something is left of them after the second pool.
-    """
-    padding = 0 if side >= LARGE else 1
-    left = side
-    for _ in range(2):
-        left = (left + 2 * padding - 2) // 2
-    return nn.Sequential(
-        nn.Conv2d(CHANNELS, 32, 3, padding=padding),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=padding),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * left * left, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, CLASSES),
-    )
 
 
 def build_habit(side: int) -> nn.Sequential:
@@ -62,39 +28,13 @@ def build_habit(side: int) -> nn.Sequential:
 
 def build_acc(side: int, objective: Objective) -> ac.models.ACC:
     """Habit with variational dropout, and the reference CNN as control. Each reads the image for itself."""
-    return ac.models.ACC(Scale(), build_habit(side), build_cnn(side), CLASSES, objective=objective)
+    return ac.models.ACC(Scale(), build_habit(side), build_cnn(side, CHANNELS), CLASSES, objective=objective)
 
 
 def build_baseline(side: int, parameters: int) -> nn.Sequential:
     """The reference CNN alone, its hidden layer as wide as comes closest to so many weights and biases."""
 
     def difference(hidden: int) -> int:
-        return abs(weights(build_cnn(side, hidden)) - parameters)
+        return abs(weights(build_cnn(side, CHANNELS, hidden)) - parameters)
 
-    return nn.Sequential(Scale(), *build_cnn(side, min(range(96, 193), key=difference)))
-
-
-def weights(module: nn.Module) -> int:
-    """Weights and biases; the noise of variational dropout, which inference does not have, is not counted."""
-    return sum(p.numel() for name, p in module.named_parameters() if not name.endswith(("log_variance", "log_noise")))
-
-
-def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply–adds of one row through a network's linear and convolution layers, counted while it runs."""
-    import torch
-
-    total = 0
-
-    def count(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer, (nn.Linear, nn.Conv2d))
-        total += layer.weight.numel() * (output.numel() // (output.shape[0] * output.shape[1]))
-
-    dense = ac.shrink(module.eval()) if any(isinstance(m, ac.VariationalDropout) for m in module.modules()) else module
-    layers = [m for m in dense.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    handles = [m.register_forward_hook(count) for m in layers]
-    with torch.no_grad():
-        dense(torch.zeros(1, *shape))
-    for handle in handles:
-        handle.remove()
-    return total
+    return nn.Sequential(Scale(), *build_cnn(side, CHANNELS, min(range(96, 193), key=difference)))

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from adaptcomp_ext.experiments.data import StroopMNIST
 from adaptcomp_ext.experiments.runs import Cell
+from adaptcomp_ext.experiments.vision import LARGE, recipe_for
 
 from . import reaction
 from .cell import EFFORTS
-from .networks import LARGE
-from .training import recipe_for
 
 __all__ = ["CONGRUENT", "EFFORT_CONGRUENT", "Plan", "plan"]
 

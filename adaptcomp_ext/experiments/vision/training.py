@@ -1,23 +1,30 @@
-"""Training of habit and control together, and of the ordinary CNN that they are held against."""
+"""Training of a classifier, and of habit and control together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.experiments.data import StroopMNIST
 from adaptcomp_ext.experiments.runs import Checkpoint, fit
 
-__all__ = ["NOISE_RATE", "Recipe", "recipe_for", "train_acc", "train_cnn"]
+__all__ = ["Labelled", "Recipe", "recipe_for", "train_acc", "train_classifier"]
 
 NOISE_RATE = 10.0
 """Learning rate of log σ² over that of the weights."""
+
+
+class Labelled(Protocol):
+    """Images uint8 [N, C, H, W] and digits int64 [N]."""
+
+    images: Tensor
+    digits: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,18 +57,18 @@ def _updates(model: nn.Module, recipe: Recipe, rows: int) -> tuple[torch.optim.O
 def _train(
     model: nn.Module,
     loss: Callable[[Tensor, float], tuple[Tensor, Mapping[str, Tensor]]],
-    data: StroopMNIST,
+    data: Labelled,
     recipe: Recipe,
     seed: int,
     checkpoint: Path,
     tick: Callable[[float], None],
 ) -> list[dict[str, float]]:
-    optimizer, schedule = _updates(model, recipe, len(data))
+    optimizer, schedule = _updates(model, recipe, len(data.digits))
     return fit(
         model,
         loss,
         optimizer,
-        rows=len(data),
+        rows=len(data.digits),
         batch=recipe.batch,
         epochs=recipe.epochs,
         seed=seed,
@@ -71,8 +78,8 @@ def _train(
     )
 
 
-def train_cnn(
-    model: nn.Module, data: StroopMNIST, recipe: Recipe, seed: int, checkpoint: Path, tick: Callable[[float], None]
+def train_classifier(
+    model: nn.Module, data: Labelled, recipe: Recipe, seed: int, checkpoint: Path, tick: Callable[[float], None]
 ) -> list[dict[str, float]]:
     """Cross-entropy of the digit, from logits: taken once, not of a softmax."""
 
@@ -84,12 +91,12 @@ def train_cnn(
 
 
 def train_acc(
-    model: ac.models.ACC, data: StroopMNIST, recipe: Recipe, seed: int, checkpoint: Path, tick: Callable[[float], None]
+    model: ac.models.ACC, data: Labelled, recipe: Recipe, seed: int, checkpoint: Path, tick: Callable[[float], None]
 ) -> list[dict[str, float]]:
     """`ACC.loss`."""
 
     def loss(index: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = model.loss(data.images[index], data.digits[index], rows=len(data), beta_factor=min(1.0, 2 * done))
+        parts = model.loss(data.images[index], data.digits[index], rows=len(data.digits), beta_factor=min(1.0, 2 * done))
         return parts.total, {name: getattr(parts, name) for name in parts._fields[1:]}
 
     return _train(model, loss, data, recipe, seed, checkpoint, tick)

@@ -12,11 +12,11 @@ import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.bench.timing import clock, interleave, ratio
 
-__all__ = ["compare"]
+__all__ = ["compare_gated"]
 
 
 @torch.no_grad()
-def compare(model: ac.models.ACC, images: Tensor, seconds: float) -> dict[str, Any]:
+def compare_gated(model: ac.models.ACC, images: Tensor, seconds: float) -> dict[str, Any]:
     """Time one batch in inference: everything, gated, habit alone, control alone.
 
     Parameters

@@ -1,0 +1,23 @@
+"""What the experiments on images share: networks, training, reading, timing."""
+
+from .networks import CLASSES, LARGE, Scale, build_cnn, multiply_adds, weights
+from .reading import accuracy, logits
+from .timing import compare_gated
+from .training import Labelled, Recipe, recipe_for, train_acc, train_classifier
+
+__all__ = [
+    "CLASSES",
+    "LARGE",
+    "Labelled",
+    "Recipe",
+    "Scale",
+    "accuracy",
+    "build_cnn",
+    "compare_gated",
+    "logits",
+    "multiply_adds",
+    "recipe_for",
+    "train_acc",
+    "train_classifier",
+    "weights",
+]
