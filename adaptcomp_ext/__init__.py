@@ -31,6 +31,7 @@ from adaptcomp_ext.nn import (
     QuadraticEnergy,
     Status,
     Trace,
+    route,
 )
 from adaptcomp_ext.ops import reference_kernels
 
@@ -77,4 +78,5 @@ __all__ = [
     "ops",
     "reference",
     "reference_kernels",
+    "route",
 ]

@@ -1,4 +1,4 @@
-"""Modules: the halting loop and its policies, and descent on an energy."""
+"""Modules: the halting loop and its policies, descent on an energy, and routing."""
 
 from adaptcomp_ext.nn.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
@@ -6,6 +6,7 @@ from adaptcomp_ext.nn.energy_descent import EnergyDescent
 from adaptcomp_ext.nn.policies import ACT, Confidence, FixedSteps, PonderNet
 from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
 from adaptcomp_ext.nn.result import EnergyResult, HaltResult, Status, Trace
+from adaptcomp_ext.nn.route import route
 
 __all__ = [
     "ACT",
@@ -25,4 +26,5 @@ __all__ = [
     "Status",
     "Trace",
     "View",
+    "route",
 ]

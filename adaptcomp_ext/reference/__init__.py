@@ -21,6 +21,7 @@ from adaptcomp_ext.reference.mlp_energy import mlp_energy
 from adaptcomp_ext.reference.philox import normals, uniform
 from adaptcomp_ext.reference.pondernet import pondernet_step, pondernet_step_backward
 from adaptcomp_ext.reference.quadratic_energy import quadratic_energy
+from adaptcomp_ext.reference.route import merge_rows, split_rows
 
 __all__ = [
     "DescentRule",
@@ -39,11 +40,13 @@ __all__ = [
     "halt_rows_backward",
     "hopfield_energy",
     "judge",
+    "merge_rows",
     "mlp_energy",
     "normals",
     "pondernet_step",
     "pondernet_step_backward",
     "quadratic_energy",
     "scatter_rows",
+    "split_rows",
     "uniform",
 ]
