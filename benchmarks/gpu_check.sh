@@ -80,5 +80,6 @@ done
 
 stage "bench halting" bench.log "$python" -m adaptcomp_ext.experiments.cli bench halting --device cuda --out "$out/bench"
 stage "bench energy" bench.log "$python" -m adaptcomp_ext.experiments.cli bench energy --device cuda --out "$out/bench"
+stage "bench route" bench.log "$python" -m adaptcomp_ext.experiments.cli bench route --device cuda --out "$out/bench"
 
 exit $failed

@@ -16,6 +16,7 @@
 #include "bindings/energies.h"
 #include "bindings/halt_run.h"
 #include "bindings/halting.h"
+#include "bindings/route.h"
 #include "bindings/rows.h"
 #include "bindings/torch.h"
 #include "common/isa.h"
@@ -177,6 +178,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("compact_temp_bytes", &compact_temp);
   m.def("gather_rows", &gather_rows);
   m.def("scatter_rows", &scatter_rows);
+  m.def("in_order", &in_order);
   m.def("merge_rows", &merge_rows);
   m.def("split_rows", &split_rows);
   m.def("act_step", &act_step);

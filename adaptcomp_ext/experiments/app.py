@@ -123,6 +123,24 @@ def energy_benchmark(
         raise _fail(error) from None
 
 
+@bench.command("route")
+def route_benchmark(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_route"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than half a minute.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="For all repeats of one configuration.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, tensors and routed rows.")] = 0,
+) -> None:
+    """Time route against masking, boolean indexing and index_select."""
+    from adaptcomp_ext.experiments.bench import bench_route
+
+    try:
+        bench_route(out=str(out), device=device, quick=quick, threads=threads, seconds=seconds, seed=seed)
+    except (ValueError, RuntimeError) as error:
+        raise _fail(error) from None
+
+
 @run.command()
 def sudoku(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),

@@ -80,15 +80,17 @@ def check_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[
     return leaves, structure
 
 
-def check_alike(name: str, leaves: list[Tensor], batch: int, device: torch.device, position: int | None = None) -> None:
-    """Require `batch` rows on `device` of every leaf."""
+def check_alike(
+    name: str, leaves: list[Tensor], batch: int, device: torch.device, position: int | None = None, like: str = "the state"
+) -> None:
+    """Require `batch` rows on `device` of every leaf, as `like` has them."""
     for i, leaf in enumerate(leaves):
         if leaf.shape[0] != batch:
             where = _place(name, position, leaves, i)
-            raise ValueError(f"{where}: expected {batch} rows like the state, got shape {list(leaf.shape)}")
+            raise ValueError(f"{where}: expected {batch} rows like {like}, got shape {list(leaf.shape)}")
         if leaf.device != device:
             where = _place(name, position, leaves, i)
-            raise ValueError(f"{where}: expected a tensor on {device} like the state, got one on {leaf.device}")
+            raise ValueError(f"{where}: expected a tensor on {device} like {like}, got one on {leaf.device}")
 
 
 def _place(name: str, position: int | None, leaves: list[Any] | None = None, i: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""`route`: an expensive branch for the rows that need it."""
+"""Routing: an expensive branch for the rows that need it, and for no others."""
 
 from __future__ import annotations
 
@@ -7,125 +7,145 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from adaptcomp_ext.nn._tree import check_tree, flatten, unflatten
-from adaptcomp_ext.ops import compact, merge_rows
+from adaptcomp_ext.nn._tree import check_alike, check_tree, flatten, unflatten
+from adaptcomp_ext.ops import compaction
+from adaptcomp_ext.ops import route as rows
 from adaptcomp_ext.ops._checks import check_tensor, describe
 
-__all__ = ["route"]
 
-_LAST = object()
+def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: Any = None) -> Any:
+    """Run `branch` on the rows where `mask` is true, and merge what it returns with the other rows of `otherwise`.
 
-
-def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: Any = _LAST) -> Any:
-    """Run `branch` on the rows where `mask` is true; the others keep what `otherwise` says, and never pass through it.
+    The same values as ``torch.where(mask, branch(*tensors), otherwise)``, as far as the branch treats each row by itself; but the
+    branch runs on K rows instead of B, forward and backward.
 
     ::
 
-        mask      = [1 0 0 1 1]
-        tensors   = [a b c d e]       branch is called once, with [a d e], and returns [p q r]
-        otherwise = [v w x y z]       result: [p w x q r]
+        mask      = [1 0 0 1 0]
+        tensors   = [a b c d e]        the branch gets  [a d]  and returns  [p q]
+        otherwise = [v w x y z]        result = [p w x q z]
+
+    - Differentiable, to any order, into the tensors, what the branch holds and `otherwise`. What stands in rows that are not
+      chosen, a NaN included, reaches the branch neither forward nor backward; the same goes for the chosen rows of `otherwise`.
+    - Where the mask is nowhere true, the branch is not called: its parameters get no gradient then (under
+      ``DistributedDataParallel`` say ``find_unused_parameters=True``), and the result is a copy of `otherwise`.
+    - Where it is true everywhere, the branch gets the tensors as they are and its result is returned as it is. Nothing is copied,
+      and nothing depends on `otherwise`, which gets no gradient.
 
     Parameters
     ----------
     mask : Tensor
         Bool, [B].
     branch : callable
-        ``branch(*rows) -> pytree of Tensors``, each with as many rows as it was given, in their order. A module or any function.
-    *tensors : Tensor or pytree of Tensors
-        Each [B, ...]: what the branch takes. Contiguous or not.
-    otherwise : Tensor or pytree of Tensors
-        Each [B, ...]; the branch returns its structure, dtypes and row shapes. May also be the last positional argument.
+        ``branch(*rows)``: gets the rows of each of `tensors` in their order, contiguous, and returns a pytree like `otherwise`
+        with K rows.
+    *tensors : pytree of Tensor
+        At least one; each leaf [B, ...], on the device of the mask, contiguous or not.
+    otherwise : pytree of Tensor
+        What the other rows are, each leaf [B, ...]. The last positional argument is taken as it if it is not given by name:
+        ``route(mask, branch, x, y)`` is ``route(mask, branch, x, otherwise=y)``.
 
     Returns
     -------
-    Tensor or pytree of Tensors
-        With the structure of `otherwise`, each [B, ...], new.
+    pytree of Tensor
+        Structure, shapes and dtypes of `otherwise`. It shares memory with the inputs only where the mask is true everywhere and
+        the branch returns memory of its own inputs.
 
     Raises
     ------
     TypeError, ValueError
-        Before the branch runs, if `mask` is no bool vector, or tensors have another number of rows or another device; after it,
-        if it returns something else than described.
+        Before anything runs, if the mask is no bool vector, `branch` cannot be called, or a leaf has another number of rows or
+        another device. After the branch, if its result differs from `otherwise` in structure, row shape, dtype or device, or has
+        other than K rows.
 
     Notes
     -----
-    Differentiable, to any order, in the tensors, in `otherwise` (where the mask is false) and in whatever `branch` holds. A row's
-    gradient never meets another path: a NaN or an infinity in the path that a row did not take harms nothing.
+    Under autocast the branch may return other floating-point dtypes than `otherwise` has: they are converted to those. Elsewhere
+    they have to be the same.
 
-    Where no row is true the branch is not called: its parameters then have no gradient from this call, which
-    ``DistributedDataParallel`` has to be told (``find_unused_parameters=True``).
+    K is a host number, since the branch needs its shape: on CUDA this call waits for the device once, and cannot be captured in a
+    CUDA graph. The merge and the backward pass do not wait. `adaptcomp_ext.ops.compact_padded` and
+    `adaptcomp_ext.ops.merge_rows` are the parts for a graph, at the worst-case size.
 
-    Under autocast the branch may return another floating-point dtype than `otherwise`; it is cast to that.
+    The checks, the index and the two moves cost tens of microseconds on the host, whatever the sizes: where the branch takes less
+    than that on all rows, masking is the faster form. ``adaptcomp bench route`` measures it.
 
-    On CUDA the host waits once, for the number of rows, without which the branch's input has no shape.
-
-    *Row independence* is the branch's: a matrix product may round a row differently in batches of different sizes, and batch
-    statistics are those of the rows routed.
+    Not promised: the same bits as with masking where the branch's arithmetic is not row-independent. A matrix product may sum in
+    another order for another number of rows, and batch normalisation sees the K rows alone.
 
     Examples
     --------
-    >>> logits = small(x)
-    >>> unsure = logits.softmax(dim=1).amax(dim=1) < 0.9
-    >>> logits = ac.route(unsure, large, x, otherwise=logits)
+    >>> fast = small(x)
+    >>> doubtful = ac.ops.confidence(fast) < 0.9
+    >>> logits = ac.route(doubtful, large, x, otherwise=fast)
     """
-    if otherwise is _LAST:
-        if len(tensors) < 1:
-            raise TypeError("otherwise: expected what the rows keep where the mask is false, got nothing")
-        *most, otherwise = tensors
-        tensors = tuple(most)
+    if otherwise is None:
+        if not tensors:
+            raise TypeError("otherwise: expected a Tensor or a pytree of Tensors, got nothing")
+        *tensors, otherwise = tensors  # type: ignore[assignment]
+    chosen = _check_mask(mask)
     if not callable(branch):
         raise TypeError(f"branch: expected a callable, got {describe(branch)}")
-    mask = check_tensor("mask", mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
-    if mask.dim() != 1:
-        raise ValueError(f"mask: expected shape [B], got {list(mask.shape)}")
-    leaves: list[Tensor] = []
-    structures = []
+    if not tensors:
+        raise TypeError("tensors: expected at least one Tensor or pytree of Tensors, got none besides otherwise")
+    batch, device = chosen.shape[0], chosen.device
+    base, structure = check_tree("otherwise", otherwise)
+    check_alike("otherwise", base, batch, device, like="the mask")
+    leaves, shapes = [], []
     for i, tree in enumerate(tensors):
-        some, structure = check_tree("tensors", tree, i)
-        _check_rows(f"tensors[{i}]", some, mask)
+        some, shape = check_tree("tensors", tree, i)
+        check_alike("tensors", some, batch, device, i, like="the mask")
         leaves += some
-        structures.append(structure)
-    base, form = check_tree("otherwise", otherwise)
-    _check_rows("otherwise", base, mask)
+        shapes.append(shape)
 
-    rows, index = compact(mask, leaves)
-    if not len(index):
-        return unflatten([t.clone() for t in base], form)
-    at = 0
-    arguments = []
-    for structure in structures:
-        count = structure.num_leaves
-        arguments.append(unflatten(list(rows[at : at + count]), structure))
-        at += count
-    out, out_form = flatten(branch(*arguments))
-    _check_branch(out, out_form, base, form, len(index))
-    out = [some.to(other.dtype) if some.dtype != other.dtype else some for some, other in zip(out, base, strict=True)]
-    return unflatten(list(merge_rows(out, index, base)), form)
+    index = compaction.kept_index(chosen)
+    count = index.shape[0]
+    if count == 0:
+        return unflatten([leaf.clone(memory_format=torch.contiguous_format) for leaf in base], structure)
+    if count == batch:
+        return unflatten(_check_result(branch(*tensors), base, structure, count), structure)
+    moved = iter(compaction.gather(leaves, index))
+    taken = [unflatten([next(moved) for _ in range(shape.num_leaves)], shape) for shape in shapes]
+    result = _check_result(branch(*taken), base, structure, count)
+    return unflatten(rows.merge(result, base, index), structure)
 
 
-def _check_rows(name: str, leaves: list[Tensor], mask: Tensor) -> None:
-    for i, leaf in enumerate(leaves):
-        where = name if len(leaves) == 1 else f"{name} (leaf {i})"
-        if leaf.shape[0] != len(mask):
-            raise ValueError(f"{where}: expected {len(mask)} rows like the mask, got shape {list(leaf.shape)}")
-        if leaf.device != mask.device:
-            raise ValueError(f"{where}: expected a tensor on {mask.device} like the mask, got one on {leaf.device}")
+def _check_mask(mask: object) -> Tensor:
+    chosen = check_tensor("mask", mask)
+    if chosen.dtype != torch.bool:
+        raise TypeError(f"mask: expected dtype torch.bool, got {chosen.dtype}")
+    if chosen.dim() != 1:
+        raise ValueError(f"mask: expected shape [B], got {list(chosen.shape)}")
+    if chosen.is_meta:
+        raise ValueError("mask: expected a tensor with data, got one on meta")
+    return chosen
 
 
-def _check_branch(out: list[Any], out_form: Any, base: list[Tensor], form: Any, rows: int) -> None:
-    if out_form != form:
-        raise TypeError(f"branch: expected the structure of otherwise, {form}, got {out_form}")
-    for i, (some, other) in enumerate(zip(out, base, strict=True)):
+def _check_result(result: Any, base: list[Tensor], structure: Any, count: int) -> list[Tensor]:
+    """The leaves of what the branch returned, converted to the dtypes of `base` under autocast."""
+    leaves, found = flatten(result)
+    if found != structure:  # or a tuple with something else than tensors in it, which is told below
+        wanted, found = (pytree.tree_structure(tree) for tree in (unflatten(base, structure), result))
+        if found != wanted:
+            raise TypeError(f"branch: expected a result with the structure of otherwise, {wanted}, got {found}")
+    checked = []
+    for i, (leaf, like) in enumerate(zip(leaves, base, strict=True)):
         where = "branch" if len(base) == 1 else f"branch (leaf {i})"
-        if not isinstance(some, Tensor):
-            raise TypeError(f"{where}: expected it to return a Tensor, got {describe(some)}")
-        if some.shape != (rows, *other.shape[1:]):
-            raise ValueError(f"{where}: expected it to return shape {[rows, *other.shape[1:]]}, got {list(some.shape)}")
-        if some.device != other.device:
-            raise ValueError(f"{where}: expected it to return a tensor on {other.device}, got one on {some.device}")
-        castable = torch.is_autocast_enabled(other.device.type) and some.is_floating_point() and other.is_floating_point()
-        if some.dtype != other.dtype and not castable:
-            raise TypeError(f"{where}: expected it to return {other.dtype} as in otherwise, got {some.dtype}")
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{where}: expected a Tensor as result, got {describe(leaf)}")
+        expected = [count, *like.shape[1:]]
+        if list(leaf.shape) != expected:
+            raise ValueError(f"{where}: expected a result of shape {expected} like otherwise, got {list(leaf.shape)}")
+        if leaf.device != like.device:
+            raise ValueError(f"{where}: expected a result on {like.device} like otherwise, got one on {leaf.device}")
+        if leaf.layout != torch.strided:
+            raise TypeError(f"{where}: expected a dense result, got layout {leaf.layout}")
+        if leaf.dtype != like.dtype:
+            both = leaf.is_floating_point() and like.is_floating_point()
+            if not (both and torch.is_autocast_enabled(like.device.type)):
+                raise TypeError(f"{where}: expected a result of {like.dtype} like otherwise, got {leaf.dtype}")
+            leaf = leaf.to(like.dtype)
+        checked.append(leaf)
+    return checked

@@ -114,7 +114,7 @@ class _Scatter(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         given = [g for g in grads if g is not None]
-        back = iter(gather_rows(given, index))
+        back = iter(gather(given, index))
         return (None, None, *(None if g is None else next(back) for g in grads))
 
 
@@ -122,8 +122,8 @@ def _needs_grad(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def gather_rows(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-    """The rows that `index` names, differentiable; for `compact` and the ops beside it, which have checked."""
+def gather(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    """The rows that `index` names, differentiable; nothing is checked."""
     if on_reference():
         return reference.gather_rows(tensors, index)
     return list(_Gather.apply(index, *tensors)) if _needs_grad(tensors) else _gather_rows(list(tensors), index)
@@ -191,8 +191,8 @@ def compact(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Ten
     """
     mask = _check_keep(keep)
     rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
-    index = reference.compact_index(mask) if on_reference() else _compact_index(mask)
-    return tuple(gather_rows(rows, index)), index
+    index = kept_index(mask)
+    return tuple(gather(rows, index)), index
 
 
 def compact_padded(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
@@ -223,7 +223,7 @@ def compact_padded(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tu
     mask = _check_keep(keep)
     rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
     index, count = reference.compact_index_padded(mask) if on_reference() else _compact_index_padded(mask)
-    return tuple(gather_rows(rows, index)), index, count
+    return tuple(gather(rows, index)), index, count
 
 
 def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -261,3 +261,8 @@ def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -
 def compact_index_padded(keep: Tensor) -> tuple[Tensor, Tensor]:
     """For the halting loop: `compact_padded` without the tensors."""
     return reference.compact_index_padded(keep) if on_reference() else _compact_index_padded(keep)
+
+
+def kept_index(keep: Tensor) -> Tensor:
+    """For routing: `compact` without the tensors."""
+    return reference.compact_index(keep) if on_reference() else _compact_index(keep)

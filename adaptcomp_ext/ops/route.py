@@ -1,4 +1,4 @@
-"""Routing: rows that took a branch, merged with those that did not, and its adjoint."""
+"""Routing: the rows of a branch put in their places among the others, and its adjoint."""
 
 from __future__ import annotations
 
@@ -12,153 +12,187 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
 from adaptcomp_ext.ops._library import register
-from adaptcomp_ext.ops.compaction import gather_rows
 
 
 # --- raw ops ----------------------------------------------------------------------------------------------------------------
-def _merge_rows_kernel(rows: Sequence[Tensor], index: Tensor, otherwise: Sequence[Tensor]) -> list[Tensor]:
-    return _C.merge_rows(rows, index, otherwise, otherwise[0].shape[0] if otherwise else 0, *place(index.device))
+def _merge_rows_kernel(rows: Sequence[Tensor], otherwise: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    size = otherwise[0].shape[0] if otherwise else 0
+    return _C.merge_rows(rows, otherwise, index, size, *place(index.device))
 
 
-def _split_rows_kernel(grads: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-    return _C.split_rows(grads, index, grads[0].shape[0] if grads else 0, *place(index.device))
+def _split_rows_kernel(grads: Sequence[Tensor], index: Tensor, with_rows: bool) -> list[Tensor]:
+    size = grads[0].shape[0] if grads else 0
+    return _C.split_rows(grads, index, size, with_rows, *place(index.device))
 
 
-def _split_rows_fake(grads: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-    taken = [g.new_empty((index.shape[0], *g.shape[1:])) for g in grads]
-    return taken + [g.new_empty(g.shape) for g in grads]
+def _merge_rows_fake(rows: Sequence[Tensor], otherwise: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    return [o.new_empty(o.shape) for o in otherwise]
+
+
+def _split_rows_fake(grads: Sequence[Tensor], index: Tensor, with_rows: bool) -> list[Tensor]:
+    rows = [g.new_empty((index.shape[0], *g.shape[1:])) for g in grads] if with_rows else []
+    return rows + [g.new_empty(g.shape) for g in grads]
 
 
 _merge_rows = register(
-    "merge_rows(Tensor[] rows, Tensor index, Tensor[] otherwise) -> Tensor[]",
-    _merge_rows_kernel,
-    lambda rows, index, otherwise: [t.new_empty(t.shape) for t in otherwise],
+    "merge_rows(Tensor[] rows, Tensor[] otherwise, Tensor index) -> Tensor[]", _merge_rows_kernel, _merge_rows_fake
 )
-_split_rows = register("split_rows(Tensor[] grads, Tensor index) -> Tensor[]", _split_rows_kernel, _split_rows_fake)
+# The gradients of the rows, unless nobody wants them, and then those of the others.
+_split_rows = register(
+    "split_rows(Tensor[] grads, Tensor index, bool with_rows) -> Tensor[]", _split_rows_kernel, _split_rows_fake
+)
 
 
-# --- autograd: merging and splitting are each other's adjoint -----------------------------------------------------------------
+# --- autograd: merge and split are each other's adjoint -----------------------------------------------------------------------
 class _Merge(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, index: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        n = len(tensors) // 2
+    def forward(ctx: Any, index: Tensor, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(index)
+        ctx.count = count
         ctx.set_materialize_grads(False)
-        out = tuple(_merge_rows(list(tensors[:n]), index, list(tensors[n:])))
+        out = tuple(_merge_rows(list(tensors[:count]), list(tensors[count:]), index))
         ctx.mark_non_differentiable(*(t for t in out if not is_differentiable(t)))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        n = len(grads)
-        given = [i for i in range(n) if grads[i] is not None]
-        some = [g for g in grads if g is not None]
-        back: list[Tensor | None] = [None] * (2 * n)
-        if any(ctx.needs_input_grad[1 + n :]):
-            both = _split(some, index)
-            for k, i in enumerate(given):
-                back[i], back[n + i] = both[k], both[len(given) + k]
-        else:  # nobody asks for the other half
-            for k, rows in zip(given, gather_rows(some, index), strict=True):
-                back[k] = rows
-        return (None, *back)
+        with_rows = any(ctx.needs_input_grad[2 : 2 + ctx.count])
+        given = [g for g in grads if g is not None]
+        found = _split(given, index, with_rows)
+        some, others = iter(found[: len(found) - len(given)]), iter(found[len(found) - len(given) :])
+        g_rows = [next(some) if g is not None and with_rows else None for g in grads]
+        g_otherwise = [None if g is None else next(others) for g in grads]
+        return (None, None, *g_rows, *g_otherwise)
 
 
 class _Split(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, index: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, index: Tensor, with_rows: bool, *grads: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(index)
-        return tuple(_split_rows(list(grads), index))
+        ctx.with_rows = with_rows
+        return tuple(_split_rows(list(grads), index, with_rows))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *found: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        n = len(grads) // 2
-        return (None, *_merge(grads[:n], index, grads[n:]))
+        if not ctx.with_rows:  # what is left of the split is a projection
+            return (None, None, *_split(found, index, False))
+        count = len(found) // 2
+        return (None, None, *merge(found[:count], found[count:], index))
 
 
-def _needs_grad(tensors: Sequence[Tensor]) -> bool:
+def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def _merge(rows: Sequence[Tensor], index: Tensor, otherwise: Sequence[Tensor]) -> list[Tensor]:
+def merge(rows: Sequence[Tensor], otherwise: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    """`merge_rows` without its checks."""
     if on_reference():
-        return reference.merge_rows(rows, index, otherwise)
-    if _needs_grad([*rows, *otherwise]):
-        return list(_Merge.apply(index, *rows, *otherwise))
-    return _merge_rows(list(rows), index, list(otherwise))
+        return reference.merge_rows(rows, otherwise, index)
+    if _needs_grad(*rows, *otherwise):
+        return list(_Merge.apply(index, len(rows), *rows, *otherwise))
+    return _merge_rows(list(rows), list(otherwise), index)
 
 
-def _split(grads: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+def _split(grads: Sequence[Tensor], index: Tensor, with_rows: bool) -> list[Tensor]:
     if on_reference():
-        return reference.split_rows(grads, index)
-    return list(_Split.apply(index, *grads)) if _needs_grad(grads) else _split_rows(list(grads), index)
+        rows, otherwise = reference.split_rows(grads, index)
+        return rows + otherwise if with_rows else otherwise
+    return list(_Split.apply(index, with_rows, *grads)) if _needs_grad(*grads) else _split_rows(list(grads), index, with_rows)
 
 
 # --- public -------------------------------------------------------------------------------------------------------------------
-def merge_rows(rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Put rows where `compact` took them from, and keep the others as they are, in all tensors at once.
-
-    - The inputs are unchanged; rows of `otherwise` that are replaced are not even read.
-    - Any number of tensors, of any dtypes and shapes, in one pass over the rows.
-    - Differentiable, to any order, in the floating-point and complex tensors: the backward pass splits the gradient.
-
-    ::
-
-        rows      = [p q r]      index = [0 3 4]
-        otherwise = [a b c d e]
-        merged    = [p b c q r]
-
-    Parameters
-    ----------
-    rows : Tensor or sequence of Tensor
-        Each [K, ...].
-    index : Tensor
-        int64 [K], ascending, less than B, as `compact` returns it; from `compact_padded`, the -1 at its end are left out.
-    otherwise : Tensor or sequence of Tensor
-        As many, each [B, ...], of the dtypes and row shapes of `rows`.
-
-    Returns
-    -------
-    tuple of Tensor
-        Each [B, ...]; contiguous.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If dtypes, shapes, devices or numbers of tensors do not agree.
-
-    Notes
-    -----
-    Not checked: that the index ascends; and, on CUDA or in a compiled graph, that its entries are less than B.
-    On CUDA the host never waits.
-    """
+def _check_index(index: object) -> Tensor:
     where = _checks.check_tensor("index", index)
     if where.dtype != torch.int64 or where.dim() != 1:
         raise TypeError(f"index: expected int64 of shape [K], got {_checks.describe(where)}")
-    some = _tensors("rows", rows)
-    base = _tensors("otherwise", otherwise)
-    if len(some) != len(base):
-        raise ValueError(f"rows: expected {len(base)} tensors as in otherwise, got {len(some)}")
-    if not base:
-        return ()
-    batch = base[0].shape[0] if base[0].dim() else 0
-    for i, (row, other) in enumerate(zip(some, base, strict=True)):
-        _checks.check_rows(f"rows[{i}]", row, where.shape[0], where.device)
-        _checks.check_rows(f"otherwise[{i}]", other, batch, where.device)
-        if row.dtype != other.dtype:
-            raise TypeError(f"rows[{i}]: expected {other.dtype} as in otherwise, got {row.dtype}")
-        if row.shape[1:] != other.shape[1:]:
-            raise ValueError(f"rows[{i}]: expected rows of shape {list(other.shape[1:])}, got {list(row.shape[1:])}")
-    if not torch.compiler.is_compiling() and where.device.type == "cpu" and where.numel() and int(where.max()) >= batch:
-        raise ValueError(f"index: expected entries less than the batch of {batch}, got {int(where.max())}")
-    return tuple(_merge(some, where, base))
+    return where
 
 
-def _tensors(name: str, tensors: object) -> list[Tensor]:
+def _check_order(index: Tensor, size: int) -> None:
+    """On the CPU, where looking costs no wait: strictly ascending below `size`, negative entries at the end."""
+    if index.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    plain = index.contiguous()
+    if not _C.in_order([plain.data_ptr(), plain.shape[0], size]):
+        raise ValueError(
+            f"index: expected distinct entries in ascending order, less than {size} (the rows of otherwise), negative ones only "
+            f"at the end, got {index}"
+        )
+
+
+def _check_pair(i: int, rows: Tensor, otherwise: Tensor) -> None:
+    if rows.dtype != otherwise.dtype:
+        raise TypeError(f"rows[{i}]: expected {otherwise.dtype} like otherwise[{i}], got {rows.dtype}")
+    if rows.shape[1:] != otherwise.shape[1:]:
+        expected = ["K", *otherwise.shape[1:]]
+        raise ValueError(
+            f"rows[{i}]: expected shape [{', '.join(map(str, expected))}] like otherwise[{i}], got {list(rows.shape)}"
+        )
+
+
+def _sequence(name: str, tensors: object) -> Sequence[object]:
     if isinstance(tensors, Tensor):
         return [tensors]
     if not isinstance(tensors, Sequence):
         raise TypeError(f"{name}: expected a Tensor or a sequence of Tensors, got {_checks.describe(tensors)}")
-    return [_checks.check_tensor(f"{name}[{i}]", t) for i, t in enumerate(tensors)]
+    return tensors
+
+
+def merge_rows(rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Put rows in the place of those that `compact` took, and leave the others as `otherwise` has them.
+
+    - Any number of tensors, of any dtypes and shapes, in one pass over the rows: each row of the result is read once, where it
+      comes from, and written once. The inputs are unchanged.
+    - Differentiable, to any order, in the floating-point and complex tensors: the backward pass is the matching split, in one
+      pass too. What `otherwise` holds in the replaced rows, a NaN included, reaches neither result nor gradient.
+
+    ::
+
+        index  = [0 3]
+        rows   = [p q]        otherwise = [a b c d e]
+        result = [p b c q e]
+
+    Parameters
+    ----------
+    rows : Tensor or sequence of Tensor
+        Each [K, ...], contiguous or not.
+    index : Tensor
+        int64 [K], strictly ascending, less than B, as `compact` returns it. It may end in negative entries, as from
+        `compact_padded`; their rows are left out.
+    otherwise : Tensor or sequence of Tensor
+        As many, each [B, ...], with the dtype and the row shape of its partner.
+
+    Returns
+    -------
+    tuple of Tensor
+        Each [B, ...], contiguous; never memory of the inputs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a tensor does not fit its partner or the index; on the CPU also if the index is not in order.
+
+    Notes
+    -----
+    The host never waits for a CUDA device, and the call may be captured in a CUDA graph and in ``torch.compile(fullgraph=True)``.
+    Not checked: on CUDA or in a compiled graph, that the index ascends and is less than B. What another index gives is undefined.
+    """
+    where = _check_index(index)
+    some, others = _sequence("rows", rows), _sequence("otherwise", otherwise)
+    if len(some) != len(others):
+        raise ValueError(f"rows: expected {len(others)} tensors like otherwise, got {len(some)}")
+    if not others:
+        return ()
+    base = [_checks.check_tensor(f"otherwise[{i}]", o) for i, o in enumerate(others)]
+    size = base[0].shape[0] if base[0].dim() else 0
+    put = []
+    for i, (r, o) in enumerate(zip(some, base, strict=True)):
+        _checks.check_rows(f"otherwise[{i}]", o, size, where.device)
+        put.append(_checks.check_rows(f"rows[{i}]", r, where.shape[0], where.device))
+        _check_pair(i, put[i], o)
+    if where.shape[0] > size:
+        raise ValueError(f"index: expected at most {size} entries, the rows of otherwise, got {where.shape[0]}")
+    _check_order(where, size)
+    return tuple(merge(put, base, where))

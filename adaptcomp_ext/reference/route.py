@@ -1,26 +1,23 @@
-"""Routing: rows that took a branch, merged with those that did not."""
+"""Routing: the rows of a branch put in their places among the others, and its adjoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 
-def merge_rows(rows: Sequence[Tensor], index: Tensor, otherwise: Sequence[Tensor]) -> list[Tensor]:
-    """``otherwise``, with row j of ``rows`` at index[j]; negative entries of the index are left out."""
+def merge_rows(rows: Sequence[Tensor], otherwise: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    """`otherwise`, with row j of `rows` in place of row index[j]; rows whose index is negative are left out."""
     kept = index >= 0
-    return [base.index_copy(0, index[kept], some[kept]) for some, base in zip(rows, otherwise, strict=True)]
+    return [o.contiguous().index_copy(0, index[kept], r[kept]) for r, o in zip(rows, otherwise, strict=True)]
 
 
-def split_rows(grads: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-    """The adjoint of `merge_rows`: the gradients of all ``rows``, then those of all ``otherwise``."""
+def split_rows(grads: Sequence[Tensor], index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The adjoint: ``g[index]``, zero where the index is negative; and `g` with zeros in the rows that `index` names."""
     kept = index >= 0
-    taken, rest = [], []
-    for grad in grads:
-        blank = (~kept).view(-1, *(1 for _ in grad.shape[1:]))
-        some = grad[index.clamp(min=0)] if len(grad) else grad.new_zeros((len(index), *grad.shape[1:]))
-        taken.append(torch.where(blank, torch.zeros_like(some), some))
-        rest.append(grad.index_fill(0, index[kept], 0))
-    return taken + rest
+    rows = [g.new_zeros((index.shape[0], *g.shape[1:])) for g in grads]
+    return (
+        [r.index_copy(0, kept.nonzero()[:, 0], g[index[kept]]) for r, g in zip(rows, grads, strict=True)],
+        [g.contiguous().index_fill(0, index[kept], 0) for g in grads],
+    )

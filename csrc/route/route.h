@@ -1,40 +1,62 @@
-// Routing: rows that took a branch, merged with those that did not; and its adjoint.
+// Routing: the rows of a branch put in their places among the others; and its adjoint.
 //
-//   base  = [a b c d e]      index = [0 3 4]      rows = [p q r]
-//   merge_rows -> [p b c q r]                     rows and base unchanged
-//   grad  = [v w x y z]      split_rows -> of base [0 w x 0 0], of rows [v y z]
+//   index     = [0 3]
+//   rows      = [p q]        otherwise = [a b c d e]
+//   merge_rows               -> [p b c q e]
+//   grad      = [u v w x y]
+//   split_rows               -> rows [u x], otherwise [0 v w 0 y]
 //
-// Each is one pass over the rows of all tensors of a call, and every byte is read once: merging reads no row of `base` that is
-// replaced, splitting reads `grad` for both of its results.
+// `index` ascends strictly, in [0, size). It may end in negative entries, the form that compaction pads it to: read as unsigned
+// they ascend too, beyond every row. Their rows are not merged, and are zero bytes after a split.
+//
+// All tensors of a call move in one pass over the `size` rows: each is read once and written once, whole.
 #pragma once
 
 #include <cstdint>
 
 namespace adaptcomp {
 
-struct MergeMove {
+struct Merge {
   const void* rows;
-  const void* base;
-  void* dst;
+  const void* otherwise;
+  void* out;
   int64_t row_bytes;
 };
 
-struct SplitMove {
+struct Split {
   const void* grad;
-  void* rows;
-  void* base;
+  void* rows;  // null: not wanted
+  void* otherwise;
   int64_t row_bytes;
 };
 
-// index[0..count): rows of the batch, ascending; negative entries may follow and are left out, their rows of a split zero.
-void merge_rows_cpu(const MergeMove* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t batch);
-void split_rows_cpu(const SplitMove* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t batch);
+// The first place in index[begin..count) whose entry is not before `row`; `count` if there is none.
+#if defined(__CUDACC__)
+__host__ __device__
+#endif
+    inline int64_t first_from(int64_t row, const int64_t* index, int64_t begin, int64_t count) {
+  while (begin < count) {
+    const int64_t middle = begin + (count - begin) / 2;
+    if (static_cast<uint64_t>(index[middle]) < static_cast<uint64_t>(row)) {
+      begin = middle + 1;
+    } else {
+      count = middle;
+    }
+  }
+  return begin;
+}
 
-// The CUDA forms take any order and never read back. `position` is scratch for `batch` integers, owned by the caller. `stream`
-// is a cudaStream_t.
-void merge_rows_cuda(const MergeMove* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t batch,
-                     int64_t* position, int64_t device, void* stream);
-void split_rows_cuda(const SplitMove* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t batch,
-                     int64_t* position, int64_t device, void* stream);
+// Whether the index is as said above. Of the host: it reads the index.
+bool in_order_cpu(const int64_t* index, int64_t count, int64_t size);
+
+// count <= size.
+void merge_rows_cpu(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size);
+void split_rows_cpu(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size);
+
+// The host never waits. `stream` is a cudaStream_t.
+void merge_rows_cuda(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size, int64_t device,
+                     void* stream);
+void split_rows_cuda(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size, int64_t device,
+                     void* stream);
 
 }  // namespace adaptcomp

@@ -1,5 +1,5 @@
-// Routing on the CPU: memory bound. Rows that stay neighbours move as one block; a thread finds its place in the index by
-// bisection.
+// Routing on the CPU: memory bound. A thread finds where its rows begin in the index and walks both together, so that neighbours
+// that stay neighbours, routed or not, move as one block.
 #include "route/route.h"
 
 #include <algorithm>
@@ -10,80 +10,81 @@
 namespace adaptcomp {
 namespace {
 
-char* at(void* base, int64_t row, int64_t row_bytes) { return static_cast<char*>(base) + row * row_bytes; }
-const char* at(const void* base, int64_t row, int64_t row_bytes) { return static_cast<const char*>(base) + row * row_bytes; }
+// Calls routed(row, j, run) and others(row, run) on the runs of neighbours in [begin, end); index[j] is the run's first row.
+template <class Routed, class Others>
+void for_runs(const int64_t* index, int64_t count, int64_t begin, int64_t end, const Routed& routed, const Others& others) {
+  int64_t j = first_from(begin, index, 0, count);
+  for (int64_t row = begin; row < end;) {
+    int64_t run = 0;
+    while (row + run < end && j + run < count && index[j + run] == row + run) ++run;
+    if (run > 0) {
+      routed(row, j, run);
+      row += run;
+      j += run;
+    }
+    while (j < count && index[j] >= 0 && index[j] < row) ++j;  // out of order: left out, not waited for
+    const int64_t next = j < count && index[j] >= 0 ? std::min(index[j], end) : end;
+    if (next > row) others(row, next - row);
+    row = std::max(row, next);
+  }
+}
 
-void copy(void* to, const void* from, int64_t bytes) {
-  if (bytes) std::memcpy(to, from, static_cast<size_t>(bytes));
-}
-void clear(void* to, int64_t bytes) {
-  if (bytes) std::memset(to, 0, static_cast<size_t>(bytes));
-}
-
-int64_t without_padding(const int64_t* index, int64_t count) {
-  while (count > 0 && index[count - 1] < 0) --count;
-  return count;
-}
+size_t bytes(int64_t n) { return static_cast<size_t>(n); }
 
 template <class Move>
-int64_t bytes_per_row(const Move* moves, int64_t n_moves) {
+int64_t moved_per_row(const Move* moves, int64_t n) {
   int64_t total = 0;
-  for (int64_t m = 0; m < n_moves; ++m) total += 2 * moves[m].row_bytes;
+  for (int64_t m = 0; m < n; ++m) total += 2 * moves[m].row_bytes;
   return total;
-}
-
-// Cuts the batch into runs: stay(begin, rows) of rows that are not in the index, taken(begin, rows, j) of rows that are, index[j]
-// being the first of them.
-template <class Stay, class Taken>
-void runs(const int64_t* index, int64_t count, int64_t begin, int64_t end, const Stay& stay, const Taken& taken) {
-  int64_t j = std::lower_bound(index, index + count, begin) - index;
-  for (int64_t b = begin; b < end;) {
-    const int64_t next = j < count ? std::min(index[j], end) : end;
-    if (next > b) stay(b, next - b);
-    b = next;
-    int64_t run = 0;
-    while (j + run < count && b + run < end && index[j + run] == b + run) ++run;
-    if (run) taken(b, run, j);
-    b += run;
-    j += run;
-  }
 }
 
 }  // namespace
 
-void merge_rows_cpu(const MergeMove* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t batch) {
-  count = without_padding(index, count);
-  parallel_rows(batch, bytes_per_row(moves, n_moves), [&](int64_t begin, int64_t end) {
-    for (int64_t m = 0; m < n_moves; ++m) {
-      const MergeMove& move = moves[m];
-      const int64_t size = move.row_bytes;
-      runs(
+bool in_order_cpu(const int64_t* index, int64_t count, int64_t size) {
+  int64_t named = 0;
+  for (int64_t last = -1; named < count && index[named] > last && index[named] < size; ++named) last = index[named];
+  return std::all_of(index + named, index + count, [](int64_t i) { return i < 0; });
+}
+
+void merge_rows_cpu(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size) {
+  parallel_rows(size, moved_per_row(merges, n_merges), [&](int64_t begin, int64_t end) {
+    for (int64_t m = 0; m < n_merges; ++m) {
+      const int64_t width = merges[m].row_bytes;
+      const auto* rows = static_cast<const char*>(merges[m].rows);
+      const auto* otherwise = static_cast<const char*>(merges[m].otherwise);
+      auto* out = static_cast<char*>(merges[m].out);
+      if (width == 0) continue;
+      for_runs(
           index, count, begin, end,
-          [&](int64_t b, int64_t rows) { copy(at(move.dst, b, size), at(move.base, b, size), rows * size); },
-          [&](int64_t b, int64_t rows, int64_t j) { copy(at(move.dst, b, size), at(move.rows, j, size), rows * size); });
+          [&](int64_t row, int64_t j, int64_t run) { std::memcpy(out + row * width, rows + j * width, bytes(run * width)); },
+          [&](int64_t row, int64_t run) { std::memcpy(out + row * width, otherwise + row * width, bytes(run * width)); });
     }
   });
 }
 
-void split_rows_cpu(const SplitMove* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t batch) {
-  const int64_t padded = count;
-  count = without_padding(index, count);
-  for (int64_t m = 0; m < n_moves; ++m) {
-    clear(at(moves[m].rows, count, moves[m].row_bytes), (padded - count) * moves[m].row_bytes);
-  }
-  parallel_rows(batch, bytes_per_row(moves, n_moves), [&](int64_t begin, int64_t end) {
-    for (int64_t m = 0; m < n_moves; ++m) {
-      const SplitMove& move = moves[m];
-      const int64_t size = move.row_bytes;
-      runs(
+void split_rows_cpu(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size) {
+  parallel_rows(size, moved_per_row(splits, n_splits), [&](int64_t begin, int64_t end) {
+    for (int64_t m = 0; m < n_splits; ++m) {
+      const int64_t width = splits[m].row_bytes;
+      const auto* grad = static_cast<const char*>(splits[m].grad);
+      auto* rows = static_cast<char*>(splits[m].rows);
+      auto* otherwise = static_cast<char*>(splits[m].otherwise);
+      if (width == 0) continue;
+      for_runs(
           index, count, begin, end,
-          [&](int64_t b, int64_t rows) { copy(at(move.base, b, size), at(move.grad, b, size), rows * size); },
-          [&](int64_t b, int64_t rows, int64_t j) {
-            copy(at(move.rows, j, size), at(move.grad, b, size), rows * size);
-            clear(at(move.base, b, size), rows * size);
-          });
+          [&](int64_t row, int64_t j, int64_t run) {
+            if (rows) std::memcpy(rows + j * width, grad + row * width, bytes(run * width));
+            std::memset(otherwise + row * width, 0, bytes(run * width));
+          },
+          [&](int64_t row, int64_t run) { std::memcpy(otherwise + row * width, grad + row * width, bytes(run * width)); });
     }
   });
+  const int64_t named = first_from(size, index, 0, count);  // from here on the entries are negative
+  for (int64_t m = 0; m < n_splits && named < count; ++m) {
+    const int64_t width = splits[m].row_bytes;
+    if (splits[m].rows && width > 0)
+      std::memset(static_cast<char*>(splits[m].rows) + named * width, 0, bytes((count - named) * width));
+  }
 }
 
 }  // namespace adaptcomp

@@ -1,115 +1,163 @@
-// Routing on CUDA. A row of the batch belongs to one group of threads, which looks up where the row comes from, or goes to, and
-// moves it in accesses as wide as addresses and length allow. The index is inverted first, into the caller's scratch: a bisection
-// in every group would wait for memory again and again. The tensors of a call share one launch.
+// Routing on CUDA, in the shape of compaction: a block owns a tile of kTile words of one tensor's whole side, whatever the length
+// of its rows, with kWords independent loads of each thread in flight; the tensors of a call travel as a table in the kernel's
+// parameters and share one launch.
+//
+// Where a row stands in the index is found by bisection. Two threads bisect the whole of it for the first and the last row of the
+// tile; the others look between the two, which for rows of a tile's length or more is one or two entries.
 #include "common/cuda.cuh"
 #include "route/route.h"
 
 namespace adaptcomp {
 namespace {
 
+constexpr int kWords = 4;  // per thread
+constexpr int kTile = kWords * kThreads;
 constexpr int kMovesPerLaunch = 16;
 
 template <class Move>
-struct Table {
+struct MoveTable {
   Move moves[kMovesPerLaunch];
+  int64_t first_block[kMovesPerLaunch];
   int32_t n;
 };
 
-__device__ __forceinline__ char* at(void* base, int64_t row, int64_t row_bytes) {
-  return static_cast<char*>(base) + row * row_bytes;
+inline __host__ __device__ int word_bytes(const Merge& m) {
+  return access_bytes(address(m.rows) | address(m.otherwise) | address(m.out) | static_cast<uintptr_t>(m.row_bytes));
 }
-__device__ __forceinline__ const char* at(const void* base, int64_t row, int64_t row_bytes) {
-  return static_cast<const char*>(base) + row * row_bytes;
-}
-
-__global__ void __launch_bounds__(kThreads)
-    invert_kernel(const int64_t* __restrict__ index, int64_t count, int64_t* __restrict__ position) {
-  const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (j < count && index[j] >= 0) position[index[j]] = j;
+inline __host__ __device__ int word_bytes(const Split& m) {
+  return access_bytes(address(m.rows) | address(m.otherwise) | address(m.grad) | static_cast<uintptr_t>(m.row_bytes));
 }
 
-template <int G>
-__global__ void __launch_bounds__(kThreads)
-    merge_kernel(const __grid_constant__ Table<MergeMove> table, const int64_t* __restrict__ position, int64_t batch) {
-  const int64_t b = Group<G>::row();
-  if (b >= batch) return;
-  const int64_t j = position[b];
-  for (int m = 0; m < table.n; ++m) {
-    const MergeMove& move = table.moves[m];
-    const int64_t size = move.row_bytes;
-    move_row<G>(at(move.dst, b, size), j < 0 ? at(move.base, b, size) : at(move.rows, j, size), size, Group<G>::lane());
+template <class Word>
+__device__ __forceinline__ void take(const Merge& m, const int64_t* place, const int64_t* dense, Word* word) {
+  const auto* __restrict__ rows = static_cast<const Word*>(m.rows);
+  const auto* __restrict__ otherwise = static_cast<const Word*>(m.otherwise);
+#pragma unroll
+  for (int k = 0; k < kWords; ++k) {
+    if (dense[k] >= 0) word[k] = place[k] >= 0 ? rows[place[k]] : otherwise[dense[k]];
+  }
+}
+template <class Word>
+__device__ __forceinline__ void take(const Split& m, const int64_t*, const int64_t* dense, Word* word) {
+  const auto* __restrict__ grad = static_cast<const Word*>(m.grad);
+#pragma unroll
+  for (int k = 0; k < kWords; ++k) {
+    if (dense[k] >= 0) word[k] = grad[dense[k]];
   }
 }
 
-template <int G>
-__global__ void __launch_bounds__(kThreads)
-    split_kernel(const __grid_constant__ Table<SplitMove> table, const int64_t* __restrict__ position, int64_t batch) {
-  const int64_t b = Group<G>::row();
-  if (b >= batch) return;
-  const int64_t j = position[b];
-  for (int m = 0; m < table.n; ++m) {
-    const SplitMove& move = table.moves[m];
-    const int64_t size = move.row_bytes;
-    const char* grad = at(move.grad, b, size);
-    move_row<G>(at(move.base, b, size), j < 0 ? grad : nullptr, size, Group<G>::lane());
-    if (j >= 0) move_row<G>(at(move.rows, j, size), grad, size, Group<G>::lane());
+template <class Word>
+__device__ __forceinline__ void put(const Merge& m, const int64_t*, const int64_t* dense, const Word* word) {
+  auto* __restrict__ out = static_cast<Word*>(m.out);
+#pragma unroll
+  for (int k = 0; k < kWords; ++k) {
+    if (dense[k] >= 0) out[dense[k]] = word[k];
+  }
+}
+template <class Word>
+__device__ __forceinline__ void put(const Split& m, const int64_t* place, const int64_t* dense, const Word* word) {
+  auto* __restrict__ rows = static_cast<Word*>(m.rows);
+  auto* __restrict__ otherwise = static_cast<Word*>(m.otherwise);
+#pragma unroll
+  for (int k = 0; k < kWords; ++k) {
+    if (dense[k] < 0) continue;
+    otherwise[dense[k]] = place[k] >= 0 ? Word{} : word[k];
+    if (rows && place[k] >= 0) rows[place[k]] = word[k];
   }
 }
 
-void invert(const int64_t* index, int64_t count, int64_t batch, int64_t* position, void* stream) {
-  if (batch == 0) return;
-  // Every byte set is -1.
-  cuda_check(cudaMemsetAsync(position, 0xff, static_cast<size_t>(batch) * sizeof(int64_t), static_cast<cudaStream_t>(stream)),
-             "route (positions)");
-  launch("route (positions)", invert_kernel, blocks_for(count, kThreads), stream, index, count, position);
+// Rows of a split that a negative entry names: as many as the index has entries at most, which is no more than the whole side has
+// rows, so each word of that side looks after the one at the same place here.
+template <class Word>
+__device__ __forceinline__ void blank(const Merge&, const int64_t*, int64_t, int64_t, int64_t) {}
+template <class Word>
+__device__ __forceinline__ void blank(const Split& m, const int64_t* index, int64_t count, int64_t row, int64_t dense) {
+  if (m.rows && row < count && index[row] < 0) static_cast<Word*>(m.rows)[dense] = Word{};
 }
 
-// Calls f with tables of at most kMovesPerLaunch moves and the bytes of the longest row in each.
-template <class Move, class F>
-void tables(const Move* moves, int64_t n_moves, const F& f) {
+template <class Word, class Move>
+__device__ __forceinline__ void move_tile(const Move& move, const int64_t* __restrict__ index, int64_t count, int64_t size,
+                                          int64_t tile) {
+  const int64_t per_row = move.row_bytes / static_cast<int64_t>(sizeof(Word));
+  const int64_t total = size * per_row, begin = tile * kTile;
+  const int64_t first_row = begin / per_row;  // one 64-bit division per thread; the rest is done relative to it
+  const int64_t first_column = begin - first_row * per_row;
+
+  __shared__ int64_t bounds[2];  // in the index: the tile's first row, and the one behind its last
+  if (threadIdx.x < 2) {
+    const int64_t last = (begin + kTile < total ? begin + kTile : total) - 1;
+    bounds[threadIdx.x] = first_from(threadIdx.x == 0 ? first_row : last / per_row + 1, index, 0, count);
+  }
+  __syncthreads();
+  const int64_t low = bounds[0], high = bounds[1];
+
+  int64_t dense[kWords], place[kWords];  // words on the whole side and among the rows; -1: none
+#pragma unroll
+  for (int k = 0; k < kWords; ++k) {
+    const int offset = static_cast<int>(threadIdx.x) + k * kThreads;
+    dense[k] = place[k] = -1;
+    if (begin + offset >= total) continue;
+    int64_t row = first_row, column = first_column + offset;
+    if (column >= per_row) {
+      if (per_row >= kTile) {  // a tile reaches into the next row at most
+        ++row;
+        column -= per_row;
+      } else {
+        const uint32_t whole = static_cast<uint32_t>(column) / static_cast<uint32_t>(per_row);
+        row += whole;
+        column -= whole * per_row;
+      }
+    }
+    dense[k] = begin + offset;
+    const int64_t j = first_from(row, index, low, high);
+    if (j < high && index[j] == row) place[k] = j * per_row + column;
+    blank<Word>(move, index, count, row, dense[k]);
+  }
+
+  Word word[kWords];
+  take(move, place, dense, word);
+  put(move, place, dense, word);
+}
+
+template <class Move>
+__global__ void __launch_bounds__(kThreads)
+    route_kernel(const __grid_constant__ MoveTable<Move> table, const int64_t* __restrict__ index, int64_t count, int64_t size) {
+  int m = 0;
+  while (m + 1 < table.n && blockIdx.x >= table.first_block[m + 1]) ++m;
+  const Move& move = table.moves[m];
+  const int64_t tile = blockIdx.x - table.first_block[m];
+  dispatch_word(word_bytes(move),
+                [&](auto* word) { move_tile<std::remove_pointer_t<decltype(word)>>(move, index, count, size, tile); });
+}
+
+template <class Move>
+void route(const char* name, const Move* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t size,
+           void* stream) {
   for (int64_t m = 0; m < n_moves;) {
-    Table<Move> table{};
-    int64_t longest = 0;
+    MoveTable<Move> table{};
+    int64_t blocks = 0;
     for (; m < n_moves && table.n < kMovesPerLaunch; ++m) {
       if (moves[m].row_bytes == 0) continue;
-      table.moves[table.n++] = moves[m];
-      longest = std::max(longest, moves[m].row_bytes);
+      table.moves[table.n] = moves[m];
+      table.first_block[table.n++] = blocks;
+      blocks += blocks_for(size * (moves[m].row_bytes / word_bytes(moves[m])), kTile);
     }
-    if (table.n) f(table, longest);
+    launch(name, route_kernel<Move>, blocks, stream, table, index, count, size);
   }
 }
 
 }  // namespace
 
-void merge_rows_cuda(const MergeMove* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t batch,
-                     int64_t* position, int64_t device, void* stream) {
+void merge_rows_cuda(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size, int64_t device,
+                     void* stream) {
   const DeviceGuard guard(device);
-  invert(index, count, batch, position, stream);
-  tables(moves, n_moves, [&](const Table<MergeMove>& table, int64_t longest) {
-    dispatch_group(longest, [&](auto g) {
-      constexpr int G = decltype(g)::value;
-      launch("merge_rows", merge_kernel<G>, blocks_for(batch, Group<G>::kRows), stream, table, position, batch);
-    });
-  });
+  route("merge_rows", merges, n_merges, index, count, size, stream);
 }
 
-void split_rows_cuda(const SplitMove* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t batch,
-                     int64_t* position, int64_t device, void* stream) {
+void split_rows_cuda(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size, int64_t device,
+                     void* stream) {
   const DeviceGuard guard(device);
-  invert(index, count, batch, position, stream);
-  for (int64_t m = 0; m < n_moves; ++m) {
-    // Rows of the padding belong to no row of the batch, and nobody else writes them.
-    const int64_t bytes = count * moves[m].row_bytes;
-    if (bytes == 0) continue;
-    cuda_check(cudaMemsetAsync(moves[m].rows, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)),
-               "split_rows (zero)");
-  }
-  tables(moves, n_moves, [&](const Table<SplitMove>& table, int64_t longest) {
-    dispatch_group(longest, [&](auto g) {
-      constexpr int G = decltype(g)::value;
-      launch("split_rows", split_kernel<G>, blocks_for(batch, Group<G>::kRows), stream, table, position, batch);
-    });
-  });
+  route("split_rows", splits, n_splits, index, count, size, stream);
 }
 
 }  // namespace adaptcomp

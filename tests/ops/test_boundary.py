@@ -57,6 +57,10 @@ def raw_calls(device):
         ("gather_rows", (x, index)),
         ("gather_rows", ([], index)),
         ("scatter_rows", ([t[:4] for t in x], index, 9)),
+        ("merge_rows", ([t[:2] for t in x], x, torch.tensor([1, 5], device=device))),
+        ("merge_rows", ([], [], index)),
+        ("split_rows", (x, torch.tensor([1, 5, -1], device=device), True)),
+        ("split_rows", (x, torch.tensor([1, 5], device=device), False)),
         ("halt_rows", halt_rows_arguments(device)),
         ("halt_rows", halt_rows_arguments(device, weighted=False, running=True)),
     ]

@@ -5,11 +5,12 @@ Of the halting benchmark, one idea per module:
 who takes part (``masked`` and ``indexed`` are the rivals), ``cores`` and ``schedule`` script the halting, ``memory``
 and ``cuda`` are sections of their own, ``report`` and ``figure`` present the result.
 
-``energy`` is the benchmark of energy descent, a package of its own. Both use ``timing``, ``agreement``,
-``compiling``, ``machine``, ``files``, ``progress`` and ``markdown``.
+``energy`` is the benchmark of energy descent and ``route`` that of routing, packages of their own. All use ``timing``,
+``agreement``, ``compiling``, ``machine``, ``files``, ``progress`` and ``markdown``.
 """
 
 from .energy import bench_energy
 from .halting import bench_halting
+from .route import bench_route
 
-__all__ = ["bench_energy", "bench_halting"]
+__all__ = ["bench_energy", "bench_halting", "bench_route"]
