@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["accuracy", "logits"]
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, batch: int = 500) -> Tensor:
+def logits(model: Callable[[Tensor], Tensor], images: Tensor, batch: int = 500) -> Tensor:
     """What a network in evaluation mode says of many images."""
     return torch.cat([model(part) for part in images.split(batch)])
 

@@ -79,15 +79,40 @@ def _train(
 
 
 def train_classifier(
-    model: nn.Module, data: Labelled, recipe: Recipe, seed: int, checkpoint: Path, tick: Callable[[float], None]
+    model: nn.Module,
+    data: Labelled,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path,
+    tick: Callable[[float], None],
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> list[dict[str, float]]:
-    """Cross-entropy of the digit, from logits: taken once, not of a softmax."""
+    """Train on the cross-entropy of the digit, from logits: taken once, not of a softmax.
 
-    def loss(index: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
+    Parameters
+    ----------
+    model : nn.Module
+        Images uint8 to logits.
+    data : Labelled
+        The training set.
+    recipe : Recipe
+        How.
+    seed : int
+        Of the order.
+    checkpoint : Path
+        The file of the state after each epoch, from which training goes on.
+    tick : callable
+        Called with the share done.
+    loss : callable, optional
+        ``loss(index, logits) -> scalar`` instead of the cross-entropy, for the rows `index`.
+    """
+
+    def update(index: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         logits, digits = model(data.images[index]), data.digits[index]
-        return F.cross_entropy(logits, digits), {"accuracy": (logits.argmax(1) == digits).float().mean()}
+        value = F.cross_entropy(logits, digits) if loss is None else loss(index, logits)
+        return value, {"accuracy": (logits.argmax(1) == digits).float().mean()}
 
-    return _train(model, loss, data, recipe, seed, checkpoint, tick)
+    return _train(model, update, data, recipe, seed, checkpoint, tick)
 
 
 def train_acc(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptcomp_ext.nn.variational.kl import kingma_kl, molchanov_kl
-from adaptcomp_ext.ops._checks import check_choice, check_int, describe
+from adaptcomp_ext.ops._checks import check_choice, check_fraction, check_int, describe
 from adaptcomp_ext.ops.descent import check_number
 
 __all__ = ["FORMS", "GRANULARITIES", "WEIGHTED", "VariationalDropout"]
@@ -35,8 +35,10 @@ class VariationalDropout(nn.Module):
         training:    out = θ*x + b + √(σ²*x²)·ε,   σ² = αθ²,   ε ~ N(0, 1) for each output of each row
         evaluation:  out = θ'*x + b,               θ' = 0 where log α > threshold, else θ
 
-    with α for each weight, or one for all weights that feed a unit (``per="unit"``), so that whole units die and `shrink` can
-    remove them.
+    with α for each weight. With ``per="unit"`` all weights that feed a unit share one α and one draw (Kingma et al.'s correlated
+    weight noise; Neklyudov et al. 2017 prune by it), so that whole units die and `shrink` can remove them
+
+        training:    out = (θ*x)·(1 + √α·ε) + b,   ε ~ N(0, 1) for each unit of each row, the same at all positions
 
     form="gaussian" (Kingma, Salimans & Welling 2015), for any layer: the outputs are multiplied by N(1, α), α ≤ 1 learned for
     each unit. Nothing is pruned; in evaluation the layer is as it was.
@@ -140,8 +142,9 @@ class VariationalDropout(nn.Module):
     def kl(self) -> Tensor:
         """KL(q ‖ p) in nats, scalar, differentiable; 0 where all is noise.
 
-        "sparse": the sum over all weights of the approximation of Molchanov et al. 2017; "gaussian": the sum over units of Kingma
-        et al. 2015's. The bias has no posterior.
+        "sparse": the sum over all weights of the approximation of Molchanov et al. 2017, each counted with its own marginal also
+        where a unit's weights share their noise; "gaussian": the sum over units of Kingma et al. 2015's. The bias has no
+        posterior.
         """
         if self.form == "gaussian":
             return kingma_kl(self.log_alpha).sum()
@@ -154,6 +157,26 @@ class VariationalDropout(nn.Module):
     def sparsity(self) -> float:
         """Share of the weights that are pruned in evaluation; 0 for "gaussian"."""
         return 0.0 if self.form == "gaussian" else 1.0 - float(self.kept.double().mean())
+
+    def prune(self, share: float) -> None:
+        """Set the threshold so that evaluation drops this share of what has an α of its own, the noisiest first.
+
+        Parameters
+        ----------
+        share : float
+            In [0, 1), rounded down to whole weights or units: at least one stays.
+
+        Notes
+        -----
+        A threshold of 3 takes long training to be reached by whole units. Which of them matter least shows much earlier: drop a
+        share, `shrink`, and train what is left a little further.
+        """
+        part = check_fraction("share", share, zero=True)
+        if self.form != "sparse" or part == 1.0:
+            raise ValueError(f'share: expected a share below 1 of a layer with form="sparse", got {share} of {self.form!r}')
+        ordered = self.log_alpha.detach().double().flatten().sort().values
+        last = len(ordered) - int(part * len(ordered)) - 1
+        self.threshold = float(ordered[last])
 
     def dense(self) -> nn.Module:
         """Return a copy of the layer alone, its pruned weights 0: the same outputs as this module in evaluation."""
@@ -173,9 +196,20 @@ class VariationalDropout(nn.Module):
         weight = self.layer.weight
         if not self.training:
             return self._product(x, torch.where(self.kept, weight, torch.zeros_like(weight)), self.layer.bias)
-        variance = self.log_variance.exp() if self.per == "weight" else self._along_units(self.log_noise.exp()) * weight.square()
+        if self.per == "unit":
+            out = self._product(x, weight, None)
+            spread = (self.log_noise / 2).exp()
+            bias = torch.zeros_like(spread) if self.layer.bias is None else self.layer.bias
+            # One draw for each row and unit, the same at all positions: independent ones would average out.
+            if isinstance(self.layer, nn.Linear):
+                return torch.addcmul(bias + out, out * spread, torch.randn_like(out))
+            positions = weight.dim() - 2
+            shape = (*out.shape[: out.dim() - positions], *(1 for _ in range(positions)))
+            noise = torch.randn(shape, dtype=out.dtype, device=out.device)
+            along = (-1, *(1 for _ in range(positions)))
+            return out * (1 + spread.view(along) * noise) + bias.view(along)
         mean = self._product(x, weight, self.layer.bias)
-        spread = self._product(x.square(), variance, None)
+        spread = self._product(x.square(), self.log_variance.exp(), None)
         return mean + (spread + _VARIANCE_FLOOR).sqrt() * torch.randn_like(mean)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

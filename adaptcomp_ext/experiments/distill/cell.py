@@ -1,0 +1,207 @@
+"""One way of distilling and one seed."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
+from adaptcomp_ext.experiments.bench.timing import clock, interleave, ratio
+from adaptcomp_ext.experiments.data import find_images
+from adaptcomp_ext.experiments.runs import Cell, Tick
+from adaptcomp_ext.experiments.vision import (
+    Recipe,
+    Scale,
+    accuracy,
+    compare_gated,
+    logits,
+    multiply_adds,
+    train_acc,
+    train_classifier,
+)
+from adaptcomp_ext.models.acc import EntropyGate, Objective
+from adaptcomp_ext.models.acc.features import kl_divergence
+
+from .networks import CHANNELS, build_pair, build_student, build_teacher
+
+__all__ = ["RATES", "SHARES", "TEMPERATURES", "run_cell"]
+
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+SHARES = (0.3, 0.5, 0.6)
+"""Of a layer's units that are dropped."""
+RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
+FINE_TUNING = 2 / 3  # of the learning rate, for one epoch
+BATCH = 256
+HELD_OUT = 1 / 6
+_SPLIT_SEED = 71
+
+
+@dataclass
+class Digits:
+    """Grey digits: images uint8 [N, 1, H, W], digits int64 [N]."""
+
+    images: Tensor
+    digits: Tensor
+
+
+def _load(data: str | None) -> tuple[str, Digits, Digits, Digits]:
+    found = find_images(data)
+    order = torch.randperm(len(found.train_labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    held = round(len(order) * HELD_OUT)
+
+    def part(images: Tensor, labels: Tensor) -> Digits:
+        return Digits((images * 255).round().to(torch.uint8)[:, None], labels)
+
+    train, some = order[held:], order[:held]
+    return (
+        found.name,
+        part(found.train_images[train], found.train_labels[train]),
+        part(found.train_images[some], found.train_labels[some]),
+        part(found.test_images, found.test_labels),
+    )
+
+
+def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Do what the cell's options say: "after" or "online"."""
+    recipe = Recipe(**cell.options["recipe"])
+    return (_after if cell.options["part"] == "after" else _online)(cell, recipe, folder, tick)
+
+
+def _span(tick: Tick, what: str, begin: float, end: float) -> Callable[[float], None]:
+    return lambda done: tick(what, begin + (end - begin) * done)
+
+
+def _after(cell: Cell, recipe: Recipe, folder: Path, tick: Tick) -> dict[str, Any]:
+    """π₂ first; then students of its logits at each temperature, and one of the labels alone."""
+    name, train, _, test = _load(cell.options["data"])
+    side = train.images.shape[-1]
+    torch.manual_seed(cell.seed)
+    teacher = nn.Sequential(Scale(), build_teacher(side))
+    train_classifier(teacher, train, recipe, cell.seed, folder / "teacher.safetensors", _span(tick, "π₂", 0.0, 0.25))
+    soft = logits(teacher, train.images)
+    students: dict[str, float] = {}
+    ways: list[float | None] = [None, *TEMPERATURES]
+    for i, temperature in enumerate(ways):
+        torch.manual_seed(cell.seed)
+        student = nn.Sequential(Scale(), build_student(side))
+        label = "labels" if temperature is None else f"{temperature:g}"
+        where, begin = folder / f"student-{label}.safetensors", 0.25 + 0.75 * i / len(ways)
+        spot = _span(tick, f"π₁ of {label}", begin, begin + 0.75 / len(ways))
+        if temperature is None:
+            train_classifier(student, train, recipe, cell.seed, where, spot)
+        else:
+            _distil(student, soft, temperature, train, recipe, cell.seed, where, spot)
+        students[label] = accuracy(logits(student, test.images), test.digits)
+    return {"data": name, "teacher": accuracy(logits(teacher, test.images), test.digits), "students": students}
+
+
+def _distil(
+    student: nn.Module,
+    soft: Tensor,
+    temperature: float,
+    data: Digits,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path,
+    tick: Callable[[float], None],
+) -> None:
+    """Labels and the teacher's logits with equal weight, as in ACC's objective."""
+
+    def loss(index: Tensor, output: Tensor) -> Tensor:
+        divergence = kl_divergence(soft[index], output, temperature).mean()
+        return F.cross_entropy(output, data.digits[index]) + temperature**2 * divergence
+
+    train_classifier(student, data, recipe, seed, checkpoint, tick, loss=loss)
+
+
+def _online(cell: Cell, recipe: Recipe, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Both together; then what can be removed from π₁, and what the gated pair costs."""
+    name, train, held, test = _load(cell.options["data"])
+    side, form, temperature = train.images.shape[-1], cell.options["form"], cell.options["temperature"]
+    objective = Objective(temperature=temperature, need=False, beta=cell.options["beta"])
+    torch.manual_seed(cell.seed)
+    pair = build_pair(side, form, objective)
+    train_acc(pair, train, recipe, cell.seed, folder / "pair.safetensors", _span(tick, "π₁ and π₂", 0.0, 0.6))
+    habit = nn.Sequential(Scale(), pair.default)
+    control = nn.Sequential(Scale(), pair.control)
+    found: dict[str, Any] = {
+        "data": name,
+        "default": accuracy(logits(habit, test.images), test.digits),
+        "control": accuracy(logits(control, test.images), test.digits),
+        "sparsity": ac.nn.sparsity(pair.default),
+    }
+    if form == "dense":
+        return found
+    shape = (CHANNELS, side, side)
+    whole = build_student(side).eval()
+    found["multiply_adds"] = {"default": multiply_adds(whole, shape), "control": multiply_adds(pair.control, shape)}
+    found["shrunk"] = {"as it is": _judge(whole, ac.shrink(pair.default), shape, test, cell)}
+    if form == "units":
+        noisy, soft = pair.default, logits(control, train.images)
+        for i, share in enumerate(SHARES):
+            small = _pruned(noisy, share)
+            before = accuracy(logits(nn.Sequential(Scale(), small), test.images), test.digits)
+            tuning = replace(recipe, epochs=max(1, recipe.epochs // 3), learning_rate=FINE_TUNING * recipe.learning_rate)
+            spot = _span(tick, f"π₁ less {100 * share:g} % of its units", 0.6 + 0.1 * i, 0.7 + 0.1 * i)
+            where = folder / f"small-{share:g}.safetensors"
+            _distil(nn.Sequential(Scale(), small), soft, temperature, train, tuning, cell.seed + 1, where, spot)
+            found["shrunk"][f"{share:g}"] = {**_judge(whole, small, shape, test, cell), "before tuning": before}
+            if share == cell.options["share"]:
+                pair.default = small
+        tick("the gated pair", 0.92)
+        found["gated"] = _gated(pair, held, test, cell)
+    return found
+
+
+def _pruned(network: nn.Module, share: float) -> nn.Module:
+    """A smaller copy, without the noisiest units of every layer but the last, whose units are the classes."""
+    network = copy.deepcopy(network)
+    layers = [part for part in network.modules() if isinstance(part, ac.VariationalDropout)]
+    for layer in layers[:-1]:
+        layer.prune(share)
+    return ac.shrink(network)
+
+
+@torch.no_grad()
+def _judge(whole: nn.Module, small: nn.Module, shape: tuple[int, ...], test: Digits, cell: Cell) -> dict[str, Any]:
+    keep_freed_memory()
+    small.eval()
+    images = test.images[:BATCH].float() / 255
+    calls = {"whole": lambda: whole(images), "small": lambda: small(images)}
+    times = interleave(calls, clock(torch.device("cpu")), cell.options["timing_seconds"])
+    units = [len(part.weight) for part in small.modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
+    return {
+        "accuracy": accuracy(logits(nn.Sequential(Scale(), small), test.images), test.digits),
+        "multiply_adds": multiply_adds(small, shape),
+        "units": units,
+        "ms": {key: statistics.median(values) for key, values in times.items()},
+        "faster": ratio(times, "whole", "small"),
+    }
+
+
+@torch.no_grad()
+def _gated(pair: ac.models.ACC, held: Digits, test: Digits, cell: Cell) -> dict[str, Any]:
+    """Accuracy and cost of the pair with a calibrated entropy gate."""
+    pair.eval()
+    gate = EntropyGate()
+    pair.gate = gate
+    of_held, of_test = (logits(lambda x: pair.default(pair.encoder(x)), part.images) for part in (held, test))
+    of_control = logits(lambda x: pair.control(pair.encoder(x)), test.images)
+    by_rate: dict[str, Mapping[str, float]] = {}
+    for rate in RATES:
+        gate.calibrate(of_held, rate)
+        called = gate(of_test)
+        answers = torch.where(called[:, None], of_control, of_test)
+        by_rate[f"{rate:g}"] = {"rate": float(called.double().mean()), "accuracy": accuracy(answers, test.digits)}
+    gate.calibrate(of_held, cell.options["rate"])
+    timing = compare_gated(pair, test.images[:BATCH], cell.options["timing_seconds"])
+    return {"by_rate": by_rate, "control": accuracy(of_control, test.digits), "timing": timing}
