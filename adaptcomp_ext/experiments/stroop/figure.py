@@ -88,7 +88,7 @@ def _curves(axes: Axes, found: Mapping[str, Any], p: str) -> None:
     axes.set_xlabel("rows that call control, %")
     axes.set_ylabel("right, %")
     axes.set_xlim(left=0)
-    axes.set_title(f"Half congruent, half incongruent; {100 * float(p):g} % in training")
+    axes.set_title(f"Mixed stream ({100 * float(p):g} % in training)")
     axes.legend(loc="lower right")
 
 
@@ -103,7 +103,7 @@ def _calls(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None
     axes.set_xlabel("congruent in training")
     axes.set_ylabel("rows that call control, %")
     axes.set_ylim(0, 115)
-    axes.set_title("Who thinks longer: value gate, one price for all")
+    axes.set_title("Who calls control (value gate)")
     axes.legend(loc="upper left", ncols=3, fontsize=8.5)
 
 
