@@ -54,8 +54,9 @@ def verdicts(summary: Summary) -> list[str]:
     )
     sparse, whole = summary["shrunk"]["sparse"]["as it is"], summary["online"]["sparse, T = 4"]
     out.append(
-        f"Zeros that lie anywhere: {interval(whole['sparsity'])} % of the weights are pruned, {interval(whole['default'], 2)} % of the digits are "
-        f"read right; what of the zeros is whole units makes π₁ {interval(sparse['faster'], 2, 1.0)} times as fast."
+        f"Zeros that lie anywhere: {interval(whole['sparsity'])} % of the weights are pruned and "
+        f"{interval(whole['default'], 2)} % of the digits are read right; what of the zeros is whole units makes π₁ "
+        f"{interval(sparse['faster'], 2, 1.0)} times as fast."
     )
     for allowed in EQUAL:
         out.append(_equal(summary, allowed))
