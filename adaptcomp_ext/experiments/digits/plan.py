@@ -12,7 +12,7 @@ from adaptcomp_ext.experiments.vision import Recipe, recipe_for
 
 __all__ = ["PRICES", "PRIORS", "Plan", "plan"]
 
-PRICES = (0.0, 0.003, 0.01, 0.03)
+PRICES = (0.0, 0.01, 0.03, 0.1)
 """Of a step, under ACT."""
 PRIORS = (0.2, 0.4)
 """Of PonderNet: the probability of halting that it is drawn to."""
@@ -30,7 +30,9 @@ def plan(data: Path | None, *, seeds: int, first_seed: int, epochs: int | None, 
     found = find_images(data)
     rows = len(found.train_labels)
     pair = asdict(recipe_for(rows, quick))
-    reader = asdict(Recipe(epochs=1 if quick else 4) if rows > 10_000 else Recipe(epochs=8 if quick else 30, batch=32))
+    large = Recipe(epochs=1 if quick else 4, learning_rate=1e-2)
+    small = Recipe(epochs=8 if quick else 20, batch=32, learning_rate=1e-2)
+    reader = asdict(large if rows > 10_000 else small)
     if epochs is not None:
         pair["epochs"] = reader["epochs"] = epochs
     common = {

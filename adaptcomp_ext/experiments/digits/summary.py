@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from adaptcomp_ext.experiments.runs import Cell, mean_interval, paired
@@ -33,7 +34,7 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
         "act": {f"{v:g}": _reader(of("act", price=v)) for v in values("act", "price")},
         "ponder": {f"{v:g}": _reader(of("ponder", prior=v)) for v in values("ponder", "prior")},
         "fixed": {str(n): _steps(depth, lambda cell, n=n: cell["fixed"][str(n)]) for n in DEPTHS},  # type: ignore[misc]
-        "confidence": {f"{t:g}": _confidence(depth, f"{t:g}") for t in THRESHOLDS},
+        "confidence": {f"{t:g}": _steps(depth, partial(_at_threshold, threshold=f"{t:g}")) for t in THRESHOLDS},
         "confidence timing": _timing(depth),
         "acc": {gate: {f"{r:g}": _gated(pair, gate, f"{r:g}") for r in RATES} for gate in GATES},
         "acc timing": {
@@ -42,6 +43,10 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
         },
         "multiply_adds": {"look": depth[0]["step"], **pair[0]["multiply_adds"]},
     }
+
+
+def _at_threshold(cell: Found, threshold: str) -> Found:
+    return dict(cell["confidence"][threshold])
 
 
 def _steps(cells: Sequence[Found], get: Callable[[Found], Found]) -> dict[str, Any]:
@@ -55,6 +60,8 @@ def _steps(cells: Sequence[Found], get: Callable[[Found], Found]) -> dict[str, A
     }
     if all("rank_correlation" in s for s in some):
         out["rank_correlation"] = mean_interval([s["rank_correlation"] for s in some])
+        out["shuffled"] = mean_interval([s["shuffled"] for s in some])
+        out["− shuffled"] = paired([s["own steps"] for s in some], [s["shuffled"] for s in some])
     return out
 
 
@@ -67,15 +74,6 @@ def _timing(cells: Sequence[Found]) -> dict[str, Any]:
 
 def _reader(cells: Sequence[Found]) -> dict[str, Any]:
     return {**_steps(cells, lambda cell: cell["own"]), **_timing(cells)}
-
-
-def _confidence(cells: Sequence[Found], threshold: str) -> dict[str, Any]:
-    some = [cell["confidence"][threshold] for cell in cells]
-    return {
-        **_steps(cells, lambda cell: cell["confidence"][threshold]),
-        "shuffled": mean_interval([s["shuffled"] for s in some]),
-        "− shuffled": paired([s["accuracy"] for s in some], [s["shuffled"] for s in some]),
-    }
 
 
 def _gated(cells: Sequence[Found], gate: str, rate: str) -> dict[str, Any]:

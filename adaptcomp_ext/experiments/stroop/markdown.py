@@ -61,7 +61,10 @@ def verdicts(summary: Summary) -> list[str]:
             each = [d[f"value − entropy gate at {100 * rate:g} %, mixed"] for rate in RATES]
             listed = "; ".join(f"at {100 * r:g} % {points(e)}" for r, e in zip(RATES, each, strict=True))
             text = f"{share} congruent: the value gate less normalised entropy at equal call rates, points: {listed}."
-            out.append(_said(all(e.mean >= 0 for e in each), text, text))
+            if any(e.below for e in each) or all(e.mean >= 0 for e in each):
+                out.append(_said(all(e.mean >= 0 for e in each), text, text))
+            else:
+                out.append(f"**A tie.** {text}")
         saved = found["saved"]
         text = (
             f"{share} congruent: at {interval(found['timed_rate'])} % of calls a batch takes {interval(saved)} % less time than "

@@ -108,12 +108,13 @@ def _remove(path: Path) -> bool:
         folds &= exact | ~used
     constant_units = (producer.weight == 0).flatten(1).all(dim=1)
     dead = ~read | (constant_units & folds)
+    folded = dead & read
     if bool(dead.all()):
         dead[0] = False
-    if not bool(dead.any()):
+    if not bool((dead | folded).any()):
         return False
     for reader in path.readers:
-        _fold(reader.layer, reader.constants, dead & read, units, reader.run)
+        _fold(reader.layer, reader.constants, folded, units, reader.run)
     kept = (~dead).nonzero()[:, 0]
     _keep_rows(producer, kept)
     for norm in path.norms:
@@ -140,12 +141,18 @@ def _pads_with_zeros(layer: Any) -> bool:
 def _fold(layer: Any, constants: Tensor, dead: Tensor, units: int, run: int) -> None:
     """Add to a reader's biases what the units that go had always sent it."""
     sent = torch.where(dead, constants, torch.zeros_like(constants))  # NaN never multiplies a weight
-    if not bool((sent != 0).any()):
-        return
-    shift = _columns(layer, units, run).sum(dim=2).double() @ sent.double()
-    if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]))
-    layer.bias.copy_(layer.bias.double() + shift)
+    if bool((sent != 0).any()):
+        shift = _columns(layer, units, run).sum(dim=2).double() @ sent.double()
+        if layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]))
+        layer.bias.copy_(layer.bias.double() + shift)
+    _clear(layer, dead, units)
+
+
+def _clear(layer: Any, dead: Tensor, units: int) -> None:
+    """Read no more what was folded: the one unit that has to stay would be counted twice."""
+    weight = layer.weight
+    weight.copy_(weight.reshape(len(weight), units, -1).masked_fill(dead[:, None], 0).reshape(weight.shape))
 
 
 def _parameter(old: nn.Parameter, new: Tensor) -> nn.Parameter:
