@@ -182,3 +182,133 @@ def energy(
         run_energy(images, out, epochs=epochs, seed=seed, threads=threads, held_out=held_out, quick=quick)
     except (ValueError, OSError) as error:
         raise _fail(error) from None
+
+
+DataOption = Annotated[Path | None, typer.Option(help="Folder with the four IDX files of MNIST. Default: scikit-learn's digits.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing files into that folder, through torchvision.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="The first seed: of weights, order and colours.")]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
+EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Processes side by side.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of torch in each.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Few epochs and settings, to see that it runs.")]
+
+
+def _fetch(data: Path | None, download: bool) -> None:
+    from adaptcomp_ext.experiments.data import fetch_mnist
+
+    if download:
+        if data is None:
+            raise ValueError("--download: expected a folder to download into (--data DIR), got none")
+        try:
+            fetch_mnist(data)
+        except ModuleNotFoundError as error:  # of torchvision, which is none of the extras that every experiment needs
+            raise ValueError(str(error)) from None
+
+
+def _proportions(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--congruent: expected numbers with commas between them, got {text!r}") from None
+    if not all(0 <= value <= 1 for value in values) or len(set(values)) != len(values):
+        raise ValueError(f"--congruent: expected different numbers from 0 to 1, got {text!r}")
+    return values
+
+
+@run.command()
+def digits(
+    data: DataOption = None,
+    download: DownloadOption = False,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/digits"),
+    seed: SeedOption = 0,
+    seeds: SeedsOption = 1,
+    epochs: EpochsOption = None,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = 1,
+    quick: QuickOption = False,
+) -> None:
+    """Decide when to stop on grey digits: ACT, PonderNet, confidence, habit and control. Goes on where it was interrupted."""
+    from adaptcomp_ext.experiments.digits import digits as run_digits
+
+    try:
+        _fetch(data, download)
+        run_digits(data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+@run.command()
+def stroop(
+    data: DataOption = None,
+    download: DownloadOption = False,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/stroop"),
+    congruent: Annotated[str, typer.Option(help="Proportions congruent in training.")] = "0.8,0.95,0.99,0.995",
+    seed: SeedOption = 0,
+    seeds: SeedsOption = 1,
+    epochs: EpochsOption = None,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = 1,
+    quick: QuickOption = False,
+    reaction: Annotated[bool, typer.Option(help="Whether steps are measured as reaction time.")] = True,
+    effort: Annotated[bool, typer.Option(help="Whether prices of effort are compared.")] = True,
+) -> None:
+    """Read digits in misleading ink: habit and control, all gates, steps as reaction time. Goes on where it was interrupted."""
+    from adaptcomp_ext.experiments.stroop import stroop as run_stroop
+
+    try:
+        proportions = _proportions(congruent)
+        _fetch(data, download)
+        run_stroop(
+            data,
+            out,
+            congruent=proportions,
+            seeds=seeds,
+            first_seed=seed,
+            epochs=epochs,
+            workers=workers,
+            threads=threads,
+            quick=quick,
+            with_reaction=reaction,
+            with_effort=effort,
+        )
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+@run.command()
+def distill(
+    data: DataOption = None,
+    download: DownloadOption = False,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/distill"),
+    seed: SeedOption = 0,
+    seeds: SeedsOption = 1,
+    epochs: EpochsOption = None,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = 1,
+    quick: QuickOption = False,
+) -> None:
+    """Distil System 2 into System 1, online and after training, and remove its dead units. Goes on where it was interrupted."""
+    from adaptcomp_ext.experiments.distill import distill as run_distill
+
+    try:
+        _fetch(data, download)
+        run_distill(data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders with results. Default: adaptcomp-out.")] = None,
+    out: Annotated[Path, typer.Option(help="The page, ending in .html or .md.")] = Path("adaptcomp-out/report.html"),
+) -> None:
+    """Gather what was run (digits, stroop, distill) into one page."""
+    from adaptcomp_ext.experiments.runs.page import find_runs, write_page
+
+    try:
+        runs = find_runs(folders or [Path("adaptcomp-out")])
+        write_page(runs, out)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    typer.echo(f"{len(runs)} experiment{'s' if len(runs) > 1 else ''} on {out}")

@@ -12,7 +12,7 @@ from adaptcomp_ext.experiments.info import print_info
 
 __all__ = ["main"]
 
-_EXTRAS = {"matplotlib", "rich", "sklearn", "typer"}
+_EXTRAS = {"markdown", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "typer"}
 _INSTALL = 'pip install "adaptcomp_ext[demo]"'
 
 

@@ -187,11 +187,13 @@ class StroopMNIST(Dataset[Any]):
             "proportion_congruent": self.proportion_congruent,
             "neutral": self.neutral,
             "seed": self.seed,
+            "palette": [list(rgb) for rgb in (*COLOURS.values(), GREY)],
+            "threshold": THRESHOLD,
             "source": hashlib.sha256(grey.numpy().tobytes()).hexdigest(),
         }
         path = None
         if cache is not None:
-            path = Path(cache) / f"stroop-{split}-{self.proportion_congruent:g}-{self.neutral:g}-{self.seed}.safetensors"
+            path = Path(cache) / f"stroop-{split}-{self.proportion_congruent!r}-{self.neutral!r}-{self.seed}.safetensors"
         self.images = _coloured(path, about, grey, self.inks)
 
     def recoloured(self, condition: Condition | int, seed: int = 0) -> tuple[Tensor, Tensor]:

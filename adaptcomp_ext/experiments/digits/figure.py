@@ -56,7 +56,7 @@ def _compute(axes: Axes, summary: Summary) -> None:
     axes.set_xlabel("multiply–adds of an image, millions")
     axes.set_ylabel("right, %")
     axes.set_title("Accuracy against compute")
-    axes.legend(loc="lower right", fontsize=8.5)
+    axes.legend(loc="best", fontsize=8.5)
 
 
 def _price(axes: Axes, summary: Summary) -> None:

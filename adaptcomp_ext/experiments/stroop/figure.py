@@ -161,7 +161,7 @@ def draw_reaction(reaction: Mapping[str, Any], path: Path) -> None:
         for one in axes[2:]:
             one.axhline(0, color=FAINT, lw=1)
             one.set_ylabel("incongruent − congruent, steps")
-            one.legend()
+            one.legend(loc="lower right" if one is axes[3] else "upper left")
         axes[2].set_xlabel("congruent in practice, %")
         axes[2].set_title("Grows with the proportion")
         axes[3].set_xlabel("updates")

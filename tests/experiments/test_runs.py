@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from scipy import stats
+from torch import Tensor, nn
+
+from adaptcomp_ext.experiments.runs import (
+    Cell,
+    Checkpoint,
+    RunFolder,
+    fit,
+    interval,
+    mcnemar,
+    mean_interval,
+    paired,
+    points,
+    run_cells,
+    shuffled,
+    table,
+    wilson,
+)
+from adaptcomp_ext.experiments.runs.page import find_runs, write_page
+
+QUIET = Console(quiet=True)
+
+
+# --- folders -----------------------------------------------------------------------------------------------------------------
+def test_a_folder_is_resumed_by_its_own_configuration_only(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b"
+    folder = RunFolder.open(out, "stroop", {"seeds": [0, 1], "epochs": 3, "old": 1})
+    folder.finish("one", {"x": 1.5})
+    again = RunFolder.open(out, "stroop", {"epochs": 3, "seeds": (0, 1), "old": 1})
+    assert again.result("one") == {"x": 1.5} and again.result("two") is None
+    before = (out / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="another configuration of 'stroop'") as raised:
+        RunFolder.open(out, "stroop", {"seeds": [0, 1, 2], "epochs": 3, "new": True})
+    said = str(raised.value)
+    assert "seeds = [0, 1] there, [0, 1, 2] asked for" in said and "new = None there, True" in said and "old = 1 there" in said
+    assert "choose another" in said and said.startswith(str(out))
+    assert "epochs" not in str(raised.value)
+    with pytest.raises(ValueError, match="expected a folder of 'digits', found one of 'stroop'"):
+        RunFolder.open(out, "digits", {"epochs": 3})
+    assert (out / "config.json").read_bytes() == before
+    (out / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: expected JSON"):
+        RunFolder.open(out, "stroop", {})
+
+
+# --- training that resumes -----------------------------------------------------------------------------------------------------
+X = torch.randn(70, 5, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 3, (70,), generator=torch.Generator().manual_seed(1))
+
+
+def train(path: Path | None, epochs: int = 4, stop_after: int | None = None, pause: float = 0.0) -> tuple[nn.Module, list]:
+    """A network with dropout and batch statistics; stops by an exception after so many epochs."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+    optimizer = torch.optim.AdamW(net.parameters(), 0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=epochs * 5)
+
+    def loss(index: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
+        time.sleep(pause)
+        return F.cross_entropy(net(X[index]), Y[index]), {"done": torch.tensor(done)}
+
+    def after(epoch: int) -> dict[str, float]:
+        assert not net.training
+        if stop_after is not None and epoch == stop_after:
+            raise KeyboardInterrupt
+        return {"norm": float(net[0].weight.detach().norm())}
+
+    history = fit(
+        net,
+        loss,
+        optimizer,
+        rows=70,
+        batch=16,
+        epochs=epochs,
+        seed=7,
+        schedule=schedule,
+        checkpoint=None if path is None else Checkpoint(path),
+        after=after,
+    )
+    return net, history
+
+
+def comparable(history: list) -> list:
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history]
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path, stop: int) -> None:
+    whole, history = train(None)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "c.safetensors", stop_after=stop)
+    assert (tmp_path / "c.safetensors").is_file() == (stop > 0)
+    net, resumed = train(tmp_path / "c.safetensors")
+    assert equal(net, whole) and comparable(resumed) == comparable(history)
+    assert history[-1]["done"] == pytest.approx((15 / 20 * 16 + 16 / 20 * 16 + 17 / 20 * 16 + 18 / 20 * 16 + 19 / 20 * 6) / 70)
+    again, unchanged = train(tmp_path / "c.safetensors")  # nothing left to do
+    assert equal(again, whole) and unchanged == resumed
+
+
+def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; from pathlib import Path; from test_runs import train; "
+    code += f"import torch; torch.set_num_threads(1); train(Path({str(path)!r}), pause=0.05)"
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not path.is_file() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL  # it was still at work
+    net, history = train(path)
+    whole, expected = train(None)
+    assert equal(net, whole) and comparable(history) == comparable(expected)
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    train(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"c\.safetensors: expected a checkpoint of this model"):
+        train(path)
+    path.write_bytes(content)
+    other = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="expected a checkpoint of this model"):
+        Checkpoint(path).load(other, torch.optim.AdamW(other.parameters()), None)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_orders_depend_on_seed_and_epoch() -> None:
+    orders = {(s, e): torch.cat(shuffled(50, 8, s, e)).tolist() for s in (0, 1) for e in (0, 1)}
+    assert all(sorted(order) == list(range(50)) for order in orders.values())
+    assert len({tuple(order) for order in orders.values()}) == 4
+    assert [len(part) for part in shuffled(50, 8, 0, 0)] == [8] * 6 + [2]
+
+
+# --- cells -------------------------------------------------------------------------------------------------------------------
+def work(cell: Cell, folder: Path, tick) -> dict:
+    tick("drawing", 0.5)
+    with (folder / "runs.txt").open("a") as file:
+        file.write("x")
+    if cell.options.get("fail") and not (folder / "mended").exists():
+        raise RuntimeError(f"cell {cell.name} failed")
+    return {"value": float(torch.rand(())) + cell.options["add"]}
+
+
+def cells(count: int = 3, **extra) -> list[Cell]:
+    return [Cell(f"c-{i}", {"add": 10 * i, **extra}, seed=i) for i in range(count)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cells_run_once_and_alike_however_many_workers(tmp_path: Path, workers: int) -> None:
+    folder = RunFolder.open(tmp_path, "test", {})
+    before = torch.get_rng_state()
+    found = run_cells(folder, cells(), work, workers=workers, threads=1, console=QUIET)
+    assert torch.equal(torch.get_rng_state(), before)
+    expected = []
+    for i in range(3):
+        torch.manual_seed(i)
+        expected.append(float(torch.rand(())) + 10 * i)
+    assert [found[f"c-{i}"]["value"] for i in range(3)] == expected
+    assert all(result["seconds"] >= 0 for result in found.values())
+    again = run_cells(folder, cells(), work, workers=workers, threads=1, console=QUIET)
+    assert again == found
+    assert [(folder.cell(f"c-{i}") / "runs.txt").read_text() for i in range(3)] == ["x"] * 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_cell_raises_and_the_rest_can_go_on(tmp_path: Path, workers: int) -> None:
+    folder = RunFolder.open(tmp_path, "test", {})
+    some = [*cells(1), Cell("bad", {"add": 0, "fail": True}, 5)]
+    with pytest.raises(RuntimeError, match="cell bad failed"):
+        run_cells(folder, some, work, workers=workers, threads=1, console=QUIET)
+    assert folder.result("bad") is None
+    (folder.cell("bad") / "mended").touch()
+    found = run_cells(folder, some, work, workers=workers, threads=1, console=QUIET)
+    assert set(found) == {"c-0", "bad"}
+
+
+# --- statistics --------------------------------------------------------------------------------------------------------------
+def test_intervals() -> None:
+    values = [0.91, 0.93, 0.90, 0.95]
+    mean, low, high, n = mean_interval(values)
+    expected = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
+    assert (low, high) == pytest.approx(expected) and n == 4 and mean == pytest.approx(0.9225)
+    assert mean_interval([0.5]) == (0.5, None, None, 1)
+    other = [0.90, 0.90, 0.89, 0.92]
+    difference = paired(values, other)
+    assert difference.p == pytest.approx(stats.ttest_rel(values, other).pvalue)
+    assert difference.above and not difference.below
+    assert paired(other, values).below
+    assert paired([1.0], [0.5]) == (0.5, None, None, None, 1)
+    assert paired([1.0, 2.0], [1.0, 2.0]).p == 1 and paired([2.0, 3.0], [1.0, 2.0]).p == 0
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_mcnemar() -> None:
+    a = torch.tensor([True] * 9 + [False] * 2 + [True] * 5)
+    b = torch.tensor([False] * 9 + [True] * 2 + [True] * 5)
+    assert mcnemar(a, b) == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
+    assert mcnemar(a, a) == 1
+
+
+def test_tables() -> None:
+    assert interval(mean_interval([0.5, 0.5])) == "50.0 ± 0.0" and interval(mean_interval([0.123]), 2) == "12.30"
+    assert points(paired([0.5], [0.4])) == "+10.00"
+    assert points(paired([0.5, 0.6], [0.4, 0.4])).startswith("+15.00 [")
+    assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |\n"
+
+
+# --- the page ----------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    import base64
+
+    png = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+    for name in ("one", "two"):
+        folder = RunFolder.open(tmp_path / "out" / name, name, {"seeds": [0], "note": "<b>&"})
+        (folder.path / "figure.png").write_bytes(png)
+        text = f"# Title {name}\n\n![picture](figure.png)\n\n- **Holds.** 1 < 2 <script>\n\n| a | b |\n|---|---:|\n| x | 1 |\n"
+        (folder.path / f"{name}.md").write_text(text, encoding="utf-8")
+    RunFolder.open(tmp_path / "out" / "unfinished", "three", {})
+    return tmp_path / "out"
+
+
+def test_the_html_page_stands_alone(results: Path, tmp_path: Path) -> None:
+    runs = find_runs([results])
+    assert [run.experiment for run in runs] == ["one", "two"]
+    write_page(runs, tmp_path / "page" / "report.html")
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == 2 and 'src="figure.png"' not in page
+    assert "<h1>Title one</h1>" in page and "<strong>Holds.</strong>" in page and "<table>" in page
+    assert "<script>" not in page and "&lt;script&gt;" in page and "<b>&" not in page and '"seeds"' in page.replace("&quot;", '"')
+
+
+def test_the_markdown_page_points_to_the_pictures(results: Path, tmp_path: Path) -> None:
+    write_page(find_runs([results / "one", results / "two"]), tmp_path / "page" / "report.md")
+    page = (tmp_path / "page" / "report.md").read_text(encoding="utf-8")
+    assert "![picture](../out/one/figure.png)" in page and "![picture](../out/two/figure.png)" in page
+    assert (tmp_path / "page" / "../out/one/figure.png").is_file()
+
+
+def test_the_page_says_what_is_missing(tmp_path: Path, results: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere: expected a folder with results"):
+        find_runs([tmp_path / "nowhere"])
+    with pytest.raises(FileNotFoundError, match="expected finished experiments"):
+        find_runs([results / "unfinished"])
+    with pytest.raises(ValueError, match=r"out: expected a file that ends in \.html or \.md"):
+        write_page(find_runs([results]), tmp_path / "page.pdf")
+
+
+def test_json_is_written_whole(tmp_path: Path) -> None:
+    from adaptcomp_ext.experiments.runs import write_json
+
+    write_json(tmp_path / "x.json", {"a": [1, 2]})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"a": object()})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, 2]}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
