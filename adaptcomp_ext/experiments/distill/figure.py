@@ -72,7 +72,7 @@ def _shrinking(axes: Axes, summary: Summary) -> None:
     axes.set_xlabel("times as fast, shrunk")
     axes.set_ylabel("right, %")
     axes.set_title("Units removed from π₁")
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right")
 
 
 def _pair(axes: Axes, summary: Summary) -> None:

@@ -49,17 +49,15 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
             "online − after, T = 4": paired([cell["default"] for cell in dense], [cell["students"]["4"] for cell in after]),
         },
         "shrunk": {
-            form: _shrunk(
-                pairs[f"{form}, T = 4"], dense, ["as it is", *(f"{s:g}" for s in SHARES)][: 4 if form == "units" else 1]
-            )
-            for form in ("units", "sparse")
+            "units": _shrunk(pairs["units, T = 4"], dense, labels, ["as it is", *(f"{s:g}" for s in SHARES)]),
+            "sparse": _shrunk(pairs["sparse, T = 4"], dense, labels, ["as it is"]),
         },
         "gated": _gated(pairs["units, T = 4"]),
         "multiply_adds": pairs["units, T = 4"][0]["multiply_adds"],
     }
 
 
-def _shrunk(some: Sequence[Found], dense: Sequence[Found], names: Sequence[str]) -> dict[str, Any]:
+def _shrunk(some: Sequence[Found], dense: Sequence[Found], labels: Sequence[float], names: Sequence[str]) -> dict[str, Any]:
     def over(name: str, get: Callable[[Found], float]) -> Any:
         return mean_interval([float(get(cell["shrunk"][name])) for cell in some])
 
@@ -71,6 +69,7 @@ def _shrunk(some: Sequence[Found], dense: Sequence[Found], names: Sequence[str])
             "multiply_adds": over(name, lambda s: s["multiply_adds"]),
             "units": some[0]["shrunk"][name]["units"],
             "− with noise, whole": paired([c["shrunk"][name]["accuracy"] for c in some], [c["default"] for c in some]),
+            "− labels alone": paired([c["shrunk"][name]["accuracy"] for c in some], labels),
             "− dense": paired([c["shrunk"][name]["accuracy"] for c in some], [c["default"] for c in dense]),
         }
         if "before tuning" in some[0]["shrunk"][name]:

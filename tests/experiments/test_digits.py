@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.experiments.digits import digits
+from adaptcomp_ext.experiments.digits.networks import MAX_STEPS, Reader
+from adaptcomp_ext.experiments.runs import RunFolder
+
+QUIET = Console(quiet=True)
+SEEDS = 3
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The short version over three seeds, on scikit-learn's digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    digits(None, folder, seeds=SEEDS, quick=True, console=QUIET)
+    return folder
+
+
+def cells(out: Path, part: str) -> list[dict[str, Any]]:
+    found = sorted((out / "cells").glob(f"{part}-seed-*/result.json"))
+    assert len(found) == SEEDS
+    return [json.loads(path.read_text()) for path in found]
+
+
+def test_dearer_steps_are_fewer(out: Path) -> None:
+    for free, dear in zip(cells(out, "act-0"), cells(out, "act-0.1"), strict=True):
+        assert dear["own"]["steps"] < free["own"]["steps"] - 0.5
+        assert dear["own"]["accuracy"] > 0.8
+
+
+def test_steps_go_where_they_are_needed(out: Path) -> None:
+    gain = []
+    for cell in cells(out, "depth"):
+        for threshold in ("0.8", "0.9"):
+            found = cell["confidence"][threshold]
+            assert found["rank_correlation"] > 0.1
+            gain.append(found["accuracy"] - found["shuffled"])
+        steps = [found["steps"] for found in cell["confidence"].values()]
+        assert steps == sorted(steps) and steps[0] >= 1 and steps[-1] <= MAX_STEPS
+    assert statistics.fmean(gain) > 0.005
+
+
+def test_fewer_calls_are_less_compute(out: Path) -> None:
+    report = json.loads((out / "digits.json").read_text())
+    for gate in ("value", "entropy"):
+        found = list(report["acc"][gate].values())
+        adds = [f["multiply_adds"][0] for f in found]
+        assert adds == sorted(adds) and found[0]["rate"][0] == 0 and found[-1]["rate"][0] == 1
+        assert found[-1]["accuracy"][0] > found[0]["accuracy"][0]
+    assert report["multiply_adds"]["control"] > 4 * report["multiply_adds"]["default"]
+
+
+def test_the_report_is_whole(out: Path) -> None:
+    report = json.loads((out / "digits.json").read_text())
+    text = (out / "digits.md").read_text()
+    assert all(verdict in text for verdict in report["verdicts"]) and "not MNIST" in text
+    for name in ("digits.png", "digits_examples.png"):
+        assert (out / name).stat().st_size > 5_000
+
+
+def test_another_configuration_is_refused(out: Path) -> None:
+    with pytest.raises(ValueError, match="another configuration of 'digits'"):
+        digits(None, out, seeds=1, quick=True, console=QUIET)
+    with pytest.raises(ValueError, match="expected a folder of 'stroop', found one of 'digits'"):
+        RunFolder.open(out, "stroop", {})
+
+
+def test_the_reader_runs_as_deep_as_it_is_told() -> None:
+    torch.manual_seed(0)
+    reader = Reader(8, "depth").eval()
+    images = torch.rand(5, 8, 8)
+    with torch.no_grad():
+        each = reader.every_step(images)
+        for n in (1, 4, MAX_STEPS):
+            result = reader.read(images, ac.FixedSteps(n))
+            torch.testing.assert_close(result.output, each[n - 1])
+            assert result.steps.tolist() == [n] * 5
+
+
+def test_multiply_adds_are_those_of_the_layers() -> None:
+    """What torch counts of matrix products in one look, and in the readout after it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    reader = Reader(9, "depth").eval()
+    images = torch.rand(1, 9, 9)
+    with FlopCounterMode(display=False) as counter:
+        reader.readout(reader.look(reader.start(1), images))
+    assert counter.get_total_flops() == 2 * reader.multiply_adds(False)
+    assert reader.multiply_adds(True) - reader.multiply_adds(False) == reader.dim

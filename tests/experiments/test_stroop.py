@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from adaptcomp_ext.experiments.app import app
+from adaptcomp_ext.experiments.runs import RunFolder, run_cells
+from adaptcomp_ext.experiments.stroop import stroop
+from adaptcomp_ext.experiments.stroop.cell import run_cell
+from adaptcomp_ext.experiments.stroop.markdown import verdicts
+from adaptcomp_ext.experiments.stroop.networks import build_acc, build_baseline, build_habit
+from adaptcomp_ext.experiments.stroop.plan import plan
+from adaptcomp_ext.experiments.vision import build_cnn, multiply_adds, weights
+from adaptcomp_ext.models.acc import Objective
+
+QUIET = Console(quiet=True)
+SEEDS = 3
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The short version over three seeds, on scikit-learn's digits."""
+    folder = tmp_path_factory.mktemp("stroop")
+    stroop(None, folder, congruent=[0.8], seeds=SEEDS, quick=True, with_effort=False, console=QUIET)
+    return folder
+
+
+def cells(out: Path, part: str) -> list[dict[str, Any]]:
+    found = sorted((out / "cells").glob(f"{part}*/result.json"))
+    assert len(found) == SEEDS
+    return [json.loads(path.read_text()) for path in found]
+
+
+def test_control_is_called_for_incongruent_items(out: Path) -> None:
+    for cell in cells(out, "main"):
+        for gate in ("entropy", "kl"):
+            for rate in ("0.1", "0.2", "0.3", "0.4"):
+                mixed = cell["gates"]["mixed"][gate][rate]["mixed"]
+                assert mixed["rate_incongruent"] > mixed["rate_congruent"]
+
+
+def test_a_gate_is_worth_more_than_chance(out: Path) -> None:
+    found = cells(out, "main")
+    for rate in ("0.2", "0.3", "0.4"):
+        gain = [
+            cell["gates"]["mixed"]["entropy"][rate]["mixed"]["control"]
+            - cell["gates"]["mixed"]["random"][rate]["mixed"]["control"]
+            for cell in found
+        ]
+        assert statistics.fmean(gain) > 0.01
+
+
+def test_control_is_better_where_habit_is_misled(out: Path) -> None:
+    for cell in cells(out, "main"):
+        accuracy = cell["accuracy"]
+        assert accuracy["control"]["incongruent"] > accuracy["default"]["incongruent"] + 0.05
+        assert accuracy["default"]["congruent"] > accuracy["default"]["incongruent"] + 0.1  # the ink misleads
+        assert cell["entropy"]["incongruent"]["default"] > cell["entropy"]["congruent"]["default"]
+        assert abs(cell["parameters"]["acc"] / cell["parameters"]["cnn"] - 1) < 0.02
+        assert cell["timing"]["largest_difference"] < 1e-4 and cell["timing"]["saved"] > 0
+
+
+def test_incongruent_items_take_more_steps(out: Path) -> None:
+    high, low = cells(out, "reaction-congruent-0.8"), cells(out, "reaction-congruent-0.2")
+
+    def effects(some: list[dict[str, Any]]) -> list[float]:
+        return [c["final"]["read/incongruent/steps"] - c["final"]["read/congruent/steps"] for c in some]
+
+    assert statistics.fmean(effects(high)) > 0.3
+    assert statistics.fmean(effects(high)) > statistics.fmean(effects(low)) + 0.3
+    for cell in high:
+        assert cell["final"]["read/congruent/right"] > cell["final"]["read/incongruent/right"]
+
+
+def test_the_report_is_whole(out: Path) -> None:
+    report = json.loads((out / "stroop.json").read_text())
+    text = (out / "stroop.md").read_text()
+    assert report["config"]["data"] in text and "not MNIST" in text
+    assert all(verdict in text for verdict in report["verdicts"]) and len(report["verdicts"]) >= 6
+    for name in ("stroop.png", "stroop_beliefs.png", "stroop_reaction.png"):
+        assert (out / name).stat().st_size > 10_000 and f"]({name})" in text
+    cell = cells(out, "main")[0]
+    mean = statistics.fmean(c["accuracy"]["cnn"]["neutral"] for c in cells(out, "main"))
+    assert report["main"]["0.8"]["accuracy"]["cnn"]["neutral"][0] == pytest.approx(mean)
+    assert cell["data"] == report["config"]["data"]
+
+
+def test_a_finished_run_is_not_run_again_and_another_is_refused(out: Path) -> None:
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    stroop(None, out, congruent=[0.8], seeds=SEEDS, quick=True, with_effort=False, console=QUIET)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == stamps
+    with pytest.raises(ValueError, match=r"seeds = \[0, 1, 2\] there, \[0\] asked for"):
+        stroop(None, out, congruent=[0.8], seeds=1, quick=True, with_effort=False, console=QUIET)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(out: Path, tmp_path: Path) -> None:
+    what = plan(None, congruent=[0.8], seeds=SEEDS, first_seed=0, epochs=None, quick=True, with_reaction=True, with_effort=False)
+    folder = RunFolder.open(tmp_path, "stroop", what.config)
+    some = [cell for cell in what.cells if cell.seed == 0 and cell.options["part"] == "main"]
+
+    def stops(cell, path, tick):
+        def interrupt(what: str, done: float) -> None:
+            if what == "ACC" and done > 0.25:
+                raise Interrupted
+
+        return run_cell(cell, path, interrupt)
+
+    with pytest.raises(Interrupted):
+        run_cells(folder, some, stops, workers=1, threads=1, console=QUIET)
+    assert (folder.cell(some[0].name) / "acc.safetensors").is_file() and folder.result(some[0].name) is None
+    found = run_cells(folder, some, run_cell, workers=1, threads=1, console=QUIET)[some[0].name]
+    whole = json.loads((out / "cells" / some[0].name / "result.json").read_text())
+    for key in ("accuracy", "gates", "entropy", "mcnemar", "beliefs"):
+        assert found[key] == whole[key]
+
+
+def test_networks_are_as_described() -> None:
+    assert weights(build_cnn(28, 3)) == 896 + 18496 + 1600 * 128 + 128 + 1290
+    acc = build_acc(28, Objective())
+    assert multiply_adds(build_habit(28), (3, 28, 28)) * 15 < multiply_adds(acc.control, (3, 28, 28))
+    assert abs(weights(build_baseline(28, weights(acc))) - weights(acc)) < 1000
+    for net in (build_habit(8), build_cnn(8, 3)):
+        assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_verdicts_follow_the_figures(out: Path) -> None:
+    from adaptcomp_ext.experiments.stroop.summary import Results, summarise
+
+    what = plan(None, congruent=[0.8], seeds=SEEDS, first_seed=0, epochs=None, quick=True, with_reaction=True, with_effort=False)
+    found = {cell.name: json.loads((out / "cells" / cell.name / "result.json").read_text()) for cell in what.cells}
+    for cell in found.values():
+        if "timing" in cell and "saved" in cell["timing"]:
+            cell["timing"]["saved"] = 0.1
+    said = verdicts(summarise(Results(what.cells, found)))
+    assert any("takes 10.0 ± 0.0 % less time" in v and v.startswith("**Does not hold.**") for v in said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "stroop", "--congruent", "0.8,x"], "--congruent: expected numbers"),
+        (["run", "stroop", "--congruent", "0.8,1.8"], "--congruent: expected different numbers from 0 to 1"),
+        (["run", "digits", "--download"], "--download: expected a folder"),
+        (["run", "distill", "--data", "/nowhere"], "/nowhere: expected a folder with the four MNIST files"),
+        (["report", "/nowhere"], "/nowhere: expected a folder with results"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and message in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_reports(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out, tmp_path / "stroop", ignore=shutil.ignore_patterns("cells"))
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(page)])
+    assert result.exit_code == 0 and "1 experiment on" in result.output
+    assert page.read_text().count("data:image/png;base64") == 3
