@@ -30,7 +30,7 @@ def plan(data: Path | None, *, seeds: int, first_seed: int, epochs: int | None, 
     found = find_images(data)
     rows = len(found.train_labels)
     pair = asdict(recipe_for(rows, quick))
-    large = Recipe(epochs=1 if quick else 4, learning_rate=1e-2)
+    large = Recipe(epochs=1 if quick else 4, learning_rate=5e-3)
     small = Recipe(epochs=8 if quick else 20, batch=32, learning_rate=1e-2)
     reader = asdict(large if rows > 10_000 else small)
     if epochs is not None:

@@ -31,6 +31,7 @@ def fit(
     epochs: int,
     seed: int,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    clip: float | None = None,
     checkpoint: Checkpoint | None = None,
     tick: Callable[[float], None] | None = None,
     after: Callable[[int], Mapping[str, float]] | None = None,
@@ -45,7 +46,9 @@ def fit(
         ``loss(index, done) -> (loss, others)``: of the rows `index`, `done` in [0, 1) being the share of all updates made before
         this one; `others` are scalars to be averaged over the epoch.
     optimizer, schedule
-        Stepped after every update. Gradients are not clipped.
+        Stepped after every update.
+    clip : float, optional
+        The gradient is shortened to this norm where it is longer.
     rows, batch, epochs, seed : int
         Each epoch visits all rows once, in an order of its own: `shuffled`.
     checkpoint : Checkpoint, optional
@@ -72,6 +75,8 @@ def fit(
             value, others = loss(index, done)
             optimizer.zero_grad()
             value.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             if schedule is not None:
                 schedule.step()
