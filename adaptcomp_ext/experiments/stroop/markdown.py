@@ -89,6 +89,21 @@ def _reaction_verdicts(reaction: Summary) -> list[str]:
             f"{points(low[task]['effect'], 2, 1.0)} at 20 %; the difference of these is {points(grows, 2, 1.0)}."
         )
         out.append(_said(effect.above and grows.above, text, text))
+    high, low = reaction.get("unbiased items, congruent 0.8"), reaction.get("unbiased items, congruent 0.2")
+    if high and low:
+        parts = []
+        for task in TASKS:
+            grows = paired(high[task]["effects"], low[task]["effects"])
+            parts.append(f"{points(grows, 2, 1.0)} steps ({task})")
+        out.append(f"On items whose own proportion stays at one half, the effect at 80 % less that at 20 %: {'; '.join(parts)}.")
+    much, little = reaction.get("reading 0.9"), reaction.get("reading 0.1")
+    if much and little:
+        listed = [
+            f"{f[task]['effect'].mean:.2f} steps to {task} after {share} % reading practice"
+            for share, f in ((90, much), (10, little))
+            for task in TASKS
+        ]
+        out.append(f"Practice makes the asymmetry: incongruent less congruent is {'; '.join(listed)}.")
     return out
 
 
