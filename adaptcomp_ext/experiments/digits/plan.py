@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from adaptcomp_ext.experiments.data import find_images
-from adaptcomp_ext.experiments.runs import Cell
+from adaptcomp_ext.experiments.runs import Cell, Plan
 from adaptcomp_ext.experiments.vision import Recipe, recipe_for
 
-__all__ = ["PRICES", "PRIORS", "Plan", "plan"]
+__all__ = ["PRICES", "PRIORS", "plan"]
 
 PRICES = (0.0, 0.01, 0.03, 0.1)
 """Of a step, under ACT."""
 PRIORS = (0.2, 0.4)
 """Of PonderNet: the probability of halting that it is drawn to."""
-
-
-class Plan(NamedTuple):
-    """Configuration, as it is recorded, and cells."""
-
-    config: dict[str, Any]
-    cells: list[Cell]
 
 
 def plan(data: Path | None, *, seeds: int, first_seed: int, epochs: int | None, quick: bool) -> Plan:
@@ -60,4 +52,4 @@ def plan(data: Path | None, *, seeds: int, first_seed: int, epochs: int | None, 
         "pair_recipe": pair,
         "quick": quick,
     }
-    return Plan(config, cells)
+    return Plan("digits", config, cells)

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from adaptcomp_ext.experiments.data import find_images
-from adaptcomp_ext.experiments.runs import Cell
+from adaptcomp_ext.experiments.runs import Cell, Plan
 from adaptcomp_ext.experiments.vision import LARGE, recipe_for
 
-__all__ = ["ONLINE", "RATE", "SHARE", "Plan", "plan"]
+__all__ = ["ONLINE", "RATE", "SHARE", "plan"]
 
 SHARE, RATE = 0.5, 0.05
 ONLINE = (("dense", 1.0), ("dense", 4.0), ("units", 4.0), ("sparse", 4.0))
 """Form and temperature of the pairs that are trained together."""
-
-
-class Plan(NamedTuple):
-    """Configuration, as it is recorded, and cells."""
-
-    config: dict[str, Any]
-    cells: list[Cell]
 
 
 def plan(data: Path | None, *, seeds: int, first_seed: int, epochs: int | None, quick: bool) -> Plan:
@@ -53,4 +45,4 @@ def plan(data: Path | None, *, seeds: int, first_seed: int, epochs: int | None, 
         "recipe": recipe,
         "quick": quick,
     }
-    return Plan(config, cells)
+    return Plan("distill", config, cells)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.markdown import Markdown
 
-from adaptcomp_ext.experiments.bench import machine
-from adaptcomp_ext.experiments.runs import RunFolder, run_cells, write_json, write_text
+from adaptcomp_ext.experiments.runs import publish, run_plan
 
 from .cell import run_cell
 from .figure import draw
@@ -20,8 +17,6 @@ from .plan import plan
 from .summary import summarise
 
 __all__ = ["distill"]
-
-NAME = "distill"
 
 
 def distill(
@@ -62,22 +57,7 @@ def distill(
     """
     console = console or Console()
     what = plan(data, seeds=seeds, first_seed=first_seed, epochs=epochs, quick=quick)
-    folder = RunFolder.open(out, NAME, what.config)
-    console.print(f"[bold]{what.config['data']}[/]: {what.config['train']:,} training images; {len(what.cells)} cells in {out}")
-    found = run_cells(folder, what.cells, run_cell, workers=workers, threads=threads, console=console)
+    found = run_plan(what, out, run_cell, workers=workers, threads=threads, console=console)
     summary = summarise(what.cells, found)
-    about = machine.describe(torch.device("cpu"))
-    report = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        **about,
-        "config": what.config,
-        "verdicts": verdicts(summary),
-        **summary,
-    }
-    write_json(out / f"{NAME}.json", report)
-    where = f"{about['machine']['cpu']}, torch {about['versions']['torch']}"
-    write_text(out / f"{NAME}.md", write_markdown(summary, what.config, where))
     draw(summary, out / FIGURE)
-    console.print(Markdown("\n".join(f"- {verdict}" for verdict in report["verdicts"])))
-    console.print(f"Report, figures and picture: {out}/{NAME}.md, .json, .png", soft_wrap=True)
-    return report
+    return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)

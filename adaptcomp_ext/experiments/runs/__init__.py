@@ -2,6 +2,7 @@
 
 from .cells import Cell, Tick, run_cells
 from .checkpoint import Checkpoint
+from .experiment import Plan, publish, run_plan
 from .fit import fit, shuffled
 from .folder import RunFolder, write_json, write_text
 from .statistics import Difference, Interval, mcnemar, mean_interval, paired, wilson
@@ -12,6 +13,7 @@ __all__ = [
     "Checkpoint",
     "Difference",
     "Interval",
+    "Plan",
     "RunFolder",
     "Tick",
     "fit",
@@ -21,7 +23,9 @@ __all__ = [
     "paired",
     "percent",
     "points",
+    "publish",
     "run_cells",
+    "run_plan",
     "shuffled",
     "table",
     "wilson",

@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from adaptcomp_ext.experiments.data import StroopMNIST
-from adaptcomp_ext.experiments.runs import Cell
+from adaptcomp_ext.experiments.runs import Cell, Plan
 from adaptcomp_ext.experiments.vision import LARGE, recipe_for
 
 from . import reaction
 from .cell import EFFORTS
 
-__all__ = ["CONGRUENT", "EFFORT_CONGRUENT", "Plan", "plan"]
+__all__ = ["CONGRUENT", "EFFORT_CONGRUENT", "plan"]
 
 CONGRUENT = (0.8, 0.95, 0.99, 0.995)
 EFFORT_CONGRUENT = 0.95
-
-
-class Plan(NamedTuple):
-    """Configuration, as it is recorded, and cells."""
-
-    config: dict[str, Any]
-    cells: list[Cell]
 
 
 def plan(
@@ -88,7 +80,7 @@ def plan(
         "effort": with_effort,
         "quick": quick,
     }
-    return Plan(config, cells)
+    return Plan("stroop", config, cells)
 
 
 def _file_name(name: str) -> str:

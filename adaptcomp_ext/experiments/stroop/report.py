@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.markdown import Markdown
 
-from adaptcomp_ext.experiments.bench import machine
 from adaptcomp_ext.experiments.data import Condition, StroopMNIST
-from adaptcomp_ext.experiments.runs import RunFolder, run_cells, write_json, write_text
+from adaptcomp_ext.experiments.runs import publish, run_plan
 
 from . import figure
 from .cell import run_cell
@@ -22,8 +19,6 @@ from .plan import CONGRUENT, plan
 from .summary import Results, summarise
 
 __all__ = ["stroop"]
-
-NAME = "stroop"
 
 
 def stroop(
@@ -80,31 +75,15 @@ def stroop(
         with_reaction=with_reaction,
         with_effort=with_effort,
     )
-    folder = RunFolder.open(out, NAME, what.config)
-    console.print(f"[bold]{what.config['data']}[/]: {what.config['train']:,} training images; {len(what.cells)} cells in {out}")
-    found = run_cells(folder, what.cells, run_cell, workers=workers, threads=threads, console=console)
+    found = run_plan(what, out, run_cell, workers=workers, threads=threads, console=console)
     results = Results(what.cells, found)
     summary = summarise(results)
-    about = machine.describe(torch.device("cpu"))
-    report = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        **about,
-        "config": what.config,
-        "verdicts": verdicts(summary),
-        **summary,
-    }
-    write_json(out / f"{NAME}.json", report)
-    write_text(
-        out / f"{NAME}.md", write_markdown(summary, what.config, f"{about['machine']['cpu']}, torch {about['versions']['torch']}")
-    )
     if summary["main"]:
         figure.draw_main(summary["main"], out / FIGURES["main"])
         _draw_beliefs(data, results, out / FIGURES["beliefs"])
     if summary["reaction"]:
         figure.draw_reaction(summary["reaction"], out / FIGURES["reaction"])
-    console.print(Markdown("\n".join(f"- {verdict}" for verdict in report["verdicts"])))
-    console.print(f"Report, figures and pictures: {out}/{NAME}.md, .json, .png", soft_wrap=True)
-    return report
+    return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
 
 
 def _draw_beliefs(data: Path | None, results: Results, path: Path) -> None:

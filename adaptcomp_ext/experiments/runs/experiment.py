@@ -1,0 +1,80 @@
+"""What every experiment does around its cells: open the folder, run them, write down what they found."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from adaptcomp_ext.experiments.bench import machine
+
+from .cells import Cell, Worker, run_cells
+from .folder import RunFolder, write_json, write_text
+
+__all__ = ["Plan", "publish", "run_plan"]
+
+
+class Plan(NamedTuple):
+    """An experiment laid out: its name, its configuration as it is recorded (with ``data`` and ``train`` rows), its cells."""
+
+    name: str
+    config: dict[str, Any]
+    cells: list[Cell]
+
+
+def run_plan(plan: Plan, out: Path, worker: Worker, *, workers: int, threads: int, console: Console) -> dict[str, dict[str, Any]]:
+    """Open the folder, which refuses another configuration, and run what is not finished; the results of all cells by name."""
+    folder = RunFolder.open(out, plan.name, plan.config)
+    config = plan.config
+    console.print(f"[bold]{config['data']}[/]: {config['train']:,} training images; {len(plan.cells)} cells in {out}")
+    return run_cells(folder, plan.cells, worker, workers=workers, threads=threads, console=console)
+
+
+def publish(
+    plan: Plan,
+    out: Path,
+    summary: Mapping[str, Any],
+    verdicts: Sequence[str],
+    markdown: Callable[[str], str],
+    console: Console,
+) -> dict[str, Any]:
+    """Write ``NAME.json`` and ``NAME.md`` and show the verdicts.
+
+    Parameters
+    ----------
+    plan : Plan
+        What was run.
+    out : Path
+        The folder.
+    summary : mapping
+        The figures.
+    verdicts : sequence of str
+        Sentences in Markdown.
+    markdown : callable
+        Makes the report, given what it was measured on.
+    console : Console
+        Where to print.
+
+    Returns
+    -------
+    dict
+        The content of the JSON file.
+    """
+    about = machine.describe(torch.device("cpu"))
+    report = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **about,
+        "config": plan.config,
+        "verdicts": list(verdicts),
+        **summary,
+    }
+    write_json(out / f"{plan.name}.json", report)
+    write_text(out / f"{plan.name}.md", markdown(f"{about['machine']['cpu']}, torch {about['versions']['torch']}"))
+    console.print(Markdown("\n".join(f"- {verdict}" for verdict in verdicts)))
+    console.print(f"Report, figures and pictures: {out}/{plan.name}.md, .json, .png", soft_wrap=True)
+    return report
