@@ -1,4 +1,4 @@
-"""Fetching MNIST where there is a network, through torchvision."""
+"""MNIST's files, and fetching them where there is a network, through torchvision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["fetch_mnist"]
+__all__ = ["MNIST_FILES", "fetch_mnist"]
+
+MNIST_FILES = {
+    "train_images": ("train-images-idx3-ubyte", 3),
+    "train_labels": ("train-labels-idx1-ubyte", 1),
+    "test_images": ("t10k-images-idx3-ubyte", 3),
+    "test_labels": ("t10k-labels-idx1-ubyte", 1),
+}
+"""Name and number of dimensions of each part."""
 
 
 def fetch_mnist(folder: Path | str) -> None:
@@ -24,8 +32,6 @@ def fetch_mnist(folder: Path | str) -> None:
     OSError
         If it cannot be downloaded.
     """
-    from .images import MNIST_FILES
-
     folder = Path(folder)
     names = [name for name, _ in MNIST_FILES.values()]
     if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names):

@@ -9,18 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .download import fetch_mnist
+from .download import MNIST_FILES, fetch_mnist
 from .idx import parse_idx, read_whole
 
-__all__ = ["MNIST_FILES", "ImageData", "find_images", "load_digits", "load_mnist"]
+__all__ = ["ImageData", "find_images", "load_digits", "load_mnist"]
 
-MNIST_FILES = {
-    "train_images": ("train-images-idx3-ubyte", 3),
-    "train_labels": ("train-labels-idx1-ubyte", 1),
-    "test_images": ("t10k-images-idx3-ubyte", 3),
-    "test_labels": ("t10k-labels-idx1-ubyte", 1),
-}
-"""Name and number of dimensions of each part."""
 _MD5 = {
     "train_images": "6bbc9ace898e44ae57da46a324031adb",
     "train_labels": "a25bea736e30d166cdddb491f175f624",
