@@ -21,7 +21,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,18 @@ from torch import Tensor, nn
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.bench.timing import clock, interleave, ratio
-from adaptcomp_ext.experiments.data import find_images
 from adaptcomp_ext.experiments.runs import Cell, Checkpoint, Tick, fit, shuffled
-from adaptcomp_ext.experiments.vision import LARGE, Recipe, accuracy, compare_gated, logits, multiply_adds, train_acc
+from adaptcomp_ext.experiments.vision import (
+    LARGE,
+    Grey,
+    Recipe,
+    accuracy,
+    compare_gated,
+    load_grey,
+    logits,
+    multiply_adds,
+    train_acc,
+)
 from adaptcomp_ext.models.acc import EntropyGate, Gate, NeverGate, ValueGate
 
 from .networks import MAX_STEPS, Reader, build_pair
@@ -47,32 +56,21 @@ TIMED_THRESHOLD = 0.9
 TIMED_RATE = 0.1
 BATCH = 256
 EXAMPLES = 8
-HELD_OUT = 1 / 6
 PONDER_BETA = 0.01
 CLIP = 1.0  # of the readers' gradients: without it one seed in three of MNIST's was lost at price 0, and PonderNet's more often
-_SPLIT_SEED = 71
 
 
-class _Digits:
-    """Training and held-out images, of the 60,000, and test images: float32 in 0..1."""
+class _Looked(NamedTuple):
+    """What the readers look at: images float32 [N, H, W] in 0..1, large ones halved by 2×2 means; digits int64 [N]."""
 
-    def __init__(self, data: str | None) -> None:
-        found = find_images(data)
-        order = torch.randperm(len(found.train_labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-        held = round(len(order) * HELD_OUT)
-        train, some = order[held:], order[:held]
-        self.name, self.side = found.name, found.side
-        self.train, self.digits = found.train_images[train], found.train_labels[train]
-        self.held, self.held_digits = found.train_images[some], found.train_labels[some]
-        self.test, self.test_digits = found.test_images, found.test_labels
+    images: Tensor
+    digits: Tensor
 
-    def halved(self) -> None:
-        """Replace large images by the means of 2×2 pixels."""
-        if self.side >= LARGE:
-            self.train, self.held, self.test = (
-                F.avg_pool2d(images[:, None], 2)[:, 0] for images in (self.train, self.held, self.test)
-            )
-            self.side //= 2
+    @classmethod
+    def of(cls, grey: Grey) -> _Looked:
+        """Of grey images."""
+        images = grey.images.float() / 255
+        return cls((F.avg_pool2d(images, 2) if grey.side >= LARGE else images)[:, 0], grey.digits)
 
 
 def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
@@ -81,15 +79,15 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
 
 
 def _reader(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    data = _Digits(cell.options["data"])
-    data.halved()
+    name, *parts = load_grey(cell.options["data"])
+    train, _, test = map(_Looked.of, parts)
     part, recipe = cell.options["part"], Recipe(**cell.options["recipe"])
     torch.manual_seed(cell.seed)
-    model = Reader(data.side, part, prior=cell.options.get("prior", 0.2))
+    model = Reader(test.images.shape[-1], part, prior=cell.options.get("prior", 0.2))
     price = cell.options.get("price", PONDER_BETA)
 
     def loss(index: Tensor, done: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        images, digits = data.train[index], data.digits[index]
+        images, digits = train.images[index], train.digits[index]
         if part == "depth":
             return torch.stack([F.cross_entropy(z, digits) for z in model.every_step(images)]).mean(), {}
         result = model.read(images)
@@ -102,12 +100,12 @@ def _reader(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         return (trace.weights * each).sum() / len(index) + price * result.cost.mean(), steps
 
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
-    total = recipe.epochs * -(-len(data.digits) // recipe.batch)
+    total = recipe.epochs * -(-len(train.digits) // recipe.batch)
     history = fit(
         model,
         loss,
         optimizer,
-        rows=len(data.digits),
+        rows=len(train.digits),
         batch=recipe.batch,
         epochs=recipe.epochs,
         seed=cell.seed,
@@ -117,42 +115,42 @@ def _reader(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         tick=lambda done: tick("reader", 0.85 * done),
     )
     tick("reading", 0.87)
-    hard = _difficulty(data, cell.seed)
-    found: dict[str, Any] = {"data": data.name, "history": history, "step": model.multiply_adds(part != "depth")}
+    hard = _difficulty(train, test, cell.seed)
+    found: dict[str, Any] = {"data": name, "history": history, "step": model.multiply_adds(part != "depth")}
     if part == "depth":
-        found["fixed"] = {str(n): _judge(model, data, hard, ac.FixedSteps(n)) for n in DEPTHS}
-        found["confidence"] = {f"{t:g}": _judge(model, data, hard, ac.Confidence(t)) for t in THRESHOLDS}
+        found["fixed"] = {str(n): _judge(model, test, hard, ac.FixedSteps(n)) for n in DEPTHS}
+        found["confidence"] = {f"{t:g}": _judge(model, test, hard, ac.Confidence(t)) for t in THRESHOLDS}
         timed: ac.Policy | None = ac.Confidence(TIMED_THRESHOLD)
     else:
-        found["own"] = _judge(model, data, hard, None)
+        found["own"] = _judge(model, test, hard, None)
         timed = None
     tick("timing", 0.95)
-    found["timing"] = _time(model, data.test[:BATCH], timed, cell.options["timing_seconds"])
+    found["timing"] = _time(model, test.images[:BATCH], timed, cell.options["timing_seconds"])
     return found
 
 
-def _difficulty(data: _Digits, seed: int) -> Tensor:
+def _difficulty(train: _Looked, test: _Looked, seed: int) -> Tensor:
     """How hard each test image is: its loss under a linear classifier that was trained for one epoch and knows no steps."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(data.side**2, 10))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(test.images[0].numel(), 10))
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for index in shuffled(len(data.digits), 64, seed, 0):
+    for index in shuffled(len(train.digits), 64, seed, 0):
         optimizer.zero_grad()
-        F.cross_entropy(model(data.train[index]), data.digits[index]).backward()
+        F.cross_entropy(model(train.images[index]), train.digits[index]).backward()
         optimizer.step()
     with torch.no_grad():
-        return F.cross_entropy(model(data.test), data.test_digits, reduction="none")
+        return F.cross_entropy(model(test.images), test.digits, reduction="none")
 
 
 @torch.no_grad()
-def _judge(model: Reader, data: _Digits, hard: Tensor, policy: ac.Policy | None) -> dict[str, Any]:
+def _judge(model: Reader, test: _Looked, hard: Tensor, policy: ac.Policy | None) -> dict[str, Any]:
     """Accuracy, steps, who gets them, and what the same steps are worth when they are dealt out at random."""
-    result = model.read(data.test, policy)
+    result = model.read(test.images, policy)
     steps = result.steps
     found: dict[str, Any] = {
-        "accuracy": accuracy(result.output, data.test_digits),
+        "accuracy": accuracy(result.output, test.digits),
         "steps": float(steps.double().mean()),
-        "by_class": [float(steps[data.test_digits == d].double().mean()) for d in range(10)],
+        "by_class": [float(steps[test.digits == d].double().mean()) for d in range(10)],
     }
     if int(steps.min()) < int(steps.max()):
         found["rank_correlation"] = float(stats.spearmanr(hard.numpy(), steps.numpy()).statistic)
@@ -161,8 +159,8 @@ def _judge(model: Reader, data: _Digits, hard: Tensor, policy: ac.Policy | None)
         found["examples"] = {str(i): int(steps[i]) for i in found["fewest"] + found["most"]}
     # Under ACT the answer is a mean over the steps: there the control is held against the same steps' last readout.
     dealt = steps[torch.randperm(len(steps))]
-    found["shuffled"] = accuracy(model.read(data.test, ac.FixedSteps(dealt)).output, data.test_digits)
-    found["own steps"] = accuracy(model.read(data.test, ac.FixedSteps(steps)).output, data.test_digits)
+    found["shuffled"] = accuracy(model.read(test.images, ac.FixedSteps(dealt)).output, test.digits)
+    found["own steps"] = accuracy(model.read(test.images, ac.FixedSteps(steps)).output, test.digits)
     return found
 
 
@@ -182,20 +180,10 @@ def _time(model: Reader, images: Tensor, policy: ac.Policy | None, seconds: floa
     }
 
 
-class _Labelled:
-    def __init__(self, images: Tensor, digits: Tensor) -> None:
-        self.images, self.digits = (images * 255).round().to(torch.uint8)[:, None], digits
-
-
 def _pair(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    data = _Digits(cell.options["data"])
-    train, held, test = (
-        _Labelled(data.train, data.digits),
-        _Labelled(data.held, data.held_digits),
-        _Labelled(data.test, data.test_digits),
-    )
+    name, train, held, test = load_grey(cell.options["data"])
     torch.manual_seed(cell.seed)
-    model = build_pair(data.side)
+    model = build_pair(train.side)
     recipe = Recipe(**cell.options["pair_recipe"])
     train_acc(model, train, recipe, cell.seed, folder / "pair.safetensors", lambda done: tick("habit and control", 0.9 * done))
     tick("gates", 0.92)
@@ -206,21 +194,21 @@ def _pair(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     value.fit(default["held"][:half], control["held"][:half], held.digits[:half], seed=cell.seed)
     gates: dict[str, Gate] = {"value": value, "entropy": EntropyGate()}
     found: dict[str, Any] = {
-        "data": data.name,
+        "data": name,
         "multiply_adds": {
-            "default": multiply_adds(model.default, (1, data.side, data.side)),
-            "control": multiply_adds(model.control, (1, data.side, data.side)),
+            "default": multiply_adds(model.default, (1, train.side, train.side)),
+            "control": multiply_adds(model.control, (1, train.side, train.side)),
         },
         "gates": {},
     }
-    for name, gate in gates.items():
-        found["gates"][name] = {}
+    for kind, gate in gates.items():
+        found["gates"][kind] = {}
         for rate in RATES:
             gate.calibrate(default["held"][half:], rate)
             # At the threshold of rate 0 a test image may still be less sure than every held-out one.
             called = gate(default["test"]) if rate else NeverGate()(default["test"])
             answers = torch.where(called[:, None], control["test"], default["test"])
-            found["gates"][name][f"{rate:g}"] = {
+            found["gates"][kind][f"{rate:g}"] = {
                 "rate": float(called.double().mean()),
                 "accuracy": accuracy(answers, test.digits),
                 "by_class": [float(called[test.digits == d].double().mean()) for d in range(10)],

@@ -31,6 +31,11 @@ def verdicts(summary: Summary) -> list[str]:
         f"{interval(shown['accuracy'], 2)} %. That is {points(shown['− shuffled'])} points more than the same steps dealt at "
         f"random among the images; a fixed depth of {fixed['steps'].mean:g} reads {interval(fixed['accuracy'], 2)} %.",
     ]
+    timing = summary["confidence timing"]
+    out.append(
+        f"On the clock, stopping at {SHOWN}: masked inference takes {interval(timing['masked_over_compacted'], 2, 1.0)} times as "
+        f"long, all steps {interval(timing['all_steps_over_compacted'], 2, 1.0)} times."
+    )
     for name, found in (("confidence", shown), (f"ACT at {prices[-1]}", readers[-1])):
         if "rank_correlation" in found:
             out.append(

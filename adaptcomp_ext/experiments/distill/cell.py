@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.bench.timing import clock, interleave, ratio
-from adaptcomp_ext.experiments.data import find_images
-from adaptcomp_ext.experiments.runs import Cell, Tick
+from adaptcomp_ext.experiments.runs import Cell, Tick, span
 from adaptcomp_ext.experiments.vision import (
+    Grey,
     Recipe,
     Scale,
     accuracy,
     compare_gated,
+    load_grey,
     logits,
     multiply_adds,
     train_acc,
@@ -41,33 +42,6 @@ SHARES = (0.3, 0.5, 0.6)
 RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 FINE_TUNING = 2 / 3  # of the learning rate, for one epoch
 BATCH = 256
-HELD_OUT = 1 / 6
-_SPLIT_SEED = 71
-
-
-@dataclass
-class Digits:
-    """Grey digits: images uint8 [N, 1, H, W], digits int64 [N]."""
-
-    images: Tensor
-    digits: Tensor
-
-
-def _load(data: str | None) -> tuple[str, Digits, Digits, Digits]:
-    found = find_images(data)
-    order = torch.randperm(len(found.train_labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    held = round(len(order) * HELD_OUT)
-
-    def part(images: Tensor, labels: Tensor) -> Digits:
-        return Digits((images * 255).round().to(torch.uint8)[:, None], labels)
-
-    train, some = order[held:], order[:held]
-    return (
-        found.name,
-        part(found.train_images[train], found.train_labels[train]),
-        part(found.train_images[some], found.train_labels[some]),
-        part(found.test_images, found.test_labels),
-    )
 
 
 def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
@@ -76,17 +50,13 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     return (_after if cell.options["part"] == "after" else _online)(cell, recipe, folder, tick)
 
 
-def _span(tick: Tick, what: str, begin: float, end: float) -> Callable[[float], None]:
-    return lambda done: tick(what, begin + (end - begin) * done)
-
-
 def _after(cell: Cell, recipe: Recipe, folder: Path, tick: Tick) -> dict[str, Any]:
     """π₂ first; then students of its logits at each temperature, and one of the labels alone."""
-    name, train, _, test = _load(cell.options["data"])
-    side = train.images.shape[-1]
+    name, train, _, test = load_grey(cell.options["data"])
+    side = train.side
     torch.manual_seed(cell.seed)
     teacher = nn.Sequential(Scale(), build_teacher(side))
-    train_classifier(teacher, train, recipe, cell.seed, folder / "teacher.safetensors", _span(tick, "π₂", 0.0, 0.25))
+    train_classifier(teacher, train, recipe, cell.seed, folder / "teacher.safetensors", span(tick, "π₂", 0.0, 0.25))
     soft = logits(teacher, train.images)
     students: dict[str, float] = {}
     ways: list[float | None] = [None, *TEMPERATURES]
@@ -95,7 +65,7 @@ def _after(cell: Cell, recipe: Recipe, folder: Path, tick: Tick) -> dict[str, An
         student = nn.Sequential(Scale(), build_student(side))
         label = "labels" if temperature is None else f"{temperature:g}"
         where, begin = folder / f"student-{label}.safetensors", 0.25 + 0.75 * i / len(ways)
-        spot = _span(tick, f"π₁ of {label}", begin, begin + 0.75 / len(ways))
+        spot = span(tick, f"π₁ of {label}", begin, begin + 0.75 / len(ways))
         if temperature is None:
             train_classifier(student, train, recipe, cell.seed, where, spot)
         else:
@@ -108,7 +78,7 @@ def _distil(
     student: nn.Module,
     soft: Tensor,
     temperature: float,
-    data: Digits,
+    data: Grey,
     recipe: Recipe,
     seed: int,
     checkpoint: Path,
@@ -125,12 +95,12 @@ def _distil(
 
 def _online(cell: Cell, recipe: Recipe, folder: Path, tick: Tick) -> dict[str, Any]:
     """Both together; then what can be removed from π₁, and what the gated pair costs."""
-    name, train, held, test = _load(cell.options["data"])
-    side, form, temperature = train.images.shape[-1], cell.options["form"], cell.options["temperature"]
+    name, train, held, test = load_grey(cell.options["data"])
+    side, form, temperature = train.side, cell.options["form"], cell.options["temperature"]
     objective = Objective(temperature=temperature, need=False, beta=cell.options["beta"])
     torch.manual_seed(cell.seed)
     pair = build_pair(side, form, objective)
-    train_acc(pair, train, recipe, cell.seed, folder / "pair.safetensors", _span(tick, "π₁ and π₂", 0.0, 0.6))
+    train_acc(pair, train, recipe, cell.seed, folder / "pair.safetensors", span(tick, "π₁ and π₂", 0.0, 0.6))
     habit = nn.Sequential(Scale(), pair.default)
     control = nn.Sequential(Scale(), pair.control)
     found: dict[str, Any] = {
@@ -151,7 +121,7 @@ def _online(cell: Cell, recipe: Recipe, folder: Path, tick: Tick) -> dict[str, A
             small = _pruned(noisy, share)
             before = accuracy(logits(nn.Sequential(Scale(), small), test.images), test.digits)
             tuning = replace(recipe, epochs=max(1, recipe.epochs // 3), learning_rate=FINE_TUNING * recipe.learning_rate)
-            spot = _span(tick, f"π₁ less {100 * share:g} % of its units", 0.6 + 0.1 * i, 0.7 + 0.1 * i)
+            spot = span(tick, f"π₁ less {100 * share:g} % of its units", 0.6 + 0.1 * i, 0.7 + 0.1 * i)
             where = folder / f"small-{share:g}.safetensors"
             _distil(nn.Sequential(Scale(), small), soft, temperature, train, tuning, cell.seed + 1, where, spot)
             found["shrunk"][f"{share:g}"] = {**_judge(whole, small, shape, test, cell), "before tuning": before}
@@ -172,7 +142,7 @@ def _pruned(network: nn.Module, share: float) -> nn.Module:
 
 
 @torch.no_grad()
-def _judge(whole: nn.Module, small: nn.Module, shape: tuple[int, ...], test: Digits, cell: Cell) -> dict[str, Any]:
+def _judge(whole: nn.Module, small: nn.Module, shape: tuple[int, ...], test: Grey, cell: Cell) -> dict[str, Any]:
     keep_freed_memory()
     small.eval()
     images = test.images[:BATCH].float() / 255
@@ -189,7 +159,7 @@ def _judge(whole: nn.Module, small: nn.Module, shape: tuple[int, ...], test: Dig
 
 
 @torch.no_grad()
-def _gated(pair: ac.models.ACC, held: Digits, test: Digits, cell: Cell) -> dict[str, Any]:
+def _gated(pair: ac.models.ACC, held: Grey, test: Grey, cell: Cell) -> dict[str, Any]:
     """Accuracy and cost of the pair with a calibrated entropy gate."""
     pair.eval()
     gate = EntropyGate()

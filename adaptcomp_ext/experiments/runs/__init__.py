@@ -1,6 +1,6 @@
 """What the experiments share: folders that remember their configuration, training that resumes, cells, intervals, reports."""
 
-from .cells import Cell, Tick, run_cells
+from .cells import Cell, Tick, run_cells, span
 from .checkpoint import Checkpoint
 from .experiment import Plan, publish, run_plan
 from .fit import fit, shuffled
@@ -27,6 +27,7 @@ __all__ = [
     "run_cells",
     "run_plan",
     "shuffled",
+    "span",
     "table",
     "wilson",
     "write_json",

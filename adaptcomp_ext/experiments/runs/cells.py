@@ -19,7 +19,7 @@ from adaptcomp_ext.experiments.settings import settings
 
 from .folder import RunFolder
 
-__all__ = ["Cell", "Tick", "Worker", "run_cells"]
+__all__ = ["Cell", "Tick", "Worker", "run_cells", "span"]
 
 PAUSE = 0.2  # seconds between two ticks of a process
 
@@ -36,6 +36,11 @@ Tick = Callable[[str, float], None]
 """``tick(what, done)``: what a cell is at, and the share of it that is done."""
 Worker = Callable[[Cell, Path, Tick], dict[str, Any]]
 """``worker(cell, folder, tick)``: a function at the top of a module, so that another process can find it."""
+
+
+def span(tick: Tick, what: str, begin: float, end: float) -> Callable[[float], None]:
+    """The `tick` of a part of a cell, which itself goes from 0 to 1 while the cell goes from `begin` to `end`."""
+    return lambda done: tick(what, begin + (end - begin) * done)
 
 
 def run_cells(

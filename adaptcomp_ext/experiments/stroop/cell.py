@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adaptcomp_ext.experiments.data import Condition, StroopMNIST
-from adaptcomp_ext.experiments.runs import Cell, Tick
+from adaptcomp_ext.experiments.runs import Cell, Tick, span
 from adaptcomp_ext.experiments.vision import (
     Recipe,
     accuracy,
@@ -51,23 +50,19 @@ def _data(cell: Cell, split: str) -> StroopMNIST:
     return StroopMNIST(cell.options["data"], split, congruent, seed=cell.seed)
 
 
-def _span(tick: Tick, what: str, begin: float, end: float) -> Callable[[float], None]:
-    return lambda done: tick(what, begin + (end - begin) * done)
-
-
 def _main(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     recipe = Recipe(**cell.options["recipe"])
     train, held, test = (_data(cell, split) for split in ("train", "held-out", "test"))
     side = train.images.shape[-1]
     torch.manual_seed(cell.seed)
     acc = build_acc(side, Objective())
-    history = train_acc(acc, train, recipe, cell.seed, folder / "acc.safetensors", _span(tick, "ACC", 0.0, 0.45))
+    history = train_acc(acc, train, recipe, cell.seed, folder / "acc.safetensors", span(tick, "ACC", 0.0, 0.45))
     torch.manual_seed(cell.seed)
     cnn = build_baseline(side, weights(acc))
-    train_classifier(cnn, train, recipe, cell.seed, folder / "cnn.safetensors", _span(tick, "the CNN alone", 0.45, 0.85))
+    train_classifier(cnn, train, recipe, cell.seed, folder / "cnn.safetensors", span(tick, "the CNN alone", 0.45, 0.85))
 
     tick("gates", 0.85)
-    streams = gates.test_streams(acc, test)
+    streams = gates.read_test(acc, test)
     fitting, calibrating, mixed = gates.held_out(acc, held)
     built = gates.build_gates(fitting, cell.seed)
     found = gates.survey(built, calibrating, mixed, streams, cell.seed)
@@ -102,8 +97,8 @@ def _effort(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     acc = build_acc(train.images.shape[-1], EFFORTS[cell.options["effort"]])
     recipe = Recipe(**cell.options["recipe"])
-    history = train_acc(acc, train, recipe, cell.seed, folder / "acc.safetensors", _span(tick, "ACC", 0.0, 0.95))
-    streams = gates.test_streams(acc, test)
+    history = train_acc(acc, train, recipe, cell.seed, folder / "acc.safetensors", span(tick, "ACC", 0.0, 0.95))
+    streams = gates.read_test(acc, test)
     conditions = [condition.name.lower() for condition in Condition]
     return {
         "training": history,

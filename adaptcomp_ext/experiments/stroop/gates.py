@@ -26,7 +26,7 @@ from adaptcomp_ext.models.acc import (
     normalised_entropy,
 )
 
-__all__ = ["BATCH", "GATES", "RATES", "Stream", "build_gates", "held_out", "survey", "test_streams"]
+__all__ = ["BATCH", "GATES", "RATES", "Stream", "build_gates", "held_out", "read_test", "survey"]
 
 RATES = (0.05, 0.1, 0.2, 0.3, 0.4)
 GATES = ("value", "kl", "entropy", "margin", "random", "batch-mean")
@@ -60,7 +60,7 @@ def _joined(a: Stream, b: Stream) -> Stream:
     return Stream(*(torch.cat(pair) for pair in pairs))
 
 
-def test_streams(model: ac.models.ACC, data: StroopMNIST) -> dict[str, Stream]:
+def read_test(model: ac.models.ACC, data: StroopMNIST) -> dict[str, Stream]:
     """The test digits congruent, neutral and incongruent; and "mixed": half of the digits congruent, the others incongruent."""
     streams = {}
     for condition in Condition:
@@ -68,9 +68,6 @@ def test_streams(model: ac.models.ACC, data: StroopMNIST) -> dict[str, Stream]:
         streams[condition.name.lower()] = _read(model, images, data.digits, inks)
     streams[MIXED] = _mixed(streams["congruent"], streams["incongruent"], seed=0)
     return streams
-
-
-test_streams.__test__ = False  # type: ignore[attr-defined]  # no test, though a test module may import it
 
 
 def _mixed(congruent: Stream, incongruent: Stream, seed: int) -> Stream:

@@ -53,7 +53,7 @@ def weights(module: nn.Module) -> int:
 
 
 def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply–adds of one row through a network's linear and convolution layers, counted while it runs."""
+    """Multiply–adds of one row through a network's linear and convolution layers, without dead units, counted while it runs."""
     total = 0
 
     def count(layer: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -61,7 +61,7 @@ def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
         total += layer.weight.numel() * (output.numel() // (output.shape[0] * output.shape[1]))
 
-    dense = ac.shrink(module.eval()) if any(isinstance(m, ac.VariationalDropout) for m in module.modules()) else module
+    dense = ac.shrink(module)
     layers = [m for m in dense.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     handles = [m.register_forward_hook(count) for m in layers]
     with torch.no_grad():

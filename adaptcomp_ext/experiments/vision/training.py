@@ -23,8 +23,13 @@ NOISE_RATE = 10.0
 class Labelled(Protocol):
     """Images uint8 [N, C, H, W] and digits int64 [N]."""
 
-    images: Tensor
-    digits: Tensor
+    @property
+    def images(self) -> Tensor:
+        """The images."""
+
+    @property
+    def digits(self) -> Tensor:
+        """What they show."""
 
 
 @dataclass(frozen=True)

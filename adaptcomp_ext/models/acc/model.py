@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -210,4 +209,4 @@ class ACC(nn.Module):
 def _with_dropout(module: nn.Module, how: bool | Mapping[str, Any]) -> nn.Module:
     if how is False:
         return module
-    return variational(copy.deepcopy(module), **({} if how is True else dict(how)))
+    return variational(module, **({} if how is True else dict(how)))  # a copy

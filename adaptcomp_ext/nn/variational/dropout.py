@@ -201,8 +201,6 @@ class VariationalDropout(nn.Module):
             spread = (self.log_noise / 2).exp()
             bias = torch.zeros_like(spread) if self.layer.bias is None else self.layer.bias
             # One draw for each row and unit, the same at all positions: independent ones would average out.
-            if isinstance(self.layer, nn.Linear):
-                return torch.addcmul(bias + out, out * spread, torch.randn_like(out))
             positions = weight.dim() - 2
             shape = (*out.shape[: out.dim() - positions], *(1 for _ in range(positions)))
             noise = torch.randn(shape, dtype=out.dtype, device=out.device)
