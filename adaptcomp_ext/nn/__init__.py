@@ -3,7 +3,7 @@
 from adaptcomp_ext.nn.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
 from adaptcomp_ext.nn.energy_descent import EnergyDescent
-from adaptcomp_ext.nn.policies import ACT, Confidence, FixedSteps, PonderNet
+from adaptcomp_ext.nn.policies import ACT, Confidence, Convergence, FixedSteps, PonderNet
 from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
 from adaptcomp_ext.nn.result import EnergyResult, HaltResult, Status, Trace
 from adaptcomp_ext.nn.route import route
@@ -14,6 +14,7 @@ __all__ = [
     "ACT",
     "AdaptiveHalt",
     "Confidence",
+    "Convergence",
     "Decision",
     "EnergyDescent",
     "EnergyResult",

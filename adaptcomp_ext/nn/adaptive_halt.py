@@ -29,7 +29,7 @@ class AdaptiveHalt(nn.Module):
         ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes. A ModuleList gives step n its own
         layer (early exit) and ends with its last one.
     policy : Policy
-        Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `FixedSteps`, or a `Policy` of your own.
+        Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a `Policy` of your own.
     max_steps : int
         M, at least 1. May be changed between calls (more thinking at test time).
     min_steps : int

@@ -27,6 +27,8 @@ POLICIES = [
     "max_prob",
     "margin",
     "entropy",
+    "relative",
+    "absolute",
     "fixed_int",
     "fixed_tensor",
     "budget",
@@ -154,6 +156,8 @@ def make_policy(name, batch, dtype=torch.float32, device="cpu", threshold=None, 
         return ac.PonderNet(Head(dtype, device, wide=wide), **options).train(name == "ponder")
     if name in ("max_prob", "margin", "entropy"):
         return ac.Confidence(threshold or {"max_prob": 0.42, "margin": 0.1, "entropy": 0.06}[name], name)
+    if name in ("relative", "absolute"):
+        return ac.Convergence({"relative": 0.3, "absolute": 0.2}[name], name, patience=2 if name == "absolute" else 1)
     if name == "fixed_int":
         return ac.FixedSteps(3)
     if name == "fixed_tensor":
@@ -250,6 +254,16 @@ def dense(step, policy, state, *inputs, max_steps, min_steps=1, readout=None, sa
         else:
             sure = 1 + torch.special.xlogy(p, p).sum(-1) / math.log(p.shape[-1])
         halt = (sure >= policy.threshold) & allowed
+        steps, halted = first_true(halt, max_steps), halt.any(0)
+    elif isinstance(policy, ac.Convergence):
+        flat = read.detach().reshape(max_steps, batch, -1).to(scalar)
+        change = torch.cat([torch.full((1, batch), math.inf, device=device), (flat[1:] - flat[:-1]).norm(dim=2)])
+        still = change <= policy.tol * (flat.norm(dim=2) if policy.norm == "relative" else 1.0)
+        held = still.clone()
+        for back in range(1, policy.patience):
+            held[back:] &= still[:-back]
+            held[:back] = False
+        halt = held & allowed
         steps, halted = first_true(halt, max_steps), halt.any(0)
     elif isinstance(policy, ac.FixedSteps):
         halt = (numbers >= policy.n).expand(max_steps, batch) & allowed

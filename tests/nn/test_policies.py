@@ -306,6 +306,35 @@ def test_confidence_exits_at_exactly_the_threshold(device):
     assert result.steps.tolist() == [1, 1]
 
 
+def test_convergence_waits_for_its_patience(device):
+    # The row moves by 1 at every step but those listed.
+    pauses = {0: (2, 4, 5), 1: (2, 3), 2: ()}
+    script = torch.ones(3, 9, device=device)
+    for row, steps in pauses.items():
+        script[row, list(steps)] = 0.0
+    state = torch.cat([torch.zeros(3, 2, device=device), script], 1)  # count, value, script
+
+    def step(s):
+        n = int(s[0, 0])
+        return torch.cat([s[:, :1] + 1, s[:, 1:2] + s[:, 2 + n : 3 + n], s[:, 2:]], 1)
+
+    def run(patience):
+        policy = ac.Convergence(0.5, "absolute", patience)
+        return ac.AdaptiveHalt(step, policy, 9, readout=lambda s: s[:, 1])(state).steps.tolist()
+
+    assert run(1) == [3, 3, 9]
+    assert run(2) == [6, 4, 9]
+    assert run(3) == [9, 9, 9]
+
+
+def test_convergence_of_a_fixed_point_iteration(device):
+    x = torch.tensor([0.1, 0.5, 0.9], device=device, dtype=torch.float64)
+    result = ac.AdaptiveHalt(lambda z, x: torch.cos(x * z), ac.Convergence(1e-9), 200)(torch.ones_like(x), x)
+    assert bool((result.status == ac.Status.HALTED).all())
+    torch.testing.assert_close(result.output, torch.cos(x * result.output), rtol=1e-8, atol=1e-8)
+    assert result.steps.tolist() == sorted(result.steps.tolist()) and result.steps[0] < result.steps[2]
+
+
 @pytest.mark.parametrize("name", [n for n in POLICIES if n not in ("act", "ponder", "budget", "weighted_budget")])
 def test_cost_without_one_of_its_own_is_the_number_of_steps(name, device):
     step, policy, h, x = make(name, 9, device=device)

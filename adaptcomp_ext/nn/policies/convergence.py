@@ -1,0 +1,69 @@
+"""Exit where nothing moves any more."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.nn.policy import Decision, Policy, View
+from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int
+from adaptcomp_ext.ops.descent import check_number
+
+NORMS = ("relative", "absolute")
+
+
+class Convergence(Policy):
+    """Halt a row when its readout has stopped changing: for fixed points, equilibrium models, planners. The output is the last.
+
+    ::
+
+        ‖rₙ − rₙ₋₁‖₂ ≤ tol · ‖rₙ‖₂  ("relative")      ‖rₙ − rₙ₋₁‖₂ ≤ tol  ("absolute")      `patience` steps running
+
+    Parameters
+    ----------
+    tol : float
+        At least 0.
+    norm : str
+        "relative" or "absolute"; over all elements of a row's readout.
+    patience : int
+        At least 1: in how many consecutive steps it must hold.
+
+    Notes
+    -----
+    The first step has nothing to be compared with, so that no row halts before step 1 + `patience`. Norms are accumulated in
+    float32, float64 for float64 readouts. A change that is not a number halts nothing. The decision has no gradient; the output's
+    is that of the readout at the last step. The ponder cost is the number of steps.
+    """
+
+    def __init__(self, tol: float, norm: str = "relative", patience: int = 1) -> None:
+        super().__init__()
+        self.tol = check_number("tol", tol, 0.0, math.inf, ends="[)")
+        check_choice("norm", norm, NORMS)
+        self.norm = norm
+        self.patience = check_int("patience", patience, 1)
+
+    def check_readout(self, readout: Tensor) -> None:
+        """Require numbers whose distance can be taken."""
+        check_floating("readout", readout)
+
+    def decide(self, view: View) -> Decision:
+        """Whether each row has been still for long enough."""
+        wide = torch.float64 if view.readout.dtype == torch.float64 else torch.float32
+        with torch.no_grad():
+            readout = view.readout.detach()
+            readout = readout[:, None] if readout.dim() == 1 else readout.flatten(1)
+            if not view.carry:
+                still = torch.zeros_like(view.row)
+            else:
+                before, still = view.carry
+                change = torch.linalg.vector_norm(readout.to(wide) - before.to(wide), dim=1)
+                bound = self.tol * torch.linalg.vector_norm(readout, dim=1, dtype=wide) if self.norm == "relative" else self.tol
+                still = torch.where(change <= bound, still + 1, torch.zeros_like(still))
+            # A copy: a step may overwrite its own output.
+            return Decision(still >= self.patience, carry=(readout.clone(), still))
+
+    def extra_repr(self) -> str:
+        """Tolerance, norm and patience."""
+        return f"tol={self.tol:g}, norm={self.norm!r}, patience={self.patience}"
