@@ -1,0 +1,108 @@
+"""When to plan: a gate that predicts what planning would gain, and calls the planner where that exceeds its price."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptcomp_ext.ops._checks import check_choice, check_fraction, check_int
+
+__all__ = ["GATES", "PlanGate"]
+
+GATES = ("value", "kl", "entropy", "random", "always", "never")
+"""What calls the planner: the predicted gain; the predicted divergence of plan and habit; the habit's own doubt; chance."""
+
+
+class PlanGate(nn.Module):
+    """Call the planner where score > price.
+
+    ::
+
+        "value":    exp(w₁ᵀh(f)) predicts the gain: what the model expects of the plan less what it expects of the habit
+        "kl":       exp(w₂ᵀh(f)) predicts KL(π₂ ‖ π₁) of the first action
+        "entropy":  the habit's mean log standard deviation
+        "random":   uniform in [0, 1)                                    f = latent state and the habit's log standard deviation
+
+    Both predictions are fitted, by the Poisson deviance as in `adaptcomp_ext.models.acc.ValueGate`, on states where the planner
+    ran. Gains are in units of the spread of values (`WorldModel.spread`): before there is anything to win a small gain counts,
+    afterwards it does not, so that the agent deliberates at first and less with practice.
+
+    Parameters
+    ----------
+    latent, actions : int
+        Sizes.
+    hidden : int
+        Units of the hidden layer.
+    price : float
+        κ: the threshold of the value gate; of the others, see `calibrate`.
+    explore : float
+        Share of the states that are planned whatever the score, so that what is not called is not forgotten; where asked for.
+
+    Attributes
+    ----------
+    kind : str
+        Which of `GATES` decides.
+    """
+
+    thresholds: Tensor
+
+    def __init__(self, latent: int, actions: int, hidden: int = 64, price: float = 0.02, explore: float = 0.02) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(check_int("latent", latent, 1) + check_int("actions", actions, 1), check_int("hidden", hidden, 1)),
+            nn.SiLU(),
+            nn.Linear(hidden, 2),
+        )
+        self.explore = check_fraction("explore", explore, zero=True)
+        self.kind = "value"
+        self.register_buffer("thresholds", torch.tensor([price, 1.0, 0.0, 0.5], dtype=torch.float64))
+
+    def predictions(self, latent: Tensor, log_std: Tensor) -> Tensor:
+        """Logarithms of the predicted gain (over 0.01) and of the predicted divergence: [B, 2]."""
+        out: Tensor = self.net(torch.cat([latent, log_std], -1))
+        return out
+
+    def score(self, latent: Tensor, log_std: Tensor, kind: str | None = None) -> Tensor:
+        """How much reason there is to plan: [B]."""
+        kind = kind or self.kind
+        check_choice("kind", kind, GATES)
+        if kind == "entropy":
+            return log_std.mean(-1)
+        if kind in ("value", "kl"):
+            predicted = self.predictions(latent, log_std)
+            return predicted[:, 0].exp() * UNIT if kind == "value" else predicted[:, 1].exp()
+        return torch.rand(len(latent), device=latent.device)
+
+    @torch.no_grad()
+    def forward(self, latent: Tensor, log_std: Tensor, explore: bool = False) -> Tensor:
+        """Which rows plan: bool [B]. A score that is not a number calls; `explore`: some are called whatever their score."""
+        if self.kind in ("always", "never"):
+            return torch.full((len(latent),), self.kind == "always", device=latent.device)
+        called = ~(self.score(latent, log_std) <= self.thresholds[GATES.index(self.kind)])
+        if explore and self.explore:
+            called = called | (torch.rand(len(latent), device=latent.device) < self.explore)
+        return called
+
+    def loss(self, latent: Tensor, log_std: Tensor, gain: Tensor, divergence: Tensor) -> Tensor:
+        """Deviance of both predictions on rows that were planned; scalar."""
+        predicted = self.predictions(latent, log_std)
+        targets = torch.stack([(gain / UNIT).clamp(-CLIP, CLIP), divergence.clamp(max=CLIP)], 1)
+        return F.poisson_nll_loss(predicted, targets, log_input=True)
+
+    @torch.no_grad()
+    def calibrate(self, kind: str, scores: Tensor, rate: float) -> None:
+        """Set a gate's threshold so that a share `rate` of these scores exceeds it."""
+        check_choice("kind", kind, GATES[:4])
+        rate = check_fraction("rate", rate, zero=True)
+        if kind == "random":
+            threshold = 1.0 - rate if rate < 1 else -math.inf
+        else:
+            threshold = float(torch.quantile(scores.double(), 1.0 - rate))
+        self.thresholds[GATES.index(kind)] = threshold
+
+
+UNIT = 0.01  # of gains, so that the regression's targets are near 1
+CLIP = 20.0

@@ -1,0 +1,178 @@
+"""How far to look ahead, state by state: plans that are made deeper while that is worth its price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptcomp_ext.models.agents.mppi import FIRST_STD, Planner
+from adaptcomp_ext.nn import AdaptiveHalt, FixedSteps, route
+from adaptcomp_ext.ops._checks import check_int, check_tensor
+from adaptcomp_ext.ops.descent import check_number
+
+__all__ = ["DeepPlan", "DepthGate", "DepthPlanner"]
+
+UNIT = 0.01  # of gains, so that the regression's targets are near 1
+CLIP = 50.0
+
+
+class DeepPlan(NamedTuple):
+    """What was planned.
+
+    Attributes
+    ----------
+    action : Tensor
+        [B, A]: the first action; the habit's mean where nothing was planned.
+    horizon : Tensor
+        int64 [B]: H; 0 where nothing was planned.
+    worth : Tensor
+        [B]: what the model expects of the plan, followed by the habit until the deepest horizon; in units of the largest reward.
+    """
+
+    action: Tensor
+    horizon: Tensor
+    worth: Tensor
+
+
+class DepthPlanner:
+    """Plan at the first horizon, then at the next with that plan for a start, as many times as each row is to go deeper.
+
+    Parameters
+    ----------
+    planner : Planner
+        Does an iteration; its own horizon and number of iterations are not used.
+    levels : sequence of int
+        Increasing horizons.
+    iterations : int
+        Of the planner, at each level.
+    """
+
+    def __init__(self, planner: Planner, levels: Sequence[int] = (1, 2, 4, 8), iterations: int = 2) -> None:
+        self.planner = planner
+        self.levels = tuple(check_int("levels", level, 1) for level in levels)
+        if not self.levels or list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"levels: expected increasing horizons, got {tuple(levels)}")
+        self.iterations = check_int("iterations", iterations, 1)
+
+    @torch.no_grad()
+    def plan(self, latent: Tensor, depth: Tensor) -> DeepPlan:
+        """Plan for each row.
+
+        Parameters
+        ----------
+        latent : Tensor
+            z [B, L].
+        depth : Tensor
+            int64 [B], from 0 (habit) to the number of levels: how many levels each row goes through.
+        """
+        batch, size = len(latent), self.planner.world.actions
+        if check_tensor("depth", depth).shape != (batch,) or depth.dtype != torch.int64:
+            raise ValueError(f"depth: expected int64 of shape [{batch}], got {depth.dtype} of shape {list(depth.shape)}")
+        if batch and (int(depth.min()) < 0 or int(depth.max()) > len(self.levels)):
+            raise ValueError(f"depth: expected 0 to {len(self.levels)}, got {int(depth.min())} to {int(depth.max())}")
+        planner, deepest = self.planner, self.levels[-1]
+        drawn = planner.samples - planner.habits - 1
+        # One noise for all rows, as in Planner: which other rows plan, and how deep, changes nothing for a row.
+        noise = torch.randn(len(self.levels), self.iterations, drawn, deepest, size, device=latent.device, dtype=latent.dtype)
+        rolled = planner.habit_plans(latent, deepest)
+        level = 0
+
+        def deeper(mean: Tensor, latent: Tensor, rolled: Tensor) -> Tensor:
+            nonlocal level
+            ahead = self.levels[level]
+            plan, std = mean[:, :ahead], torch.full_like(mean[:, :ahead], FIRST_STD)
+            for i in range(self.iterations):
+                some = noise[level, i, :, :ahead]
+                plan, std, _ = planner.improve(plan, std, latent, rolled[:, :, :ahead].contiguous(), some)
+            level += 1
+            return torch.cat([plan, mean[:, ahead:]], 1)
+
+        def branch(latent: Tensor, rolled: Tensor, depth: Tensor) -> Tensor:
+            halt = AdaptiveHalt(deeper, FixedSteps(depth), max_steps=len(self.levels), compact=True)
+            result: Tensor = halt(rolled[:, 0].contiguous(), latent, rolled).output
+            return result
+
+        mean = route(depth > 0, branch, latent, rolled, depth, otherwise=rolled[:, 0].contiguous())
+        horizons = torch.tensor((0, *self.levels), device=depth.device)[depth]
+        return DeepPlan(mean[:, 0], horizons, self.worth(latent, mean, horizons))
+
+    def worth(self, latent: Tensor, mean: Tensor, horizon: Tensor) -> Tensor:
+        """What the model expects of plans [n, deepest, A], each followed for its own horizon and by the habit afterwards."""
+        world, discount = self.planner.world, self.planner.discount
+        z, total = latent, latent.new_zeros(len(latent))
+        for t in range(self.levels[-1]):
+            action = torch.where((t < horizon)[:, None], mean[:, t], world.habit.best(z))
+            z, reward = world.step(z, action)
+            total = total + (1 - discount) * discount**t * reward
+        return total + discount ** self.levels[-1] * world.value(z, world.habit.best(z)).amin(0)
+
+
+class DepthGate(nn.Module):
+    """Choose how deep to plan: the depth with the largest expected net gain.
+
+    ::
+
+        depth = argmax over d of  Σ_{k ≤ d} ( ĝₖ(s) − price · Hₖ )          d = 0: habit
+
+    ĝₖ predicts what level k gains over the one before it, by the Poisson deviance, in units of the spread of values; a level
+    costs in proportion to its horizon.
+
+    Parameters
+    ----------
+    latent, actions : int
+        Sizes.
+    levels : sequence of int
+        The planner's.
+    hidden : int
+        Units of the hidden layer.
+    price : float
+        Of a step of the horizon, at least 0.
+    """
+
+    cost: Tensor
+
+    def __init__(
+        self, latent: int, actions: int, levels: Sequence[int] = (1, 2, 4, 8), hidden: int = 64, price: float = 0.001
+    ) -> None:
+        super().__init__()
+        self.price = check_number("price", price, 0.0, float("inf"), ends="[)")
+        self.net = nn.Sequential(nn.Linear(latent + actions, hidden), nn.SiLU(), nn.Linear(hidden, len(levels)))
+        self.register_buffer("cost", torch.tensor(levels, dtype=torch.float32))
+
+    def gains(self, latent: Tensor, log_std: Tensor) -> Tensor:
+        """Predicted gain of each level [B, K]."""
+        out: Tensor = self.net(torch.cat([latent, log_std], -1))
+        return out.exp() * UNIT
+
+    @torch.no_grad()
+    def forward(self, latent: Tensor, log_std: Tensor) -> Tensor:
+        """How deep: int64 [B], from 0 to the number of levels."""
+        net = (self.gains(latent, log_std) - self.price * self.cost).cumsum(1)
+        return torch.cat([torch.zeros_like(net[:, :1]), net], 1).argmax(1)
+
+    def fit(
+        self, latent: Tensor, log_std: Tensor, gains: Tensor, *, epochs: int = 20, batch: int = 256, seed: int = 0
+    ) -> list[float]:
+        """Learn to predict gains [n, K] from states where every depth was tried; mean deviance of each epoch."""
+        if len(latent) < 1:
+            raise ValueError("latent: expected at least one row to fit on, got none")
+        targets = (gains / UNIT).clamp(-CLIP, CLIP)
+        optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=0.01)
+        history = []
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(seed)
+            for _ in range(epochs):
+                total = 0.0
+                for rows in torch.randperm(len(latent)).split(batch):
+                    predicted = self.net(torch.cat([latent[rows], log_std[rows]], -1))
+                    loss = F.poisson_nll_loss(predicted, targets[rows], log_input=True)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    total += float(loss.detach()) * len(rows)
+                history.append(total / len(latent))
+        return history

@@ -1,0 +1,129 @@
+"""An agent that acts from habit, and plans in the states that are worth it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adaptcomp_ext.models.agents.gate import PlanGate
+from adaptcomp_ext.models.agents.mppi import Planner
+from adaptcomp_ext.models.agents.world import WorldModel
+from adaptcomp_ext.nn import route
+
+__all__ = ["Act", "PlanningAgent", "divergence"]
+
+
+class Act(NamedTuple):
+    """What the agent does in each state. What belongs to a plan is NaN where there was none.
+
+    Attributes
+    ----------
+    action : Tensor
+        [B, A], in −1..1.
+    called : Tensor
+        Bool [B]: which states were planned.
+    iterations : Tensor
+        int64 [B]: of the planner; 0 where it did not run.
+    mean, std : Tensor
+        [B, A]: of the plan's first action.
+    gain : Tensor
+        [B]: what the model expects of the plan more than of the habit, in units of the largest reward.
+    divergence : Tensor
+        [B]: KL(π₂ ‖ π₁) of the first action, in nats, both taken as normals over actions.
+    following : Tensor
+        [B, H, A]: the plan for the next step.
+    score : Tensor
+        [B]: the gate's.
+    """
+
+    action: Tensor
+    called: Tensor
+    iterations: Tensor
+    mean: Tensor
+    std: Tensor
+    gain: Tensor
+    divergence: Tensor
+    following: Tensor
+    score: Tensor
+
+
+def divergence(mean: Tensor, std: Tensor, habit_mean: Tensor, log_std: Tensor) -> Tensor:
+    """KL(N(mean, std) ‖ π₁) [B] of normals over actions; π₁'s deviation is carried through its tanh to first order."""
+    width = (log_std.exp() * (1 - habit_mean.square())).clamp(min=FLOOR)
+    ratio = std / width
+    return 0.5 * (ratio.square() + ((mean - habit_mean) / width).square() - 1 - 2 * ratio.log()).sum(-1)
+
+
+class PlanningAgent(nn.Module):
+    """World model, gate and planner.
+
+    Parameters
+    ----------
+    world : WorldModel
+        Encoder, dynamics, values, habit π₁.
+    gate : PlanGate
+        Which states are planned.
+    **planner
+        Options of `Planner`, π₂.
+
+    Notes
+    -----
+    Only the states that the gate calls pass through the planner (`route`), and each leaves it when its own plan has settled.
+    """
+
+    def __init__(self, world: WorldModel, gate: PlanGate, **planner: Any) -> None:
+        super().__init__()
+        self.world = world
+        self.gate = gate
+        self.planner = Planner(world, **planner)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, before: Tensor | None = None, explore: bool = False) -> Act:
+        """Act in each state.
+
+        Parameters
+        ----------
+        observation : Tensor
+            [B, O].
+        before : Tensor, optional
+            [B, H, A]: ``following`` of the step before; NaN where an episode has begun.
+        explore : bool
+            Whether actions are drawn rather than the means taken.
+        """
+        z = self.world.encode(observation)
+        raw, log_std = self.world.habit.parameters_of(z)
+        habit = raw.tanh()
+        called = self.gate(z, log_std, explore)
+        batch, horizon, size = len(z), self.planner.horizon, self.world.actions
+        nothing = z.new_full((batch, horizon, size), torch.nan)
+        blank = z.new_full((batch,), torch.nan)
+        before = nothing if before is None else before
+
+        def plan(z: Tensor, before: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self.planner.plan(z, before))
+
+        otherwise = (nothing, nothing, blank, blank, torch.zeros(batch, dtype=torch.int64, device=z.device))
+        mean, std, value, expected, iterations = route(called, plan, z, before, otherwise=otherwise)
+        first, width = mean[:, 0], std[:, 0]
+        if explore:
+            noise = torch.randn_like(habit)
+            free = (raw + log_std.exp() * noise).tanh()
+            planned = (first + width * noise).clamp(-1, 1)
+        else:
+            free, planned = habit, first
+        return Act(
+            action=torch.where(called[:, None], planned, free),
+            called=called,
+            iterations=iterations,
+            mean=first,
+            std=width,
+            gain=value - expected,
+            divergence=divergence(first, width, habit, log_std),
+            following=torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1]) * mean[:, :1]], 1),
+            score=self.gate.score(z, log_std) if self.gate.kind in ("value", "kl", "entropy") else blank,
+        )
+
+
+FLOOR = 0.02  # of the habit's deviation: a habit that is certain is not infinitely far from every plan

@@ -1,0 +1,202 @@
+"""A latent world model with values and a habit, in the manner of TD-MPC (Hansen, Wang & Su 2022; Hansen, Su & Wang 2024)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptcomp_ext.nn import VariationalDropout
+from adaptcomp_ext.ops._checks import check_int
+
+__all__ = ["Habit", "Move", "WorldModel"]
+
+GROUP = 8  # of the latent: each is a softmax over so many (SimNorm), which keeps long roll-outs bounded
+LARGEST = 15.0  # of a latent unit before the softmax
+LOG_STD = (-4.0, 0.7)
+SQUASH_FLOOR = 1e-6
+
+
+class Move(NamedTuple):
+    """What the habit would do.
+
+    Attributes
+    ----------
+    action : Tensor
+        [B, A], sampled, in −1..1.
+    mean : Tensor
+        [B, A]: tanh of the normal's mean.
+    log_prob : Tensor
+        [B]: of the sampled action.
+    log_std : Tensor
+        [B, A]: of the normal before it is squashed.
+    """
+
+    action: Tensor
+    mean: Tensor
+    log_prob: Tensor
+    log_std: Tensor
+
+
+class _Simplex(nn.Module):
+    """A softmax over each group of units. As a product: a softmax over eight numbers at a time takes ten times as long."""
+
+    blocks: Tensor
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        group = torch.arange(units) // GROUP
+        self.register_buffer("blocks", (group[:, None] == group).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        e = x.clamp(-LARGEST, LARGEST).exp()
+        return e / (e @ self.blocks)
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.LayerNorm(hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, outputs),
+    )
+
+
+class Habit(nn.Module):
+    """π₁: a squashed normal over actions, through layers whose noise keeps its description short.
+
+    Parameters
+    ----------
+    latent, actions, hidden : int
+        Sizes.
+    variational : bool
+        Whether the layers are wrapped in `VariationalDropout`.
+    """
+
+    def __init__(self, latent: int, actions: int, hidden: int, variational: bool = True) -> None:
+        super().__init__()
+        layers = [nn.Linear(latent, hidden), nn.Linear(hidden, hidden)]
+        wrapped = [VariationalDropout(layer, log_alpha=-6.0) if variational else layer for layer in layers]
+        self.body = nn.Sequential(wrapped[0], nn.SiLU(), wrapped[1], nn.SiLU())
+        self.out = nn.Linear(hidden, 2 * actions)
+        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.zeros_(self.out.bias)
+
+    def parameters_of(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation before squashing."""
+        mean, raw = self.out(self.body(latent)).chunk(2, -1)
+        low, high = LOG_STD
+        return mean, low + (high - low) * torch.sigmoid(raw)
+
+    def forward(self, latent: Tensor) -> Move:
+        """Sample."""
+        mean, log_std = self.parameters_of(latent)
+        noise = torch.randn_like(mean)
+        raw = mean + log_std.exp() * noise
+        action = raw.tanh()
+        normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        log_prob = (normal - (1 - action.square() + SQUASH_FLOOR).log()).sum(-1)
+        return Move(action, mean.tanh(), log_prob, log_std)
+
+    def best(self, latent: Tensor) -> Tensor:
+        """The mean action."""
+        action: Tensor = self.parameters_of(latent)[0].tanh()
+        return action
+
+    def kl(self) -> Tensor:
+        """Description length in nats: KL of the weights' posterior to their prior."""
+        parts = [m.kl() for m in self.modules() if isinstance(m, VariationalDropout)]
+        return torch.stack(parts).sum() if parts else self.out.weight.new_zeros(())
+
+
+class _Ensemble(nn.Module):
+    """Q-functions that see the same inputs, as one batched product."""
+
+    def __init__(self, members: int, inputs: int, hidden: int) -> None:
+        super().__init__()
+        shapes = ((inputs, hidden), (hidden, hidden), (hidden, 1))
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(members, i, o) / math.sqrt(i)) for i, o in shapes])
+        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(members, 1, o)) for _, o in shapes])
+        with torch.no_grad():
+            self.weights[2].zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, I] → [members, n]."""
+        y = x.expand(self.weights[0].shape[0], *x.shape)
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            y = torch.baddbmm(bias, y, weight)
+            if k < len(self.weights) - 1:
+                y = F.silu(y)
+        return y[..., 0]
+
+
+class WorldModel(nn.Module):
+    """Encoder, dynamics with reward, Q-functions and their slow copies, habit.
+
+    ::
+
+        z = encode(o)      z', r = step(z, a)      Q(z, a): the least of two      a ~ π₁(z)
+
+    Rewards are in 0..1, and Q is a discounted mean of them, Q = (1 − γ) r + γ Q', in 0..1 as well.
+
+    Parameters
+    ----------
+    observations, actions : int
+        Sizes of an observation and an action.
+    latent : int
+        Size of z, a multiple of 8.
+    hidden : int
+        Units of hidden layers.
+    variational : bool
+        Whether the habit's layers carry variational dropout.
+
+    Attributes
+    ----------
+    spread : Tensor
+        Scalar buffer: from the 5th to the 95th percentile of Q on what is learned from, running; the unit of the habit's loss.
+    """
+
+    spread: Tensor
+
+    def __init__(self, observations: int, actions: int, latent: int = 32, hidden: int = 128, variational: bool = True) -> None:
+        super().__init__()
+        self.actions = check_int("actions", actions, 1)
+        if check_int("latent", latent, GROUP) % GROUP:
+            raise ValueError(f"latent: expected a multiple of {GROUP}, got {latent}")
+        self.latent = latent
+        self.encoder = _mlp(check_int("observations", observations, 1), check_int("hidden", hidden, 1), latent)
+        self.dynamics = _mlp(latent + actions, hidden, latent + 1)
+        self.simplex = _Simplex(latent)
+        self.q = _Ensemble(2, latent + actions, hidden)
+        self.slow_q = _Ensemble(2, latent + actions, hidden)
+        self.slow_q.load_state_dict(self.q.state_dict())
+        self.slow_q.requires_grad_(False)
+        self.habit = Habit(latent, actions, hidden, variational)
+        self.register_buffer("spread", torch.tensor(0.05))
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """o [B, O] → z [B, L]. Velocities have no bound: observations are squeezed symmetrically first."""
+        latent: Tensor = self.simplex(self.encoder(observation.sign() * observation.abs().log1p()))
+        return latent
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """z [n, L], a [n, A] → z' [n, L], r [n]."""
+        out = self.dynamics(torch.cat([latent, action], -1))
+        return self.simplex(out[..., :-1]), out[..., -1]
+
+    def value(self, latent: Tensor, action: Tensor, slow: bool = False) -> Tensor:
+        """Q of both members [2, n]."""
+        values: Tensor = (self.slow_q if slow else self.q)(torch.cat([latent, action], -1))
+        return values
+
+    @torch.no_grad()
+    def follow(self, rate: float) -> None:
+        """Let the slow Q-functions follow."""
+        slow: list[Tensor] = list(self.slow_q.parameters())
+        fast: list[Tensor] = list(self.q.parameters())
+        torch._foreach_lerp_(slow, fast, rate)

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.models.agents import DepthGate, DepthPlanner, PlanGate, Planner, PlanningAgent, WorldModel, divergence
+
+SMALL = {"samples": 64, "elites": 12, "habits": 4}
+
+
+class Known(WorldModel):
+    """A world whose best action is known: the reward is largest where the first latent unit and the action agree."""
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        return latent, 1 - (action[..., 0] - (2 * latent[..., 0] - 1)).square()
+
+    def value(self, latent: Tensor, action: Tensor, slow: bool = False) -> Tensor:
+        return latent.new_zeros(2, len(latent))
+
+
+def world(kind: type[WorldModel] = WorldModel, actions: int = 1) -> WorldModel:
+    torch.manual_seed(0)
+    return kind(5, actions, latent=16, hidden=32).eval()
+
+
+def states(model: WorldModel, count: int, seed: int = 1) -> Tensor:
+    with torch.no_grad():
+        return model.encode(torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)) * 3)
+
+
+def test_latents_are_softmaxes_of_groups() -> None:
+    z = states(world(), 10)
+    torch.testing.assert_close(z.view(10, 2, 8).sum(2), torch.ones(10, 2))
+    assert float(z.min()) >= 0
+
+
+def test_planning_finds_the_best_action() -> None:
+    model = world(Known)
+    z = torch.zeros(20, 16)
+    z[:, 0] = torch.linspace(0, 1, 20)
+    torch.manual_seed(0)
+    planner = Planner(model, iterations=6, tol=0.0, **SMALL)
+    found = planner.plan(z)
+    assert float((found.mean[:, 0, 0] - (2 * z[:, 0] - 1)).abs().mean()) < 0.05
+    assert bool((found.value >= found.habit - 1e-6).all()) and bool((found.iterations == 6).all())
+
+
+def test_scores_are_the_discounted_mean_of_what_the_model_says() -> None:
+    model = world()
+    planner = Planner(model, horizon=3, discount=0.9, **SMALL)
+    z, actions = states(model, 4), torch.rand(4, 7, 3, 1) * 2 - 1
+    with torch.no_grad():
+        found = planner.score(z, actions, then=2)
+        for i in range(4):
+            for c in range(7):
+                at, total = z[i : i + 1], torch.zeros(1)
+                for t in range(5):
+                    action = actions[i, c, t][None] if t < 3 else model.habit.best(at)
+                    at, reward = model.step(at, action)
+                    total = total + 0.1 * 0.9**t * reward
+                total = total + 0.9**5 * model.value(at, model.habit.best(at)).amin(0)
+                torch.testing.assert_close(found[i, c], total[0], rtol=1e-4, atol=1e-5)
+
+
+def test_each_state_stops_when_its_own_plan_has_settled() -> None:
+    model = world(Known)
+    z = torch.zeros(30, 16)
+    z[:, 0] = torch.linspace(0, 1, 30)
+    torch.manual_seed(0)
+    found = Planner(model, iterations=12, tol=0.03, **SMALL).plan(z)
+    assert int(found.iterations.min()) >= 2 and found.iterations.unique().numel() > 1
+    assert float(found.iterations.double().mean()) < 12
+
+
+def test_a_state_is_planned_alike_whatever_is_planned_beside_it() -> None:
+    model = world(Known)
+    z = torch.zeros(12, 16)
+    z[:, 0] = torch.linspace(0, 1, 12)
+    planner = Planner(model, iterations=5, tol=0.03, **SMALL)
+    torch.manual_seed(7)
+    together = planner.plan(z)
+    for i in (0, 5, 11):
+        torch.manual_seed(7)
+        alone = planner.plan(z[i : i + 1])
+        # The habit is a network: its product may round another way for one row.
+        torch.testing.assert_close(alone.mean[0], together.mean[i], rtol=1e-4, atol=1e-5)
+        assert int(alone.iterations[0]) == int(together.iterations[i])
+
+
+def test_a_plan_goes_on_from_the_one_before() -> None:
+    model = world(Known)
+    z = states(model, 6)
+    before = torch.full((6, 3, 1), 0.5)
+    before[3] = torch.nan
+    seen: list[Tensor] = []
+
+    class Watch(ac.FixedSteps):
+        def decide(self, view: ac.nn.View) -> ac.Decision:
+            if view.step == 1:
+                seen.append(view.previous[0].clone())
+            return super().decide(view)
+
+        def fuse(self) -> None:
+            return None
+
+    planner = Planner(model, **SMALL)
+    torch.manual_seed(0)
+    planner.plan(z, before, Watch(1))
+    torch.manual_seed(0)
+    habit = planner.habit_plans(z)[:, 0]
+    start = seen[0]
+    assert bool((start[[0, 1, 2, 4, 5]] == 0.5).all()) and torch.equal(start[3], habit[3])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
+def test_only_what_the_gate_calls_is_planned(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = world()
+    gate = PlanGate(16, 1)
+    agent = PlanningAgent(model, gate, **SMALL).eval()
+    observation = torch.randn(40, 5)
+    with torch.no_grad():
+        z = model.encode(observation)
+        scores = gate.score(z, model.habit.parameters_of(z)[1], "value")
+    gate.calibrate("value", scores, rate)
+    planned: list[int] = []
+    real = agent.planner.plan
+    monkeypatch.setattr(agent.planner, "plan", lambda z, before: planned.append(len(z)) or real(z, before))
+    act = agent.act(observation)
+    called = int(act.called.sum())
+    assert abs(called - 40 * rate) <= 1 and planned == ([called] if called else [])
+    assert bool((act.iterations[act.called] > 0).all()) and bool((act.iterations[~act.called] == 0).all())
+    for part in (act.gain, act.divergence, act.mean[:, 0], act.following[:, 0, 0]):
+        assert torch.equal(part.isnan(), ~act.called)
+    with torch.no_grad():
+        torch.testing.assert_close(act.action[~act.called], model.habit.best(z)[~act.called])
+    assert torch.isfinite(act.action).all()
+
+
+def test_the_divergence_is_that_of_two_normals() -> None:
+    mean, std = torch.rand(8, 3) - 0.5, torch.rand(8, 3) + 0.1
+    habit, log_std = torch.rand(8, 3) - 0.5, torch.rand(8, 3) - 0.5
+    width = log_std.exp() * (1 - habit.square())
+    expected = kl_divergence(Normal(mean, std), Normal(habit, width)).sum(1)
+    torch.testing.assert_close(divergence(mean, std, habit, log_std), expected)
+    assert float(divergence(habit, width, habit, log_std).abs().max()) < 1e-5
+
+
+def test_the_gate_learns_which_states_gain() -> None:
+    torch.manual_seed(0)
+    z, log_std = torch.rand(2000, 16), torch.zeros(2000, 1)
+    worth = (z[:, 0] > 0.7).float()
+    gain = 0.05 * worth + 0.02 * torch.randn(2000)
+    apart = 2 * (1 - worth) + torch.rand(2000)
+    gate = PlanGate(16, 1, price=0.02)
+    optimizer = torch.optim.Adam(gate.parameters(), 3e-3)
+    for _ in range(300):
+        rows = torch.randint(2000, (256,))
+        loss = gate.loss(z[rows], log_std[rows], gain[rows], apart[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    called = gate(z, log_std).float()
+    assert float((called == worth).float().mean()) > 0.95
+    scores = gate.score(z, log_std, "kl").detach()
+    assert float(scores[worth == 0].mean()) > 2 * float(scores[worth == 1].mean())
+
+
+def test_gates_at_their_ends() -> None:
+    z, log_std = torch.rand(50, 16), torch.rand(50, 1)
+    gate = PlanGate(16, 1, explore=0.5)
+    for kind, rate in (("always", 1.0), ("never", 0.0)):
+        gate.kind = kind
+        assert float(gate(z, log_std).float().mean()) == rate
+    gate.kind = "random"
+    for rate in (0.0, 1.0):
+        gate.calibrate("random", torch.empty(0), rate)
+        assert float(gate(z, log_std).float().mean()) == rate
+    gate.kind = "value"
+    gate.thresholds[0] = 1e9
+    assert not bool(gate(z, log_std).any()) and 0 < float(gate(z, log_std, explore=True).float().mean()) < 1
+    broken = z.clone()
+    broken[3] = torch.nan
+    assert gate(broken, log_std).nonzero()[:, 0].tolist() == [3]
+    with pytest.raises(ValueError, match="kind: expected one of"):
+        gate.score(z, log_std, "sometimes")
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_depth_is_how_far_a_plan_looks(depth: int) -> None:
+    model = world(Known)
+    planner = DepthPlanner(Planner(model, **SMALL), levels=(1, 2, 5))
+    z = states(model, 9)
+    torch.manual_seed(0)
+    found = planner.plan(z, torch.full((9,), depth))
+    assert found.horizon.tolist() == [(0, 1, 2, 5)[depth]] * 9
+    torch.manual_seed(0)
+    mixed = planner.plan(z, torch.arange(9) % 4)
+    rows = torch.arange(9) % 4 == depth
+    torch.testing.assert_close(mixed.action[rows], found.action[rows], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mixed.worth[rows], found.worth[rows], rtol=1e-4, atol=1e-5)
+    if depth == 0:
+        with torch.no_grad():
+            torch.testing.assert_close(found.action, model.habit.best(z))
+
+
+def test_the_depth_is_the_best_by_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = DepthGate(16, 1, levels=(1, 2, 4), price=0.01)
+    gains = torch.tensor([[0.0, 0.0, 0.0], [0.05, 0.0, 0.0], [0.0, 0.0, 0.09], [0.02, 0.03, 0.05]])
+    monkeypatch.setattr(gate, "gains", lambda z, log_std: gains)
+    # Costs 0.01, 0.02, 0.04: the third row goes through two levels that do not pay for themselves, for one that pays for all.
+    assert gate(torch.zeros(4, 16), torch.zeros(4, 1)).tolist() == [0, 1, 3, 3]
+
+
+def test_the_slow_values_follow() -> None:
+    model = world()
+    with torch.no_grad():
+        for p in model.q.parameters():
+            p.add_(1.0)
+    before = copy.deepcopy(model.slow_q)
+    model.follow(0.25)
+    for slow, old, fast in zip(model.slow_q.parameters(), before.parameters(), model.q.parameters(), strict=True):
+        torch.testing.assert_close(slow, 0.75 * old + 0.25 * fast)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda m: Planner(m, horizon=0), "horizon: expected"),
+        (lambda m: Planner(m, samples=16), "samples: expected"),
+        (lambda m: Planner(m, samples=64, elites=65), "elites: expected at most samples = 64, got 65"),
+        (lambda m: Planner(m, tol=-1.0), "tol: "),
+        (lambda m: DepthPlanner(Planner(m), levels=(2, 1)), "levels: expected increasing"),
+        (lambda m: WorldModel(5, 1, latent=12), "latent: expected a multiple of 8, got 12"),
+        (lambda m: DepthPlanner(Planner(m)).plan(torch.zeros(2, 16), torch.tensor([0, 9])), "depth: expected 0 to 4"),
+    ],
+)
+def test_bad_options_are_named(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(world())
