@@ -195,6 +195,34 @@ def test_a_failing_cell_raises_and_the_rest_can_go_on(tmp_path: Path, workers: i
     assert set(found) == {"c-0", "bad"}
 
 
+def endless(cell: Cell, folder: Path, tick) -> dict:
+    while True:
+        tick("going on", 0.5)
+        (folder / "alive.txt").write_text(f"{os.getpid()} {time.monotonic()}")
+        time.sleep(0.02)
+
+
+def test_nobody_goes_on_when_the_run_is_killed(tmp_path: Path) -> None:
+    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; from test_runs import *; "
+    code += f"folder = RunFolder.open({str(tmp_path)!r}, 'test', {{}}); "
+    code += "run_cells(folder, cells(2), endless, workers=2, threads=1, console=QUIET)"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    signs = [tmp_path / "cells" / f"c-{i}" / "alive.txt" for i in range(2)]
+    deadline = time.monotonic() + 120
+    while not all(sign.is_file() for sign in signs) and parent.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(parent.pid, signal.SIGKILL)
+    assert parent.wait() == -signal.SIGKILL  # they were at work
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        before = [sign.read_text() for sign in signs]
+        time.sleep(0.5)
+        if [sign.read_text() for sign in signs] == before:
+            break
+    else:
+        raise AssertionError("the cells are still being worked on")
+
+
 # --- statistics --------------------------------------------------------------------------------------------------------------
 def test_intervals() -> None:
     values = [0.91, 0.93, 0.90, 0.95]

@@ -4,7 +4,7 @@ from .cells import Cell, Tick, run_cells, span
 from .checkpoint import Checkpoint
 from .experiment import Plan, publish, run_plan
 from .fit import fit, shuffled
-from .folder import RunFolder, write_json, write_text
+from .folder import RunFolder, read_json, write_json, write_text
 from .statistics import Difference, Interval, mcnemar, mean_interval, paired, wilson
 from .tables import interval, percent, points, table
 
@@ -24,6 +24,7 @@ __all__ = [
     "percent",
     "points",
     "publish",
+    "read_json",
     "run_cells",
     "run_plan",
     "shuffled",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,10 +122,27 @@ def _run_elsewhere(worker: Worker, cell: Cell, path: Path, threads: int, ticks: 
     return _run(worker, cell, path, threads, tick)
 
 
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it does, killed or not.
+
+    Otherwise it would go on with its cell, and write beside whoever takes the folder up again.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _run_processes(folder: RunFolder, cells: list[Cell], worker: Worker, workers: int, threads: int, bars: Progress) -> None:
     # Not forked: a child of a process that has used OpenMP hangs in its first parallel region.
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
+    manager = SyncManager(ctx=context)
+    manager.start(_end_with_parent)
+    with manager, ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         ticks: Any = manager.Queue()
         tasks = {cell.name: bars.add_task(cell.name, total=1.0, what="waiting", start=False) for cell in cells}
         running: dict[Future[dict[str, Any]], Cell] = {

@@ -20,7 +20,10 @@ __all__ = ["Plan", "publish", "run_plan"]
 
 
 class Plan(NamedTuple):
-    """An experiment laid out: its name, its configuration as it is recorded (with ``data`` and ``train`` rows), its cells."""
+    """An experiment laid out: its name, its configuration as it is recorded, its cells.
+
+    The configuration of one that reads images has their ``data`` and the number of rows to ``train`` on.
+    """
 
     name: str
     config: dict[str, Any]
@@ -31,7 +34,8 @@ def run_plan(plan: Plan, out: Path, worker: Worker, *, workers: int, threads: in
     """Open the folder, which refuses another configuration, and run what is not finished; the results of all cells by name."""
     folder = RunFolder.open(out, plan.name, plan.config)
     config = plan.config
-    console.print(f"[bold]{config['data']}[/]: {config['train']:,} training images; {len(plan.cells)} cells in {out}")
+    subject = f"[bold]{config['data']}[/]: {config['train']:,} training images" if "data" in config else f"[bold]{plan.name}[/]"
+    console.print(f"{subject}; {len(plan.cells)} cells in {out}")
     return run_cells(folder, plan.cells, worker, workers=workers, threads=threads, console=console)
 
 

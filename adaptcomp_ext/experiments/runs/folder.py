@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CONFIG_NAME", "RunFolder", "write_json", "write_text"]
+__all__ = ["CONFIG_NAME", "RunFolder", "read_json", "write_json", "write_text"]
 
 CONFIG_NAME = "config.json"
 
@@ -26,7 +26,8 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -66,7 +67,7 @@ class RunFolder:
         path = Path(path)
         wanted = json.loads(json.dumps({"experiment": experiment, "config": dict(config)}))
         if (path / CONFIG_NAME).is_file():
-            found = _read(path / CONFIG_NAME)
+            found = read_json(path / CONFIG_NAME)
             if found != wanted:
                 raise ValueError(f"{path}: {_difference(found, wanted)}; nothing was overwritten: choose another output folder")
         else:
@@ -83,7 +84,7 @@ class RunFolder:
     def result(self, name: str) -> dict[str, Any] | None:
         """What a cell that is finished found; None if it is not."""
         path = self.path / "cells" / name / "result.json"
-        return dict(_read(path)) if path.is_file() else None
+        return dict(read_json(path)) if path.is_file() else None
 
     def finish(self, name: str, result: Mapping[str, Any]) -> None:
         """Record what a cell found."""
