@@ -141,6 +141,20 @@ def route_benchmark(
         raise _fail(error) from None
 
 
+@bench.command("planning")
+def planning_benchmark(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_planning"),
+    rows: Annotated[int, typer.Option(min=2, help="States planned together.")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For all repeats of one size.")] = 10.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, states and which of them stop when.")] = 0,
+) -> None:
+    """Time batched planning in which each state stops by itself."""
+    from adaptcomp_ext.experiments.bench.planning import bench_planning
+
+    bench_planning(out, rows=rows, threads=threads, seconds=seconds, seed=seed)
+
+
 @run.command()
 def sudoku(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),
@@ -294,6 +308,125 @@ def distill(
     try:
         _fetch(data, download)
         run_distill(data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+@run.command()
+def maze(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/maze"),
+    seed: SeedOption = 0,
+    seeds: SeedsOption = 1,
+    updates: Annotated[int | None, typer.Option(min=1, help="Of each agent. Default: 600, or 60 with --quick.")] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Of a sweep; the goal is worth 1. Default: 0.0009.")] = None,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = 1,
+    quick: QuickOption = False,
+) -> None:
+    """Walk through mazes, planning as long as a state is worth. Ten minutes per seed. Goes on where it was interrupted."""
+    from adaptcomp_ext.experiments.maze import maze as run_maze
+    from adaptcomp_ext.experiments.maze.plan import PRICE
+
+    try:
+        run_maze(
+            out,
+            seeds=seeds,
+            first_seed=seed,
+            updates=updates,
+            price=PRICE if price is None else price,
+            workers=workers,
+            threads=threads,
+            quick=quick,
+        )
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+TaskOption = Annotated[str, typer.Option(help="Of the DeepMind Control Suite, such as walker-walk.")]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Of the suite, all environments together. Default: what suits the task.")
+]
+
+
+@run.command()
+def control(
+    task: TaskOption = "pendulum-swingup",
+    steps: StepsOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/control-TASK.")] = None,
+    agents: Annotated[str, typer.Option(help="Some of always, value, never, random.")] = "always,value,never,random",
+    price: Annotated[float | None, typer.Option(min=0.0, help="Of planning, in units of the spread of values.")] = None,
+    seed: SeedOption = 0,
+    seeds: SeedsOption = 1,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = 1,
+    quick: QuickOption = False,
+) -> None:
+    """Learn to control, planning where it pays. Half an hour per seed. Goes on where it was interrupted."""
+    from adaptcomp_ext.experiments.control import control as run_control
+
+    try:
+        run_control(
+            task,
+            out or Path(f"adaptcomp-out/control-{task}"),
+            steps=steps,
+            seeds=seeds,
+            first_seed=seed,
+            agents=agents.split(","),
+            price=price,
+            workers=workers,
+            threads=threads,
+            quick=quick,
+        )
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+@run.command()
+def horizon(
+    task: TaskOption = "pendulum-swingup",
+    steps: StepsOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/horizon-TASK.")] = None,
+    seed: SeedOption = 0,
+    seeds: SeedsOption = 1,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = 1,
+    quick: QuickOption = False,
+) -> None:
+    """Look ahead as far as a state is worth. Goes on where it was interrupted."""
+    from adaptcomp_ext.experiments.horizon import horizon as run_horizon
+
+    try:
+        where = out or Path(f"adaptcomp-out/horizon-{task}")
+        run_horizon(task, where, steps=steps, seeds=seeds, first_seed=seed, workers=workers, threads=threads, quick=quick)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+
+
+@run.command()
+def transfer(
+    steps: StepsOption = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/transfer"),
+    orders: Annotated[int, typer.Option(min=1, max=6, help="So many of the six orders.")] = 6,
+    seed: SeedOption = 0,
+    seeds: SeedsOption = 1,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = 1,
+    quick: QuickOption = False,
+) -> None:
+    """Learn walker stand, walk and run one after another, keeping the habit. Hours. Goes on where it was interrupted."""
+    from adaptcomp_ext.experiments.transfer import transfer as run_transfer
+
+    try:
+        run_transfer(
+            out,
+            steps=steps,
+            orders=orders,
+            seeds=seeds,
+            first_seed=seed,
+            workers=workers,
+            threads=threads,
+            quick=quick,
+        )
     except (ValueError, OSError) as error:
         raise _fail(error) from None
 

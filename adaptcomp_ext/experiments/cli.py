@@ -12,8 +12,12 @@ from adaptcomp_ext.experiments.info import print_info
 
 __all__ = ["main"]
 
-_EXTRAS = {"markdown", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "typer"}
-_INSTALL = 'pip install "adaptcomp_ext[demo]"'
+_EXTRAS = {
+    **dict.fromkeys(("markdown", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "typer"), "demo"),
+    "gymnasium": "demo,maze",
+    "dm_control": "demo,control",
+    "mujoco": "demo,control",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:
             raise
-        print(f"adaptcomp: this command needs {missing}; install the extras with: {_INSTALL}", file=sys.stderr)
+        install = f'pip install "adaptcomp_ext[{_EXTRAS[missing]}]"'
+        print(f"adaptcomp: this command needs {missing}; install the extras with: {install}", file=sys.stderr)
         sys.exit(1)
 
 

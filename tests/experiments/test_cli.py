@@ -76,6 +76,43 @@ def test_without_one_extra(extras: None, gone: str, tmp_path: Path) -> None:
     assert f"needs {gone}; install the extras with" in err
 
 
+@pytest.mark.parametrize(
+    ("gone", "words", "install"),
+    [
+        (("gymnasium",), ("run", "maze", "--quick"), "demo,maze"),
+        (("dm_control",), ("run", "control", "--quick"), "demo,control"),
+        (("dm_control",), ("run", "horizon", "--quick"), "demo,control"),
+        (("dm_control",), ("run", "transfer", "--quick"), "demo,control"),
+    ],
+)
+def test_without_what_an_experiment_needs(
+    extras: None, gone: tuple[str, ...], words: tuple[str, ...], install: str, tmp_path: Path
+) -> None:
+    ((code, _, err),) = without(gone, (*words, "--out", str(tmp_path / "out")))
+    assert code == 1
+    assert err.endswith(f'needs {gone[0]}; install the extras with: pip install "adaptcomp_ext[{install}]"\n')
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["control", "horizon"])
+def test_an_unknown_task_lists_the_known_ones(
+    extras: None, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("dm_control")
+    assert run("run", command, "--task", "walker-swim", "--out", str(tmp_path / "out")) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "cheetah-run" in err and "walker-run" in err and "walker-swim" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bench_planning(extras: None, tmp_path: Path) -> None:
+    assert run("bench", "planning", "--rows", "6", "--seconds", "0.1", "--out", str(tmp_path)) == 0
+    report = json.loads((tmp_path / "bench_planning.json").read_text())
+    for found in report["rows"]:
+        assert 0.3 < found["each its own / limit"] < 3 and found["all to the end / each its own"] > 1
+    assert "each its own" in (tmp_path / "bench_planning.md").read_text()
+
+
 def test_other_missing_modules_are_not_hidden(extras: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**kwargs: Any) -> None:
         raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")

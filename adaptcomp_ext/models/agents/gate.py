@@ -49,13 +49,16 @@ class PlanGate(nn.Module):
 
     thresholds: Tensor
 
-    def __init__(self, latent: int, actions: int, hidden: int = 64, price: float = 0.02, explore: float = 0.02) -> None:
+    def __init__(self, latent: int, actions: int, hidden: int = 64, price: float = 0.004, explore: float = 0.02) -> None:
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(check_int("latent", latent, 1) + check_int("actions", actions, 1), check_int("hidden", hidden, 1)),
             nn.SiLU(),
             nn.Linear(hidden, 2),
         )
+        last = self.net[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, NOVICE)
         self.explore = check_fraction("explore", explore, zero=True)
         self.kind = "value"
         self.register_buffer("thresholds", torch.tensor([price, 1.0, 0.0, 0.5], dtype=torch.float64))
@@ -104,5 +107,6 @@ class PlanGate(nn.Module):
         self.thresholds[GATES.index(kind)] = threshold
 
 
+NOVICE = 2.3  # a gain of a tenth is predicted at first: an agent that knows nothing plans everywhere
 UNIT = 0.01  # of gains, so that the regression's targets are near 1
 CLIP = 20.0

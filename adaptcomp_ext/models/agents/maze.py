@@ -15,7 +15,7 @@ __all__ = ["SWEEPS", "Deliberation", "MazeAgent", "Seen"]
 SWEEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """The numbers of sweeps that the gate chooses from."""
 WORST = -4.0  # of an advantage: how bad a move is when the plan knows that it is worse than this, or nothing of it
-NOVICE = 7.0
+NOVICE = 5.0
 """The gate's first bias, for the most sweeps: the agent begins by deliberating, and learns where it can be spared."""
 GOAL_FEATURES = 4 + len(SWEEPS) - 1
 
@@ -96,7 +96,7 @@ class MazeAgent(nn.Module):
     reach : int
         Cells that the habit sees to each side.
     hidden : int
-        Units of each of two hidden layers; the gate has a quarter of them.
+        Units of each of two hidden layers; the gate has half of them.
 
     Notes
     -----
@@ -112,7 +112,7 @@ class MazeAgent(nn.Module):
         window = (2 * reach + 1) ** 2
         self.habit = _mlp(window + GOAL_FEATURES, check_int("hidden", hidden, 1), 4)
         # Read in every state, as the habit is: it has to be cheap beside what it saves.
-        self.gate = _mlp(window + GOAL_FEATURES, max(8, hidden // 4), len(SWEEPS))
+        self.gate = _mlp(window + GOAL_FEATURES, max(8, hidden // 2), len(SWEEPS))
         last = self.gate[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():

@@ -1,0 +1,123 @@
+"""One agent, one task and one seed: train, with evaluations on the way and a close look at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
+from adaptcomp_ext.experiments.runs import Cell, Tick, read_json, span, write_json
+from adaptcomp_ext.models.agents import PlanningAgent
+
+from .evaluation import Episodes, run_episodes
+from .training import Settings, Trainer, train
+
+__all__ = ["KINDS", "run_cell"]
+
+KINDS = ("value", "kl", "entropy", "random", "always", "never")
+"""How the value gate's agent is made to plan, once trained."""
+CHECK_SEED, TEST_SEED = 20_000, 10_000
+SHOWN = 250  # decisions of the episode that is drawn
+
+
+def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Train as the settings say."""
+    keep_freed_memory()
+    settings = Settings(**cell.options["settings"])
+    trainer = Trainer(settings, cell.seed, folder)
+    checks = _Checks(cell, folder, trainer)
+    history = train(trainer, checks.after, span(tick, "training", 0.0, 0.9))
+    tick("evaluation", 0.9)
+    test = partial(run_episodes, trainer.agent, settings.task, cell.options["episodes"], length=cell.options["length"])
+    own = test(TEST_SEED + cell.seed)
+    found: dict[str, Any] = {
+        "history": history,
+        "warm": settings.warm,
+        "checks": checks.found,
+        "own": _judge(own),
+        "training": {key: sum(r[key] for r in history) for key in ("act", "simulate", "learn")},
+        "steps": settings.rounds * settings.episode * settings.envs * trainer.env.action_repeat,
+    }
+    if settings.gate == "value":
+        found.update(_look_closely(trainer.agent, test, TEST_SEED + cell.seed, own, tick))
+    return found
+
+
+class _Checks:
+    """Evaluations on the way: of full length, from the same states, and on disk, so that none is run twice."""
+
+    def __init__(self, cell: Cell, folder: Path, trainer: Trainer) -> None:
+        settings, count = trainer.settings, cell.options["checks"]
+        self.at = {max(1, round(settings.rounds * (i + 1) / count)) for i in range(count)}
+        self.path, self.trainer = folder / "checks.json", trainer
+        self.episodes, self.seed = cell.options["check_episodes"], CHECK_SEED + cell.seed
+        self.length = cell.options["length"]
+        self.found: list[dict[str, float]] = read_json(self.path) if self.path.is_file() else []
+
+    def after(self, number: int) -> None:
+        if number not in self.at or any(entry["round"] == number for entry in self.found):
+            return
+        episodes = run_episodes(self.trainer.agent, self.trainer.settings.task, self.episodes, self.seed, length=self.length)
+        self.found.append({"round": number, "return": float(episodes.returns.mean()), "rate": episodes.rate})
+        write_json(self.path, self.found)
+
+
+def _judge(episodes: Episodes) -> dict[str, Any]:
+    return {
+        "return": float(episodes.returns.mean()),
+        "returns": episodes.returns.tolist(),
+        "rate": episodes.rate,
+        "iterations": float(episodes.iterations.sum() / max(1, int(episodes.called.sum()))),
+        "broken": episodes.broken,
+    }
+
+
+def _look_closely(agent: PlanningAgent, test: Callable[..., Episodes], seed: int, own: Episodes, tick: Tick) -> dict[str, Any]:
+    """Other gates at the same rate; where the gate plans; an episode to be drawn."""
+    tick("other gates", 0.93)
+    scores = {kind: test(seed + 1, kind).score for kind in ("kl", "entropy")}
+    kept = agent.gate.thresholds.clone()
+    gates = {"value": _judge(own), "always": _judge(test(seed, "always")), "never": _judge(test(seed, "never"))}
+    for kind in ("kl", "entropy", "random"):
+        # Calibrated on other episodes; on these the rate comes out as it does, and is reported.
+        agent.gate.calibrate(kind, scores.get(kind, torch.empty(0)).flatten(), own.rate)
+        gates[kind] = _judge(test(seed, kind))
+    agent.gate.thresholds.copy_(kept)
+    tick("where it plans", 0.98)
+    return {"gates": gates, "where": _where(agent, test, seed), "strip": _strip(own)}
+
+
+def _where(agent: PlanningAgent, test: Callable[..., Episodes], seed: int) -> dict[str, Any]:
+    """Whether the gate calls the states in which habit and planner disagree, measured where the planner runs everywhere."""
+    price = agent.gate.thresholds[0].clone()
+    agent.gate.thresholds[0] = -1.0  # below all scores: every state is planned, and its score reported
+    episodes = test(seed, "value")
+    agent.gate.thresholds[0] = price
+    score, apart, gain = (t.flatten().numpy() for t in (episodes.score, episodes.divergence, episodes.gain))
+    called = score > float(price)
+    cuts = np.quantile(apart, (1 / 3, 2 / 3))
+    third = np.digitize(apart, cuts)
+    return {
+        "rate by divergence": [float(called[third == i].mean()) if (third == i).any() else float("nan") for i in range(3)],
+        "divergence": {"called": _mean(apart[called]), "not called": _mean(apart[~called])},
+        "gain": {"called": _mean(gain[called]), "not called": _mean(gain[~called])},
+        "rank correlation with gain": float(stats.spearmanr(score, gain).statistic),
+        "rank correlation with divergence": float(stats.spearmanr(score, apart).statistic),
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _strip(episodes: Episodes) -> dict[str, Any]:
+    return {
+        "reward": episodes.reward[:SHOWN, 0].tolist(),
+        "iterations": episodes.iterations[:SHOWN, 0].tolist(),
+    }

@@ -1,0 +1,77 @@
+"""The pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE, WRONG
+
+from .markdown import NAMES
+
+__all__ = ["draw", "draw_strip"]
+
+Summary = Mapping[str, Any]
+COLORS = {"always": OTHERS, "value": OURS, "never": WRONG, "random": ORANGE}
+
+
+def draw(summary: Summary, path: Path) -> None:
+    """Return and planning rate over training; return against seconds."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.1), layout="constrained")
+        for name, found in summary["agents"].items():
+            rounds = len(found["curve"]["return"])
+            steps = found["steps"] / rounds * np.arange(1, rounds + 1) / 1e3
+            _band(axes[0], steps, found["curve"]["return"], COLORS[name], NAMES[name])
+            if name in ("value", "random"):
+                _band(axes[1], steps, found["curve"]["rate"], COLORS[name], NAMES[name], 100)
+            seconds, last = found["seconds"], found["return"]
+            axes[2].errorbar(
+                [seconds.mean], [last.mean], _half([last]), _half([seconds]), color=COLORS[name], marker="o", label=NAMES[name]
+            )
+        axes[0].set(title="Learning (exploring, short episodes)", xlabel="steps, thousands", ylabel="return, per 1,000 steps")
+        axes[0].legend(loc="best", fontsize=8.5)
+        axes[1].set(title="How often it plans", xlabel="steps, thousands", ylabel="states planned, %", ylim=(0, 100))
+        axes[2].set(title="What it took", xlabel="training, s", ylabel="return at the end")
+        axes[2].set_xlim(left=0)
+        axes[2].legend(loc="best", fontsize=8.5)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+
+
+def _half(values: Sequence[Any], scale: float = 1.0) -> list[float]:
+    return [0.0 if v.high is None else scale * (v.high - v.mean) for v in values]
+
+
+def _band(axes: Axes, x: NDArray[Any], values: Sequence[Any], color: str, label: str, scale: float = 1.0) -> None:
+    mean, half = scale * np.array([v.mean for v in values]), np.array(_half(values, scale))
+    axes.plot(x, mean, color=color, lw=1.6, label=label)
+    axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, lw=0)
+
+
+def draw_strip(strip: Summary, path: Path, frames: Sequence[NDArray[np.uint8]] = ()) -> None:
+    """An episode's rewards, and the planner's iterations in each of its states under them; pictures above where there are any."""
+    rows = 3 if len(frames) else 2
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, 1, figsize=(10, 1.5 * rows + 0.6), layout="constrained", sharex=not len(frames))
+        if len(frames):
+            axes[0].imshow(np.concatenate(list(frames), axis=1))
+            axes[0].set_axis_off()
+        reward, iterations = axes[-2], axes[-1]
+        reward.plot(strip["reward"], color=OTHERS, lw=1.2)
+        reward.set_ylabel("reward")
+        reward.set_title("An episode")
+        iterations.bar(range(len(strip["iterations"])), strip["iterations"], 1.0, color=OURS)
+        iterations.set_ylabel("iterations")
+        iterations.set_xlabel("decision")
+        figure.savefig(path, dpi=120)
+        plt.close(figure)

@@ -1,0 +1,135 @@
+"""One update of the agent from stretches of its past: model and values, then the habit, then the gate.
+
+Values are learned from the rewards up to the end of a stretch and the slow value of its last state (uncorrected n-step returns):
+where rewards are rare, one step at a time takes too many updates to reach the states before them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adaptcomp_ext.models.agents import PlanningAgent, divergence
+
+from .replay import Replay
+
+__all__ = ["Learner", "Learning"]
+
+
+LEAST_SPREAD = 0.01
+SPREAD_RATE = 0.01
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Of the updates.
+
+    Attributes
+    ----------
+    distil : float
+        Weight of KL(π₂ ‖ π₁) in the habit's loss, on states that were planned.
+    entropy : float
+        Weight of the habit's entropy.
+    description : float
+        Weight of the habit's description length, per update's row (β).
+    recent : int
+        The gate learns from so many last steps of each environment.
+    """
+
+    batch: int = 128
+    horizon: int = 5
+    learning_rate: float = 1e-3
+    discount: float = 0.99
+    decay: float = 0.8
+    consistency: float = 2.0
+    reward: float = 1.0
+    value: float = 2.0
+    distil: float = 0.1
+    entropy: float = 3e-4
+    description: float = 1e-7
+    follow: float = 0.01
+    max_norm: float = 10.0
+    recent: int = 250
+    gate_batch: int = 128
+
+
+class Learner:
+    """Owns the optimizers.
+
+    Parameters
+    ----------
+    agent : PlanningAgent
+        Learns in place.
+    settings : Learning
+        How.
+    """
+
+    def __init__(self, agent: PlanningAgent, settings: Learning) -> None:
+        world = agent.world
+        self.agent, self.settings = agent, settings
+        self.model = [p for m in (world.encoder, world.dynamics, world.q) for p in m.parameters()]
+        self.habit = list(world.habit.parameters())
+        groups = [{"params": self.model}, {"params": self.habit}, {"params": list(agent.gate.parameters())}]
+        self.optimizer = torch.optim.Adam(groups, settings.learning_rate, foreach=True)
+
+    def update(self, replay: Replay) -> Tensor:
+        """Improve once; consistency, reward, value, habit and gate losses [5]."""
+        s, world, gate = self.settings, self.agent.world, self.agent.gate
+        world.habit.train()  # its noise belongs to learning alone
+        piece = replay.sample(s.batch, s.horizon)
+        weight = s.decay ** torch.arange(s.horizon)
+        with torch.no_grad():
+            future = world.encode(piece.observation[:, 1:])
+            move = world.habit(future[:, -1])
+            worth = world.value(future[:, -1], move.action, slow=True).amin(0)
+            target = torch.empty_like(piece.reward)
+            for t in reversed(range(s.horizon)):
+                worth = (1 - s.discount) * piece.reward[:, t] + s.discount * worth
+                target[:, t] = worth
+        z = world.encode(piece.observation[:, 0])
+        states, rewards = [z], []
+        for t in range(s.horizon):
+            z, reward = world.step(z, piece.action[:, t])
+            states.append(z)
+            rewards.append(reward)
+        along = torch.stack(states, 1)
+        consistency = ((along[:, 1:] - future).square().sum(-1) * weight).mean()
+        reward_error = ((torch.stack(rewards, 1) - piece.reward).square() * weight).mean()
+        q = world.value(along[:, :-1].flatten(0, 1), piece.action.flatten(0, 1)).view(2, s.batch, s.horizon)
+        value_error = ((q - target).square().sum(0) * weight).mean()
+        loss = s.consistency * consistency + s.reward * reward_error + s.value * value_error
+        self._set(self.model, loss)
+
+        seen = along[:, :-1].detach()
+        move = world.habit(seen)
+        worth = world.value(seen.flatten(0, 1), move.action.flatten(0, 1)).amin(0).view(s.batch, s.horizon)
+        with torch.no_grad():
+            ends = torch.quantile(worth[:, 0], torch.tensor([0.05, 0.95]))
+            world.spread.lerp_((ends[1] - ends[0]).clamp(min=LEAST_SPREAD), SPREAD_RATE)
+        planned = ~piece.mean.isnan().any(-1)
+        apart = divergence(piece.mean.nan_to_num(0.0), piece.std.nan_to_num(1.0), move.mean, move.log_std)
+        distil = (apart.clamp(max=20.0) * planned).mean()
+        habit = ((s.entropy * move.log_prob - worth / world.spread) * weight).mean() + s.distil * distil
+        self._set(self.habit, habit + s.description * world.habit.kl())
+
+        world.habit.eval()
+        some = replay.planned(s.recent, s.gate_batch)
+        gate_loss = torch.zeros(())
+        if some is not None:
+            with torch.no_grad():
+                at = world.encode(some[0])
+                log_std = world.habit.parameters_of(at)[1]
+            gate_loss = gate.loss(at, log_std, some[1] / world.spread, some[2])
+            self._set(list(gate.parameters()), gate_loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        world.follow(s.follow)
+        return torch.stack([v.detach() for v in (consistency, reward_error, value_error, habit, gate_loss)])
+
+    def _set(self, parameters: list[nn.Parameter], loss: Tensor) -> None:
+        # Of these parameters only: the habit's loss reaches through Q, which is not to learn from it.
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_norm, foreach=True)

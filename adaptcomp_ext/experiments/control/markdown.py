@@ -1,0 +1,137 @@
+"""The experiment's own report: tables, and sentences that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adaptcomp_ext.experiments.runs import Difference, interval, points, table
+
+__all__ = ["FIGURES", "verdicts", "write_markdown"]
+
+FIGURES = {"main": "control.png", "strip": "control_episode.png"}
+NAMES = {
+    "always": "plans everywhere",
+    "value": "plans where it pays",
+    "never": "never plans",
+    "random": "plans as often, at random",
+}
+Summary = Mapping[str, Any]
+
+
+def _said(difference: Difference, more: str, less: str) -> str:
+    if difference.low is None:
+        return "one seed: no interval"
+    if difference.above:
+        return more
+    return less if difference.below else "a tie: the interval holds 0"
+
+
+def _signed(difference: Difference) -> str:
+    return points(difference, 0, 1.0)
+
+
+def verdicts(summary: Summary) -> list[str]:
+    """What the figures say."""
+    out = []
+    for name, found in summary["agents"].items():
+        out.append(
+            f"The agent that {NAMES[name]}: return {interval(found['return'], 0, 1.0)} after {found['steps']:,} steps and "
+            f"{interval(found['seconds'], 0, 1.0)} s of training; it planned {interval(found['training rate'])} % of the states "
+            f"while it learned, {interval(found['rate'])} % at the end."
+        )
+    if "value − always" in summary:
+        found = summary["value − always"]
+        out.append(
+            f"Against planning everywhere the gated agent's return differs by {_signed(found['return'])}: "
+            f"{_said(found['return'], 'higher', 'lower')}; its training takes {interval(found['saved'])} % less time."
+        )
+    if "value − random" in summary:
+        found = summary["value − random"]
+        out.append(
+            f"Against planning as often at random, all through training: {_signed(found['return'])} at the end "
+            f"({_said(found['return'], 'better', 'worse')}), {_signed(found['learning'])} over the whole training "
+            f"({_said(found['learning'], 'better', 'worse')})."
+        )
+    if "gates" in summary:
+        found = summary["gates"]["random"]
+        out.append(
+            f"The trained agent, made to plan at random at {interval(found['rate'])} %: the gate's own choice is worth "
+            f"{_signed(found['value −'])} ({_said(found['value −'], 'more', 'less')})."
+        )
+        low, _, high = summary["where"]["rate by divergence"]
+        out.append(
+            f"Where habit and planner disagree least (a third of the states) the gate calls {interval(low)} %, "
+            "where they disagree "
+            f"most {interval(high)} %: {_said(summary['where']['most − least'], 'more where they disagree', 'less there')}. Rank "
+            f"correlation of its score with the gain {interval(summary['where']['rank correlation with gain'], 2, 1.0)}."
+        )
+        rates = [r.mean for r in summary["agents"]["value"]["curve"]["rate"]]
+        acted = [r for r in rates if r > 0]
+        if acted:
+            part = max(1, len(acted) // 4)
+            first, last = sum(acted[:part]) / part, sum(acted[-part:]) / part
+            how = "falls" if last < first else "does not fall"
+            out.append(
+                f"The planning rate {how} as the habit learns: {100 * first:.0f} % in the first quarter, "
+                f"{100 * last:.0f} % in the last."
+            )
+    broken = sum(found["broken"] for found in summary["agents"].values())
+    out.append(f"Episodes that the simulator ended with a number that is not one: {broken:.0f}.")
+    return out
+
+
+def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) -> str:
+    """The whole report."""
+    settings, seeds = config["settings"], len(config["seeds"])
+    parts = [
+        f"# Planning on demand: {settings['task']}\n",
+        f"{settings['envs']} environments, action repeat 2, {settings['rounds']} rounds of {settings['episode']} "
+        "decisions in each; "
+        f"price {settings['price']:g} of the spread of values; {seeds} seed{'s' if seeds > 1 else ''}; one thread of {machine}. "
+        f"Evaluations are {config['episodes']} episodes of the suite's own length (a return of at most 1,000), "
+        "without exploration. "
+        "Means over seeds ± half of Student's 95 % interval; differences are paired by seed, with their interval and p.\n",
+        f"![Learning and planning]({FIGURES['main']})\n",
+        "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",
+    ]
+    if "strip" in summary:
+        parts.append(f"![An episode]({FIGURES['strip']})\n")
+    parts.append("## Agents\n")
+    rows = [
+        [
+            NAMES[name],
+            interval(found["return"], 0, 1.0),
+            interval(found["seconds"], 0, 1.0),
+            interval(found["share of planning"]),
+            interval(found["training rate"]),
+            interval(found["rate"]),
+            interval(found["iterations"], 2, 1.0),
+        ]
+        for name, found in summary["agents"].items()
+    ]
+    header = [
+        "agent",
+        "return",
+        "training, s",
+        "of it acting, %",
+        "planned in training, %",
+        "at the end, %",
+        "iterations of a plan",
+    ]
+    parts.append(table(header, rows))
+    if "gates" in summary:
+        parts.append("## The gated agent, made to plan by other gates\n")
+        rows = [
+            [name, interval(found["rate"]), interval(found["return"], 0, 1.0), _signed(found["value −"])]
+            for name, found in summary["gates"].items()
+        ]
+        parts.append(table(["gate", "planned, %", "return", "value gate −"], rows))
+    parts.append("## Evaluations on the way\n")
+    rows = [
+        [NAMES[name], str(entry["round"]), interval(entry["return"], 0, 1.0), interval(entry["rate"])]
+        for name, found in summary["agents"].items()
+        for entry in found["checks"]
+    ]
+    parts.append(table(["agent", "round", "return", "planned, %"], rows))
+    return "\n".join(parts)

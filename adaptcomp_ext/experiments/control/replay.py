@@ -1,0 +1,97 @@
+"""What was lived through: the past of N environments, sampled in short pieces."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Piece", "Replay"]
+
+FIELDS = ("observation", "following", "action", "reward", "ended", "mean", "std", "gain", "divergence")
+
+
+class Piece(NamedTuple):
+    """Stretches of H steps.
+
+    Attributes
+    ----------
+    observation : Tensor
+        [B, H + 1, O].
+    action, reward : Tensor
+        [B, H, A], [B, H].
+    mean, std : Tensor
+        [B, H, A]: the plan's first action; NaN where there was no plan.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+class Replay:
+    """Steps of N environments in the order of time; nothing is thrown away.
+
+    Parameters
+    ----------
+    steps, envs, observations, actions : int
+        Room for so many steps of so many environments; sizes of an observation and an action.
+    """
+
+    def __init__(self, steps: int, envs: int, observations: int, actions: int) -> None:
+        self.observation = torch.zeros(steps, envs, observations)
+        self.following = torch.zeros(steps, envs, observations)
+        self.action, self.mean, self.std = (torch.zeros(steps, envs, actions) for _ in range(3))
+        self.reward, self.gain, self.divergence = (torch.zeros(steps, envs) for _ in range(3))
+        self.ended = torch.zeros(steps, envs, dtype=torch.bool)
+        self.length = 0
+
+    def add(self, **step: Tensor) -> None:
+        """Append one step of all environments."""
+        for name in FIELDS:
+            getattr(self, name)[self.length] = step[name]
+        self.length += 1
+
+    def sample(self, batch: int, horizon: int) -> Piece:
+        """Draw stretches that no episode's end cuts; needs more than `horizon` steps."""
+        envs = self.observation.shape[1]
+        begin, env = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        while len(begin) < batch:
+            t = torch.randint(self.length - horizon + 1, (batch + batch // 8,))
+            e = torch.randint(envs, t.shape)
+            whole = ~self.ended[t[:, None] + torch.arange(horizon - 1), e[:, None]].any(1)
+            begin, env = torch.cat([begin, t[whole]]), torch.cat([env, e[whole]])
+        begin, env = begin[:batch], env[:batch]
+        at, e = begin[:, None] + torch.arange(horizon), env[:, None]
+        last = self.following[at[:, -1:], e]
+        return Piece(
+            torch.cat([self.observation[at, e], last], 1),
+            self.action[at, e],
+            self.reward[at, e],
+            self.mean[at, e],
+            self.std[at, e],
+        )
+
+    def planned(self, count: int, batch: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Up to `batch` of the last `count` steps' states that were planned: observation, gain, divergence; None if none was."""
+        since = max(0, self.length - count)
+        index = (~self.gain[since : self.length].isnan()).nonzero()
+        if not len(index):
+            return None
+        index = index[torch.randint(len(index), (batch,))]
+        t, e = index[:, 0] + since, index[:, 1]
+        return self.observation[t, e], self.gain[t, e], self.divergence[t, e]
+
+    def part(self, begin: int, end: int) -> dict[str, Tensor]:
+        """Steps `begin` to `end`, to be written."""
+        return {name: getattr(self, name)[begin:end].clone() for name in FIELDS}
+
+    def extend(self, part: dict[str, Tensor]) -> None:
+        """Append what `part` gave."""
+        count = len(part["reward"])
+        for name in FIELDS:
+            getattr(self, name)[self.length : self.length + count] = part[name]
+        self.length += count

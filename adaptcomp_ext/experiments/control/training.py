@@ -1,0 +1,273 @@
+"""Act and learn, round after round; what was done is on disk after each few rounds, to the bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
+from adaptcomp_ext.experiments.runs import Checkpoint
+from adaptcomp_ext.models.agents import PlanGate, PlanningAgent, WorldModel
+
+from .learning import Learner, Learning
+from .replay import Replay
+
+__all__ = ["Settings", "Trainer", "build", "train"]
+
+MT_WORDS = 624
+BURST = 12  # decisions for which an exploratory action is held, on average
+FULL = 500  # decisions of the suite's own episode
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one training.
+
+    Attributes
+    ----------
+    task : str
+        One of `adaptcomp_ext.experiments.environments.control.TASKS`.
+    gate : str
+        Of `adaptcomp_ext.models.agents.GATES`: which states are planned.
+    price : float
+        κ of the value gate: planned where the predicted gain exceeds it, in units of the spread of values.
+    rates : tuple of float or None
+        Of the random gate: which share of the states is planned, by round; the last one for all rounds after it.
+    envs, rounds, episode : int
+        Environments side by side; rounds; decisions of a round, after which all begin anew.
+    warm : int
+        Rounds of random bursts before the agent acts.
+    updates : int
+        Of the networks, for each decision of all environments together.
+    first_updates : int
+        After the warm rounds.
+    wide : float
+        σ of plans is at least this at first, falling linearly to the planner's own within half of the training.
+    bursts : float
+        Probability per decision that a random action is held for some time, falling to 0 at 60 % of the training.
+    latent, hidden : int
+        Sizes of the networks.
+    planner : dict
+        Options of `adaptcomp_ext.models.agents.Planner`.
+    learning : dict
+        Options of `Learning`.
+    """
+
+    task: str
+    gate: str = "value"
+    price: float = 0.004
+    rates: tuple[float, ...] | None = None
+    envs: int = 32
+    rounds: int = 20
+    episode: int = 100
+    warm: int = 2
+    updates: int = 5
+    first_updates: int = 500
+    wide: float = 0.5
+    bursts: float = 0.01
+    latent: int = 32
+    hidden: int = 128
+    planner: dict[str, Any] = field(default_factory=dict)
+    learning: dict[str, Any] = field(default_factory=dict)
+
+
+def build(settings: Settings, observations: int, actions: int) -> PlanningAgent:
+    """A new agent, from torch's random state."""
+    learning = Learning(**settings.learning)
+    world = WorldModel(observations, actions, settings.latent, settings.hidden)
+    gate = PlanGate(settings.latent, actions, price=settings.price)
+    gate.kind = settings.gate
+    agent = PlanningAgent(world, gate, discount=learning.discount, **settings.planner)
+    return agent.eval()
+
+
+class _Bursts:
+    """Exploration that gets somewhere: now and then an action is held for a while (εz-greedy: Dabney et al. 2021)."""
+
+    def __init__(self, envs: int, actions: int) -> None:
+        self.left = torch.zeros(envs, dtype=torch.int64)
+        self.held = torch.zeros(envs, actions)
+
+    def apply(self, action: Tensor | None, probability: float) -> Tensor:
+        begins = (self.left <= 0) & (torch.rand(len(self.left)) < probability)
+        length = torch.empty(len(self.left)).geometric_(1 / BURST).long()
+        self.left = torch.where(begins, length, self.left - 1)
+        drawn = (3 * torch.rand_like(self.held) - 1.5).clamp(-1, 1)
+        self.held = torch.where(begins[:, None], drawn, self.held)
+        if action is None:
+            return self.held
+        return torch.where((self.left > 0)[:, None], self.held, action)
+
+
+class Trainer:
+    """One agent, its environments and its past.
+
+    Parameters
+    ----------
+    settings : Settings
+        What to do.
+    seed : int
+        Of the environments; the rest comes from torch's random state.
+    folder : Path, optional
+        Where it is kept; a folder that holds a part of the same training is gone on with.
+    agent : PlanningAgent, optional
+        Instead of a new one.
+    """
+
+    def __init__(self, settings: Settings, seed: int, folder: Path | None = None, agent: PlanningAgent | None = None) -> None:
+        self.settings, self.folder = settings, folder
+        self.env = ControlVectorEnv(settings.task, settings.envs, max_steps=settings.episode)
+        (observations,), (actions,) = self.env.single_observation_space.shape or (), self.env.single_action_space.shape or ()
+        self.agent = build(settings, observations, actions) if agent is None else agent
+        self.learner = Learner(self.agent, Learning(**settings.learning))
+        self.replay = Replay(settings.rounds * settings.episode, settings.envs, observations, actions)
+        self.history: list[dict[str, float]] = []
+        self.env.reset(seed=seed)
+        self.kept = 0
+        if folder is not None:
+            self._load(folder)
+
+    def _load(self, folder: Path) -> None:
+        history = Checkpoint(folder / "agent.safetensors").load(self.agent, self.learner.optimizer, None)
+        for part in sorted(folder.glob("past-*.safetensors")):
+            end = int(part.stem.partition("-")[2])
+            if end <= len(history):
+                tensors = load_file(part)
+                self._restore_random(tensors.pop("random"))
+                self.replay.extend(tensors)
+        self.history = list(history)
+        self.kept = len(history)
+
+    def save(self) -> None:
+        """Write what was done since the last time."""
+        if self.folder is None or self.kept == len(self.history):
+            return
+        length = self.settings.episode
+        part = self.replay.part(self.kept * length, len(self.history) * length)
+        path = self.folder / f"past-{len(self.history):05d}.safetensors"
+        temporary = path.with_suffix(".part")
+        save_file({**part, "random": self._random()}, temporary)
+        temporary.replace(path)
+        # The checkpoint is written last: it says how much of the past counts.
+        Checkpoint(self.folder / "agent.safetensors").save(self.agent, self.learner.optimizer, None, self.history)
+        self.kept = len(self.history)
+
+    def _random(self) -> Tensor:
+        rows = []
+        for _, keys, position, has_gauss, gauss in self.env.random_state():
+            rows.append([*map(float, keys), float(position), float(has_gauss), gauss])
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def _restore_random(self, rows: Tensor) -> None:
+        state = []
+        for row in rows.tolist():
+            keys, (position, has_gauss, gauss) = row[:MT_WORDS], row[MT_WORDS:]
+            state.append(("MT19937", [int(key) for key in keys], int(position), int(has_gauss), gauss))
+        self.env.set_random_state(state)
+
+    def round(self) -> dict[str, float]:
+        """One episode in every environment, with the updates that belong to it."""
+        s, agent = self.settings, self.agent
+        number = len(self.history)
+        done = number / s.rounds
+        agent.planner.least_std = max(0.05, s.wide * (1 - 2 * done))
+        if s.rates is not None:
+            rate = s.rates[min(number, len(s.rates) - 1)]
+            agent.gate.calibrate("random", torch.empty(0), rate)
+        burst = s.bursts * max(0.0, 1 - done / 0.6)
+        warm = number < s.warm
+        bursts = _Bursts(s.envs, agent.world.actions)
+        observation, _ = self.env.reset()
+        before = None
+        broken = self.env.broken
+        total = {"reward": 0.0, "planned": 0.0, "iterations": 0.0, "gain": 0.0, "divergence": 0.0}
+        seconds = {"act": 0.0, "simulate": 0.0, "learn": 0.0}
+        losses: list[Tensor] = []
+        for k in range(s.episode):
+            clock = time.perf_counter()
+            seen = torch.from_numpy(observation)
+            if warm:
+                action = bursts.apply(None, 1.0)
+                blank = torch.full_like(action, torch.nan)
+                about = {"mean": blank, "std": blank, "gain": blank[:, 0], "divergence": blank[:, 0]}
+            else:
+                act = agent.act(seen, before, explore=True)
+                action, before = bursts.apply(act.action, burst), act.following
+                about = {"mean": act.mean, "std": act.std, "gain": act.gain, "divergence": act.divergence}
+                total["planned"] += float(act.called.sum())
+                total["iterations"] += float(act.iterations.sum())
+                total["gain"] += float(act.gain.nansum())
+                total["divergence"] += float(act.divergence.nansum())
+            clock = _lap(seconds, "act", clock)
+            observation, reward, _, truncated, info = self.env.step(action.numpy())
+            following = observation.copy()
+            for i in np.flatnonzero(truncated):
+                following[i] = info["final_obs"][i]
+                if before is not None:
+                    before[i] = torch.nan
+            total["reward"] += float(reward.sum())
+            ended = torch.from_numpy(truncated | (k == s.episode - 1))
+            self.replay.add(
+                observation=seen,
+                following=torch.from_numpy(following),
+                action=action,
+                reward=torch.from_numpy(reward / self.env.action_repeat).float(),
+                ended=ended,
+                **about,
+            )
+            clock = _lap(seconds, "simulate", clock)
+            if not warm and self.replay.length > self.learner.settings.horizon:
+                losses += [self.learner.update(self.replay) for _ in range(s.updates)]
+            elif number == s.warm - 1 and k == s.episode - 1:
+                losses += [self.learner.update(self.replay) for _ in range(s.first_updates)]
+            _lap(seconds, "learn", clock)
+        decisions = s.envs * s.episode
+        planned = max(total["planned"], 1.0)
+        record = {
+            "return": total["reward"] / decisions * FULL,
+            "rate": total["planned"] / decisions,
+            "iterations": total["iterations"] / planned,
+            "gain": total["gain"] / planned,
+            "divergence": total["divergence"] / planned,
+            "broken": float(self.env.broken - broken),
+            **seconds,
+        }
+        names = ("consistency", "reward error", "value error", "habit loss", "gate loss")
+        mean = torch.stack(losses).mean(0).tolist() if losses else [0.0] * len(names)
+        record.update(zip(names, mean, strict=True))
+        self.history.append(record)
+        return record
+
+
+def _lap(seconds: dict[str, float], name: str, since: float) -> float:
+    now = time.perf_counter()
+    seconds[name] += now - since
+    return now
+
+
+def train(
+    trainer: Trainer,
+    after: Callable[[int], None] | None = None,
+    tick: Callable[[float], None] | None = None,
+    every: float = 20.0,
+) -> list[dict[str, float]]:
+    """Run the rounds that are missing; `after(round)` is called after each; what was done is written every so many seconds."""
+    last = time.monotonic()
+    while len(trainer.history) < trainer.settings.rounds:
+        trainer.round()
+        if after is not None:
+            after(len(trainer.history))
+        if time.monotonic() - last > every or len(trainer.history) == trainer.settings.rounds:
+            trainer.save()
+            last = time.monotonic()
+        if tick is not None:
+            tick(len(trainer.history) / trainer.settings.rounds)
+    return trainer.history

@@ -1,0 +1,150 @@
+"""Train an agent that plans, learn what each level of depth gains, and let the states choose."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
+from adaptcomp_ext.experiments.control.training import Settings, Trainer, train
+from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
+from adaptcomp_ext.experiments.runs import Cell, Tick, span
+from adaptcomp_ext.models.agents import DepthGate, DepthPlanner, PlanningAgent
+
+__all__ = ["run_cell"]
+
+FIT_SEED, TEST_SEED = 30_000, 10_000
+SHOWN = 250  # decisions of the episode that is drawn
+
+
+class _Walked(NamedTuple):
+    returns: Tensor
+    depth: Tensor
+    horizon: Tensor
+    observation: Tensor
+    latent: Tensor
+    log_std: Tensor
+    gains: Tensor
+    reward: Tensor
+
+
+def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Do what the options say."""
+    keep_freed_memory()
+    settings = Settings(**cell.options["settings"])
+    trainer = Trainer(settings, cell.seed, folder)
+    history = train(trainer, None, span(tick, "training", 0.0, 0.7))
+    agent = trainer.agent
+    planner = DepthPlanner(agent.planner, cell.options["levels"], cell.options["iterations"])
+    episodes, deepest = cell.options["episodes"], len(planner.levels)
+    walk = partial(_walk, agent, planner, settings.task, length=cell.options["length"])
+    tick("what depth gains", 0.72)
+    seen = walk(cell.options["fit_episodes"], FIT_SEED + cell.seed, deepest, gains=True)
+    gate = DepthGate(settings.latent, agent.world.actions, planner.levels)
+    gains = seen.gains.flatten(0, 1) / agent.world.spread
+    gate.fit(seen.latent.flatten(0, 1), seen.log_std.flatten(0, 1), gains, seed=cell.seed)
+    found: dict[str, Any] = {
+        "history": history,
+        "mean gain": gains.mean(0).tolist(),
+        "fixed": {},
+        "adaptive": {},
+    }
+    for i, depth in enumerate(range(deepest + 1)):
+        tick(f"fixed depth {depth}", 0.76 + 0.1 * i / (deepest + 1))
+        walked = walk(episodes, TEST_SEED + cell.seed, depth)
+        found["fixed"][str((0, *planner.levels)[depth])] = _judge(walked, planner)
+    for i, price in enumerate(cell.options["prices"]):
+        tick(f"price {price:g}", 0.86 + 0.14 * i / len(cell.options["prices"]))
+        gate.price = price
+        own = walk(episodes, TEST_SEED + cell.seed, gate)
+        dealt = walk(episodes, TEST_SEED + cell.seed, gate, shuffle=True)
+        found["adaptive"][f"{price:g}"] = {
+            **_judge(own, planner),
+            "shuffled": _judge(dealt, planner),
+            "correlations": _correlations(own),
+            "strip": {"reward": own.reward[:SHOWN, 0].tolist(), "horizon": own.horizon[:SHOWN, 0].tolist()},
+        }
+    return found
+
+
+def _walk(
+    agent: PlanningAgent,
+    planner: DepthPlanner,
+    task: str,
+    count: int,
+    seed: int,
+    depth: int | DepthGate,
+    length: int | None = None,
+    gains: bool = False,
+    shuffle: bool = False,
+) -> _Walked:
+    """N episodes of `length` decisions, or whole ones.
+
+    `gains`: what each level adds in every state that is met; `shuffle`: the chosen depths are dealt among the states.
+    """
+    env = ControlVectorEnv(task, count, max_steps=length)
+    observation, _ = env.reset(seed=seed)
+    going = np.ones(count, bool)
+    records: list[tuple[Tensor, ...]] = []
+    world = agent.world
+    least, agent.planner.least_std = agent.planner.least_std, 0.05
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        while going.any():
+            seen = torch.from_numpy(observation)
+            z = world.encode(seen)
+            log_std = world.habit.parameters_of(z)[1]
+            chosen = torch.full((count,), depth) if isinstance(depth, int) else depth(z, log_std)
+            if shuffle:
+                chosen = chosen[torch.randperm(count)]
+            plan = planner.plan(z, chosen)
+            added = z.new_zeros(count, len(planner.levels))
+            if gains:
+                worths = [planner.plan(z, torch.full_like(chosen, k)).worth for k in range(len(planner.levels) + 1)]
+                added = torch.stack(worths, 1).diff(dim=1)
+            observation, reward, _, truncated, _ = env.step(plan.action.numpy())
+            counted = torch.from_numpy(np.where(going, reward, 0.0))
+            records.append((chosen, plan.horizon, seen, z, log_std, added, counted))
+            going &= ~truncated
+    agent.planner.least_std = least
+    depths, horizon, observations, latent, log_std, added, rewards = (torch.stack(p) for p in zip(*records, strict=True))
+    return _Walked(rewards.sum(0), depths, horizon, observations, latent, log_std, added, rewards)
+
+
+def _judge(walked: _Walked, planner: DepthPlanner) -> dict[str, Any]:
+    levels = torch.tensor((0, *planner.levels))
+    cost = torch.cat([torch.zeros(1), levels[1:].cumsum(0).float()]) * planner.iterations
+    share = [(float((walked.horizon == int(h)).double().mean())) for h in levels]
+    return {
+        "return": float(walked.returns.mean()),
+        "horizon": float(walked.horizon.double().mean()),
+        "steps imagined": float(cost[walked.depth].mean()),
+        "share": dict(zip((str(int(h)) for h in levels), share, strict=True)),
+    }
+
+
+def _correlations(walked: _Walked) -> dict[str, float | None]:
+    """Rank correlation of H with what a state is like; None where H never changes."""
+    horizon = walked.horizon.flatten().numpy()
+    if horizon.min() == horizon.max():
+        return dict.fromkeys(("doubt", "reward", "time", "speed"))
+    steps, count = walked.horizon.shape
+    change = torch.zeros(steps, count)
+    change[1:] = (walked.observation[1:] - walked.observation[:-1]).norm(dim=2)
+    about = {
+        "doubt": walked.log_std.mean(-1),
+        "reward": walked.reward,
+        "time": torch.arange(steps)[:, None].expand(steps, count),
+        "speed": change,
+    }
+    return {name: _rank(horizon, values.flatten().double().numpy()) for name, values in about.items()}
+
+
+def _rank(a: np.ndarray, b: np.ndarray) -> float | None:
+    return float(stats.spearmanr(a, b).statistic) if b.min() < b.max() else None

@@ -1,0 +1,47 @@
+"""The picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from adaptcomp_ext.experiments.style import OTHERS, OURS, STYLE
+
+__all__ = ["draw"]
+
+
+def draw(summary: Mapping[str, Any], path: Path) -> None:
+    """Return against what is imagined; which horizons are chosen; an episode."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.1), layout="constrained", width_ratios=(1, 1, 1.3))
+        for name, parts, color, marker in (
+            ("the same everywhere", summary["fixed"], OTHERS, "o"),
+            ("chosen by state", summary["adaptive"], OURS, "o"),
+            ("the same, dealt at random", {k: v["shuffled"] for k, v in summary["adaptive"].items()}, OURS, "x"),
+        ):
+            found = list(parts.values())
+            half = [0.0 if f["return"].high is None else f["return"].high - f["return"].mean for f in found]
+            x, y = [f["steps imagined"].mean for f in found], [f["return"].mean for f in found]
+            axes[0].errorbar(x, y, half, color=color, marker=marker, ms=5, lw=1.4 if marker == "o" else 0, label=name)
+        axes[0].set(title="What looking ahead is worth", xlabel="steps imagined by each candidate", ylabel="return")
+        axes[0].legend(loc="best", fontsize=8.5)
+        width = 0.8 / len(summary["adaptive"])
+        for i, (price, found) in enumerate(summary["adaptive"].items()):
+            share = [100 * v.mean for v in found["share"].values()]
+            axes[1].bar([k + i * width for k in range(len(share))], share, width, label=f"price {price}")
+        names = list(next(iter(summary["adaptive"].values()))["share"])
+        axes[1].set_xticks([k + 0.4 - width / 2 for k in range(len(names))], names)
+        axes[1].set(title="Which horizons are chosen", xlabel="H", ylabel="states, %")
+        axes[1].legend(loc="best", fontsize=8.5)
+        strip = summary["strip"]
+        axes[2].bar(range(len(strip["horizon"])), strip["horizon"], 1.0, color=OURS)
+        axes[2].plot([4 * r for r in strip["reward"]], color=OTHERS, lw=1.2)
+        axes[2].set(title="An episode: H, and the reward (line)", xlabel="decision", ylabel="H")
+        figure.savefig(path, dpi=130)
+        plt.close(figure)

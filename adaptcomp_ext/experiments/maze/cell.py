@@ -1,0 +1,110 @@
+"""One agent and one seed: train, then walk through mazes never seen."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from adaptcomp_ext.experiments.environments.layouts import Layouts, draw_layouts
+from adaptcomp_ext.experiments.runs import Cell, Tick, span
+from adaptcomp_ext.models.agents import MazeAgent
+
+from .evaluation import Trial, run_trial
+from .timing import compare
+from .training import Settings, train
+
+__all__ = ["FIXED", "run_cell", "unseen_layouts"]
+
+FIXED = (0, 2, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of sweeps that the priced agent is also made to do everywhere."""
+LARGER = 17
+TEST_SEED = 10_000
+DISTANCES = ((1, 1), (2, 3), (4, 5), (6, 8), (9, 12), (13, 17), (18, 24), (25, 40))
+CURVE = 60  # points of the training curve that are kept
+
+
+def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Train an agent as the options say, and measure it on the same mazes as all others."""
+    settings = Settings(**cell.options["settings"])
+    torch.manual_seed(cell.seed)
+    agent = MazeAgent()
+    history = train(agent, settings, cell.seed, span(tick, "training", 0.0, 0.8))
+    save_file(dict(agent.state_dict()), folder / "agent.safetensors")
+    every = max(1, len(history) // CURVE)
+    found: dict[str, Any] = {"curve": [_mean(history[i : i + every]) for i in range(0, len(history), every)], "every": every}
+    with torch.no_grad():
+        found.update(_measure(agent, settings, cell, tick))
+    return found
+
+
+def _mean(records: list[dict[str, float]]) -> dict[str, float]:
+    return {key: sum(r[key] for r in records) / len(records) for key in records[0]}
+
+
+def unseen_layouts(count: int, size: int, density: float) -> Layouts:
+    """The mazes of all trials; none of them is likely to have been trained on, there being some 10³⁰."""
+    return draw_layouts(count, size, density, np.random.default_rng([TEST_SEED, size, round(100 * density)]))
+
+
+def _measure(agent: MazeAgent, settings: Settings, cell: Cell, tick: Tick) -> dict[str, Any]:
+    tick("unseen mazes", 0.8)
+    layouts = unseen_layouts(cell.options["mazes"], settings.size, settings.density)
+    own = run_trial(agent, layouts, settings.density, cell.seed, settings.sweeps)
+    found: dict[str, Any] = {"own": own.summary()}
+    if settings.sweeps is not None:
+        return found
+    found["by_distance"] = _by_distance(own)
+    shuffler = torch.Generator().manual_seed(cell.seed)
+    controls = {
+        "shuffled": lambda chosen, _: chosen[torch.randperm(len(chosen), generator=shuffler)],
+        "fixed at the mean": math.ceil(found["own"]["sweeps_per_step"]),
+    }
+    for name, sweeps in controls.items():
+        found[name] = run_trial(agent, layouts, settings.density, cell.seed, sweeps).summary()
+    tick("other mazes", 0.85)
+    fixed = FIXED if cell.options["agent"] == "priced" else (16,)
+    found["fixed"] = {str(k): run_trial(agent, layouts, settings.density, cell.seed, k).summary() for k in fixed}
+    found["others"] = {}
+    for size, density in cell.options["others"]:
+        some = unseen_layouts(cell.options["larger"], size, density)
+        trial = run_trial(agent, some, density, cell.seed)
+        found["others"][f"{size} x {size}, {density:g}"] = {
+            "own": trial.summary(),
+            "fixed 16": run_trial(agent, some, density, cell.seed, 16).summary(),
+        }
+        if (size, density) == (LARGER, settings.density):
+            found["by_distance_larger"] = _by_distance(trial)
+    if cell.options["agent"] == "priced":
+        found["example"] = _example(layouts, own)
+        tick("timing", 0.92)
+        found["timing"] = [compare(agent, settings, mazes, cell.options["timing_seconds"]) for mazes in cell.options["timed"]]
+    return found
+
+
+def _by_distance(trial: Trial) -> list[dict[str, float]]:
+    out = []
+    for low, high in DISTANCES:
+        at = (trial.at_distance >= low) & (trial.at_distance <= high)
+        if int(at.sum()):
+            some = trial.at_sweeps[at]
+            out.append({"low": low, "high": high, "sweeps": float(some.mean()), "none": float((some == 0).float().mean())})
+    return out
+
+
+def _example(layouts: Layouts, trial: Trial) -> dict[str, Any]:
+    """The longest way among those that were found without a detour, and the sweeps along it."""
+    direct = trial.success & (trial.efficiency > 0.99)
+    best = int((torch.from_numpy(layouts.shortest.astype(np.float32)) * direct).argmax())
+    at = trial.at_maze == best
+    return {
+        "walls": layouts.walls[best].astype(int).tolist(),
+        "start": layouts.start[best].tolist(),
+        "goal": layouts.goal[best].tolist(),
+        "positions": trial.at_position[at].tolist(),
+        "sweeps": trial.at_sweeps[at].int().tolist(),
+    }

@@ -1,0 +1,73 @@
+"""Several tasks one after another: what is kept from one to the next, and what it costs until each is learned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
+from adaptcomp_ext.experiments.control.training import Settings, Trainer, build, train
+from adaptcomp_ext.experiments.runs import Cell, Tick, span
+from adaptcomp_ext.models.agents import PlanningAgent
+
+__all__ = ["KEEPS", "LARGEST", "run_cell", "successor"]
+
+KEEPS = ("nothing", "habit", "everything")
+"""What goes from one task to the next: nothing; π₁ with the encoder that it reads, π₂'s parts being made anew; all networks."""
+LARGEST = 1000.0  # the largest return
+
+
+def successor(agent: PlanningAgent, settings: Settings, keep: str) -> PlanningAgent:
+    """The agent that begins the next task; from torch's random state where parts are new.
+
+    Parameters
+    ----------
+    agent : PlanningAgent
+        Of the task before; left as it is.
+    settings : Settings
+        Of the next task.
+    keep : str
+        One of `KEEPS`.
+    """
+    world = agent.world
+    inputs = next(world.encoder.parameters()).shape[1]
+    new = build(settings, inputs, world.actions)
+    if keep == "everything":
+        new.load_state_dict(agent.state_dict())
+    elif keep == "habit":
+        new.world.encoder.load_state_dict(world.encoder.state_dict())
+        new.world.habit.load_state_dict(world.habit.state_dict())
+    return new
+
+
+def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Learn the tasks in their order."""
+    keep_freed_memory()
+    settings = Settings(**cell.options["settings"])
+    order, keep = cell.options["order"], cell.options["keep"]
+    agent: PlanningAgent | None = None
+    found: list[dict[str, Any]] = []
+    for i, task in enumerate(order):
+        own = replace(settings, task=task, warm=settings.warm if i == 0 or keep == "nothing" else 0)
+        where = folder / f"{i}-{task}"
+        where.mkdir(exist_ok=True)
+        # Each task begins from a state of its own, so that one that is taken up again ends as it would have.
+        torch.manual_seed(1000 * cell.seed + i)
+        begin = None if agent is None else successor(agent, own, keep)
+        trainer = Trainer(own, cell.seed + i, where, begin)
+        history = train(trainer, None, span(tick, task, i / len(order), (i + 1) / len(order)))
+        agent = trainer.agent
+        regret = [LARGEST - record["return"] for record in history]
+        found.append(
+            {
+                "task": task,
+                "returns": [record["return"] for record in history],
+                "regret": sum(regret) / len(regret),
+                "early regret": sum(regret[: max(1, len(regret) // 4)]) / max(1, len(regret) // 4),
+                "rate": sum(record["rate"] for record in history) / len(history),
+            }
+        )
+    return {"tasks": found, "regret": sum(f["regret"] for f in found) / len(found)}

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from adaptcomp_ext.experiments.control import control
+from adaptcomp_ext.experiments.control.evaluation import run_episodes
+from adaptcomp_ext.experiments.control.plan import plan, preset
+from adaptcomp_ext.experiments.control.replay import Replay
+from adaptcomp_ext.experiments.control.training import Settings, Trainer, train
+from adaptcomp_ext.experiments.horizon import horizon
+from adaptcomp_ext.experiments.transfer import transfer
+from adaptcomp_ext.experiments.transfer.cell import successor
+
+QUIET = Console(quiet=True)
+TINY = {"samples": 32, "elites": 8, "habits": 4, "iterations": 2}
+
+
+def tiny(**change: object) -> Settings:
+    options = {"envs": 3, "rounds": 4, "episode": 12, "warm": 1, "updates": 1, "first_updates": 3, "latent": 16, "hidden": 16}
+    return Settings("pendulum-swingup", **{**options, "planner": TINY, "learning": {"batch": 16}, **change})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("control")
+    control("pendulum-swingup", folder, quick=True, console=QUIET)
+    return folder
+
+
+def test_the_report_is_whole(out: Path) -> None:
+    report = json.loads((out / "control.json").read_text())
+    assert set(report["agents"]) == {"always", "value", "never", "random"}
+    assert report["agents"]["always"]["training rate"][0] == 1 and report["agents"]["never"]["training rate"][0] == 0
+    assert set(report["gates"]) == {"value", "kl", "entropy", "random", "always", "never"}
+    text = (out / "control.md").read_text()
+    for name in ("control.png", "control_episode.png"):
+        assert name in text and (out / name).stat().st_size > 10_000
+    assert "nan" not in text.lower().replace("planning", "")
+
+
+def test_the_random_gate_plans_as_often_as_the_value_gate(out: Path) -> None:
+    value, random = (json.loads((out / "cells" / f"{n}-seed-0" / "result.json").read_text()) for n in ("value", "random"))
+    for ours, theirs in zip(value["history"], random["history"], strict=True):
+        assert abs(ours["rate"] - theirs["rate"]) < 0.1
+
+
+def test_a_killed_training_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    settings = tiny()
+
+    def run(folder: Path, stops: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(3)
+        for stop in stops:
+            # What happens after the last save is lost with the process, and done again.
+            trainer = Trainer(settings, 3, folder)
+            while len(trainer.history) < stop:
+                trainer.round()
+                trainer.save()
+            if stop < settings.rounds:
+                trainer.round()
+            torch.manual_seed(99)  # whatever another process would have
+        return load_file(folder / "agent.safetensors")
+
+    whole, pieces = run(tmp_path / "whole", (4,)), run(tmp_path / "pieces", (1, 2, 4))
+    assert set(whole) == set(pieces)
+    for name in whole:
+        assert torch.equal(whole[name], pieces[name]), name
+    parts = [load_file(tmp_path / which / "past-00003.safetensors") for which in ("whole", "pieces")]
+    assert all(torch.equal(parts[0][k].nan_to_num(9.0), parts[1][k].nan_to_num(9.0)) for k in parts[0])
+
+
+def test_what_was_written_halfway_does_not_count(tmp_path: Path) -> None:
+    settings = tiny()
+    torch.manual_seed(0)
+    trainer = Trainer(settings, 0, tmp_path)
+    for _ in range(2):
+        trainer.round()
+        trainer.save()
+    # The past of a third round is there, its checkpoint is not: as if killed between the two.
+    shutil.copy(tmp_path / "past-00002.safetensors", tmp_path / "past-00003.safetensors")
+    again = Trainer(settings, 0, tmp_path)
+    assert len(again.history) == 2 and again.replay.length == 2 * settings.episode
+
+
+def test_training_is_saved_and_counted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(tiny(gate="always"), 0, tmp_path)
+    seen: list[int] = []
+    history = train(trainer, seen.append, every=0.0)
+    assert seen == [1, 2, 3, 4] and len(history) == 4
+    assert [record["rate"] for record in history] == [0, 1, 1, 1]
+    assert (tmp_path / "agent.safetensors").is_file() and len(list(tmp_path.glob("past-*.safetensors"))) == 4
+    assert history[1]["iterations"] > 0 and all(record["broken"] == 0 for record in history)
+
+
+def test_a_broken_episode_is_counted_and_the_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(tiny(), 0)
+    trainer.round()
+    real, calls = trainer.env._advance, 0
+
+    def advance(i: int, action):
+        nonlocal calls
+        calls += 1
+        return (None, 0.0) if calls == 5 else real(i, action)
+
+    monkeypatch.setattr(trainer.env, "_advance", advance)
+    record = trainer.round()
+    assert record["broken"] == 1
+    assert int(trainer.replay.ended[trainer.settings.episode : 2 * trainer.settings.episode].sum()) == 3 + 1
+    assert torch.isfinite(trainer.replay.observation[: trainer.replay.length]).all()
+    assert trainer.round()["broken"] == 0
+
+
+def test_stretches_stay_within_episodes() -> None:
+    replay = Replay(60, 2, 1, 1)
+    for t in range(60):
+        at = torch.full((2, 1), float(t))
+        blank = torch.zeros(2)
+        replay.add(
+            observation=at,
+            following=at + 1,
+            action=at,
+            reward=blank + t,
+            ended=torch.tensor([t % 7 == 6, t % 11 == 10]),
+            mean=at,
+            std=at,
+            gain=blank + torch.nan if t % 2 else blank + t,
+            divergence=blank,
+        )
+    torch.manual_seed(0)
+    piece = replay.sample(500, 4)
+    steps = piece.observation[:, :, 0]
+    assert bool((steps.diff(dim=1) == 1).all())
+    begin = piece.reward[:, 0]
+    cut = {7: (begin % 7 > 3), 11: (begin % 11 > 7)}
+    # A start fits at least one of the two environments that it may come from.
+    assert not bool((cut[7] & cut[11]).any()) and begin.unique().numel() > 30
+    observation, gain, _ = replay.planned(20, 100)
+    assert bool((observation[:, 0] == gain).all()) and float(gain.min()) >= 40
+    assert Replay(5, 2, 1, 1).planned(5, 10) is None
+
+
+def test_episodes_are_repeatable_and_leave_the_agent_alone() -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(tiny(), 0)
+    trainer.round()
+    before = torch.get_rng_state()
+    first, second = (run_episodes(trainer.agent, "pendulum-swingup", 2, 7, "random", 80) for _ in range(2))
+    assert torch.equal(first.returns, second.returns) and torch.equal(first.called, second.called)
+    assert torch.equal(before, torch.get_rng_state()) and trainer.agent.gate.kind == "value"
+    assert first.called.shape == (80, 2) and 0.35 < first.rate < 0.65
+    assert bool((first.iterations[~first.called] == 0).all()) and bool((first.iterations[first.called] > 0).all())
+    assert bool(first.gain[~first.called].isnan().all()) and bool(first.gain[first.called].isfinite().all())
+
+
+def test_steps_become_whole_rounds() -> None:
+    assert preset("walker-walk", steps=1).rounds == preset("walker-walk").warm + 1
+    settings = preset("pendulum-swingup", steps=100_000)
+    assert (settings.rounds - 1) * settings.envs * settings.episode * 2 < 100_000 <= settings.rounds * settings.envs * 200
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "walker-swim"}, "task: expected one of cheetah-run"),
+        ({"agents": ["sometimes"]}, "agents: expected some of always, value, never, random, got sometimes"),
+        ({"agents": ["random"]}, "agents: expected value with random"),
+    ],
+)
+def test_bad_options_are_named(change: dict[str, object], message: str) -> None:
+    options = {"task": "pendulum-swingup", "seeds": 1, "first_seed": 0, "steps": None, "agents": ["value"], "price": None}
+    with pytest.raises(ValueError, match=message):
+        plan(**{**options, **change}, quick=True)  # type: ignore[arg-type]
+
+
+def test_horizons(tmp_path: Path) -> None:
+    report = horizon("pendulum-swingup", tmp_path, quick=True, console=QUIET)
+    assert list(report["fixed"]) == ["0", "1", "2", "4", "8"]
+    for name, found in report["fixed"].items():
+        assert found["horizon"].mean == int(name) and found["share"][name].mean == 1
+    cheap, dear = (report["adaptive"][p]["steps imagined"].mean for p in list(report["adaptive"])[:2])
+    assert cheap >= dear
+    assert (tmp_path / "horizon.png").stat().st_size > 10_000 and "nan" not in (tmp_path / "horizon.md").read_text()
+
+
+def test_what_is_kept() -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(tiny(), 0)
+    trainer.round()
+    old = trainer.agent
+    torch.manual_seed(1)
+    habit, everything, nothing = (successor(old, tiny(), keep) for keep in ("habit", "everything", "nothing"))
+
+    def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+        return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+    assert same(old, everything)
+    assert same(old.world.habit, habit.world.habit) and same(old.world.encoder, habit.world.encoder)
+    for part in ("dynamics", "q"):
+        assert not same(getattr(old.world, part), getattr(habit.world, part))
+    assert not same(old.world.habit, nothing.world.habit)
+
+
+def test_transfer(tmp_path: Path) -> None:
+    report = transfer(tmp_path, steps=900, orders=2, quick=True, console=QUIET)
+    assert set(report["total"]) == {"nothing", "habit", "everything"}
+    assert report["later"]["habit"]["regret"].n == 2
+    assert (tmp_path / "transfer.png").stat().st_size > 10_000 and "nan" not in (tmp_path / "transfer.md").read_text()
+    with pytest.raises(ValueError, match="orders: expected 1 to 6, got 7"):
+        transfer(tmp_path / "other", orders=7, quick=True, console=QUIET)

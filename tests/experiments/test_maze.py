@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from adaptcomp_ext.experiments.maze import maze
+from adaptcomp_ext.experiments.maze.cell import run_cell, unseen_layouts
+from adaptcomp_ext.experiments.maze.evaluation import run_trial
+from adaptcomp_ext.experiments.maze.plan import plan
+from adaptcomp_ext.models.agents import SWEEPS, MazeAgent
+
+QUIET = Console(quiet=True)
+SEEDS = 3
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The short version over three seeds."""
+    folder = tmp_path_factory.mktemp("maze")
+    maze(folder, seeds=SEEDS, workers=2, quick=True, console=QUIET)
+    return folder
+
+
+def cells(out: Path, agent: str) -> list[dict[str, Any]]:
+    found = sorted((out / "cells").glob(f"{agent}-seed-*/result.json"))
+    assert len(found) == SEEDS
+    return [json.loads(path.read_text()) for path in found]
+
+
+def test_a_price_saves_sweeps(out: Path) -> None:
+    for priced, free in zip(cells(out, "priced"), cells(out, "free"), strict=True):
+        assert priced["own"]["sweeps_per_step"] < 0.5 * free["own"]["sweeps_per_step"]
+        assert priced["own"]["efficiency"] > priced["fixed"]["0"]["efficiency"] + 0.1
+
+
+def test_sweeps_go_where_the_goal_is_far(out: Path) -> None:
+    for cell in cells(out, "priced"):
+        assert cell["own"]["correlation"] > 0.2
+        assert abs(cell["shuffled"]["correlation"]) < 0.2
+    assert statistics.fmean(cell["others"]["17 x 17, 0.3"]["own"]["correlation"] for cell in cells(out, "priced")) > 0.2
+
+
+def test_the_gate_beats_its_own_choices_dealt_at_random(out: Path) -> None:
+    gain = [cell["own"]["efficiency"] - cell["shuffled"]["efficiency"] for cell in cells(out, "priced")]
+    assert min(gain) > 0 and statistics.fmean(gain) > 0.01
+
+
+def test_effort_falls_with_practice(out: Path) -> None:
+    for cell in cells(out, "priced"):
+        sweeps = [point["sweeps"] for point in cell["curve"]]
+        assert sweeps[0] > 25 and sweeps[-1] < 0.6 * sweeps[0]
+
+
+def test_the_report_is_whole(out: Path) -> None:
+    report = json.loads((out / "maze.json").read_text())
+    assert report["config"]["seeds"] == list(range(SEEDS)) and len(report["verdicts"]) >= 5
+    text = (out / "maze.md").read_text()
+    for name in ("maze.png", "maze_example.png"):
+        assert name in text and (out / name).stat().st_size > 10_000
+    assert "nan" not in text
+
+
+def test_the_example_is_a_walk(out: Path) -> None:
+    example = cells(out, "priced")[0]["example"]
+    places = torch.tensor([*example["positions"], example["goal"]])
+    assert example["positions"][0] == example["start"]
+    assert bool(((places[1:] - places[:-1]).abs().sum(1) == 1).all())
+    walls = torch.tensor(example["walls"])
+    assert int(walls[places[:, 0], places[:, 1]].sum()) == 0
+    assert len(example["sweeps"]) == len(example["positions"]) and set(example["sweeps"]) <= set(SWEEPS)
+
+
+def test_a_finished_folder_is_not_run_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptcomp_ext.experiments.maze.report.run_cell", None)
+    before = (out / "maze.json").read_text()
+    maze(out, seeds=SEEDS, quick=True, console=QUIET)
+    after = json.loads((out / "maze.json").read_text())
+    assert {k: v for k, v in after.items() if k != "date"} == {k: v for k, v in json.loads(before).items() if k != "date"}
+
+
+def test_another_configuration_is_refused(out: Path) -> None:
+    with pytest.raises(ValueError, match="holds another configuration"):
+        maze(out, seeds=SEEDS, quick=True, price=0.1, console=QUIET)
+
+
+def test_a_trial_is_repeatable_and_counts_right() -> None:
+    torch.manual_seed(0)
+    agent = MazeAgent()
+    layouts = unseen_layouts(64, 9, 0.3)
+    with torch.no_grad():
+        first, second = (run_trial(agent, layouts, 0.3, 5) for _ in range(2))
+        fixed = run_trial(agent, layouts, 0.3, 5, 24)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(fixed.sweeps, 24 * fixed.steps) and fixed.correlation() == 0
+    arrived = fixed.success
+    assert bool((fixed.efficiency[~arrived] == 0).all()) and bool((fixed.efficiency[arrived] <= 1).all())
+    assert bool((fixed.steps[arrived].numpy() >= layouts.shortest[arrived.numpy()]).all())
+    for i in range(64):
+        assert int((fixed.at_maze == i).sum()) == int(fixed.steps[i])
+
+
+def test_a_cell_is_the_same_twice(tmp_path: Path) -> None:
+    what = plan(seeds=1, first_seed=3, updates=2, price=0.001, quick=True)
+    results = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        torch.manual_seed(what.cells[0].seed)
+        found = run_cell(what.cells[0], tmp_path / name, lambda *_: None)
+        found.pop("timing")
+        results.append(found)
+    assert results[0] == results[1]
