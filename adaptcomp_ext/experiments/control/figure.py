@@ -49,7 +49,7 @@ def draw(summary: Summary, path: Path) -> None:
 
 
 def _half(values: Sequence[Any], scale: float = 1.0) -> list[float]:
-    return [0.0 if v.high is None else scale * (v.high - v.mean) for v in values]
+    return [scale * v.half for v in values]
 
 
 def _band(axes: Axes, x: NDArray[Any], values: Sequence[Any], color: str, label: str, scale: float = 1.0) -> None:

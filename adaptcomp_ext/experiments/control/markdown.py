@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import Difference, interval, points, table
+from adaptcomp_ext.experiments.runs import Difference, interval, points, said, table
 
 __all__ = ["FIGURES", "verdicts", "write_markdown"]
 
@@ -17,14 +17,6 @@ NAMES = {
     "random": "plans as often, at random",
 }
 Summary = Mapping[str, Any]
-
-
-def _said(difference: Difference, more: str, less: str) -> str:
-    if difference.low is None:
-        return "one seed: no interval"
-    if difference.above:
-        return more
-    return less if difference.below else "a tie: the interval holds 0"
 
 
 def _signed(difference: Difference) -> str:
@@ -44,26 +36,26 @@ def verdicts(summary: Summary) -> list[str]:
         found = summary["value − always"]
         out.append(
             f"Against planning everywhere the gated agent's return differs by {_signed(found['return'])}: "
-            f"{_said(found['return'], 'higher', 'lower')}; its training takes {interval(found['saved'])} % less time."
+            f"{said(found['return'], 'higher', 'lower')}; its training takes {interval(found['saved'])} % less time."
         )
     if "value − random" in summary:
         found = summary["value − random"]
         out.append(
             f"Against planning as often at random, all through training: {_signed(found['return'])} at the end "
-            f"({_said(found['return'], 'better', 'worse')}), {_signed(found['learning'])} over the whole training "
-            f"({_said(found['learning'], 'better', 'worse')})."
+            f"({said(found['return'], 'better', 'worse')}), {_signed(found['learning'])} over the whole training "
+            f"({said(found['learning'], 'better', 'worse')})."
         )
     if "gates" in summary:
         found = summary["gates"]["random"]
         out.append(
             f"The trained agent, made to plan at random at {interval(found['rate'])} %: the gate's own choice is worth "
-            f"{_signed(found['value −'])} ({_said(found['value −'], 'more', 'less')})."
+            f"{_signed(found['value −'])} ({said(found['value −'], 'more', 'less')})."
         )
         low, _, high = summary["where"]["rate by divergence"]
         out.append(
             f"Where habit and planner disagree least (a third of the states) the gate calls {interval(low)} %, "
             "where they disagree "
-            f"most {interval(high)} %: {_said(summary['where']['most − least'], 'more where they disagree', 'less there')}. Rank "
+            f"most {interval(high)} %: {said(summary['where']['most − least'], 'more where they disagree', 'less there')}. Rank "
             f"correlation of its score with the gain {interval(summary['where']['rank correlation with gain'], 2, 1.0)}."
         )
         rates = [r.mean for r in summary["agents"]["value"]["curve"]["rate"]]

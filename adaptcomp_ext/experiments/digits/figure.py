@@ -24,7 +24,7 @@ Summary = Mapping[str, Any]
 
 
 def _half(values: Sequence[Any], scale: float) -> list[float]:
-    return [0.0 if v.high is None else scale * (v.high - v.mean) for v in values]
+    return [scale * v.half for v in values]
 
 
 def draw(summary: Summary, path: Path) -> None:

@@ -23,7 +23,7 @@ Summary = Mapping[str, Any]
 
 
 def _half(value: Any, scale: float = 100.0) -> float:
-    return 0.0 if value.high is None else scale * (value.high - value.mean)
+    return scale * value.half
 
 
 def draw(summary: Summary, path: Path) -> None:

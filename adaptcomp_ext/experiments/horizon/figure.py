@@ -26,7 +26,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
             ("the same, dealt at random", {k: v["shuffled"] for k, v in summary["adaptive"].items()}, OURS, "x"),
         ):
             found = list(parts.values())
-            half = [0.0 if f["return"].high is None else f["return"].high - f["return"].mean for f in found]
+            half = [f["return"].half for f in found]
             x, y = [f["steps imagined"].mean for f in found], [f["return"].mean for f in found]
             axes[0].errorbar(x, y, half, color=color, marker=marker, ms=5, lw=1.4 if marker == "o" else 0, label=name)
         axes[0].set(title="What looking ahead is worth", xlabel="steps imagined by each candidate", ylabel="return")

@@ -21,7 +21,7 @@ Summary = Mapping[str, Any]
 
 
 def _half(values: Sequence[Any]) -> list[float]:
-    return [0.0 if v.high is None else v.high - v.mean for v in values]
+    return [v.half for v in values]
 
 
 def draw(summary: Summary, path: Path) -> None:

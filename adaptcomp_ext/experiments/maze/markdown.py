@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import Difference, interval, points, table
+from adaptcomp_ext.experiments.runs import interval, points, said, table
 
 __all__ = ["FIGURES", "LARGER", "verdicts", "write_markdown"]
 
@@ -19,14 +19,6 @@ NAMES = {
     "habit": "habit alone (K = 0)",
 }
 Summary = Mapping[str, Any]
-
-
-def _said(difference: Difference, better: str, worse: str) -> str:
-    if difference.low is None:
-        return "(one seed: no interval)"
-    if difference.above:
-        return better
-    return worse if difference.below else "a tie: the interval holds 0"
 
 
 def verdicts(summary: Summary) -> list[str]:
@@ -46,7 +38,7 @@ def verdicts(summary: Summary) -> list[str]:
         )
         out.append(
             f"Against {what} ({interval(found['sweeps_per_step'], 1, 1.0)} a step), path efficiency differs by "
-            f"{points(found['own −'])} points: {_said(found['own −'], 'better', 'worse')}."
+            f"{points(found['own −'])} points: {said(found['own −'], 'better', 'worse')}."
         )
     larger = summary["others"][LARGER]["own"]
     out.append(

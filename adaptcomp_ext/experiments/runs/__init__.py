@@ -6,7 +6,7 @@ from .experiment import Plan, publish, run_plan
 from .fit import fit, shuffled
 from .folder import RunFolder, read_json, write_json, write_text
 from .statistics import Difference, Interval, mcnemar, mean_interval, paired, wilson
-from .tables import interval, percent, points, table
+from .tables import interval, percent, points, said, table
 
 __all__ = [
     "Cell",
@@ -27,6 +27,7 @@ __all__ = [
     "read_json",
     "run_cells",
     "run_plan",
+    "said",
     "shuffled",
     "span",
     "table",

@@ -22,6 +22,11 @@ class Interval(NamedTuple):
     high: float | None
     n: int
 
+    @property
+    def half(self) -> float:
+        """Half of the interval's width; 0 where there is none."""
+        return 0.0 if self.high is None else self.high - self.mean
+
 
 class Difference(NamedTuple):
     """A mean difference of pairs, its 95 % interval, and the two-sided p of its being 0; None where there is one pair only."""
@@ -31,6 +36,11 @@ class Difference(NamedTuple):
     high: float | None
     p: float | None
     n: int
+
+    @property
+    def half(self) -> float:
+        """Half of the interval's width; 0 where there is none."""
+        return 0.0 if self.high is None else self.high - self.mean
 
     @property
     def above(self) -> bool:

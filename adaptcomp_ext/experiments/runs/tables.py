@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .statistics import Difference, Interval
 
-__all__ = ["interval", "percent", "points", "table"]
+__all__ = ["interval", "percent", "points", "said", "table"]
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -17,7 +17,7 @@ def percent(value: float, digits: int = 1) -> str:
 def interval(value: Interval, digits: int = 1, scale: float = 100.0) -> str:
     """Mean ± half of the interval; by default of a share, in per cent."""
     text = f"{scale * value.mean:.{digits}f}"
-    return text if value.high is None else f"{text} ± {scale * (value.high - value.mean):.{digits}f}"
+    return text if value.high is None else f"{text} ± {scale * value.half:.{digits}f}"
 
 
 def points(value: Difference, digits: int = 2, scale: float = 100.0) -> str:
@@ -26,6 +26,15 @@ def points(value: Difference, digits: int = 2, scale: float = 100.0) -> str:
     if value.low is None or value.high is None or value.p is None:
         return text
     return f"{text} [{scale * value.low:+.{digits}f}, {scale * value.high:+.{digits}f}], p = {value.p:.2g}"
+
+
+def said(difference: Difference, more: str, less: str) -> str:
+    """What an interval says: `more` where it lies above 0, `less` where it lies below."""
+    if difference.low is None:
+        return "one seed: no interval"
+    if difference.above:
+        return more
+    return less if difference.below else "a tie: the interval holds 0"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -34,7 +34,7 @@ CONDITION_COLOURS = {"congruent": OURS, "neutral": OTHERS, "incongruent": WRONG}
 
 
 def _errors(values: Sequence[Interval | Difference], scale: float = 1.0) -> np.ndarray:
-    return np.array([[0.0 if v.high is None else scale * (v.high - v.mean) for v in values]] * 2)
+    return np.array([[scale * v.half for v in values]] * 2)
 
 
 def draw_main(main: Mapping[str, Any], path: Path) -> None:

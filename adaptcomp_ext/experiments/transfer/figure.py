@@ -14,13 +14,11 @@ import numpy as np
 
 from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE
 
+from .markdown import NAMES
+
 __all__ = ["draw"]
 
-LOOKS = {
-    "nothing": (OTHERS, "from scratch"),
-    "habit": (OURS, "the habit is kept"),
-    "everything": (ORANGE, "everything is kept"),
-}
+COLORS = {"nothing": OTHERS, "habit": OURS, "everything": ORANGE}
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
@@ -29,9 +27,9 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         figure, axes = plt.subplots(1, len(summary["curves"]), figsize=(13.5, 4.1), layout="constrained", sharey=True)
         for one, (task, curves) in zip(axes, summary["curves"].items(), strict=True):
             for keep, curve in curves.items():
-                color, label = LOOKS[keep]
+                color, label = COLORS[keep], NAMES[keep]
                 mean = np.array([v.mean for v in curve])
-                half = np.array([0.0 if v.high is None else v.high - v.mean for v in curve])
+                half = np.array([v.half for v in curve])
                 x = np.arange(1, len(mean) + 1)
                 one.plot(x, mean, color=color, lw=1.6, label=label)
                 one.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, lw=0)

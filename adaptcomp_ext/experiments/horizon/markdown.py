@@ -1,0 +1,70 @@
+"""The experiment's own report: tables, and sentences that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptcomp_ext.experiments.runs import interval, points, table
+
+__all__ = ["FIGURE", "verdicts", "write_markdown"]
+
+FIGURE = "horizon.png"
+Found = Mapping[str, Any]
+
+
+def verdicts(summary: Found) -> list[str]:
+    """What the figures say."""
+    fixed = summary["fixed"]
+    best = max(fixed, key=lambda h: fixed[h]["return"].mean)
+    out = [
+        "Return by horizon, the same in all states: "
+        + ", ".join(f"H = {h}: {interval(f['return'], 0, 1.0)}" for h, f in fixed.items())
+        + f". The best is {best}.",
+    ]
+    for price, found in summary["adaptive"].items():
+        used = sum(1 for share in found["share"].values() if share.mean > 0.02)
+        out.append(
+            f"At price {price} the states choose H = {interval(found['horizon'], 2, 1.0)} on average, {used} "
+            "different ones in more "
+            f"than 2 % of the states; return {interval(found['return'], 0, 1.0)} for "
+            f"{interval(found['steps imagined'], 1, 1.0)} steps "
+            f"of each candidate imagined; the same depths dealt at random: {points(found['− shuffled'], 0, 1.0)} "
+            "in favour of the choice."
+        )
+    return out
+
+
+def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> str:
+    """The whole report."""
+    settings, seeds = config["settings"], len(config["seeds"])
+    parts = [
+        f"# How far to look ahead: {settings['task']}\n",
+        f"Agents that plan everywhere while they learn ({settings['rounds']} rounds of {settings['episode']} decisions in "
+        f"{settings['envs']} environments); afterwards {config['episodes']} whole episodes for each row; {seeds} "
+        f"seed{'s' if seeds > 1 else ''}; {machine}. Means over seeds ± half of Student's 95 % interval.\n",
+        f"![Horizons]({FIGURE})\n",
+        "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",
+    ]
+    shares = list(next(iter(summary["fixed"].values()))["share"])
+    rows = []
+    for h, found in summary["fixed"].items():
+        rows.append([f"H = {h} everywhere", *_row(found, shares), "–"])
+    for price, found in summary["adaptive"].items():
+        rows.append([f"chosen, price {price}", *_row(found, shares), points(found["− shuffled"], 0, 1.0)])
+    header = ["horizon", "return", "mean H", "imagined", *(f"H = {h}, %" for h in shares), "− dealt at random"]
+    parts.append(table(header, rows))
+    parts.append("## What the chosen horizon goes with (rank correlation)\n")
+    names = list(next(iter(summary["adaptive"].values()))["correlations"])
+    rows = [[p, *(interval(f["correlations"][n], 2, 1.0) for n in names)] for p, f in summary["adaptive"].items()]
+    parts.append(table(["price", *names], rows))
+    return "\n".join(parts)
+
+
+def _row(found: Found, shares: Sequence[str]) -> list[str]:
+    return [
+        interval(found["return"], 0, 1.0),
+        interval(found["horizon"], 2, 1.0),
+        interval(found["steps imagined"], 1, 1.0),
+        *(interval(found["share"][h], 0) for h in shares),
+    ]

@@ -1,0 +1,64 @@
+"""What the cells found together: means and intervals over orders and seeds, and what differences there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adaptcomp_ext.experiments.runs import Cell, mean_interval, paired
+
+from .cell import KEEPS
+from .plan import TASKS
+
+__all__ = ["summarise"]
+
+Found = Mapping[str, Any]
+
+
+def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, Any]:
+    """Regret of tasks that are not the first of their order, paired with the same task and seed from scratch."""
+    scratch = {
+        (cell.seed, task["task"]): task
+        for cell in cells
+        if cell.options["keep"] == "nothing"
+        for task in found[cell.name]["tasks"]
+    }
+    out: dict[str, Any] = {"total": {}, "later": {}, "curves": {}}
+    out["total"]["nothing"] = mean_interval([found[c.name]["regret"] for c in cells if c.options["keep"] == "nothing"])
+    for keep in KEEPS[1:]:
+        some = [cell for cell in cells if cell.options["keep"] == keep]
+        ours = [found[cell.name]["regret"] for cell in some]
+        theirs = [_mean([scratch[cell.seed, task]["regret"] for task in cell.options["order"]]) for cell in some]
+        later = [[task for task in found[cell.name]["tasks"][1:]] for cell in some]
+        out["total"][keep] = mean_interval(ours)
+        out["later"][keep] = {
+            "− scratch": paired(ours, theirs),
+            **{
+                key: paired(
+                    [_mean([task[key] for task in tasks]) for tasks in later],
+                    [_mean([scratch[c.seed, task["task"]][key] for task in tasks]) for c, tasks in zip(some, later, strict=True)],
+                )
+                for key in ("regret", "early regret")
+            },
+        }
+    for task in TASKS:
+        out["curves"][task] = {"nothing": _curve([v["returns"] for (_, name), v in scratch.items() if name == task])}
+        for keep in KEEPS[1:]:
+            kept = [
+                entry["returns"]
+                for cell in cells
+                if cell.options["keep"] == keep
+                for entry in found[cell.name]["tasks"][1:]
+                if entry["task"] == task
+            ]
+            if kept:
+                out["curves"][task][keep] = _curve(kept)
+    return out
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _curve(returns: Sequence[Sequence[float]]) -> list[Any]:
+    return [mean_interval(values) for values in zip(*returns, strict=True)]
