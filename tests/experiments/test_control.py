@@ -87,6 +87,12 @@ def test_what_was_written_halfway_does_not_count(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "past-00002.safetensors", tmp_path / "past-00003.safetensors")
     again = Trainer(settings, 0, tmp_path)
     assert len(again.history) == 2 and again.replay.length == 2 * settings.episode
+    for _ in range(2):
+        again.round()
+    again.save()  # both rounds in one part, where the one before was cut after the first of them
+    last = Trainer(settings, 0, tmp_path)
+    assert len(last.history) == 4 and last.replay.length == 4 * settings.episode
+    assert torch.equal(last.replay.observation, again.replay.observation)
 
 
 def test_training_is_saved_and_counted(tmp_path: Path) -> None:

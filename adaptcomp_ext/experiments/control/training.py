@@ -138,11 +138,12 @@ class Trainer:
     def _load(self, folder: Path) -> None:
         history = Checkpoint(folder / "agent.safetensors").load(self.agent, self.learner.optimizer, None)
         for part in sorted(folder.glob("past-*.safetensors")):
-            end = int(part.stem.partition("-")[2])
-            if end <= len(history):
-                tensors = load_file(part)
-                self._restore_random(tensors.pop("random"))
-                self.replay.extend(tensors)
+            if int(part.stem.partition("-")[2]) > len(history):
+                part.unlink()  # written, but killed before the checkpoint: those rounds are done again, and cut elsewhere perhaps
+                continue
+            tensors = load_file(part)
+            self._restore_random(tensors.pop("random"))
+            self.replay.extend(tensors)
         self.history = list(history)
         self.kept = len(history)
 
