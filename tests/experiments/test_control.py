@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from adaptcomp_ext.experiments.control import control
 from adaptcomp_ext.experiments.control.evaluation import run_episodes
+from adaptcomp_ext.experiments.control.figure import draw_strip
 from adaptcomp_ext.experiments.control.plan import plan, preset
 from adaptcomp_ext.experiments.control.replay import Replay
 from adaptcomp_ext.experiments.control.training import Settings, Trainer, train
@@ -165,6 +167,14 @@ def test_episodes_are_repeatable_and_leave_the_agent_alone() -> None:
     assert first.called.shape == (80, 2) and 0.35 < first.rate < 0.65
     assert bool((first.iterations[~first.called] == 0).all()) and bool((first.iterations[first.called] > 0).all())
     assert bool(first.gain[~first.called].isnan().all()) and bool(first.gain[first.called].isfinite().all())
+
+
+def test_pictures_where_rendering_is_possible(tmp_path: Path) -> None:
+    strip = {"reward": [0.0, 1.0] * 20, "iterations": [0, 3] * 20}
+    frames = np.random.default_rng(0).integers(0, 255, (8, 18, 24, 3), dtype=np.uint8)
+    draw_strip(strip, tmp_path / "with.png", frames)
+    draw_strip(strip, tmp_path / "without.png")
+    assert (tmp_path / "with.png").stat().st_size > (tmp_path / "without.png").stat().st_size
 
 
 def test_steps_become_whole_rounds() -> None:

@@ -12,18 +12,21 @@ import torch
 from scipy import stats
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
+from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
 from adaptcomp_ext.experiments.runs import Cell, Tick, read_json, span, write_json
 from adaptcomp_ext.models.agents import PlanningAgent
 
 from .evaluation import Episodes, run_episodes
 from .training import Settings, Trainer, train
 
-__all__ = ["KINDS", "run_cell"]
+__all__ = ["FRAMES_NAME", "KINDS", "run_cell"]
 
 KINDS = ("value", "kl", "entropy", "random", "always", "never")
 """How the value gate's agent is made to plan, once trained."""
 CHECK_SEED, TEST_SEED = 20_000, 10_000
 SHOWN = 250  # decisions of the episode that is drawn
+FRAMES = 8
+FRAMES_NAME = "frames.npy"
 
 
 def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     }
     if settings.gate == "value":
         found.update(_look_closely(trainer.agent, test, TEST_SEED + cell.seed, own, tick))
+        found["strip"] = _strip(trainer.agent, settings.task, cell.options["length"], TEST_SEED + cell.seed, folder)
     return found
 
 
@@ -79,7 +83,7 @@ def _judge(episodes: Episodes) -> dict[str, Any]:
 
 
 def _look_closely(agent: PlanningAgent, test: Callable[..., Episodes], seed: int, own: Episodes, tick: Tick) -> dict[str, Any]:
-    """Other gates at the same rate; where the gate plans; an episode to be drawn."""
+    """Other gates at the same rate; where the gate plans."""
     tick("other gates", 0.93)
     scores = {kind: test(seed + 1, kind).score for kind in ("kl", "entropy")}
     kept = agent.gate.thresholds.clone()
@@ -90,7 +94,7 @@ def _look_closely(agent: PlanningAgent, test: Callable[..., Episodes], seed: int
         gates[kind] = _judge(test(seed, kind))
     agent.gate.thresholds.copy_(kept)
     tick("where it plans", 0.98)
-    return {"gates": gates, "where": _where(agent, test, seed), "strip": _strip(own)}
+    return {"gates": gates, "where": _where(agent, test, seed)}
 
 
 def _where(agent: PlanningAgent, test: Callable[..., Episodes], seed: int) -> dict[str, Any]:
@@ -116,8 +120,19 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _strip(episodes: Episodes) -> dict[str, Any]:
-    return {
-        "reward": episodes.reward[:SHOWN, 0].tolist(),
-        "iterations": episodes.iterations[:SHOWN, 0].tolist(),
-    }
+def _strip(agent: PlanningAgent, task: str, length: int | None, seed: int, folder: Path) -> dict[str, Any]:
+    """The first of the episodes once more, with pictures where rendering is possible."""
+    frames: list[np.ndarray] = []
+    every = max(1, (length or SHOWN) // FRAMES)
+    count = 0
+
+    def watch(env: ControlVectorEnv) -> None:
+        nonlocal count
+        if count % every == 0 and len(frames) < FRAMES and (picture := env.render()) is not None:
+            frames.append(picture[0])
+        count += 1
+
+    episode = run_episodes(agent, task, 1, seed, length=length, watch=watch)
+    if frames:
+        np.save(folder / FRAMES_NAME, np.stack(frames))
+    return {"reward": episode.reward[:SHOWN, 0].tolist(), "iterations": episode.iterations[:SHOWN, 0].tolist()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +51,13 @@ class Episodes(NamedTuple):
 
 @torch.no_grad()
 def run_episodes(
-    agent: PlanningAgent, task: str, count: int, seed: int, kind: str | None = None, length: int | None = None
+    agent: PlanningAgent,
+    task: str,
+    count: int,
+    seed: int,
+    kind: str | None = None,
+    length: int | None = None,
+    watch: Callable[[ControlVectorEnv], None] | None = None,
 ) -> Episodes:
     """Run N episodes.
 
@@ -66,6 +73,8 @@ def run_episodes(
         Of the gate. Default: its own.
     length : int, optional
         Decisions of an episode. Default: as many as make the suite's own episode.
+    watch : callable, optional
+        Is shown the environment before each decision.
     """
     env = ControlVectorEnv(task, count, max_steps=length)
     observation, _ = env.reset(seed=seed)
@@ -78,6 +87,8 @@ def run_episodes(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             while going.any():
+                if watch is not None:
+                    watch(env)
                 act = agent.act(torch.from_numpy(observation), before)
                 before = act.following
                 observation, reward, _, truncated, _ = env.step(act.action.numpy())

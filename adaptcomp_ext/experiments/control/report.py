@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from adaptcomp_ext.experiments.runs import RunFolder, publish, run_cells, run_plan
 
 from . import figure
-from .cell import run_cell
+from .cell import FRAMES_NAME, run_cell
 from .markdown import FIGURES, verdicts, write_markdown
 from .plan import AGENTS, matched, plan
 from .summary import summarise
@@ -73,5 +74,6 @@ def control(
     summary = summarise(what.cells, found)
     figure.draw(summary, out / FIGURES["main"])
     if "strip" in summary:
-        figure.draw_strip(summary["strip"], out / FIGURES["strip"])
+        frames = folder.cell(f"value-seed-{first_seed}") / FRAMES_NAME
+        figure.draw_strip(summary["strip"], out / FIGURES["strip"], np.load(frames) if frames.is_file() else ())
     return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
