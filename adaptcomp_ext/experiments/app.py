@@ -436,7 +436,7 @@ def report(
     folders: Annotated[list[Path] | None, typer.Argument(help="Folders with results. Default: adaptcomp-out.")] = None,
     out: Annotated[Path, typer.Option(help="The page, ending in .html or .md.")] = Path("adaptcomp-out/report.html"),
 ) -> None:
-    """Gather what was run (digits, stroop, distill) into one page."""
+    """Gather what was run into one page (all but demo, energy, sudoku and the benchmarks)."""
     from adaptcomp_ext.experiments.runs.page import find_runs, write_page
 
     try:

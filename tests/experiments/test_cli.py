@@ -81,6 +81,7 @@ def test_without_one_extra(extras: None, gone: str, tmp_path: Path) -> None:
     [
         (("gymnasium",), ("run", "maze", "--quick"), "demo,maze"),
         (("dm_control",), ("run", "control", "--quick"), "demo,control"),
+        (("dm_control", "gymnasium"), ("run", "control", "--quick"), "demo,control"),
         (("dm_control",), ("run", "horizon", "--quick"), "demo,control"),
         (("dm_control",), ("run", "transfer", "--quick"), "demo,control"),
     ],

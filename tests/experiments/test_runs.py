@@ -26,6 +26,7 @@ from adaptcomp_ext.experiments.runs import (
     mean_interval,
     paired,
     points,
+    rank_correlation,
     run_cells,
     shuffled,
     table,
@@ -303,3 +304,9 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
         write_json(tmp_path / "x.json", {"a": object()})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, 2]}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_rank_correlations() -> None:
+    a = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert rank_correlation(a, a.exp()) == pytest.approx(1) and rank_correlation(a, -a) == pytest.approx(-1)
+    assert rank_correlation(a, torch.ones(2, 2)) == 0

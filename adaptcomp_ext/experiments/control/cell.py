@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
-from adaptcomp_ext.experiments.runs import Cell, Tick, read_json, span, write_json
+from adaptcomp_ext.experiments.runs import Cell, Tick, rank_correlation, read_json, span, write_json
 from adaptcomp_ext.models.agents import PlanningAgent
 
 from .evaluation import Episodes, run_episodes
@@ -103,21 +102,14 @@ def _where(agent: PlanningAgent, test: Callable[..., Episodes], seed: int) -> di
     agent.gate.thresholds[0] = -1.0  # below all scores: every state is planned, and its score reported
     episodes = test(seed, "value")
     agent.gate.thresholds[0] = price
-    score, apart, gain = (t.flatten().numpy() for t in (episodes.score, episodes.divergence, episodes.gain))
-    called = score > float(price)
-    cuts = np.quantile(apart, (1 / 3, 2 / 3))
-    third = np.digitize(apart, cuts)
+    score, apart, gain = (t.flatten() for t in (episodes.score, episodes.divergence, episodes.gain))
+    called = score > price
+    thirds = apart.argsort(stable=True).tensor_split(3)
     return {
-        "rate by divergence": [float(called[third == i].mean()) if (third == i).any() else float("nan") for i in range(3)],
-        "divergence": {"called": _mean(apart[called]), "not called": _mean(apart[~called])},
-        "gain": {"called": _mean(gain[called]), "not called": _mean(gain[~called])},
-        "rank correlation with gain": float(stats.spearmanr(score, gain).statistic),
-        "rank correlation with divergence": float(stats.spearmanr(score, apart).statistic),
+        "rate by divergence": [float(called[third].double().mean()) for third in thirds],
+        "rank correlation with gain": rank_correlation(score, gain),
+        "rank correlation with divergence": rank_correlation(score, apart),
     }
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
 
 
 def _strip(agent: PlanningAgent, task: str, length: int | None, seed: int, folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Episodes(NamedTuple):
     iterations : Tensor
         int64 [T, N].
     gain, divergence, score : Tensor
-        [T, N]: of plans, NaN where there was none; the gate's score, NaN where it has none.
+        [T, N]: of plans, NaN where there was none; the gate's score.
     reward : Tensor
         float64 [T, N].
     broken : int

@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor, nn
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.bench.timing import clock, interleave, ratio
-from adaptcomp_ext.experiments.runs import Cell, Checkpoint, Tick, fit, shuffled
+from adaptcomp_ext.experiments.runs import Cell, Checkpoint, Tick, fit, rank_correlation, shuffled
 from adaptcomp_ext.experiments.vision import (
     LARGE,
     Grey,
@@ -153,7 +152,7 @@ def _judge(model: Reader, test: _Looked, hard: Tensor, policy: ac.Policy | None)
         "by_class": [float(steps[test.digits == d].double().mean()) for d in range(10)],
     }
     if int(steps.min()) < int(steps.max()):
-        found["rank_correlation"] = float(stats.spearmanr(hard.numpy(), steps.numpy()).statistic)
+        found["rank_correlation"] = rank_correlation(hard, steps)
         order = steps.argsort(stable=True)
         found["fewest"], found["most"] = order[:EXAMPLES].tolist(), order[-EXAMPLES:].tolist()
         found["examples"] = {str(i): int(steps[i]) for i in found["fewest"] + found["most"]}

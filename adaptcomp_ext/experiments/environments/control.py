@@ -13,9 +13,9 @@ from adaptcomp_ext.ops._checks import check_int, describe
 # Without a display the suite would try one rendering library after another; physics needs none.
 os.environ.setdefault("MUJOCO_GL", "disable")
 
-import gymnasium
 from dm_control import suite
 from dm_control.rl.control import PhysicsError
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -89,8 +89,8 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._middle = (spec.maximum + spec.minimum) / 2
         self._half = (spec.maximum - spec.minimum) / 2
         size = sum(int(np.prod(s.shape)) for s in self._suite[0].observation_spec().values())
-        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, spec.shape, np.float32)
+        self.single_observation_space = Box(-np.inf, np.inf, (size,), np.float32)
+        self.single_action_space = Box(-1.0, 1.0, spec.shape, np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.broken = 0

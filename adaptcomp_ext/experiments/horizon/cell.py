@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.control.training import Settings, Trainer, train
 from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
-from adaptcomp_ext.experiments.runs import Cell, Tick, span
+from adaptcomp_ext.experiments.runs import Cell, Tick, rank_correlation, span
 from adaptcomp_ext.models.agents import DepthGate, DepthPlanner, PlanningAgent
 
 __all__ = ["run_cell"]
@@ -129,11 +128,8 @@ def _judge(walked: _Walked, planner: DepthPlanner) -> dict[str, Any]:
     }
 
 
-def _correlations(walked: _Walked) -> dict[str, float | None]:
-    """Rank correlation of H with what a state is like; None where H never changes."""
-    horizon = walked.horizon.flatten().numpy()
-    if horizon.min() == horizon.max():
-        return dict.fromkeys(("doubt", "reward", "time", "speed"))
+def _correlations(walked: _Walked) -> dict[str, float]:
+    """Rank correlation of H with what a state is like."""
     steps, count = walked.horizon.shape
     change = torch.zeros(steps, count)
     change[1:] = (walked.observation[1:] - walked.observation[:-1]).norm(dim=2)
@@ -143,8 +139,4 @@ def _correlations(walked: _Walked) -> dict[str, float | None]:
         "time": torch.arange(steps)[:, None].expand(steps, count),
         "speed": change,
     }
-    return {name: _rank(horizon, values.flatten().double().numpy()) for name, values in about.items()}
-
-
-def _rank(a: np.ndarray, b: np.ndarray) -> float | None:
-    return float(stats.spearmanr(a, b).statistic) if b.min() < b.max() else None
+    return {name: rank_correlation(walked.horizon, values) for name, values in about.items()}

@@ -27,9 +27,7 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
                     [c["adaptive"][price]["return"] for c in some], [c["adaptive"][price]["shuffled"]["return"] for c in some]
                 ),
                 "correlations": {
-                    name: mean_interval(
-                        [v for c in some if (v := c["adaptive"][price]["correlations"][name]) is not None] or [0.0]
-                    )
+                    name: mean_interval([c["adaptive"][price]["correlations"][name] for c in some])
                     for name in some[0]["adaptive"][price]["correlations"]
                 },
             }

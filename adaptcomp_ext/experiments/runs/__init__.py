@@ -5,7 +5,7 @@ from .checkpoint import Checkpoint
 from .experiment import Plan, publish, run_plan
 from .fit import fit, shuffled
 from .folder import RunFolder, read_json, write_json, write_text
-from .statistics import Difference, Interval, mcnemar, mean_interval, paired, wilson
+from .statistics import Difference, Interval, mcnemar, mean_interval, paired, rank_correlation, wilson
 from .tables import interval, percent, points, said, table
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "percent",
     "points",
     "publish",
+    "rank_correlation",
     "read_json",
     "run_cells",
     "run_plan",

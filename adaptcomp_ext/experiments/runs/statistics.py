@@ -9,7 +9,7 @@ from typing import NamedTuple
 from scipy import stats
 from torch import Tensor
 
-__all__ = ["Difference", "Interval", "mcnemar", "mean_interval", "paired", "wilson"]
+__all__ = ["Difference", "Interval", "mcnemar", "mean_interval", "paired", "rank_correlation", "wilson"]
 
 LEVEL = 0.95
 
@@ -73,6 +73,13 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
         return Difference(mean, low, high, 1.0 if mean == 0 else 0.0, n)
     p = 2 * float(stats.t.sf(abs(mean) / (spread / n**0.5), n - 1))
     return Difference(mean, low, high, p, n)
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's ρ of two tensors' elements; 0 where one of them is constant."""
+    if float(a.min()) == float(a.max()) or float(b.min()) == float(b.max()):
+        return 0.0
+    return float(stats.spearmanr(a.flatten().numpy(), b.flatten().numpy()).statistic)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

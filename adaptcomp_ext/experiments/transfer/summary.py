@@ -29,7 +29,7 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
         some = [cell for cell in cells if cell.options["keep"] == keep]
         ours = [found[cell.name]["regret"] for cell in some]
         theirs = [_mean([scratch[cell.seed, task]["regret"] for task in cell.options["order"]]) for cell in some]
-        later = [[task for task in found[cell.name]["tasks"][1:]] for cell in some]
+        later = [found[cell.name]["tasks"][1:] for cell in some]
         out["total"][keep] = mean_interval(ours)
         out["later"][keep] = {
             "− scratch": paired(ours, theirs),

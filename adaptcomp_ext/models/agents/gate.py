@@ -15,6 +15,10 @@ __all__ = ["GATES", "PlanGate"]
 GATES = ("value", "kl", "entropy", "random", "always", "never")
 """What calls the planner: the predicted gain; the predicted divergence of plan and habit; the habit's own doubt; chance."""
 
+NOVICE = 2.3  # a gain of a tenth is predicted at first: an agent that knows nothing plans everywhere
+UNIT = 0.01  # of gains, so that the regression's targets are near 1
+CLIP = 20.0
+
 
 class PlanGate(nn.Module):
     """Call the planner where score > price.
@@ -69,7 +73,7 @@ class PlanGate(nn.Module):
         return out
 
     def score(self, latent: Tensor, log_std: Tensor, kind: str | None = None) -> Tensor:
-        """How much reason there is to plan: [B]."""
+        """How much reason there is to plan: [B]; 0 for "always" and "never"."""
         kind = kind or self.kind
         check_choice("kind", kind, GATES)
         if kind == "entropy":
@@ -77,16 +81,23 @@ class PlanGate(nn.Module):
         if kind in ("value", "kl"):
             predicted = self.predictions(latent, log_std)
             return predicted[:, 0].exp() * UNIT if kind == "value" else predicted[:, 1].exp()
-        return torch.rand(len(latent), device=latent.device)
+        if kind == "random":
+            return torch.rand(len(latent), device=latent.device)
+        return latent.new_zeros(len(latent))
 
     @torch.no_grad()
     def forward(self, latent: Tensor, log_std: Tensor, explore: bool = False) -> Tensor:
-        """Which rows plan: bool [B]. A score that is not a number calls; `explore`: some are called whatever their score."""
+        """Which rows plan: bool [B]; `explore`: some are called whatever their score."""
+        return self.decide(self.score(latent, log_std), explore)
+
+    @torch.no_grad()
+    def decide(self, score: Tensor, explore: bool = False) -> Tensor:
+        """Which rows plan, from their scores. A score that is not a number calls."""
         if self.kind in ("always", "never"):
-            return torch.full((len(latent),), self.kind == "always", device=latent.device)
-        called = ~(self.score(latent, log_std) <= self.thresholds[GATES.index(self.kind)])
+            return torch.full(score.shape, self.kind == "always", device=score.device)
+        called = ~(score <= self.thresholds[GATES.index(self.kind)])
         if explore and self.explore:
-            called = called | (torch.rand(len(latent), device=latent.device) < self.explore)
+            called = called | (torch.rand(score.shape, device=score.device) < self.explore)
         return called
 
     def loss(self, latent: Tensor, log_std: Tensor, gain: Tensor, divergence: Tensor) -> Tensor:
@@ -105,8 +116,3 @@ class PlanGate(nn.Module):
         else:
             threshold = float(torch.quantile(scores.double(), 1.0 - rate))
         self.thresholds[GATES.index(kind)] = threshold
-
-
-NOVICE = 2.3  # a gain of a tenth is predicted at first: an agent that knows nothing plans everywhere
-UNIT = 0.01  # of gains, so that the regression's targets are near 1
-CLIP = 20.0

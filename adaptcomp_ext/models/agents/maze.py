@@ -21,14 +21,14 @@ GOAL_FEATURES = 4 + len(SWEEPS) - 1
 
 
 class Seen(NamedTuple):
-    """What the planner found: float32 [B, 5]: each move's value less the best one's, in −4..0, and whether anything is known.
+    """What a decision is made from.
 
     Attributes
     ----------
     features : Tensor
         [B, F]: what habit and gate read.
     plan : Tensor
-        [B, 5].
+        float32 [B, 5]: each move's value less the best one's, in −4..0, and whether anything is known.
     """
 
     features: Tensor
@@ -84,7 +84,7 @@ class MazeAgent(nn.Module):
 
     ::
 
-        f  = walls within `reach` cells, where the goal lies          K ~ softmax(gate(f))  in {0, 2, 4, 8, 16, 32}
+        f  = walls within `reach` cells, where the goal lies          K ~ softmax(gate(f)), one of `SWEEPS`
         π₁ = softmax(habit(f))
         π₂ = softmax(habit(f) + β · advantage of each move after K sweeps)
 

@@ -103,18 +103,18 @@ class Planner:
         self.least_std = check_number("least_std", least_std, 0.0, 2.0, ends="()")
         self.discount = check_number("discount", discount, 0.0, 1.0, ends="[]")
 
-    def score(self, latent: Tensor, actions: Tensor, then: int = 0) -> Tensor:
-        """What the model expects of action sequences, and `then` steps of the habit: z [n, L], a [n, C, H, A] → [n, C]."""
+    def score(self, latent: Tensor, actions: Tensor) -> Tensor:
+        """What the model expects of action sequences: z [n, L], a [n, C, H, A] → [n, C]."""
         n, candidates, horizon, size = actions.shape
         z = latent[:, None].expand(n, candidates, latent.shape[1]).reshape(n * candidates, -1)
         # Time first: each step of the roll-out reads its actions in one piece.
         along = actions.permute(2, 0, 1, 3).reshape(horizon, n * candidates, size)
         total = torch.zeros(n * candidates, device=z.device, dtype=z.dtype)
-        for t in range(horizon + then):
-            z, reward = self.world.step(z, along[t] if t < horizon else self.world.habit.best(z))
+        for t in range(horizon):
+            z, reward = self.world.step(z, along[t])
             total.add_(reward, alpha=(1 - self.discount) * self.discount**t)
         last = self.world.value(z, self.world.habit.best(z)).amin(0)
-        return total.add_(last, alpha=self.discount ** (horizon + then)).view(n, candidates)
+        return total.add_(last, alpha=self.discount**horizon).view(n, candidates)
 
     def improve(self, mean: Tensor, std: Tensor, latent: Tensor, habit: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One iteration.

@@ -14,6 +14,8 @@ from adaptcomp_ext.nn import route
 
 __all__ = ["Act", "PlanningAgent", "divergence"]
 
+FLOOR = 0.02  # of the habit's deviation: a habit that is certain is not infinitely far from every plan
+
 
 class Act(NamedTuple):
     """What the agent does in each state. What belongs to a plan is NaN where there was none.
@@ -35,7 +37,7 @@ class Act(NamedTuple):
     following : Tensor
         [B, H, A]: the plan for the next step.
     score : Tensor
-        [B]: the gate's.
+        [B]: the gate's, of its kind.
     """
 
     action: Tensor
@@ -95,7 +97,8 @@ class PlanningAgent(nn.Module):
         z = self.world.encode(observation)
         raw, log_std = self.world.habit.parameters_of(z)
         habit = raw.tanh()
-        called = self.gate(z, log_std, explore)
+        score = self.gate.score(z, log_std)
+        called = self.gate.decide(score, explore)
         batch, horizon, size = len(z), self.planner.horizon, self.world.actions
         nothing = z.new_full((batch, horizon, size), torch.nan)
         blank = z.new_full((batch,), torch.nan)
@@ -121,9 +124,7 @@ class PlanningAgent(nn.Module):
             std=width,
             gain=value - expected,
             divergence=divergence(first, width, habit, log_std),
-            following=torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1]) * mean[:, :1]], 1),
-            score=self.gate.score(z, log_std) if self.gate.kind in ("value", "kl", "entropy") else blank,
+            # Nothing is known of the last action of the next plan; 0, but NaN where there is no plan.
+            following=torch.cat([mean[:, 1:], 0 * mean[:, :1]], 1),
+            score=score,
         )
-
-
-FLOOR = 0.02  # of the habit's deviation: a habit that is certain is not infinitely far from every plan
