@@ -106,8 +106,9 @@ def test_the_choice_is_part_of_the_log_probability() -> None:
     agent = MazeAgent()
     free = agent.act(walls, position, goal, generator=torch.Generator().manual_seed(2))
     given = agent.act(walls, position, goal, sweeps=free.sweeps)
-    gate = agent.gate(free.seen.features).log_softmax(1).gather(1, free.choice[:, None])[:, 0]
-    moves = agent.action_logits(free.seen).log_softmax(1).gather(1, free.action[:, None])[:, 0]
+    habit, gate = agent.react(free.seen.features)
+    gate = gate.log_softmax(1).gather(1, free.choice[:, None])[:, 0]
+    moves = agent.action_logits(habit, free.seen.plan).log_softmax(1).gather(1, free.action[:, None])[:, 0]
     torch.testing.assert_close(free.log_prob, gate + moves)
     assert torch.equal(given.seen.plan, free.seen.plan)
     assert bool((given.choice == -1).all())

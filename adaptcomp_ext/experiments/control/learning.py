@@ -72,7 +72,7 @@ class Learner:
         self.model = [p for m in (world.encoder, world.dynamics, world.q) for p in m.parameters()]
         self.habit = list(world.habit.parameters())
         groups = [{"params": self.model}, {"params": self.habit}, {"params": list(agent.gate.parameters())}]
-        self.optimizer = torch.optim.Adam(groups, settings.learning_rate, foreach=True)
+        self.optimizer = torch.optim.Adam(groups, settings.learning_rate, fused=True)
 
     def update(self, replay: Replay) -> Tensor:
         """Improve once; consistency, reward, value, habit and gate losses [5]."""

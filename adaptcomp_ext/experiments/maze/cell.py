@@ -82,7 +82,8 @@ def _measure(agent: MazeAgent, settings: Settings, cell: Cell, tick: Tick) -> di
     if cell.options["agent"] == "priced":
         found["example"] = _example(layouts, own)
         tick("timing", 0.92)
-        found["timing"] = [compare(agent, settings, mazes, cell.options["timing_seconds"]) for mazes in cell.options["timed"]]
+        seconds = cell.options["timing_seconds"]
+        found["timing"] = [compare(agent, mazes, size, settings.density, seconds) for mazes, size in cell.options["timed"]]
     return found
 
 

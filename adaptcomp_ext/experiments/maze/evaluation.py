@@ -90,7 +90,7 @@ def run_trial(agent: MazeAgent, layouts: Layouts, density: float, seed: int, swe
         if isinstance(sweeps, int):
             given = torch.full((count,), sweeps)
         else:
-            gate = agent.gate(agent.features(*seen)).softmax(1)
+            gate = agent.react(agent.features(*seen))[1].softmax(1)
             given = agent.numbers[torch.multinomial(gate, 1, generator=generator)[:, 0]]
             if sweeps is not None:
                 given = given.clone()

@@ -47,7 +47,7 @@ def verdicts(summary: Summary) -> list[str]:
     )
     for timing in summary["timing"]:
         out.append(
-            f"On the clock, {timing['mazes']} mazes side by side: an episode with K = 16 takes "
+            f"On the clock, {timing['mazes']} mazes of side {timing['size']} at once: an episode with K = 16 takes "
             f"{interval(timing['fixed 16 / gated'], 2, 1.0)} times as long as with K as the gate decides, one "
             "whose halted rows are "
             f"masked {interval(timing['masked / gated'], 2, 1.0)} times."
@@ -104,7 +104,7 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     parts.append("## On the clock\n")
     rows = [
         [
-            f"{t['mazes']} mazes",
+            f"{t['mazes']} mazes, {t['size']} x {t['size']}",
             *(interval(t["ms"][name], 3, 1.0) for name in ("gated", "masked", "fixed 16")),
             interval(t["masked / gated"], 2, 1.0),
             interval(t["fixed 16 / gated"], 2, 1.0),

@@ -34,7 +34,7 @@ def plan(*, seeds: int, first_seed: int, updates: int | None, price: float, quic
         "mazes": 300 if quick else 2000,
         "larger": 100 if quick else 1000,
         "others": [list(other) for other in (OTHERS[:1] if quick else OTHERS)],
-        "timed": [256] if quick else [256, 2048, 8192],
+        "timed": [[256, 11]] if quick else [[256, 11], [2048, 11], [8192, 11], [2048, 17]],
         "timing_seconds": 0.3 if quick else 8.0,
     }
     cells = [

@@ -76,7 +76,7 @@ def _by_distance(cells: Sequence[Sequence[Found]]) -> list[dict[str, Any]]:
 
 
 def _timing(cells: Sequence[Found]) -> dict[str, Any]:
-    out: dict[str, Any] = {"mazes": cells[0]["mazes"]}
+    out: dict[str, Any] = {key: cells[0][key] for key in ("mazes", "size")}
     for key in ("masked / gated", "fixed 16 / gated"):
         out[key] = mean_interval([cell[key] for cell in cells])
     out["ms"] = {name: mean_interval([cell["ms"][name] for cell in cells]) for name in cells[0]["ms"]}

@@ -14,7 +14,7 @@ from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
 from adaptcomp_ext.models.agents import MazeAgent
 
-from .training import Settings, observe
+from .training import observe
 
 __all__ = ["compare"]
 
@@ -24,10 +24,9 @@ CHUNK = 16  # steps between two contenders' turns
 class _Walk:
     """An agent that goes on walking, one episode after another."""
 
-    def __init__(self, agent: MazeAgent, settings: Settings, mazes: int, sweeps: int | None, compact: bool | str) -> None:
-        self.agent, self.compact = agent, compact
-        self.sweeps: Tensor | None = None if sweeps is None else torch.full((mazes,), sweeps)
-        self.env = MazeVectorEnv(mazes, settings.size, settings.density)
+    def __init__(self, agent: MazeAgent, env: MazeVectorEnv, sweeps: int | None, compact: bool | str) -> None:
+        self.agent, self.env, self.compact = agent, env, compact
+        self.sweeps: Tensor | None = None if sweeps is None else torch.full((env.num_envs,), sweeps)
         self.observation, _ = self.env.reset(seed=0)
         self.seconds: list[float] = []
         self.episodes = 0
@@ -44,17 +43,14 @@ class _Walk:
             self.episodes += ended
 
 
-def compare(agent: MazeAgent, settings: Settings, mazes: int, seconds: float) -> dict[str, Any]:
+def compare(agent: MazeAgent, mazes: int, size: int, density: float, seconds: float) -> dict[str, Any]:
     """Milliseconds of an episode, environment and all, with `mazes` side by side: as the gate decides, the same masked, K = 16.
 
     The contenders take turns; the ratios are medians of pairs of turns, each turn per episode that the contender ends on average.
     """
     keep_freed_memory()
-    contenders: Mapping[str, _Walk] = {
-        "gated": _Walk(agent, settings, mazes, None, True),
-        "masked": _Walk(agent, settings, mazes, None, False),
-        "fixed 16": _Walk(agent, settings, mazes, 16, True),
-    }
+    ways: Mapping[str, tuple[int | None, bool]] = {"gated": (None, True), "masked": (None, False), "fixed 16": (16, True)}
+    contenders = {name: _Walk(agent, MazeVectorEnv(mazes, size, density), *way) for name, way in ways.items()}
     for _ in range(6):  # past the first episodes, which all begin together
         for walk in contenders.values():
             walk.turn(False)
@@ -66,6 +62,7 @@ def compare(agent: MazeAgent, settings: Settings, mazes: int, seconds: float) ->
     each = {name: [s / per_turn[name] for s in walk.seconds] for name, walk in contenders.items()}
     return {
         "mazes": mazes,
+        "size": size,
         "ms": {name: 1e3 * statistics.median(values) for name, values in each.items()},
         **{
             f"{name} / gated": statistics.median(a / b for a, b in zip(each[name], each["gated"], strict=True))

@@ -147,12 +147,12 @@ def _improve(
     for _ in range(settings.epochs):
         for rows in torch.randperm(len(action)).split(settings.minibatch):
             some = Seen(seen.features[rows], seen.plan[rows])
-            habit = agent.habit(some.features)
-            moves = (habit + agent.log_trust.exp() * some.plan[:, :4]).log_softmax(1)
+            habit, gate = agent.react(some.features)
+            moves = agent.action_logits(habit, some.plan).log_softmax(1)
             new = moves.gather(1, action[rows, None])[:, 0]
             entropy = settings.entropy * -(moves.exp() * moves).sum(1).mean()
             if settings.sweeps is None:
-                gate = agent.gate(some.features).log_softmax(1)
+                gate = gate.log_softmax(1)
                 new = new + gate.gather(1, choice[rows, None])[:, 0]
                 entropy = entropy - settings.gate_prior * (gate.exp() * (gate - agent.prior)).sum(1).mean()
             gain = advantage[rows]

@@ -17,6 +17,7 @@ SWEEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 WORST = -4.0  # of an advantage: how bad a move is when the plan knows that it is worse than this, or nothing of it
 NOVICE = 5.0
 """The gate's first bias, for the most sweeps: the agent begins by deliberating, and learns where it can be spared."""
+MOVES = ("up", "right", "down", "left")
 GOAL_FEATURES = 4 + len(SWEEPS) - 1
 
 
@@ -84,9 +85,9 @@ class MazeAgent(nn.Module):
 
     ::
 
-        f  = walls within `reach` cells, where the goal lies          K ~ softmax(gate(f)), one of `SWEEPS`
-        π₁ = softmax(habit(f))
-        π₂ = softmax(habit(f) + β · advantage of each move after K sweeps)
+        f  = walls within `reach` cells, where the goal lies          h, g = react(f)
+        π₁ = softmax(h)                                               K ~ softmax(g), one of `SWEEPS`
+        π₂ = softmax(h + β · advantage of each move after K sweeps)
 
     A row with K = 0, or whose sweeps do not reach it, acts from habit. The rows that plan go through `AdaptiveHalt`, each for
     its own K (`sweep_plan`).
@@ -96,7 +97,8 @@ class MazeAgent(nn.Module):
     reach : int
         Cells that the habit sees to each side.
     hidden : int
-        Units of each of two hidden layers; the gate has half of them.
+        Units of each of two hidden layers, which habit and gate share: a gate that is read in every state has to be cheap beside
+        what it saves.
 
     Notes
     -----
@@ -110,14 +112,12 @@ class MazeAgent(nn.Module):
         super().__init__()
         self.reach = check_int("reach", reach, 1)
         window = (2 * reach + 1) ** 2
-        self.habit = _mlp(window + GOAL_FEATURES, check_int("hidden", hidden, 1), 4)
-        # Read in every state, as the habit is: it has to be cheap beside what it saves.
-        self.gate = _mlp(window + GOAL_FEATURES, max(8, hidden // 2), len(SWEEPS))
-        last = self.gate[-1]
+        self.body = _mlp(window + GOAL_FEATURES, check_int("hidden", hidden, 1), len(MOVES) + len(SWEEPS))
+        last = self.body[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.bias[-1] = NOVICE
-        self.register_buffer("prior", last.bias.detach().log_softmax(0), persistent=False)
+        self.register_buffer("prior", last.bias.detach()[len(MOVES) :].log_softmax(0), persistent=False)
         self.critic = _mlp(window + GOAL_FEATURES + 2, hidden, 1)
         self.log_trust = nn.Parameter(torch.zeros(()))
         self.register_buffer("numbers", torch.tensor(SWEEPS), persistent=False)
@@ -147,16 +147,20 @@ class MazeAgent(nn.Module):
         known = best > UNKNOWN / 2
         return torch.cat([(value - best).clamp(min=WORST) * known, known.float()], 1)
 
+    def react(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the habit [B, 4] and of the gate [B, len(SWEEPS)]."""
+        habit, gate = self.body(features).split([len(MOVES), len(SWEEPS)], 1)
+        return habit, gate
+
     def value(self, features: Tensor, distance: Tensor) -> Tensor:
         """What a state is worth [B]; `distance` [B], the remaining steps, is known to the critic alone, and in training only."""
         far = distance.float()[:, None]
         value: Tensor = self.critic(torch.cat([features, far / 16, torch.exp(-far / 16)], 1))[:, 0]
         return value
 
-    def action_logits(self, seen: Seen) -> Tensor:
-        """π₂'s logits [B, 4]; π₁'s where nothing is known."""
-        logits: Tensor = self.habit(seen.features) + self.log_trust.exp() * seen.plan[:, :4]
-        return logits
+    def action_logits(self, habit: Tensor, plan: Tensor) -> Tensor:
+        """π₂'s logits [B, 4] from π₁'s and a plan [B, 5]; π₁'s where nothing is known."""
+        return habit + self.log_trust.exp() * plan[:, : len(MOVES)]
 
     @torch.no_grad()
     def act(
@@ -182,15 +186,16 @@ class MazeAgent(nn.Module):
             Draws. Default: torch's.
         """
         features = self.features(walls, position, goal)
+        habit, gate = self.react(features)
         log_prob = features.new_zeros(len(features))
         if sweeps is None:
-            gate = _log_softmax(self.gate(features))
+            gate = _log_softmax(gate)
             choice = _draw(gate, generator)
             log_prob = log_prob + gate.gather(1, choice[:, None])[:, 0]
             sweeps = self.numbers[choice]
         else:
             choice = torch.full_like(sweeps, -1)
         seen = Seen(features, self.look(walls, position, goal, sweeps, compact))
-        moves = _log_softmax(self.action_logits(seen))
+        moves = _log_softmax(self.action_logits(habit, seen.plan))
         action = _draw(moves, generator)
         return Deliberation(action, choice, sweeps, log_prob + moves.gather(1, action[:, None])[:, 0], seen)
