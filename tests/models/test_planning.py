@@ -62,7 +62,7 @@ def test_scores_are_the_discounted_mean_of_what_the_model_says() -> None:
                 for t in range(3):
                     at, reward = model.step(at, actions[i, c, t][None])
                     total = total + 0.1 * 0.9**t * reward
-                total = total + 0.9**3 * model.value(at, model.habit.best(at)).amin(0)
+                total = total + 0.9**3 * model.value(at, model.habit.best(at)).mean(0)
                 torch.testing.assert_close(found[i, c], total[0], rtol=1e-4, atol=1e-5)
 
 
@@ -140,13 +140,22 @@ def test_only_what_the_gate_calls_is_planned(rate: float, monkeypatch: pytest.Mo
     assert torch.isfinite(act.action).all()
 
 
-def test_the_divergence_is_that_of_two_normals() -> None:
-    mean, std = torch.rand(8, 3) - 0.5, torch.rand(8, 3) + 0.1
-    habit, log_std = torch.rand(8, 3) - 0.5, torch.rand(8, 3) - 0.5
-    width = log_std.exp() * (1 - habit.square())
-    expected = kl_divergence(Normal(mean, std), Normal(habit, width)).sum(1)
-    torch.testing.assert_close(divergence(mean, std, habit, log_std), expected)
-    assert float(divergence(habit, width, habit, log_std).abs().max()) < 1e-5
+def test_the_divergence_is_that_of_two_normals_before_the_tanh() -> None:
+    mean, std = 1.8 * torch.rand(8, 3) - 0.9, torch.rand(8, 3) + 0.1
+    raw, log_std = 6 * torch.rand(8, 3) - 3, torch.rand(8, 3) - 0.5
+    # d atanh(a) / da, by automatic differentiation
+    at = mean.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(at.atanh().sum(), at)
+    expected = kl_divergence(Normal(mean.atanh(), std * slope), Normal(raw, log_std.exp())).sum(1)
+    torch.testing.assert_close(divergence(mean, std, raw, log_std), expected)
+
+
+def test_a_habit_at_the_end_of_its_range_is_pulled_back() -> None:
+    # Where the tanh is flat, a divergence taken after it has no gradient left: the habit would stay wrong for good.
+    raw = torch.full((1, 2), 9.0, requires_grad=True)
+    divergence(torch.zeros(1, 2), torch.full((1, 2), 0.3), raw, torch.zeros(1, 2)).sum().backward()
+    assert raw.grad is not None and bool((raw.grad > 1).all())
+    assert torch.isfinite(divergence(torch.ones(1, 2), torch.ones(1, 2), raw.detach(), torch.zeros(1, 2))).all()
 
 
 def test_the_gate_learns_which_states_gain() -> None:

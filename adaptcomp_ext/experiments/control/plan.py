@@ -16,11 +16,11 @@ __all__ = ["AGENTS", "matched", "plan", "preset"]
 AGENTS = ("always", "value", "never", "random")
 """Plan every state; those that the value gate calls; none; as many as the value gate did, at random."""
 
-SMALL = Settings("", planner={"samples": 384})
-LARGE = replace(SMALL, latent=64, hidden=192, rounds=60, updates=8)
+SMALL = Settings("", hidden=64, planner={"samples": 384})
+LARGE = replace(SMALL, latent=64, hidden=192, rounds=60)
 PRESETS: Mapping[str, Settings] = {
-    "pendulum-swingup": SMALL,
-    "reacher-easy": SMALL,
+    "pendulum-swingup": replace(SMALL, rounds=30, updates=10, bursts=0.02),
+    "reacher-easy": replace(SMALL, rounds=16, price=0.04, planner={"samples": 512}),
     "walker-stand": LARGE,
     "walker-walk": LARGE,
     "walker-run": LARGE,
@@ -56,9 +56,9 @@ def plan(
         raise ValueError("agents: expected value with random, which plans as often, got random without it")
     every = range(first_seed, first_seed + seeds)
     measured: dict[str, Any] = {
-        "episodes": 2 if quick else 20,
-        "checks": 1 if quick else 4,
-        "check_episodes": 2 if quick else 8,
+        "episodes": 2 if quick else 10,
+        "checks": 1 if quick else 3,
+        "check_episodes": 2 if quick else 5,
         "length": 60 if quick else None,
     }
     cells = [

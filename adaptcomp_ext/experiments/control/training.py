@@ -69,7 +69,7 @@ class Settings:
     rounds: int = 20
     episode: int = 100
     warm: int = 2
-    updates: int = 5
+    updates: int = 8
     first_updates: int = 500
     wide: float = 0.5
     bursts: float = 0.01

@@ -47,7 +47,7 @@ class Planner:
     ::
 
         candidates: the plan's mean, the habit's roll-outs, samples N(μ, σ²)
-        score = (1 − γ) Σ γᵗ r(zₜ, aₜ) + γᴴ min Q(z_H, π₁(z_H))
+        score = (1 − γ) Σ γᵗ r(zₜ, aₜ) + γᴴ Q(z_H, π₁(z_H))
         elites: the best of them, weighted by exp((score − best) / temperature)      μ, σ ← their weighted mean, deviation
 
     Each row is one state; it leaves `AdaptiveHalt` when ‖Δμ‖ / √(HA) ≤ tol, or after `iterations`.
@@ -113,7 +113,7 @@ class Planner:
         for t in range(horizon):
             z, reward = self.world.step(z, along[t])
             total.add_(reward, alpha=(1 - self.discount) * self.discount**t)
-        last = self.world.value(z, self.world.habit.best(z)).amin(0)
+        last = self.world.value(z, self.world.habit.best(z)).mean(0)
         return total.add_(last, alpha=self.discount**horizon).view(n, candidates)
 
     def improve(self, mean: Tensor, std: Tensor, latent: Tensor, habit: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from adaptcomp_ext.nn import route
 
 __all__ = ["Act", "PlanningAgent", "divergence"]
 
-FLOOR = 0.02  # of the habit's deviation: a habit that is certain is not infinitely far from every plan
+EDGE = 0.95  # a plan at the end of what an action can be is still a finite number before the tanh
 
 
 class Act(NamedTuple):
@@ -33,7 +33,7 @@ class Act(NamedTuple):
     gain : Tensor
         [B]: what the model expects of the plan more than of the habit, in units of the largest reward.
     divergence : Tensor
-        [B]: KL(π₂ ‖ π₁) of the first action, in nats, both taken as normals over actions.
+        [B]: KL(π₂ ‖ π₁) of the first action, in nats, both taken as normals before the tanh.
     following : Tensor
         [B, H, A]: the plan for the next step.
     score : Tensor
@@ -51,11 +51,20 @@ class Act(NamedTuple):
     score: Tensor
 
 
-def divergence(mean: Tensor, std: Tensor, habit_mean: Tensor, log_std: Tensor) -> Tensor:
-    """KL(N(mean, std) ‖ π₁) [B] of normals over actions; π₁'s deviation is carried through its tanh to first order."""
-    width = (log_std.exp() * (1 - habit_mean.square())).clamp(min=FLOOR)
-    ratio = std / width
-    return 0.5 * (ratio.square() + ((mean - habit_mean) / width).square() - 1 - 2 * ratio.log()).sum(-1)
+def divergence(mean: Tensor, std: Tensor, raw: Tensor, log_std: Tensor) -> Tensor:
+    """KL(π₂ ‖ π₁) [B] of the normals before the tanh: a habit that has run into the end of what it can do is still pulled back.
+
+    Parameters
+    ----------
+    mean, std : Tensor
+        [B, A]: of a plan's first action, in −1..1; carried through the inverse of the tanh to first order.
+    raw, log_std : Tensor
+        [B, A]: of the habit, before its tanh.
+    """
+    inside = mean.clamp(-EDGE, EDGE)
+    width = log_std.exp()
+    ratio = std / (1 - inside.square()) / width
+    return 0.5 * (ratio.square() + ((inside.atanh() - raw) / width).square() - 1 - 2 * ratio.log()).sum(-1)
 
 
 class PlanningAgent(nn.Module):
@@ -123,7 +132,7 @@ class PlanningAgent(nn.Module):
             mean=first,
             std=width,
             gain=value - expected,
-            divergence=divergence(first, width, habit, log_std),
+            divergence=divergence(first, width, raw, log_std),
             # Nothing is known of the last action of the next plan; 0, but NaN where there is no plan.
             following=torch.cat([mean[:, 1:], 0 * mean[:, :1]], 1),
             score=score,

@@ -27,8 +27,8 @@ class Move(NamedTuple):
     ----------
     action : Tensor
         [B, A], sampled, in −1..1.
-    mean : Tensor
-        [B, A]: tanh of the normal's mean.
+    raw : Tensor
+        [B, A]: the normal's mean, before it is squashed.
     log_prob : Tensor
         [B]: of the sampled action.
     log_std : Tensor
@@ -36,7 +36,7 @@ class Move(NamedTuple):
     """
 
     action: Tensor
-    mean: Tensor
+    raw: Tensor
     log_prob: Tensor
     log_std: Tensor
 
@@ -101,7 +101,7 @@ class Habit(nn.Module):
         action = raw.tanh()
         normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_prob = (normal - (1 - action.square() + SQUASH_FLOOR).log()).sum(-1)
-        return Move(action, mean.tanh(), log_prob, log_std)
+        return Move(action, mean, log_prob, log_std)
 
     def best(self, latent: Tensor) -> Tensor:
         """The mean action."""
