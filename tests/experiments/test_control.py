@@ -232,3 +232,15 @@ def test_transfer(tmp_path: Path) -> None:
     assert (tmp_path / "transfer.png").stat().st_size > 10_000 and "nan" not in (tmp_path / "transfer.md").read_text()
     with pytest.raises(ValueError, match="orders: expected 1 to 6, got 7"):
         transfer(tmp_path / "other", orders=7, quick=True, console=QUIET)
+
+
+def test_values_learn_from_targets_in_their_bounds() -> None:
+    # No reward, and slow values that disagree about nothing: the least of them, and anything below 0, would be learned as a loss.
+    trainer = Trainer(tiny(), 0)
+    trainer.round()
+    trainer.replay.reward.zero_()
+    world = trainer.agent.world
+    with torch.no_grad():
+        for member, bias in enumerate((-0.5, 0.4)):
+            world.slow_q.biases[-1][member] = bias
+    assert float(trainer.learner.update(trainer.replay)[2]) == 0.0

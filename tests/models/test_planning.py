@@ -158,10 +158,13 @@ def test_a_habit_at_the_end_of_its_range_is_pulled_back() -> None:
     assert torch.isfinite(divergence(torch.ones(1, 2), torch.ones(1, 2), raw.detach(), torch.zeros(1, 2))).all()
 
 
-def test_the_gate_learns_which_states_gain() -> None:
+@pytest.mark.parametrize("width", [1.0, 0.03])
+def test_the_gate_learns_which_states_gain(width: float) -> None:
+    # Units of a latent state lie close together: what the gate tells apart must not depend on how close.
     torch.manual_seed(0)
-    z, log_std = torch.rand(2000, 16), torch.zeros(2000, 1)
-    worth = (z[:, 0] > 0.7).float()
+    unit, log_std = torch.rand(2000, 16), torch.zeros(2000, 1)
+    z = 0.1 + width * unit
+    worth = (unit[:, 0] > 0.7).float()
     gain = 0.05 * worth + 0.02 * torch.randn(2000)
     apart = 2 * (1 - worth) + torch.rand(2000)
     gate = PlanGate(16, 1, price=0.02)
