@@ -108,7 +108,7 @@ class DepthPlanner:
             action = torch.where((t < horizon)[:, None], mean[:, t], world.habit.best(z))
             z, reward = world.step(z, action)
             total = total + (1 - discount) * discount**t * reward
-        return total + discount ** self.levels[-1] * world.value(z, world.habit.best(z)).amin(0)
+        return total + discount ** self.levels[-1] * world.value(z, world.habit.best(z)).mean(0)
 
 
 class DepthGate(nn.Module):

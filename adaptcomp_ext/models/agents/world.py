@@ -140,7 +140,7 @@ class WorldModel(nn.Module):
 
     ::
 
-        z = encode(o)      z', r = step(z, a)      Q(z, a): the least of two      a ~ π₁(z)
+        z = encode(o)      z', r = step(z, a)      Q(z, a): the mean of two      a ~ π₁(z)
 
     Rewards are in 0..1, and Q is a discounted mean of them, Q = (1 − γ) r + γ Q', in 0..1 as well.
 
