@@ -42,19 +42,18 @@ def value_sweep(value: Tensor, step: Tensor, count: int = 1) -> Tensor:
     # for few mazes they take longer than the passes.
     width = value.shape[2]
     add = step.view(-1)[width:-width]
-    best = torch.empty_like(add)
     lines = [torch.empty_like(value).view(-1) for _ in range(min(count, 2))]
     for line in lines:
         line[:width], line[-width:] = UNKNOWN, UNKNOWN
     views = [_around(line, width) for line in lines]
-    here, *neighbours = _around(value.view(-1), width)
+    _, *neighbours = _around(value.view(-1), width)
     for k in range(count):
-        torch.maximum(neighbours[0], neighbours[1], out=best)
-        torch.maximum(best, neighbours[2], out=best)
-        torch.maximum(best, neighbours[3], out=best)
-        best += add
-        here, *neighbours = views[k % 2]
-        torch.clamp(best, UNKNOWN, 0, out=here)
+        above, below, left, right = neighbours
+        best, *neighbours = views[k % 2]
+        torch.maximum(above, below, out=best)
+        torch.maximum(best, left, out=best)
+        torch.maximum(best, right, out=best)
+        best.add_(add).clamp_(UNKNOWN, 0)
     return lines[(count - 1) % 2].view(value.shape)
 
 
