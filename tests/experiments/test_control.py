@@ -151,8 +151,9 @@ def test_stretches_stay_within_episodes() -> None:
     cut = {7: (begin % 7 > 3), 11: (begin % 11 > 7)}
     # A start fits at least one of the two environments that it may come from.
     assert not bool((cut[7] & cut[11]).any()) and begin.unique().numel() > 30
-    observation, gain, _ = replay.planned(20, 100)
-    assert bool((observation[:, 0] == gain).all()) and float(gain.min()) >= 40
+    some = replay.planned(20, 100)
+    assert some is not None and bool((some.observation[:, 0] == some.gain).all()) and float(some.gain.min()) >= 40
+    assert torch.equal(some.mean[:, 0], some.gain) and torch.equal(some.std, some.mean)
     assert Replay(5, 2, 1, 1).planned(5, 10) is None
 
 

@@ -29,13 +29,15 @@ class Learning:
     Attributes
     ----------
     distil : float
-        Weight of KL(π₂ ‖ π₁) in the habit's loss, on states that were planned.
+        Weight of log(1 + KL(π₂ ‖ π₁)) in the habit's loss, on states that were planned.
     entropy : float
         Weight of the habit's entropy.
     description : float
         Weight of the habit's description length, per update's row (β).
     recent : int
-        The gate learns from so many last steps of each environment.
+        Habit and gate learn from the plans of so many last steps of each environment.
+    plans : int
+        Of them, for each update.
     """
 
     batch: int = 128
@@ -46,13 +48,13 @@ class Learning:
     consistency: float = 2.0
     reward: float = 1.0
     value: float = 2.0
-    distil: float = 0.1
+    distil: float = 0.5
     entropy: float = 3e-5
     description: float = 1e-7
     follow: float = 0.02
     max_norm: float = 10.0
     recent: int = 250
-    gate_batch: int = 128
+    plans: int = 128
 
 
 class Learner:
@@ -110,22 +112,23 @@ class Learner:
         with torch.no_grad():
             ends = torch.quantile(worth[:, 0], torch.tensor([0.05, 0.95]))
             world.spread.lerp_((ends[1] - ends[0]).clamp(min=LEAST_SPREAD), SPREAD_RATE)
-        planned = ~piece.mean.isnan().any(-1)
-        apart = divergence(piece.mean.nan_to_num(0.0), piece.std.nan_to_num(1.0), move.raw, move.log_std)
-        # The logarithm: what is far apart still counts, and does not drown the rest.
-        distil = (apart.log1p() * planned).mean()
-        habit = ((s.entropy * move.log_prob - worth / world.spread) * weight).mean() + s.distil * distil
-        self._set(self.habit, habit + s.description * world.habit.kl())
-
-        world.habit.eval()
-        some = replay.planned(s.recent, s.gate_batch)
+        habit = ((s.entropy * move.log_prob - worth / world.spread) * weight).mean()
+        # Of recent plans alone: what the planner thought when the model knew little averages to doing nothing.
+        some = replay.planned(s.recent, s.plans)
         gate_loss = torch.zeros(())
         if some is not None:
             with torch.no_grad():
-                at = world.encode(some[0])
+                at = world.encode(some.observation)
+            raw, log_std = world.habit.parameters_of(at)
+            # The logarithm: what is far apart still counts, and does not drown the rest.
+            habit = habit + s.distil * divergence(some.mean, some.std, raw, log_std).log1p().mean()
+            world.habit.eval()
+            with torch.no_grad():
                 log_std = world.habit.parameters_of(at)[1]
-            gate_loss = gate.loss(at, log_std, some[1] / world.spread, some[2])
+            gate_loss = gate.loss(at, log_std, some.gain / world.spread, some.divergence)
             self._set(list(gate.parameters()), gate_loss)
+        self._set(self.habit, habit + s.description * world.habit.kl())
+        world.habit.eval()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         world.follow(s.follow)

@@ -19,8 +19,8 @@ AGENTS = ("always", "value", "never", "random")
 SMALL = Settings("", hidden=64, planner={"samples": 384})
 LARGE = replace(SMALL, latent=64, hidden=192, rounds=60)
 PRESETS: Mapping[str, Settings] = {
-    "pendulum-swingup": replace(SMALL, rounds=30, updates=10, bursts=0.02),
-    "reacher-easy": replace(SMALL, rounds=16, price=0.04, planner={"samples": 512}),
+    "pendulum-swingup": replace(SMALL, rounds=14, updates=10, bursts=0.02),
+    "reacher-easy": replace(SMALL, rounds=16, price=0.03, planner={"samples": 512}),
     "walker-stand": LARGE,
     "walker-walk": LARGE,
     "walker-run": LARGE,

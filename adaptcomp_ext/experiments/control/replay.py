@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Piece", "Replay"]
+__all__ = ["Piece", "Planned", "Replay"]
 
 FIELDS = ("observation", "following", "action", "reward", "ended", "mean", "std", "gain", "divergence")
 
@@ -21,15 +21,31 @@ class Piece(NamedTuple):
         [B, H + 1, O].
     action, reward : Tensor
         [B, H, A], [B, H].
-    mean, std : Tensor
-        [B, H, A]: the plan's first action; NaN where there was no plan.
     """
 
     observation: Tensor
     action: Tensor
     reward: Tensor
+
+
+class Planned(NamedTuple):
+    """States that were planned, and what came of it.
+
+    Attributes
+    ----------
+    observation : Tensor
+        [B, O].
+    mean, std : Tensor
+        [B, A]: the plan's first action.
+    gain, divergence : Tensor
+        [B].
+    """
+
+    observation: Tensor
     mean: Tensor
     std: Tensor
+    gain: Tensor
+    divergence: Tensor
 
 
 class Replay:
@@ -71,19 +87,17 @@ class Replay:
             torch.cat([self.observation[at, e], last], 1),
             self.action[at, e],
             self.reward[at, e],
-            self.mean[at, e],
-            self.std[at, e],
         )
 
-    def planned(self, count: int, batch: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Up to `batch` of the last `count` steps' states that were planned: observation, gain, divergence; None if none was."""
+    def planned(self, count: int, batch: int) -> Planned | None:
+        """Draw `batch` of the last `count` steps' states that were planned; None if none was."""
         since = max(0, self.length - count)
         index = (~self.gain[since : self.length].isnan()).nonzero()
         if not len(index):
             return None
         index = index[torch.randint(len(index), (batch,))]
         t, e = index[:, 0] + since, index[:, 1]
-        return self.observation[t, e], self.gain[t, e], self.divergence[t, e]
+        return Planned(*(part[t, e] for part in (self.observation, self.mean, self.std, self.gain, self.divergence)))
 
     def part(self, begin: int, end: int) -> dict[str, Tensor]:
         """Steps `begin` to `end`, to be written."""
