@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adaptcomp_ext.experiments.environments.layouts import Layouts, draw_layouts
 from adaptcomp_ext.experiments.runs import Cell, Tick, span
@@ -18,10 +18,11 @@ from .evaluation import Trial, run_trial
 from .timing import compare
 from .training import Settings, train
 
-__all__ = ["FIXED", "run_cell", "unseen_layouts"]
+__all__ = ["FIXED", "run_cell", "time_cell", "unseen_layouts"]
 
 FIXED = (0, 2, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of sweeps that the priced agent is also made to do everywhere."""
+AGENT_NAME = "agent.safetensors"
 LARGER = 17
 TEST_SEED = 10_000
 DISTANCES = ((1, 1), (2, 3), (4, 5), (6, 8), (9, 12), (13, 17), (18, 24), (25, 40))
@@ -34,12 +35,23 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     agent = MazeAgent()
     history = train(agent, settings, cell.seed, span(tick, "training", 0.0, 0.8))
-    save_file(dict(agent.state_dict()), folder / "agent.safetensors")
+    save_file(dict(agent.state_dict()), folder / AGENT_NAME)
     every = max(1, len(history) // CURVE)
     found: dict[str, Any] = {"curve": [_mean(history[i : i + every]) for i in range(0, len(history), every)], "every": every}
     with torch.no_grad():
         found.update(_measure(agent, settings, cell, tick))
     return found
+
+
+def time_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Put the agent of another cell on the clock."""
+    agent = MazeAgent()
+    agent.load_state_dict(load_file(folder.parent / cell.options["of"] / AGENT_NAME))
+    found, timed = [], cell.options["timed"]
+    for i, (mazes, size) in enumerate(timed):
+        tick(f"{mazes} mazes of side {size}", i / len(timed))
+        found.append(compare(agent, mazes, size, cell.options["density"], cell.options["timing_seconds"]))
+    return {"timing": found}
 
 
 def _mean(records: list[dict[str, float]]) -> dict[str, float]:
@@ -81,9 +93,6 @@ def _measure(agent: MazeAgent, settings: Settings, cell: Cell, tick: Tick) -> di
             found["by_distance_larger"] = _by_distance(trial)
     if cell.options["agent"] == "priced":
         found["example"] = _example(layouts, own)
-        tick("timing", 0.92)
-        seconds = cell.options["timing_seconds"]
-        found["timing"] = [compare(agent, mazes, size, settings.density, seconds) for mazes, size in cell.options["timed"]]
     return found
 
 

@@ -9,7 +9,7 @@ from adaptcomp_ext.experiments.runs import Cell, Plan
 
 from .training import Settings
 
-__all__ = ["OTHERS", "PRICE", "plan"]
+__all__ = ["OTHERS", "PRICE", "plan", "timings"]
 
 PRICE = 0.0009
 """Of a sweep; the goal is worth 1, and a step costs 0.01."""
@@ -34,6 +34,8 @@ def plan(*, seeds: int, first_seed: int, updates: int | None, price: float, quic
         "mazes": 300 if quick else 2000,
         "larger": 100 if quick else 1000,
         "others": [list(other) for other in (OTHERS[:1] if quick else OTHERS)],
+    }
+    timed: dict[str, Any] = {
         "timed": [[256, 11]] if quick else [[256, 11], [2048, 11], [8192, 11], [2048, 17]],
         "timing_seconds": 0.3 if quick else 8.0,
     }
@@ -47,5 +49,13 @@ def plan(*, seeds: int, first_seed: int, updates: int | None, price: float, quic
         "seeds": list(every),
         "quick": quick,
         **measured,
+        **timed,
     }
     return Plan("maze", config, cells)
+
+
+def timings(what: Plan) -> list[Cell]:
+    """One more for each priced agent: on the clock, when nothing else runs any more."""
+    options = {key: what.config[key] for key in ("timed", "timing_seconds")}
+    options["density"] = what.config["agents"]["priced"]["density"]
+    return [Cell(f"timing-seed-{s}", {"of": f"priced-seed-{s}", **options}, s) for s in what.config["seeds"]]

@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from adaptcomp_ext.experiments.runs import publish, run_plan
+from adaptcomp_ext.experiments.runs import RunFolder, publish, run_cells, run_plan
 
 from . import figure
-from .cell import run_cell
+from .cell import run_cell, time_cell
 from .markdown import FIGURES, verdicts, write_markdown
-from .plan import PRICE, plan
+from .plan import PRICE, plan, timings
 from .summary import summarise
 
 __all__ = ["maze"]
@@ -58,6 +58,8 @@ def maze(
     console = console or Console()
     what = plan(seeds=seeds, first_seed=first_seed, updates=updates, price=price, quick=quick)
     found = run_plan(what, out, run_cell, workers=workers, threads=threads, console=console)
+    folder = RunFolder.open(out, what.name, what.config)
+    found.update(run_cells(folder, timings(what), time_cell, workers=1, threads=1, console=console))
     summary = summarise(what.cells, found)
     figure.draw(summary, out / FIGURES["main"])
     figure.draw_example(summary["example"], out / FIGURES["example"])

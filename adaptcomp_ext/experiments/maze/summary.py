@@ -21,6 +21,7 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
 
     names = list(dict.fromkeys(c.options["agent"] for c in cells))
     priced = of("priced")
+    timed = [found[name]["timing"] for name in found if name.startswith("timing-")]
     out: dict[str, Any] = {
         "agents": {name: _trial([cell["own"] for cell in of(name)]) for name in names},
         "controls": {},
@@ -37,7 +38,7 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
                 ("free", "free", "by_distance"),
             )
         },
-        "timing": [_timing([cell["timing"][i] for cell in priced]) for i in range(len(priced[0]["timing"]))],
+        "timing": [_timing(cases) for cases in zip(*timed, strict=True)],
         "curves": {name: _curve(of(name)) for name in names},
         "example": priced[0]["example"],
     }
