@@ -16,11 +16,11 @@ __all__ = ["AGENTS", "matched", "plan", "preset"]
 AGENTS = ("always", "value", "never", "random")
 """Plan every state; those that the value gate calls; none; as many as the value gate did, at random."""
 
-SMALL = Settings("", hidden=64, planner={"samples": 384})
-LARGE = Settings("", latent=64, hidden=128, rounds=60, price=0.02, planner={"samples": 256})
+SMALL = Settings("", hidden=64, planner={"samples": 512})
+LARGE = Settings("", latent=64, hidden=128, rounds=60, updates=8, planner={"samples": 256})
 PRESETS: Mapping[str, Settings] = {
-    "pendulum-swingup": replace(SMALL, rounds=14, updates=10, bursts=0.02),
-    "reacher-easy": replace(SMALL, rounds=16, price=0.03, planner={"samples": 512}),
+    "pendulum-swingup": replace(SMALL, rounds=14, updates=6, bursts=0.02),
+    "reacher-easy": replace(SMALL, rounds=24, updates=5, price=0.03),
     "walker-stand": LARGE,
     "walker-walk": LARGE,
     "walker-run": LARGE,

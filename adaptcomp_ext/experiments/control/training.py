@@ -63,13 +63,13 @@ class Settings:
 
     task: str
     gate: str = "value"
-    price: float = 0.004
+    price: float = 0.02
     rates: tuple[float, ...] | None = None
     envs: int = 32
     rounds: int = 20
     episode: int = 100
     warm: int = 2
-    updates: int = 8
+    updates: int = 5
     first_updates: int = 500
     wide: float = 0.5
     bursts: float = 0.01
