@@ -55,6 +55,8 @@ def test_scores_are_the_discounted_mean_of_what_the_model_says() -> None:
     planner = Planner(model, horizon=3, discount=0.9, **SMALL)
     z, actions = states(model, 4), torch.rand(4, 7, 3, 1) * 2 - 1
     with torch.no_grad():
+        model.dynamics[-1].bias[-1] = 0.5  # within the bounds of rewards and values
+        model.q.biases[-1].fill_(0.5)
         found = planner.score(z, actions)
         for i in range(4):
             for c in range(7):
@@ -64,6 +66,16 @@ def test_scores_are_the_discounted_mean_of_what_the_model_says() -> None:
                     total = total + 0.1 * 0.9**t * reward
                 total = total + 0.9**3 * model.value(at, model.habit.best(at)).mean(0)
                 torch.testing.assert_close(found[i, c], total[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_cannot_promise_more_than_there_is() -> None:
+    model = world()
+    with torch.no_grad():
+        model.dynamics[-1].bias[-1] = 3.0
+        model.q.biases[-1].fill_(2.0)
+    found = Planner(model, discount=0.9, **SMALL).plan(states(model, 5))
+    torch.testing.assert_close(found.value, torch.ones(5))
+    torch.testing.assert_close(found.habit, torch.ones(5))
 
 
 def test_each_state_stops_when_its_own_plan_has_settled() -> None:
@@ -138,6 +150,21 @@ def test_only_what_the_gate_calls_is_planned(rate: float, monkeypatch: pytest.Mo
     with torch.no_grad():
         torch.testing.assert_close(act.action[~act.called], model.habit.best(z)[~act.called])
     assert torch.isfinite(act.action).all()
+
+
+def test_exploring_rows_draw_and_the_others_do_not() -> None:
+    model = world(actions=2)
+    agent = PlanningAgent(model, PlanGate(16, 2), **SMALL).eval()
+    agent.gate.kind = "never"
+    observation, some = torch.randn(6, 5), torch.arange(6) % 2 == 0
+    with torch.no_grad():
+        means = model.habit.best(model.encode(observation))
+    torch.manual_seed(1)
+    drawn = agent.act(observation, explore=some).action
+    torch.testing.assert_close(drawn[~some], means[~some])
+    assert bool((drawn[some] - means[some]).abs().max() > 0.01)
+    torch.manual_seed(1)
+    assert torch.equal(agent.act(observation, explore=True).action[some], drawn[some])
 
 
 def test_the_divergence_is_that_of_two_normals_before_the_tanh() -> None:

@@ -91,7 +91,7 @@ class PlanningAgent(nn.Module):
         self.planner = Planner(world, **planner)
 
     @torch.no_grad()
-    def act(self, observation: Tensor, before: Tensor | None = None, explore: bool = False) -> Act:
+    def act(self, observation: Tensor, before: Tensor | None = None, explore: bool | Tensor = False) -> Act:
         """Act in each state.
 
         Parameters
@@ -100,14 +100,14 @@ class PlanningAgent(nn.Module):
             [B, O].
         before : Tensor, optional
             [B, H, A]: ``following`` of the step before; NaN where an episode has begun.
-        explore : bool
-            Whether actions are drawn rather than the means taken.
+        explore : bool or Tensor
+            Whether actions are drawn rather than the means taken; bool [B]: for each state.
         """
         z = self.world.encode(observation)
         raw, log_std = self.world.habit.parameters_of(z)
         habit = raw.tanh()
         score = self.gate.score(z, log_std)
-        called = self.gate.decide(score, explore)
+        called = self.gate.decide(score, explore is not False)
         batch, horizon, size = len(z), self.planner.horizon, self.world.actions
         nothing = z.new_full((batch, horizon, size), torch.nan)
         blank = z.new_full((batch,), torch.nan)
@@ -119,12 +119,11 @@ class PlanningAgent(nn.Module):
         otherwise = (nothing, nothing, blank, blank, torch.zeros(batch, dtype=torch.int64, device=z.device))
         mean, std, value, expected, iterations = route(called, plan, z, before, otherwise=otherwise)
         first, width = mean[:, 0], std[:, 0]
-        if explore:
-            noise = torch.randn_like(habit)
+        free, planned = habit, first
+        if explore is not False:
+            noise = torch.randn_like(habit) * torch.as_tensor(explore, device=z.device).view(-1, 1)
             free = (raw + log_std.exp() * noise).tanh()
             planned = (first + width * noise).clamp(-1, 1)
-        else:
-            free, planned = habit, first
         return Act(
             action=torch.where(called[:, None], planned, free),
             called=called,
