@@ -55,7 +55,7 @@ def test_scores_are_the_discounted_mean_of_what_the_model_says() -> None:
     planner = Planner(model, horizon=3, discount=0.9, **SMALL)
     z, actions = states(model, 4), torch.rand(4, 7, 3, 1) * 2 - 1
     with torch.no_grad():
-        model.dynamics[-1].bias[-1] = 0.5  # within the bounds of rewards and values
+        model.dynamics[-1].bias[-1] = 0.5  # below the largest reward and value
         model.q.biases[-1].fill_(0.5)
         found = planner.score(z, actions)
         for i in range(4):

@@ -107,8 +107,8 @@ class DepthPlanner:
         for t in range(self.levels[-1]):
             action = torch.where((t < horizon)[:, None], mean[:, t], world.habit.best(z))
             z, reward = world.step(z, action)
-            total = total + (1 - discount) * discount**t * reward.clamp(0.0, 1.0)
-        last = world.value(z, world.habit.best(z)).mean(0).clamp(0.0, 1.0)
+            total = total + (1 - discount) * discount**t * reward.clamp(max=1.0)
+        last = world.value(z, world.habit.best(z)).mean(0).clamp(max=1.0)
         return total + discount ** self.levels[-1] * last
 
 

@@ -106,7 +106,7 @@ class Planner:
     def score(self, latent: Tensor, actions: Tensor) -> Tensor:
         """What the model expects of action sequences: z [n, L], a [n, C, H, A] → [n, C].
 
-        Rewards and values are kept in 0..1: where all is won already, a plan cannot promise more.
+        No reward or value is above 1, the largest: where all is won already, a plan cannot promise more.
         """
         n, candidates, horizon, size = actions.shape
         z = latent[:, None].expand(n, candidates, latent.shape[1]).reshape(n * candidates, -1)
@@ -115,8 +115,8 @@ class Planner:
         total = torch.zeros(n * candidates, device=z.device, dtype=z.dtype)
         for t in range(horizon):
             z, reward = self.world.step(z, along[t])
-            total.add_(reward.clamp(0.0, 1.0), alpha=(1 - self.discount) * self.discount**t)
-        last = self.world.value(z, self.world.habit.best(z)).mean(0).clamp_(0.0, 1.0)
+            total.add_(reward.clamp(max=1.0), alpha=(1 - self.discount) * self.discount**t)
+        last = self.world.value(z, self.world.habit.best(z)).mean(0).clamp_(max=1.0)
         return total.add_(last, alpha=self.discount**horizon).view(n, candidates)
 
     def improve(self, mean: Tensor, std: Tensor, latent: Tensor, habit: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
