@@ -152,21 +152,6 @@ def test_only_what_the_gate_calls_is_planned(rate: float, monkeypatch: pytest.Mo
     assert torch.isfinite(act.action).all()
 
 
-def test_exploring_rows_draw_and_the_others_do_not() -> None:
-    model = world(actions=2)
-    agent = PlanningAgent(model, PlanGate(16, 2), **SMALL).eval()
-    agent.gate.kind = "never"
-    observation, some = torch.randn(6, 5), torch.arange(6) % 2 == 0
-    with torch.no_grad():
-        means = model.habit.best(model.encode(observation))
-    torch.manual_seed(1)
-    drawn = agent.act(observation, explore=some).action
-    torch.testing.assert_close(drawn[~some], means[~some])
-    assert bool((drawn[some] - means[some]).abs().max() > 0.01)
-    torch.manual_seed(1)
-    assert torch.equal(agent.act(observation, explore=True).action[some], drawn[some])
-
-
 def test_the_divergence_is_that_of_two_normals_before_the_tanh() -> None:
     mean, std = 1.8 * torch.rand(8, 3) - 0.9, torch.rand(8, 3) + 0.1
     raw, log_std = 6 * torch.rand(8, 3) - 3, torch.rand(8, 3) - 0.5

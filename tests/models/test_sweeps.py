@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.models.agents import UNKNOWN, MazeAgent, sweep_plan
+from adaptcomp_ext.models.agents import UNKNOWN, MazeAgent, sweep_plan, value_sweep
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
@@ -60,6 +60,14 @@ def test_a_row_is_the_same_alone() -> None:
     for i in range(32):
         alone = sweep_plan(walls[i : i + 1], position[i : i + 1], goal[i : i + 1], sweeps[i : i + 1])
         assert torch.equal(alone[0], together[i])
+
+
+def test_more_sweeps_than_cells_change_nothing() -> None:
+    walls, position, goal = mazes(8, 5, seed=4)
+    enough, many = torch.full((8,), 25), torch.full((8,), 10**12)
+    assert torch.equal(sweep_plan(walls, position, goal, many), sweep_plan(walls, position, goal, enough))
+    with pytest.raises(ValueError, match=r"^count: expected"):
+        value_sweep(torch.zeros(1, 4, 4, dtype=torch.int16), torch.zeros(1, 4, 4, dtype=torch.int16), 0)
 
 
 def test_no_row_and_no_sweep() -> None:

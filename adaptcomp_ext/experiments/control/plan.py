@@ -20,7 +20,7 @@ SMALL = Settings("", hidden=64, planner={"samples": 512})
 LARGE = Settings("", latent=64, hidden=128, rounds=60, updates=8, planner={"samples": 256})
 PRESETS: Mapping[str, Settings] = {
     "pendulum-swingup": replace(SMALL, rounds=16, price=0.008, bursts=0.02),
-    "reacher-easy": replace(SMALL, rounds=24, updates=5, price=0.03),
+    "reacher-easy": replace(SMALL, rounds=24, price=0.03),
     "walker-stand": LARGE,
     "walker-walk": LARGE,
     "walker-run": LARGE,
@@ -56,7 +56,7 @@ def plan(
         raise ValueError("agents: expected value with random, which plans as often, got random without it")
     every = range(first_seed, first_seed + seeds)
     measured: dict[str, Any] = {
-        "episodes": 2 if quick else 10,
+        "episodes": 2 if quick else 20,
         "checks": 1 if quick else 3,
         "check_episodes": 2 if quick else 5,
         "length": 60 if quick else None,

@@ -51,9 +51,6 @@ class Settings:
         After the warm rounds.
     wide : float
         σ of plans is at least this at first, falling linearly to the planner's own within half of the training.
-    calm : float
-        Share of the environments in which the agent acts without noise, as it does when it is evaluated: noise carries it out of
-        states in which the habit alone stands still, and what is never met is not learned.
     bursts : float
         Probability per decision that a random action is held for some time, falling to 0 at 60 % of the training.
     latent, hidden : int
@@ -75,7 +72,6 @@ class Settings:
     updates: int = 5
     first_updates: int = 500
     wide: float = 0.5
-    calm: float = 0.25
     bursts: float = 0.01
     latent: int = 32
     hidden: int = 128
@@ -100,7 +96,7 @@ class _Bursts:
         self.left = torch.zeros(envs, dtype=torch.int64)
         self.held = torch.zeros(envs, actions)
 
-    def apply(self, action: Tensor | None, probability: Tensor) -> Tensor:
+    def apply(self, action: Tensor | None, probability: float) -> Tensor:
         begins = (self.left <= 0) & (torch.rand(len(self.left)) < probability)
         length = torch.empty(len(self.left)).geometric_(1 / BURST).long()
         self.left = torch.where(begins, length, self.left - 1)
@@ -189,8 +185,7 @@ class Trainer:
             agent.gate.calibrate("random", torch.empty(0), rate)
         warm = number < s.warm
         bursts = _Bursts(s.envs, agent.world.actions)
-        noisy = torch.arange(s.envs) >= round(s.calm * s.envs)
-        burst = noisy * s.bursts * max(0.0, 1 - done / 0.6)
+        burst = s.bursts * max(0.0, 1 - done / 0.6)
         observation, _ = self.env.reset()
         before = None
         broken = self.env.broken
@@ -201,11 +196,11 @@ class Trainer:
             clock = time.perf_counter()
             seen = torch.from_numpy(observation)
             if warm:
-                action = bursts.apply(None, torch.ones(s.envs))
+                action = bursts.apply(None, 1.0)
                 blank = torch.full_like(action, torch.nan)
                 about = {"mean": blank, "std": blank, "gain": blank[:, 0], "divergence": blank[:, 0]}
             else:
-                act = agent.act(seen, before, explore=noisy)
+                act = agent.act(seen, before, explore=True)
                 action, before = bursts.apply(act.action, burst), act.following
                 about = {"mean": act.mean, "std": act.std, "gain": act.gain, "divergence": act.divergence}
                 total["planned"] += float(act.called.sum())

@@ -91,7 +91,7 @@ class PlanningAgent(nn.Module):
         self.planner = Planner(world, **planner)
 
     @torch.no_grad()
-    def act(self, observation: Tensor, before: Tensor | None = None, explore: bool | Tensor = False) -> Act:
+    def act(self, observation: Tensor, before: Tensor | None = None, explore: bool = False) -> Act:
         """Act in each state.
 
         Parameters
@@ -100,14 +100,14 @@ class PlanningAgent(nn.Module):
             [B, O].
         before : Tensor, optional
             [B, H, A]: ``following`` of the step before; NaN where an episode has begun.
-        explore : bool or Tensor
-            Whether actions are drawn rather than the means taken; bool [B]: for each state.
+        explore : bool
+            Whether actions are drawn rather than the means taken.
         """
         z = self.world.encode(observation)
         raw, log_std = self.world.habit.parameters_of(z)
         habit = raw.tanh()
         score = self.gate.score(z, log_std)
-        called = self.gate.decide(score, explore is not False)
+        called = self.gate.decide(score, explore)
         batch, horizon, size = len(z), self.planner.horizon, self.world.actions
         nothing = z.new_full((batch, horizon, size), torch.nan)
         blank = z.new_full((batch,), torch.nan)
@@ -120,8 +120,8 @@ class PlanningAgent(nn.Module):
         mean, std, value, expected, iterations = route(called, plan, z, before, otherwise=otherwise)
         first, width = mean[:, 0], std[:, 0]
         free, planned = habit, first
-        if explore is not False:
-            noise = torch.randn_like(habit) * torch.as_tensor(explore, device=z.device).view(-1, 1)
+        if explore:
+            noise = torch.randn_like(habit)
             free = (raw + log_std.exp() * noise).tanh()
             planned = (first + width * noise).clamp(-1, 1)
         return Act(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn import AdaptiveHalt, FixedSteps, route
-from adaptcomp_ext.ops._checks import check_choice, check_tensor
+from adaptcomp_ext.ops._checks import check_choice, check_int, check_tensor
 
 __all__ = ["UNKNOWN", "sweep_plan", "value_sweep"]
 
@@ -41,6 +41,7 @@ def value_sweep(value: Tensor, step: Tensor, count: int = 1) -> Tensor:
     # one pass for each operation: measured, a quarter of the time that a padded batch of floats takes. The views are made once:
     # for few mazes they take longer than the passes.
     width = value.shape[2]
+    count = check_int("count", count, 1)
     add = step.view(-1)[width:-width]
     lines = [torch.empty_like(value).view(-1) for _ in range(min(count, 2))]
     for line in lines:
@@ -103,7 +104,8 @@ def sweep_plan(walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, co
         n = len(walls)
         # No row leaves between two of the numbers that occur: one step of the loop for each number, not for each sweep. After as
         # many sweeps as there are cells nothing changes.
-        occurs = torch.bincount(sweeps.clamp(max=size * size)) > 0
+        sweeps = sweeps.clamp(max=size * size)
+        occurs = torch.bincount(sweeps) > 0
         levels = occurs.nonzero()[:, 0].tolist()
         more = iter([level - before for before, level in pairwise([0, *levels])])
         rows = torch.arange(n, device=walls.device)
@@ -112,7 +114,7 @@ def sweep_plan(walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, co
         step[rows, goal[:, 0] + 1, goal[:, 1] + 1] = GOAL
         start = torch.full_like(step, UNKNOWN)
         start[rows, goal[:, 0] + 1, goal[:, 1] + 1] = 0
-        policy = FixedSteps(occurs.cumsum(0)[sweeps.clamp(max=size * size)])
+        policy = FixedSteps(occurs.cumsum(0)[sweeps])
         halt = AdaptiveHalt(
             lambda value, step: value_sweep(value, step, next(more)), policy, max_steps=len(levels), compact=compact
         )
