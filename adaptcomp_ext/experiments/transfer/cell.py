@@ -44,7 +44,7 @@ def successor(agent: PlanningAgent, settings: Settings, keep: str) -> PlanningAg
 
 
 def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Learn the tasks in their order."""
+    """Learn the tasks in their order; the first one is taken over from the cell that learned it from scratch."""
     keep_freed_memory()
     settings = Settings(**cell.options["settings"])
     order, keep = cell.options["order"], cell.options["keep"]
@@ -52,7 +52,7 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     for i, task in enumerate(order):
         own = replace(settings, task=task, warm=settings.warm if i == 0 or keep == "nothing" else 0)
-        where = folder / f"{i}-{task}"
+        where = (folder.parent / cell.options["begin"] if i == 0 and keep != "nothing" else folder) / f"{i}-{task}"
         where.mkdir(exist_ok=True)
         # Each task begins from a state of its own, so that one that is taken up again ends as it would have.
         torch.manual_seed(1000 * cell.seed + i)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from adaptcomp_ext.experiments.runs import publish, run_plan
+from adaptcomp_ext.experiments.runs import RunFolder, publish, run_cells, run_plan
 
 from . import figure
 from .cell import run_cell
@@ -59,7 +59,12 @@ def transfer(
     if not 1 <= orders <= len(ORDERS):
         raise ValueError(f"orders: expected 1 to {len(ORDERS)}, got {orders}")
     what = plan(orders=orders, seeds=seeds, first_seed=first_seed, steps=steps, quick=quick)
-    found = run_plan(what, out, run_cell, workers=workers, threads=threads, console=console)
+    scratch = [cell for cell in what.cells if "begin" not in cell.options]
+    found = run_plan(what._replace(cells=scratch), out, run_cell, workers=workers, threads=threads, console=console)
+    # The orders begin where these have ended.
+    later = [cell for cell in what.cells if "begin" in cell.options]
+    folder = RunFolder.open(out, what.name, what.config)
+    found.update(run_cells(folder, later, run_cell, workers=workers, threads=threads, console=console))
     summary = summarise(what.cells, found)
     figure.draw(summary, out / FIGURE)
     return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)

@@ -24,7 +24,8 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
         for task in found[cell.name]["tasks"]
     }
     out: dict[str, Any] = {"total": {}, "later": {}, "curves": {}}
-    out["total"]["nothing"] = mean_interval([found[c.name]["regret"] for c in cells if c.options["keep"] == "nothing"])
+    seeds = sorted({seed for seed, _ in scratch})
+    out["total"]["nothing"] = mean_interval([_mean([scratch[seed, task]["regret"] for task in TASKS]) for seed in seeds])
     for keep in KEEPS[1:]:
         some = [cell for cell in cells if cell.options["keep"] == keep]
         ours = [found[cell.name]["regret"] for cell in some]
