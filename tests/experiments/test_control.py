@@ -17,6 +17,7 @@ from adaptcomp_ext.experiments.control.plan import plan, preset
 from adaptcomp_ext.experiments.control.replay import Replay
 from adaptcomp_ext.experiments.control.training import Settings, Trainer, train
 from adaptcomp_ext.experiments.horizon import horizon
+from adaptcomp_ext.experiments.runs import read_json
 from adaptcomp_ext.experiments.transfer import transfer
 from adaptcomp_ext.experiments.transfer.cell import successor
 
@@ -230,6 +231,13 @@ def test_transfer(tmp_path: Path) -> None:
     report = transfer(tmp_path, steps=900, orders=2, quick=True, console=QUIET)
     assert set(report["total"]) == {"nothing", "habit", "everything"}
     assert report["later"]["habit"]["regret"].n == 2
+    cells = {path.parent.name: read_json(path)["tasks"] for path in tmp_path.glob("cells/*/result.json")}
+    assert len(cells) == 3 + 2 * 2
+    # What the orders begin with was learned once, and is what they go on from.
+    for keep in ("habit", "everything"):
+        assert cells[f"{keep}-stand-walk-run-seed-0"][0] == cells["scratch-walker-stand-seed-0"][0]
+        assert cells[f"{keep}-walk-run-stand-seed-0"][0] == cells["scratch-walker-walk-seed-0"][0]
+    assert cells["habit-stand-walk-run-seed-0"][1] != cells["everything-stand-walk-run-seed-0"][1]
     assert (tmp_path / "transfer.png").stat().st_size > 10_000 and "nan" not in (tmp_path / "transfer.md").read_text()
     with pytest.raises(ValueError, match="orders: expected 1 to 6, got 7"):
         transfer(tmp_path / "other", orders=7, quick=True, console=QUIET)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import adaptcomp_ext as ac
+from adaptcomp_ext.experiments.runs import rank_correlation
 from adaptcomp_ext.models.agents import DepthGate, DepthPlanner, PlanGate, Planner, PlanningAgent, WorldModel, divergence
 
 SMALL = {"samples": 64, "elites": 12, "habits": 4}
@@ -136,16 +137,20 @@ def test_only_what_the_gate_calls_is_planned(rate: float, monkeypatch: pytest.Mo
     observation = torch.randn(40, 5)
     with torch.no_grad():
         z = model.encode(observation)
-        scores = gate.score(z, model.habit.parameters_of(z)[1], "value")
+        torch.manual_seed(1)
+        glance = agent.planner.glance(z) / model.spread
+        scores = gate.score(z, model.habit.parameters_of(z)[1], glance, "value")
     gate.calibrate("value", scores, rate)
     planned: list[int] = []
     real = agent.planner.plan
     monkeypatch.setattr(agent.planner, "plan", lambda z, before: planned.append(len(z)) or real(z, before))
+    torch.manual_seed(1)  # the same glance
     act = agent.act(observation)
     called = int(act.called.sum())
     assert abs(called - 40 * rate) <= 1 and planned == ([called] if called else [])
     assert bool((act.iterations[act.called] > 0).all()) and bool((act.iterations[~act.called] == 0).all())
-    for part in (act.gain, act.divergence, act.mean[:, 0], act.following[:, 0, 0]):
+    assert torch.equal(act.glance, glance)
+    for part in (act.gain, act.divergence, act.distance, act.mean[:, 0], act.following[:, 0, 0]):
         assert torch.equal(part.isnan(), ~act.called)
     with torch.no_grad():
         torch.testing.assert_close(act.action[~act.called], model.habit.best(z)[~act.called])
@@ -179,18 +184,55 @@ def test_the_gate_learns_which_states_gain(width: float) -> None:
     worth = (unit[:, 0] > 0.7).float()
     gain = 0.05 * worth + 0.02 * torch.randn(2000)
     apart = 2 * (1 - worth) + torch.rand(2000)
+    glance = torch.rand(2000)
     gate = PlanGate(16, 1, price=0.02)
     optimizer = torch.optim.Adam(gate.parameters(), 3e-3)
     for _ in range(800):
         rows = torch.randint(2000, (256,))
-        loss = gate.loss(z[rows], log_std[rows], gain[rows], apart[rows])
+        loss = gate.loss(z[rows], log_std[rows], glance[rows], gain[rows], apart[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    called = gate(z, log_std).float()
+    called = gate(z, log_std, glance).float()
     assert float((called == worth).float().mean()) > 0.93
-    scores = gate.score(z, log_std, "kl").detach()
+    scores = gate.score(z, log_std, glance, "kl").detach()
     assert float(scores[worth == 0].mean()) > 2 * float(scores[worth == 1].mean())
+
+
+def test_the_gate_goes_by_the_glance() -> None:
+    # The states tell nothing: only the glance does, and over three powers of ten.
+    torch.manual_seed(0)
+    z, log_std = torch.rand(2000, 16), torch.rand(2000, 1)
+    gain = 10 ** (3 * torch.rand(2000) - 4)
+    glance = 0.5 * gain * (0.2 * torch.randn(2000)).exp()
+    gate = PlanGate(16, 1)
+    optimizer = torch.optim.Adam(gate.parameters(), 3e-3)
+    for _ in range(800):
+        rows = torch.randint(2000, (256,))
+        loss = gate.loss(z[rows], log_std[rows], glance[rows], gain[rows], torch.ones(256))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert rank_correlation(gate.score(z, log_std, glance), gain) > 0.9
+
+
+def test_a_glance_promises_what_its_best_plan_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = world()
+    planner = Planner(model, **SMALL)
+    z = states(model, 7)
+    seen: list[Tensor] = []
+    real = planner.score
+    monkeypatch.setattr(planner, "score", lambda latent, actions: seen.append(actions) or real(latent, actions))
+    glance = planner.glance(z)
+    (tried,) = seen
+    worth = real(z, tried)
+    assert glance.shape == (7,) and bool((glance >= 0).all()) and tried.shape[1] == 17
+    assert torch.equal(tried[:, 0], planner.habit_plans(z, count=1)[:, 0])
+    torch.testing.assert_close(glance, worth.max(1).values - worth[:, 0])
+    # An action is limited, and the rows do not share a fate: the same noise is tried in each of them.
+    assert bool((tried.abs() <= 1).all())
+    torch.testing.assert_close(planner.glance(z[:0]), torch.empty(0))
 
 
 def test_a_new_gate_plans_everywhere() -> None:
@@ -199,27 +241,27 @@ def test_a_new_gate_plans_everywhere() -> None:
     z = states(model, 50)
     with torch.no_grad():
         log_std = model.habit.parameters_of(z)[1]
-    assert bool(PlanGate(16, 1)(z, log_std).all())
+    assert bool(PlanGate(16, 1)(z, log_std, torch.zeros(50)).all())
 
 
 def test_gates_at_their_ends() -> None:
-    z, log_std = torch.rand(50, 16), torch.rand(50, 1)
+    z, log_std, glance = torch.rand(50, 16), torch.rand(50, 1), torch.rand(50)
     gate = PlanGate(16, 1, explore=0.5)
     for kind, rate in (("always", 1.0), ("never", 0.0)):
         gate.kind = kind
-        assert float(gate(z, log_std).float().mean()) == rate
+        assert float(gate(z, log_std, glance).float().mean()) == rate
     gate.kind = "random"
     for rate in (0.0, 1.0):
         gate.calibrate("random", torch.empty(0), rate)
-        assert float(gate(z, log_std).float().mean()) == rate
+        assert float(gate(z, log_std, glance).float().mean()) == rate
     gate.kind = "value"
     gate.thresholds[0] = 1e9
-    assert not bool(gate(z, log_std).any()) and 0 < float(gate(z, log_std, explore=True).float().mean()) < 1
+    assert not bool(gate(z, log_std, glance).any()) and 0 < float(gate(z, log_std, glance, explore=True).float().mean()) < 1
     broken = z.clone()
     broken[3] = torch.nan
-    assert gate(broken, log_std).nonzero()[:, 0].tolist() == [3]
+    assert gate(broken, log_std, glance).nonzero()[:, 0].tolist() == [3]
     with pytest.raises(ValueError, match="kind: expected one of"):
-        gate.score(z, log_std, "sometimes")
+        gate.score(z, log_std, glance, "sometimes")
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])

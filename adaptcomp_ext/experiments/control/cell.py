@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from adaptcomp_ext.models.agents import PlanningAgent
 from .evaluation import Episodes, run_episodes
 from .training import Settings, Trainer, train
 
-__all__ = ["FRAMES_NAME", "KINDS", "run_cell"]
+__all__ = ["APART", "FRAMES_NAME", "KINDS", "run_cell"]
 
 KINDS = ("value", "kl", "entropy", "random", "always", "never")
 """How the value gate's agent is made to plan, once trained."""
+APART = ("distance", "divergence")
+"""How far habit and plan are apart: their first actions' means; their distributions."""
 CHECK_SEED, TEST_SEED = 20_000, 10_000
 SHOWN = 250  # decisions of the episode that is drawn
 FRAMES = 8
@@ -61,13 +64,22 @@ class _Checks:
         self.path, self.trainer = folder / "checks.json", trainer
         self.episodes, self.seed = cell.options["check_episodes"], CHECK_SEED + cell.seed
         self.length = cell.options["length"]
-        self.found: list[dict[str, float]] = read_json(self.path) if self.path.is_file() else []
+        self.found: list[dict[str, Any]] = read_json(self.path) if self.path.is_file() else []
 
     def after(self, number: int) -> None:
         if number not in self.at or any(entry["round"] == number for entry in self.found):
             return
-        episodes = run_episodes(self.trainer.agent, self.trainer.settings.task, self.episodes, self.seed, length=self.length)
-        self.found.append({"round": number, "return": float(episodes.returns.mean()), "rate": episodes.rate})
+        agent, settings = self.trainer.agent, self.trainer.settings
+        test = partial(run_episodes, agent, settings.task, self.episodes, length=self.length)
+        own = test(self.seed)
+        entry: dict[str, Any] = {"round": number, "return": float(own.returns.mean()), "rate": own.rate}
+        if settings.gate == "value":
+            # While the habit is still learning: afterwards it may do without plans, and then no gate makes a difference.
+            with _kept_thresholds(agent):
+                agent.gate.calibrate("random", torch.empty(0), own.rate)
+                entry["at random"] = float(test(self.seed, "random").returns.mean())
+            entry["where"] = _where(agent, test, self.seed)
+        self.found.append(entry)
         write_json(self.path, self.found)
 
 
@@ -85,31 +97,40 @@ def _look_closely(agent: PlanningAgent, test: Callable[..., Episodes], seed: int
     """Other gates at the same rate; where the gate plans."""
     tick("other gates", 0.93)
     scores = {kind: test(seed + 1, kind).score for kind in ("kl", "entropy")}
-    kept = agent.gate.thresholds.clone()
     gates = {"value": _judge(own), "always": _judge(test(seed, "always")), "never": _judge(test(seed, "never"))}
-    for kind in ("kl", "entropy", "random"):
-        # Calibrated on other episodes; on these the rate comes out as it does, and is reported.
-        agent.gate.calibrate(kind, scores.get(kind, torch.empty(0)).flatten(), own.rate)
-        gates[kind] = _judge(test(seed, kind))
-    agent.gate.thresholds.copy_(kept)
+    with _kept_thresholds(agent):
+        for kind in ("kl", "entropy", "random"):
+            # Calibrated on other episodes; on these the rate comes out as it does, and is reported.
+            agent.gate.calibrate(kind, scores.get(kind, torch.empty(0)).flatten(), own.rate)
+            gates[kind] = _judge(test(seed, kind))
     tick("where it plans", 0.98)
     return {"gates": gates, "where": _where(agent, test, seed)}
 
 
+@contextmanager
+def _kept_thresholds(agent: PlanningAgent) -> Iterator[None]:
+    kept = agent.gate.thresholds.clone()
+    try:
+        yield
+    finally:
+        agent.gate.thresholds.copy_(kept)
+
+
 def _where(agent: PlanningAgent, test: Callable[..., Episodes], seed: int) -> dict[str, Any]:
     """Whether the gate calls the states in which habit and planner disagree, measured where the planner runs everywhere."""
-    price = agent.gate.thresholds[0].clone()
-    agent.gate.thresholds[0] = -1.0  # below all scores: every state is planned, and its score reported
-    episodes = test(seed, "value")
-    agent.gate.thresholds[0] = price
-    score, apart, gain = (t.flatten() for t in (episodes.score, episodes.divergence, episodes.gain))
+    price = float(agent.gate.thresholds[0])
+    with _kept_thresholds(agent):
+        agent.gate.thresholds[0] = -1.0  # below all scores: every state is planned, and its score reported
+        episodes = test(seed, "value")
+    score = episodes.score.flatten()
     called = score > price
-    thirds = apart.argsort(stable=True).tensor_split(3)
-    return {
-        "rate by divergence": [float(called[third].double().mean()) for third in thirds],
-        "rank correlation with gain": rank_correlation(score, gain),
-        "rank correlation with divergence": rank_correlation(score, apart),
-    }
+    found: dict[str, Any] = {"rank correlation with gain": rank_correlation(score, episodes.gain.flatten())}
+    for name in APART:
+        apart = getattr(episodes, name).flatten()
+        thirds = apart.argsort(stable=True).tensor_split(3)
+        found[f"rate by {name}"] = [float(called[third].double().mean()) for third in thirds]
+        found[f"rank correlation with {name}"] = rank_correlation(score, apart)
+    return found
 
 
 def _strip(agent: PlanningAgent, task: str, length: int | None, seed: int, folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Episodes(NamedTuple):
         Bool [T, N]: which states were planned.
     iterations : Tensor
         int64 [T, N].
-    gain, divergence, score : Tensor
+    gain, divergence, distance, score : Tensor
         [T, N]: of plans, NaN where there was none; the gate's score.
     reward : Tensor
         float64 [T, N].
@@ -39,6 +39,7 @@ class Episodes(NamedTuple):
     iterations: Tensor
     gain: Tensor
     divergence: Tensor
+    distance: Tensor
     score: Tensor
     reward: Tensor
     broken: int
@@ -93,9 +94,9 @@ def run_episodes(
                 before = act.following
                 observation, reward, _, truncated, _ = env.step(act.action.numpy())
                 counted = torch.from_numpy(np.where(going, reward, 0.0))
-                records.append((act.called, act.iterations, act.gain, act.divergence, act.score, counted))
+                records.append((act.called, act.iterations, act.gain, act.divergence, act.distance, act.score, counted))
                 going &= ~truncated
     finally:
         agent.gate.kind, agent.planner.least_std = own, least
-    called, iterations, gain, apart, score, rewards = (torch.stack(part) for part in zip(*records, strict=True))
-    return Episodes(rewards.sum(0), called, iterations, gain, apart, score, rewards, env.broken)
+    called, iterations, gain, apart, distance, score, rewards = (torch.stack(part) for part in zip(*records, strict=True))
+    return Episodes(rewards.sum(0), called, iterations, gain, apart, distance, score, rewards, env.broken)

@@ -122,11 +122,12 @@ class Learner:
             raw, log_std = world.habit.parameters_of(at)
             # The logarithm: what is far apart still counts, and does not drown the rest.
             habit = habit + s.distil * divergence(some.mean, some.std, raw, log_std).log1p().mean()
-            world.habit.eval()
-            with torch.no_grad():
-                log_std = world.habit.parameters_of(at)[1]
-            gate_loss = gate.loss(at, log_std, some.gain / world.spread, some.divergence)
-            self._set(list(gate.parameters()), gate_loss)
+            if gate.looks:
+                world.habit.eval()
+                with torch.no_grad():
+                    log_std = world.habit.parameters_of(at)[1]
+                gate_loss = gate.loss(at, log_std, some.glance, some.gain / world.spread, some.divergence)
+                self._set(list(gate.parameters()), gate_loss)
         self._set(self.habit, habit + s.description * world.habit.kl())
         world.habit.eval()
         self.optimizer.step()

@@ -7,6 +7,8 @@ from typing import Any
 
 from adaptcomp_ext.experiments.runs import Difference, interval, points, said, table
 
+from .cell import APART
+
 __all__ = ["FIGURES", "verdicts", "write_markdown"]
 
 FIGURES = {"main": "control.png", "strip": "control_episode.png"}
@@ -51,13 +53,20 @@ def verdicts(summary: Summary) -> list[str]:
             f"The trained agent, made to plan at random at {interval(found['rate'])} %: the gate's own choice is worth "
             f"{_signed(found['value −'])} ({said(found['value −'], 'more', 'less')})."
         )
-        low, _, high = summary["where"]["rate by divergence"]
-        out.append(
-            f"Where habit and planner disagree least (a third of the states) the gate calls {interval(low)} %, "
-            "where they disagree "
-            f"most {interval(high)} %: {said(summary['where']['most − least'], 'more where they disagree', 'less there')}. Rank "
-            f"correlation of its score with the gain {interval(summary['where']['rank correlation with gain'], 2, 1.0)}."
-        )
+        early = summary["on the way"][0]
+        for where, when in ((early, f"After {early['round']} rounds"), (summary["where"], "At the end")):
+            low, _, high = where["rate by distance"]
+            out.append(
+                f"{when}, where habit and plan would do much the same (a third of the states) the gate calls {interval(low)} %, "
+                f"where their actions are furthest apart {interval(high)} %: "
+                f"{said(where['most − least distance'], 'more where they disagree', 'less there')}. Rank "
+                f"correlation of its score with the gain {interval(where['rank correlation with gain'], 2, 1.0)}."
+            )
+        for entry in summary["on the way"]:
+            out.append(
+                f"After {entry['round']} rounds, planning {interval(entry['rate'])} % of the states, the gate's choice is worth "
+                f"{_signed(entry['− at random'])} against as many at random ({said(entry['− at random'], 'more', 'less')})."
+            )
         rates = [r.mean for r in summary["agents"]["value"]["curve"]["rate"]]
         acted = [r for r in rates if r > 0]
         if acted:
@@ -119,6 +128,23 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
             for name, found in summary["gates"].items()
         ]
         parts.append(table(["gate", "planned, %", "return", "value gate −"], rows))
+    if "on the way" in summary:
+        parts.append("## Where the gated agent plans while it learns\n")
+        parts.append(
+            "Thirds of the states, by how far the first actions of habit and plan are apart (distance of their means; KL "
+            "divergence), measured where every state is planned.\n"
+        )
+        header = ["round", "planned, %", "return, − at random"]
+        for name in APART:
+            header += [f"by {name}: least, %", "between, %", "most, %", "most − least", f"score with {name}"]
+        rows = []
+        for entry in summary["on the way"]:
+            row = [str(entry["round"]), interval(entry["rate"]), _signed(entry["− at random"])]
+            for name in APART:
+                row += [interval(rate) for rate in entry[f"rate by {name}"]]
+                row += [points(entry[f"most − least {name}"]), interval(entry[f"rank correlation with {name}"], 2, 1.0)]
+            rows.append([*row, interval(entry["rank correlation with gain"], 2, 1.0)])
+        parts.append(table([*header, "score with gain"], rows))
     parts.append("## Evaluations on the way\n")
     rows = [
         [NAMES[name], str(entry["round"]), interval(entry["return"], 0, 1.0), interval(entry["rate"])]

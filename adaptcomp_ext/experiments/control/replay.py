@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["Piece", "Planned", "Replay"]
 
-FIELDS = ("observation", "following", "action", "reward", "ended", "mean", "std", "gain", "divergence")
+FIELDS = ("observation", "following", "action", "reward", "ended", "mean", "std", "gain", "divergence", "glance")
 
 
 class Piece(NamedTuple):
@@ -37,7 +37,7 @@ class Planned(NamedTuple):
         [B, O].
     mean, std : Tensor
         [B, A]: the plan's first action.
-    gain, divergence : Tensor
+    gain, divergence, glance : Tensor
         [B].
     """
 
@@ -46,6 +46,7 @@ class Planned(NamedTuple):
     std: Tensor
     gain: Tensor
     divergence: Tensor
+    glance: Tensor
 
 
 class Replay:
@@ -61,7 +62,7 @@ class Replay:
         self.observation = torch.zeros(steps, envs, observations)
         self.following = torch.zeros(steps, envs, observations)
         self.action, self.mean, self.std = (torch.zeros(steps, envs, actions) for _ in range(3))
-        self.reward, self.gain, self.divergence = (torch.zeros(steps, envs) for _ in range(3))
+        self.reward, self.gain, self.divergence, self.glance = (torch.zeros(steps, envs) for _ in range(4))
         self.ended = torch.zeros(steps, envs, dtype=torch.bool)
         self.length = 0
 
@@ -97,7 +98,8 @@ class Replay:
             return None
         index = index[torch.randint(len(index), (batch,))]
         t, e = index[:, 0] + since, index[:, 1]
-        return Planned(*(part[t, e] for part in (self.observation, self.mean, self.std, self.gain, self.divergence)))
+        parts = (self.observation, self.mean, self.std, self.gain, self.divergence, self.glance)
+        return Planned(*(part[t, e] for part in parts))
 
     def part(self, begin: int, end: int) -> dict[str, Tensor]:
         """Steps `begin` to `end`, to be written."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptcomp_ext.experiments.runs import Cell, mean_interval, paired
 
-from .cell import KINDS
+from .cell import APART, KINDS
 
 __all__ = ["summarise"]
 
@@ -25,7 +25,16 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
     if "value" in names:
         value = of("value")
         out["gates"] = {kind: _gate(value, kind) for kind in KINDS}
-        out["where"] = _where(value)
+        out["where"] = _where([c["where"] for c in value])
+        out["on the way"] = [
+            {
+                "round": entry["round"],
+                "rate": mean_interval([c["checks"][i]["rate"] for c in value]),
+                "− at random": paired([c["checks"][i]["return"] for c in value], [c["checks"][i]["at random"] for c in value]),
+                **_where([c["checks"][i]["where"] for c in value]),
+            }
+            for i, entry in enumerate(value[0]["checks"])
+        ]
         out["strip"] = value[0]["strip"]
         for rival in ("always", "random"):
             if rival in names:
@@ -82,13 +91,13 @@ def _gate(cells: Sequence[Found], kind: str) -> dict[str, Any]:
     }
 
 
-def _where(cells: Sequence[Found]) -> dict[str, Any]:
-    some = [c["where"] for c in cells]
-    return {
-        "rate by divergence": [mean_interval([s["rate by divergence"][i] for s in some]) for i in range(3)],
-        "most − least": paired([s["rate by divergence"][2] for s in some], [s["rate by divergence"][0] for s in some]),
-        **{
-            key: mean_interval([s[key] for s in some])
-            for key in ("rank correlation with gain", "rank correlation with divergence")
-        },
+def _where(some: Sequence[Found]) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        f"rank correlation with {key}": mean_interval([s[f"rank correlation with {key}"] for s in some])
+        for key in ("gain", *APART)
     }
+    for name in APART:
+        rates = [s[f"rate by {name}"] for s in some]
+        out[f"rate by {name}"] = [mean_interval([rate[i] for rate in rates]) for i in range(3)]
+        out[f"most − least {name}"] = paired([rate[2] for rate in rates], [rate[0] for rate in rates])
+    return out

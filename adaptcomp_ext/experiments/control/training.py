@@ -198,11 +198,11 @@ class Trainer:
             if warm:
                 action = bursts.apply(None, 1.0)
                 blank = torch.full_like(action, torch.nan)
-                about = {"mean": blank, "std": blank, "gain": blank[:, 0], "divergence": blank[:, 0]}
+                about = {"mean": blank, "std": blank, **dict.fromkeys(("gain", "divergence", "glance"), blank[:, 0])}
             else:
                 act = agent.act(seen, before, explore=True)
                 action, before = bursts.apply(act.action, burst), act.following
-                about = {"mean": act.mean, "std": act.std, "gain": act.gain, "divergence": act.divergence}
+                about = {name: getattr(act, name) for name in ("mean", "std", "gain", "divergence", "glance")}
                 total["planned"] += float(act.called.sum())
                 total["iterations"] += float(act.iterations.sum())
                 total["gain"] += float(act.gain.nansum())

@@ -19,6 +19,7 @@ NOVICE = 2.3  # a gain of a tenth is predicted at first: an agent that knows not
 UNIT = 0.01  # of gains, so that the regression's targets are near 1
 CLIP = 20.0
 SCALE_RATE = 0.01
+FAINT = 0.1  # of UNIT: glances below it are as good as none
 
 
 class PlanGate(nn.Module):
@@ -29,11 +30,13 @@ class PlanGate(nn.Module):
         "value":    exp(w₁ᵀh(f)) predicts the gain: what the model expects of the plan less what it expects of the habit
         "kl":       exp(w₂ᵀh(f)) predicts KL(π₂ ‖ π₁) of the first action
         "entropy":  the habit's mean log standard deviation
-        "random":   uniform in [0, 1)                                    f = latent state and the habit's log standard deviation
+        "random":   uniform in [0, 1)
+    f = latent state, the habit's log standard deviation, logarithm of what a glance at a few plans promises (`Planner.glance`)
 
     Both predictions are fitted, by the Poisson deviance as in `adaptcomp_ext.models.acc.ValueGate`, on states where the planner
-    ran. Gains are in units of the spread of values (`WorldModel.spread`): before there is anything to win a small gain counts,
-    afterwards it does not, so that the agent deliberates at first and less with practice.
+    ran. What a plan gains over the habit changes faster than it can be learned from the state alone; a glance costs a hundredth
+    of a plan, and is of today. Gains and glances are in units of the spread of values (`WorldModel.spread`): before there is
+    anything to win a small gain counts, afterwards it does not, so that the agent deliberates at first and less with practice.
 
     Parameters
     ----------
@@ -58,7 +61,7 @@ class PlanGate(nn.Module):
 
     def __init__(self, latent: int, actions: int, hidden: int = 64, price: float = 0.004, explore: float = 0.02) -> None:
         super().__init__()
-        inputs = check_int("latent", latent, 1) + check_int("actions", actions, 1)
+        inputs = check_int("latent", latent, 1) + check_int("actions", actions, 1) + 1
         # A latent state's units differ little from state to state: unscaled, the gate tells few gains apart.
         self.register_buffer("middle", torch.zeros(inputs))
         self.register_buffer("variance", torch.ones(inputs))
@@ -70,28 +73,45 @@ class PlanGate(nn.Module):
         self.kind = "value"
         self.register_buffer("thresholds", torch.tensor([price, 1.0, 0.0, 0.5], dtype=torch.float64))
 
-    def predictions(self, latent: Tensor, log_std: Tensor) -> Tensor:
-        """Logarithms of the predicted gain (over 0.01) and of the predicted divergence: [B, 2]."""
-        out: Tensor = self.net(F.batch_norm(torch.cat([latent, log_std], -1), self.middle, self.variance))
+    @property
+    def looks(self) -> bool:
+        """Whether its kind needs glances."""
+        return self.kind in ("value", "kl")
+
+    def features(self, latent: Tensor, log_std: Tensor, glance: Tensor) -> Tensor:
+        """What is known of a state before it is planned: [B, latent + actions + 1]."""
+        return torch.cat([latent, log_std, (glance.clamp(min=0.0) / UNIT + FAINT).log()[:, None]], -1)
+
+    def predictions(self, latent: Tensor, log_std: Tensor, glance: Tensor) -> Tensor:
+        """Logarithms of the predicted gain (over 0.01) and of the predicted divergence: [B, 2].
+
+        Parameters
+        ----------
+        latent, log_std : Tensor
+            [B, L], [B, A].
+        glance : Tensor
+            [B], in units of the spread of values.
+        """
+        out: Tensor = self.net(F.batch_norm(self.features(latent, log_std, glance), self.middle, self.variance))
         return out
 
-    def score(self, latent: Tensor, log_std: Tensor, kind: str | None = None) -> Tensor:
+    def score(self, latent: Tensor, log_std: Tensor, glance: Tensor, kind: str | None = None) -> Tensor:
         """How much reason there is to plan: [B]; 0 for "always" and "never"."""
         kind = kind or self.kind
         check_choice("kind", kind, GATES)
         if kind == "entropy":
             return log_std.mean(-1)
         if kind in ("value", "kl"):
-            predicted = self.predictions(latent, log_std)
+            predicted = self.predictions(latent, log_std, glance)
             return predicted[:, 0].exp() * UNIT if kind == "value" else predicted[:, 1].exp()
         if kind == "random":
             return torch.rand(len(latent), device=latent.device)
         return latent.new_zeros(len(latent))
 
     @torch.no_grad()
-    def forward(self, latent: Tensor, log_std: Tensor, explore: bool = False) -> Tensor:
+    def forward(self, latent: Tensor, log_std: Tensor, glance: Tensor, explore: bool = False) -> Tensor:
         """Which rows plan: bool [B]; `explore`: some are called whatever their score."""
-        return self.decide(self.score(latent, log_std), explore)
+        return self.decide(self.score(latent, log_std, glance), explore)
 
     @torch.no_grad()
     def decide(self, score: Tensor, explore: bool = False) -> Tensor:
@@ -103,13 +123,13 @@ class PlanGate(nn.Module):
             called = called | (torch.rand(score.shape, device=score.device) < self.explore)
         return called
 
-    def loss(self, latent: Tensor, log_std: Tensor, gain: Tensor, divergence: Tensor) -> Tensor:
+    def loss(self, latent: Tensor, log_std: Tensor, glance: Tensor, gain: Tensor, divergence: Tensor) -> Tensor:
         """Deviance of both predictions on rows that were planned; scalar. The running scale of the inputs follows these rows."""
         with torch.no_grad():
-            variance, middle = torch.var_mean(torch.cat([latent, log_std], -1), 0, correction=0)
+            variance, middle = torch.var_mean(self.features(latent, log_std, glance), 0, correction=0)
             self.variance.lerp_(variance, SCALE_RATE)
             self.middle.lerp_(middle, SCALE_RATE)
-        predicted = self.predictions(latent, log_std)
+        predicted = self.predictions(latent, log_std, glance)
         targets = torch.stack([(gain / UNIT).clamp(-CLIP, CLIP), divergence.clamp(max=CLIP)], 1)
         return F.poisson_nll_loss(predicted, targets, log_input=True)
 

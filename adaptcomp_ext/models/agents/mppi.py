@@ -17,6 +17,7 @@ __all__ = ["FIRST_STD", "Plan", "Planner"]
 
 FIRST_STD = 0.6
 """σ before the first iteration, in units of actions (−1..1)."""
+GLANCED = 16
 
 
 class Plan(NamedTuple):
@@ -109,7 +110,7 @@ class Planner:
         No reward or value is above 1, the largest: where all is won already, a plan cannot promise more.
         """
         n, candidates, horizon, size = actions.shape
-        z = latent[:, None].expand(n, candidates, latent.shape[1]).reshape(n * candidates, -1)
+        z = latent[:, None].expand(n, candidates, latent.shape[1]).reshape(n * candidates, latent.shape[1])
         # Time first: each step of the roll-out reads its actions in one piece.
         along = actions.permute(2, 0, 1, 3).reshape(horizon, n * candidates, size)
         total = torch.zeros(n * candidates, device=z.device, dtype=z.dtype)
@@ -149,11 +150,11 @@ class Planner:
         deviation = (weight * (elite - new[:, None]).square()).sum(1).sqrt_().clamp_(self.least_std, 2.0)
         return new, deviation, score[:, 0]  # the first candidate is the habit's mean roll-out
 
-    def habit_plans(self, latent: Tensor, horizon: int | None = None) -> Tensor:
-        """Roll-outs of the habit, the first of mean actions: z [n, L] → [n, habits, H, A]."""
-        n, horizon = len(latent), horizon or self.horizon
-        z = latent[:, None].expand(n, self.habits, latent.shape[1])
-        noise = torch.randn(horizon, self.habits, self.world.actions, device=latent.device, dtype=latent.dtype)
+    def habit_plans(self, latent: Tensor, horizon: int | None = None, count: int | None = None) -> Tensor:
+        """Roll-outs of the habit, the first of mean actions: z [n, L] → [n, count, H, A]; as many as `habits` by default."""
+        n, horizon, count = len(latent), horizon or self.horizon, count or self.habits
+        z = latent[:, None].expand(n, count, latent.shape[1])
+        noise = torch.randn(horizon, count, self.world.actions, device=latent.device, dtype=latent.dtype)
         noise[:, 0] = 0.0
         steps = []
         for t in range(horizon):
@@ -163,6 +164,17 @@ class Planner:
             if t + 1 < horizon:
                 z, _ = self.world.step(z, action)
         return torch.stack(steps, 2)
+
+    @torch.no_grad()
+    def glance(self, latent: Tensor) -> Tensor:
+        """What the best of a few random plans around the habit's promises more than the habit: z [n, L] → [n], at least 0.
+
+        A hundredth of a plan, and a hint of what a plan would gain.
+        """
+        habit = self.habit_plans(latent, count=1)
+        noise = torch.randn(GLANCED, *habit.shape[2:], device=latent.device, dtype=latent.dtype)
+        score = self.score(latent, torch.cat([habit, (habit + FIRST_STD * noise).clamp_(-1, 1)], 1))
+        return score.amax(1) - score[:, 0]
 
     @torch.no_grad()
     def plan(self, latent: Tensor, before: Tensor | None = None, policy: Policy | None = None) -> Plan:
@@ -204,5 +216,5 @@ class Planner:
         start = (mean.contiguous(), std, latent.new_zeros(batch))
         found = halt(start, latent, habit)
         mean, std, worth = found.state
-        value = self.score(latent, mean[:, None])[:, 0] if batch else worth
+        value = self.score(latent, mean[:, None])[:, 0]
         return Plan(mean, std, value, worth, found.steps)

@@ -34,10 +34,14 @@ class Act(NamedTuple):
         [B]: what the model expects of the plan more than of the habit, in units of the largest reward.
     divergence : Tensor
         [B]: KL(π₂ ‖ π₁) of the first action, in nats, both taken as normals before the tanh.
+    distance : Tensor
+        [B]: of the plan's first action from the habit's, both means.
     following : Tensor
         [B, H, A]: the plan for the next step.
     score : Tensor
         [B]: the gate's, of its kind.
+    glance : Tensor
+        [B]: what a glance promised, in units of the spread of values; NaN where the gate does not look.
     """
 
     action: Tensor
@@ -47,8 +51,10 @@ class Act(NamedTuple):
     std: Tensor
     gain: Tensor
     divergence: Tensor
+    distance: Tensor
     following: Tensor
     score: Tensor
+    glance: Tensor
 
 
 def divergence(mean: Tensor, std: Tensor, raw: Tensor, log_std: Tensor) -> Tensor:
@@ -106,11 +112,12 @@ class PlanningAgent(nn.Module):
         z = self.world.encode(observation)
         raw, log_std = self.world.habit.parameters_of(z)
         habit = raw.tanh()
-        score = self.gate.score(z, log_std)
+        blank = z.new_full((len(z),), torch.nan)
+        glance = self.planner.glance(z) / self.world.spread if self.gate.looks else blank
+        score = self.gate.score(z, log_std, glance)
         called = self.gate.decide(score, explore)
         batch, horizon, size = len(z), self.planner.horizon, self.world.actions
         nothing = z.new_full((batch, horizon, size), torch.nan)
-        blank = z.new_full((batch,), torch.nan)
         before = nothing if before is None else before
 
         def plan(z: Tensor, before: Tensor) -> tuple[Tensor, ...]:
@@ -132,7 +139,9 @@ class PlanningAgent(nn.Module):
             std=width,
             gain=value - expected,
             divergence=divergence(first, width, raw, log_std),
+            distance=(first - habit).norm(dim=1),
             # Nothing is known of the last action of the next plan; 0, but NaN where there is no plan.
             following=torch.cat([mean[:, 1:], 0 * mean[:, :1]], 1),
             score=score,
+            glance=glance,
         )
