@@ -45,7 +45,12 @@ def verdicts(summary: Summary) -> list[str]:
         out.append(
             f"Against planning as often at random, all through training: {_signed(found['return'])} at the end "
             f"({said(found['return'], 'better', 'worse')}), {_signed(found['learning'])} over the whole training "
-            f"({said(found['learning'], 'better', 'worse')})."
+            f"({said(found['learning'], 'better', 'worse')}). On the way: "
+            + "; ".join(
+                f"{_signed(difference)} after {entry['round']} rounds ({said(difference, 'better', 'worse')})"
+                for entry, difference in zip(summary["on the way"], found["checks"], strict=True)
+            )
+            + "."
         )
     if "gates" in summary:
         found = summary["gates"]["random"]
@@ -152,4 +157,11 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
         for entry in found["checks"]
     ]
     parts.append(table(["agent", "round", "return", "planned, %"], rows))
+    rivals = [name for name in NAMES if f"value − {name}" in summary]
+    if rivals:
+        rows = [
+            [str(entry["round"]), *(_signed(summary[f"value − {name}"]["checks"][i]) for name in rivals)]
+            for i, entry in enumerate(summary["on the way"])
+        ]
+        parts.append(table(["round", *(f"{NAMES['value']} − {NAMES[name]}" for name in rivals)], rows))
     return "\n".join(parts)

@@ -42,6 +42,10 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
                 out[f"value − {rival}"] = {
                     "return": paired([c["own"]["return"] for c in value], [c["own"]["return"] for c in others]),
                     "learning": paired([_over_training(c) for c in value], [_over_training(c) for c in others]),
+                    "checks": [
+                        paired([c["checks"][i]["return"] for c in value], [c["checks"][i]["return"] for c in others])
+                        for i in range(len(value[0]["checks"]))
+                    ],
                     "saved": mean_interval([1 - _seconds(a) / _seconds(b) for a, b in zip(value, others, strict=True)]),
                 }
     return out
