@@ -230,7 +230,6 @@ def test_a_glance_promises_what_its_best_plan_is_worth(monkeypatch: pytest.Monke
     assert glance.shape == (7,) and bool((glance >= 0).all()) and tried.shape[1] == 17
     assert torch.equal(tried[:, 0], planner.habit_plans(z, count=1)[:, 0])
     torch.testing.assert_close(glance, worth.max(1).values - worth[:, 0])
-    # An action is limited, and the rows do not share a fate: the same noise is tried in each of them.
     assert bool((tried.abs() <= 1).all())
     torch.testing.assert_close(planner.glance(z[:0]), torch.empty(0))
 

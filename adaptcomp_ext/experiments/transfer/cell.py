@@ -51,7 +51,7 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     agent: PlanningAgent | None = None
     found: list[dict[str, Any]] = []
     for i, task in enumerate(order):
-        own = replace(settings, task=task, warm=settings.warm if i == 0 or keep == "nothing" else 0)
+        own = replace(settings, task=task, warm=settings.warm if i == 0 else 0)
         where = (folder.parent / cell.options["begin"] if i == 0 and keep != "nothing" else folder) / f"{i}-{task}"
         where.mkdir(exist_ok=True)
         # Each task begins from a state of its own, so that one that is taken up again ends as it would have.

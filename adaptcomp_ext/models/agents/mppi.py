@@ -169,7 +169,7 @@ class Planner:
     def glance(self, latent: Tensor) -> Tensor:
         """What the best of a few random plans around the habit's promises more than the habit: z [n, L] → [n], at least 0.
 
-        A hundredth of a plan, and a hint of what a plan would gain.
+        About a hundredth of a plan of 512 candidates and four iterations, and a hint of what it would gain.
         """
         habit = self.habit_plans(latent, count=1)
         noise = torch.randn(GLANCED, *habit.shape[2:], device=latent.device, dtype=latent.dtype)
