@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from adaptcomp_ext.experiments.control import control
+from adaptcomp_ext.experiments.control.cell import FRAMES, FRAMES_NAME, _Camera, _strip
 from adaptcomp_ext.experiments.control.evaluation import run_episodes
 from adaptcomp_ext.experiments.control.figure import draw_strip
 from adaptcomp_ext.experiments.control.plan import plan, preset
@@ -179,6 +180,20 @@ def test_pictures_where_rendering_is_possible(tmp_path: Path) -> None:
     draw_strip(strip, tmp_path / "with.png", frames)
     draw_strip(strip, tmp_path / "without.png")
     assert (tmp_path / "with.png").stat().st_size > (tmp_path / "without.png").stat().st_size
+
+
+def test_the_episode_that_is_drawn_is_the_one_planned_most(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(), 0)
+    camera = _Camera(80)
+    episodes = run_episodes(trainer.agent, "pendulum-swingup", 3, 7, "random", 80, camera)
+    iterations = torch.zeros_like(episodes.iterations)
+    iterations[5:7, 1] = 3
+    strip = _strip(episodes._replace(iterations=iterations), camera, tmp_path)
+    assert strip["episode"] == 1 and strip["iterations"] == iterations[:, 1].tolist()
+    assert strip["reward"] == episodes.reward[:, 1].tolist()
+    if camera.pictures:
+        assert len(camera.pictures) == FRAMES
+        assert np.array_equal(np.load(tmp_path / FRAMES_NAME)[3], camera.pictures[3][1])
 
 
 def test_steps_become_whole_rounds() -> None:

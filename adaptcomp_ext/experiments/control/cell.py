@@ -40,7 +40,8 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     history = train(trainer, checks.after, span(tick, "training", 0.0, 0.9))
     tick("evaluation", 0.9)
     test = partial(run_episodes, trainer.agent, settings.task, cell.options["episodes"], length=cell.options["length"])
-    own = test(TEST_SEED + cell.seed)
+    camera = _Camera(cell.options["length"])
+    own = test(TEST_SEED + cell.seed, watch=camera if settings.gate == "value" else None)
     found: dict[str, Any] = {
         "history": history,
         "warm": settings.warm,
@@ -51,7 +52,7 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     }
     if settings.gate == "value":
         found.update(_look_closely(trainer.agent, test, TEST_SEED + cell.seed, own, tick))
-        found["strip"] = _strip(trainer.agent, settings.task, cell.options["length"], TEST_SEED + cell.seed, folder)
+        found["strip"] = _strip(own, camera, folder)
     return found
 
 
@@ -133,19 +134,28 @@ def _where(agent: PlanningAgent, test: Callable[..., Episodes], seed: int) -> di
     return found
 
 
-def _strip(agent: PlanningAgent, task: str, length: int | None, seed: int, folder: Path) -> dict[str, Any]:
-    """The first of the episodes once more, with pictures where rendering is possible."""
-    frames: list[np.ndarray] = []
-    every = max(1, (length or SHOWN) // FRAMES)
-    count = 0
+class _Camera:
+    """Pictures of all episodes at even distances, where rendering is possible."""
 
-    def watch(env: ControlVectorEnv) -> None:
-        nonlocal count
-        if count % every == 0 and len(frames) < FRAMES and (picture := env.render()) is not None:
-            frames.append(picture[0])
-        count += 1
+    def __init__(self, length: int | None) -> None:
+        self.every = max(1, (length or SHOWN) // FRAMES)
+        self.decisions = 0
+        self.pictures: list[tuple[np.ndarray, ...]] = []
 
-    episode = run_episodes(agent, task, 1, seed, length=length, watch=watch)
-    if frames:
-        np.save(folder / FRAMES_NAME, np.stack(frames))
-    return {"reward": episode.reward[:SHOWN, 0].tolist(), "iterations": episode.iterations[:SHOWN, 0].tolist()}
+    def __call__(self, env: ControlVectorEnv) -> None:
+        if self.decisions % self.every == 0 and len(self.pictures) < FRAMES and (picture := env.render()) is not None:
+            self.pictures.append(picture)
+        self.decisions += 1
+
+
+def _strip(episodes: Episodes, camera: _Camera, folder: Path) -> dict[str, Any]:
+    """The episode that was planned most: another may have begun where there is nothing to do."""
+    iterations = episodes.iterations[:SHOWN]
+    shown = int(iterations.sum(0).argmax())
+    if camera.pictures:
+        np.save(folder / FRAMES_NAME, np.stack([picture[shown] for picture in camera.pictures]))
+    return {
+        "episode": shown,
+        "reward": episodes.reward[:SHOWN, shown].tolist(),
+        "iterations": iterations[:, shown].tolist(),
+    }

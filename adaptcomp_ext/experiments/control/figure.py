@@ -69,7 +69,7 @@ def draw_strip(strip: Summary, path: Path, frames: Sequence[NDArray[np.uint8]] =
         reward, iterations = axes[-2], axes[-1]
         reward.plot(strip["reward"], color=OTHERS, lw=1.2)
         reward.set_ylabel("reward")
-        reward.set_title("An episode")
+        reward.set_title("The episode that was planned most")
         iterations.bar(range(len(strip["iterations"])), strip["iterations"], 1.0, color=OURS)
         iterations.set_ylabel("iterations")
         iterations.set_xlabel("decision")

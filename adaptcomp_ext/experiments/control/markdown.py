@@ -102,7 +102,7 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
         "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",
     ]
     if "strip" in summary:
-        parts.append(f"![An episode]({FIGURES['strip']})\n")
+        parts.append(f"![The episode that was planned most]({FIGURES['strip']})\n")
     parts.append("## Agents\n")
     rows = [
         [
