@@ -281,6 +281,40 @@ def test_depth_is_how_far_a_plan_looks(depth: int) -> None:
             torch.testing.assert_close(found.action, model.habit.best(z))
 
 
+def test_a_level_gains_what_its_first_action_is_worth_when_all_that_follows_is_planned() -> None:
+    model = world(Known)
+    planner = DepthPlanner(Planner(model, **SMALL), levels=(1, 2, 5))
+    z = states(model, 9)
+    torch.manual_seed(0)
+    gains = planner.gains(z)
+    worths = []
+    for depth in range(4):
+        torch.manual_seed(0)  # one noise for all depths
+        action = planner.plan(z, torch.full((9,), depth)).action
+        with torch.no_grad():
+            after, reward = model.step(z, action)
+        discount = planner.planner.discount
+        worths.append((1 - discount) * reward.clamp(max=1.0) + discount * planner.plan(after, torch.full((9,), 3)).worth)
+    torch.testing.assert_close(gains, torch.stack(worths, 1).diff(dim=1), rtol=1e-3, atol=1e-5)
+    assert float(gains.abs().max()) > 1e-3
+
+
+def test_the_depth_gate_learns_gains_of_either_sign() -> None:
+    torch.manual_seed(0)
+    latent, log_std = torch.rand(1500, 16) / 8, torch.randn(1500, 1)
+    # Small against the features and against 1, as gains of a single decision are.
+    truth = torch.stack([1e-3 * log_std[:, 0], -2e-3 * latent[:, 0]], 1)
+    gate = DepthGate(16, 1, levels=(1, 4))
+    assert bool((gate.gains(latent, log_std) == 0).all())
+    history = gate.fit(latent[:1200], log_std[:1200], truth[:1200] + 0.3 * truth.std(0) * torch.randn(1200, 2))
+    assert history[-1] < 0.4 * history[0]
+    with torch.no_grad():
+        error = gate.gains(latent[1200:], log_std[1200:]) - truth[1200:]
+    assert bool((error.square().mean(0) < 0.2 * truth.var(0)).all())
+    with pytest.raises(ValueError, match="at least two rows"):
+        gate.fit(latent[:1], log_std[:1], truth[:1])
+
+
 def test_the_depth_is_the_best_by_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = DepthGate(16, 1, levels=(1, 2, 4), price=0.01)
     gains = torch.tensor([[0.0, 0.0, 0.0], [0.05, 0.0, 0.0], [0.0, 0.0, 0.09], [0.02, 0.03, 0.05]])

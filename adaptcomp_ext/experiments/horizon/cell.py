@@ -19,6 +19,7 @@ from adaptcomp_ext.models.agents import DepthGate, DepthPlanner, PlanningAgent
 __all__ = ["run_cell"]
 
 FIT_SEED, TEST_SEED = 30_000, 10_000
+CHUNK = 64  # states whose gains are found at a time
 SHOWN = 250  # decisions of the episode that is drawn
 
 
@@ -27,9 +28,7 @@ class _Walked(NamedTuple):
     depth: Tensor
     horizon: Tensor
     observation: Tensor
-    latent: Tensor
     log_std: Tensor
-    gains: Tensor
     reward: Tensor
 
 
@@ -44,13 +43,17 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     episodes, deepest = cell.options["episodes"], len(planner.levels)
     walk = partial(_walk, agent, planner, settings.task, length=cell.options["length"])
     tick("what depth gains", 0.72)
-    seen = walk(cell.options["fit_episodes"], FIT_SEED + cell.seed, deepest, gains=True)
+    latent, log_std, gains = _tried(trainer, planner, cell.options["states"], FIT_SEED + cell.seed)
+    # A fifth is kept, to see how well the gate knows what depth gains where it was not told.
+    learned = len(latent) * 4 // 5
     gate = DepthGate(settings.latent, agent.world.actions, planner.levels)
-    gains = seen.gains.flatten(0, 1) / agent.world.spread
-    gate.fit(seen.latent.flatten(0, 1), seen.log_std.flatten(0, 1), gains, seed=cell.seed)
+    gate.fit(latent[:learned], log_std[:learned], gains[:learned], seed=cell.seed)
+    with torch.no_grad():
+        expected = gate.gains(latent[learned:], log_std[learned:])
     found: dict[str, Any] = {
         "history": history,
         "mean gain": gains.mean(0).tolist(),
+        "rank correlation with gain": [rank_correlation(e, g) for e, g in zip(expected.T, gains[learned:].T, strict=True)],
         "fixed": {},
         "adaptive": {},
     }
@@ -72,6 +75,19 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     return found
 
 
+def _tried(trainer: Trainer, planner: DepthPlanner, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """States from the last quarter of the training, and what each level gains there, in units of the spread of values."""
+    world, replay = trainer.agent.world, trainer.replay
+    generator = torch.Generator().manual_seed(seed)
+    recent = replay.observation[replay.length * 3 // 4 : replay.length].flatten(0, 1)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        latent = world.encode(recent[torch.randperm(len(recent), generator=generator)[:count]])
+        log_std = world.habit.parameters_of(latent)[1]
+        gains = torch.cat([planner.gains(some) for some in latent.split(CHUNK)]) / world.spread
+    return latent, log_std, gains
+
+
 def _walk(
     agent: PlanningAgent,
     planner: DepthPlanner,
@@ -80,13 +96,9 @@ def _walk(
     seed: int,
     depth: int | DepthGate,
     length: int | None = None,
-    gains: bool = False,
     shuffle: bool = False,
 ) -> _Walked:
-    """N episodes of `length` decisions, or whole ones.
-
-    `gains`: what each level adds in every state that is met; `shuffle`: the chosen depths are dealt among the states.
-    """
+    """N episodes of `length` decisions, or whole ones; `shuffle`: the chosen depths are dealt among the states."""
     env = ControlVectorEnv(task, count, max_steps=length)
     observation, _ = env.reset(seed=seed)
     going = np.ones(count, bool)
@@ -103,17 +115,13 @@ def _walk(
             if shuffle:
                 chosen = chosen[torch.randperm(count)]
             plan = planner.plan(z, chosen)
-            added = z.new_zeros(count, len(planner.levels))
-            if gains:
-                worths = [planner.plan(z, torch.full_like(chosen, k)).worth for k in range(len(planner.levels) + 1)]
-                added = torch.stack(worths, 1).diff(dim=1)
             observation, reward, _, truncated, _ = env.step(plan.action.numpy())
             counted = torch.from_numpy(np.where(going, reward, 0.0))
-            records.append((chosen, plan.horizon, seen, z, log_std, added, counted))
+            records.append((chosen, plan.horizon, seen, log_std, counted))
             going &= ~truncated
     agent.planner.least_std = least
-    depths, horizon, observations, latent, log_std, added, rewards = (torch.stack(p) for p in zip(*records, strict=True))
-    return _Walked(rewards.sum(0), depths, horizon, observations, latent, log_std, added, rewards)
+    depths, horizon, observations, log_stds, rewards = (torch.stack(p) for p in zip(*records, strict=True))
+    return _Walked(rewards.sum(0), depths, horizon, observations, log_stds, rewards)
 
 
 def _judge(walked: _Walked, planner: DepthPlanner) -> dict[str, Any]:

@@ -12,7 +12,7 @@ __all__ = ["LEVELS", "PRICES", "plan"]
 
 LEVELS = (1, 2, 4, 8)
 """Horizons, each planned on from the one before it."""
-PRICES = (0.0003, 0.001, 0.003, 0.01)
+PRICES = (0.00003, 0.0001, 0.0003, 0.001)
 """Of a step of the horizon, in units of the spread of values."""
 
 
@@ -24,7 +24,7 @@ def plan(task: str, *, seeds: int, first_seed: int, steps: int | None, quick: bo
         "iterations": 1 if quick else 2,
         "prices": list(PRICES[1:3] if quick else PRICES),
         "episodes": 2 if quick else 16,
-        "fit_episodes": 1 if quick else 4,
+        "states": 40 if quick else 1500,
         "length": 60 if quick else None,
     }
     every = range(first_seed, first_seed + seeds)

@@ -17,7 +17,10 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
     some = [found[cell.name] for cell in cells]
     prices = list(some[0]["adaptive"])
     return {
-        "mean gain": [mean_interval([c["mean gain"][k] for c in some]) for k in range(len(some[0]["mean gain"]))],
+        **{
+            key: [mean_interval(values) for values in zip(*(c[key] for c in some), strict=True)]
+            for key in ("mean gain", "rank correlation with gain")
+        },
         "fixed": {h: _of([c["fixed"][h] for c in some]) for h in some[0]["fixed"]},
         "adaptive": {
             price: {

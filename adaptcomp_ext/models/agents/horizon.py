@@ -16,8 +16,7 @@ from adaptcomp_ext.ops.descent import check_number
 
 __all__ = ["DeepPlan", "DepthGate", "DepthPlanner"]
 
-UNIT = 0.01  # of gains, so that the regression's targets are near 1
-CLIP = 50.0
+LEAST_SCALE = 1e-6  # of gains and of what they are predicted from
 
 
 class DeepPlan(NamedTuple):
@@ -111,6 +110,28 @@ class DepthPlanner:
         last = world.value(z, world.habit.best(z)).mean(0).clamp(max=1.0)
         return total + discount ** self.levels[-1] * last
 
+    @torch.no_grad()
+    def gains(self, latent: Tensor) -> Tensor:
+        """What each level adds to the decision that is taken: z [n, L] → [n, levels], of either sign.
+
+        All depths are planned, each one's first action is followed by a plan of the deepest horizon from where it leads to,
+        and what the model expects of that is compared. What a plan promises for itself would not do: it grows with
+        its length, because more of its actions are better than the habit's, although a plan that is made anew in every state uses
+        the first one only.
+
+        Notes
+        -----
+        The noise of all plans is the same, so that it mostly cancels in the differences.
+        """
+        world, discount = self.planner.world, self.planner.discount
+        n, depths = len(latent), len(self.levels) + 1
+        every = latent.repeat(depths, 1)
+        action = self.plan(every, torch.arange(depths, device=latent.device).repeat_interleave(n)).action
+        z, reward = world.step(every, action)
+        after = self.plan(z, torch.full((len(z),), depths - 1, device=latent.device)).worth
+        worth = (1 - discount) * reward.clamp(max=1.0) + discount * after
+        return worth.view(depths, n).diff(dim=0).T
+
 
 class DepthGate(nn.Module):
     """Choose how deep to plan: the depth with the largest expected net gain.
@@ -119,8 +140,8 @@ class DepthGate(nn.Module):
 
         depth = argmax over d of  Σ_{k ≤ d} ( ĝₖ(s) − price · Hₖ )          d = 0: habit
 
-    ĝₖ predicts what level k gains over the one before it, by the Poisson deviance, in units of the spread of values; a level
-    costs in proportion to its horizon.
+    ĝₖ predicts what level k gains over the one before it (`DepthPlanner.gains`) by least squares, in units of the spread of
+    values; a level costs in proportion to its horizon. Before `fit` all gains are 0.
 
     Parameters
     ----------
@@ -135,19 +156,31 @@ class DepthGate(nn.Module):
     """
 
     cost: Tensor
+    center: Tensor
+    scale: Tensor
+    unit: Tensor
 
     def __init__(
-        self, latent: int, actions: int, levels: Sequence[int] = (1, 2, 4, 8), hidden: int = 64, price: float = 0.001
+        self, latent: int, actions: int, levels: Sequence[int] = (1, 2, 4, 8), hidden: int = 64, price: float = 0.0001
     ) -> None:
         super().__init__()
         self.price = check_number("price", price, 0.0, float("inf"), ends="[)")
-        self.net = nn.Sequential(nn.Linear(latent + actions, hidden), nn.SiLU(), nn.Linear(hidden, len(levels)))
+        last = nn.Linear(hidden, len(levels))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(nn.Linear(latent + actions, hidden), nn.SiLU(), last)
         self.register_buffer("cost", torch.tensor(levels, dtype=torch.float32))
+        self.register_buffer("center", torch.zeros(latent + actions))
+        self.register_buffer("scale", torch.ones(latent + actions))
+        self.register_buffer("unit", torch.ones(len(levels)))
 
     def gains(self, latent: Tensor, log_std: Tensor) -> Tensor:
         """Predicted gain of each level [B, K]."""
-        out: Tensor = self.net(torch.cat([latent, log_std], -1))
-        return out.exp() * UNIT
+        out: Tensor = self.net(self._features(latent, log_std)) * self.unit
+        return out
+
+    def _features(self, latent: Tensor, log_std: Tensor) -> Tensor:
+        return (torch.cat([latent, log_std], -1) - self.center) / self.scale
 
     @torch.no_grad()
     def forward(self, latent: Tensor, log_std: Tensor) -> Tensor:
@@ -156,12 +189,22 @@ class DepthGate(nn.Module):
         return torch.cat([torch.zeros_like(net[:, :1]), net], 1).argmax(1)
 
     def fit(
-        self, latent: Tensor, log_std: Tensor, gains: Tensor, *, epochs: int = 20, batch: int = 256, seed: int = 0
+        self, latent: Tensor, log_std: Tensor, gains: Tensor, *, epochs: int = 10, batch: int = 64, seed: int = 0
     ) -> list[float]:
-        """Learn to predict gains [n, K] from states where every depth was tried; mean deviance of each epoch."""
-        if len(latent) < 1:
-            raise ValueError("latent: expected at least one row to fit on, got none")
-        targets = (gains / UNIT).clamp(-CLIP, CLIP)
+        """Learn to predict gains [n, K] from states where every depth was tried.
+
+        Returns
+        -------
+        list of float
+            Mean squared error of each epoch, over the gains' variance.
+        """
+        if len(latent) < 2:
+            raise ValueError(f"latent: expected at least two rows to fit on, got {len(latent)}")
+        seen = torch.cat([latent, log_std], -1)
+        self.center.copy_(seen.mean(0))
+        self.scale.copy_(seen.std(0).clamp(min=LEAST_SCALE))
+        self.unit.copy_(gains.std(0).clamp(min=LEAST_SCALE))
+        features, targets = self._features(latent, log_std), gains / self.unit
         optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=0.01)
         history = []
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -169,8 +212,7 @@ class DepthGate(nn.Module):
             for _ in range(epochs):
                 total = 0.0
                 for rows in torch.randperm(len(latent)).split(batch):
-                    predicted = self.net(torch.cat([latent[rows], log_std[rows]], -1))
-                    loss = F.poisson_nll_loss(predicted, targets[rows], log_input=True)
+                    loss = F.mse_loss(self.net(features[rows]), targets[rows])
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
