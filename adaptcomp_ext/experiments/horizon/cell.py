@@ -66,11 +66,12 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         gate.price = price
         own = walk(episodes, TEST_SEED + cell.seed, gate)
         dealt = walk(episodes, TEST_SEED + cell.seed, gate, shuffle=True)
+        shown = int(own.horizon[:SHOWN].sum(0).argmax())  # where the most was looked ahead
         found["adaptive"][f"{price:g}"] = {
             **_judge(own, planner),
             "shuffled": _judge(dealt, planner),
             "correlations": _correlations(own),
-            "strip": {"reward": own.reward[:SHOWN, 0].tolist(), "horizon": own.horizon[:SHOWN, 0].tolist()},
+            "strip": {"reward": own.reward[:SHOWN, shown].tolist(), "horizon": own.horizon[:SHOWN, shown].tolist()},
         }
     return found
 

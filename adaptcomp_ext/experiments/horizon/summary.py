@@ -36,7 +36,7 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
             }
             for price in prices
         },
-        "strip": some[0]["adaptive"][prices[len(prices) // 2]]["strip"],
+        "strip": some[0]["adaptive"][prices[0]]["strip"],
     }
 
 
