@@ -42,6 +42,6 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         strip = summary["strip"]
         axes[2].bar(range(len(strip["horizon"])), strip["horizon"], 1.0, color=OURS)
         axes[2].plot([4 * r for r in strip["reward"]], color=OTHERS, lw=1.2)
-        axes[2].set(title="An episode at the lowest price: H, and the reward (line)", xlabel="decision", ylabel="H")
+        axes[2].set(title="An episode: H, and the reward (line)", xlabel="decision, at the lowest price", ylabel="H")
         figure.savefig(path, dpi=130)
         plt.close(figure)

@@ -42,7 +42,8 @@ def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> s
         f"# How far to look ahead: {settings['task']}\n",
         f"Agents that plan everywhere while they learn ({settings['rounds']} rounds of {settings['episode']} decisions in "
         f"{settings['envs']} environments); afterwards {config['episodes']} whole episodes for each row; {seeds} "
-        f"seed{'s' if seeds > 1 else ''}; {machine}. Means over seeds ± half of Student's 95 % interval.\n",
+        f"seed{'s' if seeds > 1 else ''}; {machine}. Means over seeds ± half of Student's 95 % interval. Dealt at random: "
+        "among the episodes of the same moment.\n",
         f"![Horizons]({FIGURE})\n",
         "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",
     ]
