@@ -14,6 +14,7 @@ import numpy as np
 
 from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE
 
+from .cell import LARGEST
 from .markdown import NAMES
 
 __all__ = ["draw"]
@@ -26,14 +27,13 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(summary["curves"]), figsize=(13.5, 4.1), layout="constrained", sharey=True)
         for one, (task, curves) in zip(axes, summary["curves"].items(), strict=True):
-            for keep, curve in curves.items():
-                color, label = COLORS[keep], NAMES[keep]
-                mean = np.array([v.mean for v in curve])
-                half = np.array([v.half for v in curve])
-                x = np.arange(1, len(mean) + 1)
-                one.plot(x, mean, color=color, lw=1.6, label=label)
-                one.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, lw=0)
-            one.set(title=task, xlabel="round")
+            for keep, runs in curves.items():
+                x, color = np.arange(1, len(runs[0]) + 1), COLORS[keep]
+                # Each run rather than an interval: a task is the second or third of few orders.
+                for returns in runs:
+                    one.plot(x, returns, color=color, lw=0.7, alpha=0.6)
+                one.plot(x, np.mean(runs, axis=0), color=color, lw=2.2, label=NAMES[keep])
+            one.set(title=task, xlabel="round", ylim=(0, LARGEST))
         axes[0].set_ylabel("return, per 1,000 steps")
         axes[0].legend(loc="best", fontsize=8.5)
         figure.savefig(path, dpi=130)

@@ -22,7 +22,7 @@ def verdicts(summary: Found) -> list[str]:
     for keep in KEEPS[1:]:
         found = summary["later"][keep]
         whole = found["− scratch"]
-        how = "lower than" if whole.below else "higher than" if whole.above else "not different, as far as these runs tell, from"
+        how = "lower than" if whole.below else "higher than" if whole.above else "not proven to differ from that"
         out.append(
             f"Where {NAMES[keep].replace(' is kept', '')} is kept, the mean regret over the three tasks is {how} from scratch: "
             f"{points(whole, 0, 1.0)} of 1,000. On the second and third task alone "
@@ -34,10 +34,10 @@ def verdicts(summary: Found) -> list[str]:
 
 def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> str:
     """The whole report."""
-    settings = config["settings"]
+    settings, seeds = config["settings"], len(config["seeds"])
     parts = [
         "# Transfer: walker stand, walk and run, one after another\n",
-        f"{len(config['orders'])} orders, {len(config['seeds'])} seeds; each task {settings['rounds']} rounds of "
+        f"{len(config['orders'])} orders, {seeds} seed{'s' if seeds > 1 else ''}; each task {settings['rounds']} rounds of "
         f"{settings['episode']} decisions in {settings['envs']} environments; {machine}. Regret is 1,000 less the "
         "return per 1,000 "
         "steps, averaged over a task's training. Means over orders and seeds ± half of Student's 95 % interval; differences are "

@@ -43,7 +43,7 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
             },
         }
     for task in TASKS:
-        out["curves"][task] = {"nothing": _curve([v["returns"] for (_, name), v in scratch.items() if name == task])}
+        out["curves"][task] = {"nothing": [v["returns"] for (_, name), v in scratch.items() if name == task]}
         for keep in KEEPS[1:]:
             kept = [
                 entry["returns"]
@@ -53,13 +53,9 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
                 if entry["task"] == task
             ]
             if kept:
-                out["curves"][task][keep] = _curve(kept)
+                out["curves"][task][keep] = kept
     return out
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _curve(returns: Sequence[Sequence[float]]) -> list[Any]:
-    return [mean_interval(values) for values in zip(*returns, strict=True)]
