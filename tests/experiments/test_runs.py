@@ -20,6 +20,7 @@ from adaptcomp_ext.experiments.runs import (
     Cell,
     Checkpoint,
     RunFolder,
+    counted,
     fit,
     interval,
     mcnemar,
@@ -252,6 +253,7 @@ def test_tables() -> None:
     assert interval(mean_interval([0.5, 0.5])) == "50.0 ± 0.0" and interval(mean_interval([0.123]), 2) == "12.30"
     assert points(paired([0.5], [0.4])) == "+10.00"
     assert points(paired([0.5, 0.6], [0.4, 0.4])).startswith("+15.00 [")
+    assert counted(1, "seed") == "1 seed" and counted(0, "seed") == "0 seeds" and counted(1200, "seed") == "1,200 seeds"
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |\n"
 
 

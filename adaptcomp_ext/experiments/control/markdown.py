@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import Difference, interval, points, said, table
+from adaptcomp_ext.experiments.runs import Difference, counted, interval, points, said, table
 
 from .cell import APART
 
@@ -94,7 +94,7 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
         f"# Planning on demand: {settings['task']}\n",
         f"{settings['envs']} environments, action repeat 2, {settings['rounds']} rounds of {settings['episode']} "
         "decisions in each; "
-        f"price {settings['price']:g} of the spread of values; {seeds} seed{'s' if seeds > 1 else ''}; one thread of {machine}. "
+        f"price {settings['price']:g} of the spread of values; {counted(seeds, 'seed')}; one thread of {machine}. "
         f"Evaluations are {config['episodes']} episodes of the suite's own length (a return of at most 1,000), "
         "without exploration. "
         "Means over seeds ± half of Student's 95 % interval; differences are paired by seed, with their interval and p.\n",

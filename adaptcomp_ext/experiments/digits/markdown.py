@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import interval, points, table
+from adaptcomp_ext.experiments.runs import counted, interval, points, table
 
 from .summary import GATES
 
@@ -58,7 +58,7 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     cost = summary["multiply_adds"]
     parts = [
         f"# Digits: {config['data']}\n",
-        f"{config['train']:,} training images, a sixth of them held out; {seeds} seed{'s' if seeds > 1 else ''}; {machine}. "
+        f"{config['train']:,} training images, a sixth of them held out; {counted(seeds, 'seed')}; {machine}. "
         "Means over seeds ± half of Student's 95 % interval; differences are paired by seed, with their interval and p.\n",
         "The readers look at an image (of MNIST at its halved size) through a window, a look at "
         f"{cost['look']:,} multiply–adds. Habit and control read the whole image, at {cost['default']:,} and "

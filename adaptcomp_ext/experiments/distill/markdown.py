@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import interval, points, table
+from adaptcomp_ext.experiments.runs import counted, interval, points, table
 
 from .plan import RATE, SHARE
 from .summary import EQUAL, LABELS
@@ -88,7 +88,7 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     cost = summary["multiply_adds"]
     parts = [
         f"# Distillation: {config['data']}\n",
-        f"{config['train']:,} training images, a sixth of them held out; {seeds} seed{'s' if seeds > 1 else ''}; {machine}. "
+        f"{config['train']:,} training images, a sixth of them held out; {counted(seeds, 'seed')}; {machine}. "
         "Means over seeds ± half of Student's 95 % interval; differences are paired by seed, with their interval and p. π₁ has "
         f"{cost['default']:,} multiply–adds before it is shrunk, π₂ {cost['control']:,}.\n",
         f"![Distillation]({FIGURE})\n",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import interval, points, table
+from adaptcomp_ext.experiments.runs import counted, interval, points, table
 
 __all__ = ["FIGURE", "verdicts", "write_markdown"]
 
@@ -41,8 +41,8 @@ def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> s
     parts = [
         f"# How far to look ahead: {settings['task']}\n",
         f"Agents that plan everywhere while they learn ({settings['rounds']} rounds of {settings['episode']} decisions in "
-        f"{settings['envs']} environments); afterwards {config['episodes']} whole episodes for each row; {seeds} "
-        f"seed{'s' if seeds > 1 else ''}; {machine}. Means over seeds ± half of Student's 95 % interval. Dealt at random: "
+        f"{settings['envs']} environments); afterwards {config['episodes']} whole episodes for each row; "
+        f"{counted(seeds, 'seed')}; {machine}. Means over seeds ± half of Student's 95 % interval. Dealt at random: "
         "among the episodes of the same moment.\n",
         f"![Horizons]({FIGURE})\n",
         "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",

@@ -6,7 +6,7 @@ from .experiment import Plan, publish, run_plan
 from .fit import fit, shuffled
 from .folder import RunFolder, read_json, write_json, write_text
 from .statistics import Difference, Interval, mcnemar, mean_interval, paired, rank_correlation, wilson
-from .tables import interval, percent, points, said, table
+from .tables import counted, interval, percent, points, said, table
 
 __all__ = [
     "Cell",
@@ -16,6 +16,7 @@ __all__ = [
     "Plan",
     "RunFolder",
     "Tick",
+    "counted",
     "fit",
     "interval",
     "mcnemar",

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from .statistics import Difference, Interval
 
-__all__ = ["interval", "percent", "points", "said", "table"]
+__all__ = ["counted", "interval", "percent", "points", "said", "table"]
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 seed", "3 seeds"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import Difference, interval, paired, percent, points, table
+from adaptcomp_ext.experiments.runs import Difference, counted, interval, paired, percent, points, table
 
 from .gates import GATES, RATES
 from .summary import CONDITIONS, EQUAL, MAX_RATE, MIXED, TABLE_RATE, TASKS
@@ -112,7 +112,7 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     seeds = len(config["seeds"])
     parts = [
         f"# Stroop: {config['data']}\n",
-        f"{config['train']:,} training images; {seeds} seed{'s' if seeds > 1 else ''}; {machine}. Means over seeds ± half of "
+        f"{config['train']:,} training images; {counted(seeds, 'seed')}; {machine}. Means over seeds ± half of "
         "Student's 95 % interval; differences are paired by seed, with their interval and p. Times are medians, and their ratios "
         "are taken within interleaved rounds, because cells may have run side by side.\n",
         f"![Stroop]({FIGURES['main']})\n",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import interval, points, table
+from adaptcomp_ext.experiments.runs import counted, interval, points, table
 
 from .cell import KEEPS
 
@@ -37,11 +37,11 @@ def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> s
     settings, seeds = config["settings"], len(config["seeds"])
     parts = [
         "# Transfer: walker stand, walk and run, one after another\n",
-        f"{len(config['orders'])} orders, {seeds} seed{'s' if seeds > 1 else ''}; each task {settings['rounds']} rounds of "
-        f"{settings['episode']} decisions in {settings['envs']} environments; {machine}. Regret is 1,000 less the "
-        "return per 1,000 "
-        "steps, averaged over a task's training. Means over orders and seeds ± half of Student's 95 % interval; differences are "
-        "paired, with their interval and p. Orders share tasks, so that the runs are not quite independent.\n",
+        f"{counted(len(config['orders']), 'order')}, {counted(seeds, 'seed')}; each task {settings['rounds']} rounds of "
+        f"{settings['episode']} decisions in {settings['envs']} environments; {machine}. Regret is 1,000 less the return per "
+        "1,000 steps, averaged over a task's training. Means over orders and seeds ± half of Student's 95 % interval; "
+        "differences are paired, with their interval and p. The orders of a seed share its three trainings from scratch, so that "
+        "the intervals are rather narrow. Thin lines in the figure are single runs.\n",
         f"![Transfer]({FIGURE})\n",
         "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",
     ]
