@@ -43,6 +43,11 @@ def test_the_report_is_whole(out: Path) -> None:
     assert set(report["agents"]) == {"always", "value", "never", "random"}
     assert report["agents"]["always"]["training rate"][0] == 1 and report["agents"]["never"]["training rate"][0] == 0
     assert set(report["gates"]) == {"value", "kl", "entropy", "random", "always", "never"}
+    cell = json.loads((out / "cells" / "value-seed-0" / "result.json").read_text())
+    trained = cell["prices"][2]
+    assert [p["price"] / trained["price"] for p in cell["prices"]] == [0.25, 0.5, 1.0, 2.0, 4.0]
+    assert (trained["return"], trained["rate"]) == (cell["own"]["return"], cell["own"]["rate"])
+    assert cell["prices"][0]["rate"] >= cell["prices"][-1]["rate"]
     text = (out / "control.md").read_text()
     for name in ("control.png", "control_episode.png"):
         assert name in text and (out / name).stat().st_size > 10_000

@@ -51,10 +51,11 @@ def test_planning_finds_the_best_action() -> None:
     assert bool((found.value >= found.habit - 1e-6).all()) and bool((found.iterations == 6).all())
 
 
-def test_scores_are_the_discounted_mean_of_what_the_model_says() -> None:
+@pytest.mark.parametrize("given", [1, 2, 3])
+def test_scores_are_the_discounted_mean_of_what_the_model_says(given: int) -> None:
     model = world()
     planner = Planner(model, horizon=3, discount=0.9, **SMALL)
-    z, actions = states(model, 4), torch.rand(4, 7, 3, 1) * 2 - 1
+    z, actions = states(model, 4), torch.rand(4, 7, given, 1) * 2 - 1
     with torch.no_grad():
         model.dynamics[-1].bias[-1] = 0.5  # below the largest reward and value
         model.q.biases[-1].fill_(0.5)
@@ -63,7 +64,7 @@ def test_scores_are_the_discounted_mean_of_what_the_model_says() -> None:
             for c in range(7):
                 at, total = z[i : i + 1], torch.zeros(1)
                 for t in range(3):
-                    at, reward = model.step(at, actions[i, c, t][None])
+                    at, reward = model.step(at, actions[i, c, t][None] if t < given else model.habit.best(at))
                     total = total + 0.1 * 0.9**t * reward
                 total = total + 0.9**3 * model.value(at, model.habit.best(at)).mean(0)
                 torch.testing.assert_close(found[i, c], total[0], rtol=1e-4, atol=1e-5)
@@ -129,6 +130,33 @@ def test_a_plan_goes_on_from_the_one_before() -> None:
     assert bool((start[[0, 1, 2, 4, 5]] == 0.5).all()) and torch.equal(start[3], habit[3])
 
 
+def test_the_gain_is_that_of_the_first_action() -> None:
+    # All rewards lie on the second step: a plan's later actions promise a lot, its first one nothing.
+    class Later(Known):
+        def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+            after, reward = super().step(latent, action)
+            return after - 1, torch.where(latent[..., 0] > 0, torch.zeros_like(reward), -action[..., 0].square())
+
+    model = world(Later)
+    with torch.no_grad():
+        model.habit.out.bias[0] = 1.0  # away from the best action, 0
+    agent = PlanningAgent(model, PlanGate(16, 1), iterations=6, tol=0.0, **SMALL).eval()
+    agent.gate.kind = "always"
+    z = torch.full((20, 16), 0.5)
+    torch.manual_seed(0)
+    found = agent.planner.plan(z)
+    assert float((found.value - found.habit).min()) > 1e-3
+    torch.testing.assert_close(found.first, found.habit, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.first, agent.planner.score(z, found.mean[:, None, :1])[:, 0])
+    observation = torch.randn(20, 5)
+    torch.manual_seed(0)
+    act = agent.act(observation)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = agent.planner.plan(model.encode(observation))
+    assert torch.equal(act.gain, found.first - found.habit)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
 def test_only_what_the_gate_calls_is_planned(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = world()
@@ -182,10 +210,10 @@ def test_the_gate_learns_which_states_gain(width: float) -> None:
     unit, log_std = torch.rand(2000, 16), torch.zeros(2000, 1)
     z = 0.1 + width * unit
     worth = (unit[:, 0] > 0.7).float()
-    gain = 0.05 * worth + 0.02 * torch.randn(2000)
+    gain = 0.005 * worth + 0.002 * torch.randn(2000)  # a few units of what a decision gains
     apart = 2 * (1 - worth) + torch.rand(2000)
     glance = torch.rand(2000)
-    gate = PlanGate(16, 1, price=0.02)
+    gate = PlanGate(16, 1, price=0.002)
     optimizer = torch.optim.Adam(gate.parameters(), 3e-3)
     for _ in range(800):
         rows = torch.randint(2000, (256,))
@@ -217,7 +245,7 @@ def test_the_gate_goes_by_the_glance() -> None:
         assert rank_correlation(gate.score(z, log_std, glance), gain) > 0.9
 
 
-def test_a_glance_promises_what_its_best_plan_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_glance_promises_what_its_best_first_action_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
     model = world()
     planner = Planner(model, **SMALL)
     z = states(model, 7)
@@ -227,8 +255,8 @@ def test_a_glance_promises_what_its_best_plan_is_worth(monkeypatch: pytest.Monke
     glance = planner.glance(z)
     (tried,) = seen
     worth = real(z, tried)
-    assert glance.shape == (7,) and bool((glance >= 0).all()) and tried.shape[1] == 17
-    assert torch.equal(tried[:, 0], planner.habit_plans(z, count=1)[:, 0])
+    assert glance.shape == (7,) and bool((glance >= 0).all()) and tried.shape == (7, 17, 1, 1)
+    torch.testing.assert_close(tried[:, 0], planner.habit_plans(z, count=1)[:, 0, :1])
     torch.testing.assert_close(glance, worth.max(1).values - worth[:, 0])
     assert bool((tried.abs() <= 1).all())
     torch.testing.assert_close(planner.glance(z[:0]), torch.empty(0))

@@ -19,12 +19,14 @@ from adaptcomp_ext.models.agents import PlanningAgent
 from .evaluation import Episodes, run_episodes
 from .training import Settings, Trainer, train
 
-__all__ = ["APART", "FRAMES_NAME", "KINDS", "run_cell"]
+__all__ = ["APART", "FRAMES_NAME", "KINDS", "PRICES", "run_cell"]
 
 KINDS = ("value", "kl", "entropy", "random", "always", "never")
 """How the value gate's agent is made to plan, once trained."""
 APART = ("distance", "divergence")
 """How far habit and plan are apart: their first actions' means; their distributions."""
+PRICES = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""At which the trained value gate's agent is tested, in units of the price that it was trained at."""
 CHECK_SEED, TEST_SEED = 20_000, 10_000
 SHOWN = 250  # decisions of the episode that is drawn
 FRAMES = 8
@@ -95,7 +97,7 @@ def _judge(episodes: Episodes) -> dict[str, Any]:
 
 
 def _look_closely(agent: PlanningAgent, test: Callable[..., Episodes], seed: int, own: Episodes, tick: Tick) -> dict[str, Any]:
-    """Other gates at the same rate; where the gate plans."""
+    """Other gates at the same rate; other prices; where the gate plans."""
     tick("other gates", 0.93)
     scores = {kind: test(seed + 1, kind).score for kind in ("kl", "entropy")}
     gates = {"value": _judge(own), "always": _judge(test(seed, "always")), "never": _judge(test(seed, "never"))}
@@ -104,8 +106,14 @@ def _look_closely(agent: PlanningAgent, test: Callable[..., Episodes], seed: int
             # Calibrated on other episodes; on these the rate comes out as it does, and is reported.
             agent.gate.calibrate(kind, scores.get(kind, torch.empty(0)).flatten(), own.rate)
             gates[kind] = _judge(test(seed, kind))
+    tick("other prices", 0.96)
+    price, prices = float(agent.gate.thresholds[0]), []
+    with _kept_thresholds(agent):
+        for factor in PRICES:
+            agent.gate.thresholds[0] = factor * price
+            prices.append({"price": factor * price, **_judge(own if factor == 1 else test(seed, "value"))})
     tick("where it plans", 0.98)
-    return {"gates": gates, "where": _where(agent, test, seed)}
+    return {"gates": gates, "prices": prices, "where": _where(agent, test, seed)}
 
 
 @contextmanager
@@ -125,8 +133,8 @@ def _where(agent: PlanningAgent, test: Callable[..., Episodes], seed: int) -> di
         episodes = test(seed, "value")
     score = episodes.score.flatten()
     called = score > price
-    found: dict[str, Any] = {"rank correlation with gain": rank_correlation(score, episodes.gain.flatten())}
-    for name in APART:
+    found: dict[str, Any] = {}
+    for name in (*APART, "gain"):
         apart = getattr(episodes, name).flatten()
         thirds = apart.argsort(stable=True).tensor_split(3)
         found[f"rate by {name}"] = [float(called[third].double().mean()) for third in thirds]

@@ -58,6 +58,12 @@ def verdicts(summary: Summary) -> list[str]:
             f"The trained agent, made to plan at random at {interval(found['rate'])} %: the gate's own choice is worth "
             f"{_signed(found['value −'])} ({said(found['value −'], 'more', 'less')})."
         )
+        cheap = summary["prices"][0]
+        out.append(
+            f"Tested at a price of {cheap['price']:g} it plans {interval(cheap['rate'])} % of the states, and its return differs "
+            f"by {_signed(cheap['− everywhere'])} from its own when it plans everywhere "
+            f"({said(cheap['− everywhere'], 'more', 'less')})."
+        )
         early = summary["on the way"][0]
         for where, when in ((early, f"After {early['round']} rounds"), (summary["where"], "At the end")):
             low, _, high = where["rate by distance"]
@@ -67,6 +73,13 @@ def verdicts(summary: Summary) -> list[str]:
                 f"{said(where['most − least distance'], 'more where they disagree', 'less there')}. Rank "
                 f"correlation of its score with the gain {interval(where['rank correlation with gain'], 2, 1.0)}."
             )
+        where = summary["where"]
+        low, _, high = where["rate by gain"]
+        out.append(
+            f"At the end, of the third of the states in which the plan's first action gains least the gate calls {interval(low)} "
+            f"%, of the third in which it gains most {interval(high)} %: {points(where['most − least gain'])} points "
+            f"({said(where['most − least gain'], 'more', 'less')})."
+        )
         for entry in summary["on the way"]:
             out.append(
                 f"After {entry['round']} rounds, planning {interval(entry['rate'])} % of the states, the gate's choice is worth "
@@ -133,6 +146,21 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
             for name, found in summary["gates"].items()
         ]
         parts.append(table(["gate", "planned, %", "return", "value gate −"], rows))
+    if "prices" in summary:
+        parts.append("## The gated agent, tested at other prices than it was trained at\n")
+        rivals = [name for name in ("always", "random") if f"value − {name}" in summary]
+        rows = [
+            [
+                f"{found['price']:g}",
+                interval(found["rate"]),
+                interval(found["return"], 0, 1.0),
+                _signed(found["− everywhere"]),
+                *(_signed(summary[f"value − {name}"]["prices"][i]) for name in rivals),
+            ]
+            for i, found in enumerate(summary["prices"])
+        ]
+        header = ["price", "planned, %", "return", "− itself, planning everywhere"]
+        parts.append(table([*header, *(f"− one that {NAMES[name]}" for name in rivals)], rows))
     if "on the way" in summary:
         parts.append("## Where the gated agent plans while it learns\n")
         parts.append(

@@ -19,8 +19,8 @@ AGENTS = ("always", "value", "never", "random")
 SMALL = Settings("", hidden=64, planner={"samples": 512})
 LARGE = Settings("", latent=64, hidden=128, rounds=60, updates=8, planner={"samples": 256})
 PRESETS: Mapping[str, Settings] = {
-    "pendulum-swingup": replace(SMALL, rounds=20, price=0.01, bursts=0.02),
-    "reacher-easy": replace(SMALL, rounds=24, price=0.035),
+    "pendulum-swingup": replace(SMALL, rounds=20, price=0.001, bursts=0.02),
+    "reacher-easy": replace(SMALL, rounds=24, price=0.012),
     "walker-stand": LARGE,
     "walker-walk": LARGE,
     "walker-run": LARGE,

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptcomp_ext.experiments.runs import Cell, mean_interval, paired
 
-from .cell import APART, KINDS
+from .cell import APART, KINDS, PRICES
 
 __all__ = ["summarise"]
 
@@ -25,13 +25,14 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
     if "value" in names:
         value = of("value")
         out["gates"] = {kind: _gate(value, kind) for kind in KINDS}
-        out["where"] = _where([c["where"] for c in value])
+        out["prices"] = [_price([c["prices"][i] for c in value], value) for i in range(len(PRICES))]
+        out["where"] = _where([c["where"] for c in value], (*APART, "gain"))
         out["on the way"] = [
             {
                 "round": entry["round"],
                 "rate": mean_interval([c["checks"][i]["rate"] for c in value]),
                 "− at random": paired([c["checks"][i]["return"] for c in value], [c["checks"][i]["at random"] for c in value]),
-                **_where([c["checks"][i]["where"] for c in value]),
+                **_where([c["checks"][i]["where"] for c in value], APART),
             }
             for i, entry in enumerate(value[0]["checks"])
         ]
@@ -45,6 +46,10 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
                     "checks": [
                         paired([c["checks"][i]["return"] for c in value], [c["checks"][i]["return"] for c in others])
                         for i in range(len(value[0]["checks"]))
+                    ],
+                    "prices": [
+                        paired([c["prices"][i]["return"] for c in value], [c["own"]["return"] for c in others])
+                        for i in range(len(PRICES))
                     ],
                     "saved": mean_interval([1 - _seconds(a) / _seconds(b) for a, b in zip(value, others, strict=True)]),
                 }
@@ -95,12 +100,21 @@ def _gate(cells: Sequence[Found], kind: str) -> dict[str, Any]:
     }
 
 
-def _where(some: Sequence[Found]) -> dict[str, Any]:
+def _price(some: Sequence[Found], cells: Sequence[Found]) -> dict[str, Any]:
+    return {
+        "price": some[0]["price"],
+        "return": mean_interval([s["return"] for s in some]),
+        "rate": mean_interval([s["rate"] for s in some]),
+        "− everywhere": paired([s["return"] for s in some], [c["gates"]["always"]["return"] for c in cells]),
+    }
+
+
+def _where(some: Sequence[Found], names: Sequence[str]) -> dict[str, Any]:
     out: dict[str, Any] = {
         f"rank correlation with {key}": mean_interval([s[f"rank correlation with {key}"] for s in some])
         for key in ("gain", *APART)
     }
-    for name in APART:
+    for name in names:
         rates = [s[f"rate by {name}"] for s in some]
         out[f"rate by {name}"] = [mean_interval([rate[i] for rate in rates]) for i in range(3)]
         out[f"most − least {name}"] = paired([rate[2] for rate in rates], [rate[0] for rate in rates])

@@ -63,7 +63,7 @@ class Settings:
 
     task: str
     gate: str = "value"
-    price: float = 0.02
+    price: float = 0.003
     rates: tuple[float, ...] | None = None
     envs: int = 32
     rounds: int = 20

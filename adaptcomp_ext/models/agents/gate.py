@@ -15,9 +15,9 @@ __all__ = ["GATES", "PlanGate"]
 GATES = ("value", "kl", "entropy", "random", "always", "never")
 """What calls the planner: the predicted gain; the predicted divergence of plan and habit; the habit's own doubt; chance."""
 
-NOVICE = 2.3  # a gain of a tenth is predicted at first: an agent that knows nothing plans everywhere
-UNIT = 0.01  # of gains, so that the regression's targets are near 1
-CLIP = 20.0
+NOVICE = 2.3  # a gain of a hundredth is predicted at first: an agent that knows nothing plans everywhere
+UNIT = 0.001  # of gains, so that the regression's targets are near 1
+CLIP = 50.0
 SCALE_RATE = 0.01
 FAINT = 0.1  # of UNIT: glances below it are as good as none
 
@@ -27,17 +27,17 @@ class PlanGate(nn.Module):
 
     ::
 
-        "value":    exp(w₁ᵀh(f)) predicts the gain: what the model expects of the plan less what it expects of the habit
+        "value":    exp(w₁ᵀh(f)) predicts the gain: what the model expects of the plan's first action less of the habit's
         "kl":       exp(w₂ᵀh(f)) predicts KL(π₂ ‖ π₁) of the first action
         "entropy":  the habit's mean log standard deviation
         "random":   uniform in [0, 1)
-    f = latent state, the habit's log standard deviation, logarithm of what a glance at a few plans promises (`Planner.glance`)
+    f = latent state, the habit's log standard deviation, logarithm of what a glance at a few actions promises (`Planner.glance`)
 
     Both predictions are fitted, by the Poisson deviance as in `adaptcomp_ext.models.acc.ValueGate`, on states where the planner
     ran. What a plan gains over the habit changes faster than it can be learned from the state alone; a glance costs about a
     hundredth of a plan, and is of today. Gains and glances are in units of the spread of values (`WorldModel.spread`): before
     there is anything to win a small gain counts, afterwards it does not, so that the agent deliberates at first and less with
-    practice.
+    practice. A gain is that of one decision, habit following: a thousandth of the spread is much, for there are many decisions.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class PlanGate(nn.Module):
     thresholds: Tensor
     variance: Tensor
 
-    def __init__(self, latent: int, actions: int, hidden: int = 64, price: float = 0.004, explore: float = 0.02) -> None:
+    def __init__(self, latent: int, actions: int, hidden: int = 64, price: float = 0.003, explore: float = 0.02) -> None:
         super().__init__()
         inputs = check_int("latent", latent, 1) + check_int("actions", actions, 1) + 1
         # A latent state's units differ little from state to state: unscaled, the gate tells few gains apart.
@@ -84,7 +84,7 @@ class PlanGate(nn.Module):
         return torch.cat([latent, log_std, (glance.clamp(min=0.0) / UNIT + FAINT).log()[:, None]], -1)
 
     def predictions(self, latent: Tensor, log_std: Tensor, glance: Tensor) -> Tensor:
-        """Logarithms of the predicted gain (over 0.01) and of the predicted divergence: [B, 2].
+        """Logarithms of the predicted gain (over 0.001) and of the predicted divergence: [B, 2].
 
         Parameters
         ----------

@@ -29,8 +29,11 @@ class Plan(NamedTuple):
         [B, H, A]: the plan, and what is still open about it.
     value : Tensor
         [B]: what the model expects of the plan, in units of the largest reward: a discounted mean of what is to come.
+    first : Tensor
+        [B]: the same for the plan's first action, followed by the habit's mean actions. It is what an agent gets that plans anew
+        in every state: what a plan promises for its later actions grows with its length, and is never cashed in.
     habit : Tensor
-        [B]: the same for following the habit's mean actions.
+        [B]: the same for following the habit's mean actions from the beginning.
     iterations : Tensor
         int64 [B].
     """
@@ -38,6 +41,7 @@ class Plan(NamedTuple):
     mean: Tensor
     std: Tensor
     value: Tensor
+    first: Tensor
     habit: Tensor
     iterations: Tensor
 
@@ -105,20 +109,21 @@ class Planner:
         self.discount = check_number("discount", discount, 0.0, 1.0, ends="[]")
 
     def score(self, latent: Tensor, actions: Tensor) -> Tensor:
-        """What the model expects of action sequences: z [n, L], a [n, C, H, A] → [n, C].
+        """What the model expects of action sequences of length k ≤ H, which the habit's mean actions follow up to H.
 
-        No reward or value is above 1, the largest: where all is won already, a plan cannot promise more.
+        z [n, L], a [n, C, k, A] → [n, C]. No reward or value is above 1, the largest: where all is won already, a plan cannot
+        promise more.
         """
-        n, candidates, horizon, size = actions.shape
+        n, candidates, given, size = actions.shape
         z = latent[:, None].expand(n, candidates, latent.shape[1]).reshape(n * candidates, latent.shape[1])
         # Time first: each step of the roll-out reads its actions in one piece.
-        along = actions.permute(2, 0, 1, 3).reshape(horizon, n * candidates, size)
+        along = actions.permute(2, 0, 1, 3).reshape(given, n * candidates, size)
         total = torch.zeros(n * candidates, device=z.device, dtype=z.dtype)
-        for t in range(horizon):
-            z, reward = self.world.step(z, along[t])
+        for t in range(self.horizon):
+            z, reward = self.world.step(z, along[t] if t < given else self.world.habit.best(z))
             total.add_(reward.clamp(max=1.0), alpha=(1 - self.discount) * self.discount**t)
         last = self.world.value(z, self.world.habit.best(z)).mean(0).clamp_(max=1.0)
-        return total.add_(last, alpha=self.discount**horizon).view(n, candidates)
+        return total.add_(last, alpha=self.discount**self.horizon).view(n, candidates)
 
     def improve(self, mean: Tensor, std: Tensor, latent: Tensor, habit: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One iteration.
@@ -167,13 +172,14 @@ class Planner:
 
     @torch.no_grad()
     def glance(self, latent: Tensor) -> Tensor:
-        """What the best of a few random plans around the habit's promises more than the habit: z [n, L] → [n], at least 0.
+        """What the best of a few random actions around the habit's is worth more than the habit's: z [n, L] → [n], at least 0.
 
-        About a hundredth of a plan of 512 candidates and four iterations, and a hint of what it would gain.
+        About a hundredth of a plan of 512 candidates and four iterations, and a hint of what its first action would gain.
         """
-        habit = self.habit_plans(latent, count=1)
-        noise = torch.randn(GLANCED, *habit.shape[2:], device=latent.device, dtype=latent.dtype)
-        score = self.score(latent, torch.cat([habit, (habit + FIRST_STD * noise).clamp_(-1, 1)], 1))
+        habit = self.world.habit.best(latent)[:, None]
+        noise = torch.randn(GLANCED, habit.shape[2], device=latent.device, dtype=latent.dtype)
+        tried = torch.cat([habit, (habit + FIRST_STD * noise).clamp_(-1, 1)], 1)
+        score = self.score(latent, tried[:, :, None])
         return score.amax(1) - score[:, 0]
 
     @torch.no_grad()
@@ -217,4 +223,5 @@ class Planner:
         found = halt(start, latent, habit)
         mean, std, worth = found.state
         value = self.score(latent, mean[:, None])[:, 0]
-        return Plan(mean, std, value, worth, found.steps)
+        first = self.score(latent, mean[:, None, :1])[:, 0]
+        return Plan(mean, std, value, first, worth, found.steps)

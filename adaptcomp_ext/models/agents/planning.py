@@ -31,7 +31,8 @@ class Act(NamedTuple):
     mean, std : Tensor
         [B, A]: of the plan's first action.
     gain : Tensor
-        [B]: what the model expects of the plan more than of the habit, in units of the largest reward.
+        [B]: what the model expects of the plan's first action more than of the habit's, the habit following either, in units of
+        the largest reward. It may be negative: a plan is the best of what it tried as a whole.
     divergence : Tensor
         [B]: KL(π₂ ‖ π₁) of the first action, in nats, both taken as normals before the tanh.
     distance : Tensor
@@ -123,8 +124,8 @@ class PlanningAgent(nn.Module):
         def plan(z: Tensor, before: Tensor) -> tuple[Tensor, ...]:
             return tuple(self.planner.plan(z, before))
 
-        otherwise = (nothing, nothing, blank, blank, torch.zeros(batch, dtype=torch.int64, device=z.device))
-        mean, std, value, expected, iterations = route(called, plan, z, before, otherwise=otherwise)
+        otherwise = (nothing, nothing, blank, blank, blank, torch.zeros(batch, dtype=torch.int64, device=z.device))
+        mean, std, _, worth, expected, iterations = route(called, plan, z, before, otherwise=otherwise)
         first, width = mean[:, 0], std[:, 0]
         free, planned = habit, first
         if explore:
@@ -137,7 +138,7 @@ class PlanningAgent(nn.Module):
             iterations=iterations,
             mean=first,
             std=width,
-            gain=value - expected,
+            gain=worth - expected,
             divergence=divergence(first, width, raw, log_std),
             distance=(first - habit).norm(dim=1),
             # Nothing is known of the last action of the next plan; 0, but NaN where there is no plan.
