@@ -51,22 +51,22 @@ def test_planning_finds_the_best_action() -> None:
     assert bool((found.value >= found.habit - 1e-6).all()) and bool((found.iterations == 6).all())
 
 
-@pytest.mark.parametrize("given", [1, 2, 3])
-def test_scores_are_the_discounted_mean_of_what_the_model_says(given: int) -> None:
+@pytest.mark.parametrize(("given", "horizon", "steps"), [(1, 0, 1), (3, 0, 3), (5, 0, 5), (1, 3, 3), (2, 3, 3), (5, 3, 5)])
+def test_scores_are_the_discounted_mean_of_what_the_model_says(given: int, horizon: int, steps: int) -> None:
     model = world()
     planner = Planner(model, horizon=3, discount=0.9, **SMALL)
     z, actions = states(model, 4), torch.rand(4, 7, given, 1) * 2 - 1
     with torch.no_grad():
         model.dynamics[-1].bias[-1] = 0.5  # below the largest reward and value
         model.q.biases[-1].fill_(0.5)
-        found = planner.score(z, actions)
+        found = planner.score(z, actions, horizon)
         for i in range(4):
             for c in range(7):
                 at, total = z[i : i + 1], torch.zeros(1)
-                for t in range(3):
+                for t in range(steps):
                     at, reward = model.step(at, actions[i, c, t][None] if t < given else model.habit.best(at))
                     total = total + 0.1 * 0.9**t * reward
-                total = total + 0.9**3 * model.value(at, model.habit.best(at)).mean(0)
+                total = total + 0.9**steps * model.value(at, model.habit.best(at)).mean(0)
                 torch.testing.assert_close(found[i, c], total[0], rtol=1e-4, atol=1e-5)
 
 
@@ -147,7 +147,7 @@ def test_the_gain_is_that_of_the_first_action() -> None:
     found = agent.planner.plan(z)
     assert float((found.value - found.habit).min()) > 1e-3
     torch.testing.assert_close(found.first, found.habit, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.first, agent.planner.score(z, found.mean[:, None, :1])[:, 0])
+    torch.testing.assert_close(found.first, agent.planner.score(z, found.mean[:, None, :1], 3)[:, 0])
     observation = torch.randn(20, 5)
     torch.manual_seed(0)
     act = agent.act(observation)
@@ -251,10 +251,10 @@ def test_a_glance_promises_what_its_best_first_action_is_worth(monkeypatch: pyte
     z = states(model, 7)
     seen: list[Tensor] = []
     real = planner.score
-    monkeypatch.setattr(planner, "score", lambda latent, actions: seen.append(actions) or real(latent, actions))
+    monkeypatch.setattr(planner, "score", lambda z, actions, horizon: seen.append(actions) or real(z, actions, horizon))
     glance = planner.glance(z)
     (tried,) = seen
-    worth = real(z, tried)
+    worth = real(z, tried, planner.horizon)
     assert glance.shape == (7,) and bool((glance >= 0).all()) and tried.shape == (7, 17, 1, 1)
     torch.testing.assert_close(tried[:, 0], planner.habit_plans(z, count=1)[:, 0, :1])
     torch.testing.assert_close(glance, worth.max(1).values - worth[:, 0])

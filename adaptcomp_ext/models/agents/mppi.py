@@ -108,22 +108,23 @@ class Planner:
         self.least_std = check_number("least_std", least_std, 0.0, 2.0, ends="()")
         self.discount = check_number("discount", discount, 0.0, 1.0, ends="[]")
 
-    def score(self, latent: Tensor, actions: Tensor) -> Tensor:
-        """What the model expects of action sequences of length k ≤ H, which the habit's mean actions follow up to H.
+    def score(self, latent: Tensor, actions: Tensor, horizon: int = 0) -> Tensor:
+        """What the model expects of action sequences of any length, which the habit's mean actions follow up to `horizon`.
 
-        z [n, L], a [n, C, k, A] → [n, C]. No reward or value is above 1, the largest: where all is won already, a plan cannot
-        promise more.
+        z [n, L], a [n, C, k, A] → [n, C]; of k actions, max(k, horizon) steps are looked at. No reward or value is above 1, the
+        largest: where all is won already, a plan cannot promise more.
         """
         n, candidates, given, size = actions.shape
+        steps = max(given, horizon)
         z = latent[:, None].expand(n, candidates, latent.shape[1]).reshape(n * candidates, latent.shape[1])
         # Time first: each step of the roll-out reads its actions in one piece.
         along = actions.permute(2, 0, 1, 3).reshape(given, n * candidates, size)
         total = torch.zeros(n * candidates, device=z.device, dtype=z.dtype)
-        for t in range(self.horizon):
+        for t in range(steps):
             z, reward = self.world.step(z, along[t] if t < given else self.world.habit.best(z))
             total.add_(reward.clamp(max=1.0), alpha=(1 - self.discount) * self.discount**t)
         last = self.world.value(z, self.world.habit.best(z)).mean(0).clamp_(max=1.0)
-        return total.add_(last, alpha=self.discount**self.horizon).view(n, candidates)
+        return total.add_(last, alpha=self.discount**steps).view(n, candidates)
 
     def improve(self, mean: Tensor, std: Tensor, latent: Tensor, habit: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One iteration.
@@ -179,7 +180,7 @@ class Planner:
         habit = self.world.habit.best(latent)[:, None]
         noise = torch.randn(GLANCED, habit.shape[2], device=latent.device, dtype=latent.dtype)
         tried = torch.cat([habit, (habit + FIRST_STD * noise).clamp_(-1, 1)], 1)
-        score = self.score(latent, tried[:, :, None])
+        score = self.score(latent, tried[:, :, None], self.horizon)
         return score.amax(1) - score[:, 0]
 
     @torch.no_grad()
@@ -223,5 +224,5 @@ class Planner:
         found = halt(start, latent, habit)
         mean, std, worth = found.state
         value = self.score(latent, mean[:, None])[:, 0]
-        first = self.score(latent, mean[:, None, :1])[:, 0]
+        first = self.score(latent, mean[:, None, :1], self.horizon)[:, 0]
         return Plan(mean, std, value, first, worth, found.steps)
