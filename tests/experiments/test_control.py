@@ -275,3 +275,16 @@ def test_values_learn_from_targets_in_their_bounds() -> None:
         for member, bias in enumerate((-0.5, 0.4)):
             world.slow_q.biases[-1][member] = bias
     assert float(trainer.learner.update(trainer.replay)[2]) == 0.0
+
+
+def test_the_gate_learns_only_where_it_is_asked_to() -> None:
+    trainer = Trainer(tiny(), 0)
+    trainer.round()
+    trainer.round()
+    gate, habit = trainer.agent.gate.net[0].weight, trainer.agent.world.habit.out.weight
+    before, other = gate.clone(), habit.clone()
+    found = trainer.learner.update(trainer.replay, gate_too=False)
+    assert torch.equal(gate, before) and not torch.equal(habit, other)
+    assert found.isnan().tolist() == [False, False, False, False, True]
+    found = trainer.learner.update(trainer.replay)
+    assert not torch.equal(gate, before) and bool(found.isfinite().all())

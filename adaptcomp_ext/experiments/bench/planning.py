@@ -49,8 +49,7 @@ def _limit(planner: Planner, latent: Tensor, active: list[int]) -> Callable[[], 
         noise = torch.randn(planner.iterations, drawn, planner.horizon, size)
         for i, (z, rolled) in enumerate(blocks):
             planner.improve(mean[: len(z)], std[: len(z)], z, rolled, noise[i])
-        planner.score(latent, mean[:, None, :1], planner.horizon)
-        return planner.score(latent, mean[:, None])
+        return planner.score(latent, mean[:, None, :1], planner.horizon)
 
     return run
 

@@ -20,6 +20,7 @@ __all__ = ["Learner", "Learning"]
 
 LEAST_SPREAD = 0.01
 SPREAD_RATE = 0.01
+GATE_HASTE = 2.0  # of its learning rate: it learns in every second update
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,12 @@ class Learner:
         self.agent, self.settings = agent, settings
         self.model = [p for m in (world.encoder, world.dynamics, world.q) for p in m.parameters()]
         self.habit = list(world.habit.parameters())
-        groups = [{"params": self.model}, {"params": self.habit}, {"params": list(agent.gate.parameters())}]
+        gate = {"params": list(agent.gate.parameters()), "lr": GATE_HASTE * settings.learning_rate}
+        groups = [{"params": self.model}, {"params": self.habit}, gate]
         self.optimizer = torch.optim.Adam(groups, settings.learning_rate, fused=True)
 
-    def update(self, replay: Replay) -> Tensor:
-        """Improve once; consistency, reward, value, habit and gate losses [5]."""
+    def update(self, replay: Replay, gate_too: bool = True) -> Tensor:
+        """Improve once; consistency, reward, value, habit and gate losses [5], the last NaN where the gate does not learn."""
         s, world, gate = self.settings, self.agent.world, self.agent.gate
         world.habit.train()  # its noise belongs to learning alone
         piece = replay.sample(s.batch, s.horizon)
@@ -115,14 +117,14 @@ class Learner:
         habit = ((s.entropy * move.log_prob - worth / world.spread) * weight).mean()
         # Of recent plans alone: what the planner thought when the model knew little averages to doing nothing.
         some = replay.planned(s.recent, s.plans)
-        gate_loss = torch.zeros(())
+        gate_loss = torch.full((), torch.nan)
         if some is not None:
             with torch.no_grad():
                 at = world.encode(some.observation)
             raw, log_std = world.habit.parameters_of(at)
             # The logarithm: what is far apart still counts, and does not drown the rest.
             habit = habit + s.distil * divergence(some.mean, some.std, raw, log_std).log1p().mean()
-            if gate.looks:
+            if gate.looks and gate_too:
                 world.habit.eval()
                 with torch.no_grad():
                     log_std = world.habit.parameters_of(at)[1]

@@ -16,11 +16,11 @@ __all__ = ["AGENTS", "matched", "plan", "preset"]
 AGENTS = ("always", "value", "never", "random")
 """Plan every state; those that the value gate calls; none; as many as the value gate did, at random."""
 
-SMALL = Settings("", hidden=64, planner={"samples": 512})
+SMALL = Settings("", hidden=64, updates=4, planner={"samples": 512})
 LARGE = Settings("", latent=64, hidden=128, rounds=60, updates=8, planner={"samples": 256})
 PRESETS: Mapping[str, Settings] = {
-    "pendulum-swingup": replace(SMALL, rounds=20, price=0.001, bursts=0.02),
-    "reacher-easy": replace(SMALL, rounds=24, price=0.012),
+    "pendulum-swingup": replace(SMALL, rounds=24, price=0.0012, bursts=0.02),
+    "reacher-easy": replace(SMALL, rounds=28, price=0.012),
     "walker-stand": LARGE,
     "walker-walk": LARGE,
     "walker-run": LARGE,

@@ -226,7 +226,8 @@ class Trainer:
             )
             clock = _lap(seconds, "simulate", clock)
             if not warm and self.replay.length > self.learner.settings.horizon:
-                losses += [self.learner.update(self.replay) for _ in range(s.updates)]
+                # The gate is a small network with an easy task, and what it costs to learn is not saved.
+                losses += [self.learner.update(self.replay, gate_too=i % 2 == 0) for i in range(s.updates)]
             elif number == s.warm - 1 and k == s.episode - 1:
                 losses += [self.learner.update(self.replay) for _ in range(s.first_updates)]
             _lap(seconds, "learn", clock)
@@ -242,7 +243,7 @@ class Trainer:
             **seconds,
         }
         names = ("consistency", "reward error", "value error", "habit loss", "gate loss")
-        mean = torch.stack(losses).mean(0).tolist() if losses else [0.0] * len(names)
+        mean = torch.stack(losses).nanmean(0).nan_to_num().tolist() if losses else [0.0] * len(names)
         record.update(zip(names, mean, strict=True))
         self.history.append(record)
         return record

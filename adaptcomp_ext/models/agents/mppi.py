@@ -17,7 +17,7 @@ __all__ = ["FIRST_STD", "Plan", "Planner"]
 
 FIRST_STD = 0.6
 """σ before the first iteration, in units of actions (−1..1)."""
-GLANCED = 16
+GLANCED = 8
 
 
 class Plan(NamedTuple):
@@ -27,11 +27,10 @@ class Plan(NamedTuple):
     ----------
     mean, std : Tensor
         [B, H, A]: the plan, and what is still open about it.
-    value : Tensor
-        [B]: what the model expects of the plan, in units of the largest reward: a discounted mean of what is to come.
     first : Tensor
-        [B]: the same for the plan's first action, followed by the habit's mean actions. It is what an agent gets that plans anew
-        in every state: what a plan promises for its later actions grows with its length, and is never cashed in.
+        [B]: what the model expects of the plan's first action, followed by the habit's mean actions, in units of the largest
+        reward: a discounted mean of what is to come. It is what an agent gets that plans anew in every state: what the whole
+        plan promises (`Planner.score` of ``mean``) grows with its length, and is never cashed in.
     habit : Tensor
         [B]: the same for following the habit's mean actions from the beginning.
     iterations : Tensor
@@ -40,7 +39,6 @@ class Plan(NamedTuple):
 
     mean: Tensor
     std: Tensor
-    value: Tensor
     first: Tensor
     habit: Tensor
     iterations: Tensor
@@ -223,6 +221,5 @@ class Planner:
         start = (mean.contiguous(), std, latent.new_zeros(batch))
         found = halt(start, latent, habit)
         mean, std, worth = found.state
-        value = self.score(latent, mean[:, None])[:, 0]
         first = self.score(latent, mean[:, None, :1], self.horizon)[:, 0]
-        return Plan(mean, std, value, first, worth, found.steps)
+        return Plan(mean, std, first, worth, found.steps)

@@ -124,8 +124,8 @@ class PlanningAgent(nn.Module):
         def plan(z: Tensor, before: Tensor) -> tuple[Tensor, ...]:
             return tuple(self.planner.plan(z, before))
 
-        otherwise = (nothing, nothing, blank, blank, blank, torch.zeros(batch, dtype=torch.int64, device=z.device))
-        mean, std, _, worth, expected, iterations = route(called, plan, z, before, otherwise=otherwise)
+        otherwise = (nothing, nothing, blank, blank, torch.zeros(batch, dtype=torch.int64, device=z.device))
+        mean, std, worth, expected, iterations = route(called, plan, z, before, otherwise=otherwise)
         first, width = mean[:, 0], std[:, 0]
         free, planned = habit, first
         if explore:
