@@ -264,7 +264,7 @@ def test_a_glance_promises_what_its_best_first_action_is_worth(monkeypatch: pyte
     glance = planner.glance(z)
     (tried,) = seen
     worth = real(z, tried, planner.horizon)
-    assert glance.shape == (7,) and bool((glance >= 0).all()) and tried.shape == (7, 17, 1, 1)
+    assert glance.shape == (7,) and bool((glance >= 0).all()) and tried.shape == (7, 9, 1, 1)
     torch.testing.assert_close(tried[:, 0], planner.habit_plans(z, count=1)[:, 0, :1])
     torch.testing.assert_close(glance, worth.max(1).values - worth[:, 0])
     assert bool((tried.abs() <= 1).all())

@@ -7,6 +7,7 @@ where rewards are rare, one step at a time takes too many updates to reach the s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +75,8 @@ class Learner:
         self.agent, self.settings = agent, settings
         self.model = [p for m in (world.encoder, world.dynamics, world.q) for p in m.parameters()]
         self.habit = list(world.habit.parameters())
-        gate = {"params": list(agent.gate.parameters()), "lr": GATE_HASTE * settings.learning_rate}
-        groups = [{"params": self.model}, {"params": self.habit}, gate]
+        gate: dict[str, Any] = {"params": list(agent.gate.parameters()), "lr": GATE_HASTE * settings.learning_rate}
+        groups: list[dict[str, Any]] = [{"params": self.model}, {"params": self.habit}, gate]
         self.optimizer = torch.optim.Adam(groups, settings.learning_rate, fused=True)
 
     def update(self, replay: Replay, gate_too: bool = True) -> Tensor:

@@ -34,8 +34,8 @@ class PlanGate(nn.Module):
     f = latent state, the habit's log standard deviation, logarithm of what a glance at a few actions promises (`Planner.glance`)
 
     Both predictions are fitted, by the Poisson deviance as in `adaptcomp_ext.models.acc.ValueGate`, on states where the planner
-    ran. What a plan gains over the habit changes faster than it can be learned from the state alone; a glance costs about a
-    hundredth of a plan, and is of today. Gains and glances are in units of the spread of values (`WorldModel.spread`): before
+    ran. What a plan gains over the habit changes faster than it can be learned from the state alone; a glance costs little
+    beside a plan, and is of today. Gains and glances are in units of the spread of values (`WorldModel.spread`): before
     there is anything to win a small gain counts, afterwards it does not, so that the agent deliberates at first and less with
     practice. A gain is that of one decision, habit following: a thousandth of the spread is much, for there are many decisions.
 

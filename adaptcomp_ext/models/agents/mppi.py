@@ -173,7 +173,7 @@ class Planner:
     def glance(self, latent: Tensor) -> Tensor:
         """What the best of a few random actions around the habit's is worth more than the habit's: z [n, L] → [n], at least 0.
 
-        About a hundredth of a plan of 512 candidates and four iterations, and a hint of what its first action would gain.
+        Cheap beside a plan of hundreds of candidates and several iterations, and a hint of what its first action would gain.
         """
         habit = self.world.habit.best(latent)[:, None]
         noise = torch.randn(GLANCED, habit.shape[2], device=latent.device, dtype=latent.dtype)
