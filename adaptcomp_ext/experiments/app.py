@@ -355,6 +355,9 @@ def control(
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/control-TASK.")] = None,
     agents: Annotated[str, typer.Option(help="Some of always, value, never, random.")] = "always,value,never,random",
     price: Annotated[float | None, typer.Option(min=0.0, help="Of planning, in units of the spread of values.")] = None,
+    test_price: Annotated[
+        float | None, typer.Option(min=0.0, help="In evaluations. Default: what suits the task; --price where that is given.")
+    ] = None,
     seed: SeedOption = 0,
     seeds: SeedsOption = 1,
     workers: WorkersOption = 1,
@@ -373,6 +376,7 @@ def control(
             first_seed=seed,
             agents=agents.split(","),
             price=price,
+            test_price=test_price,
             workers=workers,
             threads=threads,
             quick=quick,

@@ -44,10 +44,13 @@ def test_the_report_is_whole(out: Path) -> None:
     assert report["agents"]["always"]["training rate"][0] == 1 and report["agents"]["never"]["training rate"][0] == 0
     assert set(report["gates"]) == {"value", "kl", "entropy", "random", "always", "never"}
     cell = json.loads((out / "cells" / "value-seed-0" / "result.json").read_text())
-    trained = cell["prices"][2]
-    assert [p["price"] / trained["price"] for p in cell["prices"]] == [0.25, 0.5, 1.0, 2.0, 4.0]
-    assert (trained["return"], trained["rate"]) == (cell["own"]["return"], cell["own"]["rate"])
+    settings = report["config"]["settings"]
+    assert [p["price"] / settings["price"] for p in cell["prices"]] == [0.0625, 0.125, 0.25, 0.5, 1.0, 2.0]
+    tested = next(p for p in cell["prices"] if p["price"] == settings["test_price"])
+    assert (tested["return"], tested["rate"]) == (cell["own"]["return"], cell["own"]["rate"])
     assert cell["prices"][0]["rate"] >= cell["prices"][-1]["rate"]
+    # What it is tested at is not what it learns at.
+    assert float(load_file(out / "cells" / "value-seed-0" / "agent.safetensors")["model.gate.thresholds"][0]) == settings["price"]
     text = (out / "control.md").read_text()
     for name in ("control.png", "control_episode.png"):
         assert name in text and (out / name).stat().st_size > 10_000
@@ -207,6 +210,18 @@ def test_steps_become_whole_rounds() -> None:
     assert (settings.rounds - 1) * settings.envs * settings.episode * 2 < 100_000 <= settings.rounds * settings.envs * 200
 
 
+def test_a_price_is_that_of_evaluations_too_unless_these_have_their_own() -> None:
+    def prices(**given: float) -> tuple[float, float | None]:
+        options: dict[str, float | None] = {"price": None, "test_price": None, **given}
+        what = plan("pendulum-swingup", seeds=1, first_seed=0, steps=None, agents=["value"], quick=True, **options)  # type: ignore[arg-type]
+        return what.config["settings"]["price"], what.config["settings"]["test_price"]
+
+    own = preset("pendulum-swingup")
+    assert prices() == (own.price, own.test_price)
+    assert prices(price=0.5) == (0.5, None) and prices(price=0.5, test_price=0.2) == (0.5, 0.2)
+    assert prices(test_price=0.2) == (own.price, 0.2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -216,7 +231,8 @@ def test_steps_become_whole_rounds() -> None:
     ],
 )
 def test_bad_options_are_named(change: dict[str, object], message: str) -> None:
-    options = {"task": "pendulum-swingup", "seeds": 1, "first_seed": 0, "steps": None, "agents": ["value"], "price": None}
+    options = {"task": "pendulum-swingup", "seeds": 1, "first_seed": 0, "steps": None, "agents": ["value"]}
+    options.update(price=None, test_price=None)
     with pytest.raises(ValueError, match=message):
         plan(**{**options, **change}, quick=True)  # type: ignore[arg-type]
 

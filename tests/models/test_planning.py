@@ -166,6 +166,26 @@ def test_the_gain_is_that_of_the_first_action() -> None:
     assert torch.equal(act.gain, found.first - found.habit)
 
 
+def test_nothing_is_gained_where_all_but_enough_is_won() -> None:
+    # Values that differ by what they have not learned: 0.96 to 1, where everything is won.
+    class Won(Known):
+        def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+            after, reward = super().step(latent, action)
+            return after, 0.96 + 0.04 * reward
+
+    model = world(Won)
+    with torch.no_grad():
+        model.habit.out.bias[0] = 1.0  # away from the best action, 0
+    z = torch.full((20, 16), 0.5)
+    torch.manual_seed(0)
+    little, much = (Planner(model, discount=0.0, enough=enough, **SMALL) for enough in (0.9, 1.0))
+    plan = much.plan(z)
+    assert float(plan.habit.min()) > 0.9 and float(little.glance(z).abs().max()) == 0 and float(much.glance(z).min()) > 0
+    assert torch.equal(little.gain(plan.first, plan.habit), torch.zeros(20))
+    worth, habit = torch.tensor([0.95, 0.5, 0.2]), torch.tensor([0.8, 0.3, 0.3])
+    torch.testing.assert_close(little.gain(worth, habit), torch.tensor([0.1, 0.2, -0.1]))
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
 def test_only_what_the_gate_calls_is_planned(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = world()

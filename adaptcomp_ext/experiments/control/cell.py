@@ -25,7 +25,7 @@ KINDS = ("value", "kl", "entropy", "random", "always", "never")
 """How the value gate's agent is made to plan, once trained."""
 APART = ("distance", "divergence")
 """How far habit and plan are apart: their first actions' means; their distributions."""
-PRICES = (0.25, 0.5, 1.0, 2.0, 4.0)
+PRICES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
 """At which the trained value gate's agent is tested, in units of the price that it was trained at."""
 CHECK_SEED, TEST_SEED = 20_000, 10_000
 SHOWN = 250  # decisions of the episode that is drawn
@@ -41,9 +41,11 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     checks = _Checks(cell, folder, trainer)
     history = train(trainer, checks.after, span(tick, "training", 0.0, 0.9))
     tick("evaluation", 0.9)
-    test = partial(run_episodes, trainer.agent, settings.task, cell.options["episodes"], length=cell.options["length"])
+    agent = trainer.agent
+    test = partial(run_episodes, agent, settings.task, cell.options["episodes"], length=cell.options["length"])
     camera = _Camera(cell.options["length"])
-    own = test(TEST_SEED + cell.seed, watch=camera if settings.gate == "value" else None)
+    with _priced(agent, settings):
+        own = test(TEST_SEED + cell.seed, watch=camera if settings.gate == "value" else None)
     found: dict[str, Any] = {
         "history": history,
         "warm": settings.warm,
@@ -53,7 +55,8 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         "steps": settings.rounds * settings.episode * settings.envs * trainer.env.action_repeat,
     }
     if settings.gate == "value":
-        found.update(_look_closely(trainer.agent, test, TEST_SEED + cell.seed, own, tick))
+        with _priced(agent, settings):
+            found.update(_look_closely(agent, test, TEST_SEED + cell.seed, own, settings.price, tick))
         found["strip"] = _strip(own, camera, folder)
     return found
 
@@ -74,14 +77,14 @@ class _Checks:
             return
         agent, settings = self.trainer.agent, self.trainer.settings
         test = partial(run_episodes, agent, settings.task, self.episodes, length=self.length)
-        own = test(self.seed)
-        entry: dict[str, Any] = {"round": number, "return": float(own.returns.mean()), "rate": own.rate}
-        if settings.gate == "value":
-            # While the habit is still learning: afterwards it may do without plans, and then no gate makes a difference.
-            with _kept_thresholds(agent):
+        with _priced(agent, settings):
+            own = test(self.seed)
+            entry: dict[str, Any] = {"round": number, "return": float(own.returns.mean()), "rate": own.rate}
+            if settings.gate == "value":
+                # While the habit is still learning: afterwards it may do without plans, and then no gate makes a difference.
                 agent.gate.calibrate("random", torch.empty(0), own.rate)
                 entry["at random"] = float(test(self.seed, "random").returns.mean())
-            entry["where"] = _where(agent, test, self.seed)
+                entry["where"] = _where(agent, test, self.seed)
         self.found.append(entry)
         write_json(self.path, self.found)
 
@@ -96,7 +99,9 @@ def _judge(episodes: Episodes) -> dict[str, Any]:
     }
 
 
-def _look_closely(agent: PlanningAgent, test: Callable[..., Episodes], seed: int, own: Episodes, tick: Tick) -> dict[str, Any]:
+def _look_closely(
+    agent: PlanningAgent, test: Callable[..., Episodes], seed: int, own: Episodes, price: float, tick: Tick
+) -> dict[str, Any]:
     """Other gates at the same rate; other prices; where the gate plans."""
     tick("other gates", 0.93)
     scores = {kind: test(seed + 1, kind).score for kind in ("kl", "entropy")}
@@ -107,13 +112,22 @@ def _look_closely(agent: PlanningAgent, test: Callable[..., Episodes], seed: int
             agent.gate.calibrate(kind, scores.get(kind, torch.empty(0)).flatten(), own.rate)
             gates[kind] = _judge(test(seed, kind))
     tick("other prices", 0.96)
-    price, prices = float(agent.gate.thresholds[0]), []
+    tested, prices = float(agent.gate.thresholds[0]), []
     with _kept_thresholds(agent):
-        for factor in PRICES:
-            agent.gate.thresholds[0] = factor * price
-            prices.append({"price": factor * price, **_judge(own if factor == 1 else test(seed, "value"))})
+        for other in sorted({tested, *(factor * price for factor in PRICES)}):
+            agent.gate.thresholds[0] = other
+            prices.append({"price": other, **_judge(own if other == tested else test(seed, "value"))})
     tick("where it plans", 0.98)
     return {"gates": gates, "prices": prices, "where": _where(agent, test, seed)}
+
+
+@contextmanager
+def _priced(agent: PlanningAgent, settings: Settings) -> Iterator[None]:
+    """As in evaluations; what is changed of the gate's thresholds is put back."""
+    with _kept_thresholds(agent):
+        if settings.test_price is not None:
+            agent.gate.thresholds[0] = settings.test_price
+        yield
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def _signed(difference: Difference) -> str:
     return points(difference, 0, 1.0)
 
 
-def verdicts(summary: Summary) -> list[str]:
+def verdicts(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
     """What the figures say."""
     out = []
     for name, found in summary["agents"].items():
@@ -58,12 +58,13 @@ def verdicts(summary: Summary) -> list[str]:
             f"The trained agent, made to plan at random at {interval(found['rate'])} %: the gate's own choice is worth "
             f"{_signed(found['value −'])} ({said(found['value −'], 'more', 'less')})."
         )
-        cheap = summary["prices"][0]
-        out.append(
-            f"Tested at a price of {cheap['price']:g} it plans {interval(cheap['rate'])} % of the states, and its return differs "
-            f"by {_signed(cheap['− everywhere'])} from its own when it plans everywhere "
-            f"({said(cheap['− everywhere'], 'more', 'less')})."
-        )
+        for entry in summary["prices"]:
+            if entry["price"] in (settings["price"], settings["test_price"]):
+                out.append(
+                    f"Tested at a price of {entry['price']:g} it plans {interval(entry['rate'])} % of the states, and its return "
+                    f"differs by {_signed(entry['− everywhere'])} from its own when it plans everywhere "
+                    f"({said(entry['− everywhere'], 'more', 'less')})."
+                )
         early = summary["on the way"][0]
         for where, when in ((early, f"After {early['round']} rounds"), (summary["where"], "At the end")):
             low, _, high = where["rate by distance"]
@@ -103,16 +104,17 @@ def verdicts(summary: Summary) -> list[str]:
 def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) -> str:
     """The whole report."""
     settings, seeds = config["settings"], len(config["seeds"])
+    in_tests = "" if settings["test_price"] is None else f" while it learns, {settings['test_price']:g} in evaluations"
     parts = [
         f"# Planning on demand: {settings['task']}\n",
         f"{settings['envs']} environments, action repeat 2, {settings['rounds']} rounds of {settings['episode']} "
         "decisions in each; "
-        f"price {settings['price']:g} of the spread of values; {counted(seeds, 'seed')}; one thread of {machine}. "
+        f"price {settings['price']:g} of the spread of values{in_tests}; {counted(seeds, 'seed')}; one thread of {machine}. "
         f"Evaluations are {config['episodes']} episodes of the suite's own length (a return of at most 1,000), "
         "without exploration. "
         "Means over seeds ± half of Student's 95 % interval; differences are paired by seed, with their interval and p.\n",
         f"![Learning and planning]({FIGURES['main']})\n",
-        "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",
+        "\n".join(f"- {verdict}" for verdict in verdicts(summary, settings)) + "\n",
     ]
     if "strip" in summary:
         parts.append(f"![The episode that was planned most]({FIGURES['strip']})\n")

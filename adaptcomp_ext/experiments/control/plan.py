@@ -19,8 +19,8 @@ AGENTS = ("always", "value", "never", "random")
 SMALL = Settings("", hidden=64, updates=4, planner={"samples": 512})
 LARGE = Settings("", latent=64, hidden=128, rounds=60, updates=8, planner={"samples": 256})
 PRESETS: Mapping[str, Settings] = {
-    "pendulum-swingup": replace(SMALL, rounds=24, price=0.0012, bursts=0.02),
-    "reacher-easy": replace(SMALL, rounds=28, price=0.012),
+    "pendulum-swingup": replace(SMALL, rounds=24, price=0.0012, test_price=0.0012 / 16, bursts=0.02),
+    "reacher-easy": replace(SMALL, rounds=28, price=0.012, test_price=0.012 / 4),
     "walker-stand": LARGE,
     "walker-walk": LARGE,
     "walker-run": LARGE,
@@ -43,12 +43,22 @@ def preset(task: str, *, steps: int | None = None, quick: bool = False) -> Setti
 
 
 def plan(
-    task: str, *, seeds: int, first_seed: int, steps: int | None, agents: Sequence[str], price: float | None, quick: bool
+    task: str,
+    *,
+    seeds: int,
+    first_seed: int,
+    steps: int | None,
+    agents: Sequence[str],
+    price: float | None,
+    test_price: float | None,
+    quick: bool,
 ) -> Plan:
     """Lay out the experiment."""
     settings = preset(task, steps=steps, quick=quick)
     if price is not None:
-        settings = replace(settings, price=price)
+        settings = replace(settings, price=price, test_price=None)
+    if test_price is not None:
+        settings = replace(settings, test_price=test_price)
     unknown = [name for name in agents if name not in AGENTS]
     if unknown or not agents:
         raise ValueError(f"agents: expected some of {', '.join(AGENTS)}, got {', '.join(unknown) or 'none'}")

@@ -30,6 +30,7 @@ def control(
     first_seed: int = 0,
     agents: Sequence[str] = AGENTS,
     price: float | None = None,
+    test_price: float | None = None,
     workers: int = 1,
     threads: int = 1,
     quick: bool = False,
@@ -51,6 +52,8 @@ def control(
         Some of "always", "value", "never", "random".
     price : float, optional
         Of planning, for the value gate, in units of the spread of values.
+    test_price : float, optional
+        The same in evaluations. Default: what suits the task; `price` where that is given.
     workers, threads : int
         Processes side by side, and threads of torch in each.
     quick : bool
@@ -64,7 +67,16 @@ def control(
         The content of the JSON file.
     """
     console = console or Console()
-    what = plan(task, seeds=seeds, first_seed=first_seed, steps=steps, agents=agents, price=price, quick=quick)
+    what = plan(
+        task,
+        seeds=seeds,
+        first_seed=first_seed,
+        steps=steps,
+        agents=agents,
+        price=price,
+        test_price=test_price,
+        quick=quick,
+    )
     first = [cell for cell in what.cells if cell.options["settings"]["gate"] != "random"]
     found = run_plan(what._replace(cells=first), out, run_cell, workers=workers, threads=threads, console=console)
     # The random gate plans as often as the value gate did: known only now.
@@ -76,4 +88,5 @@ def control(
     if "strip" in summary:
         frames = folder.cell(f"value-seed-{first_seed}") / FRAMES_NAME
         figure.draw_strip(summary["strip"], out / FIGURES["strip"], np.load(frames) if frames.is_file() else ())
-    return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
+    said = verdicts(summary, what.config["settings"])
+    return publish(what, out, summary, said, partial(write_markdown, summary, what.config), console)

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptcomp_ext.experiments.runs import Cell, mean_interval, paired
 
-from .cell import APART, KINDS, PRICES
+from .cell import APART, KINDS
 
 __all__ = ["summarise"]
 
@@ -25,7 +25,7 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
     if "value" in names:
         value = of("value")
         out["gates"] = {kind: _gate(value, kind) for kind in KINDS}
-        out["prices"] = [_price([c["prices"][i] for c in value], value) for i in range(len(PRICES))]
+        out["prices"] = [_price([c["prices"][i] for c in value], value) for i in range(len(value[0]["prices"]))]
         out["where"] = _where([c["where"] for c in value], (*APART, "gain"))
         out["on the way"] = [
             {
@@ -49,7 +49,7 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
                     ],
                     "prices": [
                         paired([c["prices"][i]["return"] for c in value], [c["own"]["return"] for c in others])
-                        for i in range(len(PRICES))
+                        for i in range(len(value[0]["prices"]))
                     ],
                     "saved": mean_interval([1 - _seconds(a) / _seconds(b) for a, b in zip(value, others, strict=True)]),
                 }

@@ -38,7 +38,9 @@ class Settings:
     gate : str
         Of `adaptcomp_ext.models.agents.GATES`: which states are planned.
     price : float
-        κ of the value gate: planned where the predicted gain exceeds it, in units of the spread of values.
+        κ of the value gate while it learns: planned where the predicted gain exceeds it, in units of the spread of values.
+    test_price : float or None
+        κ in evaluations, where a plan costs none of the time in which the agent learns. None: the same.
     rates : tuple of float or None
         Of the random gate: which share of the states is planned, by round; the last one for all rounds after it.
     envs, rounds, episode : int
@@ -64,6 +66,7 @@ class Settings:
     task: str
     gate: str = "value"
     price: float = 0.003
+    test_price: float | None = None
     rates: tuple[float, ...] | None = None
     envs: int = 32
     rounds: int = 20

@@ -73,6 +73,8 @@ class Planner:
         σ is at least this.
     discount : float
         γ.
+    enough : float
+        From here on a state counts as won (`gain`), in units of the largest reward: satisficing (Simon 1956).
 
     Notes
     -----
@@ -92,6 +94,7 @@ class Planner:
         temperature: float = 0.5,
         least_std: float = 0.05,
         discount: float = 0.99,
+        enough: float = 0.97,
     ) -> None:
         self.world = world
         self.horizon = check_int("horizon", horizon, 1)
@@ -105,6 +108,15 @@ class Planner:
         self.temperature = check_number("temperature", temperature, 0.0, math.inf, ends="()")
         self.least_std = check_number("least_std", least_std, 0.0, 2.0, ends="()")
         self.discount = check_number("discount", discount, 0.0, 1.0, ends="[]")
+        self.enough = check_number("enough", enough, 0.0, 1.0, ends="(]")
+
+    def gain(self, plan: Tensor, habit: Tensor) -> Tensor:
+        """How much more a plan is expected to bring than the habit, both counted up to `enough`.
+
+        One decision is worth a hundredth of a value at γ = 0.99, and values are not learned to a hundredth: a pendulum that
+        stands upright would be planned for ever, for what the model believes is missing there.
+        """
+        return plan.clamp(max=self.enough) - habit.clamp(max=self.enough)
 
     def score(self, latent: Tensor, actions: Tensor, horizon: int = 0) -> Tensor:
         """What the model expects of action sequences of any length, which the habit's mean actions follow up to `horizon`.
@@ -171,7 +183,7 @@ class Planner:
 
     @torch.no_grad()
     def glance(self, latent: Tensor) -> Tensor:
-        """What the best of a few random actions around the habit's is worth more than the habit's: z [n, L] → [n], at least 0.
+        """What the best of a few random actions around the habit's gains over the habit's: z [n, L] → [n], at least 0.
 
         Cheap beside a plan of hundreds of candidates and several iterations, and a hint of what its first action would gain.
         """
@@ -179,7 +191,7 @@ class Planner:
         noise = torch.randn(GLANCED, habit.shape[2], device=latent.device, dtype=latent.dtype)
         tried = torch.cat([habit, (habit + FIRST_STD * noise).clamp_(-1, 1)], 1)
         score = self.score(latent, tried[:, :, None], self.horizon)
-        return score.amax(1) - score[:, 0]
+        return self.gain(score.amax(1), score[:, 0])
 
     @torch.no_grad()
     def plan(self, latent: Tensor, before: Tensor | None = None, policy: Policy | None = None) -> Plan:

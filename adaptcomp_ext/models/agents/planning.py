@@ -32,7 +32,8 @@ class Act(NamedTuple):
         [B, A]: of the plan's first action.
     gain : Tensor
         [B]: what the model expects of the plan's first action more than of the habit's, the habit following either, in units of
-        the largest reward. It may be negative: a plan is the best of what it tried as a whole.
+        the largest reward, up to what is enough (`Planner.gain`). It may be negative: a plan is the best of what it tried as a
+        whole.
     divergence : Tensor
         [B]: KL(π₂ ‖ π₁) of the first action, in nats, both taken as normals before the tanh.
     distance : Tensor
@@ -138,7 +139,7 @@ class PlanningAgent(nn.Module):
             iterations=iterations,
             mean=first,
             std=width,
-            gain=worth - expected,
+            gain=self.planner.gain(worth, expected),
             divergence=divergence(first, width, raw, log_std),
             distance=(first - habit).norm(dim=1),
             # Nothing is known of the last action of the next plan; 0, but NaN where there is no plan.
