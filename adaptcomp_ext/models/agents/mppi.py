@@ -74,7 +74,7 @@ class Planner:
     discount : float
         γ.
     enough : float
-        From here on a state counts as won (`gain`), in units of the largest reward: satisficing (Simon 1956).
+        From here on a state counts as won (`gain`), in units of the largest reward: satisficing (Simon 1956). 1: never.
 
     Notes
     -----
@@ -94,7 +94,7 @@ class Planner:
         temperature: float = 0.5,
         least_std: float = 0.05,
         discount: float = 0.99,
-        enough: float = 0.97,
+        enough: float = 1.0,
     ) -> None:
         self.world = world
         self.horizon = check_int("horizon", horizon, 1)
@@ -113,8 +113,8 @@ class Planner:
     def gain(self, plan: Tensor, habit: Tensor) -> Tensor:
         """How much more a plan is expected to bring than the habit, both counted up to `enough`.
 
-        One decision is worth a hundredth of a value at γ = 0.99, and values are not learned to a hundredth: a pendulum that
-        stands upright would be planned for ever, for what the model believes is missing there.
+        One decision is worth a hundredth of a value at γ = 0.99, and values are not learned to a hundredth: without it, a
+        pendulum that stands upright is planned for ever, for what the model believes is missing there.
         """
         return plan.clamp(max=self.enough) - habit.clamp(max=self.enough)
 
