@@ -45,7 +45,11 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     test = partial(run_episodes, agent, settings.task, cell.options["episodes"], length=cell.options["length"])
     camera = _Camera(cell.options["length"])
     with _priced(agent, settings):
-        own = test(TEST_SEED + cell.seed, watch=camera if settings.gate == "value" else None)
+        if settings.gate == "value":
+            own = test(TEST_SEED + cell.seed, watch=camera)
+            closely = _look_closely(agent, test, TEST_SEED + cell.seed, own, settings.price, tick)
+        else:
+            own, closely = test(TEST_SEED + cell.seed), {}
     found: dict[str, Any] = {
         "history": history,
         "warm": settings.warm,
@@ -53,10 +57,9 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         "own": _judge(own),
         "training": {key: sum(r[key] for r in history) for key in ("act", "simulate", "learn")},
         "steps": settings.rounds * settings.episode * settings.envs * trainer.env.action_repeat,
+        **closely,
     }
     if settings.gate == "value":
-        with _priced(agent, settings):
-            found.update(_look_closely(agent, test, TEST_SEED + cell.seed, own, settings.price, tick))
         found["strip"] = _strip(own, camera, folder)
     return found
 
