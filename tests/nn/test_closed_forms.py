@@ -168,9 +168,67 @@ def test_bad_calls(y, context, error, words):
             call(y, *context)
 
 
+MAKE = {
+    "network": lambda: ac.MLPEnergy(4, 3, (6, 5)),
+    "hopfield": lambda: ac.HopfieldEnergy(nn.Parameter(torch.ones(6, 4)), nn.Parameter(torch.tensor(1.0))),
+    "quadratic": lambda: ac.QuadraticEnergy(nn.Parameter(torch.eye(4)), nn.Parameter(torch.ones(4))),
+}
+SPOILT = {
+    "on meta": (lambda p: nn.Parameter(p.detach().to("meta")), ValueError, "expected a tensor on cpu like y, got one on meta"),
+    "of integers": (
+        lambda p: nn.Parameter(p.detach().int(), requires_grad=False),
+        TypeError,
+        "expected .*float32.*got .*torch.int32",
+    ),
+    "of another shape": (lambda p: nn.Parameter(torch.ones(7, 7, 7)), ValueError, r"expected .*got .*\[7, 7.*\]"),
+    "sparse": (lambda p: nn.Parameter(p.detach().view(1, -1).to_sparse()), TypeError, "expected a dense tensor"),
+    "missing": (lambda p: None, TypeError, "expected a .*got NoneType"),
+}
+OWN = [(kind, name) for kind, make in MAKE.items() for name, _ in make().named_parameters()]
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+@pytest.mark.parametrize(("kind", "name"), OWN)
+def test_what_is_assigned_to_an_energy_later_is_checked_by_name(kind, name, spoilt):
+    change, error, words = SPOILT[spoilt]
+    module = MAKE[kind]()
+    replacement = change(getattr(module, name))
+    if spoilt == "missing" and (kind, name) == ("quadratic", "b"):
+        error, name, words = ValueError, "context", "expected 1 tensor"  # every row is then to bring its own
+        module.b = None
+    else:
+        setattr(module, name, replacement)
+    y0, context = torch.zeros(3, 4), [torch.ones(3, 3)] if kind == "network" else []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(error, match=rf"^{name}: .*{words}"):
+            ac.EnergyDescent(module)(y0, *context)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_tensors_of_any_layout_and_width_may_be_assigned(kind):
+    module, same = MAKE[kind](), MAKE[kind]()
+    same.load_state_dict(module.state_dict())
+    for name, p in list(module.named_parameters()):
+        wide = torch.full((*p.shape, 3), 7.0)
+        wide[..., 1] = p.detach()
+        setattr(module, name, nn.Parameter(wide[..., 1]))
+    y0, context = torch.ones(3, 4), [torch.ones(3, 3)] if kind == "network" else []
+    assert torch.equal(ac.EnergyDescent(module)(y0, *context).y, ac.EnergyDescent(same)(y0, *context).y)
+
+
+def test_constants_of_a_network_are_checked_at_every_call():
+    network = ac.MLPEnergy(4, 0, 6)
+    for name, value, error in (("activation", "relu", ValueError), ("ridge", -1.0, ValueError), ("ridge", "no", TypeError)):
+        before = getattr(network, name)
+        setattr(network, name, value)
+        with pytest.raises(error, match=f"{name}: expected"):
+            ac.EnergyDescent(network)(torch.zeros(3, 4))
+        setattr(network, name, before)
+
+
 def test_bad_calls_of_a_quadratic_energy():
     with pytest.raises(ValueError, match="context: expected 1 tensor"):
         ac.EnergyDescent(ac.QuadraticEnergy(torch.eye(2)))(torch.zeros(3, 2))
-    with pytest.raises(ValueError, match=r"context: expected b of shape \[3, 2\]"):
+    with pytest.raises(ValueError, match=r"context: expected shape \[3, 2\]"):
         ac.EnergyDescent(ac.QuadraticEnergy(torch.eye(2)))(torch.zeros(3, 2), torch.zeros(3, 1))
     assert isinstance(ac.QuadraticEnergy(nn.Parameter(torch.eye(2))).A, nn.Parameter)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 
@@ -41,17 +42,49 @@ class ClosedFormEnergy(nn.Module, ABC):
         return type(self).forward is not ClosedFormEnergy.forward or "forward" in self.__dict__ or any(hooks)
 
 
-def check_points(y: object, dim: int, like: Tensor) -> Tensor:
-    """Require points [n, dim] in the dtype and on the device of `like`."""
+def check_points(y: object, dim: int, name: str, like: object) -> Tensor:
+    """Require points [n, dim], in the dtype of `like`, the energy's own tensor `name`."""
     if not isinstance(y, Tensor):
         raise TypeError(f"y: expected a Tensor, got {describe(y)}")
     if y.dim() != 2 or y.shape[1] != dim:
         raise ValueError(f"y: expected shape [rows, {dim}], got {list(y.shape)}")
+    if not isinstance(like, Tensor) or like.dtype not in DTYPE_CODES:
+        raise TypeError(f"{name}: expected a tensor of float32, float64, bfloat16 or float16, got {describe(like)}")
     if y.dtype != like.dtype and not torch.is_autocast_enabled(y.device.type):
         raise TypeError(f"y: expected {like.dtype}, the dtype of the energy, got {y.dtype}")
-    if y.device != like.device:
-        raise ValueError(f"y: expected a tensor on {like.device}, where the energy is, got one on {y.device}")
     return y
+
+
+def check_own(name: str, tensor: object, shape: tuple[int, ...], y: Tensor) -> Tensor:
+    """Require one of the energy's own tensors to fit points `y`: anything may have been assigned since it was made."""
+    tensor = check_given(name, tensor, shape, y)
+    if tensor.dtype not in DTYPE_CODES:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
+    return tensor
+
+
+def check_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor) -> Tensor:
+    """Require a dense tensor of a shape on the device of points `y`."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {describe(tensor)}")
+    if tensor.device != y.device:
+        raise ValueError(f"{name}: expected a tensor on {y.device} like y, got one on {tensor.device}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    return tensor
+
+
+def check_matrix(name: str, tensor: object) -> tuple[int, int]:
+    """Require a dense matrix that is not empty; its sizes."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {describe(tensor)}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
+    if tensor.dim() != 2 or 0 in tensor.shape:
+        raise ValueError(f"{name}: expected a matrix that is not empty, got shape {list(tensor.shape)}")
+    return tensor.shape[0], tensor.shape[1]
 
 
 def check_number_of_contexts(context: tuple[Tensor, ...], expected: int) -> None:

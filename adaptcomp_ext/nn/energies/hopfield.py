@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points, converted
+from adaptcomp_ext.nn.energies.closed_form import (
+    ClosedFormEnergy,
+    check_matrix,
+    check_number_of_contexts,
+    check_own,
+    check_points,
+    converted,
+)
 from adaptcomp_ext.ops._checks import check_floating, describe
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 from adaptcomp_ext.ops.descent import check_number
@@ -61,8 +68,11 @@ class HopfieldEnergy(ClosedFormEnergy):
 
     def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
         """The kernels' form."""
-        check_points(y, self.patterns.shape[1], self.patterns)
+        size = check_matrix("patterns", self.patterns)
+        check_points(y, size[1], "patterns", self.patterns)
         check_number_of_contexts(context, 0)
+        check_own("patterns", self.patterns, size, y)
+        check_own("beta", self.beta, (1,) if isinstance(self.beta, Tensor) and self.beta.dim() == 1 else (), y)
         return hopfield_closed_form(converted(self.patterns, dtype), converted(self.beta, dtype))
 
     def extra_repr(self) -> str:

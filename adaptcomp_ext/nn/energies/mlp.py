@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points, converted
+from adaptcomp_ext.nn.energies.closed_form import (
+    ClosedFormEnergy,
+    check_given,
+    check_number_of_contexts,
+    check_own,
+    check_points,
+    converted,
+)
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 from adaptcomp_ext.ops.descent import check_number
@@ -106,21 +113,25 @@ class MLPEnergy(ClosedFormEnergy):
 
     def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
         """The kernels' form, with W_x x + b₁ computed."""
-        check_points(y, self.dim_y, self.weight_y)
+        check_points(y, self.dim_y, "weight_y", self.weight_y)
         check_number_of_contexts(context, 1 if self.dim_context else 0)
-        context_part = converted(self.bias1, dtype)
-        if self.weight_x is not None:
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        ridge = check_number("ridge", self.ridge, 0, math.inf)
+        first, last = self.hidden[0], self.hidden[-1]
+        weight_y = converted(check_own("weight_y", self.weight_y, (first, self.dim_y), y), dtype)
+        context_part = converted(check_own("bias1", self.bias1, (first,), y), dtype)
+        if self.dim_context:
             (x,) = context
-            if not isinstance(x, Tensor):
-                raise TypeError(f"context: expected a Tensor, got {describe(x)}")
-            if x.shape != (y.shape[0], self.dim_context):
-                raise ValueError(f"context: expected shape [{y.shape[0]}, {self.dim_context}], got {list(x.shape)}")
-            context_part = F.linear(converted(x, dtype), converted(self.weight_x, dtype), context_part)
+            check_given("context", x, (y.shape[0], self.dim_context), y)
+            weight_x = check_own("weight_x", self.weight_x, (first, self.dim_context), y)
+            context_part = F.linear(converted(x, dtype), converted(weight_x, dtype), context_part)
         weight2 = bias2 = None
-        if self.weight2 is not None and self.bias2 is not None:
-            weight2, bias2 = converted(self.weight2, dtype), converted(self.bias2, dtype)
-        weight_y, out, out_bias = (converted(t, dtype) for t in (self.weight_y, self.out, self.out_bias))
-        return mlp_closed_form(weight_y, context_part, weight2, bias2, out, out_bias, self.activation, self.ridge)
+        if len(self.hidden) == 2:
+            weight2 = converted(check_own("weight2", self.weight2, (last, first), y), dtype)
+            bias2 = converted(check_own("bias2", self.bias2, (last,), y), dtype)
+        out = converted(check_own("out", self.out, (last,), y), dtype)
+        out_bias = converted(check_own("out_bias", self.out_bias, (1,), y), dtype)
+        return mlp_closed_form(weight_y, context_part, weight2, bias2, out, out_bias, self.activation, ridge)
 
     def extra_repr(self) -> str:
         """The sizes."""

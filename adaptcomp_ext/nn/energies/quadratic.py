@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adaptcomp_ext.nn.energies.closed_form import ClosedFormEnergy, check_number_of_contexts, check_points, converted
+from adaptcomp_ext.nn.energies.closed_form import (
+    ClosedFormEnergy,
+    check_given,
+    check_matrix,
+    check_number_of_contexts,
+    check_own,
+    check_points,
+    converted,
+)
 from adaptcomp_ext.ops._checks import check_floating
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 from adaptcomp_ext.ops.quadratic_energy import quadratic_closed_form
@@ -54,11 +62,11 @@ class QuadraticEnergy(ClosedFormEnergy):
 
     def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
         """The kernels' form."""
-        check_points(y, self.A.shape[0], self.A)
+        dim, _ = check_matrix("A", self.A)
+        check_points(y, dim, "A", self.A)
         check_number_of_contexts(context, 0 if self.b is not None else 1)
-        b = context[0] if self.b is None else self.b
-        if self.b is None and b.shape != y.shape:
-            raise ValueError(f"context: expected b of shape {list(y.shape)}, got {list(b.shape)}")
+        check_own("A", self.A, (dim, dim), y)
+        b = check_given("context", context[0], tuple(y.shape), y) if self.b is None else check_own("b", self.b, (dim,), y)
         return quadratic_closed_form(converted(self.A, dtype), converted(b, dtype))
 
     def extra_repr(self) -> str:
