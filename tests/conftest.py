@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,13 @@ torch.set_num_threads(1)
 
 GUARD = 256  # bytes on either side of a poisoned allocation
 GUARD_BYTE = 0xA5
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A name that differs from process to process makes pytest-xdist run nothing at all."""
+    unstable = sorted({item.nodeid for item in items if re.search(r" at 0x|tensor\(", item.nodeid)})
+    if unstable:
+        raise pytest.UsageError(f"give these parameters names of their own (ids=...): {unstable[:3]}")
 
 
 def missing_cuda() -> str | None:

@@ -1,8 +1,16 @@
-"""How many rows are still running, as far as the host knows without waiting."""
+"""How many rows are still running, as far as the host knows while the device is at work."""
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
+from torch import Tensor
+
+from adaptcomp_ext.ops._checks import describe
+
+LAG = 2
+"""The default: the host reads the count of the step before last while the device runs the last one."""
 
 _SMALLEST_BUCKET = 32
 
@@ -15,35 +23,100 @@ def bucket(rows: int) -> int:
     return power * 3 // 4 if rows <= power * 3 // 4 else power
 
 
+def check_lag(lag: object) -> int | None:
+    """Require a lag as `ActiveCount` takes it."""
+    if lag is None or (isinstance(lag, int) and not isinstance(lag, bool) and lag >= 1):
+        return lag
+    error = ValueError if isinstance(lag, int) and not isinstance(lag, bool) else TypeError
+    raise error(f"lag: expected an int >= 1 or None, got {describe(lag)}")
+
+
+class _Copy:
+    """A copy of the count in the host's memory, on its way there or arrived."""
+
+    def __init__(self, word: Tensor, count: int, device: torch.device) -> None:
+        self._word = word.fill_(count)
+        self._device = device
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+
+    def send(self, count: Tensor) -> None:
+        """Queue the copy behind everything that the device of the count has been given to do."""
+        self._word.copy_(count, non_blocking=True)  # on the current stream of the count's device, whichever device is current
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(self._device))
+
+    def read(self) -> int:
+        """Wait for the copy, and return the count."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self.peek()
+
+    def peek(self) -> int:
+        """The count as it is here now, without waiting: an aligned word arrives in one piece."""
+        return int(self._word)
+
+
 class ActiveCount:
-    """An upper bound on the rows still running on a CUDA device, which never blocks the host.
+    """An upper bound on the rows still running on a CUDA device.
 
     The count lives on the device and can only fall, so an old copy of it is a valid bound. After every step a copy is sent to
-    pinned memory, with an event behind it; `bound` takes the newest copy whose event has passed.
+    pinned memory, on the device and the current stream of the rows.
+
+    Parameters
+    ----------
+    rows : int
+        How many rows run at the beginning.
+    device : torch.device
+        Where they are.
+    lag : int or None
+        The size of a block is made from the count after the step that came `lag` steps before it; at least 1. With 1 the host
+        waits for the last step. With 2 it waits for the step before last, so that the device has one step to do meanwhile. The
+        sizes of the blocks then depend on the data alone. With None the host never waits, and takes the newest count that has
+        arrived: the sizes depend on the clock.
+
+    Notes
+    -----
+    While a CUDA graph is captured the host must learn nothing: the bound stays, and the graph holds every step.
     """
 
-    def __init__(self, rows: int, max_steps: int, device: torch.device) -> None:
-        self.running = torch.full((), rows, dtype=torch.int64, device=device)
-        self._bound = rows
-        self._capturing = torch.cuda.is_current_stream_capturing()
-        # While a graph is captured the host must learn nothing: the bound stays, and the graph holds every step.
-        self._copies = None if self._capturing else torch.empty(max_steps, dtype=torch.int64, pin_memory=True)
-        self._pending: list[tuple[torch.cuda.Event, int]] = []
-        self._posted = 0
+    _CHUNK = 8  # words of pinned memory that are allocated together
 
-    def post(self) -> None:
-        """Send the count as it is now to the host."""
-        if self._copies is None:
-            return
-        self._copies[self._posted].copy_(self.running, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending.append((event, self._posted))
-        self._posted += 1
+    def __init__(self, rows: int, device: torch.device, lag: int | None = LAG) -> None:
+        self.running = torch.full((), rows, dtype=torch.int64, device=device)
+        self._lag = lag
+        self._bound = rows
+        self._device = device
+        self._sent: deque[_Copy] = deque()
+        self._free: list[_Copy] = []
+        self._capturing = False
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                self._capturing = torch.cuda.is_current_stream_capturing()
 
     def bound(self) -> int:
-        """The smallest bound that has arrived."""
-        while self._pending and self._pending[0][0].query():
-            assert self._copies is not None
-            self._bound = int(self._copies[self._pending.pop(0)[1]])
+        """Call it once after each step that was queued: sends the step's count, and returns the bound for the next block."""
+        if self._capturing:
+            return self._bound
+        if not self._free:
+            self._free = self._copies(1 if self._lag is None else min(self._lag, self._CHUNK))
+        if self._lag is None:
+            # Every copy overwrites the one before, in the order of the stream: whatever is there was the count after some step.
+            self._free[0].send(self.running)
+            self._bound = self._free[0].peek()
+            return self._bound
+        copy = self._free.pop()
+        copy.send(self.running)
+        self._sent.append(copy)
+        if len(self._sent) == self._lag:
+            copy = self._sent.popleft()
+            self._bound = copy.read()
+            self._free.append(copy)
         return self._bound
+
+    def none_ran(self) -> bool:
+        """Whether no row was still running before the last step, as far as the host knows."""
+        return self._bound == 0 and self._lag is not None and self._lag > 1
+
+    def _copies(self, count: int) -> list[_Copy]:
+        words = torch.empty(count, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+        return [_Copy(word, self._bound, self._device) for word in words.unbind()]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import _C
+from adaptcomp_ext.nn._active import LAG
 from adaptcomp_ext.nn._tree import flatten, form, unflatten
 from adaptcomp_ext.nn.cost_model import at_once, never, schedule
 from adaptcomp_ext.nn.policy import Policy, Run
@@ -31,6 +32,7 @@ class Problem:
     input_structures: list[Any]
     compact: bool | str
     weights: int | None  # of one step, for the cost model
+    lag: int | None = LAG  # of the count of active rows, on CUDA
     first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
     like: _C.StateLike = field(init=False)
 

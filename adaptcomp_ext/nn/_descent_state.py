@@ -48,7 +48,7 @@ class State:
         self._active: ActiveCount | None = None
         self._broken = self._accepted = -1
         if device.type != "cpu":
-            self._active = ActiveCount(batch, rule.max_steps + 1, device)
+            self._active = ActiveCount(batch, device)
             self.row = self._rows = torch.arange(batch, device=device)
             self._flag = torch.empty(batch, dtype=torch.int8, device=device)
         integers, numbers = rule_arguments(rule)
@@ -84,7 +84,6 @@ class State:
             counts = torch.stack([(flag == Status.NONFINITE).sum(), accepted.sum(), active.running])
             self._broken, self._accepted, size = counts.tolist()
         else:
-            active.post()
             bound = active.bound()
             size = min(rows, bucket(bound)) if bound > 0 else 0
         if following is None or size == 0:

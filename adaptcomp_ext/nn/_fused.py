@@ -61,7 +61,7 @@ class _Run:
         self.active: ActiveCount | None = None
         self.row = self.flag = None  # on the CPU the block has its own
         if run.device.type != "cpu":
-            self.active = ActiveCount(run.batch, run.max_steps, run.device)
+            self.active = ActiveCount(run.batch, run.device, problem.lag)
             self.row = torch.arange(run.batch, device=run.device)
             self.flag = torch.empty(run.batch, dtype=torch.int8, device=run.device)
         self.inputs = [t.contiguous() for t in problem.inputs]
@@ -141,7 +141,6 @@ class _Run:
 
     def _pack_on_device(self, rows: int, leaves: list[Tensor], active: ActiveCount) -> tuple[list[Tensor], int]:
         """On CUDA the host has only a bound on the rows that run, and packs when a smaller block will do."""
-        active.post()
         bound = active.bound()
         if bound == 0:
             return leaves, 0

@@ -71,7 +71,7 @@ class Padded(Packing):
         run = problem.run
         self._stay = problem.compact is False
         self._differentiable = torch.is_grad_enabled()
-        self._active = ActiveCount(run.batch, run.max_steps, run.device) if run.device.type == "cuda" else None
+        self._active = ActiveCount(run.batch, run.device, problem.lag) if run.device.type == "cuda" else None
         self._running = run.batch
         self.has_padding = self._active is not None
 
@@ -101,8 +101,10 @@ class Padded(Packing):
         )
         rows = row.shape[0]
         if self._active is not None:
-            self._active.post()
             running, ended = self._active.bound(), True
+            if rows > 0 and self._active.none_ran():
+                # The host learns late that nothing runs, and steps once more on rows that mean nothing: not for the gradient.
+                return halting.EndedAndPacked(row, 0, leaves, carried)
             size = rows if self._stay else min(rows, bucket(running))
             packs = running > 0 and (size < rows or self._differentiable)
         else:

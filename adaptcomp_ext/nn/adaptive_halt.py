@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptcomp_ext.nn._active import LAG, check_lag
 from adaptcomp_ext.nn._block import Problem, check_weighable
 from adaptcomp_ext.nn._fused import run_fused, serves
 from adaptcomp_ext.nn._loop import run_loop
@@ -41,6 +42,12 @@ class AdaptiveHalt(nn.Module):
         True: halted rows leave the block at once, and only active rows are ever passed to ``step``. False: they stay behind a
         mask. "auto": a cost model (`adaptcomp_ext.nn.cost_model`) lets a few halted rows stay for as long as moving the others
         would cost more; with gradients every halted row leaves at once.
+    lag : int or None
+        On CUDA, the size of a block is made from the number of active rows after the step that came `lag` steps before it; at
+        least 1. With 2, the default, the host waits for the step before last while the device runs the last one, and the sizes
+        of the blocks depend on the data alone. With None it never waits, and uses the newest number that has arrived: the sizes
+        depend on the clock, and stay at B where the host is far ahead of a slow step. Results are the same. May be changed
+        between calls; unused on the CPU, where every number is known at once.
 
     Notes
     -----
@@ -62,6 +69,8 @@ class AdaptiveHalt(nn.Module):
     >>> loss = criterion(result.output, y) + 0.01 * result.cost.mean()
     """
 
+    lag: int | None = LAG  # of modules that were pickled before there was a choice
+
     def __init__(
         self,
         step: Callable[..., Any],
@@ -70,6 +79,7 @@ class AdaptiveHalt(nn.Module):
         min_steps: int = 1,
         readout: Callable[[Any], Tensor] | None = None,
         compact: bool | str = "auto",
+        lag: int | None = LAG,
     ) -> None:
         super().__init__()
         if not (callable(step) or isinstance(step, nn.ModuleList)):
@@ -89,6 +99,7 @@ class AdaptiveHalt(nn.Module):
         self.min_steps = min_steps
         self.readout = readout
         self.compact = compact
+        self.lag = check_lag(lag)
         self._weights: tuple[Any, int | None] | None = None
         self._bounds(step)
 
@@ -178,8 +189,9 @@ class AdaptiveHalt(nn.Module):
             input_structures=structures,
             compact=self.compact,
             weights=self._count_weights(step) if self.compact == "auto" else None,
+            lag=LAG if device.type == "cpu" else check_lag(self.lag),
         )
 
     def extra_repr(self) -> str:
         """The bounds and the mode."""
-        return f"max_steps={self.max_steps}, min_steps={self.min_steps}, compact={self.compact!r}"
+        return f"max_steps={self.max_steps}, min_steps={self.min_steps}, compact={self.compact!r}, lag={self.lag}"

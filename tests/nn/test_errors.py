@@ -114,7 +114,7 @@ def test_seed_has_room_for_63_bits():
 
 # --- the arguments of a call --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", MODES)
-@pytest.mark.parametrize("bad", NOT_TENSORS, ids=repr)
+@pytest.mark.parametrize("bad", NOT_TENSORS, ids=[type(bad).__name__ + str(i) for i, bad in enumerate(NOT_TENSORS)])
 def test_state_and_inputs_that_are_no_tensors(bad, how):
     with mode(how):
         with pytest.raises(TypeError, match=r"state.*expected a Tensor"):
