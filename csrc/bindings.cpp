@@ -1,9 +1,9 @@
 // The boundary to Python: arguments in, kernels called, results out. No torch header, and no Python outside this file and the
 // headers of csrc/bindings, which are its parts.
 //
-// Pointers, sizes and dtype codes arrive as one flat list per call (reading forty integers from a list takes less than a
-// microsecond), or, where the Python around a call would take longer than the call, as tensors. Everything was checked on the
-// Python side, adaptcomp_ext/ops: this module is private and trusts its caller.
+// Tensors, sizes and dtype codes arrive as one flat list per call (reading forty integers from a list takes less than a
+// microsecond), or apart. Shapes were checked on the Python side, adaptcomp_ext/ops: this module is private and trusts its
+// caller. But every address is taken here, by the guard of bindings/torch.h, so that no tensor without memory gets to a kernel.
 #include <pybind11/pybind11.h>
 
 #include <memory>
@@ -37,7 +37,7 @@ namespace {
 // keep, n, index, count (CUDA), temp (CUDA), temp_bytes (CUDA), place -> the count on the CPU, -1 on CUDA
 int64_t compact_index(const py::list& list) {
   Arguments in(list);
-  const auto* keep = in.pointer<const uint8_t>();
+  const auto* keep = in.bools("keep");
   const int64_t n = in.integer();
   auto* index = in.pointer<int64_t>();
   [[maybe_unused]] auto* count = in.pointer<int64_t>();
@@ -53,11 +53,17 @@ int64_t compact_index(const py::list& list) {
 // rows, step, min_steps, max_steps, wide, logits, dtype, accumulated, weight, next, cost, halt, place
 void act_step(const py::list& list, double threshold) {
   Arguments in(list);
-  const ActStep a{in.integer(),       {in.integer(), in.integer(), in.integer(), threshold},
-                  in.integer() != 0,  in.pointer<void>(),
-                  in.dtype(),         in.pointer<void>(),
-                  in.pointer<void>(), in.pointer<void>(),
-                  in.pointer<void>(), in.pointer<uint8_t>()};
+  ActStep a{};
+  a.rows = in.integer();
+  a.params = {in.integer(), in.integer(), in.integer(), threshold};
+  a.wide = in.integer() != 0;
+  a.logits = in.reals("logits");
+  a.logits_dtype = in.dtype();
+  a.accumulated = in.scalars(a.wide, a.rows, "accumulated");
+  a.weight = in.pointer<void>();
+  a.next = in.pointer<void>();
+  a.cost = in.pointer<void>();
+  a.halt = in.pointer<uint8_t>();
   const Place where = place(in);
   AC_RUN(where, act_step_cpu(a), act_step_cuda(a, where.device, where.stream));
 }
@@ -65,12 +71,18 @@ void act_step(const py::list& list, double threshold) {
 // rows, step, min_steps, max_steps, wide, logits, dtype, accumulated, g_weight, g_next, g_cost, g_logits, g_accumulated, place
 void act_step_backward(const py::list& list, double threshold) {
   Arguments in(list);
-  const ActStepBackward a{in.integer(),       {in.integer(), in.integer(), in.integer(), threshold},
-                          in.integer() != 0,  in.pointer<void>(),
-                          in.dtype(),         in.pointer<void>(),
-                          in.pointer<void>(), in.pointer<void>(),
-                          in.pointer<void>(), in.pointer<void>(),
-                          in.pointer<void>()};
+  ActStepBackward a{};
+  a.rows = in.integer();
+  a.params = {in.integer(), in.integer(), in.integer(), threshold};
+  a.wide = in.integer() != 0;
+  a.logits = in.reals("logits");
+  a.logits_dtype = in.dtype();
+  a.accumulated = in.scalars(a.wide, a.rows, "accumulated");
+  a.g_weight = in.reals("the gradient of weight");
+  a.g_next = in.reals("the gradient of accumulated");
+  a.g_cost = in.reals("the gradient of cost");
+  a.g_logits = in.pointer<void>();
+  a.g_accumulated = in.pointer<void>();
   const Place where = place(in);
   AC_RUN(where, act_step_backward_cpu(a), act_step_backward_cuda(a, where.device, where.stream));
 }
@@ -78,23 +90,35 @@ void act_step_backward(const py::list& list, double threshold) {
 // The same lists as ACT's, with log_survival for accumulated.
 void pondernet_step(const py::list& list, double log_prior, double log_epsilon) {
   Arguments in(list);
-  const PonderNetStep a{in.integer(),       {in.integer(), in.integer(), in.integer(), log_prior, log_epsilon},
-                        in.integer() != 0,  in.pointer<void>(),
-                        in.dtype(),         in.pointer<void>(),
-                        in.pointer<void>(), in.pointer<void>(),
-                        in.pointer<void>(), in.pointer<uint8_t>()};
+  PonderNetStep a{};
+  a.rows = in.integer();
+  a.params = {in.integer(), in.integer(), in.integer(), log_prior, log_epsilon};
+  a.wide = in.integer() != 0;
+  a.logits = in.reals("logits");
+  a.logits_dtype = in.dtype();
+  a.log_survival = in.scalars(a.wide, a.rows, "log_survival");
+  a.weight = in.pointer<void>();
+  a.next = in.pointer<void>();
+  a.cost = in.pointer<void>();
+  a.halt = in.pointer<uint8_t>();
   const Place where = place(in);
   AC_RUN(where, pondernet_step_cpu(a), pondernet_step_cuda(a, where.device, where.stream));
 }
 
 void pondernet_step_backward(const py::list& list, double log_prior, double log_epsilon) {
   Arguments in(list);
-  const PonderNetStepBackward a{in.integer(),       {in.integer(), in.integer(), in.integer(), log_prior, log_epsilon},
-                                in.integer() != 0,  in.pointer<void>(),
-                                in.dtype(),         in.pointer<void>(),
-                                in.pointer<void>(), in.pointer<void>(),
-                                in.pointer<void>(), in.pointer<void>(),
-                                in.pointer<void>()};
+  PonderNetStepBackward a{};
+  a.rows = in.integer();
+  a.params = {in.integer(), in.integer(), in.integer(), log_prior, log_epsilon};
+  a.wide = in.integer() != 0;
+  a.logits = in.reals("logits");
+  a.logits_dtype = in.dtype();
+  a.log_survival = in.scalars(a.wide, a.rows, "log_survival");
+  a.g_weight = in.reals("the gradient of weight");
+  a.g_next = in.reals("the gradient of log_survival");
+  a.g_cost = in.reals("the gradient of cost");
+  a.g_logits = in.pointer<void>();
+  a.g_log_survival = in.pointer<void>();
   const Place where = place(in);
   AC_RUN(where, pondernet_step_backward_cpu(a), pondernet_step_backward_cuda(a, where.device, where.stream));
 }
@@ -103,22 +127,22 @@ void pondernet_step_backward(const py::list& list, double log_prior, double log_
 void confidence(const py::list& list) {
   Arguments in(list);
   const Confidence a{in.integer(),       in.integer(), static_cast<Measure>(in.integer()),
-                     in.pointer<void>(), in.dtype(),   in.pointer<void>()};
+                     in.reals("logits"), in.dtype(),   in.pointer<void>()};
   const Place where = place(in);
   AC_RUN(where, confidence_cpu(a), confidence_cuda(a, where.device, where.stream));
 }
 
-// flag, row, rows, index, place, next -> how many rows go on. CPU only.
+// flag, row, rows, running, whole -> how many rows go on. CPU only. `whole`, int64, has room for index [running], place [rows]
+// and next [running], of which the first and the last are written one entry beyond their end.
 int64_t plan_packing(const py::list& list) {
   Arguments in(list);
   const auto* flag = in.pointer<const int8_t>();
   const auto* row = in.pointer<const int64_t>();
-  const int64_t rows = in.integer();
+  const int64_t rows = in.integer(), running = in.integer();
   auto* index = in.pointer<int64_t>();
-  auto* place = in.pointer<int64_t>();
-  auto* next = in.pointer<int64_t>();
+  auto* place = index + running + 1;
   in.done();
-  return plan_packing_cpu(flag, row, rows, index, place, next);
+  return plan_packing_cpu(flag, row, rows, index, place, place + rows);
 }
 
 int64_t compact_temp(int64_t n) {

@@ -26,7 +26,7 @@ from adaptcomp_ext.nn.cost_model import never
 from adaptcomp_ext.nn.policy import check_logits
 from adaptcomp_ext.nn.result import HaltResult, Status
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import compute_dtype, place, pointer
+from adaptcomp_ext.ops._backend import compute_dtype, contiguous, place
 from adaptcomp_ext.ops.compaction import gather_rows_kernel
 
 SMALL = 1 << 18  # bytes of a block of the state up to which training is faster here
@@ -64,16 +64,16 @@ class _Run:
             self.active = ActiveCount(run.batch, run.device, problem.lag)
             self.row = torch.arange(run.batch, device=run.device)
             self.flag = torch.empty(run.batch, dtype=torch.int8, device=run.device)
-        self.inputs = [t.contiguous() for t in problem.inputs]
+        self.inputs = [contiguous("inputs", t) for t in problem.inputs]
         self.output: Tensor | None = None
         self.output_dtype = torch.float32
         device, _ = place(run.device)
         self.block = _C.HaltRun(
             [
-                *(run.batch, pointer(self.row), pointer(self.flag), self.steps.data_ptr(), self.status.data_ptr()),
-                *(run.scalar == torch.float64, run.min_steps, run.max_steps, fused.policy, pointer(fused.signal)),
-                *(fused.parameter, pointer(run.sample_ids), pointer(self.carry[0]) if fused.carried else 0, pointer(self.cost)),
-                *(0 if self.active is None else self.active.running.data_ptr(), torch.is_inference_mode_enabled()),
+                *(run.batch, self.row, self.flag, self.steps, self.status),
+                *(run.scalar == torch.float64, run.min_steps, run.max_steps, fused.policy, fused.signal),
+                *(fused.parameter, run.sample_ids, self.carry[0] if fused.carried else None, self.cost),
+                *(None if self.active is None else self.active.running, torch.is_inference_mode_enabled()),
                 *(self.exits is None, device),
             ],
             *(fused.threshold, problem.like, problem.schedule() if self.exits is None else never(), self.results, self.inputs),
@@ -92,7 +92,7 @@ class _Run:
             if leaves is None:
                 leaves = problem.check_state(current, rows)
                 current = unflatten(leaves, problem.structure)
-                leaves = [t.contiguous() for t in leaves]
+                leaves = [contiguous("step", t) for t in leaves]
             readout = None if read is None else read(current)
             logits = None if head is None else head(current)
             del current  # what is left of the references to the leaves is counted in the call
@@ -121,7 +121,8 @@ class _Run:
         """Allocate what the first readout decides."""
         problem, run = self.problem, self.problem.run
         weighted, apart = problem.policy.weighted, problem.readout is not None
-        first = problem.check_readout(readout if apart else leaves[0], run.batch).contiguous()
+        first = problem.check_readout(readout if apart else leaves[0], run.batch)
+        first = contiguous("readout", first)
         self.output_dtype = first.dtype
         if weighted or apart:
             allocate = torch.zeros if weighted else torch.empty
@@ -134,9 +135,9 @@ class _Run:
     def _mend(self, readout: Any, logits: Any, rows: int) -> tuple[Tensor | None, Tensor | None]:
         """Raise if readout or logits are wrong; make them contiguous if that is all."""
         if self.problem.readout is not None:
-            readout = self.problem.check_readout(readout, rows).contiguous()
+            readout = contiguous("readout", self.problem.check_readout(readout, rows))
         if self.fused.head is not None:
-            logits = check_logits(logits, rows, self.problem.run.device).contiguous()
+            logits = contiguous("head", check_logits(logits, rows, self.problem.run.device))
         return readout, logits
 
     def _pack_on_device(self, rows: int, leaves: list[Tensor], active: ActiveCount) -> tuple[list[Tensor], int]:
@@ -166,10 +167,10 @@ class _Run:
         running = self.block.running
         ended = leaves if readout is None else [*leaves, readout]
         if running == 0:
-            exits.append((torch.arange(rows) if self.row is None else self.row, ended))
+            exits.append((torch.arange(rows, device=leaves[0].device) if self.row is None else self.row, ended))
         elif running < rows:
-            whole = torch.empty(2 * rows, dtype=torch.int64)
-            self.block.split(rows, whole.data_ptr())
+            whole = torch.empty(2 * rows, dtype=torch.int64, device=leaves[0].device)
+            self.block.split(rows, whole)
             kept, gone, self.row, gone_row = whole.split_with_sizes([running, rows - running, running, rows - running])
             exits.append((gone_row, [t.index_select(0, gone) for t in ended]))
             leaves = [t.index_select(0, kept) for t in leaves]
@@ -180,7 +181,7 @@ class _Run:
         """Put the rows that have ended together in the order of the batch, as the kernel has, but with their gradients."""
         rows = torch.cat([row for row, _ in exits])
         order = torch.empty_like(rows)
-        order[rows] = torch.arange(rows.shape[0])
+        order[rows] = torch.arange(rows.shape[0], device=rows.device)
         whole = [torch.cat(parts).index_select(0, order) for parts in zip(*(ended for _, ended in exits), strict=True)]
         results = halting.Results(self.steps, self.status, whole[: len(self.results)])
         if self.output is not None:

@@ -16,7 +16,7 @@ from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.cost_model import count_weights
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.nn.result import HaltResult
-from adaptcomp_ext.ops._backend import on_reference
+from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops.halting import MAX_LEAVES
 
@@ -173,7 +173,7 @@ class AdaptiveHalt(nn.Module):
         if sample_ids is not None:
             if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.dim() != 1:
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
-            sample_ids = sample_ids.contiguous()
+            sample_ids = contiguous("sample_ids", sample_ids)
             check_alike("sample_ids", [sample_ids], batch, device)
         if self.readout is None:
             check_weighable(policy, leaves[0])

@@ -7,9 +7,10 @@ import contextvars
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptcomp_ext import _C
+from adaptcomp_ext.ops._plain import plain, with_memory
 
 _on_reference: contextvars.ContextVar[bool] = contextvars.ContextVar("adaptcomp_reference", default=False)
 
@@ -22,7 +23,10 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 
 
 # The compiled module knows torch by what it is given here.
-_C.use_torch(Tensor, torch.empty, getattr(torch._C, "_storage_Use_Count", None), list(DTYPE_CODES))
+_C.use_torch(
+    *(Tensor, nn.Parameter, with_memory, torch.empty, getattr(torch._C, "_storage_Use_Count", None)),
+    [*DTYPE_CODES, torch.int64, torch.int8, torch.bool, torch.uint8],
+)
 
 
 @contextlib.contextmanager
@@ -85,6 +89,7 @@ def place(device: torch.device) -> tuple[int, int]:
     return index, stream
 
 
-def pointer(tensor: Tensor | None) -> int:
-    """Address of a tensor's first element; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+def contiguous(name: str, tensor: Tensor) -> Tensor:
+    """Real numbers as a plain contiguous tensor with its values in memory, as the compiled module reads and keeps it."""
+    tensor = plain(name, tensor).contiguous()
+    return tensor.resolve_neg() if tensor.is_neg() else tensor

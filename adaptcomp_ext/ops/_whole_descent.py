@@ -7,13 +7,13 @@ and are not operators of ``torch.library``: the module that calls them, with its
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adaptcomp_ext import _C
-from adaptcomp_ext.ops._backend import place, pointer
+from adaptcomp_ext.ops._backend import place
 from adaptcomp_ext.ops.descent import rule_arguments
 from adaptcomp_ext.reference import DescentRule
 
@@ -86,33 +86,33 @@ def fits(form: ClosedForm, y0: Tensor, through: bool) -> bool:
     return all(_scratch_bytes(form, y0, backward) >= 0 for backward in ([False, True] if through else [False]))
 
 
-def _place(form: ClosedForm, y0: Tensor, backward: bool) -> tuple[list[int], Tensor | None]:
-    """The end of an argument list, and the scratch in it, to be held until the call has been made."""
+def _place(form: ClosedForm, y0: Tensor, backward: bool) -> list[Any]:
+    """The end of an argument list, with the scratch in it."""
     if y0.is_cpu:
-        return [*place(y0.device)], None
+        return [*place(y0.device)]
     scratch = torch.empty(_scratch_bytes(form, y0, backward), dtype=torch.uint8, device=y0.device)
-    return [*place(y0.device), scratch.data_ptr(), scratch.numel()], scratch
+    return [*place(y0.device), scratch, scratch.numel()]
 
 
-def _setting(value: Tensor | None) -> tuple[int, int]:
-    """Address of a setting, and its stride over the rows."""
-    return (0, 0) if value is None else (value.data_ptr(), 1 if value.dim() else 0)
+def _setting(value: Tensor | None) -> tuple[Tensor | None, int]:
+    """A setting, and its stride over the rows."""
+    return value, 1 if value is not None and value.dim() else 0
 
 
-def _head(y0: Tensor, step_size: Tensor, noise: Tensor | None, sample_ids: Tensor | None, rule: list[int]) -> list[int]:
+def _head(y0: Tensor, step_size: Tensor, noise: Tensor | None, sample_ids: Tensor | None, rule: list[int]) -> list[Any]:
     wide = y0.dtype == torch.float64
-    return [*y0.shape, wide, *rule, y0.data_ptr(), *_setting(step_size), *_setting(noise), pointer(sample_ids)]
+    return [*y0.shape, wide, *rule, y0, *_setting(step_size), *_setting(noise), sample_ids]
 
 
-def _energy(form: ClosedForm) -> list[int]:
+def _energy(form: ClosedForm) -> list[Any]:
     if form.kind == "hopfield":
         patterns, beta = form.tensors
         assert patterns is not None
-        return [patterns.shape[0], patterns.data_ptr(), pointer(beta)]
+        return [patterns.shape[0], patterns, beta]
     first, rows, *rest = form.tensors
     assert rows is not None
     stride = rows.shape[1] if rows.dim() == 2 else 0
-    return [*form.integers, pointer(first), rows.data_ptr(), stride, *map(pointer, rest)]
+    return [*form.integers, first, rows, stride, *rest]
 
 
 def whole_descent(
@@ -140,9 +140,8 @@ def whole_descent(
         y0.new_empty((rows, rule.max_steps)) if keep else None,
         y0.new_empty((rows, rule.max_steps, dim)) if keep and rule.momentum > 0 else None,
     )
-    where, _held = _place(form, y0, backward=False)
     _FORWARD[form.kind](
-        [*_head(y0, step_size, noise, sample_ids, integers), *map(pointer, out), *_energy(form), *where],
+        [*_head(y0, step_size, noise, sample_ids, integers), *out, *_energy(form), *_place(form, y0, backward=False)],
         [*numbers, *form.numbers],
     )
     return out
@@ -177,16 +176,11 @@ def whole_descent_backward(
         out_bias = parts.pop()  # takes no part in a descent
         assert out_bias is not None
         out_bias.zero_()
-    where, _held = _place(form, y0, backward=True)
     _BACKWARD[form.kind](
         [
             *_head(y0, step_size, noise, sample_ids, integers),
-            *map(pointer, (run.steps, run.path, run.scale, run.velocity)),
-            *(last_steps, pointer(g_y), pointer(g_path)),
-            *map(pointer, (out.y0, out.step_size, out.noise)),
-            *_energy(form),
-            *map(pointer, parts),
-            *where,
+            *(run.steps, run.path, run.scale, run.velocity, last_steps, g_y, g_path, out.y0, out.step_size, out.noise),
+            *(*_energy(form), *parts, *_place(form, y0, backward=True)),
         ],
         [*numbers, *form.numbers],
     )

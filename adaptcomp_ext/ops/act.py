@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
-from adaptcomp_ext.ops._backend import dtype_code, on_reference, place, pointer
+from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
 from adaptcomp_ext.ops._library import register
 
 
@@ -25,15 +25,12 @@ class ActStep(NamedTuple):
 def _kernel(
     logits: Tensor, accumulated: Tensor, step: int, min_steps: int, max_steps: int, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits, accumulated = logits.contiguous(), accumulated.contiguous()
-    out = [torch.empty_like(accumulated) for _ in range(3)]
-    halt = torch.empty_like(accumulated, dtype=torch.bool)
+    out = [torch.empty_like(accumulated, memory_format=torch.contiguous_format) for _ in range(3)]
+    halt = torch.empty_like(accumulated, dtype=torch.bool, memory_format=torch.contiguous_format)
     _C.act_step(
         [
             *(logits.shape[0], step, min_steps, max_steps, accumulated.dtype == torch.float64),
-            *(logits.data_ptr(), dtype_code(logits.dtype), accumulated.data_ptr()),
-            *(t.data_ptr() for t in out),
-            *(halt.data_ptr(), *place(logits.device)),
+            *(logits, dtype_code(logits.dtype), accumulated, *out, halt, *place(logits.device)),
         ],
         threshold,
     )
@@ -51,15 +48,12 @@ def _backward_kernel(
     max_steps: int,
     threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    logits, accumulated = logits.contiguous(), accumulated.contiguous()
-    grads = [None if g is None else g.contiguous() for g in (g_weight, g_accumulated, g_cost)]
-    g_logits, g_before = torch.empty_like(accumulated), torch.empty_like(accumulated)
+    g_logits, g_before = (torch.empty_like(accumulated, memory_format=torch.contiguous_format) for _ in range(2))
     _C.act_step_backward(
         [
             *(logits.shape[0], step, min_steps, max_steps, accumulated.dtype == torch.float64),
-            *(logits.data_ptr(), dtype_code(logits.dtype), accumulated.data_ptr()),
-            *(pointer(g) for g in grads),
-            *(g_logits.data_ptr(), g_before.data_ptr(), *place(logits.device)),
+            *(logits, dtype_code(logits.dtype), accumulated, g_weight, g_accumulated, g_cost, g_logits, g_before),
+            *place(logits.device),
         ],
         threshold,
     )

@@ -24,24 +24,22 @@ def _compact_index_kernel(keep: Tensor) -> Tensor:
 
 
 def _compact_index_on_cpu(keep: Tensor) -> tuple[Tensor, int]:
-    keep = keep.contiguous()
     index = keep.new_empty(keep.shape, dtype=torch.int64)
-    return index, _C.compact_index([keep.data_ptr(), keep.shape[0], index.data_ptr(), 0, 0, 0, *place(keep.device)])
+    return index, _C.compact_index([keep, keep.shape[0], index, None, None, 0, *place(keep.device)])
 
 
 def _compact_index_padded_kernel(keep: Tensor) -> tuple[Tensor, Tensor]:
     if keep.device.type == "cpu":
         index, kept = _compact_index_on_cpu(keep)
         index[kept:] = -1
-        return index, torch.tensor(kept)
-    keep = keep.contiguous()
+        return index, torch.tensor(kept, device=keep.device)
     n = keep.shape[0]
     index = keep.new_empty((n,), dtype=torch.int64)
     where = place(keep.device)
     count = keep.new_empty((), dtype=torch.int64)
     with torch.cuda.device(keep.device):
         temp = keep.new_empty((_C.compact_temp_bytes(n),), dtype=torch.uint8)
-    _C.compact_index([keep.data_ptr(), n, index.data_ptr(), count.data_ptr(), temp.data_ptr(), temp.shape[0], *where])
+    _C.compact_index([keep, n, index, count, temp, temp.shape[0], *where])
     return index, count
 
 

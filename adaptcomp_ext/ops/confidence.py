@@ -15,11 +15,10 @@ MEASURES = {"max_prob": 0, "margin": 1, "entropy": 2}
 
 
 def _kernel(logits: Tensor, measure: int) -> Tensor:
-    logits = logits.contiguous()
     out = logits.new_empty((logits.shape[0],), dtype=compute_dtype(logits.dtype))
     _C.confidence(
         [
-            *(logits.shape[0], logits.shape[1], measure, logits.data_ptr(), dtype_code(logits.dtype), out.data_ptr()),
+            *(logits.shape[0], logits.shape[1], measure, logits, dtype_code(logits.dtype), out),
             *place(logits.device),
         ]
     )

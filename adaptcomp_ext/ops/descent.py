@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
-from adaptcomp_ext.ops._backend import compute_dtype, on_reference, place, row_size
+from adaptcomp_ext.ops._backend import compute_dtype, contiguous, on_reference, place, row_size
 from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.reference import DescentRule
 
@@ -40,11 +40,11 @@ def _kernel(
     low: float,
     high: float,
 ) -> tuple[Tensor, Tensor]:
-    y, gradient, step_size = y.contiguous(), gradient.contiguous(), step_size.contiguous()
+    y, gradient, step_size = (contiguous("y, gradient or step_size", t) for t in (y, gradient, step_size))
     point = torch.empty_like(y)
     after = torch.empty_like(y, dtype=compute_dtype(y.dtype))
     integers, numbers = rule_arguments(DescentRule(1, momentum=momentum, clip=clip, low=low, high=high))
-    tensors = (y, gradient, *(None if t is None else t.contiguous() for t in (velocity, noise)), point, after)
+    tensors = (y, gradient, *(None if t is None else contiguous("velocity or noise", t) for t in (velocity, noise)), point, after)
     _C.descent_update(tensors, step_size, [*integers, *place(y.device)], numbers)
     return point, after
 
@@ -61,9 +61,8 @@ _descent_update = register(
 
 
 def _normals_kernel(sample: Tensor, elements: int, seed: int, step: int, wide: bool) -> Tensor:
-    sample = sample.contiguous()
     out = sample.new_empty((sample.shape[0], elements), dtype=torch.float64 if wide else torch.float32)
-    _C.descent_normals([*out.shape, step, wide, sample.data_ptr(), out.data_ptr(), seed, *place(sample.device)])
+    _C.descent_normals([*out.shape, step, wide, sample, out, seed, *place(sample.device)])
     return out
 
 

@@ -252,11 +252,9 @@ def plan_packing(flag: Tensor, row: Tensor, running: int) -> Plan:
         return Plan(index, torch.where(goes_on, goes_on.cumsum(0) - 1, -1), row[index])
     rows = row.shape[0]
     # One allocation for the three. The kernel writes one entry beyond each end before it knows better, hence the spare ones.
-    whole = torch.empty(2 * running + rows + 2, dtype=torch.int64)
+    whole = torch.empty(2 * running + rows + 2, dtype=torch.int64, device=row.device)
     index, _, place_of, following, _ = whole.split_with_sizes([running, 1, rows, running, 1])
-    start = whole.data_ptr()
-    where = start + 8 * (running + 1)
-    _C.plan_packing([flag.data_ptr(), row.data_ptr(), rows, start, where, where + 8 * rows])
+    _C.plan_packing([flag, row, rows, running, whole])
     return Plan(index, place_of, following)
 
 

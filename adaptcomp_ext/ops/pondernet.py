@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
-from adaptcomp_ext.ops._backend import dtype_code, on_reference, place, pointer
+from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
 from adaptcomp_ext.ops._library import register
 
 
@@ -31,15 +31,12 @@ def _kernel(
     log_prior: float,
     log_epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits, log_survival = logits.contiguous(), log_survival.contiguous()
-    out = [torch.empty_like(log_survival) for _ in range(3)]
-    halt = torch.empty_like(log_survival, dtype=torch.bool)
+    out = [torch.empty_like(log_survival, memory_format=torch.contiguous_format) for _ in range(3)]
+    halt = torch.empty_like(log_survival, dtype=torch.bool, memory_format=torch.contiguous_format)
     _C.pondernet_step(
         [
             *(logits.shape[0], step, min_steps, max_steps, log_survival.dtype == torch.float64),
-            *(logits.data_ptr(), dtype_code(logits.dtype), log_survival.data_ptr()),
-            *(t.data_ptr() for t in out),
-            *(halt.data_ptr(), *place(logits.device)),
+            *(logits, dtype_code(logits.dtype), log_survival, *out, halt, *place(logits.device)),
         ],
         log_prior,
         log_epsilon,
@@ -59,15 +56,12 @@ def _backward_kernel(
     log_prior: float,
     log_epsilon: float,
 ) -> tuple[Tensor, Tensor]:
-    logits, log_survival = logits.contiguous(), log_survival.contiguous()
-    grads = [None if g is None else g.contiguous() for g in (g_weight, g_log_survival, g_cost)]
-    g_logits, g_before = torch.empty_like(log_survival), torch.empty_like(log_survival)
+    g_logits, g_before = (torch.empty_like(log_survival, memory_format=torch.contiguous_format) for _ in range(2))
     _C.pondernet_step_backward(
         [
             *(logits.shape[0], step, min_steps, max_steps, log_survival.dtype == torch.float64),
-            *(logits.data_ptr(), dtype_code(logits.dtype), log_survival.data_ptr()),
-            *(pointer(g) for g in grads),
-            *(g_logits.data_ptr(), g_before.data_ptr(), *place(logits.device)),
+            *(logits, dtype_code(logits.dtype), log_survival, g_weight, g_log_survival, g_cost, g_logits, g_before),
+            *place(logits.device),
         ],
         log_prior,
         log_epsilon,

@@ -114,8 +114,7 @@ def _check_order(index: Tensor, size: int) -> None:
     """On the CPU, where looking costs no wait: strictly ascending below `size`, negative entries at the end."""
     if index.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    plain = index.contiguous()
-    if not _C.in_order([plain.data_ptr(), plain.shape[0], size]):
+    if not _C.in_order([index, index.shape[0], size]):
         raise ValueError(
             f"index: expected distinct entries in ascending order, less than {size} (the rows of otherwise), negative ones only "
             f"at the end, got {index}"

@@ -1,10 +1,11 @@
-// What the functions of the boundary share: reading their lists of integers, and running on the host or on a device.
+// What the functions of the boundary share: reading their lists, and running on the host or on a device.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
 
+#include "bindings/torch.h"
 #include "common/dtype.h"
 #include "halting/halting.h"
 
@@ -12,20 +13,38 @@ namespace adaptcomp {
 
 namespace py = pybind11;
 
-// Reads a Python list of integers from front to back.
+// Reads a Python list of integers and tensors from front to back. A tensor stands for its address, None for a null pointer.
 class Arguments {
  public:
   explicit Arguments(const py::list& list) : items_(list.ptr()), size_(PyList_GET_SIZE(list.ptr())) {}
-  int64_t integer() {
-    if (next_ >= size_) throw std::runtime_error("adaptcomp_ext._C: the argument list is too short");
-    const int64_t value = PyLong_AsLongLong(PyList_GET_ITEM(items_, next_++));
-    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-    return value;
-  }
+  int64_t integer() { return integer_of(next()); }
+  // A tensor that the Python side has allocated or made plain and contiguous, to be read or written.
   template <class T>
-  T* pointer() {
-    return reinterpret_cast<T*>(static_cast<uintptr_t>(integer()));
+  T* pointer(const char* name = "a tensor") {
+    PyObject* item = next();
+    if (item == Py_None) return nullptr;
+    if (!is_tensor(item)) throw py::type_error(std::string(name) + ": expected a Tensor or None");
+    return static_cast<T*>(data_of(item, name));
   }
+  // A tensor that the Python side holds for longer than this call, and that has to be as the kernel reads it: of this dtype,
+  // contiguous, with at least so many elements.
+  template <class T>
+  T* held(const py::object& dtype, int64_t elements, const char* name) {
+    PyObject* item = next();
+    if (item == Py_None) return nullptr;
+    const auto* data = data_.typed<T>(item, dtype, elements, name);
+    if (!is_contiguous(item)) throw py::value_error(std::string(name) + ": expected a contiguous tensor");
+    return const_cast<T*>(data);
+  }
+  // Tensors that are only read, whatever their strides: real numbers; float32 (float64 if `wide`) with at least so many elements;
+  // int64; bool.
+  void* reals(const char* name) { return data_.real(next(), name); }
+  void* scalars(bool wide, int64_t elements, const char* name) {
+    return data_.typed<void>(next(), torch->dtypes[wide ? 1 : 0], elements, name);
+  }
+  const int64_t* integers(const char* name) { return data_.typed<const int64_t>(next(), torch->int64, 0, name); }
+  const uint8_t* bools(const char* name) { return data_.typed<const uint8_t>(next(), torch->boolean, 0, name); }
+  void* stream() { return reinterpret_cast<void*>(static_cast<uintptr_t>(integer())); }
   DType dtype() { return static_cast<DType>(integer()); }
   // The length of a table that follows, refused beyond `most`.
   int64_t length(int64_t most) {
@@ -33,14 +52,19 @@ class Arguments {
     if (n < 0 || n > most) throw std::runtime_error("adaptcomp_ext._C: a table of the argument list has a wrong length");
     return n;
   }
-  Leaf leaf() { return {pointer<void>(), pointer<void>(), integer(), dtype()}; }
   void done() const {
     if (next_ != size_) throw std::runtime_error("adaptcomp_ext._C: the argument list is too long");
   }
 
  private:
+  PyObject* next() {
+    if (next_ >= size_) throw std::runtime_error("adaptcomp_ext._C: the argument list is too short");
+    return PyList_GET_ITEM(items_, next_++);
+  }
+
   PyObject* items_;
   Py_ssize_t size_, next_ = 0;
+  Contiguous data_;
 };
 
 constexpr int64_t kCpu = -1;  // the device index that means the host
@@ -60,7 +84,7 @@ struct Place {
 // The last two integers of a list.
 inline Place place(Arguments& in) {
   const int64_t device = in.integer();
-  const Place where(device, in.pointer<void>());
+  const Place where(device, in.stream());
   in.done();
   return where;
 }

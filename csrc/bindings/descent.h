@@ -33,9 +33,8 @@ inline DescentRule descent_rule(Arguments& in, const py::list& numbers) {
 
 // A float, or a tensor of the compute type: one number or one for each row.
 inline PerRow per_row(const py::handle& numbers) {
-  if (!PyObject_TypeCheck(numbers.ptr(), torch->tensor)) return {nullptr, false, numbers.cast<double>()};
-  const py::object shape = attribute(numbers.ptr(), torch->shape);
-  return {data_of(numbers.ptr()), PyTuple_GET_SIZE(shape.ptr()) > 0, 0.0};
+  if (!is_tensor(numbers.ptr())) return {nullptr, false, numbers.cast<double>()};
+  return {data_of(numbers.ptr(), "step_size or noise"), Shape(numbers.ptr()).dims() > 0, 0.0};
 }
 
 class DescentRun {
@@ -81,16 +80,16 @@ class DescentRun {
     Contiguous plain;
     a_.rows = rows_of(point.ptr());
     a_.step = step;
-    a_.point = data_of(point.ptr());
-    a_.value = plain.plain(value);
+    a_.point = data_of(point.ptr(), "y");
+    a_.value = plain.real(value, "energy");
     a_.value_dtype = dtype_of(value.ptr());
-    a_.gradient = plain.plain(gradient);
-    a_.accepted = accepted.is_none() ? nullptr : static_cast<uint8_t*>(data_of(accepted.ptr()));
+    a_.gradient = plain.real(gradient, "the energy's gradient");
+    a_.accepted = accepted.is_none() ? nullptr : static_cast<uint8_t*>(data_of(accepted.ptr(), "accepted"));
     py::object next = py::none();
     a_.next = nullptr;
     if (step < a_.rule.max_steps) {
       next = new_rows(point.ptr(), a_.rows);
-      a_.next = data_of(next.ptr());
+      a_.next = data_of(next.ptr(), "y");
     }
     const Place where(device_, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
     AC_RUN(where, counts_ = descent_step_cpu(a_, index_.data()),
@@ -106,7 +105,7 @@ class DescentRun {
   // int64 [rows that go on]: the block rows, of the block that was judged last, that the next one is made of. CPU.
   py::object index() const {
     const py::object out = new_rows(address(2).ptr(), counts_.running);
-    std::copy_n(index_.data(), counts_.running, static_cast<int64_t*>(data_of(out.ptr())));
+    std::copy_n(index_.data(), counts_.running, static_cast<int64_t*>(data_of(out.ptr(), "index")));
     return out;
   }
 
@@ -117,7 +116,7 @@ class DescentRun {
   py::object address(size_t i) const { return tensors_[i]; }
   void* data(size_t i) const {
     const py::object tensor = address(i);
-    return tensor.is_none() ? nullptr : data_of(tensor.ptr());
+    return tensor.is_none() ? nullptr : data_of(tensor.ptr(), "a tensor of the descent");
   }
 
   py::tuple tensors_;  // held for their memory
@@ -135,7 +134,7 @@ inline void descent_update(const py::tuple& tensors, const py::object& step_size
                            const py::list& numbers) {
   const auto data = [&](size_t i) -> void* {
     const py::object tensor = tensors[i];
-    return tensor.is_none() ? nullptr : data_of(tensor.ptr());
+    return tensor.is_none() ? nullptr : data_of(tensor.ptr(), "a tensor of the descent");
   };
   Arguments in(integers);
   DescentUpdate a{};
@@ -164,7 +163,7 @@ inline void descent_normals(const py::list& integers) {
   a.elements = in.integer();
   a.step = in.integer();
   a.wide = in.integer() != 0;
-  a.sample = in.pointer<const int64_t>();
+  a.sample = in.integers("sample");
   a.out = in.pointer<void>();
   a.rule.seed = static_cast<uint64_t>(in.integer());
   const Place where = place(in);

@@ -61,7 +61,7 @@ struct CallPlace : Place {
   DescentScratch scratch;
 
  private:
-  CallPlace(Arguments& in, int64_t on) : Place(on, in.pointer<void>()), scratch{} {
+  CallPlace(Arguments& in, int64_t on) : Place(on, in.stream()), scratch{} {
     if (on_cpu()) return;
     scratch.data = in.pointer<void>();
     scratch.bytes = in.integer();

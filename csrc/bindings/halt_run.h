@@ -57,13 +57,13 @@ class StateLike {
 
 class HaltRun {
  public:
-  // integers: rows, row and flag (CUDA), steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter,
+  // arguments: rows, row and flag (CUDA), steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter,
   // sample, carry, cost, running (CUDA), inference mode, in place, device. `results`: where each row's last state goes. `inputs`:
   // the step's, contiguous; packed along, and replaced in the list where that takes a new tensor.
-  HaltRun(const py::list& integers, double threshold, std::shared_ptr<StateLike> state, std::shared_ptr<Schedule> schedule,
+  HaltRun(const py::list& arguments, double threshold, std::shared_ptr<StateLike> state, std::shared_ptr<Schedule> schedule,
           const py::list& results, py::list inputs)
       : state_(std::move(state)), leaves_(state_->leaves()), schedule_(std::move(schedule)), inputs_(std::move(inputs)) {
-    Arguments in(integers);
+    Arguments in(arguments);
     const int64_t rows = in.integer();
     a_.row = in.pointer<int64_t>();
     a_.flag = in.pointer<int8_t>();
@@ -73,10 +73,10 @@ class HaltRun {
     a_.min_steps = in.integer();
     a_.max_steps = in.integer();
     a_.policy = static_cast<Policy>(in.integer());
-    a_.signal = in.pointer<void>();
+    a_.signal = in.held<void>(torch->int64, rows, "n");
     a_.parameter = in.integer();
-    a_.sample = in.pointer<const int64_t>();
-    a_.carry = in.pointer<void>();
+    a_.sample = in.held<int64_t>(torch->int64, rows, "sample_ids");
+    a_.carry = in.held<void>(torch->dtypes[a_.wide ? 1 : 0], rows, "carry");
     auto* cost = in.pointer<void>();
     running_on_device_ = in.pointer<int64_t>();
     inference_mode_ = in.integer() != 0;
@@ -95,7 +95,7 @@ class HaltRun {
     a_.sums[0] = {nullptr, cost};
     a_.n_leaves = static_cast<int64_t>(leaves_.size());
     for (size_t l = 0; l < leaves_.size(); ++l)
-      a_.leaves[l] = leaves_[l].leaf(PyList_GET_ITEM(results.ptr(), static_cast<Py_ssize_t>(l)));
+      a_.leaves[l] = leaves_[l].leaf(PyList_GET_ITEM(results.ptr(), static_cast<Py_ssize_t>(l)), "the result's state");
     for (const py::handle input : inputs_) like_inputs_.emplace_back(input.ptr());
   }
 
@@ -103,7 +103,7 @@ class HaltRun {
   // no readout. `apart`: it is not the first leaf.
   void set_readout(const py::object& readout, const py::object& output, bool apart) {
     readout_.emplace(readout.ptr());
-    a_.readout = readout_->leaf(output.ptr());
+    a_.readout = readout_->leaf(output.ptr(), "output");
     apart_ = apart;
   }
 
@@ -117,8 +117,8 @@ class HaltRun {
     const bool has_head = a_.policy == Policy::act || a_.policy == Policy::ponder_sample;
     if (has_head && !take_logits(logits.ptr(), rows)) return kUnusual;
     for (size_t l = 0; l < leaves_.size(); ++l)
-      a_.leaves[l].block = data_of(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)));
-    if (readout_) a_.readout.block = apart_ ? data_of(readout.ptr()) : a_.leaves[0].block;
+      a_.leaves[l].block = data_of(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), "state");
+    if (readout_) a_.readout.block = apart_ ? data_of(readout.ptr(), "readout") : a_.leaves[0].block;
     a_.rows = rows;
     a_.step = step;
     const Place where(device_, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
@@ -137,8 +137,8 @@ class HaltRun {
 
   // For whoever packs out of place after `advance`: the rows that go on, of which there are `running`, and the others. See
   // split_rows_cpu; `out` has room for twice the rows of the block. The next block is the one of the rows that go on.
-  void split(int64_t rows, uint64_t out) {
-    auto* where = reinterpret_cast<int64_t*>(static_cast<uintptr_t>(out));
+  void split(int64_t rows, const py::object& out) {
+    auto* where = static_cast<int64_t*>(data_of(out.ptr(), "row"));
     split_rows_cpu(a_.flag, a_.row, rows, running, where);
     std::copy_n(where + rows, running, a_.row);
   }
@@ -148,16 +148,14 @@ class HaltRun {
 
  private:
   bool take_logits(PyObject* logits, int64_t rows) {
-    if (!PyObject_TypeCheck(logits, torch->tensor)) return false;
-    const py::object shape = attribute(logits, torch->shape);
-    const Py_ssize_t dims = PyTuple_GET_SIZE(shape.ptr());
-    const auto extent = [&](Py_ssize_t d) { return PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d)); };
-    if (dims != 1 && !(dims == 2 && extent(1) == 1)) return false;
-    if (extent(0) != rows) return false;
+    if (!is_plain(logits)) return false;
+    const Shape shape(logits);
+    if (shape.dims() != 1 && !(shape.dims() == 2 && shape[1] == 1)) return false;
+    if (shape[0] != rows) return false;
     a_.signal_dtype = dtype_of(logits);
     if (a_.signal_dtype == DType::opaque || !leaves_[0].is_beside(logits)) return false;
-    if (!is_contiguous(logits)) return false;
-    a_.signal = data_of(logits);
+    if (!is_contiguous(logits) || Like::is_lazy(logits)) return false;
+    a_.signal = data_of(logits, "head");
     return true;
   }
 
@@ -190,14 +188,15 @@ class HaltRun {
   // Plans to move the surviving rows of list[i]: to where it is if it is `own`, else to a new tensor in its place.
   void add_move(const py::list& list, size_t i, const Like& like, bool own) {
     PyObject* source = PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i));
-    void* from = data_of(source);
+    void* from = data_of(source, "state or inputs");
     if (own) {
       moves_.push_back({from, from, like.row_bytes()});
       return;
     }
     replaced_.push_back(py::reinterpret_borrow<py::object>(source));
     list[i] = new_rows(source, rows_of(source));
-    moves_.push_back({from, data_of(PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i))), like.row_bytes()});
+    moves_.push_back(
+        {from, data_of(PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i)), "the packed rows"), like.row_bytes()});
   }
 
   HaltStep a_{};

@@ -15,6 +15,20 @@
 
 namespace adaptcomp {
 
+// What a policy decides from: bools or logits of the block, or the numbers of steps of the batch.
+inline void take_signal(HaltStep& a, Contiguous& data, const py::handle& signal) {
+  if (signal.is_none()) return;
+  if (a.policy == Policy::given) {
+    a.signal = data.typed<const void>(signal, torch->boolean, a.rows, "halt");
+  } else if (a.policy == Policy::fixed_steps) {
+    a.signal = data.typed<const void>(signal, torch->int64, 0, "n");
+  } else {
+    Contiguous::require(signal.ptr(), a.rows, "head");
+    a.signal = data.real(signal, "head");
+    a.signal_dtype = dtype_of(signal.ptr());
+  }
+}
+
 inline bool is_double(const py::handle& tensor) { return !tensor.is_none() && dtype_of(tensor.ptr()) == DType::f64; }
 
 // tensors: row, flag, steps, status, running (CUDA), sample_ids, carry, weight, weight_out, tested, signal, readout, output; None
@@ -30,26 +44,28 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   HaltStep a{};
   const py::handle row = tensors[0], weight = tensors[7], weight_out = tensors[8], tested = tensors[9], signal = tensors[10];
   const py::object readout = tensors[11], output = tensors[12];
+  const auto out = [](const py::handle& tensor, const char* name) -> void* {
+    return tensor.is_none() ? nullptr : data_of(tensor.ptr(), name);
+  };
   a.rows = rows_of(row.ptr());
-  a.row = static_cast<int64_t*>(data(row));
-  a.flag = static_cast<int8_t*>(data(tensors[1]));
-  a.steps = static_cast<int64_t*>(data(tensors[2]));
-  a.status = static_cast<int8_t*>(data(tensors[3]));
-  [[maybe_unused]] auto* running_on_device = static_cast<int64_t*>(data(tensors[4]));
-  a.sample = static_cast<const int64_t*>(data(tensors[5]));
-  a.carry = data(tensors[6]);
-  a.weight = data(weight);
-  a.weight_out = data(weight_out);
-  a.tested = data(tested);
+  a.row = static_cast<int64_t*>(data(row, "row"));
+  a.flag = static_cast<int8_t*>(out(tensors[1], "flag"));
+  a.steps = static_cast<int64_t*>(out(tensors[2], "steps"));
+  a.status = static_cast<int8_t*>(out(tensors[3], "status"));
+  [[maybe_unused]] auto* running_on_device = static_cast<int64_t*>(out(tensors[4], "running"));
+  a.sample = data.typed<const int64_t>(tensors[5], torch->int64, 0, "sample_ids");
+  a.carry = out(tensors[6], "carry");
+  a.weight = data.real(weight, "weight");
+  a.weight_out = out(weight_out, "weight");
+  a.tested = data.real(tested, "logits");
   if (a.tested) a.tested_dtype = dtype_of(tested.ptr());
-  a.signal = data(signal);
-  if (a.signal) a.signal_dtype = dtype_of(signal.ptr());
 
   Arguments in(integers);
   a.step = in.integer();
   a.min_steps = in.integer();
   a.max_steps = in.integer();
   a.policy = static_cast<Policy>(in.integer());
+  take_signal(a, data, signal);
   a.parameter = in.integer();
   const bool has_cost = in.integer() != 0;
   const int64_t least = in.integer();
@@ -62,7 +78,7 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
 
   const auto leaf = [&](const py::object& block, const py::object& result) {
     const Extent row_of_it = row_extent(block.ptr());
-    return Leaf{data(block), data_of(result.ptr()), row_of_it.elements, row_of_it.dtype};
+    return Leaf{data.real(block, "state or readout"), data_of(result.ptr(), "result"), row_of_it.elements, row_of_it.dtype};
   };
   a.n_leaves = static_cast<int64_t>(leaves.size());
   if (a.n_leaves > kMaxLeaves || static_cast<int64_t>(increments.size()) > kMaxSums)
@@ -76,10 +92,11 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
     a.readout = a.leaves[0];
   }
   if (has_cost) {
-    a.sums[a.n_sums++] = {nullptr, data_of(py::object(totals[0]).ptr())};
+    a.sums[a.n_sums++] = {nullptr, data_of(py::object(totals[0]).ptr(), "cost")};
   } else {
     for (size_t s = 0; s < increments.size(); ++s)
-      a.sums[a.n_sums++] = {data(py::object(increments[s])), data_of(py::object(totals[s]).ptr())};
+      a.sums[a.n_sums++] = {data.real(py::object(increments[s]), "cost or log_prob"),
+                            data_of(py::object(totals[s]).ptr(), "total")};
   }
   int64_t running = -1;
   AC_RUN(where, running = halt_step_cpu(a), halt_step_cuda(a, running_on_device, where.device, where.stream));
@@ -89,8 +106,8 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   // One entry more than needed: the plan writes beyond each end before it knows better.
   std::vector<int64_t> index(static_cast<size_t>(running) + 1), next(static_cast<size_t>(running) + 1);
   const py::object places = new_rows(row.ptr(), a.rows), next_row = new_rows(row.ptr(), running);
-  plan_packing_cpu(a.flag, a.row, a.rows, index.data(), static_cast<int64_t*>(data_of(places.ptr())), next.data());
-  std::copy_n(next.data(), running, static_cast<int64_t*>(data_of(next_row.ptr())));
+  plan_packing_cpu(a.flag, a.row, a.rows, index.data(), static_cast<int64_t*>(data_of(places.ptr(), "place")), next.data());
+  std::copy_n(next.data(), running, static_cast<int64_t*>(data_of(next_row.ptr(), "row")));
   NewBlocks to(moving, running);
   {
     py::gil_scoped_release unlocked;
@@ -112,12 +129,12 @@ inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_r
   const py::object row = tensors[0], weight = tensors[3], readout = tensors[4], g_output = tensors[5];
   const bool act = tensors.size() > 6;
   a.rows = rows_of(row.ptr());
-  a.row = static_cast<const int64_t*>(data(row));
-  a.flag = static_cast<const int8_t*>(data(tensors[1]));
-  a.place = static_cast<const int64_t*>(data(tensors[2]));
-  a.weight = data(weight);
-  a.readout = data(readout);
-  a.g_output = data(g_output);
+  a.row = static_cast<const int64_t*>(data(row, "row"));
+  a.flag = static_cast<const int8_t*>(data(tensors[1], "flag"));
+  a.place = static_cast<const int64_t*>(data(tensors[2], "place"));
+  a.weight = data.real(weight, "weight");
+  a.readout = data.real(readout, "readout");
+  a.g_output = data.real(g_output, "the gradient of output");
   Arguments in(integers);
   a.act = {in.integer(), in.integer(), in.integer(), threshold};
   const Place on = place(in);
@@ -129,7 +146,7 @@ inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_r
   if (!g_output.is_none()) {
     if (!shared) {
       g_readout = new_rows(g_output.ptr(), a.rows, readout_dtype);
-      a.g_readout = data_of(g_readout.ptr());
+      a.g_readout = data_of(g_readout.ptr(), "the gradient of readout");
     }
     for (size_t code = 0; code < torch->dtypes.size(); ++code) {
       if (torch->dtypes[code].is(readout_dtype)) a.readout_dtype = static_cast<DType>(code);
@@ -137,7 +154,7 @@ inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_r
     a.readout_elements = row_extent(g_output.ptr()).elements;
     if (!weight.is_none() && !act) {
       g_weight = new_rows(weight.ptr(), a.rows, scalar);
-      a.g_weight = data_of(g_weight.ptr());
+      a.g_weight = data_of(g_weight.ptr(), "the gradient of weight");
     }
   }
 
@@ -153,7 +170,8 @@ inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_r
     }
     const py::object g = new_rows(like.ptr(), a.rows, read ? readout_dtype : py::none());
     const Extent extent = row_extent(g.ptr());
-    table.push_back({data.plain(result), data.plain(packed), data_of(g.ptr()), extent.elements, extent.dtype});
+    table.push_back({data.real(result, "the gradient of state"), data.real(packed, "the gradient of state"),
+                     data_of(g.ptr(), "the gradient of state"), extent.elements, extent.dtype});
     g_leaves.append(g);
   }
 
@@ -162,17 +180,19 @@ inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_r
     const py::object logits = tensors[6], accumulated = tensors[7];
     for (int i = 0; i < 2; ++i) g_increments.append(new_rows(accumulated.ptr(), a.rows));
     a.wide = is_double(accumulated);
-    a.logits = data(logits);
+    a.logits = data.real(logits, "logits");
     a.logits_dtype = dtype_of(logits.ptr());
-    a.accumulated = data(accumulated);
-    a.g_next = data(tensors[8]);
-    a.g_cost = data(tensors[9]);
-    a.g_logits = data_of(py::object(g_increments[0]).ptr());
-    a.g_accumulated = data_of(py::object(g_increments[1]).ptr());
+    a.accumulated = data(accumulated, "accumulated");
+    a.g_next = data.real(tensors[8], "the gradient of accumulated");
+    a.g_cost = data.real(tensors[9], "the gradient of cost");
+    a.g_logits = data_of(py::object(g_increments[0]).ptr(), "the gradient of logits");
+    a.g_accumulated = data_of(py::object(g_increments[1]).ptr(), "the gradient of accumulated");
   } else {
     for (const py::handle g : g_totals) {
       g_increments.append(g.is_none() ? py::object(py::none()) : new_rows(g.ptr(), a.rows));
-      if (!g.is_none()) a.sums[a.n_sums++] = {data(g), data_of(py::object(g_increments[g_increments.size() - 1]).ptr())};
+      if (g.is_none()) continue;
+      const py::object back = g_increments[g_increments.size() - 1];
+      a.sums[a.n_sums++] = {data.real(g, "the gradient of cost"), data_of(back.ptr(), "the gradient of cost")};
     }
   }
 

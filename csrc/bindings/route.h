@@ -14,7 +14,7 @@ namespace adaptcomp {
 // index, count, size
 inline bool in_order(const py::list& list) {
   Arguments in(list);
-  const auto* index = in.pointer<const int64_t>();
+  const auto* index = in.integers("index");
   const int64_t count = in.integer(), size = in.integer();
   in.done();
   return in_order_cpu(index, count, size);
@@ -29,12 +29,13 @@ inline py::list merge_rows(const py::sequence& rows, const py::sequence& otherwi
   py::list out;
   for (size_t i = 0; i < rows.size(); ++i) {
     const py::object some = rows[i], others = otherwise[i], block = new_rows(others.ptr(), size);
-    merges.push_back({data.plain(some), data.plain(others), data_of(block.ptr()), row_extent(block.ptr()).bytes});
+    const int64_t bytes = row_extent(block.ptr()).bytes;
+    merges.push_back({data.any(some, "rows"), data.any(others, "otherwise"), data_of(block.ptr(), "the result"), bytes});
     out.append(block);
   }
   const auto n = static_cast<int64_t>(merges.size());
   const int64_t count = rows_of(index.ptr());
-  const auto* at = static_cast<const int64_t*>(data(index));
+  const auto* at = data.typed<const int64_t>(index, torch->int64, count, "index");
   AC_RUN(where, merge_rows_cpu(merges.data(), n, at, count, size),
          merge_rows_cuda(merges.data(), n, at, count, size, where.device, where.stream));
   return out;
@@ -54,12 +55,12 @@ inline py::list split_rows(const py::sequence& grads, const py::object& index, i
     void* rows = nullptr;
     if (with_rows) {
       some.append(new_rows(grad.ptr(), count));
-      rows = data_of(PyList_GET_ITEM(some.ptr(), PyList_GET_SIZE(some.ptr()) - 1));
+      rows = data_of(PyList_GET_ITEM(some.ptr(), PyList_GET_SIZE(some.ptr()) - 1), "the gradient");
     }
-    splits.push_back({data.plain(grad), rows, data_of(apart.ptr()), row_extent(apart.ptr()).bytes});
+    splits.push_back({data.any(grad, "a gradient"), rows, data_of(apart.ptr(), "the gradient"), row_extent(apart.ptr()).bytes});
   }
   const auto n = static_cast<int64_t>(splits.size());
-  const auto* at = static_cast<const int64_t*>(data(index));
+  const auto* at = data.typed<const int64_t>(index, torch->int64, count, "index");
   AC_RUN(where, split_rows_cpu(splits.data(), n, at, count, size),
          split_rows_cuda(splits.data(), n, at, count, size, where.device, where.stream));
   for (const py::handle other : others) some.append(other);

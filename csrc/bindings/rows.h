@@ -16,7 +16,7 @@ struct NewBlocks {
   NewBlocks(const py::sequence& tensors, int64_t rows) {
     for (const py::handle tensor : tensors) {
       const py::object block = new_rows(tensor.ptr(), rows);
-      moves.push_back({data.plain(tensor), data_of(block.ptr()), row_extent(block.ptr()).bytes});
+      moves.push_back({data.any(tensor, "tensors"), data_of(block.ptr(), "the result"), row_extent(block.ptr()).bytes});
       blocks.append(block);
     }
   }
@@ -32,7 +32,7 @@ inline py::list gather_rows(const py::sequence& tensors, const py::object& index
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
   const int64_t rows = rows_of(index.ptr());
   NewBlocks to(tensors, rows);
-  const auto* from = static_cast<const int64_t*>(to.data(index));
+  const auto* from = to.data.typed<const int64_t>(index, torch->int64, rows, "index");
   AC_RUN(where, gather_rows_cpu(to.moves.data(), to.size(), from, rows),
          gather_rows_cuda(to.moves.data(), to.size(), from, rows, where.device, where.stream));
   return to.blocks;
@@ -43,7 +43,7 @@ inline py::list scatter_rows(const py::sequence& tensors, const py::object& inde
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
   const int64_t count = rows_of(index.ptr());
   NewBlocks into(tensors, rows);
-  const auto* to = static_cast<const int64_t*>(into.data(index));
+  const auto* to = into.data.typed<const int64_t>(index, torch->int64, count, "index");
   AC_RUN(where, scatter_rows_cpu(into.moves.data(), into.size(), to, count, rows),
          scatter_rows_cuda(into.moves.data(), into.size(), to, count, rows, where.device, where.stream));
   return into.blocks;

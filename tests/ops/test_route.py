@@ -352,7 +352,7 @@ def test_an_index_out_of_order_ends_the_kernel_and_writes_nothing_outside(poison
 def test_in_order():
     def in_order(index, size):
         t = torch.tensor(index, dtype=torch.int64)
-        return _C.in_order([t.data_ptr(), t.shape[0], size])
+        return _C.in_order([t, t.shape[0], size])
 
     for good in ([], [0], [0, 1, 4], [-1], [2, -1, -1], [4, -1, -5]):
         assert in_order(good, 5), good

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
 from adaptcomp_ext.ops import halting
+from adaptcomp_ext.ops._backend import contiguous
 from adaptcomp_ext.ops._checks import check_int, describe
 
 
@@ -39,12 +40,17 @@ class FixedSteps(Policy):
         self.register_buffer("n", n.contiguous())
 
     def begin(self, run: Run) -> tuple[Tensor, ...]:
-        """Check that there is one number for each row."""
-        if isinstance(self.n, Tensor):
-            if self.n.shape[0] != run.batch:
-                raise ValueError(f"FixedSteps n: expected shape [{run.batch}] for this batch, got {list(self.n.shape)}")
-            if self.n.device != run.device:
-                raise ValueError(f"FixedSteps n: expected a tensor on {run.device}, got one on {self.n.device}")
+        """Check that there is one number for each row: `n` may have been replaced since."""
+        n = self.n
+        if not isinstance(n, Tensor):
+            check_int("FixedSteps n", n, 1)
+            return ()
+        if n.dtype != torch.int64 or n.dim() != 1:
+            raise TypeError(f"FixedSteps n: expected an int, or an int64 tensor of shape [B], got {describe(n)}")
+        if n.shape[0] != run.batch:
+            raise ValueError(f"FixedSteps n: expected shape [{run.batch}] for this batch, got {list(n.shape)}")
+        if n.device != run.device:
+            raise ValueError(f"FixedSteps n: expected a tensor on {run.device}, got one on {n.device}")
         return ()
 
     def decide(self, view: View) -> Decision:
@@ -56,7 +62,7 @@ class FixedSteps(Policy):
     def fuse(self) -> halting.Fused:
         """The same, in the halting kernel."""
         if isinstance(self.n, Tensor):
-            return halting.Fused(halting.FIXED_STEPS, self.n)
+            return halting.Fused(halting.FIXED_STEPS, contiguous("FixedSteps n", self.n))
         return halting.Fused(halting.FIXED_STEPS, parameter=self.n)
 
     def extra_repr(self) -> str:

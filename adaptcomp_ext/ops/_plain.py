@@ -1,0 +1,114 @@
+"""Tensors as the compiled module takes them: of class ``torch.Tensor`` or ``nn.Parameter``, with memory of their own.
+
+A subclass without a ``__torch_dispatch__`` (an image, an array with units) is such a tensor under another name: the kernels
+work on it as a plain tensor, and what comes out as rows of it gets its class back. A subclass with one (FakeTensor, DTensor,
+MaskedTensor) computes in a way of its own, on memory that its address does not show: it is refused by name, except for
+``AsyncCollectiveTensor``, the result of a collective that is under way, which is waited for.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+_NO_DISPATCH = Tensor.__torch_dispatch__
+
+
+def plain(name: str, tensor: Tensor) -> Tensor:
+    """The same values as a ``torch.Tensor`` or ``nn.Parameter``, with its gradient. TypeError where there is no such tensor."""
+    kind = type(tensor)
+    if kind is Tensor or kind is nn.Parameter:
+        return tensor
+    return _unwrap(name, tensor)
+
+
+def dressed(tensor: Tensor, kind: type[Tensor] | None) -> Tensor:
+    """The same tensor as one of class `kind`, as torch itself would return it; None, Tensor, Parameter: as it is."""
+    if kind is None or kind is Tensor or issubclass(kind, nn.Parameter):
+        return tensor
+    return tensor.as_subclass(kind)
+
+
+def has_dispatch(tensor: Tensor) -> bool:
+    """Whether the class of a tensor has a ``__torch_dispatch__``."""
+    return type(tensor).__torch_dispatch__ is not _NO_DISPATCH
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether this is a tensor of a tracer, which has no values and is only for operators of torch."""
+    return has_dispatch(tensor) and isinstance(tensor, _traced_classes())
+
+
+def _traced_classes() -> tuple[type, ...]:
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return FakeTensor, FunctionalTensor
+
+
+def _unwrap(name: str, tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__} {tensor!r}")
+    if not has_dispatch(tensor):
+        with torch._C.DisableTorchFunctionSubclass():
+            return tensor.as_subclass(Tensor)
+    collectives = sys.modules.get("torch.distributed._functional_collectives")
+    if collectives is not None and isinstance(tensor, collectives.AsyncCollectiveTensor):
+        # An operation that is no view waits, and autograd sees it.
+        return tensor.clone()
+    _refuse(name, tensor)
+
+
+def with_memory(name: str, tensor: Tensor) -> Tensor:
+    """`plain`, for a tensor whose address the compiled module could not take."""
+    tensor = plain(name, tensor)
+    if tensor._is_zerotensor():  # zeros that torch has not written down
+        return tensor.clone()
+    try:
+        found = tensor.data_ptr() != 0 or tensor.numel() == 0
+    except Exception as error:
+        _refuse(name, tensor, error)
+    if not found:
+        _refuse(name, tensor)
+    return tensor
+
+
+def _refuse(name: str, tensor: Tensor, cause: Exception | None = None) -> NoReturn:
+    raise TypeError(f"{name}: expected a tensor with data, got {_problem(tensor)}") from cause
+
+
+def _problem(tensor: Tensor) -> str:
+    """Why a kernel cannot read a tensor."""
+    if is_traced(tensor):
+        return f"a {type(tensor).__name__}, which has a shape and no values (from FakeTensorMode, torch.export or make_fx)"
+    if has_dispatch(tensor):
+        kind = type(tensor)
+        return (
+            f"a {kind.__module__}.{kind.__qualname__}, whose __torch_dispatch__ computes in its own way: pass the torch.Tensor "
+            "that it stands for (for a DTensor, its to_local())"
+        )
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "a wrapper of torch.func (vmap, grad, jvp and their like), which has no memory of its own"
+    if torch._is_functional_tensor(tensor):
+        return "a wrapper of functionalization, which has no memory of its own"
+    if tensor.is_meta:
+        return "one on meta"
+    if tensor.is_nested:
+        return "a nested tensor"
+    if torch.nn.parameter.is_lazy(tensor):
+        return "an uninitialized one of a lazy module"
+    if tensor.layout != torch.strided:
+        return f"layout {tensor.layout}"
+    return f"one of shape {list(tensor.shape)} whose storage was released"
+
+
+def kinds(leaves: list[Any]) -> list[type[Tensor]] | None:
+    """The classes of tensors; None if all are plain."""
+    for leaf in leaves:
+        kind = type(leaf)
+        if kind is not Tensor and kind is not nn.Parameter:
+            return [type(leaf) for leaf in leaves]
+    return None

@@ -1,0 +1,202 @@
+"""What arrives as an address: tensors without memory, with lazy values, on other devices; and a policy's own tensor."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+import torch
+from helpers import run_python
+from torch import nn
+
+import adaptcomp_ext as ac
+
+from .helpers import MODES, mode
+
+N = torch.tensor([1, 4, 2, 3, 3, 4])
+
+
+def run_cases(cases: str, preamble: str = "") -> dict[str, str]:
+    """Run lines "name: expression" in one child process, which a signal may end; returns what each printed."""
+    script = textwrap.dedent("""
+        import sys, torch, warnings, adaptcomp_ext as ac
+        from torch import nn
+        warnings.simplefilter("ignore")
+        def attempt(name, f):
+            try:
+                value = f()
+            except (TypeError, ValueError, RuntimeError) as error:
+                value = f"{type(error).__name__}: {error}"
+            print(name, "->", value, flush=True)
+    """)
+    lines = [line.strip() for line in cases.strip().splitlines()]
+    calls = [f"attempt({line.split(':', 1)[0]!r}, lambda: {line.split(':', 1)[1]})" for line in lines]
+    done = run_python("-c", script + textwrap.dedent(preamble) + "\n".join(calls))
+    said = dict(line.split(" -> ", 1) for line in done.stdout.splitlines() if " -> " in line)
+    assert done.returncode == 0, (done.returncode, said, done.stderr[-2000:])
+    assert len(said) == len(lines), done.stdout
+    return said
+
+
+# --- a policy's own tensor ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("how", MODES)
+def test_numbers_of_steps_assigned_later_count_whatever_their_strides(how):
+    policy = ac.FixedSteps(torch.ones(6, dtype=torch.int64))
+    halt = ac.AdaptiveHalt(lambda h: h + 1, policy, max_steps=16)
+    with mode(how):
+        policy.n = torch.stack([N, N * 0 + 9], 1)[:, 0]
+        assert torch.equal(halt(torch.zeros(6, 1)).steps, N)
+        policy.n = torch.tensor(2).expand(6)
+        assert halt(torch.zeros(6, 1)).steps.tolist() == [2] * 6
+        plain = ac.AdaptiveHalt(lambda h: h + 1, ac.FixedSteps(3), max_steps=16)
+        plain.policy.n = N
+        assert torch.equal(plain(torch.zeros(6, 1)).steps, N)
+
+
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize(
+    ("n", "error", "message"),
+    [
+        (N.int(), TypeError, "FixedSteps n: expected an int, or an int64 tensor of shape \\[B\\], got .*int32"),
+        (N.float(), TypeError, "FixedSteps n: .*float32"),
+        (N.half(), TypeError, "FixedSteps n: .*float16"),
+        (N[:, None], TypeError, "FixedSteps n: .*\\[6, 1\\]"),
+        (torch.tensor(3), TypeError, "FixedSteps n: .*shape \\[\\]"),
+        (N[:5], ValueError, "FixedSteps n: expected shape \\[6\\] for this batch, got \\[5\\]"),
+        (N.to("meta"), ValueError, "FixedSteps n: expected a tensor on cpu, got one on meta"),
+    ],
+    ids=str,
+)
+def test_numbers_of_steps_that_do_not_fit_are_refused_however_they_got_there(how, n, error, message):
+    policy = ac.FixedSteps(N.clone())
+    halt = ac.AdaptiveHalt(lambda h: h + 1, policy, max_steps=16)
+    with mode(how):
+        with pytest.raises(error, match=message):
+            torch.func.functional_call(halt, {"policy.n": n}, (torch.zeros(6, 1),))
+        policy.n = n
+        with pytest.raises(error, match=message):
+            halt(torch.zeros(6, 1))
+
+
+def test_a_long_expanded_number_of_steps_is_not_read_past_its_end():
+    rows = 5_000_000
+    said = run_cases(
+        f"steps: (setattr(p, 'n', torch.tensor(2).expand({rows})), halt(torch.zeros({rows}, 1)).steps.bincount().tolist())[1]",
+        f"""
+        p = ac.FixedSteps(torch.ones({rows}, dtype=torch.int64))
+        halt = ac.AdaptiveHalt(lambda h: h + 1, p, max_steps=4)
+        torch.set_grad_enabled(False)
+        """,
+    )
+    assert said["steps"] == f"[0, 0, {rows}]"
+
+
+# --- lazy values --------------------------------------------------------------------------------------------------------------
+def negated(h):
+    """-h, which torch leaves to whoever reads it."""
+    out = torch.complex(h, h).conj().imag
+    return out
+
+
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_values_that_torch_negates_lazily(how, rows):
+    x = torch.full((rows, 1), -2.0)
+    assert negated(x).is_neg() and (rows > 1 or negated(x).is_contiguous())
+    with mode(how):
+        halt = ac.AdaptiveHalt(lambda h, x: h + x, ac.FixedSteps(1), max_steps=5, readout=negated)
+        assert halt(torch.zeros(rows, 1), x).output.tolist() == [[2.0]] * rows
+        halt = ac.AdaptiveHalt(lambda h, x: negated(h + x), ac.FixedSteps(1), max_steps=5)
+        assert halt(torch.zeros(rows, 1), x).output.tolist() == [[2.0]] * rows
+        halt = ac.AdaptiveHalt(lambda h, x: h + x, ac.FixedSteps(2), max_steps=5)
+        assert halt(negated(x), negated(x)).output.tolist() == [[6.0]] * rows
+        halt = ac.AdaptiveHalt(lambda h, x: h + x, ac.ACT(lambda h: negated(h)[:, 0]), max_steps=5)
+        result = halt(torch.zeros(rows, 1), x)  # h = sigmoid(2), sigmoid(4): the second step is the last
+        assert result.steps.tolist() == [2] * rows
+        torch.testing.assert_close(
+            result.output, -2 * torch.sigmoid(torch.tensor(2.0)) - 4 * torch.sigmoid(-torch.tensor(2.0)) + torch.zeros(rows, 1)
+        )
+
+
+# --- devices ------------------------------------------------------------------------------------------------------------------
+DEFAULTS = """
+    w = nn.Parameter(torch.ones(3))
+    x, h0, n = torch.randn(6, 3), torch.zeros(6, 3), torch.tensor([1, 4, 2, 3, 3, 4])
+    head = nn.Linear(3, 1)
+    def halt(policy, **options):
+        w.grad = None
+        module = ac.AdaptiveHalt(lambda h, x: h * w + x, policy, max_steps=6, **options)
+        r = module(h0, x)
+        r.output.sum().backward()
+        return r
+    def steps(policy, **options):
+        return halt(policy, **options).steps.tolist()
+    def check(r):
+        return r.output.device.type, bool((r.output == x * n[:, None]).all()), w.grad.device.type
+    mask = n > 2
+    policies = {
+        "fixed": lambda: ac.FixedSteps(n), "act": lambda: ac.ACT(head), "ponder": lambda: ac.PonderNet(head),
+        "sampled": lambda: ac.PonderNet(head).eval(), "conf": lambda: ac.Confidence(0.9), "conv": lambda: ac.Convergence(0.4),
+    }
+    wanted = {k: str([steps(p()), steps(p(), compact=False)]) for k, p in policies.items()}
+"""
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_a_default_device_other_than_the_states(device):
+    """Nothing is allocated on the default device."""
+    said = run_cases(
+        """
+        fixed: check(halt(ac.FixedSteps(n)))
+        masked: check(halt(ac.FixedSteps(n), compact=False))
+        inference: torch.no_grad()(lambda: ac.AdaptiveHalt(lambda h, x: h + x, ac.FixedSteps(n), 6)(h0, x).steps.tolist())()
+        reference: ac.AdaptiveHalt(lambda h, x: h + x, ac.FixedSteps(n), 6)(h0, x).steps.tolist()
+        all: [k for k, p in policies.items() if str([steps(p()), steps(p(), compact=False)]) != wanted[k]]
+        compact: [t.tolist() for t in ac.ops.compact(mask, n)[0]]
+        padded: ac.ops.compact_padded(mask, n)[2].item()
+        route: ac.route(mask, lambda a: a * 2, n, otherwise=n).tolist()
+        act: ac.ops.act_step(x[:, 0], n * 0.0, step=1, max_steps=3).halt.device.type
+        """,
+        DEFAULTS + f'    torch.set_default_device("{device}")\n',
+    )
+    assert said["fixed"] == said["masked"] == "('cpu', True, 'cpu')"
+    assert said["inference"] == said["reference"] == str(N.tolist())
+    assert said["all"] == "[]"
+    assert said["compact"] == "[[4, 3, 3, 4]]" and said["padded"] == "4"
+    assert said["route"] == "[1, 8, 2, 6, 6, 8]" and said["act"] == "cpu"
+
+
+# --- no memory ----------------------------------------------------------------------------------------------------------------
+def test_tensors_without_memory_are_refused_by_name():
+    said = run_cases(
+        """
+        fake: fake()
+        """,
+        """
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        def fake():
+            with FakeTensorMode():
+                halt = ac.AdaptiveHalt(lambda h, x: h + x, ac.FixedSteps(3), max_steps=6)
+                return halt(torch.zeros(6, 3), torch.randn(6, 3)).output
+        """,
+    )
+    assert said["fake"].startswith("TypeError: ") and "a FakeTensor" in said["fake"]
+
+
+def test_released_storage_is_refused():
+    x = torch.randn(6, 3)
+    x.untyped_storage().resize_(0)
+    halt = ac.AdaptiveHalt(lambda h, x: h, ac.FixedSteps(2), max_steps=3)
+    with torch.no_grad(), pytest.raises(TypeError, match="whose storage was released"):
+        halt(x, torch.zeros(6, 1))
+    with pytest.raises(TypeError, match=r"tensors: .* whose storage was released"):
+        ac.ops.compact(N > 2, x)
+    assert ac.ops.compact(torch.zeros(0, dtype=torch.bool), torch.zeros(0, 3))[0][0].shape == (0, 3)
+
+
+def test_learned_state_as_a_parameter():
+    state = nn.Parameter(torch.zeros(6, 2))
+    result = ac.AdaptiveHalt(lambda h: h + 1, ac.FixedSteps(N), max_steps=6)(state)
+    assert result.output[:, 0].tolist() == N.tolist()
+    result.output.sum().backward()
+    assert state.grad.tolist() == [[1.0, 1.0]] * 6
