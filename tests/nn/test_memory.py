@@ -65,7 +65,7 @@ def test_numbers_of_steps_assigned_later_count_whatever_their_strides(how):
         (N[:5], ValueError, "FixedSteps n: expected shape \\[6\\] for this batch, got \\[5\\]"),
         (N.to("meta"), ValueError, "FixedSteps n: expected a tensor on cpu, got one on meta"),
     ],
-    ids=str,
+    ids=["int32", "float32", "float16", "matrix", "scalar", "short", "meta"],
 )
 def test_numbers_of_steps_that_do_not_fit_are_refused_however_they_got_there(how, n, error, message):
     policy = ac.FixedSteps(N.clone())
