@@ -16,6 +16,7 @@ from adaptcomp_ext.nn.cost_model import at_once, never, schedule
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._transforms import Watch
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Problem:
     input_structures: list[Any]
     compact: bool | str
     weights: int | None  # of one step, for the cost model
+    watch: Watch | None  # of a transform that is active
     lag: int | None = LAG  # of the count of active rows, on CUDA
     first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
     like: _C.StateLike = field(init=False)

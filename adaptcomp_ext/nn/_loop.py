@@ -53,6 +53,8 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         else:
             view = View(run, n, current, previous, readout, row, carry)
             decision = policy.decide(view)
+            if problem.watch is not None:
+                problem.watch("policy", decision)
             fields = check_decision(decision, view)
             halt = halting.Fused(halting.GIVEN, decision.halt)
         if n == 1:

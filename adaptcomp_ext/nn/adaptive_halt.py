@@ -18,6 +18,7 @@ from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
+from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.halting import MAX_LEAVES
 
 
@@ -142,21 +143,25 @@ class AdaptiveHalt(nn.Module):
         """
         if torch.compiler.is_compiling():
             # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that come and go.
-            result: HaltResult = torch.compiler.disable(self._run)(state, inputs, sample_ids)
-            return result
+            return self._run_apart(state, inputs, sample_ids)
         return self._run(state, inputs, sample_ids)
 
     def _run(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
         problem = self._problem(state, inputs, sample_ids)
         policy = problem.policy
         fused = None if policy.traced or on_reference() else policy.fuse()
+        if fused is not None and fused.head is not None and problem.watch is not None:
+            fused = fused._replace(head=problem.watch.wrap("head", fused.head))
         if fused is not None and serves(problem, fused):
             return run_fused(problem, fused)
         return run_loop(problem, fused)
 
+    _run_apart = apart("AdaptiveHalt", _run)
+
     def _problem(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> Problem:
         step, policy = self.step, self.policy  # each look-up of a submodule takes its time
         min_steps, max_steps = self._bounds(step)
+        watch = enter("AdaptiveHalt", (state, inputs))
         leaves, structure = check_tree("state", state)
         if len(leaves) > MAX_LEAVES:
             raise ValueError(f"state: expected at most {MAX_LEAVES} tensors, got {len(leaves)}")
@@ -175,20 +180,26 @@ class AdaptiveHalt(nn.Module):
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
             sample_ids = contiguous("sample_ids", sample_ids)
             check_alike("sample_ids", [sample_ids], batch, device)
-        if self.readout is None:
+        readout = self.readout
+        if readout is None:
             check_weighable(policy, leaves[0])
         scalar = torch.float64 if any(t.dtype == torch.float64 for t in leaves) else torch.float32
+        steps: list[Callable[..., Any]] = list(step) if isinstance(step, nn.ModuleList) else [step] * max_steps
+        if watch is not None:
+            steps = [watch.wrap("step", layer) for layer in steps]
+            readout = readout if readout is None else watch.wrap("readout", readout)
         return Problem(
             run=Run(batch, device, min_steps, max_steps, sample_ids, scalar),
             policy=policy,
-            steps=list(step) if isinstance(step, nn.ModuleList) else [step] * max_steps,
-            readout=self.readout,
+            steps=steps,
+            readout=readout,
             state=leaves,
             structure=structure,
             inputs=input_leaves,
             input_structures=structures,
             compact=self.compact,
             weights=self._count_weights(step) if self.compact == "auto" else None,
+            watch=watch,
             lag=LAG if device.type == "cpu" else check_lag(self.lag),
         )
 

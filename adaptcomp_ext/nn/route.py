@@ -13,6 +13,7 @@ from adaptcomp_ext.nn._tree import check_alike, check_tree, flatten, unflatten
 from adaptcomp_ext.ops import compaction
 from adaptcomp_ext.ops import route as rows
 from adaptcomp_ext.ops._checks import check_tensor, describe
+from adaptcomp_ext.ops._transforms import DIFFERENTIATION, apart, enter
 
 
 def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: Any = None) -> Any:
@@ -81,6 +82,12 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
     >>> doubtful = ac.ops.confidence(fast) < 0.9
     >>> logits = ac.route(doubtful, large, x, otherwise=fast)
     """
+    if torch.compiler.is_exporting():  # which is refused, by a strict export where the graph would be split
+        return _route_apart(mask, branch, tensors, otherwise)
+    return _route(mask, branch, tensors, otherwise)
+
+
+def _route(mask: Any, branch: Callable[..., Any], tensors: tuple[Any, ...], otherwise: Any) -> Any:
     if otherwise is None:
         if not tensors:
             raise TypeError("otherwise: expected a Tensor or a pytree of Tensors, got nothing")
@@ -100,6 +107,9 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
         leaves += some
         shapes.append(shape)
 
+    watch = enter("route", [*leaves, *base], {"functionalize"}, {"vmap", *DIFFERENTIATION}, chosen)
+    if watch is not None:
+        branch = watch.wrap("branch", branch)
     index = compaction.kept_index(chosen)
     count = index.shape[0]
     if count == 0:
@@ -110,6 +120,9 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
     taken = [unflatten([next(moved) for _ in range(shape.num_leaves)], shape) for shape in shapes]
     result = _check_result(branch(*taken), base, structure, count)
     return unflatten(rows.merge(result, base, index), structure)
+
+
+_route_apart = apart("route", _route)
 
 
 def _check_mask(mask: object) -> Tensor:

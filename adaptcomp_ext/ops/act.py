@@ -11,6 +11,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
 from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._transforms import EVERYTHING, OP, OP_OF_TENSORS, check_gradients, enter, without_address
 
 
 class ActStep(NamedTuple):
@@ -83,18 +84,19 @@ class _ActStep(torch.autograd.Function):
         ctx.save_for_backward(logits, accumulated)
         ctx.static = static
         ctx.set_materialize_grads(False)
-        out = (_act_step if torch.compiler.is_compiling() else _kernel)(logits, accumulated, *static)
+        out = (_act_step if without_address() else _kernel)(logits, accumulated, *static)
         ctx.mark_non_differentiable(out[3])
         return tuple(out)
 
     @staticmethod
     def backward(ctx: Any, g_weight: Any, g_accumulated: Any, g_cost: Any, _: Any) -> tuple[Any, ...]:
         logits, accumulated = ctx.saved_tensors
+        check_gradients("ops.act_step", (g_weight, g_accumulated, g_cost))
         # Under create_graph the gradient has to be differentiable in its turn: the reference is.
         if torch.is_grad_enabled():
             backward = reference.act_step_backward
         else:
-            backward = _act_step_backward if torch.compiler.is_compiling() else _backward_kernel
+            backward = _act_step_backward if without_address() else _backward_kernel
         g_logits, g_before = backward(logits, accumulated, g_weight, g_accumulated, g_cost, *ctx.static)
         return g_logits.to(logits.dtype), g_before, *(None for _ in ctx.static)
 
@@ -145,9 +147,11 @@ def act_step(
 
 def act_step_unchecked(logits: Tensor, accumulated: Tensor, *static: Any) -> tuple[Tensor, ...]:
     """`act_step` for the halting loop, which has checked its arguments once."""
+    differentiable = torch.is_grad_enabled() and (logits.requires_grad or accumulated.requires_grad)
+    enter("ops.act_step", (logits, accumulated), OP if differentiable else OP_OF_TENSORS, EVERYTHING)
     if on_reference():
         return reference.act_step(logits, accumulated, *static)
-    if torch.is_grad_enabled() and (logits.requires_grad or accumulated.requires_grad):
+    if differentiable:
         result: tuple[Tensor, ...] = _ActStep.apply(logits, accumulated, *static)
         return result
     return tuple(_act_step(logits, accumulated, *static))

@@ -12,6 +12,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
 from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values, on_values
 
 
 # --- raw ops ----------------------------------------------------------------------------------------------------------------
@@ -95,6 +96,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         given = [g for g in grads if g is not None]
+        check_gradients("ops.compact", given)
         back = iter(_scatter(given, index, ctx.size))
         return (None, *(None if g is None else next(back) for g in grads))
 
@@ -112,6 +114,7 @@ class _Scatter(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         given = [g for g in grads if g is not None]
+        check_gradients("ops.scatter_rows", given)
         back = iter(gather(given, index))
         return (None, None, *(None if g is None else next(back) for g in grads))
 
@@ -189,6 +192,7 @@ def compact(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Ten
     """
     mask = _check_keep(keep)
     rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
+    enter("ops.compact", rows, OP, EVERYTHING, mask)
     index = kept_index(mask)
     return tuple(gather(rows, index)), index
 
@@ -220,6 +224,7 @@ def compact_padded(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tu
     """
     mask = _check_keep(keep)
     rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
+    enter("ops.compact_padded", rows, OP, EVERYTHING, mask)
     index, count = reference.compact_index_padded(mask) if on_reference() else _compact_index_padded(mask)
     return tuple(gather(rows, index)), index, count
 
@@ -250,9 +255,12 @@ def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -
         raise TypeError(f"index: expected int64 of shape [K], got {_checks.describe(where)}")
     if not torch.compiler.is_compiling():
         _checks.check_int("size", size, 0)
-        if where.device.type == "cpu" and where.numel() and int(where.max()) >= size:
-            raise ValueError(f"index: expected entries less than size = {size}, got {int(where.max())}")
     rows = _tensor_list("tensors", tensors, where.shape[0], where.device)
+    enter("ops.scatter_rows", rows, OP, EVERYTHING, where)
+    if where.device.type == "cpu" and where.numel() and has_values():
+        largest = on_values(lambda: int(where.max()))
+        if largest >= size:
+            raise ValueError(f"index: expected entries less than size = {size}, got {largest}")
     return tuple(_scatter(rows, where, size))
 
 

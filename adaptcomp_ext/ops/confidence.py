@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from adaptcomp_ext import _C, reference
@@ -51,8 +50,8 @@ def confidence(logits: Tensor, measure: str = "max_prob") -> Tensor:
     _checks.check_choice("measure", measure, tuple(MEASURES))
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits: expected shape [rows, C] with C >= 2, got {list(logits.shape)}")
-    with torch.no_grad():
-        if on_reference():
-            return reference.confidence(logits, measure)
-        result: Tensor = _confidence(logits.detach(), MEASURES[measure])
-        return result
+    logits = logits.detach()
+    if on_reference():
+        return reference.confidence(logits, measure)
+    result: Tensor = _confidence(logits, MEASURES[measure])
+    return result

@@ -12,6 +12,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import compute_dtype, contiguous, on_reference, place, row_size
 from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._transforms import EVERYTHING, OP, OP_OF_TENSORS, check_gradients, enter, without_address
 from adaptcomp_ext.reference import DescentRule
 
 
@@ -102,7 +103,7 @@ class _Update(torch.autograd.Function):
         noise: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         if point is None or after is None:
-            run = _descent_update if torch.compiler.is_compiling() else _kernel
+            run = _descent_update if without_address() else _kernel
             point, after = run(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high)
         else:
             point, after = point.view_as(point), after.view_as(after)
@@ -113,6 +114,7 @@ class _Update(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g_point: Tensor | None, g_after: Tensor | None) -> tuple[Any, ...]:
+        check_gradients("ops.descent_update", (g_point, g_after))
         y, gradient, step_size, after, noise = ctx.saved_tensors
         if g_point is None:
             g_point = torch.zeros_like(y)
@@ -209,10 +211,12 @@ def update(
     y: Tensor, gradient: Tensor, step_size: Tensor, velocity: Tensor | None, noise: Tensor | None, rule: DescentRule
 ) -> tuple[Tensor, Tensor]:
     """`descent_update`, unchecked."""
+    tensors = [t for t in (y, gradient, step_size, velocity, noise) if t is not None]
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    enter("ops.descent_update", tensors, OP if differentiable else OP_OF_TENSORS, EVERYTHING)
     if on_reference():
         return reference.descent_update(y, gradient, step_size, velocity, noise, rule)
-    tensors = [t for t in (y, gradient, step_size, velocity, noise) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if differentiable:
         return _Update.apply(rule, None, None, y, gradient, step_size, velocity, noise)
     return tuple(_descent_update(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high))
 

@@ -24,6 +24,7 @@ from adaptcomp_ext.ops._halting_kernels import (
     Fused,
     halt_step,
 )
+from adaptcomp_ext.ops._transforms import check_gradients
 from adaptcomp_ext.ops.compaction import compact_index_padded, gather_rows_kernel
 
 __all__ = [
@@ -92,6 +93,7 @@ class _HaltRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        check_gradients("AdaptiveHalt", grads)
         layout: _Layout = ctx.layout
         row, flag, where, logits, before, weight, readout = ctx.saved_tensors
         it = iter(grads)

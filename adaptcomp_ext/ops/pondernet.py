@@ -11,6 +11,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
 from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._transforms import EVERYTHING, OP, OP_OF_TENSORS, check_gradients, enter, without_address
 
 
 class PonderNetStep(NamedTuple):
@@ -92,18 +93,19 @@ class _PonderNetStep(torch.autograd.Function):
         ctx.save_for_backward(logits, log_survival)
         ctx.static = static
         ctx.set_materialize_grads(False)
-        out = (_pondernet_step if torch.compiler.is_compiling() else _kernel)(logits, log_survival, *static)
+        out = (_pondernet_step if without_address() else _kernel)(logits, log_survival, *static)
         ctx.mark_non_differentiable(out[3])
         return tuple(out)
 
     @staticmethod
     def backward(ctx: Any, g_weight: Any, g_log_survival: Any, g_cost: Any, _: Any) -> tuple[Any, ...]:
         logits, log_survival = ctx.saved_tensors
+        check_gradients("ops.pondernet_step", (g_weight, g_log_survival, g_cost))
         # Under create_graph the gradient has to be differentiable in its turn: the reference is.
         if torch.is_grad_enabled():
             backward = reference.pondernet_step_backward
         else:
-            backward = _pondernet_step_backward if torch.compiler.is_compiling() else _backward_kernel
+            backward = _pondernet_step_backward if without_address() else _backward_kernel
         g_logits, g_before = backward(logits, log_survival, g_weight, g_log_survival, g_cost, *ctx.static)
         return g_logits.to(logits.dtype), g_before, *(None for _ in ctx.static)
 
@@ -161,9 +163,11 @@ def pondernet_step(
 
 def pondernet_step_unchecked(logits: Tensor, log_survival: Tensor, *static: Any) -> tuple[Tensor, ...]:
     """`pondernet_step` for the halting loop, which has checked its arguments once."""
+    differentiable = torch.is_grad_enabled() and (logits.requires_grad or log_survival.requires_grad)
+    enter("ops.pondernet_step", (logits, log_survival), OP if differentiable else OP_OF_TENSORS, EVERYTHING)
     if on_reference():
         return reference.pondernet_step(logits, log_survival, *static)
-    if torch.is_grad_enabled() and (logits.requires_grad or log_survival.requires_grad):
+    if differentiable:
         result: tuple[Tensor, ...] = _PonderNetStep.apply(logits, log_survival, *static)
         return result
     return tuple(_pondernet_step(logits, log_survival, *static))

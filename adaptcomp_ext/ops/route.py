@@ -12,6 +12,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
 from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values
 
 
 # --- raw ops ----------------------------------------------------------------------------------------------------------------
@@ -59,6 +60,7 @@ class _Merge(torch.autograd.Function):
         (index,) = ctx.saved_tensors
         with_rows = any(ctx.needs_input_grad[2 : 2 + ctx.count])
         given = [g for g in grads if g is not None]
+        check_gradients("ops.merge_rows", given)
         found = _split(given, index, with_rows)
         some, others = iter(found[: len(found) - len(given)]), iter(found[len(found) - len(given) :])
         g_rows = [next(some) if g is not None and with_rows else None for g in grads]
@@ -112,7 +114,7 @@ def _check_index(index: object) -> Tensor:
 
 def _check_order(index: Tensor, size: int) -> None:
     """On the CPU, where looking costs no wait: strictly ascending below `size`, negative entries at the end."""
-    if index.device.type != "cpu" or torch.compiler.is_compiling():
+    if index.device.type != "cpu" or not has_values():
         return
     if not _C.in_order([index, index.shape[0], size]):
         raise ValueError(
@@ -193,5 +195,6 @@ def merge_rows(rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor
         _check_pair(i, put[i], o)
     if where.shape[0] > size:
         raise ValueError(f"index: expected at most {size} entries, the rows of otherwise, got {where.shape[0]}")
+    enter("ops.merge_rows", [*put, *base], OP, EVERYTHING, where)
     _check_order(where, size)
     return tuple(merge(put, base, where))

@@ -21,7 +21,7 @@ def act_step(
     h = torch.sigmoid(passing_back_where_finite(logits).to(accumulated.dtype))
     total = accumulated + h
     reached = total >= threshold
-    last = reached | (step >= max_steps)
+    last = reached if step < max_steps else torch.ones_like(reached)
     remainder = 1 - accumulated
     weight = torch.where(last, remainder, h)
     cost = torch.where(last, step + remainder, torch.zeros_like(h))

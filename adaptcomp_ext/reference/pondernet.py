@@ -25,7 +25,7 @@ def pondernet_step(
     z = passing_back_where_finite(logits).to(log_survival.dtype)
     log_survival = torch.where(logits.isfinite(), log_survival, log_survival.detach())  # zero times NaN would be NaN
     after = log_survival + logsigmoid(-z)
-    last = (after < log_epsilon) | (step >= max_steps)
+    last = after < log_epsilon if step < max_steps else torch.ones_like(after, dtype=torch.bool)
     log_p = torch.where(last, log_survival, log_survival + logsigmoid(z))
     p = log_p.exp()
     return p, after, p * (log_p - log_prior), last

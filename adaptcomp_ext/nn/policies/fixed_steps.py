@@ -9,6 +9,7 @@ from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import contiguous
 from adaptcomp_ext.ops._checks import check_int, describe
+from adaptcomp_ext.ops._transforms import enter
 
 
 class FixedSteps(Policy):
@@ -35,6 +36,7 @@ class FixedSteps(Policy):
             return
         if n.dtype != torch.int64 or n.dim() != 1:
             raise TypeError(f"n: expected an int, or an int64 tensor of shape [B], got {describe(n)}")
+        enter("FixedSteps", [n])
         if n.numel() and int(n.min()) < 1:
             raise ValueError(f"n: expected at least 1 step for every row, got {int(n.min())}")
         self.register_buffer("n", n.contiguous())

@@ -1,0 +1,255 @@
+"""Transforms and tracers of torch that the kernels cannot serve: each is noticed at the call and refused by one sentence.
+
+The kernels read addresses and decide on the host. A tensor that stands for many tensors (``vmap``), for a value with a tangent
+(forward mode) or for no value at all (fake tensors) has no address that says so; and a recorded graph would replay the steps of
+one batch for every other. `enter` looks for all of them at the beginning of a call and costs a fifth of a microsecond. What
+reaches a call only through the user's own functions, such as a parameter with a tangent, is found by the `Watch` it returns.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
+from torch.utils import _pytree as pytree
+
+from adaptcomp_ext.ops._backend import on_reference
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _nothing() -> None:
+    return None
+
+
+# Private names of torch. Without one of them its transform is no longer refused here, and nothing else changes.
+_functorch = getattr(torch._C, "_functorch", None)
+_interpreter = getattr(_functorch, "peek_interpreter_stack", _nothing)
+_interpreters = getattr(_functorch, "get_interpreter_stack", _nothing)
+_tracing_state = getattr(torch._C, "_get_tracing_state", _nothing)
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", _nothing)
+_mode = getattr(torch._C, "_get_dispatch_mode", None)
+_mode_keys = getattr(torch._C, "_TorchDispatchModeKey", None)
+_is_included = getattr(torch._C, "_dispatch_tls_is_dispatch_key_included", None)
+_pre_dispatch = getattr(torch._C.DispatchKey, "PreDispatch", None)
+_before_dispatch = functools.partial(_is_included, _pre_dispatch) if _is_included and _pre_dispatch else _nothing
+_is_legacy_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda tensor: False)
+
+# What the reference of a loop can do, being plain PyTorch; what a registered op can do; and one that takes no list of tensors.
+DIFFERENTIATION = frozenset({"grad", "jvp", "functionalize", "forward"})
+OP = frozenset({"export", "trace", "make_fx", "fake", "functionalize"})
+OP_OF_TENSORS = OP | {"vmap"}
+EVERYTHING = DIFFERENTIATION | OP_OF_TENSORS
+
+_NAMES = {
+    "grad": "torch.func.grad, vjp and jacrev",
+    "jvp": "torch.func.jvp and jacfwd",
+    "vmap": "torch.vmap",
+    "functionalize": "torch.func.functionalize",
+    "forward": "forward-mode differentiation (dual numbers)",
+    "trace": "torch.jit.trace and the ONNX export built on it",
+    "make_fx": "make_fx",
+    "fake": "FakeTensorMode",
+    "export": "torch.export",
+}
+_KINDS = {"Grad": "grad", "Jvp": "jvp", "Vmap": "vmap"}  # of functorch's interpreters
+_BY_LOOP = "rows do not depend on each other: give all samples in one batch, or call it for one sample after the other"
+_RECORDED = (
+    "what runs is decided by the values of the rows, and a recording would repeat what those of one batch needed: record the "
+    "other parts of the model, or use torch.compile without fullgraph=True, which leaves it out of the graph"
+)
+_WAYS = {
+    "grad": "use torch.autograd.grad",
+    "jvp": "use torch.autograd.functional.jvp",
+    "vmap": _BY_LOOP,
+    "functionalize": "call it outside",
+    "forward": "use torch.autograd.functional.jvp",
+    "trace": _RECORDED,
+    "make_fx": _RECORDED,
+    "fake": "its tensors have no values to decide by: call it outside the mode, on real tensors",
+    "export": _RECORDED,
+}
+
+
+def enter(
+    called: str,
+    tensors: Iterable[Any],
+    kernels: Collection[str] = (),
+    reference: Collection[str] = DIFFERENTIATION,
+    decides: Tensor | None = None,
+) -> Watch | None:
+    """Raise where a transform is active that the call cannot serve; to be called before work begins.
+
+    Parameters
+    ----------
+    called : str
+        What the user called, for the message.
+    tensors : iterable of Tensor
+        What it was given; anything else among them is ignored.
+    kernels, reference : collection of str
+        The transforms that the kernels serve, and those that its reference path serves, named as in this module.
+    decides : Tensor, optional
+        Decides on shapes, and must not have a batch of ``vmap`` on the reference either.
+
+    Returns
+    -------
+    Watch or None
+        To be shown what the user's functions return; None, the usual case, where there is nothing to look for.
+
+    Raises
+    ------
+    RuntimeError
+        Names the transform and the way out.
+    """
+    if torch.compiler.is_dynamo_compiling():  # which knows the transforms it traces through
+        return None
+    if (
+        _interpreter() is None
+        and forward_ad._current_level < 0
+        and _tracing_state() is None
+        and not _dispatch_modes()
+        and not _before_dispatch()
+    ):
+        return None
+    return _look(called, tensors, kernels, reference, decides)
+
+
+def without_address() -> bool:
+    """Whether a kernel must be called through torch's dispatcher: a graph is being recorded, or a mode is active."""
+    return torch.compiler.is_compiling() or bool(_dispatch_modes())
+
+
+def has_values() -> bool:
+    """Whether the values of a tensor can be looked at."""
+    return not torch.compiler.is_compiling() and (not _dispatch_modes() or "fake" not in _active())
+
+
+def on_values(look: Callable[[], int]) -> int:
+    """What `look` finds in the values of tensors, with nothing recorded of it."""
+    if not _dispatch_modes() and not _before_dispatch():
+        return look()
+    with _python_dispatch._disable_current_modes():
+        return look()
+
+
+class Watch:
+    """Looks for derivatives and batches that reach a call through what the user's functions return."""
+
+    def __init__(self, called: str, forbidden: Collection[str], reference: Collection[str]) -> None:
+        self._called = called
+        self._forbidden = forbidden
+        self._reference = reference
+
+    def __call__(self, where: str, tree: Any) -> None:
+        """Raise if a tensor in `tree` has a tangent or a batch dimension of ``vmap`` that would be dropped."""
+        for tensor in pytree.tree_leaves(tree):
+            if not isinstance(tensor, Tensor):
+                continue
+            if "vmap" in self._forbidden and _is_batched(tensor):
+                _refuse(self._called, "vmap", self._reference, where)
+            if "forward" in self._forbidden and _has_tangent(tensor):
+                _refuse(self._called, "forward", self._reference, where)
+
+    def wrap(self, where: str, function: _Function) -> _Function:
+        """The same function, with everything it returns looked at."""
+
+        @functools.wraps(function, updated=())
+        def watched(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
+            self(where, result)
+            return result
+
+        return watched  # type: ignore[return-value]
+
+
+def check_gradients(called: str, gradients: Iterable[Any]) -> None:
+    """In a backward pass: raise where a gradient stands for many, or has a tangent."""
+    if torch.compiler.is_compiling():
+        return
+    dual = forward_ad._current_level >= 0
+    for gradient in gradients:
+        if gradient is None:
+            continue
+        if _is_legacy_batched(gradient):
+            raise RuntimeError(
+                f"The backward pass of {called} does not support batches of gradients (is_grads_batched=True, or vectorize=True "
+                "of torch.autograd.functional): leave the option out, and torch takes one gradient after the other."
+            )
+        if dual and _has_tangent(gradient):
+            _refuse(f"the backward pass of {called}", "forward", ())
+
+
+def apart(called: str, function: _Function) -> _Function:
+    """The same function, at which torch.compile splits its graph; it says why where it must not."""
+    disable: Any = torch.compiler.disable
+    reason = f"{called} does not support torch.compile(fullgraph=True) and torch.export: {_RECORDED}."
+    try:
+        return disable(function, reason=reason)
+    except TypeError:  # before torch 2.7
+        return disable(function)
+
+
+def _look(
+    called: str, tensors: Iterable[Any], kernels: Collection[str], reference: Collection[str], decides: Tensor | None
+) -> Watch | None:
+    served = reference if on_reference() else kernels
+    active = _active()
+    for kind in active:
+        if kind not in served and kind not in ("vmap", "forward"):
+            _refuse(called, kind, reference)
+    if decides is not None and "vmap" in active and _is_batched(decides):
+        _refuse(called, "vmap", ())
+    # These two harm only where a tensor has a batch or a tangent.
+    forbidden = {"vmap", "forward"}.intersection(active).difference(served)
+    if not forbidden:
+        return None
+    watch = Watch(called, forbidden, reference)
+    watch("", list(tensors))
+    return watch
+
+
+def _active() -> list[str]:
+    """The transforms, tracers and modes that are active, those first that say most."""
+    kinds = ["export"] if torch.compiler.is_exporting() else []
+    if _tracing_state() is not None:
+        kinds.append("trace")
+    if _mode is not None and _mode_keys is not None:
+        for kind, key in (("make_fx", "PROXY"), ("fake", "FAKE"), ("functionalize", "FUNCTIONAL")):
+            if _mode(getattr(_mode_keys, key)) is not None:
+                kinds.append(kind)
+    if _before_dispatch():
+        kinds.append("make_fx")
+    kinds += [_KINDS.get(interpreter.key().name, "functionalize") for interpreter in _interpreters() or ()]
+    if forward_ad._current_level >= 0:
+        kinds.append("forward")
+    return kinds
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """At any level: under per-sample gradients a batch is wrapped in what has the gradient."""
+    assert _functorch is not None
+    while True:
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        if not _functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = _functorch.get_unwrapped(tensor)
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _refuse(called: str, kind: str, reference: Collection[str], where: str = "") -> NoReturn:
+    way = _WAYS[kind]
+    if kind in reference:
+        way += ", or run it inside adaptcomp_ext.reference_kernels(), whose plain PyTorch has it"
+    came = f", and {where} returned a tensor with {'a batch' if kind == 'vmap' else 'a tangent'}" if where else ""
+    raise RuntimeError(f"{called} does not support {_NAMES[kind]}{came}: {way}.")
