@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adaptcomp_ext.nn._plain import copied, hooked
 from adaptcomp_ext.nn.variational.kl import kingma_kl, molchanov_kl
-from adaptcomp_ext.ops._checks import check_choice, check_fraction, check_int, describe
+from adaptcomp_ext.nn.variational.layers import (
+    WEIGHTED,
+    check_layer,
+    count_units,
+    plain,
+    unit_dimension,
+    why_not_called,
+    why_not_sparse,
+)
+from adaptcomp_ext.nn.variational.wide import outside_autocast, wide
+from adaptcomp_ext.ops._checks import check_choice, check_fraction, describe
 from adaptcomp_ext.ops.descent import check_number
 
-__all__ = ["FORMS", "GRANULARITIES", "WEIGHTED", "VariationalDropout"]
+__all__ = ["FORMS", "GRANULARITIES", "VariationalDropout"]
 
 FORMS = ("sparse", "gaussian")
 GRANULARITIES = ("weight", "unit")
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers whose weights can carry the noise."""
-_CHANNELS_FIRST = (*WEIGHTED[1:], nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_WIDTHS = ("out_features", "out_channels", "hidden_size", "num_features")
 _TINY = 1e-8  # θ² + this: a weight that is exactly 0 has a large α, not an infinite one
 _VARIANCE_FLOOR = 1e-16  # the square root's derivative at 0
+
+
+def _of_layer(name: str) -> property:
+    return property(lambda self: getattr(self.layer, name), doc=f"The layer's own ``{name}``.")
 
 
 class VariationalDropout(nn.Module):
@@ -46,9 +58,11 @@ class VariationalDropout(nn.Module):
     Parameters
     ----------
     layer : nn.Module
-        Becomes part of this module. Returns one Tensor.
+        Becomes part of this module. Returns one real floating-point Tensor.
     form : str, optional
-        Default: "sparse" for ``nn.Linear`` and ``nn.Conv1d`` to ``nn.Conv3d``, else "gaussian".
+        Default: "sparse" for ``nn.Linear`` and ``nn.Conv1d`` to ``nn.Conv3d``, parametrised ones included; "gaussian" for all
+        others, and for subclasses and instances with a ``forward`` of their own, with hooks or with complex weights, whose
+        output is more than the product of weights and input.
     per : str
         "weight" or "unit": what has an α of its own. Always "unit" for "gaussian".
     threshold : float
@@ -58,15 +72,46 @@ class VariationalDropout(nn.Module):
     features : int, optional
         Number of units, for a "gaussian" layer that does not tell (``out_features``, ``out_channels``, ``hidden_size``).
 
+    Attributes
+    ----------
+    threshold : Tensor
+        Scalar buffer, float64, so that a saved model is pruned as it was; takes a float too. A state_dict without it, written by
+        an older version, leaves it as it is.
+    weight, bias : Tensor
+        For parents that read them instead of calling the layer, as the fast path of ``nn.TransformerEncoderLayer`` does. In
+        evaluation `weight` is the pruned weight, a new tensor: write to ``layer.weight``. In training it is θ, the layer's own
+        parameter: what a parent computes from it has *no noise*; `kl` warns where the layer itself was never called. Set, they
+        become the layer's.
+
+    Raises
+    ------
+    TypeError
+        If `layer` is no nn.Module or does not fit the form; at a call, if it was given hooks (for training) or a ``forward`` of
+        its own after it had been wrapped in form "sparse".
+    ValueError
+        If an option is out of range, or the units do not lie where they should.
+
     Notes
     -----
     Add ``layer.kl() / N`` to a mean loss, N being the size of the training set; warm it up, or the network is pruned before it
     has learned. log α moves by whole nats, so its parameter wants a larger learning rate than weights (ten times is usual).
 
-    Units lie in the last dimension of what a layer returns, in dimension 1 for convolutions and normalisations.
+    Units lie in the last dimension of what a layer returns; before the positions for convolutions, transposed convolutions,
+    pools and instance normalisation, batched or not; in dimension 1 for batch and group normalisation.
+
+    In half precision, autocast included, spreads, noise and KL are computed in float32; outputs have the layer's dtype.
 
     The noise comes from torch's global generator. *Not promised:* the same noise for a row whatever surrounds it.
     """
+
+    threshold: Tensor
+    _called = False  # in training
+    _read = False  # `weight`, in training
+
+    in_features, out_features = _of_layer("in_features"), _of_layer("out_features")
+    in_channels, out_channels = _of_layer("in_channels"), _of_layer("out_channels")
+    kernel_size, stride, padding = _of_layer("kernel_size"), _of_layer("stride"), _of_layer("padding")
+    dilation, groups = _of_layer("dilation"), _of_layer("groups")
 
     def __init__(
         self,
@@ -78,53 +123,79 @@ class VariationalDropout(nn.Module):
         features: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(layer, nn.Module):
-            raise TypeError(f"layer: expected an nn.Module, got {describe(layer)}")
+        check_layer(layer)
         if isinstance(layer, VariationalDropout):
             raise TypeError("layer: expected one without variational dropout, got a VariationalDropout")
+        obstacle = why_not_sparse(layer)
         if form is None:
-            form = "sparse" if isinstance(layer, WEIGHTED) else "gaussian"
+            form = "sparse" if obstacle is None else "gaussian"
         check_choice("form", form, FORMS)
         check_choice("per", per, GRANULARITIES)
+        if form == "sparse" and obstacle is not None:
+            raise TypeError(f"layer: form='sparse' {obstacle}")
         self.form = form
-        self.threshold = check_number("threshold", threshold, -math.inf, math.inf, ends="()")
-        start = check_number("log_alpha", log_alpha, -math.inf, 0.0 if form == "gaussian" else math.inf, ends="(]")
-        if form == "sparse":
-            if not isinstance(layer, WEIGHTED):
-                raise TypeError(f"layer: form='sparse' expects a linear or convolution layer, got {type(layer).__name__}")
-            self.per = per
-        else:
-            self.per = "unit"
+        self.per = per if form == "sparse" else "unit"
+        self._first_threshold = check_number("threshold", threshold, -math.inf, math.inf, ends="()")
+        self._first_log_alpha = check_number(
+            "log_alpha", log_alpha, -math.inf, 0.0 if form == "gaussian" else math.inf, ends="(]"
+        )
         self.layer = layer
-        self.units = self._count_units(layer, features)
+        self.units = count_units(layer, features)
         like = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
+        self.register_buffer("threshold", torch.tensor(self._first_threshold, dtype=torch.float64, device=like.device))
         if form == "sparse" and per == "weight":
             assert isinstance(layer, WEIGHTED)
-            size = layer.weight.detach().square().mean().clamp(min=_TINY)
-            self.log_variance = nn.Parameter((size.log() + start).expand_as(layer.weight).clone())
+            self.log_variance = nn.Parameter(torch.empty_like(layer.weight, memory_format=torch.contiguous_format))
         else:
-            self.log_noise = nn.Parameter(torch.full((self.units,), start, dtype=like.dtype, device=like.device))
+            self.log_noise = nn.Parameter(torch.empty(self.units, dtype=like.dtype, device=like.device))
+        self.reset_parameters()
 
-    @staticmethod
-    def _count_units(layer: nn.Module, features: int | None) -> int:
-        known = next((getattr(layer, name) for name in _WIDTHS if isinstance(getattr(layer, name, None), int)), None)
-        if known is None:
-            if features is None:
-                raise ValueError(f"features: expected the number of units, which {type(layer).__name__} does not tell, got None")
-            return check_int("features", features, 1)
-        if features is not None and features != known:
-            raise ValueError(f"features: expected {known}, as {type(layer).__name__} has, got {features}")
-        return known
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start the noise anew, from the layer's present weights, which stay as they are."""
+        if self.form == "gaussian" or self.per == "unit":
+            self.log_noise.fill_(self._first_log_alpha)
+        else:
+            assert isinstance(self.layer, WEIGHTED)
+            size = wide(self.layer.weight.detach()).square().mean().clamp(min=_TINY)
+            self.log_variance.copy_((size.log() + self._first_log_alpha).expand_as(self.log_variance))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weight", "bias"):  # as in `decoder.weight = encoder.weight`
+            setattr(self.layer, name, value)
+            return
+        if name == "threshold" and not isinstance(value, Tensor):
+            number = check_number("threshold", value, -math.inf, math.inf, ends="()")
+            value = torch.tensor(number, dtype=torch.float64, device=self.threshold.device)
+        super().__setattr__(name, value)
+
+    @property
+    def weight(self) -> Tensor:
+        """The pruned weight in evaluation, a new tensor; θ itself in training, without noise, and for "gaussian"."""
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        if self.form == "gaussian":
+            return weight
+        if self.training:
+            if not self._read:
+                self._read = True
+            return weight
+        return self._prune(weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's own."""
+        bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
+        return bias
 
     @property
     def log_alpha(self) -> Tensor:
-        """log α: as the weights for ``per="weight"``, else [units]. Differentiable."""
+        """log α: as the weights for ``per="weight"``, else [units]; float32 for half precisions. Differentiable."""
         if self.form == "gaussian":
-            return self.log_noise.clamp(max=0)
+            return wide(self.log_noise).clamp(max=0)
         if self.per == "unit":
-            return self.log_noise
+            return wide(self.log_noise)
         assert isinstance(self.layer, WEIGHTED)
-        return self.log_variance - (self.layer.weight.square() + _TINY).log()
+        return wide(self.log_variance) - (wide(self.layer.weight).square() + _TINY).log()
 
     @property
     def kept(self) -> Tensor:
@@ -139,6 +210,9 @@ class VariationalDropout(nn.Module):
         assert isinstance(self.layer, WEIGHTED)
         return values.view(-1, *(1 for _ in self.layer.weight.shape[1:]))
 
+    def _prune(self, weight: Tensor) -> Tensor:
+        return torch.where(self.kept, weight, torch.zeros_like(weight))
+
     def kl(self) -> Tensor:
         """KL(q ‖ p) in nats, scalar, differentiable; 0 where all is noise.
 
@@ -148,6 +222,13 @@ class VariationalDropout(nn.Module):
         """
         if self.form == "gaussian":
             return kingma_kl(self.log_alpha).sum()
+        if self.training and self._read and not self._called:
+            warnings.warn(
+                f"VariationalDropout: the weight of its {type(self.layer).__name__} was read in training, but the layer was "
+                "never called: no noise has entered the loss, and this KL alone prunes. Call the layer, or do not wrap it.",
+                stacklevel=2,
+            )
+            self._read = False
         kl = molchanov_kl(self.log_alpha).sum()
         if self.per == "weight":
             return kl
@@ -174,41 +255,62 @@ class VariationalDropout(nn.Module):
         part = check_fraction("share", share, zero=True)
         if self.form != "sparse" or part == 1.0:
             raise ValueError(f'share: expected a share below 1 of a layer with form="sparse", got {share} of {self.form!r}')
-        ordered = self.log_alpha.detach().double().flatten().sort().values
+        log_alpha = self.log_alpha.detach().flatten()
+        ordered = log_alpha.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).sort().values
         last = len(ordered) - int(part * len(ordered)) - 1
-        self.threshold = float(ordered[last])
+        low, high = ordered[last], ordered[min(last + 1, len(ordered) - 1)]
+        middle = low + (high - low) / 2  # between the two: a logarithm rounded otherwise elsewhere changes nothing
+        self.register_buffer("threshold", torch.where(middle < high, middle, low).double())
 
     def dense(self) -> nn.Module:
-        """Return a copy of the layer alone, its pruned weights 0: the same outputs as this module in evaluation."""
-        layer = copy.deepcopy(self.layer)
+        """Return a copy of the layer alone, its pruned weights 0: the same outputs as this module in evaluation.
+
+        In form "sparse" parametrised tensors become plain parameters.
+        """
+        layer = copied("layer", self.layer)
         if self.form == "sparse":
+            plain(layer)
             assert isinstance(layer, WEIGHTED)
             with torch.no_grad():
-                layer.weight.mul_(self.kept)
+                layer.weight.copy_(self._prune(layer.weight))
         return layer
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """Run the layer, with noise in training mode, pruned in evaluation mode."""
         if self.form == "gaussian":
-            return self._multiplied(self.layer(*inputs))
-        (x,) = inputs
+            return self._multiplied(self.layer(*inputs, **options))
+        if options.keys() - {"input"} or len(inputs) + len(options) != 1:
+            raise TypeError(f"inputs: expected one, as {type(self.layer).__name__} takes, got {len(inputs) + len(options)}")
+        x = inputs[0] if inputs else options["input"]
+        if (obstacle := why_not_called(self.layer)) is not None:
+            return self._hooked(x, obstacle)
         assert isinstance(self.layer, WEIGHTED)
-        weight = self.layer.weight
+        weight, bias = self.layer.weight, self.layer.bias
         if not self.training:
-            return self._product(x, torch.where(self.kept, weight, torch.zeros_like(weight)), self.layer.bias)
-        if self.per == "unit":
-            out = self._product(x, weight, None)
-            spread = (self.log_noise / 2).exp()
-            bias = torch.zeros_like(spread) if self.layer.bias is None else self.layer.bias
-            # One draw for each row and unit, the same at all positions: independent ones would average out.
-            positions = weight.dim() - 2
-            shape = (*out.shape[: out.dim() - positions], *(1 for _ in range(positions)))
-            noise = torch.randn(shape, dtype=out.dtype, device=out.device)
-            along = (-1, *(1 for _ in range(positions)))
-            return out * (1 + spread.view(along) * noise) + bias.view(along)
-        mean = self._product(x, weight, self.layer.bias)
-        spread = self._product(x.square(), self.log_variance.exp(), None)
-        return mean + (spread + _VARIANCE_FLOOR).sqrt() * torch.randn_like(mean)
+            return self._product(x, self._prune(weight), bias)
+        if not self._called:
+            self._called = True
+        return self._unit_noise(x, weight, bias) if self.per == "unit" else self._weight_noise(x, weight, bias)
+
+    def _unit_noise(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out = self._product(x, weight, None)
+        clean = wide(out)
+        spread = (wide(self.log_noise) / 2).exp()
+        # One draw for each row and unit, the same at all positions: independent ones would average out.
+        positions = weight.dim() - 2
+        along = (-1, *(1 for _ in range(positions)))
+        shape = (*out.shape[: out.dim() - positions], *along[1:])
+        noisy = clean * (1 + spread.view(along) * torch.randn(shape, dtype=clean.dtype, device=clean.device))
+        return (noisy if bias is None else noisy + bias.view(along)).to(out.dtype)
+
+    def _weight_noise(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        mean = self._product(x, weight, bias)
+        spread = outside_autocast(self._spread, x, self.log_variance)
+        return mean + (spread * torch.randn_like(spread)).to(mean.dtype)
+
+    def _spread(self, x: Tensor, log_variance: Tensor) -> Tensor:
+        variance = self._product(wide(x).square(), wide(log_variance).exp(), None)
+        return (variance + _VARIANCE_FLOOR).sqrt()
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if isinstance(self.layer, nn.Linear):
@@ -217,17 +319,43 @@ class VariationalDropout(nn.Module):
         out: Tensor = convolution._conv_forward(x, weight, bias)  # with its stride and its kind of padding
         return out
 
+    def _hooked(self, x: Tensor, obstacle: str) -> Tensor:
+        """In evaluation hooks get the call of the layer that they wait for."""
+        if self.training or not hooked(self.layer) or "weight" not in self.layer._parameters:
+            raise TypeError(f"layer: form='sparse' {obstacle}")
+        out: Tensor = torch.func.functional_call(self.layer, {"weight": self.weight}, (x,))
+        return out
+
     def _multiplied(self, out: Any) -> Tensor:
-        if not isinstance(out, Tensor):
-            raise TypeError(f"layer: expected it to return one Tensor, got {describe(out)}")
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            raise TypeError(f"layer: expected it to return one real floating-point Tensor, got {describe(out)}")
         if not self.training:
             return out
-        dim = 1 if isinstance(self.layer, _CHANNELS_FIRST) else -1
-        if out.shape[dim] != self.units:
+        dim = unit_dimension(self.layer)
+        place = dim if dim >= 0 else out.dim() + dim
+        if not 0 <= place < out.dim() or out.shape[place] != self.units:
             raise ValueError(f"layer: expected {self.units} units in dimension {dim} of its output, got {list(out.shape)}")
-        spread = (self.log_alpha / 2).exp().view(-1, *(1 for _ in range(out.dim() - 2 if dim == 1 else 0)))
-        return out * (1 + spread * torch.randn_like(out))
+        spread = (self.log_alpha / 2).exp().view(-1, *(1 for _ in range(out.dim() - place - 1)))
+        clean = wide(out)
+        return (clean * (1 + spread * torch.randn_like(clean))).to(out.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VariationalDropout:
+        """Move and cast all but the threshold, which only moves: a rounded one would prune other weights."""
+        known = self._first_threshold if self.threshold.is_meta else float(self.threshold)
+        super()._apply(fn, recurse)
+        now = self.threshold
+        if not now.is_meta and (now.dtype != torch.float64 or float(now) != known):  # `to_empty` leaves garbage
+            self.register_buffer("threshold", torch.tensor(known, dtype=torch.float64, device=now.device))
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing: list[str], *lists: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *lists)
+        if (name := prefix + "threshold") in missing:  # written before the threshold was part of it
+            missing.remove(name)
 
     def extra_repr(self) -> str:
         """Form, granularity and threshold."""
-        return f"form={self.form!r}, per={self.per!r}, threshold={self.threshold:g}"
+        threshold = "meta" if self.threshold.is_meta else f"{float(self.threshold):g}"
+        return f"form={self.form!r}, per={self.per!r}, threshold={threshold}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adaptcomp_ext.nn.variational.dropout import WEIGHTED, VariationalDropout
+from adaptcomp_ext.nn._plain import copied
+from adaptcomp_ext.nn.variational.dropout import VariationalDropout
+from adaptcomp_ext.nn.variational.layers import ONLY_READ, WEIGHTED
 from adaptcomp_ext.ops._checks import describe
 
 __all__ = ["description_length", "sparsity", "variational"]
@@ -26,7 +27,8 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
     Parameters
     ----------
     module : nn.Module
-        Left as it is. Layers that are in a `VariationalDropout` already stay so; a layer that is used in two places stays one.
+        Left as it is. Layers that are in a `VariationalDropout` already stay so; a layer that is used in two places stays one;
+        layers that share one weight share one noise, which counts once.
     **options
         Of `VariationalDropout`.
 
@@ -36,44 +38,75 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
 
     Raises
     ------
+    TypeError
+        If the network cannot be copied, or a layer does not fit the form asked for; the message names it.
     ValueError
-        If there is no such layer.
+        If there is no such layer, or an option is out of range.
 
     Notes
     -----
-    Recurrent cells have weights of their own, which are not wrapped: put them into ``VariationalDropout(cell)`` by hand.
+    Recurrent cells have weights of their own, which are not wrapped: put them into ``VariationalDropout(cell)`` by hand. Nor are
+    the products of ``nn.MultiheadAttention``, which reads their weights and never calls them. A parent of your own that does so
+    in training gets no noise: see ``VariationalDropout.weight``.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an nn.Module, got {describe(module)}")
     wrapped: dict[nn.Module, VariationalDropout] = {}
+    by_weight: dict[int, VariationalDropout] = {}
 
-    def replace(part: nn.Module) -> nn.Module:
+    def wrap(part: nn.Module, path: str) -> VariationalDropout:
+        try:
+            new = VariationalDropout(part, **options)
+        except (TypeError, ValueError) as error:
+            if not str(error).startswith("layer:"):
+                raise
+            raise type(error)(f"module, at {path or 'its root'}: {error}") from error
+        if new.form == "sparse":
+            first = by_weight.setdefault(id(part._parameters.get("weight", part)), new)
+            setattr(new, _noise_of(new), getattr(first, _noise_of(first)))
+        return new
+
+    def replace(part: nn.Module, path: str) -> nn.Module:
         if isinstance(part, VariationalDropout):
             wrapped[part] = part
             return part
-        if type(part) in WEIGHTED:
+        if isinstance(part, (nn.MultiheadAttention, *ONLY_READ)):
+            return part
+        if isinstance(part, WEIGHTED):
             if part not in wrapped:
-                wrapped[part] = VariationalDropout(part, **options)
+                wrapped[part] = wrap(part, path)
             return wrapped[part]
-        for name, child in list(part.named_children()):
-            if (new := replace(child)) is not child:
+        for name, child in list(part._modules.items()):  # every name, also a second one of the same child
+            if child is not None and (new := replace(child, f"{path}.{name}" if path else name)) is not child:
                 setattr(part, name, new)
         return part
 
-    result = replace(copy.deepcopy(module))
+    result = replace(copied("module", module), "")
     if not wrapped:
         raise ValueError(f"module: expected a network with linear or convolution layers, found none in {type(module).__name__}")
     return result
 
 
+def _noise_of(layer: VariationalDropout) -> str:
+    return "log_variance" if layer.form == "sparse" and layer.per == "weight" else "log_noise"
+
+
+def _distinct(layers: list[VariationalDropout]) -> list[VariationalDropout]:
+    """One layer for each noise: what is shared has one posterior."""
+    return list({id(getattr(layer, _noise_of(layer))): layer for layer in layers}.values())
+
+
 def description_length(module: nn.Module) -> Tensor:
-    """Sum of `VariationalDropout.kl` over a network, in nats: scalar, differentiable; 0 where there is none."""
-    lengths = [layer.kl() for layer in _layers(module)]
+    """Sum of `VariationalDropout.kl` over a network, in nats: scalar, differentiable; 0 where there is none.
+
+    Layers that share one noise, as `variational` makes them of layers that share one weight, count once.
+    """
+    lengths = [layer.kl() for layer in _distinct(_layers(module))]
     return torch.stack(lengths).sum() if lengths else torch.zeros(())
 
 
 def sparsity(module: nn.Module) -> float:
     """Share of the weights under variational dropout that evaluation prunes; 0 where there are none."""
-    kept = [layer.kept for layer in _layers(module) if layer.form == "sparse"]
+    kept = [layer.kept for layer in _distinct(_layers(module)) if layer.form == "sparse"]
     weights = sum(part.numel() for part in kept)
     return 1.0 - sum(int(part.sum()) for part in kept) / weights if weights else 0.0

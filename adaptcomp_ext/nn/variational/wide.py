@@ -1,0 +1,51 @@
+"""Arithmetic that half precision must not touch: in float16 squares and a floor of 1e-16 vanish, a slope of 1e8 is infinite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["outside_autocast", "wide"]
+
+Function = Callable[..., Tensor]
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precisions as float32; everything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def outside_autocast(function: Function, *tensors: Tensor) -> Tensor:
+    """``function(*tensors)`` with autocast off, also in the backward pass, which many run inside the autocast block."""
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return function(*tensors)
+    if torch.compiler.is_compiling():  # the compiler sees forward and backward at once
+        with torch.autocast(device, enabled=False):
+            return function(*tensors)
+    out: Tensor = _Outside.apply(function, *tensors)
+    return out
+
+
+class _Outside(torch.autograd.Function):
+    """Compute again in the backward pass: a graph made in the forward pass would run its products under autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Function, *tensors: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return function(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        again = torch.is_grad_enabled()  # create_graph
+        tensors = [t if again else t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
+        needed = [t for t in tensors if t.requires_grad]
+        with torch.enable_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+            out = ctx.function(*tensors)
+            found = iter(torch.autograd.grad(out, needed, grads, create_graph=again))
+        return None, *(next(found) if t.requires_grad else None for t in tensors)
