@@ -8,6 +8,7 @@ was not finite, pass v on as it is.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from adaptcomp_ext import reference
 from adaptcomp_ext.nn import _adjoint
+from adaptcomp_ext.nn._descent_check import Check, apart, copied
 from adaptcomp_ext.nn._descent_problem import Ended, Problem
 from adaptcomp_ext.nn._descent_tape import Taken, Tape, taken
 from adaptcomp_ext.nn.result import Status, Trace
@@ -48,24 +50,31 @@ def add(total: Tensor | None, term: Tensor | None) -> Tensor | None:
 class Unrolled:
     """The steps of a descent, to be differentiated.
 
-    The inputs of its functions are y0, the step size, σ, the context, and the leaves that the energy reaches on its own. The step
-    size and σ are None where they are numbers. The outputs are y and, with a trace, its outputs.
+    The inputs of its functions are y0, the step size, σ, the context, and the sources of the energy. The step size and σ are None
+    where they are numbers. The outputs are y and, with a trace, its outputs.
     """
-
-    own: int
-    """How many inputs there are before the leaves."""
 
     def __init__(self, problem: Problem, tape: Tape, trace: Trace | None) -> None:
         self.problem = problem
-        self.own = 3 + len(problem.context)
+        self._given = 3 + len(problem.context)
         self._tape = tape
         self._trace = None if trace is None else (trace.row, trace.step)
         self._taken: list[Taken] | None = None
 
+    @property
+    def own(self) -> int:
+        """How many inputs the functions take copies of."""
+        return self._given + copied(self.problem)
+
     def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
         """The descent again, with a graph of all of it, and the rows' fates as they were."""
+        with self.problem.again(inputs[self._given :]):
+            return self._function(inputs)
+
+    def _function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
         problem, rule = self.problem, self.problem.rule
-        y0, step_size, sigma, *context = inputs[: self.own]
+        y0, step_size, sigma, *context = inputs[: self._given]
+        sources = inputs[self._given :]
         assert y0 is not None
         y = y0 if problem.last is None else torch.where(self._cut(y0), y0.detach(), y0)
         velocity = torch.zeros_like(y0, dtype=compute_dtype(y0.dtype)) if rule.momentum > 0 else None
@@ -79,7 +88,8 @@ class Unrolled:
                 if step.first is not None:
                     here = torch.where(_over(step.first, here), step.start, here)
                 here = here if here.requires_grad else here.detach().requires_grad_()
-                slope = self._slope(here, [select(c, row) for c in context if c is not None])
+                with self._evaluation(step, sources):
+                    _, slope = self._slope(here, [select(c, row) for c in context if c is not None])
                 if step.first is not None and before is not None and step.velocity is not None:
                     constant = (step.velocity - reference.clipped(slope.detach(), rule.clip)) / rule.momentum
                     before = torch.where(_over(step.first, before), constant, before)
@@ -98,7 +108,15 @@ class Unrolled:
         self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """One step's graph at a time, the last step first."""
-        problem, rule, own = self.problem, self.problem.rule, self.own
+        inputs = [*inputs[: self._given], *apart(self.problem, inputs[self._given :], needed[self._given :])]
+        with self.problem.again(inputs[self._given :]):
+            return self._gradients(inputs, upstream, needed)
+
+    def _gradients(
+        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        problem, rule, own = self.problem, self.problem.rule, self._given
+        check = Check(problem, self._tape.first)
         y0, step_size, sigma, *context = (None if t is None else t.detach() for t in inputs[:own])
         assert y0 is not None
         leaves = inputs[own:]
@@ -127,7 +145,9 @@ class Unrolled:
                 for c, need in zip(context, needed[3:own], strict=True)
                 if c is not None
             ]
-            slope = self._slope(here, rows)
+            with self._evaluation(step, leaves):
+                value, slope = self._slope(here, rows)
+            check.evaluation(value, [here, *rows], leaves, step.energy, step.partial)
             with torch.no_grad():
                 noise = eta = None
                 if rule.noisy and (bounded or needed[2]):
@@ -156,6 +176,7 @@ class Unrolled:
                 g_leaves[i] = add(g_leaves[i], next(found)) if need else None
             v = _put(v, g_here, row)
             w = None if w is None else _put(w, g_before, row)
+        check.done()
         if problem.last is not None:
             v.masked_fill_(self._cut(v), 0.0)
         g_step: Tensor | None = None
@@ -169,10 +190,25 @@ class Unrolled:
             self._taken = taken(self._tape, self.problem.last)
         return self._taken
 
-    def _slope(self, here: Tensor, context: list[Tensor]) -> Tensor:
+    def _slope(self, here: Tensor, context: list[Tensor]) -> tuple[Tensor, Tensor]:
         with self.problem.evaluating():
             value = self.problem.evaluate(here, context)
-            return self.problem.slope(value, here, torch.ones_like(value), create_graph=True)
+            return value, self.problem.slope(value, here, torch.ones_like(value), create_graph=True)
+
+    def _evaluation(self, step: Taken, sources: _adjoint.Inputs) -> contextlib.AbstractContextManager[None]:
+        """Where the energy is as at the evaluation from which a step set out."""
+        seen = self.problem.seen
+        if seen is None or not seen.changing:
+            return contextlib.nullcontext()
+        if self.problem.rule.if_lower or (seen.random and step.partial):
+            raise RuntimeError(
+                "energy: expected one that gives the same values at every evaluation, got one that "
+                + ("draws random numbers" if seen.random else "changes its own buffers or attributes")
+                + ' (dropout or batch statistics, for instance): it can be differentiated only with accept="always"'
+                + (" and where all rows take the same number of steps, as with tol=0" if seen.random else "")
+                + ". Switch the energy to eval()"
+            )
+        return self.problem.again(sources, step.step - 1)
 
     def _noise(self, step: Taken) -> Tensor:
         row = torch.arange(step.start.shape[0], device=step.start.device) if step.row is None else step.row
@@ -210,13 +246,19 @@ class Unrolled:
 
 
 class FinalEnergy:
-    """The energies at the points where the rows have ended. Inputs: y, the context, the leaves; output: [B]."""
+    """The energies at the points where the rows have ended. Inputs: y, the context, the sources; output: [B]."""
 
     def __init__(self, problem: Problem, ended: Ended) -> None:
         self.problem = problem
-        self.own = 1 + len(problem.context)
+        self._given = 1 + len(problem.context)
         self._ended = (ended.status, ended.steps)
         self._rows: Tensor | None = None
+        self._energy = ended.energy.detach().clone()  # the caller may write to the other
+
+    @property
+    def own(self) -> int:
+        """How many inputs the functions take copies of."""
+        return self._given + copied(self.problem)
 
     def rows(self) -> Tensor:
         """Those that have an energy: all but the ones whose starting point was not finite."""
@@ -227,13 +269,33 @@ class FinalEnergy:
 
     def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
         """The energies again; zero where there is none."""
-        y, *context = (t for t in inputs[: self.own] if t is not None)
-        rows, wide = self.rows(), compute_dtype(y.dtype)
-        with self.problem.evaluating():
-            here = y[rows]
-            here = here if here.requires_grad else here.detach().requires_grad_()
-            value = self.problem.evaluate(here, [c[rows] for c in context]).to(wide)
-        return [torch.zeros(y.shape[0], dtype=wide, device=y.device).index_copy(0, rows, value)]
+        y, *context = (t for t in inputs[: self._given] if t is not None)
+        sources, wide = inputs[self._given :], compute_dtype(y.dtype)
+        check = Check(self.problem, self._energy)
+        total = torch.zeros(y.shape[0], dtype=wide, device=y.device)
+        for rows, evaluation in self._evaluations():
+            with self.problem.again(sources, evaluation), self.problem.evaluating():
+                here = y[rows]
+                here = here if here.requires_grad else here.detach().requires_grad_()
+                there = [c[rows] for c in context]
+                value = self.problem.evaluate(here, there)
+            check.evaluation(value, [here, *there], sources, self._energy[rows], partial=True)
+            total = total.index_copy(0, rows, value.to(wide))
+        check.done()
+        return [total]
+
+    def _evaluations(self) -> list[tuple[Tensor, int | None]]:
+        """Rows that are evaluated together, and which evaluation it was where they differ."""
+        rows, seen, (status, steps) = self.rows(), self.problem.seen, self._ended
+        if seen is None or not seen.changing:
+            return [(rows, None)]
+        if seen.random or self.problem.rule.if_lower:
+            raise RuntimeError(
+                "result.energy: expected an energy that gives the same values at every evaluation, got one that draws random "
+                "numbers or changes what it reads (dropout, for instance). Switch it to eval(), or evaluate it at result.y"
+            )
+        at = steps - (status == Status.NONFINITE).to(steps.dtype)
+        return [(rows[at[rows] == k], k) for k in at[rows].unique().tolist()]
 
     def gradients(
         self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
@@ -250,7 +312,10 @@ class FinalEnergy:
 class Work(Protocol):
     """How outputs are differentiated: see `adaptcomp_ext.nn._adjoint`."""
 
-    own: int
+    @property
+    def own(self) -> int:
+        """How many inputs, the first ones, the functions take copies of."""
+        ...
 
     def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
         """The outputs again, with a graph."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn import _adjoint
+from adaptcomp_ext.nn._descent_check import Check, copied
 from adaptcomp_ext.nn._descent_problem import Ended, Problem
 from adaptcomp_ext.nn.result import Status
 from adaptcomp_ext.ops._backend import compute_dtype
@@ -22,13 +23,19 @@ MOST = 500  # iterations; without rounding, as many as a row has elements are en
 
 
 class Implicit:
-    """Inputs: the context, and the leaves that the energy reaches on its own. Output: y."""
+    """Inputs: the context, and the sources of the energy. Output: y."""
 
     def __init__(self, problem: Problem, ended: Ended) -> None:
         self.problem = problem
-        self.own = len(problem.context)
+        self._given = len(problem.context)
         self._y = ended.y.clone()
         self._status = ended.status
+        self._energy = ended.energy.detach().clone()
+
+    @property
+    def own(self) -> int:
+        """How many inputs the functions take copies of."""
+        return self._given + copied(self.problem)
 
     def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
         """Not available: the solution of the system is not followed by a graph."""
@@ -38,9 +45,19 @@ class Implicit:
         self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """Solve for w, and differentiate ⟨∇E, −w⟩."""
-        g_y = upstream[0]
+        seen = self.problem.seen
+        assert seen is not None
+        if seen.random:
+            raise RuntimeError(
+                'energy: expected the same values at every evaluation, for gradient="implicit", got an energy that draws random '
+                "numbers (dropout, for instance). Switch it to eval()"
+            )
         inputs = _adjoint.copies(inputs, self.own, needed)
-        context = [c for c in inputs[: self.own] if c is not None]
+        with self.problem.again(inputs[self._given :], len(seen.marks) - 1 if seen.marks else None):
+            return self._gradients(inputs, upstream[0], needed)
+
+    def _gradients(self, inputs: _adjoint.Inputs, g_y: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:
+        context = [c for c in inputs[: self._given] if c is not None]
         targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         rows = (self._status != Status.NONFINITE).nonzero()[:, 0]
         if g_y is None or rows.shape[0] == 0:
@@ -50,8 +67,12 @@ class Implicit:
         with torch.enable_grad():
             here = y.requires_grad_()
             with self.problem.evaluating():
-                value = self.problem.evaluate(here, [c[rows] for c in context])
+                there = [c[rows] for c in context]
+                value = self.problem.evaluate(here, there)
                 slope = self.problem.slope(value, here, torch.ones_like(value), create_graph=True)
+        check = Check(self.problem, self._energy)
+        check.evaluation(value, [here, *there], inputs[self._given :], self._energy[rows], partial=True)
+        check.done()
         if slope.grad_fn is None:
             return [None] * len(inputs)
         with torch.no_grad():

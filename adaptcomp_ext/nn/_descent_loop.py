@@ -23,6 +23,8 @@ def descend(problem: Problem, wanted: Callable[[Tensor, list[Tensor]], Tape | No
         for step in range(rule.max_steps + 1):
             assert point is not None
             rows = point.shape[0]
+            if problem.seen is not None:
+                problem.seen.before(step, rows)
             value = problem.evaluate(point.requires_grad_(), state.context)
             if step == 0:
                 problem.check_rows(value, point)
@@ -34,7 +36,7 @@ def descend(problem: Problem, wanted: Callable[[Tensor, list[Tensor]], Tape | No
             accepted = None if tape is None else tape.allocate(step, value)
             following = state.advance(point, value, gradient, accepted, step)
             if tape is not None:
-                tape.record(state, step, point, accepted, following)
+                tape.record(state, step, point, value, accepted, following)
             if following is None:
                 break
             point = following

@@ -9,7 +9,8 @@ from adaptcomp_ext import reference
 from adaptcomp_ext.nn._descent_gradient import FinalEnergy, Unrolled, attach
 from adaptcomp_ext.nn._descent_implicit import Implicit
 from adaptcomp_ext.nn._descent_loop import descend
-from adaptcomp_ext.nn._descent_problem import Ended, Problem, reached
+from adaptcomp_ext.nn._descent_problem import Ended, Problem
+from adaptcomp_ext.nn._descent_seen import Seen
 from adaptcomp_ext.nn._descent_stepwise import run_stepwise
 from adaptcomp_ext.nn._descent_tape import Tape
 from adaptcomp_ext.nn.result import EnergyResult, Trace
@@ -31,6 +32,8 @@ def run_reference(problem: Problem) -> EnergyResult:
 def run_kernels(problem: Problem) -> EnergyResult:
     """The loop on the kernels, and the nodes that give its results their gradient."""
     recording = torch.is_grad_enabled()
+    if recording:
+        problem.seen = Seen(problem.energy, problem.y0.device)
     if recording and problem.gradient == "stepwise":
         return finish(problem, *run_stepwise(problem))
     leaves: list[Tensor] = []
@@ -38,8 +41,8 @@ def run_kernels(problem: Problem) -> EnergyResult:
     given = [problem.y0, *numbers, *problem.context]
 
     def wanted(value: Tensor, own: list[Tensor]) -> Tape | None:
-        if recording:
-            leaves.extend(reached(value, own))
+        if problem.seen is not None:
+            leaves.extend(problem.seen.first(value, own))
         points = bool(
             recording and problem.gradient == "unrolled" and (leaves or any(t is not None and t.requires_grad for t in given))
         )

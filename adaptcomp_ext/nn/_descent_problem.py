@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._descent_seen import Seen
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.reference import DescentRule
@@ -51,6 +52,7 @@ class Problem:
     sample_ids: Tensor | None
     check_rows: Callable[[Tensor, Tensor], None]  # given the first energies and points
     autocast: list[tuple[str, torch.dtype, bool]] | None = None  # of the first evaluation
+    seen: Seen | None = None  # where a backward pass may evaluate the energy again
 
     @property
     def batch(self) -> int:
@@ -71,6 +73,11 @@ class Problem:
                     stack.enter_context(torch.autocast(kind, dtype, enabled))
             stack.enter_context(torch.enable_grad())
             yield
+
+    def again(self, sources: Sequence[Tensor | None], evaluation: int | None = None) -> contextlib.AbstractContextManager[None]:
+        """Where the energy is the one of the call: see `Seen.again`."""
+        assert self.seen is not None
+        return self.seen.again(sources, evaluation)
 
     def evaluate(self, point: Tensor, context: Sequence[Tensor]) -> Tensor:
         """The energies [n] of points [n, ...], with a graph that reaches them."""
@@ -111,24 +118,6 @@ class Problem:
         if g is None:
             raise ValueError("energy: expected it to depend on y, got one whose graph does not reach y")
         return g
-
-
-def reached(value: Tensor, but: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves that the graph of `value` reaches, in the order of the walk, without those of `but` and what is behind them."""
-    own = {id(t) for t in but if t.is_leaf}
-    seen = {t.grad_fn for t in but if t.grad_fn is not None}
-    leaves: dict[int, Tensor] = {}
-    stack = [value.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in own:
-            leaves.setdefault(id(leaf), leaf)
-        stack.extend(following for following, _ in node.next_functions)
-    return list(leaves.values())
 
 
 def find_mixing(value: Tensor, point: Tensor) -> None:

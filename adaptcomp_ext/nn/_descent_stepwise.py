@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._descent_problem import Problem, reached
+from adaptcomp_ext.nn._descent_problem import Problem
 from adaptcomp_ext.nn._descent_state import State, plain
 from adaptcomp_ext.nn._descent_tape import Tape
 from adaptcomp_ext.nn.result import Trace
@@ -77,10 +77,12 @@ class _Stepwise:
         for step in range(most + 1):
             assert point is not None
             row = self._rows(point)
+            assert problem.seen is not None
+            problem.seen.before(step, point.shape[0])
             value = problem.evaluate(point.requires_grad_(), context)
             if step == 0:
                 problem.check_rows(value, point)
-                leaves = reached(value, [point, *context])
+                leaves = problem.seen.first(value, [point, *context])
                 given = [*context, problem.step_size, problem.sigma, *leaves]
                 live = any(isinstance(t, Tensor) and t.requires_grad for t in given)
             slope = None

@@ -25,6 +25,10 @@ class Record:
     """[n, ...]: the velocity of the step, its own gradient included."""
     scale: Tensor | None
     """[n]: what backtracking has left of the step size."""
+    evaluated: int
+    """How many points were evaluated together, these among them."""
+    energy: Tensor | None
+    """[n]: the energies there, of some steps, by which the backward pass finds out whether the energy is still the same."""
     accepted: Tensor | None = None
     """uint8 [n]; None: every one."""
 
@@ -35,6 +39,7 @@ class Record:
         self.velocity = None if self.velocity is None else self.velocity.index_select(0, index)
         self.scale = None if self.scale is None else self.scale.index_select(0, index)
         self.accepted = None if self.accepted is None else self.accepted.index_select(0, index)
+        self.energy = None if self.energy is None else self.energy.index_select(0, index)
 
 
 class Tape:
@@ -58,6 +63,8 @@ class Tape:
         """int64 [B]: how many steps each row took, once the descent has ended."""
         self.exact = True
         """Whether no block was padded."""
+        self.first: Tensor | None = None
+        """[B]: the energies at the start."""
         self._row: Tensor | None = None
         self._points = points
         self._trace = trace
@@ -67,8 +74,10 @@ class Tape:
         """Memory for which points of a step are accepted."""
         return torch.empty_like(value, dtype=torch.uint8, requires_grad=False) if self._points and step > 0 else None
 
-    def record(self, state: State, step: int, point: Tensor, accepted: Tensor | None, following: Tensor | None) -> None:
-        """The points of `step` have been judged, and the next ones are made."""
+    def record(
+        self, state: State, step: int, point: Tensor, value: Tensor, accepted: Tensor | None, following: Tensor | None
+    ) -> None:
+        """The points of `step`, with energies `value`, have been judged, and the next ones are made."""
         self.steps, self.exact = state.steps, state.packs_exactly
         all_taken = state.took_all(point.shape[0])
         point = point.detach()
@@ -85,7 +94,12 @@ class Tape:
             start = point if all_taken and state.index is None else state.of_block(state.y, row)
             velocity = None if state.velocity is None else state.of_block(state.velocity, row)
             scale = None if state.scale is None else state.of_block(state.scale, row)
-            self.records.append(Record(step + 1, row, start, velocity, scale))
+            energy = None
+            if step & (step - 1) == 0:  # 0, 1, 2, 4, ...
+                energy = value.detach().clone() if start is point else state.of_block(state.energy, row)
+            if step == 0:
+                self.first = value.detach().clone()
+            self.records.append(Record(step + 1, row, start, velocity, scale, point.shape[0], energy))
 
     @staticmethod
     def _prune(record: Record, state: State) -> None:
@@ -117,6 +131,9 @@ class Taken:
     start: Tensor
     velocity: Tensor | None
     scale: Tensor | None
+    partial: bool
+    """Whether more points than these were evaluated together."""
+    energy: Tensor | None
     rejected: Tensor | None
     """int64: the batch rows that stayed where they were; None: none."""
     first: Tensor | None
@@ -152,7 +169,9 @@ def taken(tape: Tape, last: int | None) -> list[Taken]:
         if fresh is not None and record.row is not None:
             first = fresh[record.row]
             fresh[record.row] = False
-        steps.append(Taken(record.step, record.row, record.start, record.velocity, record.scale, rejected, first))
+        partial = record.start.shape[0] != record.evaluated
+        found = (record.step, record.row, record.start, record.velocity, record.scale, partial, record.energy)
+        steps.append(Taken(*found, rejected, first))
     return steps
 
 

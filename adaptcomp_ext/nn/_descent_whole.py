@@ -12,7 +12,8 @@ from adaptcomp_ext.nn import _adjoint
 from adaptcomp_ext.nn._descent_gradient import attach
 from adaptcomp_ext.nn._descent_implicit import Implicit
 from adaptcomp_ext.nn._descent_modes import finish
-from adaptcomp_ext.nn._descent_problem import Problem, reached
+from adaptcomp_ext.nn._descent_problem import Problem
+from adaptcomp_ext.nn._descent_seen import Seen
 from adaptcomp_ext.nn.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
 from adaptcomp_ext.ops._backend import compute_dtype
@@ -69,9 +70,10 @@ def run_whole(problem: Problem) -> EnergyResult | None:
 
 def _implicit(problem: Problem, run: Descended, trace: Trace | None) -> EnergyResult:
     """The gradients of minima and their energies, which know the energy as a module only."""
+    problem.seen = Seen(problem.energy, problem.y0.device)
     with problem.evaluating():
         point = run.y.detach().requires_grad_()
-        leaves = reached(problem.evaluate(point, problem.context), [point, *problem.context])
+        leaves = problem.seen.first(problem.evaluate(point, problem.context), [point, *problem.context])
     (y,) = attach(Implicit(problem, run), [run.y], [*problem.context, *leaves])
     return finish(problem, run, y, trace, leaves)
 

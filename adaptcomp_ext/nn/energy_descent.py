@@ -34,8 +34,8 @@ class EnergyDescent(nn.Module):
     Parameters
     ----------
     energy : callable or nn.Module
-        ``energy(y, *context) -> [n]``: the energy of each row, which depends on that row alone. A function: it is called again
-        for the gradient, and has to give the same values then.
+        ``energy(y, *context) -> [n]``: the energy of each row, which depends on that row alone. It is evaluated
+        again in the backward pass: see "The energy of the call" below.
     step_size : float or Tensor
         α > 0: a number, or a tensor without dimensions or [B], a Parameter for instance. Differentiable. A tensor that is not a
         Parameter does not move with the module.
@@ -86,6 +86,15 @@ class EnergyDescent(nn.Module):
     *Row independence.* A row's result is bitwise the same alone, in any batch and in any order, as far as ``energy`` computes it
     so; matrix products of a BLAS may not. An energy that visibly mixes rows is refused at the first call with it.
 
+    *The energy of the call.* The backward pass evaluates the energy as the call found it, whatever has become of it since:
+    parameters (those of `torch.func.functional_call`), buffers, attributes and modes of modules, variables of functions, entries
+    of short lists and dicts. Hooks of tensors run once, on their whole gradient. A buffer or counter that the evaluations
+    themselves change, as spectral normalisation does, has the value that it had at each of them, and dropout its masks where all
+    rows take the same number of steps. Where this cannot be had, because a tensor was overwritten or a variable is out of reach,
+    or with ``accept="if_lower"`` for an energy that changes itself, the backward pass raises RuntimeError. Small changes out of
+    reach, of less than a thousandth of the energies in float32, may pass unnoticed. While the backward pass evaluates an energy
+    that has changed, other threads must not use it.
+
     *Gradients* reach y₀, the context, the step size, the noise, and every leaf that the first evaluation of the energy reaches,
     parameters of a module or tensors in a closure. All modes but "implicit" may be differentiated twice. What an energy has no
     second derivatives of, such as the y of a ReLU network, gets no gradient from them.
@@ -100,8 +109,7 @@ class EnergyDescent(nn.Module):
     gradient or a trace, room for `max_steps` points of every row is reserved beforehand, whether or not the rows use it: address
     space on the CPU, memory on CUDA.
 
-    *Not promised:* the energy of a row that was not finite at the start; that energies with random numbers of their own, dropout
-    for instance, have a meaningful gradient; that ``energy`` sees the rows in batch order.
+    *Not promised:* the energy of a row that was not finite at the start; that ``energy`` sees the rows in batch order.
 
     Examples
     --------

@@ -1,0 +1,64 @@
+"""Whether a backward pass of a descent evaluates the energy that the call has descended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.nn import _adjoint
+from adaptcomp_ext.nn._descent_problem import Problem
+
+
+class Check:
+    """Whether the evaluations of a backward pass are those of the call: by their energies and the sources of their graph.
+
+    Bitwise equality is not asked for: rows that are evaluated in other company may be rounded otherwise. `typical`: energies
+    whose size rounding errors are compared with.
+    """
+
+    def __init__(self, problem: Problem, typical: Tensor | None) -> None:
+        self._problem = problem
+        self._typical = typical
+        self._other: list[Tensor] = []
+        self._sources_checked = False
+
+    def evaluation(
+        self, value: Tensor, but: Sequence[Tensor], sources: _adjoint.Inputs, then: Tensor | None, partial: bool
+    ) -> None:
+        """One evaluation, and its energies then. `partial`: more rows were evaluated then."""
+        seen = self._problem.seen
+        assert seen is not None
+        if not self._sources_checked:
+            seen.check_sources(value, but, sources, partial)
+            self._sources_checked = True
+        if then is None or then.shape[0] == 0 or self._typical is None:
+            return
+        with torch.no_grad():
+            rounding = math.sqrt(max(torch.finfo(d).eps for d in (value.dtype, *self._autocast())))
+            size = self._typical.abs().to(then.dtype).masked_fill(~self._typical.isfinite(), 0.0).amax()
+            size = torch.maximum(size, then.abs().amax())
+            allowed = max(rounding, 0.05 if partial else 0.0) * size.clamp(min=rounding)
+            self._other.append(~((value.to(then.dtype) - then).abs() <= allowed).all())
+
+    def _autocast(self) -> list[torch.dtype]:
+        return [dtype for _, dtype, enabled in self._problem.autocast or [] if enabled]
+
+    def done(self) -> None:
+        """Raise where one was another. On CUDA the host waits here."""
+        if self._other and bool(torch.stack(self._other).any()):
+            assert self._problem.seen is not None
+            raise self._problem.seen.other_values()
+
+
+def copied(problem: Problem) -> int:
+    """How many of the energy's sources, the first ones, an evaluation is given copies of."""
+    assert problem.seen is not None
+    return problem.seen.placed if problem.seen.apart() else 0
+
+
+def apart(problem: Problem, sources: _adjoint.Inputs, needed: Sequence[bool]) -> list[Tensor | None]:
+    """The sources as an evaluation is given them."""
+    return _adjoint.copies(sources, copied(problem), needed)
