@@ -132,17 +132,19 @@ void confidence(const py::list& list) {
   AC_RUN(where, confidence_cpu(a), confidence_cuda(a, where.device, where.stream));
 }
 
-// flag, row, rows, running, whole -> how many rows go on. CPU only. `whole`, int64, has room for index [running], place [rows]
-// and next [running], of which the first and the last are written one entry beyond their end.
-int64_t plan_packing(const py::list& list) {
+// flag, row, rows, size, whole, place. `whole`, int64, has room for index [size], place [rows] and next [size].
+void plan_packing(const py::list& list) {
   Arguments in(list);
-  const auto* flag = in.pointer<const int8_t>();
-  const auto* row = in.pointer<const int64_t>();
-  const int64_t rows = in.integer(), running = in.integer();
-  auto* index = in.pointer<int64_t>();
-  auto* place = index + running + 1;
-  in.done();
-  return plan_packing_cpu(flag, row, rows, index, place, place + rows);
+  PackingPlan a{};
+  a.flag = in.pointer<const int8_t>();
+  a.row = in.pointer<const int64_t>();
+  a.rows = in.integer();
+  a.size = in.integer();
+  a.index = in.pointer<int64_t>();
+  a.place = a.index + a.size;
+  a.next = a.place + a.rows;
+  const Place where = place(in);
+  AC_RUN(where, plan_packing_cpu(a), plan_packing_cuda(a, where.device, where.stream));
 }
 
 int64_t compact_temp(int64_t n) {
@@ -241,6 +243,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<HaltRun>(m, "HaltRun")
       .def(py::init<const py::list&, double, std::shared_ptr<StateLike>, std::shared_ptr<Schedule>, const py::list&, py::list>())
       .def("set_readout", &HaltRun::set_readout)
+      .def("set_rows", &HaltRun::set_rows)
       .def("split", &HaltRun::split)
       .def("advance", &HaltRun::advance)
       .def_readonly("running", &HaltRun::running)
@@ -248,6 +251,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<DescentRun>(m, "DescentRun")
       .def(py::init<py::tuple, py::object, py::object, const py::list&, const py::list&>())
       .def("advance", &DescentRun::advance)
+      .def("set_rows", &DescentRun::set_rows)
       .def("index", &DescentRun::index)
       .def_property_readonly("accepted", &DescentRun::accepted)
       .def_property_readonly("broken", &DescentRun::broken);

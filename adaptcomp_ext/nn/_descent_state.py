@@ -90,9 +90,9 @@ class State:
             return None
         if size == rows:
             return following
-        plan = halting.plan_packing_padded(self._flag[:rows], self._rows[:rows], size)
-        self._rows[:size] = plan.row  # keeps its memory, whose address the kernel has
-        self.row = self._rows[:size]
+        plan = halting.plan_packing(self._flag[:rows], self._rows, size)
+        self.row = self._rows = plan.row
+        self._kernel.set_rows(plan.row)
         self.index = plan.index
         following, *self.context = gather_rows_kernel([following, *self.context], plan.index)
         return following

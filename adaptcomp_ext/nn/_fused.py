@@ -149,14 +149,13 @@ class _Run:
         if self.problem.compact is False or size == rows:
             return leaves, rows
         assert self.row is not None and self.flag is not None
-        plan = halting.plan_packing_padded(self.flag[:rows], self.row[:rows], size)
+        plan = halting.plan_packing(self.flag[:rows], self.row, size)
         carried = self.carry[: int(self.fused.carried)]
         packed = gather_rows_kernel([*leaves, *self.inputs, *carried], plan.index)
-        # `row` and the carry keep their memory, whose addresses the kernel has.
-        self.row[:size] = plan.row
+        self.row = plan.row
         if carried:
-            carried[0][:size] = packed.pop()
-            self.carry = (carried[0][:size],)
+            self.carry = (packed.pop(),)
+        self.block.set_rows(self.row, self.carry[0] if carried else None)
         self.inputs[:] = packed[len(leaves) :]
         return packed[: len(leaves)], size
 

@@ -112,7 +112,7 @@ class Padded(Packing):
             size = rows if self._stay else running
             packs = 0 < running < rows and (size < rows or (ended and self._differentiable))
         self._running = running
-        plan = self._plan(flag, row, running, size) if packs else None
+        plan = halting.plan_packing(flag, row, size) if packs else None
         if plan is not None or act is not None or (self._differentiable and (ended or weight is not None or increments)):
             leaves, carried = halting.pack_rows(
                 *(results, row, flag, plan, leaves, carried), weight=weight, readout=readout, increments=increments, act=act
@@ -124,12 +124,6 @@ class Padded(Packing):
             row = torch.where(flag == halting.RUNNING, row, -1)
             self.has_padding = True
         return halting.EndedAndPacked(row, running, leaves, carried)
-
-    def _plan(self, flag: Tensor, row: Tensor, running: int, size: int) -> halting.Plan:
-        if self._active is not None:
-            return halting.plan_packing_padded(flag, row, size)
-        plan = halting.plan_packing(flag, row, running)
-        return plan if size == running else halting.pad(plan, running, size)
 
 
 def choose(problem: Problem) -> Packing:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _halting_kernels
-from adaptcomp_ext.ops._backend import is_differentiable, on_reference
+from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
 from adaptcomp_ext.ops._halting_kernels import (
     ACT,
     CONFIDENCE,
@@ -25,7 +25,7 @@ from adaptcomp_ext.ops._halting_kernels import (
     halt_step,
 )
 from adaptcomp_ext.ops._transforms import check_gradients
-from adaptcomp_ext.ops.compaction import compact_index_padded, gather_rows_kernel
+from adaptcomp_ext.ops.compaction import gather_rows_kernel
 
 __all__ = [
     "ACT",
@@ -45,9 +45,7 @@ __all__ = [
     "end_and_pack",
     "halt_rows",
     "pack_rows",
-    "pad",
     "plan_packing",
-    "plan_packing_padded",
 ]
 
 
@@ -246,37 +244,18 @@ class Plan:
     """int64 [m]: the batch row of each row of the new block, -1 for padding."""
 
 
-def plan_packing(flag: Tensor, row: Tensor, running: int) -> Plan:
-    """Pack the `running` rows whose flag is 0 into a block of just that size, in order. On the CPU."""
-    if on_reference():
-        goes_on = flag == RUNNING
-        index = reference.compact_index(goes_on)
-        return Plan(index, torch.where(goes_on, goes_on.cumsum(0) - 1, -1), row[index])
-    rows = row.shape[0]
-    # One allocation for the three. The kernel writes one entry beyond each end before it knows better, hence the spare ones.
-    whole = torch.empty(2 * running + rows + 2, dtype=torch.int64, device=row.device)
-    index, _, place_of, following, _ = whole.split_with_sizes([running, 1, rows, running, 1])
-    _C.plan_packing([flag, row, rows, running, whole])
-    return Plan(index, place_of, following)
+def plan_packing(flag: Tensor, row: Tensor, rows: int) -> Plan:
+    """Pack the rows whose flag is 0, in order, into a block of `rows` rows, which has to have room for them.
 
-
-def pad(plan: Plan, running: int | Tensor, rows: int) -> Plan:
-    """The same plan for a block of `rows` rows, `running` of them real.
-
-    Padding rows are copies of running ones, so that the step never sees a value that no running row has. Where nothing runs any
-    more the index is negative, for rows of zeros.
+    Where there is more room than that, the rows behind are copies of running ones, so that the step never sees a value that no
+    running row has. Where nothing runs any more the index is negative, for rows of zeros. One kernel call; nobody waits for it.
     """
-    position = torch.arange(rows, device=plan.row.device)
-    wrapped = position % (running.clamp(min=1) if isinstance(running, Tensor) else running)
-    return Plan(plan.index[wrapped], plan.place, torch.where(position < running, plan.row[wrapped], -1))
-
-
-def plan_packing_padded(flag: Tensor, row: Tensor, rows: int) -> Plan:
-    """Pack the rows whose flag is 0 into a block of `rows` rows, which has to have room for them. Never waits for the device."""
-    goes_on = flag == RUNNING
-    index, count = compact_index_padded(goes_on)
-    plan = Plan(index, torch.where(goes_on, goes_on.cumsum(0) - 1, -1), row[index.clamp(min=0)])
-    return pad(plan, count, rows)
+    if on_reference():
+        return Plan(*reference.plan_packing(flag, row, rows))
+    before = row.shape[0]
+    whole = torch.empty(2 * rows + before, dtype=torch.int64, device=row.device)  # one allocation for the three
+    _C.plan_packing([flag, row, before, rows, whole, *place(row.device)])
+    return Plan(*whole.split_with_sizes([rows, before, rows]))
 
 
 def pack_rows(

@@ -15,7 +15,7 @@ from adaptcomp_ext.reference.descent import (
     energy_descent,
     judge,
 )
-from adaptcomp_ext.reference.halting import act_halt_backward, halt_rows, halt_rows_backward
+from adaptcomp_ext.reference.halting import act_halt_backward, halt_rows, halt_rows_backward, plan_packing
 from adaptcomp_ext.reference.hopfield_energy import hopfield_energy
 from adaptcomp_ext.reference.mlp_energy import mlp_energy
 from adaptcomp_ext.reference.philox import normals, uniform
@@ -43,6 +43,7 @@ __all__ = [
     "merge_rows",
     "mlp_energy",
     "normals",
+    "plan_packing",
     "pondernet_step",
     "pondernet_step_backward",
     "quadratic_energy",

@@ -85,6 +85,23 @@ def halt_rows(
     return Ended(flag, output, new_results, new_totals, new_steps, new_status)
 
 
+def plan_packing(flag: Tensor, row: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the rows go whose flag is RUNNING, of which there are at most `rows`, the size of the new block.
+
+    Returns for each row of the new block the one it is a copy of, for each row of the old one its place in the new one or -1, and
+    for each row of the new block its batch row. The running rows come in order; behind them copies of them, in order and over
+    again, as padding. Where none runs there is nothing to copy: -1.
+    """
+    running = flag == RUNNING
+    place = torch.where(running, running.cumsum(0) - 1, -1)
+    from_here = running.nonzero()[:, 0]
+    position = torch.arange(rows, device=row.device)
+    if from_here.shape[0] == 0:
+        return torch.full_like(position, -1), place, torch.full_like(position, PADDING)
+    index = from_here[position % from_here.shape[0]]
+    return index, place, torch.where(position < from_here.shape[0], row[index], PADDING)
+
+
 def halt_rows_backward(
     row: Tensor,
     flag: Tensor,

@@ -102,6 +102,9 @@ class DescentRun {
     return next;
   }
 
+  // On CUDA: `row` of the next block, which was packed into new memory. The caller holds it.
+  void set_rows(const py::object& row) { a_.row = static_cast<int64_t*>(data_of(row.ptr(), "row")); }
+
   // int64 [rows that go on]: the block rows, of the block that was judged last, that the next one is made of. CPU.
   py::object index() const {
     const py::object out = new_rows(address(2).ptr(), counts_.running);

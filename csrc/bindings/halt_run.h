@@ -107,6 +107,12 @@ class HaltRun {
     apart_ = apart;
   }
 
+  // On CUDA: `row` and the carry of the next block, which was packed into new memory. The caller holds both.
+  void set_rows(const py::object& row, const py::object& carry) {
+    a_.row = static_cast<int64_t*>(data_of(row.ptr(), "row"));
+    a_.carry = carry.is_none() ? nullptr : data_of(carry.ptr(), "carry");
+  }
+
   // Ends the rows that halt after `step`, and packs the others where the schedule says so. `leaves`: as `take` gave them,
   // held by nobody else; packed in place where their memory is provably nobody else's, and replaced in the list otherwise.
   // Returns the rows of the next block, 0 where none goes on; on CUDA, where nothing is packed here, those of this one. Returns

@@ -78,6 +78,23 @@ void halt_step_cuda(const HaltStep& args, int64_t* running, int64_t device, void
 // `rows`.
 int64_t plan_packing_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t* index, int64_t* place, int64_t* next);
 
+// The same for a block of a given size, at least as large as the number of rows that go on:
+//
+//   flag  = [0 1 0 -1 0]     row  = [7 2 5 -1 3]     size = 5
+//   index = [0 2 4  0 2]     next = [7 5 3 -1 -1]    place = [0 -1 1 -1 2]
+//
+// The rows behind are copies of those that go on, one after the other, and padding. Where none goes on, index is -1.
+struct PackingPlan {
+  const int8_t* flag;  // [rows], as the halting step left it
+  const int64_t* row;  // [rows]
+  int64_t rows, size;
+  int64_t* index;  // [size] out
+  int64_t* place;  // [rows] out
+  int64_t* next;   // [size] out
+};
+void plan_packing_cpu(const PackingPlan& args);
+void plan_packing_cuda(const PackingPlan& args, int64_t device, void* stream);
+
 // The rows that go on, of which there are `running`, and the others: first the places of the ones and of the others in the block,
 // then, in the same order, their batch rows. `out` has room for twice `rows`.
 void split_rows_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t running, int64_t* out);

@@ -227,6 +227,20 @@ int64_t plan_packing_cpu(const int8_t* flag, const int64_t* row, int64_t rows, i
   return count;
 }
 
+void plan_packing_cpu(const PackingPlan& a) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < a.rows; ++i) {
+    a.place[i] = a.flag[i] == kRunning && count < a.size ? count : -1;
+    if (a.place[i] < 0) continue;
+    a.index[count] = i;
+    a.next[count++] = a.row[i];
+  }
+  for (int64_t j = count; j < a.size; ++j) {
+    a.index[j] = count > 0 ? a.index[j - count] : -1;
+    a.next[j] = -1;
+  }
+}
+
 void split_rows_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t running, int64_t* out) {
   int64_t kept = 0, gone = running;
   for (int64_t i = 0; i < rows; ++i) {

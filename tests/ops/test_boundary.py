@@ -226,7 +226,7 @@ def halting_outputs(x, z, keep):
     )
     extra = {"weight": z, "readout": x, "increments": [z]}
     flag, _ = halting.halt_rows(results, row, keep, [x], step=2, min_steps=1, max_steps=4, **extra)
-    plan = halting.plan_packing_padded(flag, row, rows)
+    plan = halting.plan_packing(flag, row, rows)
     leaves, carried = halting.pack_rows(results, row, flag, plan, [x], [z], **extra)
     return results.output, results.leaves[0], results.totals[0], *leaves, *carried
 

@@ -103,9 +103,7 @@ class Block:
         running = int((flag == RUNNING).sum())
         if packing == "stay" or running == 0:
             return None
-        if packing == "exact" and flag.device.type == "cpu":
-            return halting.plan_packing(flag, self.row, running)
-        return halting.plan_packing_padded(flag, self.row, self.row.shape[0])
+        return halting.plan_packing(flag, self.row, running if packing == "exact" else self.row.shape[0])
 
     def outputs(self, packing):
         """Every floating-point result of the step and of the packing; of the packed block the running rows."""
@@ -325,6 +323,45 @@ def test_packing_keeps_the_running_rows_in_order(device, rows, pattern):
         assert bool((plan.row[running:] == -1).all())
         assert bool((plan.place[~going_on] == -1).all())
         assert plan.place[going_on].tolist() == list(range(running))
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("rows", [0, 1, 15, 16, 17, 255, 257, 4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("pattern", ["none", "all", "alternating", "random", "first", "last", "last tile"])
+def test_the_plan_is_the_references(device, poison, pattern, rows):
+    """Tiles of 4,096 rows, words of 16 flags; blocks as small as may be, larger, and many times larger than what runs."""
+    i = torch.arange(rows)
+    ended = {
+        "first": i > 0,
+        "last": i < rows - 1,
+        "last tile": i < 4096,
+    }.get(pattern, mask(pattern, rows) if pattern in ("none", "all", "alternating", "random") else None)
+    kinds = values((rows,), torch.int64).remainder(4)
+    flag = torch.where(ended, torch.where(kinds == 0, PADDING, kinds), RUNNING).to(torch.int8).to(device)
+    row = torch.randperm(rows + 5, generator=generator(rows))[:rows].to(device)
+    running = int((flag == RUNNING).sum())
+    spare = torch.empty(rows + 1, dtype=torch.int8, device=device)
+    misaligned = spare[1:].copy_(flag)
+    for size in {running, min(rows, running + 1), (running + rows) // 2, rows}:
+        for f in (flag, misaligned):
+            with Unchanged(f, row):
+                plan = halting.plan_packing(f, row, size)
+            with ac.reference_kernels():
+                want = halting.plan_packing(f, row, size)
+            for got, expected in zip((plan.index, plan.place, plan.row), (want.index, want.place, want.row), strict=True):
+                assert_bitwise(got, expected)
+    poison.check()
+
+
+def test_the_plan_of_a_small_block(device):
+    """The example of csrc/halting/halting.h."""
+    flag, row = torch.tensor([0, 1, 0, -1, 0], dtype=torch.int8, device=device), torch.tensor([7, 2, 5, -1, 3], device=device)
+    plan = halting.plan_packing(flag, row, 5)
+    assert plan.index.tolist() == [0, 2, 4, 0, 2]
+    assert plan.row.tolist() == [7, 5, 3, -1, -1]
+    assert plan.place.tolist() == [0, -1, 1, -1, 2]
+    with ac.reference_kernels():
+        assert halting.plan_packing(flag, row, 3).index.tolist() == halting.plan_packing(flag, row, 5).index[:3].tolist()
 
 
 def test_padding_holds_copies_of_running_rows(device):
