@@ -86,6 +86,15 @@ class Problem:
         """The readout of a block."""
         return self.check_readout(leaves[0] if self.readout is None else self.readout(state), rows)
 
+    def read_leaf(self, readout: Tensor, leaves: list[Tensor]) -> int:
+        """Which leaf holds the logits that are read, so that minus infinity is an ordinary value there; -1: none."""
+        if self.readout is None:
+            return 0 if self.policy.reads_logits else -1
+        for i, leaf in enumerate(leaves):
+            if leaf is readout or _same_memory(leaf, readout):
+                return i
+        return -1
+
     def check_readout(self, value: Any, rows: int) -> Tensor:
         """What the readout returned, which has to look like the first one."""
         if self.first_read is None:
@@ -102,6 +111,10 @@ class Problem:
                 raise ValueError(f"readout: expected {expected}, as at the first step, got {describe(value)}")
         result: Tensor = value
         return result
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.numel() == b.numel() and a.data_ptr() == b.data_ptr()
 
 
 def check_rows(value: Any, rows: int) -> None:

@@ -90,9 +90,8 @@ class _Run:
             current = problem.steps[n - 1](previous, *arguments)
             leaves = take(current, rows)
             if leaves is None:
-                leaves = problem.check_state(current, rows)
+                leaves = [contiguous("step", t) for t in problem.check_state(current, rows)]
                 current = unflatten(leaves, problem.structure)
-                leaves = [contiguous("step", t) for t in leaves]
             readout = None if read is None else read(current)
             logits = None if head is None else head(current)
             del current  # what is left of the references to the leaves is counted in the call

@@ -87,7 +87,8 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         if traced and decision is not None and decision.weight is not None:
             records.append((readout, decision.weight, row, torch.full_like(row, n)))
         separate = readout if results.output is not None else None
-        taken = halting.Step(n, run.min_steps, run.max_steps, weight, separate, increments, run.sample_ids, tested, act)
+        bounds, read_leaf = (n, run.min_steps, run.max_steps), problem.read_leaf(readout, leaves)
+        taken = halting.Step(*bounds, weight, separate, increments, run.sample_ids, tested, act, read_leaf)
         carried = [*inputs, *(() if decision is None else decision.carry)]
         done = packing.advance(results, row, halt, leaves, carried, taken)
         if done.running == 0:

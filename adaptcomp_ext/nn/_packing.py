@@ -98,6 +98,7 @@ class Padded(Packing):
             tested=step.tested,
             carry=None if act is None else act.after,
             weight_out=None if act is None else act.weight,
+            read_leaf=step.read_leaf,
         )
         rows = row.shape[0]
         if self._active is not None:

@@ -60,6 +60,13 @@ class AdaptiveHalt(nn.Module):
     in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps what it produced, in its output and state,
     and passes no gradient back; the parameters' gradients are still whatever the step's own backward makes of a zero there.
 
+    *Masked classes.* −∞ is an ordinary value in the readout that ``readout`` gives (and in the tensor of the state that is this
+    readout), in the state where `Confidence` reads it as logits, and in a halting logit, where it means that the row does not
+    halt here. In a weighted output a class is masked that is masked in any step with a weight, and no gradient comes of it. A
+    readout that is −∞ throughout has no distribution, and ends the row as NaN and +∞ do; so does −∞ with a negative weight. In
+    the rest of the state −∞ comes of a step that diverges, and ends the row: ``readout=lambda state: state`` says that it is
+    logits, and constant masks belong to the inputs, which are not tested.
+
     *Not promised:* that ``step`` sees the rows in batch order, or that a row keeps its place; that dropout in ``step`` draws the
     same numbers for a row whatever surrounds it.
 

@@ -59,7 +59,7 @@ class Decision(NamedTuple):
     carry: tuple[Tensor, ...] = ()
     """[n, ...] each: handed back at the next step, for the rows that go on. Same number and dtypes at every step."""
     logits: Tensor | None = None
-    """[n]: what the decision was computed from. A row where it is not finite ends ``NONFINITE``."""
+    """[n]: what the decision was computed from. A row where it is NaN or +inf ends ``NONFINITE``."""
 
 
 class Policy(nn.Module):
@@ -84,6 +84,11 @@ class Policy(nn.Module):
     @property
     def traced(self) -> bool:
         """Whether `HaltResult.trace` is filled."""
+        return False
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether it takes the readout for class logits, so that −inf masks a class even where the state itself is read."""
         return False
 
     def begin(self, run: Run) -> tuple[Tensor, ...]:

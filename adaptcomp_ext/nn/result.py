@@ -16,7 +16,10 @@ class Status(enum.IntEnum):
     MAX_STEPS = 2
     """It ran to the last step and the policy had not halted it."""
     NONFINITE = 3
-    """A NaN or an infinity turned up in its state, readout or halting logit; in a descent, in its point or energy."""
+    """A NaN or an infinity turned up in its state, readout or halting logit; in a descent, in its point or energy.
+
+    −∞ in logits is none: it masks a class of a readout, or is a halting probability of 0. See `AdaptiveHalt`.
+    """
     REJECTED = 4
     """Energy descent only: a step that did not lower the energy was rejected, and nothing further would change."""
 

@@ -85,12 +85,14 @@ def halt_step(
     weight_out: Tensor | None = None,
     moving: Sequence[Tensor] = (),
     least: int | None = None,
+    read_leaf: int = -1,
 ) -> Stepped:
     """End the rows that halt; on the CPU also pack the others, where at least `least` have ended (None: never)."""
     flag = torch.empty_like(row, dtype=torch.int8)
     tensors = (row, flag, steps, status, running, sample_ids, carry, weight, weight_out, tested, decision.signal, readout, output)
     least = row.shape[0] + 1 if least is None else least
-    integers = [step, min_steps, max_steps, decision.policy, decision.parameter, decision.has_cost, least, *place(row.device)]
+    integers = [step, min_steps, max_steps, decision.policy, decision.parameter, decision.has_cost, read_leaf, least]
+    integers += place(row.device)
     return Stepped(flag, *_C.halt_rows(tensors, leaves, results, increments, totals, moving, integers, decision.threshold))
 
 

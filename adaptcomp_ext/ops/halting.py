@@ -175,6 +175,7 @@ def halt_rows(
     tested: Tensor | None = None,
     carry: Tensor | None = None,
     weight_out: Tensor | None = None,
+    read_leaf: int = -1,
 ) -> tuple[Tensor, int]:
     """End the rows of a block that halt, reach `max_steps` or are not finite. First half of the step; see `pack_rows`.
 
@@ -190,7 +191,9 @@ def halt_rows(
     halt : Tensor or Fused
         bool [n]: the policy's wish, heeded from `min_steps` on; or a decision for the kernel to take.
     leaves : sequence of Tensor
-        The state, each [n, ...]. Floating-point leaves, readout and weight are tested for being finite.
+        The state, each [n, ...]. Floating-point leaves and weights are tested for being finite, the readout for being so where
+        it is not masked: minus infinity masks a class, and an element has to be left. With a negative weight no class can be
+        masked.
     weight, readout, increments : Tensor
         [n], [n, ...] and [n] each.
     running : Tensor, optional
@@ -198,9 +201,11 @@ def halt_rows(
     sample_ids : Tensor, optional
         int64 [B], for PONDER_SAMPLE.
     tested : Tensor, optional
-        [n]: what `halt` was computed from, to be finite.
+        [n]: what `halt` was computed from, to be finite or minus infinity.
     carry, weight_out : Tensor, optional
         [n] in the scalar dtype, for ACT: the halting probability spent, updated in place; and the weights.
+    read_leaf : int
+        The leaf that is the readout, and tested like it; -1: none.
 
     Returns
     -------
@@ -219,7 +224,8 @@ def halt_rows(
     if on_reference():
         given = halt.signal if isinstance(halt, Fused) else halt
         assert given is not None, "the reference knows no policies: they decide before"
-        ended = reference.halt_rows(row, given, *tensors, results.totals, results.steps, results.status, *bounds, tested)
+        written = (results.totals, results.steps, results.status)
+        ended = reference.halt_rows(row, given, *tensors, *written, *bounds, tested, read_leaf)
         results.output, results.leaves, results.totals = ended.output, ended.results, ended.totals
         results.steps, results.status = ended.steps, ended.status
         if running is not None:
@@ -228,7 +234,8 @@ def halt_rows(
     decision = halt if isinstance(halt, Fused) else Fused(GIVEN, halt)
     with torch.no_grad():
         buffers = (results.totals, results.steps, results.status, running)
-        done = halt_step(row, decision, *tensors, *buffers, *bounds, sample_ids, tested, carry, weight_out)
+        extra = (sample_ids, tested, carry, weight_out)
+        done = halt_step(row, decision, *tensors, *buffers, *bounds, *extra, read_leaf=read_leaf)
         return done.flag, done.running
 
 
@@ -379,6 +386,7 @@ class Step:
     sample_ids: Tensor | None = None
     tested: Tensor | None = None
     act: ActNode | None = None
+    read_leaf: int = -1
 
 
 class EndedAndPacked(NamedTuple):
@@ -410,6 +418,7 @@ def end_and_pack(
         weight_out=None if act is None else act.weight,
         moving=moving,
         least=least,
+        read_leaf=step.read_leaf,
     )
     # Where nothing has ended or been added up, nothing has happened that a gradient would have to know.
     if done.running < rows or rows == 0 or step.weight is not None or act is not None or step.increments:

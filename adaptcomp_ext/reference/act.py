@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
-def passing_back_where_finite(logits: Tensor) -> Tensor:
-    """The logits, without gradient where they are not finite: such a row ends, and passes nothing back."""
-    return torch.where(logits.isfinite(), logits, logits.detach())
+def is_logit(logits: Tensor) -> Tensor:
+    """Where they are neither NaN nor +inf; −inf is a halting probability of 0."""
+    return logits < math.inf
+
+
+def passing_back_where_logit(logits: Tensor) -> Tensor:
+    """The logits, without gradient where they are NaN or +inf: such a row ends, and passes nothing back."""
+    return torch.where(is_logit(logits), logits, logits.detach())
 
 
 def act_step(
@@ -18,7 +25,7 @@ def act_step(
     if step < min_steps:  # the probability of halting is zero by definition
         zero = torch.zeros_like(accumulated)
         return zero, accumulated.clone(), zero.clone(), torch.zeros_like(accumulated, dtype=torch.bool)
-    h = torch.sigmoid(passing_back_where_finite(logits).to(accumulated.dtype))
+    h = torch.sigmoid(passing_back_where_logit(logits).to(accumulated.dtype))
     total = accumulated + h
     reached = total >= threshold
     last = reached if step < max_steps else torch.ones_like(reached)
@@ -44,9 +51,9 @@ def act_step_backward(
     g_weight, g_accumulated, g_cost = (zero if g is None else g for g in (g_weight, g_accumulated, g_cost))
     if step < min_steps:
         return zero, g_accumulated.clone()
-    finite = logits.isfinite()
-    h = torch.sigmoid(torch.where(finite, logits, 0).to(accumulated.dtype))
+    sound = is_logit(logits)
+    h = torch.sigmoid(torch.where(sound, logits, 0).to(accumulated.dtype))
     last = (accumulated + h >= threshold) | (step >= max_steps)
     g_logits = (g_accumulated + torch.where(last, zero, g_weight)) * h * (1 - h)
     g_before = g_accumulated - torch.where(last, g_weight + g_cost, zero)
-    return torch.where(finite, g_logits, zero), torch.where(finite, g_before, g_accumulated)
+    return torch.where(sound, g_logits, zero), torch.where(sound, g_before, g_accumulated)

@@ -25,17 +25,33 @@ class Ended(NamedTuple):
     status: Tensor
 
 
-def _finite(tensors: Sequence[Tensor], rows: int, device: torch.device) -> Tensor:
-    finite = torch.ones(rows, dtype=torch.bool, device=device)
-    for t in tensors:
-        if t.is_floating_point():
-            finite = finite & t.detach().isfinite().unsqueeze(-1).flatten(1).all(dim=1)
-    return finite
+def _finite(t: Tensor) -> Tensor:
+    """Whether each row is finite throughout."""
+    return t.detach().isfinite().unsqueeze(-1).flatten(1).all(dim=1)
+
+
+def _logits(t: Tensor, weight: Tensor | None) -> Tensor:
+    """Whether each row can be class logits: −inf masks a class, and one has to be left.
+
+    Only a sum of weights that are not negative keeps a masked class masked.
+    """
+    rows = t.detach().unsqueeze(-1).flatten(1)
+    masked = rows.isneginf()
+    if weight is not None:
+        masked = masked & ~(weight.detach()[:, None] < 0)
+    return (rows.isfinite() | masked).all(dim=1) & (rows.isfinite().any(dim=1) | (rows.shape[1] == 0))
 
 
 def _wide(rows: Tensor, like: Tensor) -> Tensor:
     """A [rows] tensor, shaped to broadcast over the trailing dimensions of `like`."""
     return rows.view(-1, *(1 for _ in like.shape[1:]))
+
+
+def _weighted(w: Tensor, r: Tensor) -> Tensor:
+    """w·r. Without weight nothing is added, also where r is −inf; and there −inf does not change with w."""
+    masked = r.isneginf()
+    term = torch.where(masked, w.detach() * r, w * r.masked_fill(masked, 0))
+    return torch.where(w == 0, w * r.nan_to_num(0, 0, 0), term)
 
 
 def halt_rows(
@@ -54,10 +70,23 @@ def halt_rows(
     min_steps: int,
     max_steps: int,
     tested: Tensor | None = None,
+    read_leaf: int = -1,
 ) -> Ended:
-    """End the rows that halt, reach `max_steps` or are not finite. Out of place."""
-    n, active = row.shape[0], row >= 0
-    finite = _finite([*leaves, *(t for t in (weight, readout, tested) if t is not None)], n, row.device)
+    """End the rows that halt, reach `max_steps` or are not finite. Out of place.
+
+    In the readout, and in the leaf that is the readout, −inf masks a class and is an ordinary value; so it is in a halting logit.
+    """
+    active = row >= 0
+    finite = torch.ones_like(active)
+    for i, leaf in enumerate(leaves):
+        if leaf.is_floating_point():
+            finite = finite & (_logits(leaf, weight) if i == read_leaf else _finite(leaf))
+    if readout is not None and readout.is_floating_point():
+        finite = finite & _logits(readout, weight)
+    if weight is not None:
+        finite = finite & weight.detach().isfinite()
+    if tested is not None:
+        finite = finite & (tested.detach().isfinite() | tested.detach().isneginf())
     flag = torch.where(halt & (step >= min_steps), HALTED, MAX_STEPS if step >= max_steps else RUNNING)
     flag = torch.where(finite, flag, NONFINITE)
     flag = torch.where(active, flag, PADDING).to(torch.int8)
@@ -71,7 +100,7 @@ def halt_rows(
 
     if weight is not None and readout is not None and output is not None:
         w, r = without_gradient_where_not_finite(weight), without_gradient_where_not_finite(readout)
-        term = _wide(w, r).to(output.dtype) * r.to(output.dtype)
+        term = _weighted(_wide(w, r).to(output.dtype), r.to(output.dtype))
         output = output.index_add(0, row[active], term[active])
     elif readout is not None and output is not None:
         output = finished(readout, output)
@@ -141,7 +170,8 @@ def halt_rows_backward(
         g = pick(g_output, from_batch)
         g_readout = (_wide(weight, g).to(g.dtype) * g).to(readout.dtype)
         g_readout = torch.where(_wide(live, g_readout), g_readout, torch.zeros_like(g_readout))
-        g_weight = (g * readout.to(g.dtype)).unsqueeze(-1).flatten(1).sum(dim=1).to(weight.dtype)
+        slope = readout.masked_fill(readout.isneginf(), 0)
+        g_weight = (g * slope.to(g.dtype)).unsqueeze(-1).flatten(1).sum(dim=1).to(weight.dtype)
         g_weight = torch.where(live, g_weight, torch.zeros_like(g_weight))
     elif g_output is not None:
         g_readout = pick(g_output, from_results).to(readout_dtype)

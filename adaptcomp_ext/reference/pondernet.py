@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from adaptcomp_ext.reference.act import passing_back_where_finite
+from adaptcomp_ext.reference.act import is_logit, passing_back_where_logit
 
 
 def pondernet_step(
@@ -22,13 +22,13 @@ def pondernet_step(
     if step < min_steps:  # the hazard is zero by definition
         zero = torch.zeros_like(log_survival)
         return zero, log_survival.clone(), zero.clone(), torch.zeros_like(log_survival, dtype=torch.bool)
-    z = passing_back_where_finite(logits).to(log_survival.dtype)
-    log_survival = torch.where(logits.isfinite(), log_survival, log_survival.detach())  # zero times NaN would be NaN
+    z = passing_back_where_logit(logits).to(log_survival.dtype)
+    log_survival = torch.where(is_logit(logits), log_survival, log_survival.detach())  # zero times NaN would be NaN
     after = log_survival + logsigmoid(-z)
     last = after < log_epsilon if step < max_steps else torch.ones_like(after, dtype=torch.bool)
     log_p = torch.where(last, log_survival, log_survival + logsigmoid(z))
     p = log_p.exp()
-    return p, after, p * (log_p - log_prior), last
+    return p, after, p * (log_p.masked_fill(p == 0, log_prior) - log_prior), last  # 0 log 0 = 0
 
 
 def pondernet_step_backward(
@@ -48,11 +48,12 @@ def pondernet_step_backward(
     g_weight, g_log_survival, g_cost = (zero if g is None else g for g in (g_weight, g_log_survival, g_cost))
     if step < min_steps:
         return zero, g_log_survival.clone()
-    finite = logits.isfinite()
-    z = torch.where(finite, logits, 0).to(log_survival.dtype)
+    sound = is_logit(logits)
+    z = torch.where(sound, logits, 0).to(log_survival.dtype)
     hazard = torch.sigmoid(z)
     last = (log_survival + logsigmoid(-z) < log_epsilon) | (step >= max_steps)
     log_p = torch.where(last, log_survival, log_survival + logsigmoid(z))
-    g_log_p = log_p.exp() * (g_weight + g_cost * (log_p - log_prior + 1))
+    p = log_p.exp()
+    g_log_p = p * (g_weight + g_cost * (log_p.masked_fill(p == 0, log_prior) - log_prior + 1))
     g_logits = torch.where(last, zero, g_log_p * (1 - hazard)) - hazard * g_log_survival
-    return torch.where(finite, g_logits, zero), torch.where(finite, g_log_p, zero) + g_log_survival
+    return torch.where(sound, g_logits, zero), torch.where(sound, g_log_p, zero) + g_log_survival

@@ -124,7 +124,10 @@ class HaltRun {
     if (has_head && !take_logits(logits.ptr(), rows)) return kUnusual;
     for (size_t l = 0; l < leaves_.size(); ++l)
       a_.leaves[l].block = data_of(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), "state");
-    if (readout_) a_.readout.block = apart_ ? data_of(readout.ptr(), "readout") : a_.leaves[0].block;
+    if (readout_) {
+      a_.readout.block = apart_ ? data_of(readout.ptr(), "readout") : a_.leaves[0].block;
+      a_.read_leaf = read_leaf();
+    }
     a_.rows = rows;
     a_.step = step;
     const Place where(device_, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
@@ -153,6 +156,16 @@ class HaltRun {
   bool inputs_replaced = false;  // an input was replaced in its list by the last packing
 
  private:
+  // Which leaf is the readout, or -1. A readout of the user's is one that is in the same memory.
+  int64_t read_leaf() const {
+    if (!apart_) return a_.policy == Policy::confidence ? 0 : -1;
+    const auto same = [&](const Leaf& leaf) {
+      return leaf.block == a_.readout.block && leaf.row_elements == a_.readout.row_elements && leaf.dtype == a_.readout.dtype;
+    };
+    const int64_t l = std::find_if(a_.leaves, a_.leaves + a_.n_leaves, same) - a_.leaves;
+    return l < a_.n_leaves ? l : -1;
+  }
+
   bool take_logits(PyObject* logits, int64_t rows) {
     if (!is_plain(logits)) return false;
     const Shape shape(logits);

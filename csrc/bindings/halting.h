@@ -33,10 +33,10 @@ inline bool is_double(const py::handle& tensor) { return !tensor.is_none() && dt
 
 // tensors: row, flag, steps, status, running (CUDA), sample_ids, carry, weight, weight_out, tested, signal, readout, output; None
 // where there is none. Without a readout and with one wanted, as by Confidence, it is the first leaf.
-// integers: step, min_steps, max_steps, policy, parameter, whether the policy has a cost, least, place. On the CPU the rows that
-// go on are packed, in order, where at least `least` do not: those of all tensors `moving`, into new ones. Returns the number of
-// rows that go on (-1 on CUDA); and, where they were packed, the place of each row in the new block or -1, the batch row of each
-// of its rows, and the list of packed tensors.
+// integers: step, min_steps, max_steps, policy, parameter, whether the policy has a cost, read_leaf, least, place. On the CPU the
+// rows that go on are packed, in order, where at least `least` do not: those of all tensors `moving`, into new ones. Returns the
+// number of rows that go on (-1 on CUDA); and, where they were packed, the place of each row in the new block or -1, the batch
+// row of each of its rows, and the list of packed tensors.
 inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves, const py::sequence& results,
                            const py::sequence& increments, const py::sequence& totals, const py::sequence& moving,
                            const py::list& integers, double threshold) {
@@ -68,6 +68,7 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   take_signal(a, data, signal);
   a.parameter = in.integer();
   const bool has_cost = in.integer() != 0;
+  a.read_leaf = in.integer();
   const int64_t least = in.integer();
   const Place where = place(in);
   a.threshold = threshold;

@@ -34,6 +34,15 @@ AC_HD uint32_t bits_of(float x) {
   return u;
 #endif
 }
+AC_HD uint64_t bits_of(double x) {
+#ifdef __CUDA_ARCH__
+  return static_cast<uint64_t>(__double_as_longlong(x));
+#else
+  uint64_t u;
+  std::memcpy(&u, &x, 8);
+  return u;
+#endif
+}
 AC_HD float float_of(uint32_t u) {
 #ifdef __CUDA_ARCH__
   return __uint_as_float(u);
@@ -99,15 +108,7 @@ AC_HD void store(float16& out, float x) {
 AC_HD uint32_t finite_carry(float x) { return (bits_of(x) & 0x7fffffffu) + 0x00800000u; }
 AC_HD uint16_t finite_carry(bfloat16 x) { return static_cast<uint16_t>((x.bits & 0x7fffu) + 0x0080u); }
 AC_HD uint16_t finite_carry(float16 x) { return static_cast<uint16_t>((x.bits & 0x7fffu) + 0x0400u); }
-AC_HD uint64_t finite_carry(double x) {
-  uint64_t u;
-#ifdef __CUDA_ARCH__
-  u = static_cast<uint64_t>(__double_as_longlong(x));
-#else
-  std::memcpy(&u, &x, 8);
-#endif
-  return (u & 0x7fffffffffffffffull) + 0x0010000000000000ull;
-}
+AC_HD uint64_t finite_carry(double x) { return (bits_of(x) & 0x7fffffffffffffffull) + 0x0010000000000000ull; }
 template <class U>
 AC_HD bool top_bit(U bits) {
   return (bits >> (8 * sizeof(U) - 1)) != 0;
@@ -126,6 +127,32 @@ AC_HD bool finite_row(const T* x, int64_t n) {
   Bits carry = 0;
   for (int64_t i = 0; i < n; ++i) carry |= finite_carry(x[i]);
   return !top_bit(carry);
+}
+
+// Whether x is minus infinity, which masks a class among logits.
+AC_HD bool is_masked(float x) { return bits_of(x) == 0xff800000u; }
+AC_HD bool is_masked(double x) { return bits_of(x) == 0xfff0000000000000ull; }
+AC_HD bool is_masked(bfloat16 x) { return x.bits == 0xff80u; }
+AC_HD bool is_masked(float16 x) { return x.bits == 0xfc00u; }
+
+// Whether x can be a logit: minus infinity can, NaN and plus infinity cannot.
+template <class T>
+AC_HD bool is_logit(T x) {
+  return is_finite(x) || is_masked(x);
+}
+
+// Whether all n elements of a row can be logits, at least one of which is not masked: without one there is no distribution.
+template <class T>
+AC_HD bool logits_row(const T* x, int64_t n) {
+  using Bits = decltype(finite_carry(T()));
+  const Bits none = 0;
+  Bits bad = 0, every = static_cast<Bits>(~none);
+  for (int64_t i = 0; i < n; ++i) {
+    const Bits carry = finite_carry(x[i]);
+    bad |= is_masked(x[i]) ? none : carry;
+    every &= carry;
+  }
+  return !top_bit(bad) && !(n > 0 && top_bit(every));
 }
 
 AC_HD int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::f64 ? 8 : t == DType::opaque ? 1 : 2; }

@@ -17,12 +17,12 @@ AC_HD S load_scalar(const void* data, DType dtype, int64_t i) {
   return S(0);
 }
 
-AC_HD bool is_finite_scalar(const void* data, DType dtype, int64_t i) {
+AC_HD bool is_logit_scalar(const void* data, DType dtype, int64_t i) {
   switch (dtype) {
-    case DType::f32: return is_finite(static_cast<const float*>(data)[i]);
-    case DType::f64: return is_finite(static_cast<const double*>(data)[i]);
-    case DType::bf16: return is_finite(static_cast<const bfloat16*>(data)[i]);
-    case DType::f16: return is_finite(static_cast<const float16*>(data)[i]);
+    case DType::f32: return is_logit(static_cast<const float*>(data)[i]);
+    case DType::f64: return is_logit(static_cast<const double*>(data)[i]);
+    case DType::bf16: return is_logit(static_cast<const bfloat16*>(data)[i]);
+    case DType::f16: return is_logit(static_cast<const float16*>(data)[i]);
     case DType::opaque: break;
   }
   return true;

@@ -59,8 +59,11 @@ struct HaltStep {
   int64_t n_leaves;
   bool retire;         // write -1 to `row` where a row ends: it is padding from now on
   void* weight_out;    // act: [rows] out, the weight, for the backward pass; or null
-  const void* tested;  // given: [rows] logits the decision was made of, to be finite; or null
+  const void* tested;  // given: [rows] logits the decision was made of, tested as such; or null
   DType tested_dtype;
+  // In a readout apart from the state, and in the leaf that is the readout, minus infinity masks a class and is an ordinary
+  // value. Which leaf that is; -1: none.
+  int64_t read_leaf = -1;
 };
 
 // The rows still running. No result depends on the number of threads.

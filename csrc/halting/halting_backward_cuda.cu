@@ -35,7 +35,7 @@ __device__ __forceinline__ compute_t<T> weighted_share(T* g, const T* base, comp
 #pragma unroll
     for (int e = 0; e < E; ++e) {
       const C share = weight * out.v[e];
-      if (readout) dot += out.v[e] * load(x.v[e]);
+      if (readout) dot += out.v[e] * weight_slope(x.v[e]);
       store(sum.v[e], base ? load(sum.v[e]) + share : share);
     }
     if constexpr (Packed) {

@@ -33,8 +33,8 @@ AC_HD compute_t<T> dot_row(const compute_t<T>* a, const T* b, int64_t n) {
   compute_t<T> lane[16] = {};
   int64_t i = 0;
   for (; i + 16 <= n; i += 16)
-    for (int64_t k = 0; k < 16; ++k) lane[k] += a[i + k] * load(b[i + k]);
-  for (int64_t k = 0; i + k < n; ++k) lane[k] += a[i + k] * load(b[i + k]);
+    for (int64_t k = 0; k < 16; ++k) lane[k] += a[i + k] * weight_slope(b[i + k]);
+  for (int64_t k = 0; i + k < n; ++k) lane[k] += a[i + k] * weight_slope(b[i + k]);
   for (int64_t width = 8; width > 0; width /= 2)
     for (int64_t k = 0; k < width; ++k) lane[k] += lane[k + width];
   return lane[0];
@@ -43,6 +43,7 @@ AC_HD compute_t<T> dot_row(const compute_t<T>* a, const T* b, int64_t n) {
 // target_clones wants plain functions: one set per dtype.
 #define AC_ROW_LOOPS(T, C)                                                                                                \
   AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                                          \
+  AC_CLONES bool logits_loop(const T* x, int64_t n) { return logits_row(x, n); }                                          \
   AC_CLONES void axpy_loop(C* out, C weight, const T* x, int64_t n) { axpy_row(out, weight, x, n); }                      \
   AC_CLONES void scale_loop(T* g, bool add, C weight, const C* g_out, int64_t n) { scale_row(g, add, weight, g_out, n); } \
   AC_CLONES void add_loop(T* g, const T* x, int64_t n) { add_row(g, x, n); }                                              \
@@ -70,6 +71,15 @@ bool finite_block_row(const Leaf& leaf, int64_t i) {
   });
   return finite;
 }
+// Only for a row that is not finite, so that a row without a mask is read once.
+__attribute__((noinline)) bool logits_block_row(const Leaf& leaf, int64_t i) {
+  bool logits = true;
+  dispatch(leaf.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    logits = logits_loop(row_of<T>(leaf.block, i, leaf.row_elements), leaf.row_elements);
+  });
+  return logits;
+}
 
 void copy_result_row(const Leaf& leaf, int64_t i, int64_t r) {
   const int64_t bytes = leaf.row_elements * size_of(leaf.dtype);
@@ -88,11 +98,13 @@ void halt_rows(const HaltStep& a, int64_t begin, int64_t end) {
       continue;
     }
     const Verdict<S> v = decide<S>(a, i, r);
-    bool finite = v.finite && (!separate_readout || finite_block_row(a.readout, i));
-    for (int64_t l = 0; l < a.n_leaves && finite; ++l) finite = finite_block_row(a.leaves[l], i);
+    const bool masked = may_mask(v.weight);
+    bool finite = v.finite && (!separate_readout || finite_block_row(a.readout, i) || (masked && logits_block_row(a.readout, i)));
+    for (int64_t l = 0; l < a.n_leaves && finite; ++l)
+      finite = finite_block_row(a.leaves[l], i) || (masked && l == a.read_leaf && logits_block_row(a.leaves[l], i));
     const Flag flag = outcome(v.halt, finite, a.step, a.min_steps, a.max_steps);
     a.flag[i] = flag;
-    if (weighted) {
+    if (weighted && v.weight != 0) {
       dispatch(a.readout.dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         using C = compute_t<T>;

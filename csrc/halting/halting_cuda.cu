@@ -14,10 +14,23 @@
 namespace adaptcomp {
 namespace {
 
-// Whether this lane's share of the row is finite.
+// What a lane has seen of its share of a row.
+struct Seen {
+  bool finite = true, logits = true;  // all of it is finite; all of it can be logits
+  bool left = false;                  // some of it is not masked
+
+  template <class T>
+  __device__ __forceinline__ void see(T x) {
+    const bool is = is_finite(x);
+    finite &= is;
+    logits &= is || is_masked(x);
+    left |= is;
+  }
+};
+
 template <int G, class T>
-__device__ __forceinline__ bool finite_share(const T* x, int64_t n, int lane) {
-  bool finite = true;
+__device__ __forceinline__ Seen see_share(const T* x, int64_t n, int lane) {
+  Seen seen;
   dispatch_elements<T>(access_bytes(address(x) | static_cast<uintptr_t>(n * static_cast<int64_t>(sizeof(T)))),
                        [&](auto elements) {
                          constexpr int E = decltype(elements)::value;
@@ -26,17 +39,17 @@ __device__ __forceinline__ bool finite_share(const T* x, int64_t n, int lane) {
                          for (int64_t k = lane; k < n / E; k += G) {
                            const Pack<T, E> pack = packs[k];
 #pragma unroll
-                           for (int e = 0; e < E; ++e) finite &= is_finite(pack.v[e]);
+                           for (int e = 0; e < E; ++e) seen.see(pack.v[e]);
                          }
                        });
-  return finite;
+  return seen;
 }
 
-// output += weight * x, and whether this lane's share of x is finite.
+// output += weight * x, and what this lane has seen of x.
 template <int G, class T>
-__device__ __forceinline__ bool accumulate_share(compute_t<T>* output, compute_t<T> weight, const T* x, int64_t n, int lane) {
+__device__ __forceinline__ Seen accumulate_share(compute_t<T>* output, compute_t<T> weight, const T* x, int64_t n, int lane) {
   using C = compute_t<T>;
-  bool finite = true;
+  Seen seen;
   const uintptr_t bits = address(x) | scaled<T>(output) | static_cast<uintptr_t>(n * static_cast<int64_t>(sizeof(T)));
   dispatch_elements<T>(access_bytes(bits), [&](auto elements) {
     constexpr int E = decltype(elements)::value;
@@ -48,13 +61,13 @@ __device__ __forceinline__ bool accumulate_share(compute_t<T>* output, compute_t
       Pack<C, E> sum = outputs[k];
 #pragma unroll
       for (int e = 0; e < E; ++e) {
-        accumulate(sum.v[e], weight, pack.v[e]);
-        finite &= is_finite(pack.v[e]);
+        if (weight != 0) accumulate(sum.v[e], weight, pack.v[e]);
+        seen.see(pack.v[e]);
       }
       outputs[k] = sum;
     }
   });
-  return finite;
+  return seen;
 }
 
 template <int G>
@@ -97,27 +110,37 @@ __global__ void __launch_bounds__(kThreads, 4) halt_step_kernel(const __grid_con
   const bool halt = Row::broadcast(static_cast<int>(v.halt)) != 0;
 
   bool finite = lane != 0 || v.finite;
+  bool left = true;  // a class of the logits is not masked
+  const auto test = [&](const Seen& seen, const Leaf& leaf, bool masked) {
+    finite &= masked ? seen.logits : seen.finite;
+    if (masked) left = seen.left || leaf.row_elements == 0;
+  };
   if (r >= 0) {
+    const bool masked = may_mask(weight);
     int64_t first = separate_readout && !weighted ? -1 : 0;  // -1: the readout
     if (weighted) {
       const int64_t n = a.readout.row_elements;
       device_dispatch(a.readout.dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        finite &= accumulate_share<G>(row_of<compute_t<T>>(a.readout.result, r, n), static_cast<compute_t<T>>(weight),
-                                      row_of<T>(a.readout.block, i, n), n, lane);
+        test(accumulate_share<G>(row_of<compute_t<T>>(a.readout.result, r, n), static_cast<compute_t<T>>(weight),
+                                 row_of<T>(a.readout.block, i, n), n, lane),
+             a.readout, masked && (separate_readout || a.read_leaf == 0));
       });
       // Tested already, unless the readout is only the beginning of the first leaf.
       if (!separate_readout && a.n_leaves > 0 && a.leaves[0].row_elements == n && a.leaves[0].dtype == a.readout.dtype) first = 1;
     }
     for (int64_t l = first; l < a.n_leaves; ++l) {
+      if (separate_readout && l == a.read_leaf) continue;  // tested as the readout that it is
       const Leaf& leaf = l < 0 ? a.readout : a.leaves[l];
       device_dispatch(leaf.dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        finite &= finite_share<G>(row_of<T>(leaf.block, i, leaf.row_elements), leaf.row_elements, lane);
+        test(see_share<G>(row_of<T>(leaf.block, i, leaf.row_elements), leaf.row_elements, lane), leaf,
+             masked && (l < 0 || l == a.read_leaf));
       });
     }
   }
   finite = !Row::any(!finite);
+  if (separate_readout || a.read_leaf >= 0) finite = Row::any(left) && finite;
 
   const Flag flag = r < 0 ? kPadding : outcome(halt, finite, a.step, a.min_steps, a.max_steps);
   const bool ended = flag != kPadding && flag != kRunning;

@@ -39,7 +39,7 @@ AC_HD Verdict<S> decide(const HaltStep& a, int64_t i, int64_t r) {
         v.weight = static_cast<const S*>(a.weight)[i];
         v.finite = is_finite(v.weight);
       }
-      if (a.tested) v.finite = v.finite && is_finite_scalar(a.tested, a.tested_dtype, i);
+      if (a.tested) v.finite = v.finite && is_logit_scalar(a.tested, a.tested_dtype, i);
       break;
     case Policy::fixed_steps: v.halt = a.step >= (a.signal ? static_cast<const int64_t*>(a.signal)[r] : a.parameter); break;
     case Policy::act: {
@@ -48,13 +48,13 @@ AC_HD Verdict<S> decide(const HaltStep& a, int64_t i, int64_t r) {
           act_row(load_scalar<S>(a.signal, a.signal_dtype, i), accumulated[i], {a.step, a.min_steps, a.max_steps, a.threshold});
       accumulated[i] = row.accumulated;
       if (a.weight_out) static_cast<S*>(a.weight_out)[i] = row.weight;
-      v = {row.weight, row.cost, row.accumulated >= S(a.threshold), is_finite_scalar(a.signal, a.signal_dtype, i)};
+      v = {row.weight, row.cost, row.accumulated >= S(a.threshold), is_logit_scalar(a.signal, a.signal_dtype, i)};
       break;
     }
     case Policy::ponder_sample:
       v.halt = ponder_sample(load_scalar<S>(a.signal, a.signal_dtype, i), static_cast<uint64_t>(a.parameter),
                              static_cast<uint64_t>(a.sample ? a.sample[r] : r), a.step);
-      v.finite = is_finite_scalar(a.signal, a.signal_dtype, i);
+      v.finite = is_logit_scalar(a.signal, a.signal_dtype, i);
       break;
     case Policy::confidence: v.halt = is_confident(a.readout, i, static_cast<Measure>(a.parameter), S(a.threshold)); break;
   }
@@ -83,10 +83,24 @@ AC_HD void act_backward_row(const HaltBackward& a, int64_t i, int64_t r, int64_t
   static_cast<S*>(a.g_accumulated)[i] = g.accumulated;
 }
 
-// output += weight * readout, one element, in the compute type.
+// Whether minus infinity is an ordinary value in a readout of this weight. Only a sum of weights that are not negative keeps a
+// masked class masked.
+template <class S>
+AC_HD bool may_mask(S weight) {
+  return !(weight < S(0));
+}
+
+// output += weight * readout, one element, in the compute type. Not for a weight of zero, which adds nothing, while zero times
+// the minus infinity of a masked class would be NaN.
 template <class T>
 AC_HD void accumulate(compute_t<T>& output, compute_t<T> weight, T readout) {
   output += weight * load(readout);
+}
+
+// The derivative of weight * readout in the weight. Of a masked class it is zero: minus infinity, whatever the weight.
+template <class T>
+AC_HD compute_t<T> weight_slope(T readout) {
+  return is_masked(readout) ? compute_t<T>(0) : load(readout);
 }
 
 }  // namespace adaptcomp

@@ -4,6 +4,7 @@
 //   p_n = lambda_n Q_{n-1};  the last step is forced, lambda = 1, so that the p_n sum to one
 //   cost = KL(p || prior), summed step by step: p_n (log p_n - log prior_n)
 //
+// A logit of minus infinity is lambda = 0, and 0 log 0 = 0: the row does not halt here.
 // A row is forced at M, and at the first n with p_1 + ... + p_n > 1 - epsilon. Before `min_steps` the hazard is zero.
 #pragma once
 
@@ -45,7 +46,7 @@ AC_HD PonderRow<C> ponder_row(C z, C log_survival, const PonderParams& p) {
   const bool halt = ponder_forced(after, p);
   const C log_p = halt ? log_survival : log_survival + log_sigmoid(z);
   const C weight = exp(log_p);
-  return {weight, after, weight * (log_p - C(p.log_prior)), halt};
+  return {weight, after, weight == 0 ? C(0) : weight * (log_p - C(p.log_prior)), halt};
 }
 
 template <class C>
@@ -55,12 +56,13 @@ struct PonderRowGrad {
 
 template <class C>
 AC_HD PonderRowGrad<C> ponder_row_backward(C z, C log_survival, C g_weight, C g_survival, C g_cost, const PonderParams& p) {
-  if (p.step < p.min_steps || !is_finite(z)) return {C(0), g_survival};  // a row that is not finite passes nothing back
+  if (p.step < p.min_steps || !is_logit(z)) return {C(0), g_survival};  // a row that is not finite passes nothing back
   const C after = log_survival + log_sigmoid(-z);
   const bool halt = ponder_forced(after, p);
   const C log_p = halt ? log_survival : log_survival + log_sigmoid(z);
   // d(p log p)/d(log p) = p (log p + 1), so everything stays a product with p and nothing is divided by it.
-  const C g_log_p = exp(log_p) * (g_weight + g_cost * (log_p - C(p.log_prior) + C(1)));
+  const C weight = exp(log_p);
+  const C g_log_p = weight == 0 ? C(0) : weight * (g_weight + g_cost * (log_p - C(p.log_prior) + C(1)));
   const C lambda = exp(log_sigmoid(z));
   return {(halt ? C(0) : g_log_p * (C(1) - lambda)) - lambda * g_survival, g_log_p + g_survival};
 }

@@ -69,6 +69,18 @@ class Head(nn.Module):
         return z[:, None] if self.wide else z
 
 
+class Through(nn.Module):
+    """`change` applied to what a head says."""
+
+    def __init__(self, head, change):
+        super().__init__()
+        self.head = head
+        self.change = change
+
+    def forward(self, state):
+        return self.change(self.head(state), state)
+
+
 class Budget(ac.Policy):
     """A policy as a user would write one: spends some of a budget at every step; with cost, log-probability and carry."""
 

@@ -14,6 +14,7 @@ from .helpers import (
     NONFINITE,
     POLICIES,
     WITH_HEAD,
+    Through,
     check,
     dense,
     identical,
@@ -102,18 +103,6 @@ PLACES = ["state", "second leaf", "input", "readout", "logit"]
 BAD_ROW, BAD_STEP, BATCH = 4, 3, 9
 
 
-class Through(torch.nn.Module):
-    """`change` applied to what a head says."""
-
-    def __init__(self, head, change):
-        super().__init__()
-        self.head = head
-        self.change = change
-
-    def forward(self, state):
-        return self.change(self.head(state), state)
-
-
 def broken(name, place, value, compact, how, device, spoil=True, min_steps=1, rows=None):
     """Run a problem in which row BAD_ROW breaks at step BAD_STEP; with spoil=False the same one unbroken."""
     rows = list(range(BATCH)) if rows is None else rows
@@ -172,6 +161,8 @@ CASES = [(n, p) for n in POLICIES for p in PLACES if applicable(n, p)]
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize(("name", "place"), CASES)
 def test_a_broken_row_ends_as_nonfinite_at_that_step_and_harms_no_other(name, place, how, value, device):
+    if place == "logit" and value == -INF:
+        value = INF  # where minus infinity is a halting probability of zero
     for compact in COMPACT:
         result, h, x, parameters = broken(name, place, value, compact, how, device)
         healthy, h0, x0, _ = broken(name, place, value, compact, how, device, spoil=False)
@@ -211,7 +202,7 @@ def test_a_broken_row_passes_no_gradient_back(name, place, how, device):
         assert p.grad is None or bool(p.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", WITH_HEAD)
 def test_a_logit_is_tested_before_min_steps_and_at_the_last_step_too(name, how, value, device):

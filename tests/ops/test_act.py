@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -120,6 +121,22 @@ def test_saturated_logits_stay_finite(device):
     assert out.halt.tolist() == [False, False, False, True, True]
     (g,) = torch.autograd.grad(out.weight.sum() + out.cost.sum(), z)
     assert bool(g.isfinite().all())
+
+
+@pytest.mark.parametrize("stage", ["running", "last"])
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_logit_of_minus_infinity_is_a_halting_probability_of_zero(device, stage, reference):
+    z = torch.tensor([-math.inf, -math.inf], dtype=torch.float64, device=device, requires_grad=True)
+    a = torch.tensor([0.0, 0.25], dtype=torch.float64, device=device, requires_grad=True)
+    with ac.reference_kernels() if reference else contextlib.nullcontext():
+        out = step(z, a, stage)
+        g_z, g_a = torch.autograd.grad((out.weight * 2 + out.accumulated * 3 + out.cost * 5).sum(), (z, a))
+    n = {"running": 3, "last": 8}[stage]
+    weight = [1.0, 0.75] if stage == "last" else [0.0, 0.0]  # the remainder, where max_steps ends the row
+    assert out.weight.tolist() == weight and out.accumulated.tolist() == [0.0, 0.25]
+    assert out.cost.tolist() == [n + w for w in weight] if stage == "last" else [0.0, 0.0]
+    assert not out.halt.any() or stage == "last"
+    assert g_z.tolist() == [0.0, 0.0] and g_a.tolist() == ([-4.0, -4.0] if stage == "last" else [3.0, 3.0])
 
 
 def test_a_nan_row_harms_no_neighbour(device):

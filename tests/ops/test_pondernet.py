@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -250,6 +251,24 @@ def test_log_space_is_stable_for_huge_logits(device, signs):
     assert weights.sum().item() == pytest.approx(1)
     (g,) = torch.autograd.grad(weights.square().sum() + cost.sum(), z)
     assert bool(g.isfinite().all())
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_logit_of_minus_infinity_is_a_hazard_of_zero(logits, reference):
+    """0 log 0 = 0: those steps have no part in the distribution, nor in the divergence."""
+    free = logits.detach().clone().requires_grad_()
+    closed = torch.zeros_like(logits, dtype=torch.bool)
+    closed[[0, 3]] = closed[5, ::2] = True
+    masked = free.masked_fill(closed, -math.inf)
+    with ac.reference_kernels() if reference else contextlib.nullcontext():
+        weights, cost, _ = distribution(masked, log_geometric(0.2))
+        (g,) = torch.autograd.grad(weights.square().sum() + cost.sum(), free)
+        near, near_cost, _ = distribution(free.masked_fill(closed, -1e4), log_geometric(0.2))
+        (g_near,) = torch.autograd.grad(near.square().sum() + near_cost.sum(), free)
+    assert bool((weights[closed] == 0).all())
+    torch.testing.assert_close(weights, near)
+    torch.testing.assert_close(cost, near_cost)
+    torch.testing.assert_close(g, g_near)
 
 
 def test_a_certain_hazard_keeps_its_survival_in_log_space(device):

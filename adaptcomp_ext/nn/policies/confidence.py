@@ -32,6 +32,11 @@ class Confidence(Policy):
         check_choice("measure", measure, tuple(MEASURES))
         self.measure = measure
 
+    @property
+    def reads_logits(self) -> bool:
+        """True: a class whose logit is −inf has the probability 0."""
+        return True
+
     def check_readout(self, readout: Tensor) -> None:
         """Require class logits."""
         logits = check_floating("readout", readout)

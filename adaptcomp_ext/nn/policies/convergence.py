@@ -33,8 +33,9 @@ class Convergence(Policy):
     Notes
     -----
     The first step has nothing to be compared with, so that no row halts before step 1 + `patience`. Norms are accumulated in
-    float32, float64 for float64 readouts. A change that is not a number halts nothing. The decision has no gradient; the output's
-    is that of the readout at the last step. The ponder cost is the number of steps.
+    float32, float64 for float64 readouts; where the sum of squares overflows nothing halts. An element that is −inf, as a masked
+    class is, has not changed if it was −inf before, and is left out of ‖rₙ‖. The decision has no gradient; the output's is that
+    of the readout at the last step. The ponder cost is the number of steps.
     """
 
     def __init__(self, tol: float, norm: str = "relative", patience: int = 1) -> None:
@@ -58,9 +59,18 @@ class Convergence(Policy):
                 still = torch.zeros_like(view.row)
             else:
                 before, still = view.carry
-                change = torch.linalg.vector_norm(readout.to(wide) - before.to(wide), dim=1)
-                bound = self.tol * torch.linalg.vector_norm(readout, dim=1, dtype=wide) if self.norm == "relative" else self.tol
-                still = torch.where(change <= bound, still + 1, torch.zeros_like(still))
+                now = readout.to(wide)
+                difference = now - before.to(wide)
+                change = torch.linalg.vector_norm(difference, dim=1)
+                masked = not change.is_cpu or bool(change.isnan().any())  # −inf less −inf; whether it is so, CUDA is not asked
+                if masked:
+                    change = torch.linalg.vector_norm(difference.nan_to_num_(0.0, math.inf, -math.inf), dim=1)
+                if self.norm == "relative":
+                    size = torch.linalg.vector_norm(now.nan_to_num(math.nan, math.inf, 0.0) if masked else now, dim=1)
+                    is_still = (change <= self.tol * size) & (size < math.inf)
+                else:
+                    is_still = change <= self.tol
+                still = torch.where(is_still, still + 1, torch.zeros_like(still))
             # A copy: a step may overwrite its own output.
             return Decision(still >= self.patience, carry=(readout.clone(), still))
 
