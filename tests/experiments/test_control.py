@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+for extra in ("dm_control", "gymnasium", "matplotlib", "rich", "safetensors", "scipy"):
+    pytest.importorskip(extra)
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -17,6 +20,7 @@ from adaptcomp_ext.experiments.control.figure import draw_strip
 from adaptcomp_ext.experiments.control.plan import plan, preset
 from adaptcomp_ext.experiments.control.replay import Replay
 from adaptcomp_ext.experiments.control.training import Settings, Trainer, train
+from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
 from adaptcomp_ext.experiments.horizon import horizon
 from adaptcomp_ext.experiments.runs import read_json
 from adaptcomp_ext.experiments.transfer import transfer
@@ -167,6 +171,90 @@ def test_stretches_stay_within_episodes() -> None:
     assert torch.equal(some.mean[:, 0], some.gain) and torch.equal(some.std, some.mean)
     assert torch.equal(some.glance, 2 * some.gain)
     assert Replay(5, 2, 1, 1).planned(5, 10) is None
+
+
+def test_an_episode_shorter_than_a_stretch_is_drawn_whole() -> None:
+    replay = Replay(40, 2, 1, 1)
+    for t in range(40):
+        at = torch.full((2, 1), float(t + 1))
+        blank = torch.zeros(2)
+        # One environment has episodes of three steps, one of forty; in the last step of an episode lies its reward.
+        ended = torch.tensor([t % 3 == 2, t == 39])
+        rest = {"mean": at, "std": at, "gain": blank, "divergence": blank, "glance": blank}
+        replay.add(observation=at, following=at + 100, action=at, reward=ended.float(), ended=ended, **rest)
+    torch.manual_seed(0)
+    piece = replay.sample(400, 5)
+    short = piece.length < 5
+    assert set(piece.length.tolist()) == {3, 5} and 40 < int(short.sum()) < 200
+    first = piece.observation[short, :, 0]
+    begin = first[:, 0]
+    assert bool(((begin - 1) % 3 == 0).all()) and begin.unique().numel() > 8
+    # Three steps, then what was seen last, after which nothing was done and nothing came.
+    assert torch.equal(first - begin[:, None], torch.tensor([0.0, 1, 2, 102, 102, 102]).expand(len(first), 6))
+    assert torch.equal(piece.action[short][:, 3:], torch.zeros(len(first), 2, 1))
+    assert torch.equal(piece.reward[short], torch.tensor([0.0, 0, 1, 0, 0]).expand(len(first), 5))
+    # The last reward of the long episode is learned from as well.
+    assert bool((piece.reward[~short].sum(1) <= 1).all()) and bool((piece.reward[~short][:, 4] == 1).any())
+
+
+def test_episodes_of_two_steps_are_learned_from() -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(tiny(episode=2, rounds=6, warm=3), 0)
+    for _ in range(4):
+        record = trainer.round()
+    assert trainer.learner.settings.horizon > 2 and record["consistency"] > 0 and np.isfinite(record["value error"])
+
+
+def test_a_cut_episode_goes_on_from_its_last_observation() -> None:
+    # All that is to come is worth 1 by the slow values, and nothing is rewarded: values are worth what is discounted to the end.
+    trainer = Trainer(tiny(episode=3), 0)
+    trainer.round()
+    trainer.round()
+    replay, learner, world = trainer.replay, trainer.learner, trainer.agent.world
+    replay.reward.zero_()
+    seen: list[torch.Tensor] = []
+    real, cut = world.value, world.encode(replay.following[replay.ended]).detach()
+
+    def value(z: torch.Tensor, action: torch.Tensor, slow: bool = False) -> torch.Tensor:
+        if slow:
+            seen.append(z)
+            return torch.ones(2, len(z))
+        out = real(z, action)
+        discounts = learner.settings.discount ** torch.tensor([3.0, 2, 1, 1, 1])
+        return 0 * out + discounts.repeat(len(z) // 5)
+
+    world.value = value  # type: ignore[method-assign]
+    errors = learner.update(replay)
+    assert float(errors[2]) < 1e-12
+    # The states from which it goes on are those in which the episodes were cut, not the next ones' first.
+    assert len(seen[0]) == 16 and all(bool((cut - z).abs().amax(1).min() < 1e-5) for z in seen[0])
+
+
+def test_planning_and_evaluation_leave_the_environments_random_numbers_alone() -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(tiny(gate="always"), 0)
+    trainer.round()
+    before = trainer.env.random_state()
+    observation = torch.from_numpy(trainer.env._observation)
+    trainer.agent.act(observation, explore=True)
+    run_episodes(trainer.agent, "pendulum-swingup", 2, 7, length=5)
+    assert trainer.env.random_state() == before
+
+
+def test_evaluation_takes_mean_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(tiny(gate="never"), 0)
+    trainer.round()
+    taken: list[np.ndarray] = []
+    real = ControlVectorEnv.step
+    monkeypatch.setattr(ControlVectorEnv, "step", lambda env, action: (taken.append(action.copy()), real(env, action))[1])
+    run_episodes(trainer.agent, "pendulum-swingup", 2, 7, length=4)
+    world, env = trainer.agent.world, ControlVectorEnv("pendulum-swingup", 2, max_steps=4)
+    observation, _ = env.reset(seed=7)
+    for action in taken:
+        mean = world.habit.parameters_of(world.encode(torch.from_numpy(observation)))[0].tanh().detach().numpy()
+        assert np.array_equal(action, mean)
+        observation = real(env, mean)[0]
 
 
 def test_episodes_are_repeatable_and_leave_the_agent_alone() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dm_control import suite
+
+suite = pytest.importorskip("dm_control.suite")
+pytest.importorskip("gymnasium")
 from dm_control.rl.control import PhysicsError
 
 from adaptcomp_ext.experiments.environments.control import TASKS, ControlVectorEnv
@@ -39,7 +41,7 @@ def test_rewards_are_those_of_the_suite() -> None:
 
 
 def test_episodes_end_together_and_begin_anew() -> None:
-    env = ControlVectorEnv("pendulum-swingup", 3, max_steps=7)
+    env = ControlVectorEnv("pendulum-swingup", 3, max_steps=7, autoreset_mode="SameStep")
     env.reset(seed=0)
     actions = np.zeros((3, 1), np.float32)
     for step in range(1, 15):
@@ -56,7 +58,7 @@ def test_the_suites_own_length_is_the_default() -> None:
 
 @pytest.mark.parametrize("how", ["observation", "simulation"])
 def test_a_broken_simulation_ends_its_own_episode_alone(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    env, calm = ControlVectorEnv("pendulum-swingup", 3), ControlVectorEnv("pendulum-swingup", 3)
+    env, calm = (ControlVectorEnv("pendulum-swingup", 3, autoreset_mode="SameStep") for _ in range(2))
     env.reset(seed=1)
     calm.reset(seed=1)
     actions = np.full((3, 1), 0.5, np.float32)

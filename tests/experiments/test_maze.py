@@ -5,11 +5,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+for extra in ("gymnasium", "matplotlib", "rich", "safetensors", "scipy"):
+    pytest.importorskip(extra)
 from rich.console import Console
 
-from adaptcomp_ext.experiments.maze import maze
+from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
+from adaptcomp_ext.experiments.maze import maze, training
 from adaptcomp_ext.experiments.maze.cell import run_cell, unseen_layouts
 from adaptcomp_ext.experiments.maze.evaluation import run_trial
 from adaptcomp_ext.experiments.maze.plan import plan
@@ -115,3 +120,37 @@ def test_a_cell_is_the_same_twice(tmp_path: Path) -> None:
         found = run_cell(what.cells[0], tmp_path / name, lambda *_: None)
         results.append(found)
     assert results[0] == results[1]
+
+
+def test_an_episode_that_time_cuts_goes_on_from_its_last_observation(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    agent = MazeAgent()
+    settings = training.Settings(size=3, density=0.0, mazes=64, updates=1, horizon=20, sweeps=0, price=0.0)
+    outcomes: list[tuple[np.ndarray, ...]] = []
+    learned: list[training._Step] = []
+    real = MazeVectorEnv.step
+
+    def step(env: MazeVectorEnv, action: np.ndarray):
+        outcomes.append(real(env, np.zeros_like(action)))  # all walk up, and most of them never arrive
+        return outcomes[-1]
+
+    def improve(*arguments: object) -> dict[str, float]:
+        learned.extend(arguments[3])  # type: ignore[call-overload]
+        return {}
+
+    monkeypatch.setattr(MazeVectorEnv, "step", step)
+    monkeypatch.setattr(training, "_improve", improve)
+    training.train(agent, settings, 0)
+    cut = 0
+    for (_, gained, terminated, truncated, info), kept in zip(outcomes, learned, strict=True):
+        expected = torch.from_numpy(gained).float()
+        for i in np.flatnonzero(truncated):
+            last = {name: value[None] for name, value in info["final_obs"][i].items()}
+            with torch.no_grad():
+                features = agent.features(*training.observe(last))
+                worth = agent.value(features, torch.from_numpy(info["final_info"]["distance"][i : i + 1]))
+            expected[i] += settings.discount * worth[0]
+            cut += 1
+        assert torch.allclose(kept.reward, expected, atol=1e-6)
+        assert torch.equal(kept.ended, torch.from_numpy(terminated | truncated))
+    assert cut > 10

@@ -4,10 +4,14 @@ import time
 
 import numpy as np
 import pytest
+
+pytest.importorskip("gymnasium")
 from gymnasium.vector import AutoresetMode
 
 from adaptcomp_ext.experiments.environments.layouts import FAR, MOVES, distances, draw_layouts
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
+
+SAME_STEP = AutoresetMode.SAME_STEP
 
 
 def test_distances_are_those_of_a_search_cell_by_cell() -> None:
@@ -47,7 +51,7 @@ def down_the_slope(env: MazeVectorEnv) -> np.ndarray:
 
 
 def test_the_shortest_way_takes_as_many_steps_as_it_says() -> None:
-    env = MazeVectorEnv(64, 9)
+    env = MazeVectorEnv(64, 9, autoreset_mode=SAME_STEP)
     _, info = env.reset(seed=0)
     layouts = env.layouts.take(slice(None))
     shortest = layouts.shortest.copy()
@@ -71,7 +75,7 @@ def test_the_shortest_way_takes_as_many_steps_as_it_says() -> None:
 
 
 def test_walls_and_rim_stop_a_step() -> None:
-    env = MazeVectorEnv(256, 5, 0.4, max_steps=1000)
+    env = MazeVectorEnv(256, 5, 0.4, max_steps=1000, autoreset_mode=SAME_STEP)
     env.reset(seed=3)
     random = np.random.default_rng(0)
     for _ in range(50):
@@ -87,7 +91,7 @@ def test_walls_and_rim_stop_a_step() -> None:
 
 
 def test_time_runs_out() -> None:
-    env = MazeVectorEnv(4, 5, 0.0, max_steps=3)
+    env = MazeVectorEnv(4, 5, 0.0, max_steps=3, autoreset_mode=SAME_STEP)
     env.reset(seed=0)
     for step in (1, 2, 3):
         # Up and down again: nobody arrives but who starts beside the goal, and nobody does.
@@ -134,7 +138,7 @@ def test_it_is_an_environment_of_gymnasium() -> None:
     env = MazeVectorEnv(4, 5)
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
-    assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    assert env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP  # Gymnasium's own default
     actions = env.action_space.sample()
     assert env.observation_space.contains(env.step(actions)[0])
 
@@ -160,7 +164,7 @@ def test_bad_actions_are_named() -> None:
 
 def test_it_is_far_from_being_the_bottleneck() -> None:
     # Not a benchmark: ten times slower than measured, and still fast enough.
-    env = MazeVectorEnv(256, 11)
+    env = MazeVectorEnv(256, 11, autoreset_mode=SAME_STEP)
     env.reset(seed=0)
     actions = np.random.default_rng(0).integers(0, 4, (200, 256))
     best = float("inf")

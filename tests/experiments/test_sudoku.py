@@ -1,4 +1,3 @@
-# ruff: noqa: E402 - what needs the extras can be imported only after asking for them
 from __future__ import annotations
 
 import io

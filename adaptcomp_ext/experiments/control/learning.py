@@ -84,16 +84,18 @@ class Learner:
         s, world, gate = self.settings, self.agent.world, self.agent.gate
         world.habit.train()  # its noise belongs to learning alone
         piece = replay.sample(s.batch, s.horizon)
-        weight = s.decay ** torch.arange(s.horizon)
+        there = torch.arange(s.horizon) < piece.length[:, None]  # all of them, but of an episode that is shorter than a stretch
+        weight = s.decay ** torch.arange(s.horizon) * there
         with torch.no_grad():
             future = world.encode(piece.observation[:, 1:])
-            move = world.habit(future[:, -1])
+            final = future[torch.arange(s.batch), piece.length - 1]
+            move = world.habit(final)
             # The mean of both, in the bounds that are known: the least of two, step after step, eats what little a far reward
             # is worth (measured: a pendulum at rest stayed at 0).
-            worth = world.value(future[:, -1], move.action, slow=True).mean(0).clamp(0.0, 1.0)
+            worth = world.value(final, move.action, slow=True).mean(0).clamp(0.0, 1.0)
             target = torch.empty_like(piece.reward)
             for t in reversed(range(s.horizon)):
-                worth = (1 - s.discount) * piece.reward[:, t] + s.discount * worth
+                worth = torch.where(there[:, t], (1 - s.discount) * piece.reward[:, t] + s.discount * worth, worth)
                 target[:, t] = worth
         z = world.encode(piece.observation[:, 0])
         states, rewards = [z], []

@@ -13,19 +13,22 @@ FIELDS = ("observation", "following", "action", "reward", "ended", "mean", "std"
 
 
 class Piece(NamedTuple):
-    """Stretches of H steps.
+    """Stretches of H steps, or whole episodes that are shorter.
 
     Attributes
     ----------
     observation : Tensor
-        [B, H + 1, O].
+        [B, H + 1, O]: before each step, and after the last; where a stretch is shorter, its last one fills the rest.
     action, reward : Tensor
-        [B, H, A], [B, H].
+        [B, H, A], [B, H]; 0 after the end of a shorter stretch.
+    length : Tensor
+        int64 [B], 1 to H: the number of its steps.
     """
 
     observation: Tensor
     action: Tensor
     reward: Tensor
+    length: Tensor
 
 
 class Planned(NamedTuple):
@@ -73,22 +76,26 @@ class Replay:
         self.length += 1
 
     def sample(self, batch: int, horizon: int) -> Piece:
-        """Draw stretches that no episode's end cuts; needs more than `horizon` steps."""
+        """Draw stretches of `horizon` steps that no episode's end cuts, and shorter episodes whole; needs `horizon` steps."""
         envs = self.observation.shape[1]
         begin, env = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
         while len(begin) < batch:
             t = torch.randint(self.length - horizon + 1, (batch + batch // 8,))
             e = torch.randint(envs, t.shape)
             whole = ~self.ended[t[:, None] + torch.arange(horizon - 1), e[:, None]].any(1)
-            begin, env = torch.cat([begin, t[whole]]), torch.cat([env, e[whole]])
+            # An episode that is shorter than a stretch is learned from too: from its first step, the rest left blank.
+            fits = whole | (t == 0) | self.ended[t - 1, e]
+            begin, env = torch.cat([begin, t[fits]]), torch.cat([env, e[fits]])
         begin, env = begin[:batch], env[:batch]
         at, e = begin[:, None] + torch.arange(horizon), env[:, None]
-        last = self.following[at[:, -1:], e]
-        return Piece(
-            torch.cat([self.observation[at, e], last], 1),
-            self.action[at, e],
-            self.reward[at, e],
-        )
+        ended = self.ended[at, e]
+        ended[:, -1] = True
+        length = ended.int().argmax(1) + 1
+        last = self.following[begin + length - 1, env][:, None]
+        blank = torch.arange(horizon) >= length[:, None]
+        observation = torch.cat([torch.where(blank[..., None], last, self.observation[at, e]), last], 1)
+        action = self.action[at, e].masked_fill(blank[..., None], 0.0)
+        return Piece(observation, action, self.reward[at, e].masked_fill(blank, 0.0), length)
 
     def planned(self, count: int, batch: int) -> Planned | None:
         """Draw `batch` of the last `count` steps' states that were planned; None if none was."""

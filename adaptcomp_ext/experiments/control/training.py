@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -127,7 +128,9 @@ class Trainer:
 
     def __init__(self, settings: Settings, seed: int, folder: Path | None = None, agent: PlanningAgent | None = None) -> None:
         self.settings, self.folder = settings, folder
-        self.env = ControlVectorEnv(settings.task, settings.envs, max_steps=settings.episode)
+        self.env = ControlVectorEnv(
+            settings.task, settings.envs, max_steps=settings.episode, autoreset_mode=AutoresetMode.SAME_STEP
+        )
         (observations,), (actions,) = self.env.single_observation_space.shape or (), self.env.single_action_space.shape or ()
         self.agent = build(settings, observations, actions) if agent is None else agent
         self.learner = Learner(self.agent, Learning(**settings.learning))
@@ -231,7 +234,7 @@ class Trainer:
             if not warm and self.replay.length > self.learner.settings.horizon:
                 # The gate is a small network with an easy task, and what it costs to learn is not saved.
                 losses += [self.learner.update(self.replay, gate_too=i % 2 == 0) for i in range(s.updates)]
-            elif number == s.warm - 1 and k == s.episode - 1:
+            elif number == s.warm - 1 and k == s.episode - 1 and self.replay.length >= self.learner.settings.horizon:
                 losses += [self.learner.update(self.replay) for _ in range(s.first_updates)]
             _lap(seconds, "learn", clock)
         decisions = s.envs * s.episode

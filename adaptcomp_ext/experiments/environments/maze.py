@@ -14,6 +14,7 @@ from adaptcomp_ext.ops._checks import check_int, describe
 from adaptcomp_ext.ops.descent import check_number
 
 from .layouts import MOVES, Layouts, draw_layouts
+from .modes import RENDER_MODES, check_autoreset_mode, check_render_mode, check_reset_mask, refuse_ended
 
 __all__ = ["MazeVectorEnv"]
 
@@ -22,6 +23,8 @@ LARGEST_DENSITY = 0.6  # above it most grids have no two cells that are connecte
 STEPS_PER_SIDE = 6
 STEP_REWARD = -0.01
 GOAL_REWARD = 1.0
+PIXELS = 16  # of a cell's side in a picture
+FLOOR, WALL, GOAL, WALKER = (255, 255, 255), (34, 39, 46), (240, 138, 36), (33, 102, 172)
 
 Observation = dict[str, NDArray[Any]]
 
@@ -41,6 +44,10 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         An episode is truncated after so many. Default: 6 S.
     layouts : Layouts, optional
         The first N episodes' mazes, at every `reset`; those after them are drawn. Default: all are drawn.
+    autoreset_mode : AutoresetMode or str
+        When an ended episode is followed by the next one (see the notes). Default: Gymnasium's own, ``NEXT_STEP``.
+    render_mode : str or None
+        "rgb_array" (the default): `render` returns pictures. None: it returns None. Nothing is drawn before `render` is called.
 
     Notes
     -----
@@ -48,13 +55,24 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     left; a step into a wall or off the grid stays where it is. Reward: 1 at the goal, less 0.01 a step. ``info["distance"]``,
     int16 [N], is how many steps remain on a shortest way from the observed position: for analysis, no part of the observation.
 
-    Mode ``SAME_STEP``: the step that ends an episode already returns the next one's first observation, with the last one's under
-    ``info["final_obs"]``, an array of N objects, each an observation or None, and int64 arrays [N] of its steps, shortest way
-    and remaining distance under ``info["final_info"]``; the masks ``_final_obs`` and ``_final_info`` say where (Gymnasium's
-    convention).
+    Autoreset modes are Gymnasium's, as in its ``SyncVectorEnv``. ``NEXT_STEP``: the step that ends an episode returns its last
+    observation; the step after it ignores that environment's action, begins the next episode and returns its first observation
+    with reward 0. ``SAME_STEP``: the step that ends an episode already returns the next one's first observation, with the last
+    one's under ``info["final_obs"]``, an array of N objects, each an observation or None, and int64 arrays [N] of the episode's
+    ``steps``, ``shortest`` way and remaining ``distance`` under ``info["final_info"]``; the masks ``_final_obs`` and
+    ``_final_info`` say where. ``DISABLED``: an ended episode waits for ``reset(options={"reset_mask": mask})``, mask bool [N]; a
+    step before that is refused. Outside ``SAME_STEP`` ``info`` itself has ``steps`` and ``shortest`` of the episodes that end
+    (masks ``_steps``, ``_shortest``).
+
+    Gymnasium's wrappers of observations refuse ``SAME_STEP``; those for arrays (``NormalizeObservation``, ``DtypeObservation``)
+    refuse dictionaries, and go around ``FlattenObservation``.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012 (as in Gymnasium's base)
+    metadata = {  # noqa: RUF012 (as in Gymnasium)
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+        "render_modes": list(RENDER_MODES),
+        "render_fps": 10,
+    }
 
     def __init__(
         self,
@@ -63,6 +81,8 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         density: float = 0.3,
         max_steps: int | None = None,
         layouts: Layouts | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = "rgb_array",
     ) -> None:
         self.num_envs = check_int("num_envs", num_envs, 1)
         self.size = check_int("size", size, 3)
@@ -70,6 +90,9 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.max_steps = STEPS_PER_SIDE * size if max_steps is None else check_int("max_steps", max_steps, 1)
         if layouts is not None and layouts.walls.shape != (num_envs, size, size):
             raise ValueError(f"layouts: expected walls of shape {(num_envs, size, size)}, got {layouts.walls.shape}")
+        self.autoreset_mode = check_autoreset_mode(autoreset_mode)
+        self.render_mode = check_render_mode(render_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self._given = layouts
         self.single_observation_space = gymnasium.spaces.Dict(
             {
@@ -83,14 +106,20 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._every = np.arange(num_envs)
         self._pool: Layouts | None = None
+        self._drawn_by: np.random.Generator | None = None  # the generator that drew the pool
         self._used = 0
         self._ready = False
+        self._ended = np.zeros(num_envs, bool)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Begin N episodes. A seed makes everything that follows repeatable."""
-        if seed is not None or self._np_random is None:
-            self._np_random = np.random.default_rng(seed)
-            self._pool = None
+        """Begin N episodes, or those of ``options["reset_mask"]``, bool [N]. A seed makes everything that follows repeatable."""
+        if seed is not None:
+            check_int("seed", seed, 0)
+        mask = check_reset_mask(options, self.num_envs, self._ready)
+        super().reset(seed=seed)
+        if self._ready and not mask.all():
+            self._open(np.flatnonzero(mask), self._given)
+            return self._observe(), {"distance": self._distance()}
         first = self._draw(self.num_envs) if self._given is None else self._given
         self.layouts = Layouts(*(part.copy() for part in first))
         # One cell more all round, and walls there: a look-up instead of four comparisons.
@@ -99,6 +128,7 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._walls = self.layouts.walls.astype(np.int8)
         self._position = self.layouts.start.copy()
         self._steps = np.zeros(self.num_envs, np.int64)
+        self._ended = np.zeros(self.num_envs, bool)
         self._ready = True
         return self._observe(), {"distance": self._distance()}
 
@@ -111,42 +141,68 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             raise ValueError(f"actions: expected {self.num_envs} integers, got {describe(actions)}")
         if actions.size and (actions.min() < 0 or actions.max() >= len(MOVES)):
             raise ValueError(f"actions: expected values from 0 to {len(MOVES) - 1}, got {actions.min()} to {actions.max()}")
+        if self.autoreset_mode is AutoresetMode.DISABLED:
+            refuse_ended(self._ended)
+        begins = self._ended.copy()  # only in mode NEXT_STEP are there any
         to = self._position + MOVES[actions]
         blocked = self._closed[self._every, to[:, 0] + 1, to[:, 1] + 1]
         self._position = np.where(blocked[:, None], self._position, to)
         self._steps += 1
+        if begins.any():
+            self._open(np.flatnonzero(begins))
         terminated = (self._position == self.layouts.goal).all(1)
         truncated = ~terminated & (self._steps >= self.max_steps)
         reward = STEP_REWARD + GOAL_REWARD * terminated
+        reward[begins] = 0.0
         info: dict[str, Any] = {}
-        ended = np.flatnonzero(terminated | truncated)
-        if len(ended):
+        over = terminated | truncated
+        ended = np.flatnonzero(over)
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            self._ended = over
+            if len(ended):
+                about = self._about(ended)
+                for name in ("steps", "shortest"):
+                    info[name], info[f"_{name}"] = about[name], over.copy()
+        elif len(ended):
             info.update(self._close(ended))
             self._open(ended)
         info["distance"] = self._distance()
         return self._observe(), reward, terminated, truncated, info
 
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """Draw each maze, its goal and who walks there: N pictures, uint8 [16 S, 16 S, 3]; None where `render_mode` is None."""
+        if self.render_mode is None:
+            return None
+        if not self._ready:
+            raise RuntimeError("render: expected a reset() before the first picture")
+        picture = np.where(self._walls[..., None] > 0, np.uint8(WALL), np.uint8(FLOOR))
+        for at, color in ((self.layouts.goal, GOAL), (self._position, WALKER)):
+            picture[self._every, at[:, 0], at[:, 1]] = color
+        return tuple(picture.repeat(PIXELS, 1).repeat(PIXELS, 2))
+
     def _draw(self, count: int) -> Layouts:
         parts: list[Layouts] = []
+        random = self.np_random
         while count:
-            if self._pool is None or self._used == len(self._pool.start):
-                assert self._np_random is not None
-                self._pool = draw_layouts(max(POOL, self.num_envs), self.size, self.density, self._np_random)
-                self._used = 0
+            # What another generator drew belongs to another seed.
+            if self._pool is None or self._drawn_by is not random or self._used == len(self._pool.start):
+                self._pool = draw_layouts(max(POOL, self.num_envs), self.size, self.density, random)
+                self._drawn_by, self._used = random, 0
             some = self._pool.take(slice(self._used, self._used + count))
             self._used += len(some.start)
             count -= len(some.start)
             parts.append(some)
         return parts[0] if len(parts) == 1 else Layouts(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 
-    def _open(self, which: NDArray[np.int64]) -> None:
-        new = self._draw(len(which))
+    def _open(self, which: NDArray[np.int64], given: Layouts | None = None) -> None:
+        new = self._draw(len(which)) if given is None else given.take(which)
         for ours, theirs in zip(self.layouts, new, strict=True):
             ours[which] = theirs
         self._closed[which, 1:-1, 1:-1] = new.walls
         self._walls[which] = new.walls
         self._position[which] = new.start
         self._steps[which] = 0
+        self._ended[which] = False
 
     def _close(self, which: NDArray[np.int64]) -> dict[str, Any]:
         mask = np.zeros(self.num_envs, bool)
@@ -155,12 +211,16 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         walls, position, goal = self._walls[which], self._position[which], self.layouts.goal[which]
         for k, i in enumerate(which):
             last[i] = {"walls": walls[k], "position": position[k], "goal": goal[k]}
+        return {"final_obs": last, "_final_obs": mask, "final_info": self._about(which), "_final_info": mask.copy()}
+
+    def _about(self, which: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Steps, shortest way and remaining distance of these episodes, each int64 [N], 0 elsewhere."""
         about: dict[str, NDArray[np.int64]] = {}
         values: tuple[NDArray[Any], ...] = (self._steps[which], self.layouts.take(which).shortest, self._distance()[which])
         for name, value in zip(("steps", "shortest", "distance"), values, strict=True):
             about[name] = np.zeros(self.num_envs, np.int64)
             about[name][which] = value
-        return {"final_obs": last, "_final_obs": mask, "final_info": about, "_final_info": mask.copy()}
+        return about
 
     def _distance(self) -> NDArray[np.int16]:
         return self.layouts.distance[self._every, self._position[:, 0], self._position[:, 1]]
