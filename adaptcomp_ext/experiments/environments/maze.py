@@ -175,7 +175,7 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             return None
         if not self._ready:
             raise RuntimeError("render: expected a reset() before the first picture")
-        picture = np.where(self._walls[..., None] > 0, np.uint8(WALL), np.uint8(FLOOR))
+        picture = np.array([FLOOR, WALL], np.uint8)[self._walls]
         for at, color in ((self.layouts.goal, GOAL), (self._position, WALKER)):
             picture[self._every, at[:, 0], at[:, 1]] = color
         return tuple(picture.repeat(PIXELS, 1).repeat(PIXELS, 2))

@@ -28,8 +28,8 @@ def check_autoreset_mode(mode: object) -> AutoresetMode:
 
 def check_render_mode(mode: object) -> str | None:
     """Require "rgb_array" or None."""
-    if mode is None or mode in RENDER_MODES:
-        return mode  # type: ignore[return-value]
+    if mode is None or (isinstance(mode, str) and mode in RENDER_MODES):
+        return mode
     raise ValueError(f"render_mode: expected 'rgb_array' or None, got {mode!r}")
 
 
