@@ -9,7 +9,7 @@ reaches a call only through the user's own functions, such as a parameter with a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -78,7 +78,7 @@ _WAYS = {
 
 def enter(
     called: str,
-    tensors: Iterable[Any],
+    tensors: Sequence[Any],
     kernels: Collection[str] = (),
     reference: Collection[str] = DIFFERENTIATION,
     decides: Tensor | None = None,
@@ -89,8 +89,8 @@ def enter(
     ----------
     called : str
         What the user called, for the message.
-    tensors : iterable of Tensor
-        What it was given; anything else among them is ignored.
+    tensors : sequence of Tensor
+        What it was given. A call without `kernels` may also give pytrees, and anything that is no tensor in them is ignored.
     kernels, reference : collection of str
         The transforms that the kernels serve, and those that its reference path serves, named as in this module.
     decides : Tensor, optional
@@ -126,7 +126,9 @@ def without_address() -> bool:
 
 def has_values() -> bool:
     """Whether the values of a tensor can be looked at."""
-    return not torch.compiler.is_compiling() and (not _dispatch_modes() or "fake" not in _active())
+    if torch.compiler.is_compiling():
+        return False
+    return (_interpreter() is None and not _dispatch_modes()) or not {"fake", "functionalize"}.intersection(_active())
 
 
 def on_values(look: Callable[[], int]) -> int:
@@ -150,7 +152,7 @@ class Watch:
         for tensor in pytree.tree_leaves(tree):
             if not isinstance(tensor, Tensor):
                 continue
-            if "vmap" in self._forbidden and _is_batched(tensor):
+            if "vmap" in self._forbidden and (_is_batched(tensor) or _loses_gradient(tensor)):
                 _refuse(self._called, "vmap", self._reference, where)
             if "forward" in self._forbidden and _has_tangent(tensor):
                 _refuse(self._called, "forward", self._reference, where)
@@ -195,21 +197,24 @@ def apart(called: str, function: _Function) -> _Function:
 
 
 def _look(
-    called: str, tensors: Iterable[Any], kernels: Collection[str], reference: Collection[str], decides: Tensor | None
+    called: str, tensors: Sequence[Any], kernels: Collection[str], reference: Collection[str], decides: Tensor | None
 ) -> Watch | None:
     served = reference if on_reference() else kernels
     active = _active()
     for kind in active:
         if kind not in served and kind not in ("vmap", "forward"):
             _refuse(called, kind, reference)
-    if decides is not None and "vmap" in active and _is_batched(decides):
-        _refuse(called, "vmap", ())
+    if "vmap" in active:
+        if decides is not None and _is_batched(decides):
+            _refuse(called, "vmap", ())
+        if kernels and any(_loses_gradient(tensor) for tensor in tensors):
+            _refuse(called, "vmap", reference)
     # These two harm only where a tensor has a batch or a tangent.
     forbidden = {"vmap", "forward"}.intersection(active).difference(served)
     if not forbidden:
         return None
     watch = Watch(called, forbidden, reference)
-    watch("", list(tensors))
+    watch("", tensors)
     return watch
 
 
@@ -230,15 +235,21 @@ def _active() -> list[str]:
     return kinds
 
 
-def _is_batched(tensor: Tensor) -> bool:
-    """At any level: under per-sample gradients a batch is wrapped in what has the gradient."""
-    assert _functorch is not None
-    while True:
-        if _functorch.is_batchedtensor(tensor):
-            return True
-        if not _functorch.is_functorch_wrapped_tensor(tensor):
-            return False
+def _layers(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor and what functorch has wrapped in it: under per-sample gradients, a batch in what has the gradient."""
+    yield tensor
+    while _functorch is not None and _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
+        yield tensor
+
+
+def _loses_gradient(tensor: Tensor) -> bool:
+    """Whether it needs a gradient under ``vmap``, for which the kernels' are not made; a batch itself does not show it."""
+    return torch.is_grad_enabled() and not on_reference() and any(layer.requires_grad for layer in _layers(tensor))
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    return _functorch is not None and any(_functorch.is_batchedtensor(layer) for layer in _layers(tensor))
 
 
 def _has_tangent(tensor: Tensor) -> bool:
@@ -251,5 +262,5 @@ def _refuse(called: str, kind: str, reference: Collection[str], where: str = "")
     way = _WAYS[kind]
     if kind in reference:
         way += ", or run it inside adaptcomp_ext.reference_kernels(), whose plain PyTorch has it"
-    came = f", and {where} returned a tensor with {'a batch' if kind == 'vmap' else 'a tangent'}" if where else ""
+    came = f", and {where} returned a tensor with {'a batch or a gradient' if kind == 'vmap' else 'a tangent'}" if where else ""
     raise RuntimeError(f"{called} does not support {_NAMES[kind]}{came}: {way}.")

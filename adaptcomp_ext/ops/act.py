@@ -11,7 +11,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
 from adaptcomp_ext.ops._library import register
-from adaptcomp_ext.ops._transforms import EVERYTHING, OP, OP_OF_TENSORS, check_gradients, enter, without_address
+from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradients, enter, without_address
 
 
 class ActStep(NamedTuple):
@@ -148,7 +148,7 @@ def act_step(
 def act_step_unchecked(logits: Tensor, accumulated: Tensor, *static: Any) -> tuple[Tensor, ...]:
     """`act_step` for the halting loop, which has checked its arguments once."""
     differentiable = torch.is_grad_enabled() and (logits.requires_grad or accumulated.requires_grad)
-    enter("ops.act_step", (logits, accumulated), OP if differentiable else OP_OF_TENSORS, EVERYTHING)
+    enter("ops.act_step", (logits, accumulated), OP_OF_TENSORS, EVERYTHING)
     if on_reference():
         return reference.act_step(logits, accumulated, *static)
     if differentiable:

@@ -12,7 +12,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import compute_dtype, contiguous, on_reference, place, row_size
 from adaptcomp_ext.ops._library import register
-from adaptcomp_ext.ops._transforms import EVERYTHING, OP, OP_OF_TENSORS, check_gradients, enter, without_address
+from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradients, enter, without_address
 from adaptcomp_ext.reference import DescentRule
 
 
@@ -213,7 +213,7 @@ def update(
     """`descent_update`, unchecked."""
     tensors = [t for t in (y, gradient, step_size, velocity, noise) if t is not None]
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    enter("ops.descent_update", tensors, OP if differentiable else OP_OF_TENSORS, EVERYTHING)
+    enter("ops.descent_update", tensors, OP_OF_TENSORS, EVERYTHING)
     if on_reference():
         return reference.descent_update(y, gradient, step_size, velocity, noise, rule)
     if differentiable:

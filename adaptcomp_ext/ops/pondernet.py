@@ -11,7 +11,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
 from adaptcomp_ext.ops._library import register
-from adaptcomp_ext.ops._transforms import EVERYTHING, OP, OP_OF_TENSORS, check_gradients, enter, without_address
+from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradients, enter, without_address
 
 
 class PonderNetStep(NamedTuple):
@@ -164,7 +164,7 @@ def pondernet_step(
 def pondernet_step_unchecked(logits: Tensor, log_survival: Tensor, *static: Any) -> tuple[Tensor, ...]:
     """`pondernet_step` for the halting loop, which has checked its arguments once."""
     differentiable = torch.is_grad_enabled() and (logits.requires_grad or log_survival.requires_grad)
-    enter("ops.pondernet_step", (logits, log_survival), OP if differentiable else OP_OF_TENSORS, EVERYTHING)
+    enter("ops.pondernet_step", (logits, log_survival), OP_OF_TENSORS, EVERYTHING)
     if on_reference():
         return reference.pondernet_step(logits, log_survival, *static)
     if differentiable:

@@ -162,8 +162,13 @@ def test_a_batch_that_only_the_step_brings_is_noticed():
     with pytest.raises(RuntimeError, match=r"AdaptiveHalt does not support torch\.vmap, and step returned a tensor with a batch"):
         torch.vmap(lambda c: halting(FIXED, lambda h, x: h + c * x)(X))(scale)
     # What has no batch is as it is outside.
-    got = torch.vmap(lambda c: c * halting(FIXED)(X))(scale)
-    torch.testing.assert_close(got, halting(FIXED)(X).expand(2, *X.shape))
+    for policy in POLICIES.values():
+        function = halting(policy)
+        with torch.no_grad():
+            got = torch.vmap(lambda c, function=function: c * function(X))(scale)
+        torch.testing.assert_close(got, function(X).expand(2, *X.shape))
+        with pytest.raises(RuntimeError, match=r"step returned a tensor with a batch or a gradient"):
+            torch.vmap(lambda c, function=function: c * function(X))(scale)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
