@@ -21,6 +21,7 @@ from torch import Tensor
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._block import Problem
+from adaptcomp_ext.nn._fusing import begin
 from adaptcomp_ext.nn._tree import unflatten
 from adaptcomp_ext.nn.cost_model import never
 from adaptcomp_ext.nn.policy import check_logits
@@ -56,7 +57,7 @@ class _Run:
         self.results = [torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False) for t in problem.state]
         # In training, the rows that have ended: their batch rows, and those of each leaf and of a readout of its own.
         self.exits: list[tuple[Tensor, list[Tensor]]] | None = [] if torch.is_grad_enabled() else None
-        self.carry = problem.policy.begin(run)
+        self.carry = begin(problem.policy, run, fused.carried)
         self.cost = torch.zeros(run.batch, dtype=run.scalar, device=run.device) if fused.has_cost else None
         self.active: ActiveCount | None = None
         self.row = self.flag = None  # on the CPU the block has its own

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn._block import Problem
+from adaptcomp_ext.nn._fusing import begin
 from adaptcomp_ext.nn._packing import choose
 from adaptcomp_ext.nn._tree import unflatten
 from adaptcomp_ext.nn.policy import View, check_decision, check_logits
@@ -30,7 +31,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     state, inputs = list(problem.state), list(problem.inputs)
     previous = unflatten(state, problem.structure)
     row = torch.arange(run.batch, device=run.device)
-    carry = policy.begin(run)
+    carry = begin(policy, run, fused is not None and fused.carried)
     arguments = problem.arguments(inputs)
     records: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     costs = log_probs = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adaptcomp_ext.nn._active import LAG, check_lag
 from adaptcomp_ext.nn._block import Problem, check_weighable
 from adaptcomp_ext.nn._fused import run_fused, serves
+from adaptcomp_ext.nn._fusing import fused_decision
 from adaptcomp_ext.nn._loop import run_loop
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.cost_model import count_weights
@@ -156,7 +157,7 @@ class AdaptiveHalt(nn.Module):
     def _run(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
         problem = self._problem(state, inputs, sample_ids)
         policy = problem.policy
-        fused = None if policy.traced or on_reference() else policy.fuse()
+        fused = None if policy.traced or on_reference() else fused_decision(policy, problem.run)
         if fused is not None and fused.head is not None and problem.watch is not None:
             fused = fused._replace(head=problem.watch.wrap("head", fused.head))
         if fused is not None and serves(problem, fused):

@@ -76,6 +76,13 @@ class Policy(nn.Module):
     ...         return ac.Decision(halt=(view.state - view.previous).norm(dim=1) < 1e-3)
     """
 
+    _written: dict[str, Any]
+    """The class's attributes as its statement left them: see `adaptcomp_ext.nn._fusing`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._written = dict(vars(cls))
+
     @property
     def weighted(self) -> bool:
         """Whether the output is the weighted sum of the readouts; if not, it is the readout at the row's last step."""
@@ -100,7 +107,11 @@ class Policy(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement decide()")
 
     def fuse(self) -> Fused | None:
-        """The same decision for the halting kernel, or None (default) where only `decide` knows how."""
+        """The same decision for the halting kernel, or None (default) where only `decide` knows how.
+
+        Asked for only where it stands in the same class as the methods that it speaks for, or in a class derived from theirs: a
+        subclass that overrides `decide`, `begin` or another method and inherits `fuse` runs as its methods say.
+        """
         return None
 
     def check_readout(self, readout: Tensor) -> None:

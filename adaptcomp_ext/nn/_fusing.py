@@ -1,0 +1,124 @@
+"""Whether the halting kernel may take a policy's decision: only where it is the decision that the policy's own methods take.
+
+`Policy.fuse` says in the kernel's terms what `decide`, `begin` and the rest say in Python. A subclass that overrides one of
+these and inherits `fuse` means something else, and so does a policy with a method assigned to it: they run in Python. The
+answer for a class is kept on the class.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.nn.policy import Policy, Run
+from adaptcomp_ext.ops import halting
+from adaptcomp_ext.ops._checks import check_choice, check_int, describe
+
+_HARMLESS = {"extra_repr", "fuse", "_fusing", "_written"}
+
+
+class _Answer(NamedTuple):
+    """What is known of a class of policies: the attributes it was found for, and whether it may be fused."""
+
+    attributes: tuple[Any, ...]
+    fusable: bool
+    built_in: bool  # one of ours, whose `fuse` and `begin` need no checks
+    hooks: tuple[str, ...]  # which an instance must not shadow
+
+
+def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
+    """The policy's decision for the kernel; None where it has none, or where its methods have been overridden since."""
+    cls = type(policy)
+    answer: _Answer | None = cls.__dict__.get("_fusing")
+    found = (cls.fuse, cls.decide, cls.begin, cls.weighted, cls.traced, cls.check_readout)  # may be assigned to a class later
+    if answer is None or answer.attributes != found:
+        answer = cls._fusing = _look(cls, found)  # type: ignore[attr-defined]
+    own = policy.__dict__
+    if "fuse" not in own:
+        if not answer.fusable:
+            return None
+        for hook in answer.hooks:
+            if hook in own:
+                return None
+    fused = policy.fuse()
+    if fused is None or (answer.built_in and "fuse" not in own):
+        return fused
+    return _check(fused, run)
+
+
+def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
+    """The policy's initial carry, checked. Where it is `carried` by the kernel, which writes to it, its first is a copy."""
+    carry = policy.begin(run)
+    ours = "begin" not in policy.__dict__ and getattr(type(policy).begin, "__module__", "").startswith("adaptcomp_ext.")
+    if type(carry) is tuple and (ours or not carry):
+        return carry
+    if not isinstance(carry, (tuple, list)):
+        raise TypeError(f"begin: expected it to return a tuple of Tensors, got {describe(carry)}")
+    for i, value in enumerate(carry):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"begin: expected Tensors in the carry, got {describe(value)} at {i}")
+        if value.shape[:1] != (run.batch,) or value.device != run.device:
+            raise ValueError(f"begin: expected a carry of {run.batch} rows on {run.device}, got {describe(value)} at {i}")
+    if not carried:
+        return tuple(carry)
+    if not carry or carry[0].shape != (run.batch,) or not carry[0].is_floating_point():
+        came = describe(carry[0]) if carry else "none"
+        raise ValueError(
+            f"begin: expected floating-point numbers of shape [{run.batch}], which the fused decision carries, got {came}"
+        )
+    first = torch.empty(run.batch, dtype=run.scalar, device=run.device).copy_(carry[0].detach())
+    return (first, *carry[1:])
+
+
+def _look(cls: type[Policy], attributes: tuple[Any, ...]) -> _Answer:
+    mro = cls.__mro__
+    at = next(i for i, base in enumerate(mro) if "fuse" in vars(base))
+    fuses = mro[at]
+    # All that `fuse` may stand for: what its class and the bases define, and what they are configured by.
+    known = {name for base in mro[at : mro.index(Policy) + 1] for name in vars(base) if not name.startswith("__")} - _HARMLESS
+    known |= set(inspect.signature(fuses).parameters)
+    known.add("__getattribute__")
+    overridden = any(name in known for base in mro[:at] for name in vars(base))
+    # A method that was assigned to the class after its statement; of the class that defines `fuse` only where `fuse` was not.
+    for base in mro[at : mro.index(Policy) + 1]:
+        written = vars(base).get("_written", {})
+        if vars(base).get("fuse") is written.get("fuse"):
+            overridden |= any(vars(base).get(name) is not value for name, value in written.items() if name in known)
+    hooks = tuple(sorted(name for name in known if callable(getattr(cls, name, None)) and not name.startswith("_")))
+    return _Answer(attributes, not overridden, fuses.__module__.startswith("adaptcomp_ext."), hooks)
+
+
+def _check(fused: Any, run: Run) -> halting.Fused:
+    """Require of a user's `fuse` what the kernel reads unchecked."""
+    if not isinstance(fused, halting.Fused):
+        raise TypeError(f"fuse: expected it to return a Fused or None, got {describe(fused)}")
+    check_choice("fuse: policy", fused.policy, (halting.FIXED_STEPS, halting.ACT, halting.PONDER_SAMPLE, halting.CONFIDENCE))
+    with_head = fused.policy in (halting.ACT, halting.PONDER_SAMPLE)
+    if with_head and not callable(fused.head):
+        raise TypeError(f"fuse: expected a head that can be called, got {describe(fused.head)}")
+    if not with_head and fused.head is not None:
+        raise TypeError(f"fuse: expected no head for this policy, got {describe(fused.head)}")
+    if isinstance(fused.threshold, bool) or not isinstance(fused.threshold, (int, float)):
+        raise TypeError(f"fuse: expected a number as threshold, got {describe(fused.threshold)}")
+    check_int("fuse: parameter", fused.parameter, 0)
+    if fused.policy == halting.CONFIDENCE:
+        check_choice("fuse: parameter", fused.parameter, (0, 1, 2))
+    act = fused.policy == halting.ACT
+    if bool(fused.carried) != act or bool(fused.has_cost) != act:
+        raise ValueError(f"fuse: expected carried and has_cost to be {act}, got {fused.carried!r} and {fused.has_cost!r}")
+    signal = fused.signal
+    if signal is None:
+        return fused
+    if fused.policy != halting.FIXED_STEPS:
+        raise TypeError(f"fuse: expected no signal for this policy, got {describe(signal)}")
+    if (
+        not isinstance(signal, Tensor)
+        or signal.dtype != torch.int64
+        or signal.shape != (run.batch,)
+        or signal.device != run.device
+    ):
+        raise TypeError(f"fuse: expected a signal of int64, shape [{run.batch}], on {run.device}, got {describe(signal)}")
+    return fused._replace(signal=signal.contiguous())
