@@ -24,6 +24,7 @@ from adaptcomp_ext.nn._descent_tape import Taken, Tape, taken
 from adaptcomp_ext.nn.result import Status, Trace
 from adaptcomp_ext.ops import descent
 from adaptcomp_ext.ops._backend import compute_dtype
+from adaptcomp_ext.ops._transforms import check_gradients
 
 
 def select(tensor: Tensor, row: Tensor | None) -> Tensor:
@@ -340,6 +341,7 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        check_gradients("EnergyDescent", upstream)
         work = ctx.work
         needed = ctx.needs_input_grad[2:]
         with _adjoint.without_autocast():

@@ -18,8 +18,16 @@ from adaptcomp_ext.nn.result import EnergyResult, Trace
 
 def run_reference(problem: Problem) -> EnergyResult:
     """Plain PyTorch, differentiable by plain autograd."""
+    watch, energy = problem.watch, problem.energy
     done = reference.energy_descent(
-        *(problem.energy, problem.y0, problem.context, problem.step_size, problem.sigma, problem.rule),
+        *(
+            energy if watch is None else watch.wrap("energy", energy),
+            problem.y0,
+            problem.context,
+            problem.step_size,
+            problem.sigma,
+            problem.rule,
+        ),
         *(problem.gradient, problem.last, problem.sample_ids),
     )
     trace = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from adaptcomp_ext.nn._descent_seen import Seen
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._transforms import Watch
 from adaptcomp_ext.reference import DescentRule
 
 
@@ -52,6 +53,7 @@ class Problem:
     sample_ids: Tensor | None
     check_rows: Callable[[Tensor, Tensor], None]  # given the first energies and points
     autocast: list[tuple[str, torch.dtype, bool]] | None = None  # of the first evaluation
+    watch: Watch | None = None  # of what the energy returns, under transforms of torch
     seen: Seen | None = None  # where a backward pass may evaluate the energy again
 
     @property
@@ -82,6 +84,8 @@ class Problem:
     def evaluate(self, point: Tensor, context: Sequence[Tensor]) -> Tensor:
         """The energies [n] of points [n, ...], with a graph that reaches them."""
         value = self.energy(point, *context)
+        if self.watch is not None:
+            self.watch("energy", value)
         if (
             type(value) is Tensor
             and value.shape == point.shape[:1]

@@ -37,6 +37,8 @@ def run_whole(problem: Problem) -> EnergyResult | None:
             form = energy.closed_form(y0, *problem.context, dtype=wide)
     else:
         form = energy.closed_form(y0, *problem.context, dtype=wide)
+    if problem.watch is not None:
+        problem.watch("energy", form.tensors)
     tensors = tuple([t if t is None or t.is_contiguous() else t.contiguous() for t in form.tensors])
     start = y0 if y0.dtype == wide else y0.to(wide)
     start = start if start.is_contiguous() else start.contiguous()

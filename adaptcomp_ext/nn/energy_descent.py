@@ -16,6 +16,7 @@ from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.result import EnergyResult
 from adaptcomp_ext.ops._backend import on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int, describe
+from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.descent import check_clamp, check_clip, check_momentum, check_number
 from adaptcomp_ext.reference import DescentRule
 
@@ -225,10 +226,13 @@ class EnergyDescent(nn.Module):
         TypeError, ValueError
             If an argument is not as described, before anything runs; if ``energy`` returns something else than one differentiable
             number for each row.
+        RuntimeError
+            Under a transform or tracer of torch that is not supported: `torch.func`, forward mode, ``vmap``, ``jit.trace``,
+            ``export``, ``make_fx``, FakeTensorMode.
         """
         if torch.compiler.is_compiling():
             # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that come and go.
-            result: EnergyResult = torch.compiler.disable(self._run)(y0, context, step_size, seed, sample_ids)
+            result: EnergyResult = self._run_apart(y0, context, step_size, seed, sample_ids)
             return result
         return self._run(y0, context, step_size, seed, sample_ids)
 
@@ -241,7 +245,11 @@ class EnergyDescent(nn.Module):
         whole = run_whole(problem) if serves(problem) else None
         return _handed_out(run_kernels(problem) if whole is None else whole)
 
+    _run_apart = apart("EnergyDescent", _run)
+
     def _problem(self, y0: Any, context: Any, step_size: Any, seed: int | None, sample_ids: Any) -> Problem:
+        given = (y0, *context, self.step_size if step_size is None else step_size, self.noise)
+        watch = enter("EnergyDescent", given, reference=())
         rule = self._rule(self.seed if seed is None else seed)
         gradient, last = self._mode()
         check_tree("y0", y0)
@@ -269,6 +277,7 @@ class EnergyDescent(nn.Module):
             keep_trace=self.keep_trace,
             sample_ids=sample_ids,
             check_rows=self._check_rows,
+            watch=watch,
         )
 
     def _check_rows(self, value: Tensor, point: Tensor) -> None:

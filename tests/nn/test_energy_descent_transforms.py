@@ -1,0 +1,107 @@
+"""Transforms and tracers of torch are refused by one sentence that names the way out; what is not one changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import adaptcomp_ext as ac
+
+from .test_transforms import DIFFERENTIATION, RECORDING, X
+
+A, B = torch.eye(3, dtype=torch.float64) * 1.5, torch.randn(6, 3, dtype=torch.float64)
+NETWORK = ac.MLPEnergy(3, 3, 5).double()
+ENERGIES = {
+    "function": lambda y, c: ((y - c) ** 2 / 2).sum(1),
+    "quadratic": ac.QuadraticEnergy(A),
+    "network": NETWORK,
+    "network by autograd": lambda y, c: NETWORK(y, c),
+}
+
+
+def descent(energy, gradient="unrolled", of="start"):
+    descend = ac.EnergyDescent(energy, step_size=0.1, max_steps=4, tol=0.0, gradient=gradient)
+    return (lambda x: descend(x, B).y) if of == "start" else (lambda x: descend(B, x).y)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("of", ["start", "context"])
+@pytest.mark.parametrize("energy", ["function", "quadratic", "network"])
+@pytest.mark.parametrize("how", [*DIFFERENTIATION, *RECORDING])
+def test_transforms_are_refused(how, energy, of, reference):
+    transform = DIFFERENTIATION[how][0] if how in DIFFERENTIATION else RECORDING[how]
+    with ac.reference_kernels() if reference else contextlib.nullcontext(), pytest.raises(RuntimeError) as caught:
+        transform(descent(ENERGIES[energy], of=of))
+    text = " ".join(str(caught.value).split())
+    assert "EnergyDescent does not support" in text
+    assert any(way in text for way in ("call it", "use torch.autograd", "torch.compile without fullgraph=True"))
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", "stepwise", "implicit", "detached"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_dual_numbers_are_refused_in_every_mode(gradient, grad):
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        given = forward_ad.make_dual(X, torch.ones_like(X))
+        for energy in ENERGIES.values():
+            with pytest.raises(RuntimeError, match="EnergyDescent does not support forward-mode"):
+                descent(energy, gradient)(given)
+        descent(ENERGIES["function"], gradient)(X)  # nothing to refuse
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("energy", ["step size", "function", "parameter in closed form"])
+def test_a_tangent_that_does_not_come_with_the_points_is_noticed(energy, reference):
+    with ac.reference_kernels() if reference else contextlib.nullcontext(), forward_ad.dual_level():
+        number = forward_ad.make_dual(torch.tensor(0.2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
+        descend = ac.EnergyDescent(lambda y: (y * y).sum(1), max_steps=2, step_size=number if energy == "step size" else 0.1)
+        if energy == "function":
+            descend.energy = lambda y: (number * y * y).sum(1)
+        elif energy != "step size":
+            descend.energy = ac.QuadraticEnergy(A, torch.zeros(3, dtype=torch.float64))
+            descend.energy.A = forward_ad.make_dual(A, A)
+        with pytest.raises(RuntimeError, match="EnergyDescent does not support forward-mode"):
+            descend(X)
+
+
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_backward_passes_in_batches_are_refused(energy):
+    x = X.clone().requires_grad_()
+    y = descent(ENERGIES[energy])(x)
+    with pytest.raises(RuntimeError, match="The backward pass of EnergyDescent does not support batches of gradients"):
+        torch.autograd.grad(y, x, torch.ones(2, *y.shape, dtype=y.dtype), is_grads_batched=True)
+
+
+class _Looks(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_modes_that_only_look_on_change_nothing(energy):
+    function, x = descent(ENERGIES[energy]), X.clone().requires_grad_()
+    want = function(x)
+    (want_gradient,) = torch.autograd.grad(want.sum(), x)
+    for mode in (
+        _Looks(),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t),
+        torch.autograd.graph.save_on_cpu(),
+        torch.autograd.detect_anomaly(check_nan=True),
+    ):
+        with mode:
+            got = function(x)
+            (gradient,) = torch.autograd.grad(got.sum(), x)
+        assert torch.equal(got, want)
+        torch.testing.assert_close(gradient, want_gradient)
+
+
+def test_a_compiled_model_is_split_there_and_says_so_where_it_must_not():
+    model = nn.Sequential(nn.Linear(3, 3).double())
+    function = lambda x: descent(ENERGIES["function"])(model(x))  # noqa: E731
+    with pytest.raises(RuntimeError, match=r"EnergyDescent does not support torch\.compile\(fullgraph=True\)"):
+        torch.compile(function, fullgraph=True, backend="eager")(X)
+    torch.testing.assert_close(torch.compile(function, backend="eager")(X), function(X))
