@@ -171,8 +171,12 @@ class Seen:
 
     def check_sources(self, value: Tensor, but: Sequence[Tensor], given: Sequence[Tensor | None], partial: bool) -> None:
         """Raise unless the graph of an evaluation starts from the tensors `given` for the sources. `partial`: of some rows."""
-        now = {id(t) for t in reached(value, but, {_edge(t): t for t in given if t is not None and _computed(t)})}
-        then = {id(t) for t in given if t is not None and t.requires_grad}
+        found = reached(value, but, {_edge(t): t for t in given if t is not None and _computed(t)})
+        expected = [t for t in given if t is not None and t.requires_grad]
+        if {id(t) for t in found} == {id(t) for t in expected}:
+            return
+        # What `saved_tensors_hooks` has stored comes back as another tensor at the same place of the graph.
+        now, then = ({_edge(t) for t in tensors} for tensors in (found, expected))
         if now == then or (partial and (now <= then or then <= now)):
             return
         raise RuntimeError(
@@ -226,7 +230,14 @@ def _computed(value: Any) -> bool:
 
 
 def _edge(tensor: Tensor) -> tuple[Any, int]:
-    return tensor.grad_fn, tensor.output_nr
+    """Where gradients of a tensor arrive: a node of the graph, and which of its outputs."""
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn, tensor.output_nr
+    with torch.enable_grad():
+        view = tensor.view_as(tensor)
+    assert view.grad_fn is not None
+    edge: tuple[Any, int] = view.grad_fn.next_functions[0]
+    return edge
 
 
 def _same(a: Any, b: Any) -> bool:
