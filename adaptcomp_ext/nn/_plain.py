@@ -7,27 +7,26 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["HOOKS", "altered", "copied", "hooked"]
+__all__ = ["altered", "copied", "hooked", "intact", "move_hooks"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
-HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-)
-"""Where ``nn.Module`` keeps what is hooked onto a call of it."""
 _CALLED = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_ABOUT_HOOKS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+"""Where ``nn.Module`` keeps what is hooked onto a call of it, and how to call that."""
 
 
 def hooked(module: nn.Module) -> bool:
     """Whether a call of the module runs hooks of its own."""
     return any(getattr(module, name, None) for name in _CALLED)
+
+
+def move_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Hook onto calls of one module what is hooked onto calls of another."""
+    for name in (*_CALLED, *_ABOUT_HOOKS):
+        getattr(target, name).update(getattr(source, name))
+    if source._backward_hooks:
+        target._is_full_backward_hook = source._is_full_backward_hook
 
 
 def altered(module: nn.Module, base: type[nn.Module]) -> bool:
@@ -52,3 +51,8 @@ def copied(name: str, module: Module) -> Module:
         return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
     except Exception as error:  # locks, handles, whatever a user's module holds
         raise TypeError(f"{name}: expected a module that copy.deepcopy can copy, got {type(module).__name__}: {error}") from error
+
+
+def intact(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own as it came, so that a call of it does what its class says and nothing else."""
+    return type(module).__module__.startswith("torch.nn.modules.") and "forward" not in vars(module) and not hooked(module)

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-__all__ = ["FLATTEN", "flattens", "passes"]
+from adaptcomp_ext.nn._plain import intact
+
+__all__ = ["FLATTEN", "flattens", "in_place", "passes"]
 
 Constant = Callable[[Tensor], Tensor]
 
@@ -92,6 +94,8 @@ def passes(node: fx.Node, module: nn.Module | None, channels: bool) -> Constant 
 
 
 def _module(module: nn.Module | None, channels: bool) -> Constant | None:
+    if module is None or not intact(module):
+        return None
     if isinstance(module, _ACTIVATIONS):
         # A copy: an activation in place would write into the constants.
         return lambda constant: module(constant.clone())
@@ -115,7 +119,8 @@ def _function(node: fx.Node, channels: bool, source: Any) -> Constant | None:
         options = {k: v for k, v in node.kwargs.items() if k != "inplace"}
         return lambda constant: function(constant.clone(), *rest, **options)
     if node.target in _DROPOUT_FUNCTIONS:
-        return _same
+        training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+        return _same if training is False else _unknown_unless_zero  # noise in evaluation too, for those who sample
     if channels and node.target in _MAX_POOL_FUNCTIONS | _ADAPTIVE_AVERAGE_FUNCTIONS and isinstance(source, fx.Node):
         return _same
     return None
@@ -124,9 +129,18 @@ def _function(node: fx.Node, channels: bool, source: Any) -> Constant | None:
 def flattens(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node flattens everything but the batch: channels become runs of features."""
     if node.op == "call_module":
-        return isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1
+        return isinstance(module, nn.Flatten) and intact(module) and module.start_dim == 1 and module.end_dim == -1
     if (node.op == "call_function" and node.target is torch.flatten) or (node.op == "call_method" and node.target == FLATTEN):
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
         end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
         return bool(start == 1 and end == -1)
     return False
+
+
+def in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether something that units pass may write into what it was given: then other readers of it see what was written."""
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if node.target in _DROPOUT_FUNCTIONS:
+        return bool(node.args[3] if len(node.args) > 3 else node.kwargs.get("inplace", False))
+    return any(value is True for value in (*node.args[1:], *node.kwargs.values()))  # whichever of them is `inplace`

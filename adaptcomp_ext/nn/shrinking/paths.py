@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from adaptcomp_ext.nn.shrinking.operations import flattens, passes
+from adaptcomp_ext.nn._plain import intact
+from adaptcomp_ext.nn.shrinking.operations import flattens, in_place, passes
+from adaptcomp_ext.nn.shrinking.tracing import Trace
 
 __all__ = ["CONVOLUTIONS", "LAYERS", "Path", "find_paths"]
 
@@ -37,69 +40,126 @@ class Path:
     producer: Any
     readers: list[Reader] = field(default_factory=list)
     norms: list[Any] = field(default_factory=list)
+    branches: bool = False
+    in_place: bool = False
+
+    def agrees(self, other: Path) -> bool:
+        """Whether the same layers read the units in another trace too."""
+
+        def parts(path: Path) -> Counter[tuple[int, int]]:
+            return Counter([(id(r.layer), r.run) for r in path.readers] + [(id(norm), 0) for norm in path.norms])
+
+        return parts(self) == parts(other)
+
+    def restrict(self, other: Path) -> None:
+        """Keep as constants what is the same constant in another trace."""
+        theirs = {id(reader.layer): reader.constants for reader in other.readers}
+        for reader in self.readers:
+            reader.constants = reader.constants.where(reader.constants == theirs[id(reader.layer)], float("nan"))
 
 
-def find_paths(root: nn.Module, graph: fx.Graph) -> list[Path]:
-    """Find the layers whose units are read by nothing but layers, in the order of the graph."""
-    modules = dict(root.named_modules(remove_duplicate=False))
-    calls = Counter(modules[str(node.target)] for node in graph.nodes if node.op == "call_module")
-    owners = Counter(id(p) for module in root.modules() for p in module.parameters(recurse=False))
+def find_paths(root: nn.Module, traces: list[Trace]) -> list[Path]:
+    """Find the layers whose units are read by nothing but layers, the same ones in every trace, in the order of the first."""
+    first, *rest = [_Follower(root, trace).paths() for trace in traces]
+    for paths, trace in zip(rest, traces[1:], strict=True):
+        first = {key: path for key, path in first.items() if key in paths and path.agrees(paths[key])}
+        if not trace.training:  # the outputs are promised for evaluation
+            for key, path in first.items():
+                path.restrict(paths[key])
+    return list(first.values())
 
-    def removable(module: nn.Module | None) -> bool:
-        """Whether a layer may change its size: called once, its parameters its own."""
-        if not isinstance(module, (*LAYERS, *NORMS)) or calls[module] != 1:
+
+class _Follower:
+    """Walks through one trace from each layer to its readers."""
+
+    def __init__(self, root: nn.Module, trace: Trace) -> None:
+        self.trace = trace
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        called = [self.modules[str(node.target)] for node in trace.graph.nodes if node.op == "call_module"]
+        self.calls = Counter(called)
+        # What a module that is not looked into does with its parts.
+        self.hidden = {part for module in called for part in module.modules() if part is not module}
+        self.owners = Counter(id(t) for module in root.modules() for t in _tensors(module))
+        everything = dict(chain(root.named_parameters(), root.named_buffers()))
+        self.read = {id(everything[name]) for name in trace.read if name in everything}
+
+    def paths(self) -> dict[int, Path]:
+        """By the producer's id."""
+        found = {}
+        for node in self.trace.graph.nodes:
+            module = self.modules[str(node.target)] if node.op == "call_module" else None
+            if module is None or type(module) not in LAYERS or not self.removable(module) or not node.users:
+                continue
+            path = Path(module)
+            weight = module.weight.detach()
+            bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
+            if self.follow(node, bias, type(module) in CONVOLUTIONS, 1, path) and not (path.in_place and path.branches):
+                found[id(module)] = path
+        return found
+
+    def removable(self, module: Any) -> bool:
+        """Whether a layer may change its size: as torch made it, called once, its parameters its own and read by nobody else."""
+        if type(module) not in (*LAYERS, *NORMS) or not intact(module) or self.calls[module] != 1 or module in self.hidden:
             return False
-        if isinstance(module, CONVOLUTIONS) and module.groups != 1:
+        if type(module) in CONVOLUTIONS and module.groups != 1:
             return False
-        plain = not nn.utils.parametrize.is_parametrized(module) and not module._forward_pre_hooks and not module._forward_hooks
-        return plain and all(owners[id(p)] == 1 for p in module.parameters(recurse=False))
+        tensors = _tensors(module)
+        plain = all(type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided for t in tensors)
+        real = all(t.is_floating_point() and t.numel() for t in module.parameters(recurse=False))
+        return plain and real and all(self.owners[id(t)] == 1 and id(t) not in self.read for t in tensors)
 
-    def follow(node: fx.Node, constants: Tensor, channels: bool, run: int, path: Path) -> bool:
+    def follow(self, node: fx.Node, constants: Tensor, channels: bool, run: int, path: Path) -> bool:
         """Walk from a node to all readers; False if anything else sees the units."""
-        for user in node.users:
-            if user.args[:1] != (node,) or sum(argument is node for argument in user.all_input_nodes) != 1:
+        if node in self.trace.kept:
+            return False
+        path.branches |= len(node.users) > 1
+        return all(self.pass_on(node, user, constants, channels, run, path) for user in node.users)
+
+    def pass_on(self, node: fx.Node, user: fx.Node, constants: Tensor, channels: bool, run: int, path: Path) -> bool:
+        """One step of `follow`."""
+        if user.args[:1] != (node,) or sum(argument is node for argument in user.all_input_nodes) != 1:
+            return False
+        module: Any = self.modules.get(str(user.target)) if user.op == "call_module" else None
+        if type(module) in LAYERS:
+            return self.end(module, constants, channels, run, path)
+        if type(module) in NORMS:
+            if run == 0 or not self.removable(module) or module.num_features != len(constants):
                 return False
-            module = modules.get(str(user.target)) if user.op == "call_module" else None
-            if isinstance(module, LAYERS):
-                fits = isinstance(module, nn.Linear) if not channels else isinstance(module, CONVOLUTIONS)
-                if not fits or not removable(module):
-                    return False
-                columns = module.in_features if isinstance(module, nn.Linear) else module.in_channels
-                if columns % len(constants) or (run == 0 and not isinstance(module, nn.Linear)):
-                    return False
-                path.readers.append(Reader(module, columns // len(constants) if run == 0 else 1, constants))
-            elif isinstance(module, NORMS):
-                if run == 0 or not removable(module) or module.num_features != len(constants):
-                    return False
-                path.norms.append(module)
-                if not follow(user, _normalised(module, constants), channels, run, path):
-                    return False
-            elif channels and flattens(user, module):
-                if not follow(user, constants, False, 0, path):
-                    return False
-            else:
-                through = passes(user, module, channels)
-                if through is None or not follow(user, through(constants), channels, run, path):
-                    return False
+            if not channels and _dimensions(node) not in (None, 2):  # [B, T, C]: normalised over T
+                return False
+            path.norms.append(module)
+            return self.follow(user, _normalised(module, constants), channels, run, path)
+        if channels and flattens(user, module):
+            batched = _dimensions(node) in (None, path.producer.weight.dim())
+            return batched and self.follow(user, constants, False, 0, path)
+        through = passes(user, module, channels)
+        path.in_place |= through is not None and in_place(user, module)
+        return through is not None and self.follow(user, through(constants), channels, run, path)
+
+    def end(self, layer: Any, constants: Tensor, channels: bool, run: int, path: Path) -> bool:
+        """A layer reads the units: note where, if it may change its size."""
+        linear = type(layer) is nn.Linear
+        if channels == linear or not self.removable(layer):
+            return False
+        columns = layer.in_features if linear else layer.in_channels
+        if columns % len(constants) or (run == 0 and not linear):
+            return False
+        path.readers.append(Reader(layer, columns // len(constants) if run == 0 else 1, constants))
         return True
 
-    found = []
-    for node in graph.nodes:
-        if node.op != "call_module":
-            continue
-        module = modules[str(node.target)]
-        if isinstance(module, LAYERS) and removable(module) and node.users:
-            path = Path(module)
-            with torch.no_grad():
-                weight = module.weight
-                bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
-                if follow(node, bias, isinstance(module, CONVOLUTIONS), 1, path):
-                    found.append(path)
-    return found
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _dimensions(node: fx.Node) -> int | None:
+    """Number of dimensions of a node's output, if inputs were given."""
+    about = node.meta.get("tensor_meta")
+    return None if about is None else len(about.shape)
 
 
 def _normalised(norm: Any, constants: Tensor) -> Tensor:
-    if norm.running_mean is None:  # then the batch decides
+    if norm.running_mean is None or norm.running_var is None:  # then the batch decides
         return torch.full_like(constants, float("nan"))
     out = (constants - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
     return out * norm.weight + norm.bias if norm.affine else out

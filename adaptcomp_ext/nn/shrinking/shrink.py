@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import copy
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from adaptcomp_ext.nn._plain import copied, move_hooks
 from adaptcomp_ext.nn.shrinking.paths import CONVOLUTIONS, Path, find_paths
+from adaptcomp_ext.nn.shrinking.tracing import trace
 from adaptcomp_ext.nn.variational import VariationalDropout
 from adaptcomp_ext.ops._checks import describe
 
 __all__ = ["shrink"]
 
 
-def shrink(module: nn.Module) -> nn.Module:
+def shrink(module: nn.Module, *inputs: Any) -> nn.Module:
     """Remove the units that are dead and return a smaller dense network with the same outputs in evaluation mode.
 
     Zeros scattered over a weight save no time; rows and columns that are gone do. A unit of a linear or convolution layer is dead
 
     - if all its outgoing weights are 0: nobody reads it; or
     - if all its incoming weights are 0: it is a constant, its bias, through whatever follows. A constant 0 is dropped, any other
-      is added to the biases that follow, where that is exact: not where a convolution pads with zeros, so that its border sees
-      less.
+      is added to the biases that follow (a new one where there was none), where that is exact: not where a convolution pads with
+      zeros, so that its border sees less.
 
     A unit that is removed may leave others dead; this is repeated until none is. One unit stays in every layer.
 
     Parameters
     ----------
     module : nn.Module
-        Left as it is. Traced by ``torch.fx``: its control flow must not depend on data. Every `VariationalDropout` in it becomes
-        its pruned dense layer first.
+        Left as it is. Traced by ``torch.fx`` in both modes: its control flow must not depend on data. Every `VariationalDropout`
+        in it becomes its pruned dense layer first.
+    *inputs : Any
+        An example of what `module` takes; it runs once. Without one shapes are not known, and two layouts are assumed: batch
+        normalisation behind a linear layer sees [B, C], not [B, T, C], and what is flattened behind a convolution has a batch
+        dimension. Where an assumption is wrong the smaller network stops at a size that does not fit: give an example.
 
     Returns
     -------
@@ -42,20 +48,24 @@ def shrink(module: nn.Module) -> nn.Module:
     Raises
     ------
     TypeError
-        If `module` is no nn.Module.
+        If `module` is no nn.Module, or cannot be copied.
     ValueError
-        If it cannot be traced; the message says what failed.
+        If it cannot be traced, has parameters on the meta device, or fails on `inputs`; the message says what failed.
 
     Notes
     -----
-    The outputs are the same up to the rounding of sums that are put together in another order.
+    The outputs are the same up to the rounding of sums that are put together in another order, for inputs that are finite.
 
     Between two layers it looks through activations, dropout, pooling, batch normalisation, and the flattening of channels into
-    features. Units that anything else sees are left alone: the network's own outputs, sums of branches (residual connections),
-    reshapes to sizes written in the code, softmax, attention, recurrent cells; and layers that are called twice, share weights,
-    have groups, hooks or parametrisations. So are inputs that nobody reads: the input keeps its shape.
+    features. Units that anything else sees are left alone: the network's own outputs, what `forward` keeps in an attribute, sums
+    of branches (residual connections), reshapes to sizes written in the code, softmax, attention, recurrent cells. So are layers
+    that are called twice, share weights, have groups, hooks, parametrisations or a ``forward`` of their own; whose weights
+    `forward` reads itself (tied decoders, penalties); and that other layers read in training mode, or where an optional argument
+    is left out. So are inputs that nobody reads: the input keeps its shape.
 
-    *Not promised:* that gradients at the removed units' neighbours stay the same, or batch statistics in training mode.
+    *Not promised:* that gradients at the removed units' neighbours stay the same, or batch statistics in training mode; that
+    weights shared with a layer in a `VariationalDropout`, or views of one memory, stay shared; what methods other than `forward`
+    compute, or what hooks of the whole network and lists outside of it see.
 
     Examples
     --------
@@ -63,17 +73,27 @@ def shrink(module: nn.Module) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an nn.Module, got {describe(module)}")
-    result = _dense(copy.deepcopy(module))
-    try:
-        graph = fx.Tracer().trace(result)
-    except Exception as error:  # whatever a user's forward raises when it is fed proxies
-        raise ValueError(
-            f"module: expected a network that torch.fx can trace, but tracing {type(module).__name__} failed: {error}"
-        ) from error
-    with torch.no_grad():
-        while any(_remove(path) for path in find_paths(result, graph)):  # one at a time: a removal changes what others see
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(f"module: expected parameters and buffers with values, got {name} on the meta device")
+    with torch.inference_mode(False), torch.no_grad():
+        result = _dense(copied("module", module))
+        if _is_layer(result):
+            return result
+        traces = trace(result, inputs)
+        while any(_remove(path) for path in find_paths(result, traces)):  # one at a time: a removal changes what others see
             pass
     return result
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a network is one layer of torch's, which a tracer does not look into."""
+    kind = type(module)
+    return (
+        kind.__module__.startswith("torch.nn.modules.")
+        and not issubclass(kind, nn.Sequential)
+        and kind.forward is not nn.Module.forward
+    )
 
 
 def _dense(module: nn.Module) -> nn.Module:
@@ -83,7 +103,8 @@ def _dense(module: nn.Module) -> nn.Module:
     def replace(part: nn.Module) -> nn.Module:
         if isinstance(part, VariationalDropout):
             if part not in made:
-                made[part] = part.dense().train(part.training)
+                made[part] = replace(part.dense().train(part.training))
+                move_hooks(part, made[part])
             return made[part]
         for name, child in part._modules.items():
             if child is not None and (new := replace(child)) is not child:
@@ -144,7 +165,8 @@ def _fold(layer: Any, constants: Tensor, dead: Tensor, units: int, run: int) -> 
     if bool((sent != 0).any()):
         shift = _columns(layer, units, run).sum(dim=2).double() @ sent.double()
         if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]))
+            zeros = layer.weight.new_zeros(len(layer.weight))
+            layer.bias = nn.Parameter(zeros, requires_grad=layer.weight.requires_grad)
         layer.bias.copy_(layer.bias.double() + shift)
     _clear(layer, dead, units)
 

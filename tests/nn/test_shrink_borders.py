@@ -1,0 +1,675 @@
+"""`shrink` where `forward` does more with layers than call them once: what else sees the units leaves them whole."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import values
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune
+
+import adaptcomp_ext as ac
+
+D = torch.float64
+
+
+class Net(nn.Module):
+    """Three linear layers a, b, c; `forward` differs. Unit 1 of a is a constant, its bias; unit 2 of a is read by nobody."""
+
+    def __init__(self, inputs: int = 4, hidden: int = 4, outputs: int = 3) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs), nn.Linear(hidden, outputs)
+        with torch.no_grad():
+            self.a.weight[1] = 0
+            self.b.weight[:, 2] = 0
+            self.c.weight[:, 2] = 0
+
+
+class Control(Net):
+    """Shrinks, so that what the others keep is not kept for another reason."""
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+class TiedDecoder(Net):
+    def forward(self, x):
+        return F.linear(self.b(torch.relu(self.a(x))).sum(1, keepdim=True).expand(-1, 4), self.a.weight.t())
+
+
+class Penalty(Net):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))), self.a.weight.abs().sum()
+
+
+class PenaltyOnAll(Net):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))), sum(p.square().sum() for p in self.parameters())
+
+
+class FrozenPenalty(Net):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) + self.a._parameters["weight"].detach().norm()
+
+
+class ReadersWeight(Net):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) * self.b.weight.abs().mean()
+
+
+class Data(Net):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) + self.a.bias.data.max()
+
+
+class Aside(Net):
+    """The weight in a list of the module's own, which registers nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside = [self.a.weight]
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) + self.aside[0].sum()
+
+
+class Shape(Net):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) / self.a.weight.shape[0]
+
+
+class OneParameter(Net):
+    def __init__(self) -> None:
+        super().__init__(4, 4, 4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+class TrainingHead(Net):
+    """Another layer reads the units in training mode."""
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return (self.b(h), self.c(h)) if self.training else self.b(h)
+
+
+class OtherHead(Net):
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.c(h) if self.training else self.b(h)
+
+
+class Optional(Net):
+    """Another layer reads the units where an argument is left out."""
+
+    def forward(self, x, scale=None):
+        h = torch.relu(self.a(x))
+        return self.c(h) if scale is None else self.b(h) * scale
+
+
+class Keeps(Net):
+    def forward(self, x):
+        self.hidden = torch.relu(self.a(x))
+        return self.b(self.hidden)
+
+
+class KeepsInList(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = []
+
+    def forward(self, x):
+        h = self.a(x)
+        self.hidden.append(h)
+        return self.b(torch.relu(h))
+
+
+class WritesInPlace(Net):
+    """The reader sees what the activation wrote."""
+
+    def forward(self, x):
+        h = self.a(x)
+        F.relu(h, inplace=True)
+        return self.b(h)
+
+
+class WritesThroughAlias(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.act = nn.Dropout(0.5), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        h = self.a(x)
+        self.act(self.drop(h))
+        return self.b(h)
+
+
+class SamplesInEvaluation(Net):
+    """Dropout that is on in evaluation: a constant unit is none."""
+
+    def forward(self, x):
+        torch.manual_seed(3)
+        return self.b(F.dropout(torch.sigmoid(self.a(x)), 0.5))
+
+
+class Twice(Net):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) + self.b(torch.relu(self.a(x + 1)))
+
+
+class Normed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x)))
+
+
+class Slope(Net):
+    """A slope for each unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.PReLU(4)
+
+    def forward(self, x):
+        return self.b(self.act(self.a(x)))
+
+
+class Statistics(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x))) + self.norm.running_mean.sum()
+
+
+class Gate(Net):
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(h * torch.sigmoid(h))
+
+
+class Concatenated(Net):
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return torch.cat((self.b(h), h.mean(1, keepdim=True)), 1)
+
+
+class Keyword(Net):
+    def forward(self, x):
+        return self.b(input=torch.relu(self.a(x)))
+
+
+class Inside(nn.Module):
+    """A layer of a module that is not looked into is called outside of it as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.TransformerEncoderLayer(4, 2, 4, dropout=0.0, batch_first=True)
+        with torch.no_grad():
+            self.encode.linear1.weight[1] = 0
+            self.encode.linear2.weight[:, 2] = 0
+
+    def forward(self, x):
+        return self.encode.linear2(torch.relu(self.encode.linear1(x))) + self.encode(x[:, None])[:, 0]
+
+
+def altered(change) -> nn.Module:
+    """The control, one of its layers changed."""
+    module = Control()
+    change(module)
+    return module
+
+
+def weight_standardised(module: nn.Module) -> None:
+    class Standardised(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, self.weight - self.weight.mean(), self.bias)
+
+    layer = Standardised(4, 4)
+    layer.load_state_dict(module.a.state_dict())
+    module.a = layer
+
+
+def rebound(module: nn.Module) -> None:
+    module.a.forward = lambda x: F.linear(x, torch.ones(4, 4, dtype=x.dtype))
+
+
+CHANGES = {
+    "forward hook": lambda m: m.a.register_forward_hook(lambda module, inputs, output: output + 1),
+    "hook of the reader": lambda m: m.b.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,)),
+    "backward hook": lambda m: m.a.register_full_backward_hook(lambda module, before, after: None),
+    "subclass": weight_standardised,
+    "forward of an instance": rebound,
+    "weight_norm": lambda m: nn.utils.parametrizations.weight_norm(m.b),
+    "spectral_norm": lambda m: nn.utils.parametrizations.spectral_norm(m.a),
+    "older weight_norm": lambda m: nn.utils.weight_norm(m.b),
+    "pruning": lambda m: prune.l1_unstructured(m.a, "weight", 4),
+}
+FORWARDS = [
+    TiedDecoder,
+    Penalty,
+    PenaltyOnAll,
+    FrozenPenalty,
+    ReadersWeight,
+    Data,
+    Aside,
+    Shape,
+    OneParameter,
+    TrainingHead,
+    OtherHead,
+    Optional,
+    Keeps,
+    KeepsInList,
+    WritesInPlace,
+    WritesThroughAlias,
+    Twice,
+    Normed,
+    Slope,
+    Statistics,
+    Gate,
+    Concatenated,
+    Keyword,
+    Inside,
+]
+
+
+def whole(module: nn.Module, *others: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    module = module.double().eval()
+    small = ac.shrink(module)
+    x = values((5, 4), D)
+    torch.testing.assert_close(small(x, *others), module(x, *others))
+    assert {k: v.shape for k, v in small.named_parameters()} == {k: v.shape for k, v in module.named_parameters()}
+    assert set(vars(small)) == set(vars(module)) - {"hidden"} | ({"hidden"} & set(vars(small)))
+    small.train()(x, *others)
+
+
+def test_the_control_shrinks() -> None:
+    module = Control().double().eval()
+    small = ac.shrink(module)
+    assert len(small.a.weight) == 2
+    x = values((5, 4), D)
+    torch.testing.assert_close(small(x), module(x))
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_what_forward_does_besides_leaves_layers_whole(forward) -> None:
+    whole(forward())
+    if forward is Optional:
+        whole(forward(), torch.tensor(2.0, dtype=D))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_layers_stay_whole(name: str) -> None:
+    whole(altered(CHANGES[name]))
+
+
+@pytest.mark.parametrize("place", ["act", "body"])
+def test_hooks_on_what_units_pass(place: str) -> None:
+    torch.manual_seed(0)
+    seen = []
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid())
+    module = nn.Sequential(inner, nn.Linear(4, 3)).double().eval()
+    with torch.no_grad():
+        inner[0].weight[1] = 0
+    (inner[1] if place == "act" else inner).register_forward_hook(lambda m, i, o: seen.append(o) or 2 * o)
+    small = ac.shrink(module)
+    assert not seen  # nothing ran
+    x = values((5, 4), D)
+    torch.testing.assert_close(small(x), module(x))
+    assert len(small[0][0].weight) == 4 and seen[0].shape == seen[1].shape
+
+
+def test_reads_that_do_not_matter() -> None:
+    class Moves(Net):
+        def forward(self, x):
+            x = x.to(self.a.weight.device).to(next(self.parameters()).dtype)
+            return self.b(torch.relu(self.a(x)))
+
+    module = Moves().eval()
+    assert len(ac.shrink(module).a.weight) == 2
+
+
+def test_dropout_in_evaluation() -> None:
+    torch.manual_seed(0)
+    module = SamplesInEvaluation().double().eval()
+    small = ac.shrink(module)
+    assert len(small.a.weight) == 3  # without what nobody reads; the constant stays
+    with torch.no_grad():
+        module.a.bias[1] = small.a.bias[1] = -1e9  # σ → 0
+    assert len(ac.shrink(module).a.weight) == 2
+
+
+def test_branches_of_layers_shrink_together() -> None:
+    class Two(Net):
+        def forward(self, x):
+            h = torch.sigmoid(self.a(x))
+            return self.b(h) * self.c(F.dropout(h, 0.5, self.training))
+
+    module = Two().double().eval()
+    small = ac.shrink(module)
+    x = values((5, 4), D)
+    torch.testing.assert_close(small(x), module(x))
+    assert len(small.a.weight) == 2
+
+
+def test_constants_that_differ_with_optional_arguments() -> None:
+    class Either(Net):
+        def forward(self, x, hard=None):
+            h = self.a(x)
+            return self.b(torch.sigmoid(h) if hard is None else torch.relu(h))
+
+    module = Either().double().eval()
+    with torch.no_grad():
+        module.a.bias[1] = 1
+    small = ac.shrink(module)
+    x = values((5, 4), D)
+    torch.testing.assert_close(small(x), module(x))
+    torch.testing.assert_close(small(x, torch.tensor(True)), module(x, torch.tensor(True)))
+    assert len(small.a.weight) == 3
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "convolution", "flattened"])
+def test_constants_become_a_bias(kind: str, bias: bool) -> None:
+    torch.manual_seed(0)
+    if kind == "linear":
+        module = nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 2, bias=bias))
+    elif kind == "convolution":
+        module = nn.Sequential(nn.Conv1d(6, 5, 3), nn.Sigmoid(), nn.Conv1d(5, 2, 2, bias=bias))
+    else:
+        module = nn.Sequential(nn.Conv1d(6, 5, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(20, 2, bias=bias))
+    module = module.double().eval()
+    with torch.no_grad():
+        module[0].weight[1] = 0
+        module[0].bias[1] = 0.7
+    module[-1].weight.requires_grad_(False)
+    small = ac.shrink(module)
+    x = values((3, 6), D) if kind == "linear" else values((3, 6, 6), D)
+    torch.testing.assert_close(small(x), module(x))
+    assert len(small[0].weight) == 4 and small[-1].bias is not None
+    assert small[-1].bias.requires_grad == bias and not small[-1].weight.requires_grad
+    again = ac.shrink(small)
+    assert [p.shape for p in again.parameters()] == [p.shape for p in small.parameters()]
+
+
+def batch_over_tokens() -> tuple[nn.Module, torch.Tensor, int]:
+    module = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        module[3].weight[:, 1] = 0
+    return module, values((3, 4, 6), D), 4
+
+
+def batch_over_rows() -> tuple[nn.Module, torch.Tensor, int]:
+    return batch_over_tokens()[0], values((3, 6), D), 3
+
+
+def flattened(shape: tuple[int, ...], inputs: int, units: int) -> tuple[nn.Module, torch.Tensor, int]:
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(inputs, 2))
+    with torch.no_grad():
+        module[0].weight[1] = 0
+        module[0].bias[1] = -1
+    return module, values(shape, D), units
+
+
+def unbatched() -> tuple[nn.Module, torch.Tensor, int]:
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Conv2d(3, 2, 2))
+    with torch.no_grad():
+        module[0].weight[1] = 0
+    return module, values((2, 6, 6), D), 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        batch_over_tokens,
+        batch_over_rows,
+        lambda: flattened((2, 5, 5), 9, 3),  # [3, 9]: the channels are the linear layer's rows
+        lambda: flattened((4, 2, 5, 5), 27, 2),
+        unbatched,
+    ],
+)
+def test_layouts_with_an_example(make) -> None:
+    torch.manual_seed(0)
+    module, x, units = make()
+    module = module.double().eval()
+    small = ac.shrink(module, x)
+    torch.testing.assert_close(small(x), module(x))
+    assert len(small[0].weight) == units
+
+
+def test_an_example_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="inputs: expected what Sequential takes, but it failed on them"):
+        ac.shrink(nn.Sequential(nn.Linear(3, 2)), torch.zeros(2, 5))
+    ran = []
+
+    class Optionals(Net):
+        def forward(self, x, mask=None):
+            ran.append(mask)
+            return self.b(torch.relu(self.a(x)))
+
+    assert len(ac.shrink(Optionals().eval(), torch.zeros(2, 4)).a.weight) == 2
+
+
+@pytest.mark.parametrize(
+    ("pool", "units"),
+    [
+        (lambda: nn.AvgPool2d(2), 4),
+        (lambda: nn.AvgPool2d(2, ceil_mode=True), 5),
+        (lambda: nn.AvgPool2d(2, divisor_override=3), 5),
+        (lambda: nn.AvgPool2d(3, padding=1), 5),
+        (lambda: nn.AvgPool2d(3, padding=1, count_include_pad=False), 5),
+        (lambda: nn.MaxPool2d(3, padding=1), 4),
+        (lambda: nn.MaxPool2d(2, ceil_mode=True, dilation=2), 4),
+        (lambda: nn.LPPool2d(2, 2), 5),
+        (lambda: nn.AdaptiveMaxPool2d(3), 4),
+        (lambda: nn.ZeroPad2d(1), 5),
+        (lambda: nn.Upsample(scale_factor=2), 5),
+        (lambda: nn.Dropout2d(), 4),
+        (lambda: nn.InstanceNorm2d(5), 5),
+        (lambda: nn.GroupNorm(5, 5), 5),
+        (lambda: nn.Softmax2d(), 5),
+        (lambda: nn.PReLU(5), 5),
+        (lambda: nn.PReLU(), 5),
+        (lambda: nn.Conv2d(5, 5, 1, groups=5), 5),
+        (lambda: nn.ConvTranspose2d(5, 5, 2), 5),
+        (lambda: nn.BatchNorm2d(5, affine=False), 4),
+        (lambda: nn.BatchNorm2d(5, track_running_stats=False), 5),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_what_lies_between(pool, units: int, training: bool) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Sigmoid(), pool(), nn.Conv2d(5, 3, 1)).double()
+    with torch.no_grad():
+        module[0].weight[1] = 0
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.5, 2)
+    module.train(training)
+    x = values((2, 2, 9, 9), D)
+    small = ac.shrink(module)
+    assert small.training == training == small[2].training
+    torch.testing.assert_close(small.eval()(x), module.eval()(x))
+    assert len(small[0].weight) == units
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64])
+def test_dtypes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).to(dtype).eval()
+    with torch.no_grad():
+        module[0].weight[1] = 0
+    small = ac.shrink(module)
+    x = torch.randn(5, 4).to(dtype)
+    torch.testing.assert_close(small(x), module(x), atol=1e-2, rtol=1e-2)
+    assert {p.dtype for p in small.parameters()} == {dtype}
+    assert len(small[0].weight) == (4 if dtype.is_complex else 3)  # complex constants are left alone
+
+
+def test_nothing_of_the_tracing_stays() -> None:
+    class Counts(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+            self.scale = 2 * torch.ones(())
+
+        def forward(self, x):
+            self.calls += 1
+            return self.b(torch.relu(self.a(x))) * (self.scale + 1)
+
+    module = Counts().eval()
+    small = ac.shrink(module)
+    assert module.calls == 0 == small.calls and set(vars(small)) == set(vars(module)) and len(small.a.weight) == 2
+    copy.deepcopy(small)
+
+
+def test_modes_of_parts_are_kept() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).train()
+    module[1].eval()
+    small = ac.shrink(module)
+    assert small.training and small[0].training and not small[1].training
+
+
+@pytest.mark.parametrize("hook", [True, False])
+def test_variational_layers_with_hooks_or_inside_each_other(hook: bool) -> None:
+    torch.manual_seed(0)
+    inner = ac.VariationalDropout(nn.Linear(4, 4), per="unit")
+    module = nn.Sequential(
+        inner, nn.ReLU(), ac.VariationalDropout(nn.Sequential(ac.VariationalDropout(nn.Linear(4, 3))), features=3)
+    )
+    module = module.double().eval()
+    with torch.no_grad():
+        inner.log_noise[1] = 40
+    if hook:
+        inner.register_forward_hook(lambda m, i, o: o + 1)
+    small = ac.shrink(module)
+    assert not any(isinstance(part, ac.VariationalDropout) for part in small.modules())
+    x = values((5, 4), D)
+    torch.testing.assert_close(small(x), module(x))
+    assert len(small[0].weight) == 4 - (not hook)
+
+
+def test_a_transformer_is_left_whole() -> None:
+    torch.manual_seed(0)
+    layer = ac.nn.variational(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)).double().eval()
+    layer.linear1.prune(0.5)
+    x = values((2, 3, 8), D)
+    for module in (layer, nn.Sequential(layer, nn.Linear(8, 2).double())):
+        small = ac.shrink(module)
+        assert not any(isinstance(part, ac.VariationalDropout) for part in small.modules())
+        with torch.no_grad():
+            torch.testing.assert_close(small(x), module(x))
+
+
+def test_inference_mode_makes_parameters_that_train() -> None:
+    with torch.inference_mode():
+        small = ac.shrink(Control().eval())
+    small(torch.zeros(2, 4)).sum().backward()
+    assert small.a.weight.grad is not None
+
+
+def test_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"module: expected parameters and buffers with values, got 0.weight on the meta device"):
+        ac.shrink(nn.Sequential(nn.Linear(3, 2, device="meta")))
+    own = Control()
+    own.forward = lambda x: x
+    with pytest.raises(ValueError, match="module: expected the forward of Control, got another one"):
+        ac.shrink(own)
+    with pytest.raises(ValueError, match="tracing ModuleList failed"):
+        ac.shrink(nn.ModuleList([nn.Linear(3, 2)]))
+
+    class Locked(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("no copies")
+
+    with pytest.raises(TypeError, match=r"module: expected a module that copy.deepcopy can copy, got Locked: no copies"):
+        ac.shrink(Locked(3, 2))
+
+    class InTraining(Net):
+        def forward(self, x):
+            if self.training and x.sum() > 0:
+                return self.a(x)
+            return self.b(self.a(x))
+
+    with pytest.raises(ValueError, match="tracing InTraining failed in training mode"):
+        ac.shrink(InTraining().eval())
+
+
+class Random(nn.Module):
+    """Layers in a row, each with a random habit: residual, tied, read, kept, doubled, hooked, in place."""
+
+    def __init__(self, habits: list[str], width: int) -> None:
+        super().__init__()
+        self.habits = habits
+        self.layers = nn.ModuleList([nn.Linear(width, width, bias=i % 3 != 2) for i in range(len(habits) + 1)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(width) for _ in habits])
+        self.act = nn.ReLU(inplace=True)
+        for habit, layer in zip(habits, self.layers, strict=False):
+            if habit == "hooked":
+                layer.register_forward_hook(lambda module, inputs, output: output.flip(1))
+            if habit == "parametrised":
+                nn.utils.parametrizations.weight_norm(layer)
+
+    def forward(self, x):
+        extra = 0
+        for habit, layer, norm in zip(self.habits, self.layers, self.norms, strict=False):
+            h = layer(x)
+            match habit:
+                case "residual":
+                    x = x + torch.tanh(h)
+                case "tied":
+                    x = F.linear(torch.tanh(h), layer.weight.t())
+                case "penalty":
+                    x, extra = torch.sigmoid(h), extra + layer.weight.square().sum()
+                case "doubled":
+                    x = torch.sigmoid(layer(F.elu(h)))
+                case "in place":
+                    self.act(h)
+                    x = h
+                case "normed":
+                    x = F.softplus(norm(h))
+                case "branch":
+                    x = torch.cos(h) + h
+                case _:
+                    x = torch.sigmoid(h)
+        return self.layers[-1](x) + extra
+
+
+HABITS = ["plain", "plain", "normed", "residual", "tied", "penalty", "doubled", "in place", "branch", "hooked", "parametrised"]
+
+
+@given(st.lists(st.sampled_from(HABITS), min_size=1, max_size=5), st.integers(0, 9999), st.sampled_from([0.3, 0.7, 0.95]))
+@settings(max_examples=60, deadline=None)
+def test_random_habits(habits: list[str], seed: int, share: float) -> None:
+    torch.manual_seed(seed)
+    module = Random(habits, 4).double()
+    with torch.no_grad():
+        for norm in module.norms:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+        for layer in module.layers:
+            weight = layer.weight if not nn.utils.parametrize.is_parametrized(layer) else layer.parametrizations.weight.original1
+            weight[torch.rand(4) < share] = 0
+            weight[:, torch.rand(4) < share] = 0
+            if weight is not layer.weight:
+                weight += 1e-3  # a direction needs a length
+    small = ac.shrink(module)
+    x = values((5, 4), D)
+    torch.testing.assert_close(small.eval()(x), module.eval()(x), rtol=1e-9, atol=1e-9)
+    assert sum(p.numel() for p in small.parameters()) <= sum(p.numel() for p in module.parameters()) + 4 * len(module.layers)
+    small.train()(x).sum().backward()
