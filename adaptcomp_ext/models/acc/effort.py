@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptcomp_ext.models.acc.features import check_logits, confidence_features, feature_count
+from adaptcomp_ext.models.acc.features import check_logits, confidence_features, feature_count, wide
 from adaptcomp_ext.ops._checks import check_choice, check_int
 
 __all__ = ["EFFORTS", "Effort"]
@@ -50,7 +50,7 @@ class Effort(nn.Module):
     def _log_value(self, default: Tensor) -> Tensor:
         features = confidence_features(check_logits("default", default)).detach()
         # Logits have no scale: without this one of them, far out, would decide alone.
-        return self.net(F.layer_norm(features, features.shape[1:]))[:, 0]
+        return wide(self.net(F.layer_norm(features, features.shape[1:]).to(next(self.net.parameters()).dtype))[:, 0])
 
     def forward(self, default: Tensor, deviation: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
         """Price the deviation of each row.
@@ -62,7 +62,7 @@ class Effort(nn.Module):
         deviation : Tensor
             The term that is priced, [n]; its gradient is scaled by λ.
         saved : Tensor
-            ℓ₁ − ℓ₂, [n]; no gradient flows back.
+            ℓ₁ − ℓ₂, [n]; no gradient flows back. A row where it is not finite, because a label is masked, teaches nothing.
 
         Returns
         -------
@@ -76,6 +76,7 @@ class Effort(nn.Module):
             price = F.softplus(out)
             return (price * deviation).mean(), price.detach()
         price = torch.sigmoid(-out).detach()
-        own = F.poisson_nll_loss(out, saved.detach(), log_input=True)
+        known = saved.detach().isfinite()
+        own = F.poisson_nll_loss(out.masked_fill(~known, 0), saved.detach().masked_fill(~known, 0), log_input=True)
         # Added less its own value: the loss that is reported is the deviation's, the gradient has both.
         return (price * deviation).mean() + own - own.detach(), price

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +23,8 @@ class Gate(nn.Module):
     Attributes
     ----------
     threshold : Tensor
-        Scalar buffer, float64. A row is called where its score is *larger*. Starts at 0; set by `calibrate`, because a price set
-        by hand is bang-bang: it calls nearly everything or nearly nothing.
+        Scalar buffer, float64, also in a model of half precision. A row is called where its score is *larger*. Starts at 0; set
+        by `calibrate`, because a price set by hand is bang-bang: it calls nearly everything or nearly nothing.
 
     Notes
     -----
@@ -34,6 +36,14 @@ class Gate(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Rounded to the model's precision, the threshold would call other rows than it was calibrated to.
+        threshold = self.threshold
+        super()._apply(fn, recurse)
+        if self.threshold.dtype != threshold.dtype:
+            self.threshold = threshold.to(self.threshold.device)
+        return self
 
     def score(self, logits: Tensor) -> Tensor:
         """How much reason there is to call control for each row: habit's logits [n, C] → [n]."""
@@ -65,15 +75,24 @@ class Gate(nn.Module):
             The share called on `logits` with the new threshold: at most `rate` rounded to whole rows, less where scores are tied.
         """
         rate = check_fraction("rate", rate, zero=True)
-        score = self.score(check_logits("logits", logits)).double()
-        if not len(score):
-            raise ValueError("logits: expected at least one row to calibrate on, got none")
+        score = scores_to_calibrate_on(self, logits)
         self.threshold.fill_(quantile_threshold(score, rate))
         return float(self.decide(score).double().mean())
 
     def extra_repr(self) -> str:
         """The threshold."""
         return f"threshold={float(self.threshold):.4g}"
+
+
+def scores_to_calibrate_on(gate: Gate, logits: Tensor) -> Tensor:
+    """The gate's scores of held-out rows, float64 [n]: at least one, and numbers."""
+    score = gate.score(check_logits("logits", logits)).double()
+    if not len(score):
+        raise ValueError("logits: expected at least one row to calibrate on, got none")
+    if bool(score.isnan().any()):
+        row = int(score.isnan().nonzero()[0])
+        raise ValueError(f"logits: expected rows with a score, got NaN in row {row}: is a logit NaN, or every class masked?")
+    return score
 
 
 def quantile_threshold(score: Tensor, rate: float) -> float:
@@ -180,9 +199,7 @@ class BatchMeanGate(Gate):
     def calibrate(self, logits: Tensor, rate: float) -> float:
         """Set the threshold so that a share `rate` of the batches is called, `logits` being cut into batches in their order."""
         rate = check_fraction("rate", rate, zero=True)
-        score = self.gate.score(check_logits("logits", logits)).double()
-        if not len(score):
-            raise ValueError("logits: expected at least one row to calibrate on, got none")
+        score = scores_to_calibrate_on(self.gate, logits)
         parts = score.split(self.batch)
         means = torch.stack([part.mean() for part in parts])
         self.threshold.fill_(quantile_threshold(means, rate))

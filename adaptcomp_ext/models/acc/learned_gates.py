@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptcomp_ext.models.acc.features import check_logits, confidence_features, feature_count, kl_divergence
+from adaptcomp_ext.models.acc.features import check_logits, confidence_features, feature_count, kl_divergence, wide
 from adaptcomp_ext.models.acc.gates import Gate
 from adaptcomp_ext.ops._checks import check_int
 
@@ -23,6 +23,7 @@ __all__ = ["KLGate", "LearnedGate", "ValueGate"]
 
 LARGEST_VALUE = 5.0
 """Values are clipped here, in nats: a single row that control saves from certainty would outweigh all others."""
+LEAST_DEVIATION = 1e-6
 LEAST_ROWS = 2
 LEAST_UPDATES = 800
 
@@ -61,9 +62,13 @@ class LearnedGate(Gate):
         raise NotImplementedError
 
     def log_score(self, logits: Tensor) -> Tensor:
-        """The logarithm of the score; differentiable."""
-        features = confidence_features(check_logits("logits", logits, self.classes)).to(self.mean.dtype)
-        return self.net((features - self.mean) / self.deviation)[:, 0]
+        """The logarithm of the score, float32 (float64 for float64); differentiable."""
+        features = self._standardised(confidence_features(check_logits("logits", logits, self.classes)))
+        return wide(self.net(features.to(next(self.net.parameters()).dtype))[:, 0])
+
+    def _standardised(self, features: Tensor) -> Tensor:
+        # In half precision the least deviation would be zero.
+        return (features - wide(self.mean)) / wide(self.deviation).clamp(min=LEAST_DEVIATION)
 
     def score(self, logits: Tensor) -> Tensor:
         """The predicted value of control in nats, ≥ 0."""
@@ -101,6 +106,15 @@ class LearnedGate(Gate):
         -------
         list of float
             Mean deviance of each epoch.
+
+        Notes
+        -----
+        Classes may be masked by logits of −∞. A gate in half precision is fitted in float32 and rounded at the end.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described; if a row has no class left, or a label that habit and control both mask.
         """
         default = check_logits("default", default, self.classes).detach()
         control = check_logits("control", control, self.classes).detach()
@@ -113,11 +127,30 @@ class LearnedGate(Gate):
             raise ValueError(f"control: expected {rows} rows like default, got {len(control)}")
         if targets.dtype != torch.int64 or targets.shape != (rows,):
             raise ValueError(f"targets: expected int64 of shape [{rows}], got {targets.dtype} of shape {list(targets.shape)}")
-        value = self.value(default, control, targets).to(self.mean.dtype).clamp(-LARGEST_VALUE, LARGEST_VALUE)
-        features = confidence_features(default).to(self.mean.dtype)
-        self.mean.copy_(features.mean(dim=0))
-        self.deviation.copy_(features.std(dim=0).clamp(min=1e-6))
-        features = (features - self.mean) / self.deviation
+        dtype = self.mean.dtype
+        fitted_in = torch.promote_types(dtype, torch.float32)  # the optimiser's own floors vanish in half precision
+        value = self.value(default, control, targets).to(fitted_in).clamp(-LARGEST_VALUE, LARGEST_VALUE)
+        features = confidence_features(default).to(fitted_in)
+        for name, logits in (("default", default), ("control", control)):
+            bad = logits.log_softmax(dim=1).isnan().any(dim=1)
+            if bool(bad.any()):
+                row = int(bad.nonzero()[0])
+                expected = "logits, of which -inf masks a class but not all"
+                raise ValueError(f"{name}: expected {expected}, got {logits[row].tolist()} in row {row}")
+        if bool(value.isnan().any()):  # the difference of two infinite losses
+            row = int(value.isnan().nonzero()[0])
+            raise ValueError(f"targets: expected classes that are not masked, got {int(targets[row])} in row {row}")
+        # In float64, where the mean of equal numbers is that number.
+        self.mean.copy_(features.double().mean(dim=0))
+        self.deviation.copy_(features.double().std(dim=0).clamp(min=LEAST_DEVIATION))
+        features = self._standardised(features).to(fitted_in)
+        self.net.to(fitted_in)
+        try:
+            return self._fit_net(features, value, epochs, batch, learning_rate, seed)
+        finally:
+            self.net.to(dtype)
+
+    def _fit_net(self, features: Tensor, value: Tensor, epochs: int, batch: int, learning_rate: float, seed: int) -> list[float]:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
             for layer in self.net:
@@ -157,6 +190,7 @@ class ValueGate(LearnedGate):
 
     def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:
         """Half what control saves by the labels, half what it believes to save."""
+        default, control = wide(default), wide(control)
         saved = F.cross_entropy(default, targets, reduction="none") - F.cross_entropy(control, targets, reduction="none")
         return (saved.clamp(-LARGEST_VALUE, LARGEST_VALUE) + kl_divergence(control, default).clamp(max=LARGEST_VALUE)) / 2
 

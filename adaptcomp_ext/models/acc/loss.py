@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptcomp_ext.models.acc.effort import EFFORTS, Effort
-from adaptcomp_ext.models.acc.features import kl_divergence
+from adaptcomp_ext.models.acc.features import kl_divergence, wide
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops.descent import check_number
 
@@ -27,6 +27,10 @@ class Objective:
 
     ℓ₁, ℓ₂: cross-entropies of habit and control; π^T: softened by the temperature T (Hinton et al. 2015: T² keeps the gradients'
     scale); the last term: the description length of the habit's weights, from variational dropout.
+
+    Classes may be masked by logits of −∞, the same ones for habit and control: the terms are those of the other classes. They are
+    infinite where a label is masked, and the KL where the habit excludes a class that control does not. Everything is computed in
+    float32 (float64 for float64 logits).
 
     Attributes
     ----------
@@ -85,10 +89,14 @@ class ACCLoss(NamedTuple):
 
 
 def need_weights(default_loss: Tensor, cap: float) -> Tensor:
-    """w = ℓ₁ / mean(ℓ₁), at most `cap`: [n] → [n], detached; ones where the habit fails at nothing."""
+    """w = ℓ₁ / mean(ℓ₁), at most `cap`: [n] → [n], detached; ones where the habit fails at nothing.
+
+    Where ℓ₁ is infinite, because the habit excludes the label, w is the cap.
+    """
     loss = default_loss.detach()
     mean = loss.mean()
-    return torch.where(mean > 0, loss / mean, torch.ones_like(loss)).clamp(max=cap)
+    weights = torch.where(mean > 0, loss / mean, torch.ones_like(loss)).clamp(max=cap)
+    return weights.masked_fill(loss == float("inf"), cap)
 
 
 def acc_loss(
@@ -117,6 +125,8 @@ def acc_loss(
     beta_per_row : float
         What multiplies it: β / N, and the share of a warm-up.
     """
+    # In float32 at least: half precision has few steps between the losses of rows that are nearly right.
+    default, control = wide(default), wide(control)
     default_loss = F.cross_entropy(default, targets, reduction="none")
     control_loss = F.cross_entropy(control, targets, reduction="none")
     weights = need_weights(default_loss, objective.need_cap) if objective.need else torch.ones_like(default_loss)
@@ -124,10 +134,15 @@ def acc_loss(
     distill = objective.temperature**2 * kl_divergence(teacher, default, objective.temperature)
     if effort is None:
         assert not isinstance(objective.effort, str)
-        cost, price = objective.effort * distill.mean(), distill.new_tensor(objective.effort)
+        # What has no weight is left out: where the masks differ it is infinite, and 0 · ∞ is not 0.
+        cost = objective.effort * distill.mean() if objective.effort else distill.new_zeros(())
+        price = distill.new_tensor(objective.effort)
     else:
         cost, price = effort(default, distill, default_loss - control_loss)
-    total = (weights * control_loss).mean() + objective.hard * default_loss.mean() + cost + beta_per_row * description
+    total = (weights * control_loss).mean()
+    if objective.hard:
+        total = total + objective.hard * default_loss.mean()
+    total = total + cost + beta_per_row * description
     return ACCLoss(
         total,
         default_loss.mean().detach(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -88,6 +89,8 @@ class ACC(nn.Module):
     for a whole batch; here it is one for each row (`BatchMeanGate` is the old one). Gradients flow through `forward` into habit,
     control and encoder, but training is meant to go through `loss`, where everything runs.
 
+    *Masked classes:* logits of −∞ exclude a class, with the probability 0, in the answer, in the gates and in the loss.
+
     *Not promised:* that a gate calls the rate it was calibrated to on rows of another kind.
 
     Examples
@@ -165,7 +168,10 @@ class ACC(nn.Module):
         if self.mixture == 0.0:
             return log_default
         shares = default.new_tensor([1 - self.mixture, self.mixture]).log()
-        mixed = torch.logaddexp(shares[0] + log_default, shares[1] + log_control)
+        # Where both exclude a class, the gradient of log(0 + 0) would be NaN.
+        masked = (log_default == -math.inf) & (log_control == -math.inf)
+        parts = ((share + t).masked_fill(masked, 0) for share, t in zip(shares, (log_default, log_control), strict=True))
+        mixed = torch.logaddexp(*parts).masked_fill(masked, -math.inf)
         return torch.where(called[:, None], mixed, log_default)
 
     def both(self, x: Any) -> tuple[Tensor, Tensor]:
