@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext.models.agents.sweeps import UNKNOWN, sweep_plan
+from adaptcomp_ext.nn._constants import WithConstants
 from adaptcomp_ext.ops._checks import check_int, check_tensor
 
 __all__ = ["SWEEPS", "Deliberation", "MazeAgent", "Seen"]
@@ -80,7 +82,7 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return net
 
 
-class MazeAgent(nn.Module):
+class MazeAgent(WithConstants):
     """Habit π₁ for every state; before it acts, the agent may plan for as many sweeps as it finds worth their price.
 
     ::
@@ -117,13 +119,25 @@ class MazeAgent(nn.Module):
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.bias[-1] = NOVICE
-        self.register_buffer("prior", last.bias.detach()[len(MOVES) :].log_softmax(0), persistent=False)
+        self.register_buffer("prior", last.bias.detach()[len(MOVES) :].log_softmax(0))
         self.critic = _mlp(window + GOAL_FEATURES + 2, hidden, 1)
         self.log_trust = nn.Parameter(torch.zeros(()))
-        self.register_buffer("numbers", torch.tensor(SWEEPS), persistent=False)
+        self.register_constants()
 
     numbers: Tensor
     prior: Tensor
+
+    def constants(self) -> dict[str, Tensor]:
+        """The numbers of sweeps to choose from."""
+        return {"numbers": torch.tensor(SWEEPS)}
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, meta: Any, strict: bool, missing: list[str], *lists: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, *lists)
+        name = prefix + "prior"
+        if name in missing and not self.prior.is_meta and abs(float(self.prior.logsumexp(0))) < 1e-3:
+            missing.remove(name)  # written before the prior was part of it; this agent's own is a distribution, and serves
 
     def features(self, walls: Tensor, position: Tensor, goal: Tensor) -> Tensor:
         """What habit, gate and critic read: walls around [−1 free, 1 wall or outside], direction and distance of the goal."""

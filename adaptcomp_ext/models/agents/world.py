@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptcomp_ext.nn import VariationalDropout
+from adaptcomp_ext.nn._constants import WithConstants
 from adaptcomp_ext.ops._checks import check_int
 
 __all__ = ["Habit", "Move", "WorldModel"]
@@ -41,17 +42,24 @@ class Move(NamedTuple):
     log_std: Tensor
 
 
-class _Simplex(nn.Module):
+class _Simplex(WithConstants):
     """A softmax over each group of units. As a product: a softmax over eight numbers at a time takes ten times as long."""
 
     blocks: Tensor
 
     def __init__(self, units: int) -> None:
         super().__init__()
-        group = torch.arange(units) // GROUP
-        self.register_buffer("blocks", (group[:, None] == group).float(), persistent=False)
+        self.units = units
+        self.register_constants()
+
+    def constants(self) -> dict[str, Tensor]:
+        """Which units are of one group."""
+        group = torch.arange(self.units) // GROUP
+        return {"blocks": (group[:, None] == group).float()}
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.blocks.is_meta:
+            self.leave_meta(x.device)
         e = x.clamp(-LARGEST, LARGEST).exp()
         return e / (e @ self.blocks)
 
