@@ -6,6 +6,7 @@
 // caller. But every address is taken here, by the guard of bindings/torch.h, so that no tensor without memory gets to a kernel.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -147,6 +148,15 @@ void plan_packing(const py::list& list) {
   AC_RUN(where, plan_packing_cpu(a), plan_packing_cuda(a, where.device, where.stream));
 }
 
+// n, rows -> whether every row has a number of at least 1. CPU only.
+bool all_positive(const py::list& list) {
+  Arguments in(list);
+  const int64_t* n = in.integers("n");
+  const int64_t rows = in.integer();
+  in.done();
+  return std::all_of(n, n + rows, [](int64_t steps) { return steps > 0; });
+}
+
 int64_t compact_temp(int64_t n) {
 #if ADAPTCOMP_WITH_CUDA
   return compact_temp_bytes(n);
@@ -204,6 +214,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("compact_temp_bytes", &compact_temp);
   m.def("gather_rows", &gather_rows);
   m.def("scatter_rows", &scatter_rows);
+  m.def("all_positive", &all_positive);
   m.def("in_order", &in_order);
   m.def("merge_rows", &merge_rows);
   m.def("split_rows", &split_rows);

@@ -16,6 +16,7 @@ from adaptcomp_ext.nn.cost_model import at_once, never, schedule
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._plain import Kinds, check_memory, dress, is_dense, kinds_of, plain
 from adaptcomp_ext.ops._transforms import Watch
 
 
@@ -29,13 +30,17 @@ class Problem:
     readout: Callable[[Any], Any] | None
     state: list[Tensor]
     structure: Any
+    kinds: Kinds  # the classes of the state's leaves, now
     inputs: list[Tensor]
+    input_kinds: Kinds
     input_structures: list[Any]
     compact: bool | str
     weights: int | None  # of one step, for the cost model
     watch: Watch | None  # of a transform that is active
     lag: int | None = LAG  # of the count of active rows, on CUDA
     first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
+    result_kinds: Kinds = None  # the classes of what the first step returned, which the result gets
+    readout_kind: type[Tensor] | None = None
     like: _C.StateLike = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +54,8 @@ class Problem:
 
     def arguments(self, inputs: list[Tensor]) -> tuple[Any, ...]:
         """The step's inputs, put together again from their leaves."""
+        if self.input_kinds is not None:
+            inputs = list(dress(inputs, self.input_kinds))
         out, start = [], 0
         for structure in self.input_structures:
             count = structure.num_leaves
@@ -59,18 +66,30 @@ class Problem:
     def leaves(self, tree: Any, rows: int) -> list[Tensor]:
         """The leaves of what the step returned."""
         leaves = self.like.take(tree, rows)
-        return self.check_state(tree, rows) if leaves is None else leaves
+        if leaves is None:
+            leaves = self.check_state(tree, rows)
+        else:
+            self.kinds = None
+        for leaf in leaves:
+            check_memory("step", leaf)
+        return leaves
+
+    def tree(self, leaves: list[Tensor]) -> Any:
+        """A state made of plain leaves, in the classes that the user's functions gave it."""
+        return unflatten(leaves if self.kinds is None else list(dress(leaves, self.kinds)), self.structure)
 
     def check_state(self, tree: Any, rows: int) -> list[Tensor]:
         """The leaves of what the step returned, which has to look like the state it was given."""
         leaves, structure = flatten(tree)
         if structure is not self.structure and structure != self.structure:
             raise TypeError(f"step: expected a state with the structure {self.structure}, got {describe_tree(tree)}")
+        self.kinds = kinds_of(leaves)
         for i, (leaf, first) in enumerate(zip(leaves, self.state, strict=True)):
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"step: expected Tensors in the state, got {describe(leaf)}")
-            if leaf.layout != torch.strided:
-                raise TypeError(f"step: expected dense tensors in the state, got layout {leaf.layout}")
+            leaf = leaves[i] = plain("step", leaf)
+            if not is_dense(leaf):
+                raise TypeError(f"step: expected dense tensors in the state, got {describe(leaf)}")
             shape = (rows, *first.shape[1:])
             if leaf.shape != shape:
                 raise ValueError(f"step: expected it to keep the state's shape {list(shape)}, got {list(leaf.shape)}")
@@ -96,15 +115,19 @@ class Problem:
         return -1
 
     def check_readout(self, value: Any, rows: int) -> Tensor:
-        """What the readout returned, which has to look like the first one."""
+        """What the readout returned, as a plain tensor; it has to look like the first one."""
         if self.first_read is None:
+            self.result_kinds = self.kinds
             if self.readout is not None:
-                check_first_readout(value, rows, self.run.device)
+                self.readout_kind = type(value)
+                value = check_first_readout(value, rows, self.run.device)
                 check_weighable(self.policy, value)
+            elif self.kinds is not None:
+                self.readout_kind = self.kinds[0]
             self.policy.check_readout(value)
             self.first_read = (value.shape[1:], value.dtype, value.device)
         elif self.readout is not None:
-            check_rows(value, rows)
+            value = check_rows(value, rows)
             if (value.shape[1:], value.dtype, value.device) != self.first_read:
                 shape, dtype, device = self.first_read
                 expected = f"a tensor of shape {[rows, *shape]}, {dtype}, on {device}"
@@ -117,23 +140,27 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.numel() == b.numel() and a.data_ptr() == b.data_ptr()
 
 
-def check_rows(value: Any, rows: int) -> None:
-    """Require a real tensor with `rows` rows of what the readout returned."""
+def check_rows(value: Any, rows: int) -> Tensor:
+    """Require a real tensor with `rows` rows of what the readout returned, and make it a plain one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"readout: expected it to return a Tensor, got {describe(value)}")
+    value = plain("readout", value)
     if value.is_complex():
         raise TypeError(f"readout: expected a real dtype, got {value.dtype}")
-    if value.layout != torch.strided:
-        raise TypeError(f"readout: expected a dense tensor, got layout {value.layout}")
+    if not is_dense(value):
+        raise TypeError(f"readout: expected a dense tensor, got {describe(value)}")
     if value.dim() == 0 or value.shape[0] != rows:
         raise ValueError(f"readout: expected {rows} rows, got shape {list(value.shape)}")
+    check_memory("readout", value)
+    return value
 
 
-def check_first_readout(value: Any, rows: int, device: torch.device) -> None:
+def check_first_readout(value: Any, rows: int, device: torch.device) -> Tensor:
     """Require a real tensor with `rows` rows on `device`."""
-    check_rows(value, rows)
+    value = check_rows(value, rows)
     if value.device != device:
         raise ValueError(f"readout: expected a tensor on {device}, got one on {value.device}")
+    return value
 
 
 def check_weighable(policy: Policy, readout: Tensor) -> None:

@@ -22,12 +22,12 @@ from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._block import Problem
 from adaptcomp_ext.nn._fusing import begin
-from adaptcomp_ext.nn._tree import unflatten
 from adaptcomp_ext.nn.cost_model import never
 from adaptcomp_ext.nn.policy import check_logits
 from adaptcomp_ext.nn.result import HaltResult, Status
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, contiguous, place
+from adaptcomp_ext.ops._plain import dressed
 from adaptcomp_ext.ops.compaction import gather_rows_kernel
 
 SMALL = 1 << 18  # bytes of a block of the state up to which training is faster here
@@ -83,7 +83,7 @@ class _Run:
     def run(self) -> HaltResult:
         problem, block, head, read = self.problem, self.block, self.fused.head, self.problem.readout
         rows = problem.run.batch
-        previous: Any = unflatten(list(problem.state), problem.structure)
+        previous: Any = problem.tree(list(problem.state))
         arguments = problem.arguments(self.inputs)
         take, stream = problem.like.take, 0
         out_of_place = self.active is not None or self.exits is not None
@@ -92,7 +92,9 @@ class _Run:
             leaves = take(current, rows)
             if leaves is None:
                 leaves = [contiguous("step", t) for t in problem.check_state(current, rows)]
-                current = unflatten(leaves, problem.structure)
+                current = problem.tree(leaves)
+            elif problem.kinds is not None:
+                problem.kinds = None
             readout = None if read is None else read(current)
             logits = None if head is None else head(current)
             del current  # what is left of the references to the leaves is counted in the call
@@ -114,7 +116,7 @@ class _Run:
                 if out_of_place or block.inputs_replaced:
                     arguments = problem.arguments(self.inputs)
                 rows = size
-            previous = unflatten(leaves, problem.structure)
+            previous = problem.tree(leaves)
         return self._result()
 
     def _prepare(self, readout: Any, leaves: list[Tensor]) -> Tensor | None:
@@ -193,9 +195,11 @@ class _Run:
     def _result(self) -> HaltResult:
         if self.exits is not None:
             self._with_gradient(self.exits)
+        output = self.results[0] if self.output is None else self.output.to(self.output_dtype)
+        self.problem.kinds = self.problem.result_kinds
         return HaltResult(
-            output=self.results[0] if self.output is None else self.output.to(self.output_dtype),
-            state=unflatten(self.results, self.problem.structure),
+            output=dressed(output, self.problem.readout_kind),
+            state=self.problem.tree(self.results),
             steps=self.steps,
             cost=self.steps.to(self.problem.run.scalar) if self.cost is None else self.cost,
             status=self.status,

@@ -16,6 +16,7 @@ from torch import Tensor
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
+from adaptcomp_ext.ops._plain import check_memory, is_dense, plain
 
 _HARMLESS = {"extra_repr", "fuse", "_fusing", "_written"}
 
@@ -57,20 +58,26 @@ def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
         return carry
     if not isinstance(carry, (tuple, list)):
         raise TypeError(f"begin: expected it to return a tuple of Tensors, got {describe(carry)}")
+    checked = []
     for i, value in enumerate(carry):
         if not isinstance(value, Tensor):
             raise TypeError(f"begin: expected Tensors in the carry, got {describe(value)} at {i}")
+        value = plain("begin", value)
+        if not is_dense(value):
+            raise TypeError(f"begin: expected dense tensors in the carry, got {describe(value)} at {i}")
+        check_memory("begin", value)
         if value.shape[:1] != (run.batch,) or value.device != run.device:
             raise ValueError(f"begin: expected a carry of {run.batch} rows on {run.device}, got {describe(value)} at {i}")
+        checked.append(value)
     if not carried:
-        return tuple(carry)
-    if not carry or carry[0].shape != (run.batch,) or not carry[0].is_floating_point():
-        came = describe(carry[0]) if carry else "none"
+        return tuple(checked)
+    if not checked or checked[0].shape != (run.batch,) or not checked[0].is_floating_point():
+        came = describe(checked[0]) if checked else "none"
         raise ValueError(
             f"begin: expected floating-point numbers of shape [{run.batch}], which the fused decision carries, got {came}"
         )
-    first = torch.empty(run.batch, dtype=run.scalar, device=run.device).copy_(carry[0].detach())
-    return (first, *carry[1:])
+    first = torch.empty(run.batch, dtype=run.scalar, device=run.device).copy_(checked[0].detach())
+    return (first, *checked[1:])
 
 
 def _look(cls: type[Policy], attributes: tuple[Any, ...]) -> _Answer:

@@ -12,11 +12,11 @@ from torch import Tensor
 from adaptcomp_ext.nn._block import Problem
 from adaptcomp_ext.nn._fusing import begin
 from adaptcomp_ext.nn._packing import choose
-from adaptcomp_ext.nn._tree import unflatten
-from adaptcomp_ext.nn.policy import View, check_decision, check_logits
+from adaptcomp_ext.nn.policy import View, check_decision, check_logits, plain_decision
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype
+from adaptcomp_ext.ops._plain import dressed
 
 
 def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
@@ -29,7 +29,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         leaves=[torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False) for t in problem.state],
     )
     state, inputs = list(problem.state), list(problem.inputs)
-    previous = unflatten(state, problem.structure)
+    previous = problem.tree(state)
     row = torch.arange(run.batch, device=run.device)
     carry = begin(policy, run, fused is not None and fused.carried)
     arguments = problem.arguments(inputs)
@@ -43,7 +43,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         rows = row.shape[0]
         current = problem.steps[n - 1](previous, *arguments)
         leaves = problem.leaves(current, rows)
-        current = unflatten(leaves, problem.structure)
+        current = problem.tree(leaves)
         readout = problem.read(current, leaves, rows)
         decision = None
         if fused is not None:
@@ -52,10 +52,11 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             halt = fused
             fields = (weighted, fused.has_cost, False)
         else:
-            view = View(run, n, current, previous, readout, row, carry)
+            view = View(run, n, current, previous, dressed(readout, problem.readout_kind), row, carry)
             decision = policy.decide(view)
             if problem.watch is not None:
                 problem.watch("policy", decision)
+            decision = plain_decision(decision)
             fields = check_decision(decision, view)
             halt = halting.Fused(halting.GIVEN, decision.halt)
         if n == 1:
@@ -99,7 +100,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             inputs = done.carried[: len(inputs)]
             arguments = problem.arguments(inputs)
         carry = tuple(done.carried[len(inputs) :])
-        previous = unflatten(done.leaves, problem.structure)
+        previous = problem.tree(done.leaves)
 
     trace = _trace(records, packing.has_padding) if traced else None
     broken = results.status == Status.NONFINITE
@@ -110,9 +111,13 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             outputs, weights = halting.block_gradient(trace.outputs, at), halting.block_gradient(trace.weights, at)
             trace = trace._replace(outputs=outputs, weights=weights)
     totals = list(results.totals)
+    output = results.leaves[0] if results.output is None else results.output.to(readout_dtype)
+    if trace is not None:
+        trace = trace._replace(outputs=dressed(trace.outputs, problem.readout_kind))
+    problem.kinds = problem.result_kinds
     return HaltResult(
-        output=results.leaves[0] if results.output is None else results.output.to(readout_dtype),
-        state=unflatten(results.leaves, problem.structure),
+        output=dressed(output, problem.readout_kind),
+        state=problem.tree(results.leaves),
         steps=results.steps,
         cost=totals.pop(0) if costs else results.steps.to(run.scalar),
         status=results.status,

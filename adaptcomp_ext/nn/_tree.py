@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adaptcomp_ext.ops._checks import check_device, describe
+from adaptcomp_ext.ops._plain import Kinds, check_memory, is_dense, is_released, plain
 
 _LEAF = pytree.tree_flatten(0)[1]  # the structure of a bare tensor
 
@@ -56,18 +57,29 @@ def form(structure: Any) -> int:
 
 
 def check_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[Tensor], Any]:
-    """Flatten `tree` and require that every leaf is a dense tensor with a batch dimension."""
+    """Flatten `tree`, require that every leaf is a dense tensor with a batch dimension, and make it a plain one."""
+    leaves, structure, _ = check_classed_tree(name, tree, position)
+    return leaves, structure
+
+
+def check_classed_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[Tensor], Any, Kinds]:
+    """`check_tree`, and the classes that the leaves had."""
     leaves, structure = flatten(tree)
+    kinds: Kinds = None
     if not leaves:
         where = _place(name, position)
         raise TypeError(f"{where}: expected a Tensor or a pytree of Tensors, got no tensor in {describe(tree)}")
     for i, leaf in enumerate(leaves):
         # The message is put together only where there is one: this runs at every call.
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"{_place(name, position, leaves, i)}: expected a Tensor, got {describe(leaf)}")
-        if leaf.layout != torch.strided:
-            where = _place(name, position, leaves, i)
-            raise TypeError(f"{where}: expected a dense tensor, got layout {leaf.layout}")
+        kind = type(leaf)
+        if kind is not Tensor and kind is not nn.Parameter:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"{_place(name, position, leaves, i)}: expected a Tensor, got {describe(leaf)}")
+            kinds = kinds or [Tensor] * len(leaves)
+            kinds[i] = kind
+            leaves[i] = leaf = plain(_place(name, position, leaves, i), leaf)
+        if not is_dense(leaf):
+            raise TypeError(f"{_place(name, position, leaves, i)}: expected a dense tensor, got {describe(leaf)}")
         if leaf.is_complex():
             raise TypeError(f"{_place(name, position, leaves, i)}: expected a real dtype, got {leaf.dtype}")
         if leaf.dim() == 0:
@@ -77,7 +89,9 @@ def check_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[
             check_device(_place(name, position, leaves, i), leaf.device)
             if leaf.is_meta:
                 raise ValueError(f"{_place(name, position, leaves, i)}: expected a tensor with data, got one on meta")
-    return leaves, structure
+        if is_released(leaf):  # here, because the user's own functions would read it first
+            check_memory(_place(name, position, leaves, i), leaf)
+    return leaves, structure, kinds
 
 
 def check_alike(

@@ -13,12 +13,13 @@ from adaptcomp_ext.nn._block import Problem, check_weighable
 from adaptcomp_ext.nn._fused import run_fused, serves
 from adaptcomp_ext.nn._fusing import fused_decision
 from adaptcomp_ext.nn._loop import run_loop
-from adaptcomp_ext.nn._tree import check_alike, check_tree
+from adaptcomp_ext.nn._tree import check_alike, check_classed_tree
 from adaptcomp_ext.nn.cost_model import count_weights
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
+from adaptcomp_ext.ops._plain import Kinds, is_dense
 from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.halting import MAX_LEAVES
 
@@ -67,6 +68,12 @@ class AdaptiveHalt(nn.Module):
     readout that is −∞ throughout has no distribution, and ends the row as NaN and +∞ do; so does −∞ with a negative weight. In
     the rest of the state −∞ comes of a step that diverges, and ends the row: ``readout=lambda state: state`` says that it is
     logits, and constant masks belong to the inputs, which are not tested.
+
+    *Subclasses of torch.Tensor* without a ``__torch_dispatch__`` are rows like others: ``step``, ``readout`` and ``head`` get
+    blocks of the class that the state has or ``step`` returned, and of each input's, but without attributes of the object, which
+    would not follow the rows. ``output`` and ``state`` have the classes of the first readout and of what the first step returned;
+    all else in the result is plain. Subclasses with a ``__torch_dispatch__`` are refused, but for the result of an asynchronous
+    collective, which is waited for.
 
     *Not promised:* that ``step`` sees the rows in batch order, or that a row keeps its place; that dropout in ``step`` draws the
     same numbers for a row whatever surrounds it.
@@ -170,21 +177,30 @@ class AdaptiveHalt(nn.Module):
         step, policy = self.step, self.policy  # each look-up of a submodule takes its time
         min_steps, max_steps = self._bounds(step)
         watch = enter("AdaptiveHalt", (state, inputs))
-        leaves, structure = check_tree("state", state)
+        leaves, structure, kinds = check_classed_tree("state", state)
         if len(leaves) > MAX_LEAVES:
             raise ValueError(f"state: expected at most {MAX_LEAVES} tensors, got {len(leaves)}")
         batch, device = leaves[0].shape[0], leaves[0].device
         if len(leaves) > 1:
             check_alike("state", leaves, batch, device)
         input_leaves: list[Tensor] = []
+        input_kinds: Kinds = None
         structures = []
         for i, value in enumerate(inputs):
-            some, how = check_tree("inputs", value, i)
+            some, how, classes = check_classed_tree("inputs", value, i)
             check_alike("inputs", some, batch, device, i)
+            if classes is not None or input_kinds is not None:
+                before = input_kinds or [Tensor] * len(input_leaves)
+                input_kinds = before + (classes or [Tensor] * len(some))
             input_leaves += some
             structures.append(how)
         if sample_ids is not None:
-            if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.dim() != 1:
+            if (
+                not isinstance(sample_ids, Tensor)
+                or sample_ids.dtype != torch.int64
+                or sample_ids.dim() != 1
+                or not is_dense(sample_ids)
+            ):
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
             sample_ids = contiguous("sample_ids", sample_ids)
             check_alike("sample_ids", [sample_ids], batch, device)
@@ -203,7 +219,9 @@ class AdaptiveHalt(nn.Module):
             readout=readout,
             state=leaves,
             structure=structure,
+            kinds=kinds,
             inputs=input_leaves,
+            input_kinds=input_kinds,
             input_structures=structures,
             compact=self.compact,
             weights=self._count_weights(step) if self.compact == "auto" else None,

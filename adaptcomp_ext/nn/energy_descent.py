@@ -253,7 +253,7 @@ class EnergyDescent(nn.Module):
         rule = self._rule(self.seed if seed is None else seed)
         gradient, last = self._mode()
         check_tree("y0", y0)
-        check_floating("y0", y0)
+        y0 = check_floating("y0", y0)
         batch, device = y0.shape[0], y0.device
         for i, value in enumerate(context):
             if not isinstance(value, Tensor):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._plain import check_memory, is_dense, kinds_of, plain
 from adaptcomp_ext.ops.halting import Fused
 
 
@@ -127,17 +128,35 @@ def check_logits(logits: Any, rows: int, device: torch.device) -> Tensor:
     """What a halting head gave, as [n]."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"head: expected it to return a Tensor, got {describe(logits)}")
-    if logits.layout != torch.strided:
-        raise TypeError(f"head: expected dense logits, got layout {logits.layout}")
+    logits = plain("head", logits)
+    if not is_dense(logits):
+        raise TypeError(f"head: expected dense logits, got {describe(logits)}")
     if logits.dtype not in DTYPE_CODES:
         raise TypeError(f"head: expected floating-point logits, got {logits.dtype}")
     if logits.device != device:
         raise ValueError(f"head: expected logits on {device}, got them on {logits.device}")
+    check_memory("head", logits)
     if logits.shape == (rows, 1):
         return logits.reshape(rows)
     if logits.shape != (rows,):
         raise ValueError(f"head: expected one logit per row, shape [{rows}] or [{rows}, 1], got {list(logits.shape)}")
     return logits
+
+
+def plain_decision(decision: Any) -> Any:
+    """A decision with plain tensors in it."""
+    if not isinstance(decision, Decision):
+        return decision  # for `check_decision` to refuse
+    fields = (decision.halt, decision.weight, decision.cost, decision.log_prob, decision.logits)
+    if kinds_of([t for t in fields if t is not None]) is None and kinds_of(decision.carry) is None:
+        return decision
+    halt, weight, cost, log_prob, logits = map(_plain_field, ("halt", "weight", "cost", "log_prob", "logits"), fields)
+    carry = tuple(_plain_field(f"carry[{i}]", t) for i, t in enumerate(decision.carry))
+    return Decision(halt, weight, cost, log_prob, carry, logits)
+
+
+def _plain_field(name: str, value: Any) -> Any:
+    return plain(f"Decision.{name}", value) if isinstance(value, Tensor) else value
 
 
 def check_decision(decision: object, view: View) -> tuple[bool, bool, bool]:
@@ -157,11 +176,15 @@ def check_decision(decision: object, view: View) -> tuple[bool, bool, bool]:
         if not isinstance(value, Tensor) or (value.dtype != torch.bool if name == "halt" else not value.is_floating_point()):
             expected = "a bool Tensor" if name == "halt" else "a floating-point Tensor"
             raise TypeError(f"Decision.{name}: expected {expected}, got {describe(value)}")
+        if not is_dense(value):
+            raise TypeError(f"Decision.{name}: expected a dense tensor, got {describe(value)}")
         if value.shape != (n,) or value.device != device:
             raise ValueError(f"Decision.{name}: expected shape [{n}] on {device}, got {describe(value)}")
     for i, value in enumerate(decision.carry):
         if not isinstance(value, Tensor):
             raise TypeError(f"Decision.carry[{i}]: expected a Tensor, got {describe(value)}")
+        if not is_dense(value):
+            raise TypeError(f"Decision.carry[{i}]: expected a dense tensor, got {describe(value)}")
         if value.shape[:1] != (n,) or value.device != device:
             raise ValueError(f"Decision.carry[{i}]: expected {n} rows on {device}, got {describe(value)}")
     return decision.weight is not None, decision.cost is not None, decision.log_prob is not None

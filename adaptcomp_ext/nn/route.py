@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from adaptcomp_ext.nn._tree import check_alike, check_tree, flatten, unflatten
+from adaptcomp_ext.nn._tree import check_alike, check_classed_tree, flatten, unflatten
 from adaptcomp_ext.ops import compaction
 from adaptcomp_ext.ops import route as rows
 from adaptcomp_ext.ops._checks import check_tensor, describe
+from adaptcomp_ext.ops._plain import check_memory, dress, is_dense, plain
 from adaptcomp_ext.ops._transforms import DIFFERENTIATION, apart, enter
 
 
@@ -51,8 +52,8 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
     Returns
     -------
     pytree of Tensor
-        Structure, shapes and dtypes of `otherwise`. It shares memory with the inputs only where the mask is true everywhere and
-        the branch returns memory of its own inputs.
+        Structure, shapes, dtypes and classes of `otherwise`. It shares memory with the inputs only where the mask is true
+        everywhere and the branch returns memory of its own inputs.
 
     Raises
     ------
@@ -98,14 +99,14 @@ def _route(mask: Any, branch: Callable[..., Any], tensors: tuple[Any, ...], othe
     if not tensors:
         raise TypeError("tensors: expected at least one Tensor or pytree of Tensors, got none besides otherwise")
     batch, device = chosen.shape[0], chosen.device
-    base, structure = check_tree("otherwise", otherwise)
+    base, structure, kinds = check_classed_tree("otherwise", otherwise)
     check_alike("otherwise", base, batch, device, like="the mask")
     leaves, shapes = [], []
     for i, tree in enumerate(tensors):
-        some, shape = check_tree("tensors", tree, i)
+        some, shape, classes = check_classed_tree("tensors", tree, i)
         check_alike("tensors", some, batch, device, i, like="the mask")
         leaves += some
-        shapes.append(shape)
+        shapes.append((shape, classes))
 
     watch = enter("route", [*leaves, *base], {"functionalize"}, {"vmap", *DIFFERENTIATION}, chosen)
     if watch is not None:
@@ -113,26 +114,30 @@ def _route(mask: Any, branch: Callable[..., Any], tensors: tuple[Any, ...], othe
     index = compaction.kept_index(chosen)
     count = index.shape[0]
     if count == 0:
-        return unflatten([leaf.clone(memory_format=torch.contiguous_format) for leaf in base], structure)
-    if count == batch:
-        return unflatten(_check_result(branch(*tensors), base, structure, count), structure)
-    moved = iter(compaction.gather(leaves, index))
-    taken = [unflatten([next(moved) for _ in range(shape.num_leaves)], shape) for shape in shapes]
-    result = _check_result(branch(*taken), base, structure, count)
-    return unflatten(rows.merge(result, base, index), structure)
+        merged = [leaf.clone(memory_format=torch.contiguous_format) for leaf in base]
+    elif count == batch:
+        merged = _check_result(branch(*tensors), base, structure, count)
+    else:
+        moved = iter(compaction.gather(leaves, index))
+        taken = [
+            unflatten(list(dress([next(moved) for _ in range(shape.num_leaves)], classes)), shape) for shape, classes in shapes
+        ]
+        merged = rows.merge(_check_result(branch(*taken), base, structure, count), base, index)
+    return unflatten(list(dress(merged, kinds)), structure)
 
 
 _route_apart = apart("route", _route)
 
 
 def _check_mask(mask: object) -> Tensor:
-    chosen = check_tensor("mask", mask)
+    chosen = plain("mask", check_tensor("mask", mask))
     if chosen.dtype != torch.bool:
         raise TypeError(f"mask: expected dtype torch.bool, got {chosen.dtype}")
     if chosen.dim() != 1:
         raise ValueError(f"mask: expected shape [B], got {list(chosen.shape)}")
     if chosen.is_meta:
         raise ValueError("mask: expected a tensor with data, got one on meta")
+    check_memory("mask", chosen)
     return chosen
 
 
@@ -148,17 +153,19 @@ def _check_result(result: Any, base: list[Tensor], structure: Any, count: int) -
         where = "branch" if len(base) == 1 else f"branch (leaf {i})"
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{where}: expected a Tensor as result, got {describe(leaf)}")
+        leaf = plain(where, leaf)
+        if not is_dense(leaf):
+            raise TypeError(f"{where}: expected a dense result, got {describe(leaf)}")
         expected = [count, *like.shape[1:]]
         if list(leaf.shape) != expected:
             raise ValueError(f"{where}: expected a result of shape {expected} like otherwise, got {list(leaf.shape)}")
         if leaf.device != like.device:
             raise ValueError(f"{where}: expected a result on {like.device} like otherwise, got one on {leaf.device}")
-        if leaf.layout != torch.strided:
-            raise TypeError(f"{where}: expected a dense result, got layout {leaf.layout}")
         if leaf.dtype != like.dtype:
             both = leaf.is_floating_point() and like.is_floating_point()
             if not (both and torch.is_autocast_enabled(like.device.type)):
                 raise TypeError(f"{where}: expected a result of {like.dtype} like otherwise, got {leaf.dtype}")
             leaf = leaf.to(like.dtype)
+        check_memory(where, leaf)
         checked.append(leaf)
     return checked

@@ -8,21 +8,32 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.ops._backend import DTYPE_CODES, HAS_CUDA
+from adaptcomp_ext.ops._plain import is_dense, plain_or_traced
 
 
 def describe(value: object) -> str:
     """A value as an error message shows it: shape and dtype for a tensor, type and value otherwise."""
     if isinstance(value, Tensor):
+        if value.is_nested:
+            return "a nested tensor"
+        if torch.nn.parameter.is_lazy(value):
+            return "an uninitialized parameter"
+        if value.layout != torch.strided:
+            return f"layout {value.layout}"
+        if value.is_quantized:
+            return f"a quantized tensor of {value.dtype}"
         return f"a tensor of shape {list(value.shape)}, {value.dtype}, on {value.device}"
     return f"{type(value).__name__} {value!r}"
 
 
 def check_tensor(name: str, value: object) -> Tensor:
-    """Require a strided tensor on a device that this build serves."""
+    """Require a dense tensor on a device that this build serves, and make it a plain one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {describe(value)}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    if type(value) is not Tensor:
+        value = plain_or_traced(name, value)
+    if not is_dense(value):
+        raise TypeError(f"{name}: expected a dense tensor, got {describe(value)}")
     check_device(name, value.device)
     return value
 

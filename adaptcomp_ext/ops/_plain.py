@@ -9,12 +9,16 @@ MaskedTensor) computes in a way of its own, on memory that its address does not 
 from __future__ import annotations
 
 import sys
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 _NO_DISPATCH = Tensor.__torch_dispatch__
+
+Kinds = list[type[Tensor]] | None
+"""The classes of some tensors; None if all are plain."""
 
 
 def plain(name: str, tensor: Tensor) -> Tensor:
@@ -27,9 +31,44 @@ def plain(name: str, tensor: Tensor) -> Tensor:
 
 def dressed(tensor: Tensor, kind: type[Tensor] | None) -> Tensor:
     """The same tensor as one of class `kind`, as torch itself would return it; None, Tensor, Parameter: as it is."""
-    if kind is None or kind is Tensor or issubclass(kind, nn.Parameter):
+    if kind is None or kind is Tensor or issubclass(kind, nn.Parameter) or kind.__torch_dispatch__ is not _NO_DISPATCH:
         return tensor
     return tensor.as_subclass(kind)
+
+
+def dress(tensors: Sequence[Tensor], kinds: Kinds) -> Sequence[Tensor]:
+    """Each as one of its class."""
+    return tensors if kinds is None else [dressed(t, kind) for t, kind in zip(tensors, kinds, strict=True)]
+
+
+def kinds_of(tensors: Sequence[object]) -> Kinds:
+    """Their classes."""
+    for tensor in tensors:
+        kind = type(tensor)
+        if kind is not Tensor and kind is not nn.Parameter:
+            return [type(t) for t in tensors]  # type: ignore[misc]
+    return None
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is an array of numbers: not sparse, nested or quantized."""
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
+
+
+def is_released(tensor: Tensor) -> bool:
+    """Whether the storage of a plain tensor was resized to nothing, as ``untyped_storage().resize_(0)`` does."""
+    try:
+        if tensor.data_ptr() or not tensor.numel():
+            return False
+    except RuntimeError:
+        return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # those are for the reference
+    return not (tensor.is_meta or tensor._is_zerotensor() or torch._is_functional_tensor(tensor))
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Require of a plain tensor that its storage was not resized to nothing: torch's own operators would read there."""
+    if is_released(tensor):
+        _refuse(name, tensor)
 
 
 def has_dispatch(tensor: Tensor) -> bool:
@@ -39,7 +78,15 @@ def has_dispatch(tensor: Tensor) -> bool:
 
 def is_traced(tensor: Tensor) -> bool:
     """Whether this is a tensor of a tracer, which has no values and is only for operators of torch."""
+    kind = type(tensor)
+    if kind is Tensor or kind is nn.Parameter:
+        return False
     return has_dispatch(tensor) and isinstance(tensor, _traced_classes())
+
+
+def plain_or_traced(name: str, tensor: Tensor) -> Tensor:
+    """`plain`, for an operator that tracers know too."""
+    return tensor if is_traced(tensor) else plain(name, tensor)
 
 
 def _traced_classes() -> tuple[type, ...]:
@@ -86,10 +133,8 @@ def _problem(tensor: Tensor) -> str:
         return f"a {type(tensor).__name__}, which has a shape and no values (from FakeTensorMode, torch.export or make_fx)"
     if has_dispatch(tensor):
         kind = type(tensor)
-        return (
-            f"a {kind.__module__}.{kind.__qualname__}, whose __torch_dispatch__ computes in its own way: pass the torch.Tensor "
-            "that it stands for (for a DTensor, its to_local())"
-        )
+        where = "to_local()" if kind.__name__ == "DTensor" else "the plain tensor in it"
+        return f"a {kind.__module__}.{kind.__qualname__}, whose __torch_dispatch__ stands between it and its data: pass {where}"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "a wrapper of torch.func (vmap, grad, jvp and their like), which has no memory of its own"
     if torch._is_functional_tensor(tensor):
@@ -102,13 +147,4 @@ def _problem(tensor: Tensor) -> str:
         return "an uninitialized one of a lazy module"
     if tensor.layout != torch.strided:
         return f"layout {tensor.layout}"
-    return f"one of shape {list(tensor.shape)} whose storage was released"
-
-
-def kinds(leaves: list[Any]) -> list[type[Tensor]] | None:
-    """The classes of tensors; None if all are plain."""
-    for leaf in leaves:
-        kind = type(leaf)
-        if kind is not Tensor and kind is not nn.Parameter:
-            return [type(leaf) for leaf in leaves]
-    return None
+    return f"a tensor of shape {list(tensor.shape)}, {tensor.dtype}, on {tensor.device} whose storage was released"

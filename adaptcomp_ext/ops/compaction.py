@@ -12,6 +12,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
 from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values, on_values
 
 
@@ -145,6 +146,11 @@ def _tensor_list(name: str, tensors: object, rows: int, device: torch.device) ->
     return [_checks.check_rows(f"{name}[{i}]", t, rows, device) for i, t in enumerate(tensors)]
 
 
+def _dressed(rows: list[Tensor], tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Rows of tensors in the classes of those."""
+    return tuple(dress(rows, kinds_of([tensors] if isinstance(tensors, Tensor) else tensors)))
+
+
 def _check_keep(keep: object) -> Tensor:
     mask = _checks.check_tensor("keep", keep)
     if mask.dtype != torch.bool:
@@ -194,7 +200,7 @@ def compact(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Ten
     rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
     enter("ops.compact", rows, OP, EVERYTHING, mask)
     index = kept_index(mask)
-    return tuple(gather(rows, index)), index
+    return _dressed(gather(rows, index), tensors), index
 
 
 def compact_padded(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
@@ -226,7 +232,7 @@ def compact_padded(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tu
     rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
     enter("ops.compact_padded", rows, OP, EVERYTHING, mask)
     index, count = reference.compact_index_padded(mask) if on_reference() else _compact_index_padded(mask)
-    return tuple(gather(rows, index)), index, count
+    return _dressed(gather(rows, index), tensors), index, count
 
 
 def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -261,7 +267,7 @@ def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -
         largest = on_values(lambda: int(where.max()))
         if largest >= size:
             raise ValueError(f"index: expected entries less than size = {size}, got {largest}")
-    return tuple(_scatter(rows, where, size))
+    return _dressed(_scatter(rows, where, size), tensors)
 
 
 def compact_index_padded(keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -188,14 +188,9 @@ def descent_update(
     if y.dim() == 0:
         raise ValueError("y: expected a batch dimension first, got a tensor without dimensions")
     wide = compute_dtype(y.dtype)
-    for name, value, dtype in (("gradient", gradient, y.dtype), ("velocity", velocity, wide), ("noise", noise, wide)):
-        if value is None and name != "gradient":
-            continue
-        tensor = _checks.check_rows(name, value, y.shape[0], y.device)
-        if tensor.shape != y.shape:
-            raise ValueError(f"{name}: expected the shape of y, {list(y.shape)}, got {list(tensor.shape)}")
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
+    gradient = _check_like(y, "gradient", gradient, y.dtype)
+    velocity = None if velocity is None else _check_like(y, "velocity", velocity, wide)
+    noise = None if noise is None else _check_like(y, "noise", noise, wide)
     step_size = _checks.check_tensor("step_size", step_size)
     if step_size.dtype != wide:
         raise TypeError(f"step_size: expected {wide}, got {step_size.dtype}")
@@ -205,6 +200,15 @@ def descent_update(
         raise ValueError(f"step_size: expected a tensor on {y.device}, got one on {step_size.device}")
     rule = DescentRule(1, 0.0, False, False, False, check_momentum(momentum), check_clip(clip), *check_clamp(clamp))
     return DescentUpdate(*update(y, gradient, step_size, velocity, noise, rule))
+
+
+def _check_like(y: Tensor, name: str, value: object, dtype: torch.dtype) -> Tensor:
+    tensor = _checks.check_rows(name, value, y.shape[0], y.device)
+    if tensor.shape != y.shape:
+        raise ValueError(f"{name}: expected the shape of y, {list(y.shape)}, got {list(tensor.shape)}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
+    return tensor
 
 
 def update(

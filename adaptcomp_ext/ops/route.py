@@ -12,6 +12,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
 from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values
 
 
@@ -197,4 +198,4 @@ def merge_rows(rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor
         raise ValueError(f"index: expected at most {size} entries, the rows of otherwise, got {where.shape[0]}")
     enter("ops.merge_rows", [*put, *base], OP, EVERYTHING, where)
     _check_order(where, size)
-    return tuple(merge(put, base, where))
+    return tuple(dress(merge(put, base, where), kinds_of(others)))

@@ -123,7 +123,7 @@ class HaltRun {
     const bool has_head = a_.policy == Policy::act || a_.policy == Policy::ponder_sample;
     if (has_head && !take_logits(logits.ptr(), rows)) return kUnusual;
     for (size_t l = 0; l < leaves_.size(); ++l)
-      a_.leaves[l].block = data_of(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), "state");
+      a_.leaves[l].block = data_of(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), "step");
     if (readout_) {
       a_.readout.block = apart_ ? data_of(readout.ptr(), "readout") : a_.leaves[0].block;
       a_.read_leaf = read_leaf();
@@ -168,7 +168,8 @@ class HaltRun {
 
   bool take_logits(PyObject* logits, int64_t rows) {
     if (!is_plain(logits)) return false;
-    const Shape shape(logits);
+    const Shape shape(logits, nullptr);
+    if (!shape) return false;
     if (shape.dims() != 1 && !(shape.dims() == 2 && shape[1] == 1)) return false;
     if (shape[0] != rows) return false;
     a_.signal_dtype = dtype_of(logits);

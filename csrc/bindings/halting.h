@@ -19,7 +19,7 @@ namespace adaptcomp {
 inline void take_signal(HaltStep& a, Contiguous& data, const py::handle& signal) {
   if (signal.is_none()) return;
   if (a.policy == Policy::given) {
-    a.signal = data.typed<const void>(signal, torch->boolean, a.rows, "halt");
+    a.signal = data.typed<const void>(signal, torch->boolean, a.rows, "Decision.halt");
   } else if (a.policy == Policy::fixed_steps) {
     a.signal = data.typed<const void>(signal, torch->int64, 0, "n");
   } else {
@@ -55,9 +55,9 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   [[maybe_unused]] auto* running_on_device = static_cast<int64_t*>(out(tensors[4], "running"));
   a.sample = data.typed<const int64_t>(tensors[5], torch->int64, 0, "sample_ids");
   a.carry = out(tensors[6], "carry");
-  a.weight = data.real(weight, "weight");
+  a.weight = data.real(weight, "Decision.weight");
   a.weight_out = out(weight_out, "weight");
-  a.tested = data.real(tested, "logits");
+  a.tested = data.real(tested, "Decision.logits");
   if (a.tested) a.tested_dtype = dtype_of(tested.ptr());
 
   Arguments in(integers);
@@ -77,17 +77,17 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
                      : increments.size() > 0 ? py::handle(py::object(increments[0]))
                                              : py::handle(py::none()));
 
-  const auto leaf = [&](const py::object& block, const py::object& result) {
+  const auto leaf = [&](const py::object& block, const py::object& result, const char* name) {
     const Extent row_of_it = row_extent(block.ptr());
-    return Leaf{data.real(block, "state or readout"), data_of(result.ptr(), "result"), row_of_it.elements, row_of_it.dtype};
+    return Leaf{data.real(block, name), data_of(result.ptr(), "result"), row_of_it.elements, row_of_it.dtype};
   };
   a.n_leaves = static_cast<int64_t>(leaves.size());
   if (a.n_leaves > kMaxLeaves || static_cast<int64_t>(increments.size()) > kMaxSums)
     throw std::runtime_error("adaptcomp_ext._C: too many tensors in the state");
-  for (size_t l = 0; l < leaves.size(); ++l) a.leaves[l] = leaf(leaves[l], results[l]);
+  for (size_t l = 0; l < leaves.size(); ++l) a.leaves[l] = leaf(leaves[l], results[l], "step");
   if (!readout.is_none() && !output.is_none()) {
     const bool shared = leaves.size() > 0 && readout.is(py::object(leaves[0]));
-    a.readout = leaf(readout, output);
+    a.readout = leaf(readout, output, "readout");
     if (shared) a.readout.block = a.leaves[0].block;
   } else if (a.policy == Policy::confidence) {
     a.readout = a.leaves[0];
@@ -96,7 +96,7 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
     a.sums[a.n_sums++] = {nullptr, data_of(py::object(totals[0]).ptr(), "cost")};
   } else {
     for (size_t s = 0; s < increments.size(); ++s)
-      a.sums[a.n_sums++] = {data.real(py::object(increments[s]), "cost or log_prob"),
+      a.sums[a.n_sums++] = {data.real(py::object(increments[s]), "Decision.cost or log_prob"),
                             data_of(py::object(totals[s]).ptr(), "total")};
   }
   int64_t running = -1;
@@ -133,7 +133,7 @@ inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_r
   a.row = static_cast<const int64_t*>(data(row, "row"));
   a.flag = static_cast<const int8_t*>(data(tensors[1], "flag"));
   a.place = static_cast<const int64_t*>(data(tensors[2], "place"));
-  a.weight = data.real(weight, "weight");
+  a.weight = data.real(weight, "Decision.weight");
   a.readout = data.real(readout, "readout");
   a.g_output = data.real(g_output, "the gradient of output");
   Arguments in(integers);

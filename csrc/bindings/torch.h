@@ -93,9 +93,15 @@ inline void* data_of(PyObject* tensor, const char* name) {
 // --- what is known of a tensor ------------------------------------------------------------------------------------------------
 class Shape {
  public:
-  explicit Shape(PyObject* tensor) : sizes_(attribute(tensor, torch->shape)) {
-    if (!PyTuple_Check(sizes_.ptr())) throw py::type_error("shape of a tensor: expected a tuple");
+  explicit Shape(PyObject* tensor) : Shape(tensor, nullptr) {
+    if (!*this) throw py::type_error("expected a tensor with a shape");
   }
+  // False where there is none, as nested tensors have none.
+  Shape(PyObject* tensor, std::nullptr_t)
+      : sizes_(py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, torch->shape.ptr()))) {
+    if (!sizes_) clear_error();
+  }
+  explicit operator bool() const { return sizes_ && PyTuple_Check(sizes_.ptr()); }
   Py_ssize_t dims() const { return PyTuple_GET_SIZE(sizes_.ptr()); }
   PyObject* item(Py_ssize_t d) const { return PyTuple_GET_ITEM(sizes_.ptr(), d); }
   int64_t operator[](Py_ssize_t d) const { return integer_of(item(d)); }
@@ -233,7 +239,8 @@ class Like {
   // Whether `tensor` is a plain contiguous block of `rows` such rows, with its values in memory.
   bool fits(PyObject* tensor, int64_t rows) const {
     if (!is_plain(tensor)) return false;
-    const Shape shape(tensor);
+    const Shape shape(tensor, nullptr);
+    if (!shape) return false;
     const auto dims = static_cast<Py_ssize_t>(extents_.size());
     if (shape.dims() != dims + 1 || shape[0] != rows) return false;
     for (Py_ssize_t d = 0; d < dims; ++d) {

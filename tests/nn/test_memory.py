@@ -63,9 +63,10 @@ def test_numbers_of_steps_assigned_later_count_whatever_their_strides(how):
         (N[:, None], TypeError, "FixedSteps n: .*\\[6, 1\\]"),
         (torch.tensor(3), TypeError, "FixedSteps n: .*shape \\[\\]"),
         (N[:5], ValueError, "FixedSteps n: expected shape \\[6\\] for this batch, got \\[5\\]"),
+        (N - 1, ValueError, "FixedSteps n: expected at least 1 step for every row, got 0"),
         (N.to("meta"), ValueError, "FixedSteps n: expected a tensor on cpu, got one on meta"),
     ],
-    ids=["int32", "float32", "float16", "matrix", "scalar", "short", "meta"],
+    ids=["int32", "float32", "float16", "matrix", "scalar", "short", "zero", "meta"],
 )
 def test_numbers_of_steps_that_do_not_fit_are_refused_however_they_got_there(how, n, error, message):
     policy = ac.FixedSteps(N.clone())
@@ -167,20 +168,101 @@ def test_a_default_device_other_than_the_states(device):
 
 
 # --- no memory ----------------------------------------------------------------------------------------------------------------
-def test_tensors_without_memory_are_refused_by_name():
-    said = run_cases(
-        """
-        fake: fake()
-        """,
-        """
-        from torch._subclasses.fake_tensor import FakeTensorMode
-        def fake():
-            with FakeTensorMode():
-                halt = ac.AdaptiveHalt(lambda h, x: h + x, ac.FixedSteps(3), max_steps=6)
-                return halt(torch.zeros(6, 3), torch.randn(6, 3)).output
-        """,
-    )
-    assert said["fake"].startswith("TypeError: ") and "a FakeTensor" in said["fake"]
+STRANGE = """
+    import functools
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    x, n = torch.randn(6, 3), torch.tensor([1, 2, 3, 2, 1, 3])
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    def released(t):
+        t = t.detach().clone()
+        t.untyped_storage().resize_(0)
+        return t
+    KINDS = {
+        "fake": lambda t: fakes.from_tensor(t.detach()),
+        "released": released,
+        "quantized": lambda t: torch.quantize_per_tensor(t.detach().float(), 0.1, 0, torch.quint8),
+        "nested": lambda t: torch.nested.nested_tensor(list(t.detach())),
+        "jagged": lambda t: torch.nested.nested_tensor(list(t.detach().view(len(t), -1)), layout=torch.jagged),
+        "lazy": lambda t: nn.UninitializedParameter(),
+        "functional": lambda t: torch._to_functional_tensor(t.detach()),
+        "meta": lambda t: t.detach().to("meta"),
+        "coo": lambda t: t.detach().to_sparse(),
+        "csr": lambda t: t.detach().view(len(t), -1).to_sparse_csr(),
+        "mkldnn": lambda t: t.detach().float().to_mkldnn(),
+        "scalar": lambda t: t.sum(),
+        "list": lambda t: t.tolist(),
+        "numpy": lambda t: t.detach().numpy(),
+    }
+    def make(t):
+        return KINDS[kind](t)
+    class Own(ac.Policy):
+        def __init__(self, **fields):
+            super().__init__()
+            self.fields = fields
+        @property
+        def weighted(self):
+            return "weight" in self.fields
+        def begin(self, run):
+            return (make(torch.zeros(run.batch)),) if "begin" in self.fields else ()
+        def decide(self, view):
+            zero = torch.zeros(view.row.shape[0])
+            fields = {"halt": zero > 1} | {k: f(zero) for k, f in self.fields.items() if k != "begin"}
+            return ac.Decision(**fields)
+    def halt(state, x, policy=None, step=lambda h, x: h + 1, **options):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                for p in [policy] if policy else [ac.FixedSteps(n), ac.ACT(lambda h: torch.zeros(len(h))), ac.Convergence(0.1)]:
+                    try:
+                        said = ac.AdaptiveHalt(step, p, 4, **options)(state, x).output.tolist()
+                    except (TypeError, ValueError) as error:
+                        said = str(error)
+                    if "expected" not in said:
+                        return f"{type(p).__name__} {grad}: {said}"
+        return "refused: " + said
+    def assigned():
+        policy = ac.FixedSteps(n.clone())
+        policy.n = make(n)
+        return halt(x, x, policy)
+    def decision(**fields):
+        return halt(x, x, Own(**fields))
+"""
+PLACES = {
+    "state": "halt(make(x), x)",
+    "inputs[0]": "halt(x, make(x))",
+    "step": "halt(x, x, step=lambda h, x: make(h))",
+    "readout": "halt(x, x, readout=make)",
+    "head": "halt(x, x, ac.ACT(lambda h: make(h[:, 0])))",
+    "head of a distribution": "halt(x, x, ac.PonderNet(lambda h: make(h[:, 0])))",
+    "head of a sample": "halt(x, x, ac.PonderNet(lambda h: make(h[:, 0])).eval())",
+    "FixedSteps n": "assigned()",
+    "Decision.halt": "decision(halt=lambda z: make(z > 1))",
+    "Decision.weight": "decision(weight=make)",
+    "Decision.cost": "decision(cost=make)",
+    "Decision.logits": "decision(logits=make)",
+    "otherwise": "ac.route(n > 1, torch.tanh, x, otherwise=make(x))",
+    "tensors[0]": "ac.route(n > 1, torch.tanh, make(x), otherwise=x)",
+    "branch": "ac.route(n > 1, lambda a: make(a), x, otherwise=x)",
+    "mask": "ac.route(make(n > 1), torch.tanh, x, otherwise=x)",
+}
+KINDS = ["fake", "released", "quantized", "nested", "jagged", "lazy", "functional", "meta", "coo", "csr", "mkldnn", "scalar"]
+KINDS += ["list", "numpy"]
+SERVED = {("functional", name) for name in ("state", "inputs[0]", "otherwise", "tensors[0]", "branch", "mask")}
+"""torch's own functionalization takes these apart before they get to a kernel, if they are made by hand, or it is the step that
+has made one."""
+SERVED |= {("mkldnn", "step")}
+"""The head, which is not ours, reads it first."""
+
+
+def test_what_is_no_dense_tensor_with_data_is_refused_by_name_wherever_it_comes_from():
+    """None of these ends the process, in training or inference, under any policy."""
+    cases = [f"{kind} {place}: globals().update(kind={kind!r}) or {call}" for kind in KINDS for place, call in PLACES.items()]
+    for where, message in run_cases("\n".join(cases), STRANGE).items():
+        kind, name = where.split(" ", 1)
+        if (kind, name) in SERVED:
+            continue
+        assert message.startswith(("refused: ", "TypeError: ", "ValueError: ")), (kind, name, message)
+        if kind != "functional":  # which torch's operators hand on, until it gets to a kernel
+            assert name.split(" of ")[0].replace("FixedSteps ", "") in message, (kind, name, message)
 
 
 def test_released_storage_is_refused():

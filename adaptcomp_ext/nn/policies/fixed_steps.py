@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adaptcomp_ext import _C
 from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import contiguous
+from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_int, describe
+from adaptcomp_ext.ops._plain import is_dense, plain
 from adaptcomp_ext.ops._transforms import enter
 
 
@@ -23,6 +25,7 @@ class FixedSteps(Policy):
 
     Notes
     -----
+    A number below 1 that was assigned later is refused on the CPU; on CUDA, where looking would wait, it counts as 1.
     Rows asked to run for longer than `max_steps` end there, with the status ``MAX_STEPS``. The ponder cost is the number of
     steps.
     """
@@ -34,7 +37,7 @@ class FixedSteps(Policy):
         if not isinstance(n, Tensor):
             self.n = check_int("n", n, 1)
             return
-        if n.dtype != torch.int64 or n.dim() != 1:
+        if n.dtype != torch.int64 or n.dim() != 1 or not is_dense(n):
             raise TypeError(f"n: expected an int, or an int64 tensor of shape [B], got {describe(n)}")
         enter("FixedSteps", [n])
         if n.numel() and int(n.min()) < 1:
@@ -47,12 +50,15 @@ class FixedSteps(Policy):
         if not isinstance(n, Tensor):
             check_int("FixedSteps n", n, 1)
             return ()
-        if n.dtype != torch.int64 or n.dim() != 1:
+        n = plain("FixedSteps n", n)
+        if n.dtype != torch.int64 or n.dim() != 1 or not is_dense(n):
             raise TypeError(f"FixedSteps n: expected an int, or an int64 tensor of shape [B], got {describe(n)}")
         if n.shape[0] != run.batch:
             raise ValueError(f"FixedSteps n: expected shape [{run.batch}] for this batch, got {list(n.shape)}")
         if n.device != run.device:
             raise ValueError(f"FixedSteps n: expected a tensor on {run.device}, got one on {n.device}")
+        if n.is_cpu and not (bool((n > 0).all()) if on_reference() else _C.all_positive([n, run.batch])):
+            raise ValueError(f"FixedSteps n: expected at least 1 step for every row, got {int(n.min())}")
         return ()
 
     def decide(self, view: View) -> Decision:
@@ -63,9 +69,12 @@ class FixedSteps(Policy):
 
     def fuse(self) -> halting.Fused:
         """The same, in the halting kernel."""
-        if isinstance(self.n, Tensor):
-            return halting.Fused(halting.FIXED_STEPS, contiguous("FixedSteps n", self.n))
-        return halting.Fused(halting.FIXED_STEPS, parameter=self.n)
+        n = self.n
+        if not isinstance(n, Tensor):
+            return halting.Fused(halting.FIXED_STEPS, parameter=n)
+        if not is_dense(n):
+            raise TypeError(f"FixedSteps n: expected a dense tensor, got {describe(n)}")
+        return halting.Fused(halting.FIXED_STEPS, contiguous("FixedSteps n", n))
 
     def extra_repr(self) -> str:
         """The number of steps."""
