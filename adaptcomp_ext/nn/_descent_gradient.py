@@ -228,7 +228,7 @@ class Unrolled:
             return None
         row, step = self._trace
         segments, begin = {}, 0
-        for k, count in enumerate(torch.bincount(step, minlength=self.problem.rule.max_steps + 1).tolist()):
+        for k, count in enumerate(torch.bincount(step, minlength=len(self._tape.records) + 1).tolist()):
             segments[k] = (row[begin : begin + count], begin, begin + count)
             begin += count
         return segments

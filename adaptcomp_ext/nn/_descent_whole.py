@@ -19,6 +19,10 @@ from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
 from adaptcomp_ext.ops._backend import compute_dtype
 from adaptcomp_ext.ops._whole_descent import ClosedForm, Descended, fits, whole_descent, whole_descent_backward
 from adaptcomp_ext.ops.descent import normals
+from adaptcomp_ext.reference import DescentRule
+
+RESERVED = 2**28
+"""Bytes that are reserved for the points of a descent without knowing how many steps there will be."""
 
 
 def serves(problem: Problem) -> bool:
@@ -51,11 +55,11 @@ def run_whole(problem: Problem) -> EnergyResult | None:
         return None
     form = form._replace(tensors=tuple([_plain(t) for t in tensors]) if recording else tensors)
     plain = (start.detach(), step_size.detach(), _plain(sigma)) if recording else (start, step_size, sigma)
-    run = whole_descent(form, problem.rule, *plain, problem.sample_ids, through or problem.keep_trace)
-    places = trace_places(run.steps, problem.rule.max_steps) if problem.keep_trace else None
+    run, rule = _descended(form, problem, *plain, keep=through or problem.keep_trace)
+    places = trace_places(run.steps, rule.max_steps) if problem.keep_trace else None
     y, outputs = run.y, None if places is None or run.path is None else run.path[places]
     if through:
-        work = Whole(form, problem, run, places)
+        work = Whole(form, problem, rule, run, places)
         y, *rest = attach(work, [y] if outputs is None else [y, outputs], inputs)
         outputs = rest[0] if rest else None
     value = run.energy
@@ -68,6 +72,23 @@ def run_whole(problem: Problem) -> EnergyResult | None:
     if recording and problem.gradient == "implicit":
         return _implicit(problem, run._replace(y=y.to(y0.dtype)), trace)
     return EnergyResult(y if y0.dtype == wide else y.to(y0.dtype), value, run.steps, run.status, trace)
+
+
+def _descended(
+    form: ClosedForm, problem: Problem, start: Tensor, step_size: Tensor, sigma: Tensor | None, keep: bool
+) -> tuple[Descended, DescentRule]:
+    """The descent, and the rule by which it keeps room for `max_steps` points of every row.
+
+    Where that room would be large, a first descent finds out how many steps there are, and a second one keeps their points.
+    """
+    rule, ids = problem.rule, problem.sample_ids
+    many = start.numel() * start.element_size() * rule.max_steps > RESERVED
+    if not keep or not many or (start.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return whole_descent(form, rule, start, step_size, sigma, ids, keep), rule
+    first = whole_descent(form, rule, start, step_size, sigma, ids, False)
+    steps = max(1, int(first.steps.max()))
+    short = rule._replace(max_steps=steps)
+    return whole_descent(form, short, start, step_size, sigma, ids, True)._replace(status=first.status), short
 
 
 def _implicit(problem: Problem, run: Descended, trace: Trace | None) -> EnergyResult:
@@ -93,15 +114,17 @@ class Whole:
     Inputs: y0, step size, σ, the energy's tensors. Outputs: y, and where there is a trace its points.
     """
 
-    def __init__(self, form: ClosedForm, problem: Problem, run: Descended, places: tuple[Tensor, Tensor] | None) -> None:
+    def __init__(
+        self, form: ClosedForm, problem: Problem, rule: DescentRule, run: Descended, places: tuple[Tensor, Tensor] | None
+    ) -> None:
         self.own = 3 + len(form.tensors)
         self._form = form._replace(tensors=())  # the node keeps them, and sees when they are changed
-        self._rule = problem.rule
+        self._rule = rule
         self._ids = problem.sample_ids
         self._run = run
         self._places = places
         self._stepwise = problem.gradient == "stepwise"
-        self._last = 0 if self._stepwise else (problem.last or problem.rule.max_steps + 1)
+        self._last = 0 if self._stepwise else (problem.last or rule.max_steps + 1)
 
     def gradients(
         self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]

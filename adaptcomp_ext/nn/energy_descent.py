@@ -20,6 +20,7 @@ from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.descent import check_clamp, check_clip, check_momentum, check_number
 from adaptcomp_ext.reference import DescentRule
 
+_FOR_EVER = 2**40  # steps, which no descent takes; the kernels count in 64 bits
 GRADIENTS = ("unrolled", "stepwise", "implicit", "detached")
 
 
@@ -41,7 +42,8 @@ class EnergyDescent(nn.Module):
         α > 0: a number, or a tensor without dimensions or [B], a Parameter for instance. Differentiable. A tensor that is not a
         Parameter does not move with the module.
     max_steps : int
-        M, at least 1. May be changed between calls (more thinking at test time), like all that follows.
+        M, at least 1; however large, it costs nothing that is not used. May be changed between calls (more thinking at test
+        time), like all that follows.
     tol : float
         The tolerance of `stop`. 0: every row takes `max_steps` steps.
     stop : "energy" or "gradient"
@@ -108,7 +110,8 @@ class EnergyDescent(nn.Module):
     another, in float32 or float64 throughout: half-width points are rounded once, at the end, and autocast is not heeded. A
     subclass with a ``forward`` of its own, or a hook, is taken for any other energy; so are rows too long for a CUDA block. For a
     gradient or a trace, room for `max_steps` points of every row is reserved beforehand, whether or not the rows use it: address
-    space on the CPU, memory on CUDA.
+    space on the CPU, memory on CUDA. Where that is more than 256 MiB, the descent runs twice instead, first to find out how many
+    steps there are, for which the host waits on CUDA. On the CPU Ctrl-C stops a kernel.
 
     *Not promised:* the energy of a row that was not finite at the start; that ``energy`` sees the rows in batch order.
 
@@ -171,7 +174,7 @@ class EnergyDescent(nn.Module):
         if check_int("seed", seed, 0) >= 2**63:
             raise ValueError(f"seed: expected an int < 2**63, got {seed}")
         return DescentRule(
-            max_steps=check_int("max_steps", self.max_steps, 1),
+            max_steps=min(check_int("max_steps", self.max_steps, 1), _FOR_EVER),
             tol=check_number("tol", self.tol, 0, math.inf),
             on_gradient=self.stop == "gradient",
             if_lower=self.accept == "if_lower",
@@ -189,7 +192,7 @@ class EnergyDescent(nn.Module):
         if isinstance(mode, (tuple, list)):
             if len(mode) != 2 or mode[0] != "truncated":
                 raise ValueError(f'gradient: expected ("truncated", k), got {mode!r}')
-            return "unrolled", check_int('gradient: k of ("truncated", k)', mode[1], 1)
+            return "unrolled", min(check_int('gradient: k of ("truncated", k)', mode[1], 1), _FOR_EVER)
         if mode not in GRADIENTS:
             expected = ", ".join(map(repr, GRADIENTS))
             raise ValueError(f'gradient: expected one of {expected} or ("truncated", k), got {mode!r}')

@@ -2,6 +2,8 @@
 // energy and the place, on CUDA then the scratch; and a list of real numbers.
 #pragma once
 
+#include <chrono>
+
 #include "bindings/arguments.h"
 #include "bindings/descent.h"
 #include "hopfield_energy/hopfield_energy.h"
@@ -9,6 +11,29 @@
 #include "quadratic_energy/quadratic_energy.h"
 
 namespace adaptcomp {
+
+// Python's signals, Ctrl-C above all, while a kernel runs without the lock of the interpreter.
+class Signals {
+ public:
+  Interrupt* interrupt() { return &interrupt_; }
+  // To be called with the lock: raises what a handler has raised.
+  void raise() const {
+    if (interrupt_.stopped) throw py::error_already_set();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static bool look(void* self) {
+    auto* of = static_cast<Signals*>(self);
+    const auto now = Clock::now();
+    if (of->interrupt_.stopped || now - of->last_ < std::chrono::milliseconds(50)) return false;
+    of->last_ = now;
+    py::gil_scoped_acquire locked;
+    return PyErr_CheckSignals() != 0;
+  }
+  Interrupt interrupt_{look, this, 0};
+  Clock::time_point last_ = Clock::now();
+};
 
 // rows, dim, wide, the rule, y0, step_size and its stride, noise and its stride, sample_ids
 inline void read_start(Arguments& in, const py::list& reals, DescentStart& d) {
@@ -87,20 +112,26 @@ inline MlpEnergy read_mlp(Arguments& in, const py::list& reals) {
 
 inline void mlp_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
-  const Descent d = read_descent(in, reals);
+  Descent d = read_descent(in, reals);
+  Signals signals;
+  d.interrupt = signals.interrupt();
   const MlpEnergy e = read_mlp(in, reals);
   const CallPlace where(in);
   AC_RUN(where, mlp_descent_cpu(d, e), mlp_descent_cuda(d, e, where.scratch, where.device, where.stream));
+  signals.raise();
 }
 
 // ... weight1, context, weight2, bias2, out of the gradient
 inline void mlp_descent_backward(const py::list& list, const py::list& reals) {
   Arguments in(list);
-  const DescentBackward d = read_descent_backward(in, reals);
+  DescentBackward d = read_descent_backward(in, reals);
+  Signals signals;
+  d.interrupt = signals.interrupt();
   const MlpEnergy e = read_mlp(in, reals);
   const MlpEnergyGrad g{in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>()};
   const CallPlace where(in);
   AC_RUN(where, mlp_descent_backward_cpu(d, e, g), mlp_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
+  signals.raise();
 }
 
 // patterns, pattern, beta
@@ -108,21 +139,27 @@ inline HopfieldEnergy read_hopfield(Arguments& in) { return {in.integer(), in.po
 
 inline void hopfield_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
-  const Descent d = read_descent(in, reals);
+  Descent d = read_descent(in, reals);
+  Signals signals;
+  d.interrupt = signals.interrupt();
   const HopfieldEnergy e = read_hopfield(in);
   const CallPlace where(in);
   AC_RUN(where, hopfield_descent_cpu(d, e), hopfield_descent_cuda(d, e, where.scratch, where.device, where.stream));
+  signals.raise();
 }
 
 // ... pattern, beta of the gradient
 inline void hopfield_descent_backward(const py::list& list, const py::list& reals) {
   Arguments in(list);
-  const DescentBackward d = read_descent_backward(in, reals);
+  DescentBackward d = read_descent_backward(in, reals);
+  Signals signals;
+  d.interrupt = signals.interrupt();
   const HopfieldEnergy e = read_hopfield(in);
   const HopfieldEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
   const CallPlace where(in);
   AC_RUN(where, hopfield_descent_backward_cpu(d, e, g),
          hopfield_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
+  signals.raise();
 }
 
 // matrix, linear and its stride
@@ -130,21 +167,27 @@ inline QuadraticEnergy read_quadratic(Arguments& in) { return {in.pointer<void>(
 
 inline void quadratic_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
-  const Descent d = read_descent(in, reals);
+  Descent d = read_descent(in, reals);
+  Signals signals;
+  d.interrupt = signals.interrupt();
   const QuadraticEnergy e = read_quadratic(in);
   const CallPlace where(in);
   AC_RUN(where, quadratic_descent_cpu(d, e), quadratic_descent_cuda(d, e, where.scratch, where.device, where.stream));
+  signals.raise();
 }
 
 // ... matrix, linear of the gradient
 inline void quadratic_descent_backward(const py::list& list, const py::list& reals) {
   Arguments in(list);
-  const DescentBackward d = read_descent_backward(in, reals);
+  DescentBackward d = read_descent_backward(in, reals);
+  Signals signals;
+  d.interrupt = signals.interrupt();
   const QuadraticEnergy e = read_quadratic(in);
   const QuadraticEnergyGrad g{in.pointer<void>(), in.pointer<void>()};
   const CallPlace where(in);
   AC_RUN(where, quadratic_descent_backward_cpu(d, e, g),
          quadratic_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
+  signals.raise();
 }
 
 // How much scratch a call needs: 0 on the host, -1 where a row is too long for the device's kernels, which then refuse the call.

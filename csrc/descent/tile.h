@@ -3,6 +3,8 @@
 // row, so the tile stays full while rows stop on their own; when none waits, the slots that are left move together.
 #pragma once
 
+#include <sched.h>
+
 #include "common/parallel.h"
 #include "common/tiles.h"
 #include "descent/rows.h"
@@ -60,7 +62,52 @@ AC_INLINE vec<C> next_point(const DescentRule& rule, const C* y, const C* eta, C
 // Threads worth waking for so many multiply-adds.
 AC_INLINE int64_t threads_for(double multiply_adds) {
   constexpr double kPerThread = 5e5;
-  return 1 + static_cast<int64_t>(least(1024, static_cast<int64_t>(multiply_adds / kPerThread)));
+  constexpr double kMost = 1024;
+  return 1 + static_cast<int64_t>(multiply_adds < kMost * kPerThread ? multiply_adds / kPerThread : kMost);
+}
+
+// Whether to go on: asked about every million multiply-adds, which costs nothing and takes less than a millisecond.
+class Pace {
+ public:
+  Pace(Interrupt* interrupt, double work, int64_t dim, bool caller)
+      : interrupt_(interrupt),
+        caller_(caller),
+        every_(1 + static_cast<int64_t>(1e6 / (kSlots * (work + 16.0 * static_cast<double>(dim))))),
+        left_(every_) {}
+  // At every pass over the slots.
+  bool stop() {
+    if (--left_ > 0) return false;
+    left_ = every_;
+    return ask();
+  }
+  bool ask() const {
+    if (!interrupt_) return false;
+    if (caller_ && interrupt_->asked(interrupt_->self)) __atomic_store_n(&interrupt_->stopped, 1, __ATOMIC_RELAXED);
+    return __atomic_load_n(&interrupt_->stopped, __ATOMIC_RELAXED) != 0;
+  }
+
+ private:
+  Interrupt* interrupt_;
+  bool caller_;
+  int64_t every_, left_;
+};
+
+// A team of which the first thread, the caller's, asks on while it waits for the others. body(t, of, pace)
+template <class Body>
+void paced_team(const DescentStart& a, double work, int64_t wanted, const Body& body) {
+  int64_t done = 0;
+  parallel_team(wanted, [&](int64_t t, int64_t of) {
+    Pace pace(a.interrupt, work, a.dim, t == 0);
+    body(t, of, pace);
+    if (t > 0) {
+      __atomic_fetch_add(&done, 1, __ATOMIC_RELEASE);
+    } else {
+      while (__atomic_load_n(&done, __ATOMIC_ACQUIRE) < of - 1) {
+        pace.ask();
+        sched_yield();
+      }
+    }
+  });
 }
 
 // An energy as the tile sees it. Points and gradients are [slot, padded(dim)]; at most kSlots slots, scratch for whole blocks of
@@ -107,13 +154,13 @@ class DescentTile {
     zero_row(scratch_.get(), (5 * slots_of_scratch_ + 1) * stride_);
   }
 
-  // Takes rows from `next` until there are no more.
-  void run(int64_t* next) {
+  // Takes rows from `next` until there are no more, or it is stopped.
+  void run(int64_t* next, Pace& pace) {
     int64_t used = 0;
     C e[kSlots];
     for (;;) {
       while (used < capacity_ && fill(used, next)) ++used;
-      if (used == 0) return;
+      if (used == 0 || pace.stop()) return;
       bool gradient = a_.rule.on_gradient;
       for (int64_t i = 0; i < used; ++i) gradient |= slots_[i].step < a_.rule.max_steps;
       energy_.evaluate(p_, used, gradient, g_, e);
@@ -247,12 +294,12 @@ class DescentTile {
 template <class C, class Make>
 void descend(const Descent& a, double work, const Make& make) {
   int64_t next = 0;
-  work *= static_cast<double>(a.rows) * static_cast<double>(a.rule.max_steps);
-  parallel_team(least(a.rows, threads_for(work)), [&](int64_t, int64_t of) {
+  const double total = work * static_cast<double>(a.rows) * static_cast<double>(a.rule.max_steps);
+  paced_team(a, work, least(a.rows, threads_for(total)), [&](int64_t, int64_t of, Pace& pace) {
     // No more slots than a thread's share: the first thread to wake would otherwise take all rows of a small batch.
     const int64_t capacity = least(kSlots, (a.rows + of - 1) / of);
     auto energy = make(capacity, static_cast<C*>(nullptr));
-    DescentTile<C>(a, energy, capacity).run(&next);
+    DescentTile<C>(a, energy, capacity).run(&next, pace);
   });
 }
 
@@ -314,14 +361,14 @@ class DescentBackwardTile {
   }
 
   // Rows begin, ..., end - 1, in this order, so that sums over rows are the same in every run.
-  void run(int64_t begin, int64_t end) {
+  void run(int64_t begin, int64_t end, Pace& pace) {
     next_ = begin;
     end_ = end;
     int64_t used = 0;
     C phi[kSlots], unused[kSlots];
     for (;;) {
       while (used < capacity_ && fill(used)) ++used;
-      if (used == 0) return sums_.fold();
+      if (used == 0 || pace.stop()) return sums_.fold();
       if (limited_) energy_.evaluate(y_, used, true, g_, unused);
       for (int64_t i = 0; i < used; ++i) into_gradient(i);
       energy_.gradient_product(y_, r_, used, hr_, phi);
@@ -477,7 +524,7 @@ void descend_backward(const DescentBackward& a, double work, C* sums, int64_t si
   const int64_t most = least(a.rows, threads_for(3.5 * work * static_cast<double>(total))), wanted = most > 0 ? most : 1;
   Scratch<C> others((wanted - 1) * size);
   int64_t threads = 1;
-  parallel_team(wanted, [&](int64_t t, int64_t of) {
+  paced_team(a, 3.5 * work, wanted, [&](int64_t t, int64_t of, Pace& pace) {
     if (t == 0) threads = of;
     // Contiguous shares of about equal numbers of steps.
     int64_t begin = a.rows, end = a.rows, before = 0;
@@ -491,7 +538,7 @@ void descend_backward(const DescentBackward& a, double work, C* sums, int64_t si
     if (begin >= end) return;
     const int64_t capacity = least(kSlots, end - begin);
     auto energy = make(capacity, own.recent());
-    DescentBackwardTile<C>(a, energy, own, capacity).run(begin, end);
+    DescentBackwardTile<C>(a, energy, own, capacity).run(begin, end, pace);
   });
   for (int64_t t = 1; t < threads; ++t)
     for (int64_t i = 0; i < size; ++i) sums[i] += others.get()[(t - 1) * size + i];

@@ -5,6 +5,13 @@
 
 namespace adaptcomp {
 
+// Lets the caller stop a long computation on the CPU. What it is asked with stands in csrc/bindings/energies.h.
+struct Interrupt {
+  bool (*asked)(void* self);  // on the thread of the caller alone: whether to stop
+  void* self;
+  int stopped;  // read and written atomically by every thread
+};
+
 // What a descent starts from. Rows [rows, dim], all in one of two types: float, or double where `wide`. A setting that is the
 // same for every row has stride 0.
 struct DescentStart {
@@ -17,6 +24,7 @@ struct DescentStart {
   const void* noise;  // sigma; read where rule.noisy
   int64_t noise_stride;
   const int64_t* sample_ids;  // [rows], or null: the row's position
+  Interrupt* interrupt;       // of the host; null: runs to the end
 };
 
 struct Descent : DescentStart {
