@@ -122,5 +122,5 @@ class LatentEnergyClassifier(nn.Module):
         EnergyResult
             ``y`` and the trace's outputs hold [y | z]: see `logits`.
         """
-        context = self.encoder(x)
+        context = self.encoder(x).to(self.log_step_size.dtype)  # autocast may have narrowed it, and the energy has one dtype
         return self.descend(self.start(context), context, step_size=self.step_size if step_size is None else step_size)

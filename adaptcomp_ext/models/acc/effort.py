@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptcomp_ext.models.acc.features import check_logits, confidence_features, feature_count, wide
+from adaptcomp_ext.models._precision import wide
+from adaptcomp_ext.models.acc.features import check_logits, confidence_features, feature_count
 from adaptcomp_ext.ops._checks import check_choice, check_int
 
 __all__ = ["EFFORTS", "Effort"]

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.models._precision import wide
 from adaptcomp_ext.ops._checks import check_floating
 
-__all__ = ["check_logits", "confidence_features", "feature_count", "kl_divergence", "margin", "normalised_entropy", "wide"]
+__all__ = ["check_logits", "confidence_features", "feature_count", "kl_divergence", "margin", "normalised_entropy"]
 
 LARGEST = 3
 """How many of the largest log-probabilities are features of their own."""
@@ -24,11 +25,6 @@ def check_logits(name: str, value: object, classes: int | None = None) -> Tensor
         expected = "[n, C] with C >= 2" if classes is None else f"[n, {classes}]"
         raise ValueError(f"{name}: expected class logits of shape {expected}, got {list(logits.shape)}")
     return logits
-
-
-def wide(t: Tensor) -> Tensor:
-    """The same numbers in float32, float64 where they are: what is small beside one is lost in half precision."""
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:

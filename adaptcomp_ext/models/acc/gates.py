@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from adaptcomp_ext.models._precision import Precise
 from adaptcomp_ext.models.acc.features import check_logits, margin, normalised_entropy
 from adaptcomp_ext.ops._checks import check_fraction, check_int, describe
 
 __all__ = ["AlwaysGate", "BatchMeanGate", "EntropyGate", "Gate", "MarginGate", "NeverGate", "RandomGate"]
 
 
-class Gate(nn.Module):
+class Gate(Precise):
     """Base of all gates: ``score`` says how much reason there is to call control, ``threshold`` how much it takes.
 
     A gate of your own overrides `score`.
@@ -32,18 +31,11 @@ class Gate(nn.Module):
     """
 
     threshold: Tensor
+    precise: tuple[str, ...] = ("threshold",)
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Rounded to the model's precision, the threshold would call other rows than it was calibrated to.
-        threshold = self.threshold
-        super()._apply(fn, recurse)
-        if self.threshold.dtype != threshold.dtype:
-            self.threshold = threshold.to(self.threshold.device)
-        return self
 
     def score(self, logits: Tensor) -> Tensor:
         """How much reason there is to call control for each row: habit's logits [n, C] → [n]."""

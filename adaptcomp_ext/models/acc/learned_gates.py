@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptcomp_ext.models.acc.features import check_logits, confidence_features, feature_count, kl_divergence, wide
+from adaptcomp_ext.models._precision import wide
+from adaptcomp_ext.models.acc.features import check_logits, confidence_features, feature_count, kl_divergence
 from adaptcomp_ext.models.acc.gates import Gate
 from adaptcomp_ext.ops._checks import check_int
 
@@ -48,6 +49,7 @@ class LearnedGate(Gate):
 
     mean: Tensor
     deviation: Tensor
+    precise: tuple[str, ...] = ("threshold", "mean", "deviation")
 
     def __init__(self, classes: int, hidden: int = 16) -> None:
         super().__init__()
@@ -63,12 +65,9 @@ class LearnedGate(Gate):
 
     def log_score(self, logits: Tensor) -> Tensor:
         """The logarithm of the score, float32 (float64 for float64); differentiable."""
-        features = self._standardised(confidence_features(check_logits("logits", logits, self.classes)))
-        return wide(self.net(features.to(next(self.net.parameters()).dtype))[:, 0])
-
-    def _standardised(self, features: Tensor) -> Tensor:
-        # In half precision the least deviation would be zero.
-        return (features - wide(self.mean)) / wide(self.deviation).clamp(min=LEAST_DEVIATION)
+        features = confidence_features(check_logits("logits", logits, self.classes)).to(self.mean.dtype)
+        standardised = (features - self.mean) / self.deviation
+        return wide(self.net(standardised.to(next(self.net.parameters()).dtype))[:, 0])
 
     def score(self, logits: Tensor) -> Tensor:
         """The predicted value of control in nats, ≥ 0."""
@@ -127,10 +126,8 @@ class LearnedGate(Gate):
             raise ValueError(f"control: expected {rows} rows like default, got {len(control)}")
         if targets.dtype != torch.int64 or targets.shape != (rows,):
             raise ValueError(f"targets: expected int64 of shape [{rows}], got {targets.dtype} of shape {list(targets.shape)}")
-        dtype = self.mean.dtype
-        fitted_in = torch.promote_types(dtype, torch.float32)  # the optimiser's own floors vanish in half precision
-        value = self.value(default, control, targets).to(fitted_in).clamp(-LARGEST_VALUE, LARGEST_VALUE)
-        features = confidence_features(default).to(fitted_in)
+        value = self.value(default, control, targets).to(self.mean.dtype).clamp(-LARGEST_VALUE, LARGEST_VALUE)
+        features = confidence_features(default).to(self.mean.dtype)
         for name, logits in (("default", default), ("control", control)):
             bad = logits.log_softmax(dim=1).isnan().any(dim=1)
             if bool(bad.any()):
@@ -143,8 +140,9 @@ class LearnedGate(Gate):
         # In float64, where the mean of equal numbers is that number.
         self.mean.copy_(features.double().mean(dim=0))
         self.deviation.copy_(features.double().std(dim=0).clamp(min=LEAST_DEVIATION))
-        features = self._standardised(features).to(fitted_in)
-        self.net.to(fitted_in)
+        features = (features - self.mean) / self.deviation
+        dtype = next(self.net.parameters()).dtype
+        self.net.to(self.mean.dtype)  # the optimiser's own floors vanish in half precision
         try:
             return self._fit_net(features, value, epochs, batch, learning_rate, seed)
         finally:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adaptcomp_ext.models._precision import wide
 from adaptcomp_ext.models.acc.effort import EFFORTS, Effort
-from adaptcomp_ext.models.acc.features import kl_divergence, wide
+from adaptcomp_ext.models.acc.features import kl_divergence
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops.descent import check_number
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adaptcomp_ext.models._precision import Precise, wide
 from adaptcomp_ext.ops._checks import check_choice, check_fraction, check_int
 
 __all__ = ["GATES", "PlanGate"]
@@ -22,7 +23,7 @@ SCALE_RATE = 0.01
 FAINT = 0.1  # of UNIT: glances below it are as good as none
 
 
-class PlanGate(nn.Module):
+class PlanGate(Precise):
     """Call the planner where score > price.
 
     ::
@@ -59,6 +60,7 @@ class PlanGate(nn.Module):
     middle: Tensor
     thresholds: Tensor
     variance: Tensor
+    precise: tuple[str, ...] = ("middle", "thresholds", "variance")
 
     def __init__(self, latent: int, actions: int, hidden: int = 64, price: float = 0.003, explore: float = 0.02) -> None:
         super().__init__()
@@ -80,8 +82,9 @@ class PlanGate(nn.Module):
         return self.kind in ("value", "kl")
 
     def features(self, latent: Tensor, log_std: Tensor, glance: Tensor) -> Tensor:
-        """What is known of a state before it is planned: [B, latent + actions + 1]."""
-        return torch.cat([latent, log_std, (glance.clamp(min=0.0) / UNIT + FAINT).log()[:, None]], -1)
+        """What is known of a state before it is planned: [B, latent + actions + 1], float32 at least."""
+        promise = (wide(glance).clamp(min=0.0) / UNIT + FAINT).log()
+        return torch.cat([wide(latent), wide(log_std), promise[:, None]], -1)
 
     def predictions(self, latent: Tensor, log_std: Tensor, glance: Tensor) -> Tensor:
         """Logarithms of the predicted gain (over 0.001) and of the predicted divergence: [B, 2].
@@ -93,15 +96,16 @@ class PlanGate(nn.Module):
         glance : Tensor
             [B], in units of the spread of values.
         """
-        out: Tensor = self.net(F.batch_norm(self.features(latent, log_std, glance), self.middle, self.variance))
-        return out
+        features = self.features(latent, log_std, glance)
+        scaled = F.batch_norm(features, self.middle.to(features.dtype), self.variance.to(features.dtype))
+        return wide(self.net(scaled.to(next(self.net.parameters()).dtype)))
 
     def score(self, latent: Tensor, log_std: Tensor, glance: Tensor, kind: str | None = None) -> Tensor:
         """How much reason there is to plan: [B]; 0 for "always" and "never"."""
         kind = kind or self.kind
         check_choice("kind", kind, GATES)
         if kind == "entropy":
-            return log_std.mean(-1)
+            return wide(log_std).mean(-1)
         if kind in ("value", "kl"):
             predicted = self.predictions(latent, log_std, glance)
             return predicted[:, 0].exp() * UNIT if kind == "value" else predicted[:, 1].exp()
@@ -128,10 +132,10 @@ class PlanGate(nn.Module):
         """Deviance of both predictions on rows that were planned; scalar. The running scale of the inputs follows these rows."""
         with torch.no_grad():
             variance, middle = torch.var_mean(self.features(latent, log_std, glance), 0, correction=0)
-            self.variance.lerp_(variance, SCALE_RATE)
-            self.middle.lerp_(middle, SCALE_RATE)
+            self.variance.lerp_(variance.to(self.variance.dtype), SCALE_RATE)
+            self.middle.lerp_(middle.to(self.middle.dtype), SCALE_RATE)
         predicted = self.predictions(latent, log_std, glance)
-        targets = torch.stack([(gain / UNIT).clamp(-CLIP, CLIP), divergence.clamp(max=CLIP)], 1)
+        targets = torch.stack([(wide(gain) / UNIT).clamp(-CLIP, CLIP), wide(divergence).clamp(max=CLIP)], 1)
         return F.poisson_nll_loss(predicted, targets, log_input=True)
 
     @torch.no_grad()
@@ -142,5 +146,7 @@ class PlanGate(nn.Module):
         if kind == "random":
             threshold = 1.0 - rate if rate < 1 else -math.inf
         else:
+            if bool(scores.isnan().any()):
+                raise ValueError(f"scores: expected numbers, got NaN at {int(scores.isnan().nonzero()[0])}")
             threshold = float(torch.quantile(scores.double(), 1.0 - rate))
         self.thresholds[GATES.index(kind)] = threshold

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adaptcomp_ext.models._precision import Precise, wide
 from adaptcomp_ext.models.agents.mppi import FIRST_STD, Planner
 from adaptcomp_ext.nn import AdaptiveHalt, FixedSteps, route
 from adaptcomp_ext.ops._checks import check_int, check_tensor
@@ -102,7 +103,7 @@ class DepthPlanner:
     def worth(self, latent: Tensor, mean: Tensor, horizon: Tensor) -> Tensor:
         """What the model expects of plans [n, deepest, A], each followed for its own horizon and by the habit afterwards."""
         world, discount = self.planner.world, self.planner.discount
-        z, total = latent, latent.new_zeros(len(latent))
+        z, total = latent, torch.zeros_like(wide(latent[:, 0]))
         for t in range(self.levels[-1]):
             action = torch.where((t < horizon)[:, None], mean[:, t], world.habit.best(z))
             z, reward = world.step(z, action)
@@ -133,7 +134,7 @@ class DepthPlanner:
         return worth.view(depths, n).diff(dim=0).T
 
 
-class DepthGate(nn.Module):
+class DepthGate(Precise):
     """Choose how deep to plan: the depth with the largest expected net gain.
 
     ::
@@ -159,6 +160,7 @@ class DepthGate(nn.Module):
     center: Tensor
     scale: Tensor
     unit: Tensor
+    precise: tuple[str, ...] = ("cost", "center", "scale", "unit")
 
     def __init__(
         self, latent: int, actions: int, levels: Sequence[int] = (1, 2, 4, 8), hidden: int = 64, price: float = 0.0001
@@ -176,11 +178,11 @@ class DepthGate(nn.Module):
 
     def gains(self, latent: Tensor, log_std: Tensor) -> Tensor:
         """Predicted gain of each level [B, K]."""
-        out: Tensor = self.net(self._features(latent, log_std)) * self.unit
-        return out
+        features = self._features(latent, log_std).to(next(self.net.parameters()).dtype)
+        return wide(self.net(features)) * self.unit
 
     def _features(self, latent: Tensor, log_std: Tensor) -> Tensor:
-        return (torch.cat([latent, log_std], -1) - self.center) / self.scale
+        return (wide(torch.cat([latent, log_std], -1)) - self.center) / self.scale
 
     @torch.no_grad()
     def forward(self, latent: Tensor, log_std: Tensor) -> Tensor:
@@ -200,22 +202,30 @@ class DepthGate(nn.Module):
         """
         if len(latent) < 2:
             raise ValueError(f"latent: expected at least two rows to fit on, got {len(latent)}")
-        seen = torch.cat([latent, log_std], -1)
+        seen, gains = wide(torch.cat([latent, log_std], -1).detach()), wide(gains.detach())
         self.center.copy_(seen.mean(0))
         self.scale.copy_(seen.std(0).clamp(min=LEAST_SCALE))
         self.unit.copy_(gains.std(0).clamp(min=LEAST_SCALE))
         features, targets = self._features(latent, log_std), gains / self.unit
+        dtype = next(self.net.parameters()).dtype
+        self.net.to(features.dtype)  # the optimiser's own floors vanish in half precision
+        try:
+            return self._fit(features, targets, epochs, batch, seed)
+        finally:
+            self.net.to(dtype)
+
+    def _fit(self, features: Tensor, targets: Tensor, epochs: int, batch: int, seed: int) -> list[float]:
         optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=0.01)
         history = []
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
             for _ in range(epochs):
                 total = 0.0
-                for rows in torch.randperm(len(latent)).split(batch):
+                for rows in torch.randperm(len(features)).split(batch):
                     loss = F.mse_loss(self.net(features[rows]), targets[rows])
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
                     total += float(loss.detach()) * len(rows)
-                history.append(total / len(latent))
+                history.append(total / len(features))
         return history

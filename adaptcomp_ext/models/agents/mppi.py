@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.models._precision import wide
 from adaptcomp_ext.models.agents.world import WorldModel
 from adaptcomp_ext.nn import AdaptiveHalt, Convergence, FixedSteps, Policy
+from adaptcomp_ext.ops._backend import compute_dtype
 from adaptcomp_ext.ops._checks import check_int
 from adaptcomp_ext.ops.descent import check_number
 
@@ -121,15 +123,15 @@ class Planner:
     def score(self, latent: Tensor, actions: Tensor, horizon: int = 0) -> Tensor:
         """What the model expects of action sequences of any length, which the habit's mean actions follow up to `horizon`.
 
-        z [n, L], a [n, C, k, A] → [n, C]; of k actions, max(k, horizon) steps are looked at. No reward or value is above 1, the
-        largest: where all is won already, a plan cannot promise more.
+        z [n, L], a [n, C, k, A] → [n, C], float32 at least; of k actions, max(k, horizon) steps are looked at. No reward or
+        value is above 1, the largest: where all is won already, a plan cannot promise more.
         """
         n, candidates, given, size = actions.shape
         steps = max(given, horizon)
         z = latent[:, None].expand(n, candidates, latent.shape[1]).reshape(n * candidates, latent.shape[1])
         # Time first: each step of the roll-out reads its actions in one piece.
         along = actions.permute(2, 0, 1, 3).reshape(given, n * candidates, size)
-        total = torch.zeros(n * candidates, device=z.device, dtype=z.dtype)
+        total = torch.zeros(n * candidates, device=z.device, dtype=compute_dtype(z.dtype))
         for t in range(steps):
             z, reward = self.world.step(z, along[t] if t < given else self.world.habit.best(z))
             total.add_(reward.clamp(max=1.0), alpha=(1 - self.discount) * self.discount**t)
@@ -159,12 +161,12 @@ class Planner:
         candidates = torch.cat([habit, tried, mean[:, None]], 1)
         score = self.score(latent, candidates)
         best = score.topk(self.elites, dim=1)
-        elite = candidates.gather(1, best.indices[:, :, None, None].expand(-1, -1, *mean.shape[1:]))
+        elite = wide(candidates.gather(1, best.indices[:, :, None, None].expand(-1, -1, *mean.shape[1:])))
         spread = (best.values[:, :1] - best.values[:, -1:]).clamp(min=1e-6)
         weight = ((best.values - best.values[:, :1]) / (self.temperature * spread)).softmax(1)[:, :, None, None]
         new = (weight * elite).sum(1)
         deviation = (weight * (elite - new[:, None]).square()).sum(1).sqrt_().clamp_(self.least_std, 2.0)
-        return new, deviation, score[:, 0]  # the first candidate is the habit's mean roll-out
+        return new.to(mean.dtype), deviation.to(std.dtype), score[:, 0]  # the first candidate is the habit's mean roll-out
 
     def habit_plans(self, latent: Tensor, horizon: int | None = None, count: int | None = None) -> Tensor:
         """Roll-outs of the habit, the first of mean actions: z [n, L] → [n, count, H, A]; as many as `habits` by default."""
@@ -230,7 +232,7 @@ class Planner:
             still = self.tol * math.sqrt(self.horizon * size)
             policy = Convergence(still, norm="absolute") if self.tol > 0 else FixedSteps(self.iterations)
         halt = AdaptiveHalt(improve, policy, max_steps=self.iterations, readout=lambda state: state[0], compact=True)
-        start = (mean.contiguous(), std, latent.new_zeros(batch))
+        start = (mean.contiguous(), std, torch.zeros(batch, device=latent.device, dtype=compute_dtype(latent.dtype)))
         found = halt(start, latent, habit)
         mean, std, worth = found.state
         first = self.score(latent, mean[:, None, :1], self.horizon)[:, 0]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from adaptcomp_ext.models._precision import wide
 from adaptcomp_ext.models.agents.gate import PlanGate
 from adaptcomp_ext.models.agents.mppi import Planner
 from adaptcomp_ext.models.agents.world import WorldModel
@@ -62,6 +63,8 @@ class Act(NamedTuple):
 def divergence(mean: Tensor, std: Tensor, raw: Tensor, log_std: Tensor) -> Tensor:
     """KL(π₂ ‖ π₁) [B] of the normals before the tanh: a habit that has run into the end of what it can do is still pulled back.
 
+    In float32 (float64 for float64).
+
     Parameters
     ----------
     mean, std : Tensor
@@ -69,6 +72,7 @@ def divergence(mean: Tensor, std: Tensor, raw: Tensor, log_std: Tensor) -> Tenso
     raw, log_std : Tensor
         [B, A]: of the habit, before its tanh.
     """
+    mean, std, raw, log_std = wide(mean), wide(std), wide(raw), wide(log_std)
     inside = mean.clamp(-EDGE, EDGE)
     width = log_std.exp()
     ratio = std / (1 - inside.square()) / width
@@ -114,7 +118,7 @@ class PlanningAgent(nn.Module):
         z = self.world.encode(observation)
         raw, log_std = self.world.habit.parameters_of(z)
         habit = raw.tanh()
-        blank = z.new_full((len(z),), torch.nan)
+        blank = torch.full_like(wide(z[:, 0]), torch.nan)
         glance = self.planner.glance(z) / self.world.spread if self.gate.looks else blank
         score = self.gate.score(z, log_std, glance)
         called = self.gate.decide(score, explore)
@@ -141,7 +145,7 @@ class PlanningAgent(nn.Module):
             std=width,
             gain=self.planner.gain(worth, expected),
             divergence=divergence(first, width, raw, log_std),
-            distance=(first - habit).norm(dim=1),
+            distance=wide(first - habit).norm(dim=1),
             # Nothing is known of the last action of the next plan; 0, but NaN where there is no plan.
             following=torch.cat([mean[:, 1:], 0 * mean[:, :1]], 1),
             score=score,

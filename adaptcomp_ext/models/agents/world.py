@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adaptcomp_ext.models._precision import wide
 from adaptcomp_ext.nn import VariationalDropout
 from adaptcomp_ext.nn._constants import WithConstants
 from adaptcomp_ext.ops._checks import check_int
@@ -31,7 +32,7 @@ class Move(NamedTuple):
     raw : Tensor
         [B, A]: the normal's mean, before it is squashed.
     log_prob : Tensor
-        [B]: of the sampled action.
+        [B]: of the sampled action; float32 at least.
     log_std : Tensor
         [B, A]: of the normal before it is squashed.
     """
@@ -60,8 +61,11 @@ class _Simplex(WithConstants):
     def forward(self, x: Tensor) -> Tensor:
         if self.blocks.is_meta:
             self.leave_meta(x.device)
-        e = x.clamp(-LARGEST, LARGEST).exp()
-        return e / (e @ self.blocks)
+        if torch.is_autocast_enabled(x.device.type):  # whose product would be one of half precision, where exp(15) is infinite
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x)
+        e = wide(x).clamp(-LARGEST, LARGEST).exp()
+        return (e / (e @ self.blocks.to(e.dtype))).to(x.dtype)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -105,11 +109,11 @@ class Habit(nn.Module):
         """Sample."""
         mean, log_std = self.parameters_of(latent)
         noise = torch.randn_like(mean)
-        raw = mean + log_std.exp() * noise
-        action = raw.tanh()
-        normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        # In half precision nearly every action that is large is 1, and the slope there beyond all numbers.
+        action = (wide(mean) + wide(log_std).exp() * wide(noise)).tanh()
+        normal = -0.5 * wide(noise).square() - wide(log_std) - 0.5 * math.log(2 * math.pi)
         log_prob = (normal - (1 - action.square() + SQUASH_FLOOR).log()).sum(-1)
-        return Move(action, mean, log_prob, log_std)
+        return Move(action.to(mean.dtype), mean, log_prob, log_std)
 
     def best(self, latent: Tensor) -> Tensor:
         """The mean action."""
