@@ -18,6 +18,9 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DTYPES = (*FLOATS, torch.int64, torch.bool, torch.uint8, torch.complex64)
 LAYOUTS = ("transposed", "strided", "misaligned", "expanded", "reversed")
 
+SYNCHRONISED = "called a synchronizing CUDA operation"
+"""What torch warns of at each wait. Switching these warnings on gives another, once in a process, in similar words."""
+
 
 def run_python(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run a Python of its own. Not in the root of the sources, where it would import those instead of the installed package."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import FLOATS, LAYOUTS, PATTERNS, Unchanged, assert_bitwise, laid_out, mask, values
+from helpers import FLOATS, LAYOUTS, PATTERNS, SYNCHRONISED, Unchanged, assert_bitwise, laid_out, mask, values
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -268,7 +268,7 @@ def test_waits_for_the_device_once():
             ac.route(chosen, branch, x, z, otherwise=otherwise).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchroniz" in str(w.message) for w in log) == 1
+    assert sum(SYNCHRONISED in str(w.message) for w in log) == 1
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------------------
