@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import generator, values
-from scipy import stats
 from torch import nn
 
 import adaptcomp_ext as ac
@@ -28,6 +27,8 @@ from adaptcomp_ext.models.acc import (
     confidence_features,
     normalised_entropy,
 )
+
+stats = pytest.importorskip("scipy.stats")
 
 D = torch.float64
 CLASSES = 4

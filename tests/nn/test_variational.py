@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import generator, values
-from scipy import integrate
 from torch import nn
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.nn import description_length, sparsity, variational
 from adaptcomp_ext.nn.variational.kl import kingma_kl, molchanov_kl
+
+integrate = pytest.importorskip("scipy.integrate")
 
 D = torch.float64
 
