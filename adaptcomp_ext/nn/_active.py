@@ -113,6 +113,11 @@ class ActiveCount:
             self._free.append(copy)
         return self._bound
 
+    @property
+    def exact(self) -> bool:
+        """Whether the bound is the number of rows that run after the last step."""
+        return self._lag == 1 and not self._capturing
+
     def none_ran(self) -> bool:
         """Whether no row was still running before the last step, as far as the host knows."""
         return self._bound == 0 and self._lag is not None and self._lag > 1

@@ -107,6 +107,8 @@ class _Run:
                 readout, logits = self._mend(readout, logits, rows)
                 size = block.advance(rows, n, leaves, readout, logits, stream)
             if self.active is not None:
+                if n == problem.run.max_steps:
+                    break
                 leaves, size = self._pack_on_device(rows, leaves, self.active)
             elif self.exits is not None:
                 leaves, size = self._select(rows, leaves, readout, self.exits)

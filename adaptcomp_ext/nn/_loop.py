@@ -83,8 +83,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             weight = _as(decision.weight, run.scalar) if weighted and decision.weight is not None else None
             tested = decision.logits
         elif fused is not None and fused.carried and fused.signal is not None:
-            after = carry[0].detach().clone()
-            weights = torch.empty_like(after)
+            after, weights = (torch.empty_like(carry[0], requires_grad=False) for _ in range(2))
             act = halting.ActNode(fused.signal, carry[0], after, weights, (n, run.min_steps, run.max_steps), fused.threshold)
         if traced and decision is not None and decision.weight is not None:
             records.append((readout, decision.weight, row, torch.full_like(row, n)))

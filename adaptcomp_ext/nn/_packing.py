@@ -99,15 +99,22 @@ class Padded(Packing):
             carry=None if act is None else act.after,
             weight_out=None if act is None else act.weight,
             read_leaf=step.read_leaf,
+            spent=None if act is None else act.before,
         )
         rows = row.shape[0]
-        if self._active is not None:
-            running, ended = self._active.bound(), True
+        if self._active is not None and step.step == step.max_steps:
+            running, ended, packs = 0, True, False
+        elif self._active is not None:
+            running = self._active.bound()
             if rows > 0 and self._active.none_ran():
                 # The host learns late that nothing runs, and steps once more on rows that mean nothing: not for the gradient.
                 return halting.EndedAndPacked(row, 0, leaves, carried)
             size = rows if self._stay else min(rows, bucket(running))
-            packs = running > 0 and (size < rows or self._differentiable)
+            # The host may not know yet that a row has ended; before min_steps none does but those that are not finite.
+            fewer = running < self._running
+            ended = fewer or not self._active.exact
+            halted = fewer or (ended and step.step >= step.min_steps)
+            packs = running > 0 and (size < rows or (self._differentiable and halted))
         else:
             ended = running < self._running or rows == 0  # an empty batch has a gradient too
             size = rows if self._stay else running

@@ -29,7 +29,7 @@ class Fused(NamedTuple):
     parameter: int = 0
     """FIXED_STEPS: the number. PONDER_SAMPLE: the seed. CONFIDENCE: the measure."""
     carried: bool = False
-    """The kernel updates ``carry[0]``, [n] in the scalar dtype, in place."""
+    """The kernel updates ``carry[0]``, [n] in the scalar dtype."""
     has_cost: bool = False
     head: Callable[[Any], Any] | None = None
     """ACT, PONDER_SAMPLE: gives the logits, one per row of a state."""
@@ -86,10 +86,12 @@ def halt_step(
     moving: Sequence[Tensor] = (),
     least: int | None = None,
     read_leaf: int = -1,
+    spent: Tensor | None = None,
 ) -> Stepped:
     """End the rows that halt; on the CPU also pack the others, where at least `least` have ended (None: never)."""
     flag = torch.empty_like(row, dtype=torch.int8)
-    tensors = (row, flag, steps, status, running, sample_ids, carry, weight, weight_out, tested, decision.signal, readout, output)
+    scalars = (sample_ids, carry, weight, weight_out, tested)
+    tensors = (row, flag, steps, status, running, *scalars, decision.signal, readout, output, spent)
     least = row.shape[0] + 1 if least is None else least
     integers = [step, min_steps, max_steps, decision.policy, decision.parameter, decision.has_cost, read_leaf, least]
     integers += place(row.device)

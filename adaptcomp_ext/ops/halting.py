@@ -176,6 +176,7 @@ def halt_rows(
     carry: Tensor | None = None,
     weight_out: Tensor | None = None,
     read_leaf: int = -1,
+    spent: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """End the rows of a block that halt, reach `max_steps` or are not finite. First half of the step; see `pack_rows`.
 
@@ -206,6 +207,8 @@ def halt_rows(
         [n] in the scalar dtype, for ACT: the halting probability spent, updated in place; and the weights.
     read_leaf : int
         The leaf that is the readout, and tested like it; -1: none.
+    spent : Tensor, optional
+        [n]: the halting probability spent before the step; `carry` is then only written.
 
     Returns
     -------
@@ -235,7 +238,7 @@ def halt_rows(
     with torch.no_grad():
         buffers = (results.totals, results.steps, results.status, running)
         extra = (sample_ids, tested, carry, weight_out)
-        done = halt_step(row, decision, *tensors, *buffers, *bounds, *extra, read_leaf=read_leaf)
+        done = halt_step(row, decision, *tensors, *buffers, *bounds, *extra, read_leaf=read_leaf, spent=spent)
         return done.flag, done.running
 
 
@@ -419,6 +422,7 @@ def end_and_pack(
         moving=moving,
         least=least,
         read_leaf=step.read_leaf,
+        spent=None if act is None else act.before,
     )
     # Where nothing has ended or been added up, nothing has happened that a gradient would have to know.
     if done.running < rows or rows == 0 or step.weight is not None or act is not None or step.increments:

@@ -31,12 +31,12 @@ inline void take_signal(HaltStep& a, Contiguous& data, const py::handle& signal)
 
 inline bool is_double(const py::handle& tensor) { return !tensor.is_none() && dtype_of(tensor.ptr()) == DType::f64; }
 
-// tensors: row, flag, steps, status, running (CUDA), sample_ids, carry, weight, weight_out, tested, signal, readout, output; None
-// where there is none. Without a readout and with one wanted, as by Confidence, it is the first leaf.
-// integers: step, min_steps, max_steps, policy, parameter, whether the policy has a cost, read_leaf, least, place. On the CPU the
-// rows that go on are packed, in order, where at least `least` do not: those of all tensors `moving`, into new ones. Returns the
-// number of rows that go on (-1 on CUDA); and, where they were packed, the place of each row in the new block or -1, the batch
-// row of each of its rows, and the list of packed tensors.
+// tensors: row, flag, steps, status, running (CUDA), sample_ids, carry, weight, weight_out, tested, signal, readout, output,
+// spent; None where there is none. Without a readout and with one wanted, as by Confidence, it is the first leaf. integers: step,
+// min_steps, max_steps, policy, parameter, whether the policy has a cost, read_leaf, least, place. On the CPU the rows that go on
+// are packed, in order, where at least `least` do not: those of all tensors `moving`, into new ones. Returns the number of rows
+// that go on (-1 on CUDA); and, where they were packed, the place of each row in the new block or -1, the batch row of each of
+// its rows, and the list of packed tensors.
 inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves, const py::sequence& results,
                            const py::sequence& increments, const py::sequence& totals, const py::sequence& moving,
                            const py::list& integers, double threshold) {
@@ -55,6 +55,7 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   [[maybe_unused]] auto* running_on_device = static_cast<int64_t*>(out(tensors[4], "running"));
   a.sample = data.typed<const int64_t>(tensors[5], torch->int64, 0, "sample_ids");
   a.carry = out(tensors[6], "carry");
+  a.spent = data(tensors[13], "spent");
   a.weight = data.real(weight, "Decision.weight");
   a.weight_out = out(weight_out, "weight");
   a.tested = data.real(tested, "Decision.logits");

@@ -49,6 +49,7 @@ struct HaltStep {
   int64_t parameter;      // fixed_steps without a signal: the number; ponder_sample: seed; confidence: measure
   const int64_t* sample;  // ponder_sample: int64 [batch], the key of each row's noise; null: the batch row itself
   void* carry;            // act: accumulated h, [rows], updated in place
+  const void* spent;      // act: [rows], accumulated before the step where carry is for after it alone; or null
   const void* weight;     // given: [rows] or null; null means that a row's output is its readout at its last step
 
   Leaf readout;  // block null: the output is the first leaf's result. result: the output, [batch, row_elements], in

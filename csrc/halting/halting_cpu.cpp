@@ -95,6 +95,7 @@ void halt_rows(const HaltStep& a, int64_t begin, int64_t end) {
     const int64_t r = a.row[i];
     if (r < 0) {
       a.flag[i] = kPadding;
+      pass_carry<S>(a, i);
       continue;
     }
     const Verdict<S> v = decide<S>(a, i, r);

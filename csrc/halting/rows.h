@@ -44,8 +44,9 @@ AC_HD Verdict<S> decide(const HaltStep& a, int64_t i, int64_t r) {
     case Policy::fixed_steps: v.halt = a.step >= (a.signal ? static_cast<const int64_t*>(a.signal)[r] : a.parameter); break;
     case Policy::act: {
       S* accumulated = static_cast<S*>(a.carry);
+      const S spent = a.spent ? static_cast<const S*>(a.spent)[i] : accumulated[i];
       const ActRow<S> row =
-          act_row(load_scalar<S>(a.signal, a.signal_dtype, i), accumulated[i], {a.step, a.min_steps, a.max_steps, a.threshold});
+          act_row(load_scalar<S>(a.signal, a.signal_dtype, i), spent, {a.step, a.min_steps, a.max_steps, a.threshold});
       accumulated[i] = row.accumulated;
       if (a.weight_out) static_cast<S*>(a.weight_out)[i] = row.weight;
       v = {row.weight, row.cost, row.accumulated >= S(a.threshold), is_logit_scalar(a.signal, a.signal_dtype, i)};
@@ -59,6 +60,12 @@ AC_HD Verdict<S> decide(const HaltStep& a, int64_t i, int64_t r) {
     case Policy::confidence: v.halt = is_confident(a.readout, i, static_cast<Measure>(a.parameter), S(a.threshold)); break;
   }
   return v;
+}
+
+// What padding has accumulated is not looked at, but goes on as it is.
+template <class S>
+AC_HD void pass_carry(const HaltStep& a, int64_t i) {
+  if (a.spent) static_cast<S*>(a.carry)[i] = static_cast<const S*>(a.spent)[i];
 }
 
 AC_HD Flag outcome(bool halt, bool finite, int64_t step, int64_t min_steps, int64_t max_steps) {
