@@ -583,9 +583,13 @@ def test_inference_mode_makes_parameters_that_train() -> None:
     assert small.a.weight.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"module: expected parameters and buffers with values, got 0.weight on the meta device"):
         ac.shrink(nn.Sequential(nn.Linear(3, 2, device="meta")))
+    for compiled in (torch.compile(Control(), backend="eager"), torch.jit.trace(Control(), torch.zeros(2, 4))):
+        with pytest.raises(TypeError, match="module: expected a network in Python, as it was before it was compiled, got "):
+            ac.shrink(compiled)
     own = Control()
     own.forward = lambda x: x
     with pytest.raises(ValueError, match="module: expected the forward of Control, got another one"):

@@ -435,6 +435,15 @@ def test_parametrised_layers(name: str, make, per: str) -> None:
     assert nn.utils.parametrize.is_parametrized(noisy.layer)
 
 
+def test_compiled_layers_have_noise() -> None:
+    layer = torch.compile(nn.Linear(3, 2), backend="eager")
+    x = torch.randn(4, 3)
+    for module in (layer, nn.Sequential(layer), torch.compile(nn.Sequential(nn.Linear(3, 2)), backend="eager")):
+        noisy = variational(module)
+        assert not torch.equal(noisy(x), noisy(x))
+        torch.testing.assert_close(noisy.eval()(x), module(x))
+
+
 def test_lazy_and_complex_layers() -> None:
     with pytest.raises(ValueError, match="layer: expected initialised parameters, got LazyLinear"):
         ac.VariationalDropout(nn.LazyLinear(3))

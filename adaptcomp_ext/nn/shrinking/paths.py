@@ -161,5 +161,5 @@ def _dimensions(node: fx.Node) -> int | None:
 def _normalised(norm: Any, constants: Tensor) -> Tensor:
     if norm.running_mean is None or norm.running_var is None:  # then the batch decides
         return torch.full_like(constants, float("nan"))
-    out = (constants - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
-    return out * norm.weight + norm.bias if norm.affine else out
+    out = (constants.double() - norm.running_mean) / (norm.running_var.double() + norm.eps).sqrt()
+    return (out * norm.weight + norm.bias if norm.affine else out).to(constants.dtype)

@@ -48,7 +48,7 @@ def shrink(module: nn.Module, *inputs: Any) -> nn.Module:
     Raises
     ------
     TypeError
-        If `module` is no nn.Module, or cannot be copied.
+        If `module` is no nn.Module, is compiled, or cannot be copied.
     ValueError
         If it cannot be traced, has parameters on the meta device, or fails on `inputs`; the message says what failed.
 
@@ -73,6 +73,8 @@ def shrink(module: nn.Module, *inputs: Any) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an nn.Module, got {describe(module)}")
+    if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
+        raise TypeError(f"module: expected a network in Python, as it was before it was compiled, got {type(module).__name__}")
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_meta:
             raise ValueError(f"module: expected parameters and buffers with values, got {name} on the meta device")

@@ -47,7 +47,7 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
     -----
     Recurrent cells have weights of their own, which are not wrapped: put them into ``VariationalDropout(cell)`` by hand. Nor are
     the products of ``nn.MultiheadAttention``, which reads their weights and never calls them. A parent of your own that does so
-    in training gets no noise: see ``VariationalDropout.weight``.
+    in training gets no noise: see ``VariationalDropout.weight``. A layer that was compiled alone is wrapped as it was before.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an nn.Module, got {describe(module)}")
@@ -72,6 +72,8 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
             return part
         if isinstance(part, (nn.MultiheadAttention, *ONLY_READ)):
             return part
+        if isinstance(compiled := getattr(part, "_orig_mod", None), WEIGHTED):
+            return replace(compiled, path)  # torch.compile has bound its forward: a layer in its place would not be called
         if isinstance(part, WEIGHTED):
             if part not in wrapped:
                 wrapped[part] = wrap(part, path)
