@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 CPU: int
+EMULATED: bool
 MAX_LEAVES: int
 MAX_SUMS: int
 
@@ -46,6 +47,16 @@ def halt_backward(
     /,
 ) -> tuple[Any, Any, list[Any], list[Any]]: ...
 def use_torch(tensor: Any, parameter: Any, plain: Any, empty: Any, use_count: Any, dtypes: list[Any], /) -> None: ...
+
+class Emulation:
+    order: str
+    seed: int
+    multiprocessors: int
+    resident_blocks: int
+    shared_memory: int
+    launches: int
+
+emulation: Emulation  # where EMULATED
 
 class Schedule:
     fixed: float

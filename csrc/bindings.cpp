@@ -27,6 +27,10 @@
 #include "halting/schedule.h"
 #include "pondernet/pondernet.h"
 
+#ifdef ADAPTCOMP_EMULATION  // tests/cuda_host: the CUDA files are compiled for the host
+#include "emulator_bindings.h"
+#endif
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -208,6 +212,12 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of adaptcomp_ext. Private: use adaptcomp_ext.ops.";
   m.attr("CPU") = kCpu;
+#ifdef ADAPTCOMP_EMULATION
+  m.attr("EMULATED") = true;
+  emulation::define(m);
+#else
+  m.attr("EMULATED") = false;
+#endif
   m.attr("MAX_LEAVES") = kMaxLeaves;
   m.attr("MAX_SUMS") = kMaxSums;
   m.def("compact_index", &compact_index);

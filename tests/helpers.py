@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.ops import _backend
+
 ROWS = (0, 1, 2, 31, 32, 33, 255, 256, 257, 1000)
 FEW_ROWS = (0, 1, 33, 257)
 WIDTHS = (1, 3, 7, 8, 15, 16, 17, 64, 257)
@@ -26,6 +28,11 @@ def run_python(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[
     """Run a Python of its own. Not in the root of the sources, where it would import those instead of the installed package."""
     command = [sys.executable, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=Path(__file__).parent)
+
+
+def on_cuda(device: str | torch.device) -> bool:
+    """Whether tensors on `device` go the ways of CUDA, which CPU tensors do where the kernels are emulated (cuda_host)."""
+    return _backend.on_cuda(torch.device(device))
 
 
 def generator(seed: int) -> torch.Generator:

@@ -7,6 +7,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.ops._backend import capturing, current, on_cuda
 from adaptcomp_ext.ops._checks import describe
 
 LAG = 2
@@ -89,9 +90,9 @@ class ActiveCount:
         self._sent: deque[_Copy] = deque()
         self._free: list[_Copy] = []
         self._capturing = False
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                self._capturing = torch.cuda.is_current_stream_capturing()
+        if on_cuda(device):
+            with current(device):
+                self._capturing = capturing()
 
     def bound(self) -> int:
         """Call it once after each step that was queued: sends the step's count, and returns the bound for the next block."""

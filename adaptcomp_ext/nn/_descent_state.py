@@ -15,7 +15,7 @@ from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._descent_problem import Problem
 from adaptcomp_ext.nn.result import Status
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import compute_dtype, place
+from adaptcomp_ext.ops._backend import compute_dtype, on_cuda, place
 from adaptcomp_ext.ops.compaction import gather_rows_kernel
 from adaptcomp_ext.ops.descent import rule_arguments
 
@@ -43,11 +43,11 @@ class State:
         """The batch row of each block row, None: all, in order. On CUDA the kernel writes -1 where a row ends."""
         self.index: Tensor | None = None
         """Of each block row, its place in the block before; None: the same."""
-        self.packs_exactly = exact or device.type == "cpu"
+        self.packs_exactly = exact or not on_cuda(device)
         self._rows = self._flag = None
         self._active: ActiveCount | None = None
         self._broken = self._accepted = -1
-        if device.type != "cpu":
+        if on_cuda(device):
             self._active = ActiveCount(batch, device)
             self.row = self._rows = torch.arange(batch, device=device)
             self._flag = torch.empty(batch, dtype=torch.int8, device=device)

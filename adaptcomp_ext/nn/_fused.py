@@ -26,7 +26,7 @@ from adaptcomp_ext.nn.cost_model import never
 from adaptcomp_ext.nn.policy import check_logits
 from adaptcomp_ext.nn.result import HaltResult, Status
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import compute_dtype, contiguous, place
+from adaptcomp_ext.ops._backend import compute_dtype, contiguous, on_cuda, place
 from adaptcomp_ext.ops._plain import dressed
 from adaptcomp_ext.ops.compaction import gather_rows_kernel
 
@@ -37,7 +37,7 @@ def serves(problem: Problem, fused: halting.Fused) -> bool:
     """Whether this is the loop to run."""
     if not torch.is_grad_enabled():
         return True
-    if fused.carried or problem.compact is False or problem.run.device.type != "cpu":
+    if fused.carried or problem.compact is False or on_cuda(problem.run.device):
         return False
     return sum(t.numel() * t.element_size() for t in problem.state) < SMALL
 
@@ -61,7 +61,7 @@ class _Run:
         self.cost = torch.zeros(run.batch, dtype=run.scalar, device=run.device) if fused.has_cost else None
         self.active: ActiveCount | None = None
         self.row = self.flag = None  # on the CPU the block has its own
-        if run.device.type != "cpu":
+        if on_cuda(run.device):
             self.active = ActiveCount(run.batch, run.device, problem.lag)
             self.row = torch.arange(run.batch, device=run.device)
             self.flag = torch.empty(run.batch, dtype=torch.int8, device=run.device)

@@ -15,7 +15,7 @@ from adaptcomp_ext.nn._packing import choose
 from adaptcomp_ext.nn.policy import View, check_decision, check_logits, plain_decision
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import compute_dtype
+from adaptcomp_ext.ops._backend import compute_dtype, on_cuda
 from adaptcomp_ext.ops._plain import dressed
 
 
@@ -103,7 +103,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
 
     trace = _trace(records, packing.has_padding) if traced else None
     broken = results.status == Status.NONFINITE
-    if torch.is_grad_enabled() and (run.device.type == "cuda" or bool(broken.any())):
+    if torch.is_grad_enabled() and (on_cuda(run.device) or bool(broken.any())):
         results.block_gradient(broken)
         if trace is not None:
             at = broken[trace.row]

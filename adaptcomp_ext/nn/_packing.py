@@ -11,7 +11,7 @@ from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._block import Problem
 from adaptcomp_ext.nn.cost_model import at_once
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import on_reference
+from adaptcomp_ext.ops._backend import on_cuda, on_reference
 
 
 class Packing(ABC):
@@ -71,7 +71,7 @@ class Padded(Packing):
         run = problem.run
         self._stay = problem.compact is False
         self._differentiable = torch.is_grad_enabled()
-        self._active = ActiveCount(run.batch, run.device, problem.lag) if run.device.type == "cuda" else None
+        self._active = ActiveCount(run.batch, run.device, problem.lag) if on_cuda(run.device) else None
         self._running = run.batch
         self.has_padding = self._active is not None
 
@@ -136,6 +136,6 @@ class Padded(Packing):
 
 def choose(problem: Problem) -> Packing:
     """The strategy for a run of the loop."""
-    if problem.run.device.type != "cpu" or on_reference() or (torch.is_grad_enabled() and problem.compact is False):
+    if on_cuda(problem.run.device) or on_reference() or (torch.is_grad_enabled() and problem.compact is False):
         return Padded(problem)
     return Exact(problem)

@@ -17,7 +17,7 @@ from adaptcomp_ext.nn._tree import check_alike, check_classed_tree
 from adaptcomp_ext.nn.cost_model import count_weights
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.nn.result import HaltResult
-from adaptcomp_ext.ops._backend import contiguous, on_reference
+from adaptcomp_ext.ops._backend import contiguous, on_cuda, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import Kinds, is_dense
 from adaptcomp_ext.ops._transforms import apart, enter
@@ -226,7 +226,7 @@ class AdaptiveHalt(nn.Module):
             compact=self.compact,
             weights=self._count_weights(step) if self.compact == "auto" else None,
             watch=watch,
-            lag=LAG if device.type == "cpu" else check_lag(self.lag),
+            lag=check_lag(self.lag) if on_cuda(device) else LAG,
         )
 
     def extra_repr(self) -> str:

@@ -14,7 +14,7 @@ from adaptcomp_ext.nn._descent_problem import Problem, find_mixing
 from adaptcomp_ext.nn._descent_whole import run_whole, serves
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.result import EnergyResult
-from adaptcomp_ext.ops._backend import on_reference
+from adaptcomp_ext.ops._backend import capturing, on_cuda, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int, describe
 from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.descent import check_clamp, check_clip, check_momentum, check_number
@@ -287,7 +287,7 @@ class EnergyDescent(nn.Module):
         """Once for each energy: a backward pass for it."""
         if self._seen is not None and self._seen[0] is self.energy:
             return
-        if value.shape[0] < 2 or (value.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if value.shape[0] < 2 or (on_cuda(value.device) and capturing()):
             return
         find_mixing(value, point)
         self._seen = (self.energy,)

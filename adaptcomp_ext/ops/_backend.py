@@ -16,6 +16,8 @@ _on_reference: contextvars.ContextVar[bool] = contextvars.ContextVar("adaptcomp_
 
 CPU: int = _C.CPU
 HAS_CUDA: bool = _C.build_info()["cuda"]
+EMULATED: bool = _C.EMULATED
+"""Whether the CUDA kernels were compiled for the host, for tests (tests/cuda_host): CPU tensors then go every way of CUDA's."""
 
 # The codes of csrc/common/dtype.h.
 OPAQUE = 4
@@ -76,12 +78,29 @@ def is_differentiable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def on_cuda(device: torch.device) -> bool:
+    """Whether tensors on `device` are served as those of a CUDA device are: by its kernels, and by a host that does not wait."""
+    return EMULATED or device.type == "cuda"
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Where `device`, of CUDA, is the current one."""
+    return contextlib.nullcontext() if EMULATED else torch.cuda.device(device)
+
+
+def capturing() -> bool:
+    """Whether what is called now becomes part of a CUDA graph."""
+    return not EMULATED and torch.cuda.is_current_stream_capturing()
+
+
 _CPU_DEVICE = torch.device("cpu")
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def place(device: torch.device) -> tuple[int, int]:
     """Device index and current stream, the last two integers of every call."""
+    if EMULATED:
+        return 0, 0
     if device == _CPU_DEVICE:
         return CPU, 0
     index = device.index if device.index is not None else torch.cuda.current_device()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import _C
-from adaptcomp_ext.ops._backend import place
+from adaptcomp_ext.ops._backend import on_cuda, place
 from adaptcomp_ext.ops.descent import rule_arguments
 from adaptcomp_ext.reference import DescentRule
 
@@ -73,7 +73,7 @@ _SCRATCH = {"mlp": _C.mlp_descent_scratch, "hopfield": _C.hopfield_descent_scrat
 
 def _scratch_bytes(form: ClosedForm, y0: Tensor, backward: bool) -> int:
     """Of a call on CUDA; 0 on the CPU. Negative where a row does not fit in a block of the device."""
-    if y0.is_cpu:
+    if not on_cuda(y0.device):
         return 0
     first = form.tensors[0]
     assert first is not None
@@ -88,7 +88,7 @@ def fits(form: ClosedForm, y0: Tensor, through: bool) -> bool:
 
 def _place(form: ClosedForm, y0: Tensor, backward: bool) -> list[Any]:
     """The end of an argument list, with the scratch in it."""
-    if y0.is_cpu:
+    if not on_cuda(y0.device):
         return [*place(y0.device)]
     scratch = torch.empty(_scratch_bytes(form, y0, backward), dtype=torch.uint8, device=y0.device)
     return [*place(y0.device), scratch, scratch.numel()]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
-from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
+from adaptcomp_ext.ops._backend import current, is_differentiable, on_cuda, on_reference, place
 from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values, on_values
@@ -18,7 +18,7 @@ from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter
 
 # --- raw ops ----------------------------------------------------------------------------------------------------------------
 def _compact_index_kernel(keep: Tensor) -> Tensor:
-    if keep.device.type == "cpu":
+    if not on_cuda(keep.device):
         index, kept = _compact_index_on_cpu(keep)
         return index[:kept]
     index, count = _compact_index_padded_kernel(keep)
@@ -31,7 +31,7 @@ def _compact_index_on_cpu(keep: Tensor) -> tuple[Tensor, int]:
 
 
 def _compact_index_padded_kernel(keep: Tensor) -> tuple[Tensor, Tensor]:
-    if keep.device.type == "cpu":
+    if not on_cuda(keep.device):
         index, kept = _compact_index_on_cpu(keep)
         index[kept:] = -1
         return index, torch.tensor(kept, device=keep.device)
@@ -39,7 +39,7 @@ def _compact_index_padded_kernel(keep: Tensor) -> tuple[Tensor, Tensor]:
     index = keep.new_empty((n,), dtype=torch.int64)
     where = place(keep.device)
     count = keep.new_empty((), dtype=torch.int64)
-    with torch.cuda.device(keep.device):
+    with current(keep.device):
         temp = keep.new_empty((_C.compact_temp_bytes(n),), dtype=torch.uint8)
     _C.compact_index([keep, n, index, count, temp, temp.shape[0], *where])
     return index, count
@@ -263,7 +263,7 @@ def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -
         _checks.check_int("size", size, 0)
     rows = _tensor_list("tensors", tensors, where.shape[0], where.device)
     enter("ops.scatter_rows", rows, OP, EVERYTHING, where)
-    if where.device.type == "cpu" and where.numel() and has_values():
+    if not (where.is_meta or on_cuda(where.device)) and where.numel() and has_values():
         largest = on_values(lambda: int(where.max()))
         if largest >= size:
             raise ValueError(f"index: expected entries less than size = {size}, got {largest}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _halting_kernels
-from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
+from adaptcomp_ext.ops._backend import is_differentiable, on_cuda, on_reference, place
 from adaptcomp_ext.ops._halting_kernels import (
     ACT,
     CONFIDENCE,
@@ -233,7 +233,7 @@ def halt_rows(
         results.steps, results.status = ended.steps, ended.status
         if running is not None:
             running -= (ended.flag > 0).sum()
-        return ended.flag, int((ended.flag == RUNNING).sum()) if row.device.type == "cpu" else -1
+        return ended.flag, int((ended.flag == RUNNING).sum()) if not on_cuda(row.device) else -1
     decision = halt if isinstance(halt, Fused) else Fused(GIVEN, halt)
     with torch.no_grad():
         buffers = (results.totals, results.steps, results.status, running)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
-from adaptcomp_ext.ops._backend import is_differentiable, on_reference, place
+from adaptcomp_ext.ops._backend import is_differentiable, on_cuda, on_reference, place
 from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values
@@ -115,7 +115,7 @@ def _check_index(index: object) -> Tensor:
 
 def _check_order(index: Tensor, size: int) -> None:
     """On the CPU, where looking costs no wait: strictly ascending below `size`, negative entries at the end."""
-    if index.device.type != "cpu" or not has_values():
+    if index.is_meta or on_cuda(index.device) or not has_values():
         return
     if not _C.in_order([index, index.shape[0], size]):
         raise ValueError(

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from helpers import assert_bitwise, generator, mask, run_python, values
+from helpers import assert_bitwise, generator, mask, on_cuda, run_python, values
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.ops import halting
@@ -69,7 +69,7 @@ def raw_calls(device):
 
 @pytest.mark.parametrize(("name", "arguments"), raw_calls("cpu"))
 def test_opcheck_with_all_its_utilities(device, name, arguments):
-    if name == "halt_rows" and device == "cpu" and arguments[11] is not None:
+    if name == "halt_rows" and not on_cuda(device) and arguments[11] is not None:
         arguments = (*arguments[:11], None, *arguments[12:])  # the count lives on the device; the host has its own
     arguments = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), arguments)
     torch.library.opcheck(getattr(raw, name).default, arguments)
@@ -84,7 +84,7 @@ def test_every_op_of_the_namespace_is_checked():
 
 
 def test_the_halting_op_bumps_the_version_of_what_it_writes_and_of_nothing_else(device):
-    arguments = halt_rows_arguments(device, running=device == "cuda")
+    arguments = halt_rows_arguments(device, running=on_cuda(device))
     _, _, weight, readout, output, leaves, results, increments, totals, steps, status, running = arguments[:12]
     written = [t for t in (output, *results, *totals, steps, status, running) if t is not None]
     read = [weight, readout, *leaves, *increments, arguments[0], arguments[1]]

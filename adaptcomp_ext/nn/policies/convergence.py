@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn.policy import Decision, Policy, View
+from adaptcomp_ext.ops._backend import on_cuda
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int
 from adaptcomp_ext.ops.descent import check_number
 
@@ -62,7 +63,8 @@ class Convergence(Policy):
                 now = readout.to(wide)
                 difference = now - before.to(wide)
                 change = torch.linalg.vector_norm(difference, dim=1)
-                masked = not change.is_cpu or bool(change.isnan().any())  # −inf less −inf; whether it is so, CUDA is not asked
+                # Where −inf less −inf was taken. CUDA is not asked whether it was.
+                masked = on_cuda(change.device) or bool(change.isnan().any())
                 if masked:
                     change = torch.linalg.vector_norm(difference.nan_to_num_(0.0, math.inf, -math.inf), dim=1)
                 if self.norm == "relative":

@@ -1,0 +1,15 @@
+"""The emulated module, built once for all tests that ask for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from host_build import Build, unavailable
+
+
+@pytest.fixture(scope="session")
+def emulated_module() -> Path:
+    if reason := unavailable():
+        pytest.skip(reason)
+    return Build().module()

@@ -1,0 +1,17 @@
+"""Tests that state what holds on the CPU only, and are left out where the CUDA kernels run on it: file, name and reason."""
+
+UNCHECKED = "on CUDA the values of an index are not looked at, which would make the host wait"
+BUCKETS = "on CUDA blocks have the sizes of buckets, and shrink when the count has arrived"
+IN_PLACE = "only the CPU's kernels pack in place"
+
+HOST_ONLY: dict[str, str] = {
+    "ops/test_boundary.py::test_a_bad_argument_is_named_with_what_was_expected_and_what_came": UNCHECKED,
+    "ops/test_route.py::test_bad_input_is_refused_by_name": UNCHECKED,
+    "nn/test_adaptive_halt.py::test_only_active_rows_are_stepped_when_compact": BUCKETS,
+    "nn/test_adaptive_halt.py::test_row_evaluations_are_the_sum_of_the_steps": BUCKETS,
+    "nn/test_adaptive_halt.py::test_auto_packs_at_once_with_gradients": BUCKETS,
+    "nn/test_cost_model.py::test_auto_leaves_packing_out_where_it_does_not_pay_and_takes_it_where_it_does": BUCKETS,
+    "nn/test_energy_descent.py::test_only_rows_that_go_on_are_evaluated": BUCKETS,
+    "nn/test_energy_descent_errors.py::test_an_energy_that_goes_wrong_later": BUCKETS,
+    "nn/test_inplace_safety.py::test_memory_that_nobody_else_sees_is_used_again": IN_PLACE,
+}

@@ -1,0 +1,65 @@
+"""Run tests of the suite on the CUDA kernels, compiled for the host.
+
+    python tests/cuda_host/run.py [--order random --seed 3 --late 2 ...] [--sanitize address] [arguments of pytest]
+
+The first run builds the module (a minute on one core). CPU tensors then go every way that CUDA tensors go. For example::
+
+    python tests/cuda_host/run.py tests/ops/test_act.py -q
+    python tests/cuda_host/run.py --order random --seed 7 tests/nn/test_row_independence.py -q -k act
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from host_build import HERE, ROOT, Build, unavailable
+
+ORDERS = ("up", "down", "together", "random")
+NUMBERS = ("seed", "multiprocessors", "resident_blocks", "shared_memory", "late")
+
+
+def environment(module: Path, settings: Mapping[str, object]) -> dict[str, str]:
+    """What a child needs to import the package with the emulated module."""
+    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    if importlib.util.find_spec("adaptcomp_ext") is None:
+        paths.append(str(ROOT))  # the sources will do: the compiled module comes from here
+    return {
+        **os.environ,
+        "ADAPTCOMP_EMULATED": str(module),
+        "ADAPTCOMP_EMULATION": " ".join(f"{k}={v}" for k, v in settings.items()),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+
+
+def pytest_command(arguments: Sequence[str]) -> list[str]:
+    """A pytest of its own, to be run in ``tests``: in the root it would import the sources instead of the package."""
+    words = [str(ROOT / a) if (ROOT / a.split("::")[0]).exists() else a for a in arguments]
+    return [sys.executable, "-m", "pytest", "-p", "host_plugin", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *words]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--order", choices=ORDERS, help="in which order the threads run between two meetings")
+    for name in NUMBERS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument("--sanitize", choices=["address"])
+    options, rest = parser.parse_known_args(arguments)
+    if reason := unavailable():
+        print(f"the kernels cannot be compiled for the host: {reason}", file=sys.stderr)
+        return 2
+    module = Build(sanitize=options.sanitize).module()
+    settings = {k: v for k in ("order", *NUMBERS) if (v := getattr(options, k)) is not None}
+    return subprocess.run(pytest_command(rest), env=environment(module, settings), cwd=ROOT / "tests").returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
