@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from adaptcomp_ext.nn._block import Problem, check_weighable
 from adaptcomp_ext.nn._fused import run_fused, serves
 from adaptcomp_ext.nn._fusing import fused_decision
 from adaptcomp_ext.nn._loop import run_loop
+from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_classed_tree
 from adaptcomp_ext.nn.cost_model import count_weights
 from adaptcomp_ext.nn.policy import Policy, Run
@@ -24,7 +25,34 @@ from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.halting import MAX_LEAVES
 
 
-class AdaptiveHalt(nn.Module):
+def _check_step(step: Any) -> Any:
+    if not (callable(step) or isinstance(step, nn.ModuleList)):
+        raise TypeError(f"step: expected a callable, nn.Module or nn.ModuleList, got {describe(step)}")
+    if isinstance(step, nn.ModuleList) and len(step) == 0:
+        raise ValueError("step: expected a ModuleList with at least one layer, got an empty one")
+    return step
+
+
+def _check_policy(policy: Any) -> Policy:
+    if not isinstance(policy, Policy):
+        raise TypeError(f"policy: expected an adaptcomp_ext.Policy, got {describe(policy)}")
+    return policy
+
+
+def _check_readout(readout: Any) -> Any:
+    if readout is not None and not callable(readout):
+        raise TypeError(f"readout: expected a callable or None, got {describe(readout)}")
+    return readout
+
+
+def _check_compact(compact: Any) -> bool | str:
+    if not isinstance(compact, (bool, str)):  # 0 and 1 would pass for False and True, and then be neither
+        raise TypeError(f'compact: expected True, False or "auto", got {describe(compact)}')
+    result: bool | str = check_choice("compact", compact, (True, False, "auto"))
+    return result
+
+
+class AdaptiveHalt(Checked):
     """Run ``step`` on each row of a batch until a policy halts the row; halted rows leave the batch.
 
     Parameters
@@ -85,6 +113,14 @@ class AdaptiveHalt(nn.Module):
     >>> loss = criterion(result.output, y) + 0.01 * result.cost.mean()
     """
 
+    _settings: ClassVar = {
+        "step": _check_step,
+        "policy": _check_policy,
+        "readout": _check_readout,
+        "compact": _check_compact,
+        "lag": check_lag,
+    }
+
     lag: int | None = LAG  # of modules that were pickled before there was a choice
 
     def __init__(
@@ -98,24 +134,13 @@ class AdaptiveHalt(nn.Module):
         lag: int | None = LAG,
     ) -> None:
         super().__init__()
-        if not (callable(step) or isinstance(step, nn.ModuleList)):
-            raise TypeError(f"step: expected a callable, nn.Module or nn.ModuleList, got {describe(step)}")
-        if isinstance(step, nn.ModuleList) and len(step) == 0:
-            raise ValueError("step: expected a ModuleList with at least one layer, got an empty one")
-        if not isinstance(policy, Policy):
-            raise TypeError(f"policy: expected an adaptcomp_ext.Policy, got {describe(policy)}")
-        if readout is not None and not callable(readout):
-            raise TypeError(f"readout: expected a callable or None, got {describe(readout)}")
-        if not isinstance(compact, (bool, str)):  # 0 and 1 would pass for False and True, and then be neither
-            raise TypeError(f'compact: expected True, False or "auto", got {describe(compact)}')
-        check_choice("compact", compact, (True, False, "auto"))
         self.step = step
         self.policy = policy
         self.max_steps = max_steps
         self.min_steps = min_steps
         self.readout = readout
         self.compact = compact
-        self.lag = check_lag(lag)
+        self.lag = lag
         self._weights: tuple[Any, int | None] | None = None
         self._bounds(step)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._plain import check_memory, is_dense, kinds_of, plain
@@ -63,10 +64,11 @@ class Decision(NamedTuple):
     """[n]: what the decision was computed from. A row where it is NaN or +inf ends ``NONFINITE``."""
 
 
-class Policy(nn.Module):
+class Policy(Checked):
     """Base class of halting policies: decides after each step which rows have thought enough.
 
-    A subclass implements `decide`; `begin` and the properties have defaults. Nothing in the halting loop knows the policies.
+    A subclass implements `decide`; `begin` and the properties have defaults. Nothing in the halting loop knows the policies. The
+    settings of our own are checked whenever they are assigned.
 
     Examples
     --------

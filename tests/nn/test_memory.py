@@ -77,6 +77,17 @@ def test_numbers_of_steps_that_do_not_fit_are_refused_however_they_got_there(how
         policy.n = n
         with pytest.raises(error, match=message):
             halt(torch.zeros(6, 1))
+        policy.n = N.clone()
+        if n.shape == N.shape:
+            halt.load_state_dict({"policy.n": n}, assign=True)
+            with pytest.raises(error, match=message):
+                halt(torch.zeros(6, 1))
+
+
+def test_numbers_of_steps_stay_integers_when_a_model_changes_its_dtype():
+    halt = ac.AdaptiveHalt(nn.Identity(), ac.FixedSteps(N.clone()), max_steps=6)
+    for changed in (halt.half(), halt.bfloat16(), halt.to(torch.float64)):
+        assert torch.equal(changed(torch.zeros(6, 1)).steps, N)
 
 
 def test_a_long_expanded_number_of_steps_is_not_read_past_its_end():

@@ -66,8 +66,7 @@ def run(kind, place, name, compact="auto"):
 
     if place == "head" and isinstance(getattr(policy, "head", None), nn.Module):
         inner = policy.head
-        policy.head = None
-        del policy._modules["head"]
+        del policy.head
         policy.head = lambda h: dress(inner(h), "head")
     halt = ac.AdaptiveHalt(
         lambda h, x: dress(torch.tanh(h @ w + x), "step"),

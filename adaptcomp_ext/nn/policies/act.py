@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,10 +35,12 @@ class ACT(Policy):
     Before `min_steps` the halting probability counts as zero, so those steps have no weight in the output.
     """
 
+    _settings: ClassVar = {"head": check_head, "threshold": partial(check_fraction, "threshold")}
+
     def __init__(self, head: Any, threshold: float = 0.99) -> None:
         super().__init__()
-        self.head = check_head(head)
-        self.threshold = check_fraction("threshold", threshold)
+        self.head = head
+        self.threshold = threshold
 
     @property
     def weighted(self) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import ClassVar
+
 from torch import Tensor
 
 from adaptcomp_ext.nn.policy import Decision, Policy, View
@@ -26,10 +29,14 @@ class Confidence(Policy):
     ponder cost is the number of steps.
     """
 
+    _settings: ClassVar = {
+        "threshold": partial(check_fraction, "threshold"),
+        "measure": partial(check_choice, "measure", choices=tuple(MEASURES)),
+    }
+
     def __init__(self, threshold: float, measure: str = "max_prob") -> None:
         super().__init__()
-        self.threshold = check_fraction("threshold", threshold)
-        check_choice("measure", measure, tuple(MEASURES))
+        self.threshold = threshold
         self.measure = measure
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,12 +41,17 @@ class Convergence(Policy):
     of the readout at the last step. The ponder cost is the number of steps.
     """
 
+    _settings: ClassVar = {
+        "tol": partial(check_number, "tol", low=0.0, high=math.inf, ends="[)"),
+        "norm": partial(check_choice, "norm", choices=NORMS),
+        "patience": partial(check_int, "patience", least=1),
+    }
+
     def __init__(self, tol: float, norm: str = "relative", patience: int = 1) -> None:
         super().__init__()
-        self.tol = check_number("tol", tol, 0.0, math.inf, ends="[)")
-        check_choice("norm", norm, NORMS)
+        self.tol = tol
         self.norm = norm
-        self.patience = check_int("patience", patience, 1)
+        self.patience = patience
 
     def check_readout(self, readout: Tensor) -> None:
         """Require numbers whose distance can be taken."""

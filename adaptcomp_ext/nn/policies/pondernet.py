@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,28 @@ from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_fraction, check_int
 from adaptcomp_ext.ops.pondernet import pondernet_step_unchecked
 from adaptcomp_ext.reference import uniform
+
+
+def _check_prior(prior: Any) -> float | str:
+    if prior == "uniform":
+        return "uniform"
+    if isinstance(prior, str):
+        raise ValueError(f'prior: expected a number in (0, 1) or "uniform", got {prior!r}')
+    if check_fraction("prior", prior) == 1.0:
+        raise ValueError("prior: expected a number in (0, 1), got 1.0: no step after the first would be possible")
+    return float(prior)
+
+
+def _check_epsilon(epsilon: object) -> float:
+    if check_fraction("epsilon", epsilon, zero=True) == 1.0:
+        raise ValueError("epsilon: expected a number in [0, 1), got 1.0: nothing would be left to be spent")
+    return float(epsilon)  # type: ignore[arg-type]
+
+
+def _check_seed(seed: Any) -> int:
+    if check_int("seed", seed, 0) >= 2**63:
+        raise ValueError(f"seed: expected an int < 2**63, got {seed}")
+    return int(seed)
 
 
 class PonderNet(Policy):
@@ -45,21 +67,14 @@ class PonderNet(Policy):
     Before `min_steps` the hazard counts as zero.
     """
 
+    _settings: ClassVar = {"head": check_head, "prior": _check_prior, "epsilon": _check_epsilon, "seed": _check_seed}
+
     def __init__(self, head: Any, prior: float | str = 0.2, epsilon: float = 0.0, seed: int = 0) -> None:
         super().__init__()
-        self.head = check_head(head)
-        if prior != "uniform":
-            if isinstance(prior, str):
-                raise ValueError(f'prior: expected a number in (0, 1) or "uniform", got {prior!r}')
-            if check_fraction("prior", prior) == 1.0:
-                raise ValueError("prior: expected a number in (0, 1), got 1.0: no step after the first would be possible")
+        self.head = head
         self.prior = prior
-        self.epsilon = check_fraction("epsilon", epsilon, zero=True)
-        if self.epsilon == 1.0:
-            raise ValueError("epsilon: expected a number in [0, 1), got 1.0: nothing would be left to be spent")
-        self.seed = check_int("seed", seed, 0)
-        if self.seed >= 2**63:
-            raise ValueError(f"seed: expected an int < 2**63, got {seed}")
+        self.epsilon = epsilon
+        self.seed = seed
 
     @property
     def weighted(self) -> bool:

@@ -1,0 +1,19 @@
+"""Settings that stay checked: what was wrong in the constructor is wrong when it is assigned later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+
+class Checked(nn.Module):
+    """A module that checks its settings whenever they are assigned, so that a call need not look at them again."""
+
+    _settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    """For each, a function that returns the value to be kept, or raises a TypeError or ValueError that names it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = self._settings.get(name)
+        super().__setattr__(name, value if check is None else check(value))
