@@ -83,6 +83,25 @@ class Shape(Net):
         return self.b(torch.relu(self.a(x))) / self.a.weight.shape[0]
 
 
+class Sizes(Net):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) / self.a.out_features
+
+
+class ReadersSize(Net):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) * self.b.in_features**-0.5
+
+
+class NormsSize(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, affine=False, track_running_stats=False)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x))) + self.norm.num_features
+
+
 class OneParameter(Net):
     def __init__(self) -> None:
         super().__init__(4, 4, 4)
@@ -265,6 +284,9 @@ FORWARDS = [
     Data,
     Aside,
     Shape,
+    Sizes,
+    ReadersSize,
+    NormsSize,
     OneParameter,
     TrainingHead,
     OtherHead,

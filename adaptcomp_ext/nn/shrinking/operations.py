@@ -11,7 +11,13 @@ from torch import Tensor, fx, nn
 
 from adaptcomp_ext.nn._plain import intact
 
-__all__ = ["FLATTEN", "flattens", "in_place", "passes"]
+__all__ = ["CONVOLUTIONS", "LAYERS", "NORMS", "flattens", "in_place", "passes"]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, *CONVOLUTIONS)
+"""Between these."""
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""Lose units with the layer before them."""
 
 Constant = Callable[[Tensor], Tensor]
 
@@ -58,8 +64,6 @@ _MAX_POOL_FUNCTIONS = {F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_
 _ADAPTIVE_AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _ADAPTIVE_AVERAGE_FUNCTIONS = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
 _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-
-FLATTEN = "flatten"
 
 
 def _same(constant: Tensor) -> Tensor:
@@ -130,7 +134,7 @@ def flattens(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node flattens everything but the batch: channels become runs of features."""
     if node.op == "call_module":
         return isinstance(module, nn.Flatten) and intact(module) and module.start_dim == 1 and module.end_dim == -1
-    if (node.op == "call_function" and node.target is torch.flatten) or (node.op == "call_method" and node.target == FLATTEN):
+    if (node.op == "call_function" and node.target is torch.flatten) or (node.op == "call_method" and node.target == "flatten"):
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
         end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
         return bool(start == 1 and end == -1)

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from adaptcomp_ext.nn._plain import intact
-from adaptcomp_ext.nn.shrinking.operations import flattens, in_place, passes
+from adaptcomp_ext.nn.shrinking.operations import CONVOLUTIONS, LAYERS, NORMS, flattens, in_place, passes
 from adaptcomp_ext.nn.shrinking.tracing import Trace
 
-__all__ = ["CONVOLUTIONS", "LAYERS", "Path", "find_paths"]
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-LAYERS = (nn.Linear, *CONVOLUTIONS)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+__all__ = ["Path", "find_paths"]
 
 
 @dataclass
@@ -82,6 +78,7 @@ class _Follower:
         self.owners = Counter(id(t) for module in root.modules() for t in _tensors(module))
         everything = dict(chain(root.named_parameters(), root.named_buffers()))
         self.read = {id(everything[name]) for name in trace.read if name in everything}
+        self.sized = {self.modules[name] for name in trace.sized}
 
     def paths(self) -> dict[int, Path]:
         """By the producer's id."""
@@ -99,7 +96,9 @@ class _Follower:
 
     def removable(self, module: Any) -> bool:
         """Whether a layer may change its size: as torch made it, called once, its parameters its own and read by nobody else."""
-        if type(module) not in (*LAYERS, *NORMS) or not intact(module) or self.calls[module] != 1 or module in self.hidden:
+        if type(module) not in (*LAYERS, *NORMS) or not intact(module):
+            return False
+        if self.calls[module] != 1 or module in self.hidden or module in self.sized:
             return False
         if type(module) in CONVOLUTIONS and module.groups != 1:
             return False

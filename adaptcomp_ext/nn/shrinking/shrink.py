@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext.nn._plain import copied, move_hooks
-from adaptcomp_ext.nn.shrinking.paths import CONVOLUTIONS, Path, find_paths
+from adaptcomp_ext.nn.shrinking.operations import CONVOLUTIONS
+from adaptcomp_ext.nn.shrinking.paths import Path, find_paths
 from adaptcomp_ext.nn.shrinking.tracing import trace
 from adaptcomp_ext.nn.variational import VariationalDropout
 from adaptcomp_ext.ops._checks import describe
@@ -59,9 +60,12 @@ def shrink(module: nn.Module, *inputs: Any) -> nn.Module:
     Between two layers it looks through activations, dropout, pooling, batch normalisation, and the flattening of channels into
     features. Units that anything else sees are left alone: the network's own outputs, what `forward` keeps in an attribute, sums
     of branches (residual connections), reshapes to sizes written in the code, softmax, attention, recurrent cells. So are layers
-    that are called twice, share weights, have groups, hooks, parametrisations or a ``forward`` of their own; whose weights
-    `forward` reads itself (tied decoders, penalties); and that other layers read in training mode, or where an optional argument
-    is left out. So are inputs that nobody reads: the input keeps its shape.
+
+    - that are called twice, share weights, have groups, hooks, parametrisations or a ``forward`` of their own;
+    - whose weights or sizes `forward` reads itself, as tied decoders, penalties and scales do;
+    - whose units other layers read in training mode, or where an optional argument is left out.
+
+    So are inputs that nobody reads: the input keeps its shape.
 
     *Not promised:* that gradients at the removed units' neighbours stay the same, or batch statistics in training mode; that
     weights shared with a layer in a `VariationalDropout`, or views of one memory, stay shared; what methods other than `forward`

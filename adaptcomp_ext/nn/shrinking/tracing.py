@@ -15,12 +15,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from adaptcomp_ext.nn._plain import copied, hooked
+from adaptcomp_ext.nn.shrinking.operations import LAYERS, NORMS
 
 __all__ = ["Trace", "trace"]
 
 _ABOUT = {"device", "dtype", "is_cuda", "requires_grad"}
 """Attributes of a weight that stay as they are when it loses rows."""
 _ABOUT_GETTERS = {getattr(Tensor, name).__get__ for name in _ABOUT}
+_SIZES = ("in_features", "out_features", "in_channels", "out_channels", "num_features")
 _DEFAULTS = (type(None), bool, int, float, str)
 
 
@@ -32,6 +34,8 @@ class Trace:
     training: bool
     read: set[str]
     """Names of parameters and buffers that `forward` reads itself, rather than through a layer."""
+    sized: set[str]
+    """Names of layers whose number of units it reads."""
     kept: set[fx.Node]
     """What is still there after the call, in an attribute of a module: anybody may read it."""
 
@@ -67,8 +71,7 @@ def trace(module: nn.Module, inputs: Sequence[Any] = ()) -> list[Trace]:
     given: list[dict[str, Any] | None] = [None]
     if defaults := _defaults(module):
         given.append(defaults)
-    traces = [_trace(module, training, left_out, inputs) for training in (False, True) for left_out in given]
-    return traces
+    return [_trace(module, training, left_out, inputs) for training in (False, True) for left_out in given]
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
@@ -82,6 +85,10 @@ def _trace(module: nn.Module, training: bool, left_out: dict[str, Any] | None, i
     root = copied("module", module).train(training)
     names = {id(t): name for name, t in chain(root.named_parameters(), root.named_buffers())}
     reads = _Reads(names)
+    sized: set[str] = set()
+    for name, part in root.named_modules():
+        if type(part) in (*LAYERS, *NORMS):
+            _watch_sizes(name, part, sized)
     try:
         with reads:
             graph = _Tracer().trace(root, left_out)
@@ -94,9 +101,25 @@ def _trace(module: nn.Module, training: bool, left_out: dict[str, Any] | None, i
         if node.op == "get_attr" and any(not _about(user) for user in node.users):
             reads.read.add(names.get(id(_attribute(root, str(node.target))), ""))
     kept = {leaf.node for part in root.modules() for leaf in tree_leaves(_state(part)) if isinstance(leaf, fx.Proxy)}
+    found = Trace(graph, training, reads.read, sized.copy(), kept)
     if inputs and not training:
         _propagate(root, graph, inputs)
-    return Trace(graph, training, reads.read, kept)
+    return found
+
+
+def _watch_sizes(name: str, layer: nn.Module, sized: set[str]) -> None:
+    """Note who reads how many units a layer has: they are plain integers, which would be others afterwards."""
+
+    def watch(attribute: str) -> property:
+        def read(self: nn.Module) -> Any:
+            sized.add(name)
+            return vars(self)[attribute]
+
+        return property(read)
+
+    kind = type(layer)
+    members = {"__module__": kind.__module__, **{size: watch(size) for size in _SIZES if size in vars(layer)}}
+    layer.__class__ = type(kind.__name__, (kind,), members)
 
 
 def _about(user: fx.Node) -> bool:
