@@ -44,7 +44,8 @@ def confidence(logits: Tensor, measure: str = "max_prob") -> Tensor:
     Returns
     -------
     Tensor
-        [rows], float32 (float64 for float64 logits). NaN where the row holds a NaN. Not differentiable: it only decides.
+        [rows], float32 (float64 for float64 logits). A logit of −∞ masks its class, which counts in C all the same; where a
+        single class is left the confidence is 1. NaN where the row holds a NaN, or no class. Not differentiable: it only decides.
     """
     logits = _checks.check_floating("logits", logits)
     _checks.check_choice("measure", measure, tuple(MEASURES))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adaptcomp_ext.reference._precision import wide
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
     "silu": F.silu,
@@ -30,11 +32,12 @@ def mlp_energy(
     """E(y) = w·act(a) + b_o + ρ/2·‖y‖², a = W₁y + c, or a = W₂ act(W₁y + c) + b₂ with a second layer.
 
     y [n, dim], weight1 [hidden1, dim], context c [n, hidden1] or [hidden1], weight2 [hidden2, hidden1], bias2 [hidden2], out w,
-    out_bias [1]; the energies are [n].
+    out_bias [1]; the energies are [n], float32 (float64 for float64).
     """
+    y, weight1, context, out, out_bias = (wide(t) for t in (y, weight1, context, out, out_bias))
     act = ACTIVATIONS[activation]
     hidden = act(F.linear(y, weight1) + context)
     if weight2 is not None:
-        hidden = act(F.linear(hidden, weight2, bias2))
+        hidden = act(F.linear(hidden, wide(weight2), None if bias2 is None else wide(bias2)))
     energy = hidden @ out + out_bias
     return energy if ridge == 0 else energy + 0.5 * ridge * y.square().sum(dim=1)

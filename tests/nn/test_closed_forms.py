@@ -38,6 +38,31 @@ def test_a_network_without_context():
     assert network.bias1.grad.shape == (6,)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["hopfield", "quadratic", "linear rows", "mlp-silu", "deep-softplus"])
+def test_energies_of_half_precision_are_computed_in_float32(kind, dtype):
+    """As the kernels do: a sum in half precision is off by more than any tolerance of a descent."""
+    network, y, context = (
+        energy(kind, context=0, dtype=dtype),
+        3 * points(9, dtype=dtype),
+        contexts(kind, 9, context=0, dtype=dtype),
+    )
+    exact = energy(kind, context=0, dtype=dtype).double()
+    y.requires_grad_()
+    got = network(y, *context)
+    want = exact(y.detach().double(), *(c.double() for c in context))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    assert torch.autograd.grad(got.sum(), y)[0].dtype == dtype
+    options = dict(step_size=0.1, max_steps=30, tol=1e-3)
+    with torch.no_grad():
+        kernel = ac.EnergyDescent(network, **options)(y, *context)
+        with ac.reference_kernels():
+            reference = ac.EnergyDescent(network, **options)(y, *context)
+    assert (kernel.steps - reference.steps).abs().max() <= (2 if dtype == torch.float16 else 8)
+    torch.testing.assert_close(reference.energy, kernel.energy, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+
+
 def test_networks_start_like_linear_layers():
     torch.manual_seed(0)
     network = ac.MLPEnergy(60, 40, (500, 20))

@@ -95,6 +95,31 @@ def test_an_excluded_class_is_minus_infinity(device, measure):
     torch.testing.assert_close(got, ac.reference.confidence(logits, measure))
 
 
+@pytest.mark.parametrize("classes", [2, 3, 17, 65, 257])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("fill", ["-inf", "least"])
+def test_masked_classes_are_as_good_as_none(device, dtype, classes, fill):
+    """Row r has r + 1 classes left, up to all; one class is certain. `least`: the smallest number of the dtype masks as well."""
+    rows = min(classes, 40)
+    left = torch.arange(classes, device=device) <= torch.arange(rows, device=device)[:, None]
+    left = left[:, torch.randperm(classes, generator=generator(1)).to(device)]
+    value = -math.inf if fill == "-inf" else torch.finfo(dtype).min
+    logits = (3 * values((rows, classes), dtype, device)).masked_fill(~left, value)
+    p = torch.where(left, logits.double(), -math.inf).softmax(1)
+    second = torch.where(left.sum(1) > 1, p.topk(2, dim=1).values[:, 1], 0.0)
+    entropy = -torch.where(p > 0, p * p.clamp(min=1e-300).log(), 0.0).sum(1)
+    right = {"max_prob": p.amax(1), "margin": p.amax(1) - second, "entropy": 1 - entropy / math.log(classes)}
+    for measure in MEASURES:
+        got = ac.ops.confidence(logits, measure)
+        torch.testing.assert_close(got.double(), right[measure], rtol=0, atol=2e-6)
+        assert got[0].item() == 1  # a single class
+        with ac.reference_kernels():
+            torch.testing.assert_close(ac.ops.confidence(logits, measure), got, rtol=0, atol=2e-6)
+        for threshold in (0.25, 0.5, 0.9, 1.0):  # the halting kernel decides most rows without all the exponentials
+            halt = ac.AdaptiveHalt(lambda s: s, ac.Confidence(threshold, measure), max_steps=2)
+            assert torch.equal(halt(logits).status == ac.Status.HALTED, got >= threshold)
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("at", [0, 3, 16])
 def test_a_nan_anywhere_gives_nan_in_its_row_only(device, at, measure):

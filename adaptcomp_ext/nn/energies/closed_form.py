@@ -23,7 +23,7 @@ class ClosedFormEnergy(nn.Module, ABC):
         """The energy of rows like `y` as its kernels take it, in a dtype. What does not depend on y is computed here."""
 
     def forward(self, y: Tensor, *context: Tensor) -> Tensor:
-        """Energies [n] of points [n, dim_y].
+        """Energies [n] of points [n, dim_y], float32 (float64 for float64 points).
 
         Parameters
         ----------
