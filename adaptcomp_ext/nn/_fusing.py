@@ -8,7 +8,8 @@ answer for a class is kept on the class.
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from adaptcomp_ext.ops._plain import check_memory, is_dense, plain
 _HARMLESS = {"extra_repr", "fuse", "_fusing", "_written"}
 
 
-class _Answer(NamedTuple):
-    """What is known of a class of policies: the attributes it was found for, and whether it may be fused."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is known of a class of policies, as long as it has these two methods."""
 
-    attributes: tuple[Any, ...]
+    decide: Any
+    begin: Any
     fusable: bool
     built_in: bool  # one of ours, whose `fuse` and `begin` need no checks
     hooks: tuple[str, ...]  # which an instance must not shadow
@@ -34,9 +37,8 @@ def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
     """The policy's decision for the kernel; None where it has none, or where its methods have been overridden since."""
     cls = type(policy)
     answer: _Answer | None = cls.__dict__.get("_fusing")
-    found = (cls.fuse, cls.decide, cls.begin, cls.weighted, cls.traced, cls.check_readout)  # may be assigned to a class later
-    if answer is None or answer.attributes != found:
-        answer = cls._fusing = _look(cls, found)  # type: ignore[attr-defined]
+    if answer is None or answer.decide is not cls.decide or answer.begin is not cls.begin:  # a class can be changed, too
+        answer = cls._fusing = _look(cls)  # type: ignore[attr-defined]
     own = policy.__dict__
     if "fuse" not in own:
         if not answer.fusable:
@@ -53,8 +55,9 @@ def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
 def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
     """The policy's initial carry, checked. Where it is `carried` by the kernel, which writes to it, its first is a copy."""
     carry = policy.begin(run)
-    ours = "begin" not in policy.__dict__ and getattr(type(policy).begin, "__module__", "").startswith("adaptcomp_ext.")
-    if type(carry) is tuple and (ours or not carry):
+    if carry == ():
+        return ()
+    if "begin" not in policy.__dict__ and getattr(type(policy).begin, "__module__", "").startswith("adaptcomp_ext."):
         return carry
     if not isinstance(carry, (tuple, list)):
         raise TypeError(f"begin: expected it to return a tuple of Tensors, got {describe(carry)}")
@@ -80,7 +83,7 @@ def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
     return (first, *checked[1:])
 
 
-def _look(cls: type[Policy], attributes: tuple[Any, ...]) -> _Answer:
+def _look(cls: type[Policy]) -> _Answer:
     mro = cls.__mro__
     at = next(i for i, base in enumerate(mro) if "fuse" in vars(base))
     fuses = mro[at]
@@ -95,7 +98,7 @@ def _look(cls: type[Policy], attributes: tuple[Any, ...]) -> _Answer:
         if vars(base).get("fuse") is written.get("fuse"):
             overridden |= any(vars(base).get(name) is not value for name, value in written.items() if name in known)
     hooks = tuple(sorted(name for name in known if callable(getattr(cls, name, None)) and not name.startswith("_")))
-    return _Answer(attributes, not overridden, fuses.__module__.startswith("adaptcomp_ext."), hooks)
+    return _Answer(cls.decide, cls.begin, not overridden, fuses.__module__.startswith("adaptcomp_ext."), hooks)
 
 
 def _check(fused: Any, run: Run) -> halting.Fused:
