@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import LAG
-from adaptcomp_ext.nn._tree import flatten, form, unflatten
+from adaptcomp_ext.nn._tree import flatten, flatten_like, form, is_container, unflatten
 from adaptcomp_ext.nn.cost_model import at_once, never, schedule
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.ops._backend import DTYPE_CODES
@@ -26,7 +26,7 @@ class Problem:
 
     run: Run
     policy: Policy
-    steps: list[Callable[..., Any]]  # one for each step
+    steps: Iterable[Callable[..., Any]]  # one for each step
     readout: Callable[[Any], Any] | None
     state: list[Tensor]
     structure: Any
@@ -37,6 +37,7 @@ class Problem:
     compact: bool | str
     weights: int | None  # of one step, for the cost model
     watch: Watch | None  # of a transform that is active
+    as_in_training: bool  # blocks are laid out as with gradients, which are on or will be for the same run
     lag: int | None = LAG  # of the count of active rows, on CUDA
     first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
     result_kinds: Kinds = None  # the classes of what the first step returned, which the result gets
@@ -63,6 +64,11 @@ class Problem:
             start += count
         return tuple(out)
 
+    @property
+    def has_containers(self) -> bool:
+        """Whether an input is an object of its own beside its tensors. The step may keep it, or change it: it gets a new one."""
+        return any(is_container(structure) for structure in self.input_structures)
+
     def leaves(self, tree: Any, rows: int) -> list[Tensor]:
         """The leaves of what the step returned."""
         leaves = self.like.take(tree, rows)
@@ -80,7 +86,7 @@ class Problem:
 
     def check_state(self, tree: Any, rows: int) -> list[Tensor]:
         """The leaves of what the step returned, which has to look like the state it was given."""
-        leaves, structure = flatten(tree)
+        leaves, structure = flatten_like(tree, self.structure)
         if structure is not self.structure and structure != self.structure:
             raise TypeError(f"step: expected a state with the structure {self.structure}, got {describe_tree(tree)}")
         self.kinds = kinds_of(leaves)
@@ -172,4 +178,4 @@ def check_weighable(policy: Policy, readout: Tensor) -> None:
 
 def describe_tree(tree: Any) -> str:
     """A returned state as an error message shows it."""
-    return describe(tree) if isinstance(tree, Tensor) else str(flatten(tree)[1])
+    return describe(tree) if tree is None or isinstance(tree, Tensor) else str(flatten(tree)[1])

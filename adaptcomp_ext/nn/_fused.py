@@ -35,8 +35,10 @@ SMALL = 1 << 18  # bytes of a block of the state up to which training is faster 
 
 def serves(problem: Problem, fused: halting.Fused) -> bool:
     """Whether this is the loop to run."""
-    if not torch.is_grad_enabled():
+    if not problem.as_in_training:
         return True
+    if not torch.is_grad_enabled():
+        return False  # a forward pass that will be done again with gradients: see `Problem.as_in_training`
     if fused.carried or problem.compact is False or on_cuda(problem.run.device):
         return False
     return sum(t.numel() * t.element_size() for t in problem.state) < SMALL
@@ -85,10 +87,13 @@ class _Run:
         rows = problem.run.batch
         previous: Any = problem.tree(list(problem.state))
         arguments = problem.arguments(self.inputs)
+        has_containers = problem.has_containers
         take, stream = problem.like.take, 0
         out_of_place = self.active is not None or self.exits is not None
-        for n in range(1, problem.run.max_steps + 1):
-            current = problem.steps[n - 1](previous, *arguments)
+        for n, step in enumerate(problem.steps, 1):
+            current = step(previous, *arguments)
+            if has_containers:  # before the call, which counts who can see an input: a container that the step kept is one more
+                arguments = problem.arguments(self.inputs)
             leaves = take(current, rows)
             if leaves is None:
                 leaves = [contiguous("step", t) for t in problem.check_state(current, rows)]

@@ -39,9 +39,10 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     readout_dtype = None
     packing = choose(problem)
 
-    for n in range(1, run.max_steps + 1):
+    has_containers = problem.has_containers
+    for n, step in enumerate(problem.steps, 1):
         rows = row.shape[0]
-        current = problem.steps[n - 1](previous, *arguments)
+        current = step(previous, *arguments)
         leaves = problem.leaves(current, rows)
         current = problem.tree(leaves)
         readout = problem.read(current, leaves, rows)
@@ -94,9 +95,11 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         done = packing.advance(results, row, halt, leaves, carried, taken)
         if done.running == 0:
             break
-        if done.row is not row:
+        moved = done.row is not row
+        if moved:
             row = done.row
             inputs = done.carried[: len(inputs)]
+        if moved or has_containers:
             arguments = problem.arguments(inputs)
         carry = tuple(done.carried[len(inputs) :])
         previous = problem.tree(done.leaves)

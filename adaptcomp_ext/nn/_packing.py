@@ -38,7 +38,7 @@ class Exact(Packing):
 
     def __init__(self, problem: Problem) -> None:
         # With gradients every halted row leaves at once: see `Padded`.
-        self._schedule = at_once() if torch.is_grad_enabled() else problem.schedule()
+        self._schedule = at_once() if problem.as_in_training else problem.schedule()
 
     def advance(
         self,
@@ -70,7 +70,7 @@ class Padded(Packing):
     def __init__(self, problem: Problem) -> None:
         run = problem.run
         self._stay = problem.compact is False
-        self._differentiable = torch.is_grad_enabled()
+        self._differentiable = problem.as_in_training
         self._active = ActiveCount(run.batch, run.device, problem.lag) if on_cuda(run.device) else None
         self._running = run.batch
         self.has_padding = self._active is not None
@@ -136,6 +136,6 @@ class Padded(Packing):
 
 def choose(problem: Problem) -> Packing:
     """The strategy for a run of the loop."""
-    if on_cuda(problem.run.device) or on_reference() or (torch.is_grad_enabled() and problem.compact is False):
+    if on_cuda(problem.run.device) or on_reference() or (problem.as_in_training and problem.compact is False):
         return Padded(problem)
     return Exact(problem)

@@ -21,12 +21,32 @@ class _Tuple:
 
     num_leaves: int
 
+    def __str__(self) -> str:
+        return f"a tuple of {self.num_leaves} Tensors"
+
+
+@dataclass(frozen=True)
+class _WithNone:
+    """A structure in which some places hold None: it stays there and is no leaf."""
+
+    structure: Any
+    is_none: tuple[bool, ...]  # of each place of `structure`
+
+    @property
+    def num_leaves(self) -> int:
+        """Of the tensors."""
+        return self.is_none.count(False)
+
+    def __str__(self) -> str:
+        places = ", ".join(str(i) for i, none in enumerate(self.is_none) if none)
+        return f"{self.structure} with None for leaf {places}"
+
 
 _TUPLES = [_Tuple(n) for n in range(17)]  # one object each, so that comparing two is comparing identities
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
-    """Leaves and structure.
+    """Leaves and structure; None is no leaf, but part of the structure.
 
     A bare tensor and a plain tuple of tensors, the usual states, skip torch's registry, which takes longer than a small step.
     """
@@ -39,7 +59,35 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
         else:
             return list(tree), _TUPLES[len(tree)]
     leaves, structure = pytree.tree_flatten(tree)
+    is_none = tuple([leaf is None for leaf in leaves])
+    if True in is_none:
+        return [leaf for leaf in leaves if leaf is not None], _WithNone(structure, is_none)
     return leaves, structure
+
+
+def flatten_like(tree: Any, structure: Any) -> tuple[list[Any], Any]:
+    """`flatten`, where dictionaries may have their keys in another order than in `structure`: the leaves come in its order."""
+    leaves, found = flatten(tree)
+    if found is structure or found == structure:
+        return leaves, structure
+    spec, is_none = structure, None
+    if type(structure) is _WithNone:
+        spec, is_none = structure.structure, structure.is_none
+    try:
+        leaves = spec.flatten_up_to(tree)
+    except (AttributeError, ValueError):  # a bare tensor or a tuple; another structure
+        return leaves, found
+    if is_none is None:
+        fits = all(isinstance(leaf, Tensor) for leaf in leaves)
+    else:
+        fits = all((leaf is None) == none for leaf, none in zip(leaves, is_none, strict=True))
+        leaves = [leaf for leaf in leaves if leaf is not None]
+    return leaves, structure if fits else found
+
+
+def is_container(structure: Any) -> bool:
+    """Whether a tree of this structure is an object of its own beside its tensors."""
+    return structure is not _LEAF
 
 
 def unflatten(leaves: list[Any], structure: Any) -> Any:
@@ -48,6 +96,9 @@ def unflatten(leaves: list[Any], structure: Any) -> Any:
         return leaves[0]
     if type(structure) is _Tuple:
         return tuple(leaves)
+    if type(structure) is _WithNone:
+        present = iter(leaves)
+        return pytree.tree_unflatten([None if none else next(present) for none in structure.is_none], structure.structure)
     return pytree.tree_unflatten(leaves, structure)
 
 
@@ -62,11 +113,13 @@ def check_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[
     return leaves, structure
 
 
-def check_classed_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[Tensor], Any, Kinds]:
-    """`check_tree`, and the classes that the leaves had."""
+def check_classed_tree(
+    name: str, tree: Any, position: int | None = None, optional: bool = False
+) -> tuple[list[Tensor], Any, Kinds]:
+    """`check_tree`, and the classes that the leaves had; `optional`: None may be all there is."""
     leaves, structure = flatten(tree)
     kinds: Kinds = None
-    if not leaves:
+    if not leaves and not (optional and type(structure) is _WithNone):
         where = _place(name, position)
         raise TypeError(f"{where}: expected a Tensor or a pytree of Tensors, got no tensor in {describe(tree)}")
     for i, leaf in enumerate(leaves):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice, repeat
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from adaptcomp_ext.nn import _batch_statistics
 from adaptcomp_ext.nn._active import LAG, check_lag
 from adaptcomp_ext.nn._block import Problem, check_weighable
 from adaptcomp_ext.nn._fused import run_fused, serves
@@ -58,8 +60,8 @@ class AdaptiveHalt(Checked):
     Parameters
     ----------
     step : callable, nn.Module or nn.ModuleList
-        ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes. A ModuleList gives step n its own
-        layer (early exit) and ends with its last one.
+        ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes; a dictionary may come back with its
+        keys in another order. A ModuleList gives step n its own layer (early exit) and ends with its last one.
     policy : Policy
         Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a `Policy` of your own.
     max_steps : int
@@ -103,6 +105,14 @@ class AdaptiveHalt(Checked):
     all else in the result is plain. Subclasses with a ``__torch_dispatch__`` are refused, but for the result of an asynchronous
     collective, which is waited for.
 
+    *Batch normalisation* in training mode takes its statistics over the rows in the block: with ``compact="auto"`` halted rows
+    then stay in the block, as with False, and a warning says so; True is refused. Where such a layer is hidden in a plain
+    function, give ``compact=False`` yourself.
+
+    *Gradient checkpointing.* A run inside the forward pass of a ``torch.autograd.Function``, as of
+    ``torch.utils.checkpoint(use_reentrant=True)``, has its rows in the same places as the run with gradients that will follow,
+    so that dropout draws the same numbers.
+
     *Not promised:* that ``step`` sees the rows in batch order, or that a row keeps its place; that dropout in ``step`` draws the
     same numbers for a row whatever surrounds it.
 
@@ -142,6 +152,7 @@ class AdaptiveHalt(Checked):
         self.compact = compact
         self.lag = lag
         self._weights: tuple[Any, int | None] | None = None
+        self._searched: tuple[Any, Any, Any, list[Any]] | None = None
         self._bounds(step)
 
     def _bounds(self, step: Any) -> tuple[int, int]:
@@ -159,6 +170,14 @@ class AdaptiveHalt(Checked):
             self._weights = (step, count_weights(step))
         return self._weights[1]
 
+    def _compaction(self, step: Any, policy: Policy) -> bool | str:
+        # Likewise; nearly always without any of these layers.
+        searched = self._searched
+        if searched is None or searched[0] is not step or searched[1] is not policy or searched[2] is not self.readout:
+            found = _batch_statistics.find(step, policy, self.readout)
+            searched = self._searched = (step, policy, self.readout, found)
+        return _batch_statistics.settle(searched[3], self.compact) if searched[3] else self.compact
+
     def forward(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> HaltResult:
         """Run every row until it halts, fails to be finite, or has done `max_steps`.
 
@@ -167,7 +186,8 @@ class AdaptiveHalt(Checked):
         state : Tensor or pytree of Tensors
             Each [B, ...]. B = 0 works.
         *inputs : Tensor or pytree of Tensors
-            Per-row context for ``step``, each [B, ...]; loses its halted rows together with the state.
+            Per-row context for ``step``, each [B, ...]; loses its halted rows together with the state. None, alone or in a
+            pytree (an optional mask, say), is handed to ``step`` as it is.
         sample_ids : Tensor, optional
             int64 [B]: the key of each row's random numbers, for policies that draw them. Default: its position in the batch.
 
@@ -192,9 +212,15 @@ class AdaptiveHalt(Checked):
         fused = None if policy.traced or on_reference() else fused_decision(policy, problem.run)
         if fused is not None and fused.head is not None and problem.watch is not None:
             fused = fused._replace(head=problem.watch.wrap("head", fused.head))
-        if fused is not None and serves(problem, fused):
-            return run_fused(problem, fused)
-        return run_loop(problem, fused)
+        try:
+            if fused is not None and serves(problem, fused):
+                return run_fused(problem, fused)
+            return run_loop(problem, fused)
+        except ValueError as error:
+            explained = _batch_statistics.explain(error)
+            if explained is error or problem.compact is False:
+                raise
+            raise explained from error
 
     _run_apart = apart("AdaptiveHalt", _run)
 
@@ -212,7 +238,7 @@ class AdaptiveHalt(Checked):
         input_kinds: Kinds = None
         structures = []
         for i, value in enumerate(inputs):
-            some, how, classes = check_classed_tree("inputs", value, i)
+            some, how, classes = check_classed_tree("inputs", value, i, optional=True)
             check_alike("inputs", some, batch, device, i)
             if classes is not None or input_kinds is not None:
                 before = input_kinds or [Tensor] * len(input_leaves)
@@ -232,10 +258,14 @@ class AdaptiveHalt(Checked):
         readout = self.readout
         if readout is None:
             check_weighable(policy, leaves[0])
+        compact = self._compaction(step, policy)
         scalar = torch.float64 if any(t.dtype == torch.float64 for t in leaves) else torch.float32
-        steps: list[Callable[..., Any]] = list(step) if isinstance(step, nn.ModuleList) else [step] * max_steps
+        steps: Iterable[Callable[..., Any]] = repeat(step, max_steps)
+        if isinstance(step, nn.ModuleList):
+            steps = islice(step, max_steps)
         if watch is not None:
-            steps = [watch.wrap("step", layer) for layer in steps]
+            wrap = watch.wrap
+            steps = (wrap("step", layer) for layer in steps)
             readout = readout if readout is None else watch.wrap("readout", readout)
         return Problem(
             run=Run(batch, device, min_steps, max_steps, sample_ids, scalar),
@@ -248,12 +278,26 @@ class AdaptiveHalt(Checked):
             inputs=input_leaves,
             input_kinds=input_kinds,
             input_structures=structures,
-            compact=self.compact,
-            weights=self._count_weights(step) if self.compact == "auto" else None,
+            compact=compact,
+            weights=self._count_weights(step) if compact == "auto" else None,
             watch=watch,
+            as_in_training=torch.is_grad_enabled() or _is_in_a_function(),
             lag=check_lag(self.lag) if on_cuda(device) else LAG,
         )
 
     def extra_repr(self) -> str:
         """The bounds and the mode."""
         return f"max_steps={self.max_steps}, min_steps={self.min_steps}, compact={self.compact!r}, lag={self.lag}"
+
+
+_is_forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", lambda: True)
+
+
+def _is_in_a_function() -> bool:
+    """Whether this is the forward pass of a ``torch.autograd.Function``, as of a reentrant checkpoint.
+
+    It runs without gradients, and its backward pass may run the same again with them. Random numbers of a step are drawn for
+    places in a block: it then has to hold the same rows in the same places. Torch switches forward mode off there, and elsewhere
+    only in inference mode.
+    """
+    return not (_is_forward_mode_enabled() or torch.is_inference_mode_enabled())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from adaptcomp_ext.nn._tree import check_alike, check_classed_tree, flatten, unflatten
+from adaptcomp_ext.nn._tree import check_alike, check_classed_tree, flatten_like, unflatten
 from adaptcomp_ext.ops import compaction
 from adaptcomp_ext.ops import route as rows
 from adaptcomp_ext.ops._checks import check_tensor, describe
@@ -103,7 +103,7 @@ def _route(mask: Any, branch: Callable[..., Any], tensors: tuple[Any, ...], othe
     check_alike("otherwise", base, batch, device, like="the mask")
     leaves, shapes = [], []
     for i, tree in enumerate(tensors):
-        some, shape, classes = check_classed_tree("tensors", tree, i)
+        some, shape, classes = check_classed_tree("tensors", tree, i, optional=True)
         check_alike("tensors", some, batch, device, i, like="the mask")
         leaves += some
         shapes.append((shape, classes))
@@ -143,11 +143,16 @@ def _check_mask(mask: object) -> Tensor:
 
 def _check_result(result: Any, base: list[Tensor], structure: Any, count: int) -> list[Tensor]:
     """The leaves of what the branch returned, converted to the dtypes of `base` under autocast."""
-    leaves, found = flatten(result)
+    leaves, found = flatten_like(result, structure)
     if found != structure:  # or a tuple with something else than tensors in it, which is told below
         wanted, found = (pytree.tree_structure(tree) for tree in (unflatten(base, structure), result))
         if found != wanted:
             raise TypeError(f"branch: expected a result with the structure of otherwise, {wanted}, got {found}")
+        pairs = zip(pytree.tree_leaves(result), pytree.tree_leaves(unflatten(base, structure)), strict=True)
+        for i, (came, like) in enumerate(pairs):  # of which one is None or something else where the other is a tensor
+            if isinstance(came, Tensor) != isinstance(like, Tensor):
+                expected_one = "None like otherwise" if like is None else "a Tensor as result"
+                raise TypeError(f"branch{f' (leaf {i})' if len(base) > 1 else ''}: expected {expected_one}, got {describe(came)}")
     checked = []
     for i, (leaf, like) in enumerate(zip(leaves, base, strict=True)):
         where = "branch" if len(base) == 1 else f"branch (leaf {i})"

@@ -31,7 +31,7 @@ struct Torch {
   int64_t one_use;  // of a tensor that C++ does not hold
 
   py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, is_cpu{"is_cpu"}, element_size{"element_size"};
-  py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"}, numel{"numel"};
+  py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"}, requires_grad{"requires_grad"}, numel{"numel"};
   py::str is_conj{"is_conj"}, is_neg{"is_neg"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"};
   py::str new_empty{"new_empty"}, resize{"resize_"};
   py::str use_count{"_use_count"}, untyped_storage{"untyped_storage"}, resizable{"resizable"}, cdata{"_cdata"};
@@ -279,12 +279,14 @@ class Like {
 //
 // Python's references are counted, and those to the storage: every other view, a view's base, and every hold from C++ would be
 // one more. Memory that torch did not allocate, such as an array's, is not resizable, and may be seen by anyone. A tensor of
-// inference mode must not be written to outside it.
+// inference mode must not be written to outside it; and one that needs a gradient, of a step that differentiates under no_grad,
+// cannot be made smaller.
 inline bool sole_owner(PyObject* tensor, Py_ssize_t references, bool inference_mode) {
   if (torch->storage_use_count.is_none() || Py_TYPE(tensor) != torch->tensor) return false;
   if (Py_REFCNT(tensor) > torch->one_reference + references - 1) return false;
   if (integer_of(method(tensor, torch->use_count)) > torch->one_use) return false;
   if (!inference_mode && method(tensor, torch->is_inference).ptr() != Py_False) return false;
+  if (attribute(tensor, torch->requires_grad).ptr() != Py_False) return false;
   const py::object storage = method(tensor, torch->untyped_storage);  // a holder more, unless somebody has the same object
   if (Py_REFCNT(storage.ptr()) > torch->one_storage) return false;
   if (!answers(storage.ptr(), torch->resizable)) return false;

@@ -13,7 +13,7 @@ from .helpers import DIM, MODES, POLICIES, Head, make, make_policy, mode
 
 H = torch.randn(5, DIM)
 IDENTITY = ac.FixedSteps(2)
-NOT_TENSORS = [None, 3, 1.5, "h", object(), [], {}, [1.0], (H, None)]
+NOT_TENSORS = [3, 1.5, "h", object(), [], {}, [1.0], (H, 3)]
 
 
 def halt(step=lambda h, *_: h, policy=IDENTITY, max_steps=3, **options):
@@ -121,6 +121,12 @@ def test_state_and_inputs_that_are_no_tensors(bad, how):
             halt()(bad)
         with pytest.raises(TypeError, match=r"inputs\[1\].*expected a Tensor"):
             halt()(H, H, bad)
+
+
+@pytest.mark.parametrize("nothing", [None, (None, None), {"h": None}])
+def test_a_state_needs_a_tensor(nothing):
+    with pytest.raises(TypeError, match=r"state: expected a Tensor or a pytree of Tensors, got no tensor"):
+        halt()(nothing)
 
 
 BAD_TENSORS = [

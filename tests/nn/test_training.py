@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import pytest
@@ -185,6 +186,54 @@ def test_checkpointing(name, where, device):
         got.append((result.output, h.grad, x.grad))
     for a, b in zip(*got, strict=True):
         assert identical(a, b)
+
+
+@pytest.mark.parametrize("derived", [False, True])
+@pytest.mark.parametrize("compact", COMPACT)
+@pytest.mark.parametrize("name", POLICIES)
+def test_reentrant_checkpointing_draws_the_same_dropout(name, compact, derived, device):
+    """The forward pass without gradients has its rows where the one with them will have them; derived: no input tells of it."""
+    step, policy, h, x = make(name, 32, device=device, requires_grad=True)
+    noisy = lambda s, x: torch.nn.functional.dropout(step(s, x), 0.5)  # noqa: E731
+    halt = ac.AdaptiveHalt(noisy, policy, 5, compact=compact)
+    outputs = []
+
+    def run(h, x):
+        result = halt(h * 1, x * 1) if derived else halt(h, x)
+        outputs.append(result.output.detach().clone())
+        return result.output
+
+    torch.manual_seed(0)
+    checkpoint(run, h, x, use_reentrant=True).sum().backward()
+    assert identical(*outputs)
+
+
+def test_a_step_that_differentiates_without_gradients_outside(device):
+    """As a step of descent does, whose result then needs a gradient."""
+    x = torch.randn(8, 3, device=device)
+    n = torch.tensor([1, 5, 2, 4, 3, 6, 2, 5], device=device)
+
+    def step(y, x):
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            (g,) = torch.autograd.grad(((y - x) ** 2).sum(), y)
+            return y - 0.1 * g
+
+    want = x * (1 - 0.8 ** n[:, None])
+    for compact in COMPACT:
+        for reference in (False, True):
+            with torch.no_grad(), ac.reference_kernels() if reference else contextlib.nullcontext():
+                for policy in (ac.FixedSteps(n), AsFixed(n)):
+                    result = ac.AdaptiveHalt(step, policy, 8, compact=compact)(torch.zeros_like(x), x)
+                    torch.testing.assert_close(result.output, want)
+                    assert not result.output.requires_grad and not result.state.requires_grad
+
+
+class AsFixed(ac.FixedSteps):
+    """In Python."""
+
+    def decide(self, view):
+        return super().decide(view)
 
 
 def test_frozen_head_and_trained_step(device):
