@@ -185,7 +185,7 @@ def test_fixed_steps_for_another_batch():
 def test_nothing_runs_before_the_arguments_are_checked():
     calls = []
     model = halt(lambda h, *_: calls.append(1) or h)
-    for bad in ((H, H[:2]), (H, None), ((H, H[:1]),)):
+    for bad in ((H, H[:2]), (H, 3), ((H, H[:1]),)):
         with pytest.raises((TypeError, ValueError)):
             model(*bad)
     with pytest.raises(ValueError):
