@@ -93,6 +93,7 @@ def _route(mask: Any, branch: Callable[..., Any], tensors: tuple[Any, ...], othe
         if not tensors:
             raise TypeError("otherwise: expected a Tensor or a pytree of Tensors, got nothing")
         *tensors, otherwise = tensors  # type: ignore[assignment]
+    watch = enter("route", (tensors, otherwise), {"functionalize"}, {"vmap", *DIFFERENTIATION}, mask)
     chosen = _check_mask(mask)
     if not callable(branch):
         raise TypeError(f"branch: expected a callable, got {describe(branch)}")
@@ -108,7 +109,6 @@ def _route(mask: Any, branch: Callable[..., Any], tensors: tuple[Any, ...], othe
         leaves += some
         shapes.append((shape, classes))
 
-    watch = enter("route", [*leaves, *base], {"functionalize"}, {"vmap", *DIFFERENTIATION}, chosen)
     if watch is not None:
         branch = watch.wrap("branch", branch)
     index = compaction.kept_index(chosen)

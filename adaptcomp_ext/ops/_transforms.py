@@ -81,7 +81,7 @@ def enter(
     tensors: Sequence[Any],
     kernels: Collection[str] = (),
     reference: Collection[str] = DIFFERENTIATION,
-    decides: Tensor | None = None,
+    decides: Any = None,
 ) -> Watch | None:
     """Raise where a transform is active that the call cannot serve; to be called before work begins.
 
@@ -89,11 +89,11 @@ def enter(
     ----------
     called : str
         What the user called, for the message.
-    tensors : sequence of Tensor
-        What it was given. A call without `kernels` may also give pytrees, and anything that is no tensor in them is ignored.
+    tensors : sequence of pytree of Tensor
+        What it was given; anything else among them is ignored.
     kernels, reference : collection of str
         The transforms that the kernels serve, and those that its reference path serves, named as in this module.
-    decides : Tensor, optional
+    decides : optional
         Decides on shapes, and must not have a batch of ``vmap`` on the reference either.
 
     Returns
@@ -197,7 +197,7 @@ def apart(called: str, function: _Function) -> _Function:
 
 
 def _look(
-    called: str, tensors: Sequence[Any], kernels: Collection[str], reference: Collection[str], decides: Tensor | None
+    called: str, tensors: Sequence[Any], kernels: Collection[str], reference: Collection[str], decides: Any
 ) -> Watch | None:
     served = reference if on_reference() else kernels
     active = _active()
@@ -205,9 +205,9 @@ def _look(
         if kind not in served and kind not in ("vmap", "forward"):
             _refuse(called, kind, reference)
     if "vmap" in active:
-        if decides is not None and _is_batched(decides):
+        if isinstance(decides, Tensor) and _is_batched(decides):
             _refuse(called, "vmap", ())
-        if kernels and any(_loses_gradient(tensor) for tensor in tensors):
+        if kernels and any(isinstance(t, Tensor) and _loses_gradient(t) for t in pytree.tree_leaves(list(tensors))):
             _refuse(called, "vmap", reference)
     # These two harm only where a tensor has a batch or a tangent.
     forbidden = {"vmap", "forward"}.intersection(active).difference(served)
