@@ -132,6 +132,7 @@ class AdaptiveHalt(Checked):
     }
 
     lag: int | None = LAG  # of modules that were pickled before there was a choice
+    _searched: tuple[Any, Any, Any, list[Any]] | None = None  # for batch normalisation
 
     def __init__(
         self,
@@ -152,7 +153,6 @@ class AdaptiveHalt(Checked):
         self.compact = compact
         self.lag = lag
         self._weights: tuple[Any, int | None] | None = None
-        self._searched: tuple[Any, Any, Any, list[Any]] | None = None
         self._bounds(step)
 
     def _bounds(self, step: Any) -> tuple[int, int]:
