@@ -218,6 +218,27 @@ def test_double_backward_under_autocast() -> None:
     assert noisy.log_variance.grad.isfinite().all() and bool((noisy.log_variance.grad != 0).all())
 
 
+@pytest.mark.parametrize("per", ["weight", "unit"])
+def test_transforms_under_autocast(per: str) -> None:
+    noisy = ac.VariationalDropout(nn.Linear(3, 2), per=per)
+    parameters = {name: p.detach() for name, p in noisy.named_parameters()}
+
+    def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.func.functional_call(noisy, parameters, (x,)).float().square().sum()
+
+    x = torch.randn(4, 1, 3)
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="different")(parameters, x)
+    assert all(value.shape == (4, *parameters[name].shape) and value.isfinite().all() for name, value in each.items())
+    _, tangent = torch.func.jvp(lambda x: loss(parameters, x), (x,), (torch.ones_like(x),))
+    assert tangent.isfinite()
+    noisy(x.requires_grad_()).sum().backward()
+    with torch.autocast("cpu", torch.float16):
+        torch.utils.checkpoint.checkpoint(noisy, x, use_reentrant=False).sum().backward()
+        torch.compile(noisy, backend="aot_eager", fullgraph=True)(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in noisy.parameters())
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("per", ["weight", "unit"])
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 64), lambda: nn.Conv2d(8, 8, 3)])

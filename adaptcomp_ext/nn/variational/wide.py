@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["outside_autocast", "wide"]
 
 Function = Callable[..., Tensor]
+_interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None)  # of torch.func
 
 
 def wide(x: Tensor) -> Tensor:
@@ -23,7 +25,8 @@ def outside_autocast(function: Function, *tensors: Tensor) -> Tensor:
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return function(*tensors)
-    if torch.compiler.is_compiling():  # the compiler sees forward and backward at once
+    if torch.compiler.is_compiling() or _interpreter() is not None or forward_ad._current_level >= 0:
+        # They differentiate by their own means, to which an autograd.Function that computes again is closed.
         with torch.autocast(device, enabled=False):
             return function(*tensors)
     out: Tensor = _Outside.apply(function, *tensors)
