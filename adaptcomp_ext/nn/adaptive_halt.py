@@ -15,6 +15,7 @@ from adaptcomp_ext.nn._block import Problem, check_weighable
 from adaptcomp_ext.nn._fused import run_fused, serves
 from adaptcomp_ext.nn._fusing import fused_decision
 from adaptcomp_ext.nn._loop import run_loop
+from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_classed_tree
 from adaptcomp_ext.nn.cost_model import count_weights
@@ -286,8 +287,9 @@ class AdaptiveHalt(Checked):
         )
 
     def extra_repr(self) -> str:
-        """The bounds and the mode."""
-        return f"max_steps={self.max_steps}, min_steps={self.min_steps}, compact={self.compact!r}, lag={self.lag}"
+        """The names of plain functions, the bounds and the modes."""
+        functions = named(step=self.step, readout=self.readout)
+        return f"{functions}max_steps={self.max_steps}, min_steps={self.min_steps}, compact={self.compact!r}, lag={self.lag}"
 
 
 _is_forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", lambda: True)

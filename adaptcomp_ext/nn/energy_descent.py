@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adaptcomp_ext.nn._descent_modes import run_kernels, run_reference
 from adaptcomp_ext.nn._descent_problem import Problem, find_mixing
 from adaptcomp_ext.nn._descent_whole import run_whole, serves
+from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.result import EnergyResult
 from adaptcomp_ext.ops._backend import capturing, on_cuda, on_reference
@@ -293,9 +294,10 @@ class EnergyDescent(nn.Module):
         self._seen = (self.energy,)
 
     def extra_repr(self) -> str:
-        """The numbers and the modes."""
+        """A plain function's name, the numbers and the modes."""
         size = tuple(self.step_size.shape) if isinstance(self.step_size, Tensor) else self.step_size
-        return f"step_size={size}, max_steps={self.max_steps}, tol={self.tol}, stop={self.stop!r}, gradient={self.gradient!r}"
+        size = f"{named(energy=self.energy)}step_size={size}"
+        return f"{size}, max_steps={self.max_steps}, tol={self.tol}, stop={self.stop!r}, gradient={self.gradient!r}"
 
 
 def _outside_inference(tensor: Tensor) -> Tensor:

@@ -11,57 +11,97 @@ from torch import Tensor
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._fields import documented
 from adaptcomp_ext.ops._plain import check_memory, is_dense, kinds_of, plain
 from adaptcomp_ext.ops.halting import Fused
 
 
+@documented
 class Run(NamedTuple):
-    """What is known before the first step."""
+    """What is known before the first step.
+
+    Attributes
+    ----------
+    batch : int
+        B, the number of rows.
+    device : torch.device
+        Where all tensors of the run are.
+    min_steps : int
+        No row halts before this step.
+    max_steps : int
+        Every row ends at this step.
+    sample_ids : Tensor or None
+        int64 [B]: the key of each row's random numbers; None: its position in the batch.
+    scalar : torch.dtype
+        The dtype of weights, costs and log-probabilities: float32, or float64 in a float64 model.
+    """
 
     batch: int
     device: torch.device
     min_steps: int
     max_steps: int
     sample_ids: Tensor | None
-    """int64 [B]: the key of each row's random numbers; None: its position in the batch."""
     scalar: torch.dtype
-    """The dtype of weights, costs and log-probabilities: float32, or float64 in a float64 model."""
 
 
 @dataclass(slots=True)
 class View:
-    """What a policy sees at one step. The block holds n rows; rows whose ``row`` is -1 are padding, and may be ignored."""
+    """What a policy sees at one step. The block holds n rows; rows whose ``row`` is -1 are padding, and may be ignored.
+
+    Attributes
+    ----------
+    run : Run
+        What was known before the first step.
+    step : int
+        The step that has just run, from 1.
+    state : pytree of Tensor
+        [n, ...] each: after the step.
+    previous : pytree of Tensor
+        [n, ...] each: before the step, the same rows in the same order. A step that overwrites its own output overwrites this
+        too.
+    readout : Tensor
+        [n, ...]: what ``readout`` made of the state after the step.
+    row : Tensor
+        int64 [n]: the batch row of each row of the block, from 0.
+    carry : tuple of Tensor
+        [n, ...] each: what the policy remembered of these rows.
+    """
 
     run: Run
     step: int
-    """From 1."""
     state: Any
-    """After the step: tensors [n, ...]."""
     previous: Any
-    """Before the step, the same rows in the same order. A step that overwrites its own output overwrites this too."""
     readout: Tensor
-    """[n, ...]."""
     row: Tensor
-    """int64 [n]: the batch row of each row of the block."""
     carry: tuple[Tensor, ...]
-    """What the policy remembered of these rows: [n, ...] each."""
 
 
+@documented
 class Decision(NamedTuple):
-    """What a policy says of each row of the block."""
+    """What a policy says of each row of the block.
+
+    Attributes
+    ----------
+    halt : Tensor
+        bool [n]. Heeded from `min_steps` on; at `max_steps` every row ends anyway.
+    weight : Tensor or None
+        [n], for weighted policies: the weight of this step's readout in the output.
+    cost : Tensor or None
+        [n]: added to the row's ponder cost. None at every step: the cost is the number of steps.
+    log_prob : Tensor or None
+        [n], in nats: added to the row's log-probability.
+    carry : tuple of Tensor
+        [n, ...] each: handed back at the next step, for the rows that go on. Same number and dtypes at every step.
+    logits : Tensor or None
+        [n]: what the decision was computed from. A row where it is NaN or +inf ends ``NONFINITE``.
+    """
 
     halt: Tensor
-    """bool [n]. Heeded from `min_steps` on; at `max_steps` every row ends anyway."""
     weight: Tensor | None = None
-    """[n], for weighted policies: the weight of this step's readout in the output."""
     cost: Tensor | None = None
-    """[n]: added to the row's ponder cost. None at every step: the cost is the number of steps."""
     log_prob: Tensor | None = None
-    """[n]: added to the row's log-probability."""
     carry: tuple[Tensor, ...] = ()
-    """[n, ...] each: handed back at the next step, for the rows that go on. Same number and dtypes at every step."""
     logits: Tensor | None = None
-    """[n]: what the decision was computed from. A row where it is NaN or +inf ends ``NONFINITE``."""
 
 
 class Policy(Checked):

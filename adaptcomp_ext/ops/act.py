@@ -10,12 +10,26 @@ from torch import Tensor
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
+from adaptcomp_ext.ops._fields import documented
 from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradients, enter, without_address
 
 
+@documented
 class ActStep(NamedTuple):
-    """What one step of ACT says of each row; the fields are [rows]."""
+    """What one step of ACT says of each row.
+
+    Attributes
+    ----------
+    weight : Tensor
+        [rows]: hₙ, or the remainder R at the last step.
+    accumulated : Tensor
+        [rows]: h₁ + … + hₙ.
+    cost : Tensor
+        [rows], in steps: N + R at the last step, zero before.
+    halt : Tensor
+        bool [rows]: whether the threshold is reached.
+    """
 
     weight: Tensor
     accumulated: Tensor

@@ -11,13 +11,23 @@ from torch import Tensor
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import compute_dtype, contiguous, on_reference, place, row_size
+from adaptcomp_ext.ops._fields import documented
 from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradients, enter, without_address
 from adaptcomp_ext.reference import DescentRule
 
 
+@documented
 class DescentUpdate(NamedTuple):
-    """Where a step of descent leads, and with which velocity; [rows, ...] each."""
+    """Where a step of descent leads, and with which velocity.
+
+    Attributes
+    ----------
+    point : Tensor
+        [rows, ...]: the next point, in the dtype of the points.
+    velocity : Tensor
+        [rows, ...]: what the step size was multiplied with, float32 or float64.
+    """
 
     point: Tensor
     velocity: Tensor

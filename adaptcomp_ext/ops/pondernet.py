@@ -10,12 +10,26 @@ from torch import Tensor
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
+from adaptcomp_ext.ops._fields import documented
 from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradients, enter, without_address
 
 
+@documented
 class PonderNetStep(NamedTuple):
-    """What one step of PonderNet says of each row; the fields are [rows]."""
+    """What one step of PonderNet says of each row.
+
+    Attributes
+    ----------
+    weight : Tensor
+        [rows]: pₙ, the probability of halting at this step.
+    log_survival : Tensor
+        [rows], in nats: log Qₙ, of going on after it.
+    cost : Tensor
+        [rows], in nats: this step's term of KL(p ‖ prior).
+    halt : Tensor
+        bool [rows]: whether it is the row's last step.
+    """
 
     weight: Tensor
     log_survival: Tensor

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn.policy import Decision, Policy, Run, View, check_head, head_logits
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_fraction
@@ -65,5 +66,5 @@ class ACT(Policy):
         return halting.Fused(halting.ACT, threshold=self.threshold, carried=True, has_cost=True, head=self.head)
 
     def extra_repr(self) -> str:
-        """The threshold."""
-        return f"threshold={self.threshold}"
+        """A plain function's name, and the threshold."""
+        return f"{named(head=self.head)}threshold={self.threshold}"

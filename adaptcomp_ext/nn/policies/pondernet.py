@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn.policy import Decision, Policy, Run, View, check_head, head_logits
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_fraction, check_int
@@ -124,5 +125,5 @@ class PonderNet(Policy):
         return halting.Fused(halting.PONDER_SAMPLE, parameter=self.seed, head=self.head)
 
     def extra_repr(self) -> str:
-        """Prior, truncation and seed."""
-        return f"prior={self.prior!r}, epsilon={self.epsilon}, seed={self.seed}"
+        """A plain function's name, prior, truncation and seed."""
+        return f"{named(head=self.head)}prior={self.prior!r}, epsilon={self.epsilon}, seed={self.seed}"
