@@ -98,6 +98,10 @@ assert ac.__file__.startswith(sys.argv[1]), f"not the package of {sys.argv[1]}"
 assert info["cuda"], "adaptcomp_ext was built without CUDA"
 PY
   stage "import" package.log "$python" "$work/check_package.py" "$site" || return 1
+  if ! diff -rq -x __pycache__ -x '*.so' -x '*.pyd' "$repo/adaptcomp_ext" "$site/adaptcomp_ext" >>"$out/package.log"; then
+    failed=1
+    say "FAILED  the package in $site was made from another state of the sources than these tests: package.log"
+  fi
   device=$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")')
   if [ -n "$device" ]; then
     say "device  $device"
@@ -153,16 +157,16 @@ run_sanitizers() {
     (
       out=$work/$tool
       mkdir -p "$out"
-      stage "$tool" log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --target-processes all \
+      stage "$tool" sanitize.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --target-processes all \
         --error-exitcode 86 "${pytest[@]}" -x -m "sanitizer and cuda" >/dev/null
     ) &
   done
   wait
   for tool in "$@"; do
-    cat "$work/$tool/log" >>"$out/sanitize.log"
+    cat "$work/$tool/sanitize.log" >>"$out/sanitize.log"
     tee -a "$out/summary.txt" <"$work/$tool/summary.txt"
     grep -q ^FAILED "$work/$tool/summary.txt" && failed=1
-    if [ -n "$device" ] && ! grep -qE '[0-9]+ passed' "$work/$tool/log"; then
+    if [ -n "$device" ] && ! grep -qE '[0-9]+ passed' "$work/$tool/sanitize.log"; then
       failed=1
       say "FAILED  $tool: no test ran"
     fi
