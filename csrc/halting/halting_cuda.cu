@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 4) halt_step_kernel(const __grid_con
       if (!separate_readout && a.n_leaves > 0 && a.leaves[0].row_elements == n && a.leaves[0].dtype == a.readout.dtype) first = 1;
     }
     for (int64_t l = first; l < a.n_leaves; ++l) {
-      if (separate_readout && l == a.read_leaf) continue;  // tested as the readout that it is
+      if (separate_readout && l >= 0 && l == a.read_leaf) continue;  // tested as the readout that it is
       const Leaf& leaf = l < 0 ? a.readout : a.leaves[l];
       device_dispatch(leaf.dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
