@@ -238,6 +238,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("halt_backward", &halt_backward);
   m.def("descent_update", &descent_update);
   m.def("descent_normals", &descent_normals);
+  m.def("mlp_context", &mlp_context);
   m.def("mlp_descent", &mlp_descent);
   m.def("mlp_descent_backward", &mlp_descent_backward);
   m.def("mlp_descent_scratch", &mlp_descent_scratch);

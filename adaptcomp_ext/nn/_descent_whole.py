@@ -16,7 +16,7 @@ from adaptcomp_ext.nn._descent_problem import Problem
 from adaptcomp_ext.nn._descent_seen import Seen
 from adaptcomp_ext.nn.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
-from adaptcomp_ext.ops._backend import compute_dtype
+from adaptcomp_ext.ops._backend import compute_dtype, contiguous
 from adaptcomp_ext.ops._whole_descent import ClosedForm, Descended, fits, whole_descent, whole_descent_backward
 from adaptcomp_ext.ops.descent import normals
 from adaptcomp_ext.reference import DescentRule
@@ -38,14 +38,14 @@ def run_whole(problem: Problem) -> EnergyResult | None:
     wide = compute_dtype(y0.dtype)
     if torch.is_autocast_enabled(y0.device.type):  # which would round what is computed for the kernels
         with torch.autocast(y0.device.type, enabled=False):
-            form = energy.closed_form(y0, *problem.context, dtype=wide)
+            form = energy.closed_form(y0, *problem.context, dtype=wide, kernels=True)
     else:
-        form = energy.closed_form(y0, *problem.context, dtype=wide)
+        form = energy.closed_form(y0, *problem.context, dtype=wide, kernels=True)
     if problem.watch is not None:
         problem.watch("energy", form.tensors)
-    tensors = tuple([t if t is None or t.is_contiguous() else t.contiguous() for t in form.tensors])
+    tensors = form.tensors
     start = y0 if y0.dtype == wide else y0.to(wide)
-    start = start if start.is_contiguous() else start.contiguous()
+    start = contiguous("y0", start)
     step_size = _number(problem.step_size, start)
     sigma = _number(problem.sigma, start) if problem.rule.noisy else None
     inputs = [start, step_size, sigma, *tensors]

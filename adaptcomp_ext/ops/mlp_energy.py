@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from adaptcomp_ext import reference
+from adaptcomp_ext import _C, reference
+from adaptcomp_ext.ops._backend import contiguous, place
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 
 # The codes of csrc/mlp_energy/rows.h.
@@ -28,3 +31,45 @@ def mlp_closed_form(
 
     sizes = (weight1.shape[0], 0 if weight2 is None else weight2.shape[0], ACTIVATION_CODES[activation])
     return ClosedForm("mlp", (weight1, context, weight2, bias2, out, out_bias), sizes, (ridge,), function, rows_at=1)
+
+
+def context_part(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W' + b, of plain contiguous tensors of one dtype, float32 or float64.
+
+    A row has the same bits alone and in any batch, and so has its gradient. A matrix product of torch rounds a row by the number
+    of rows that come with it.
+    """
+    tensors = (x, weight, bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        out: Tensor = _Product.apply(False, *tensors)
+        return out
+    return _product(False, x, weight, bias)
+
+
+def _product(transposed: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W' + b; `transposed`: x W."""
+    rows, columns = weight.shape
+    inner, columns, strides = (rows, columns, (columns, 1)) if transposed else (columns, rows, (1, columns))
+    out = x.new_empty((x.shape[0], columns))
+    wide = x.dtype == torch.float64
+    _C.mlp_context([x.shape[0], inner, columns, wide, x, weight, *strides, bias, out, *place(x.device)])
+    return out
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, transposed: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.transposed = transposed
+        ctx.save_for_backward(x, weight)
+        return _product(transposed, x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        (x, weight), (_, of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        g_x = g_weight = None
+        if of_x:
+            product = _Product.apply if torch.is_grad_enabled() else _product
+            g_x = product(not ctx.transposed, contiguous("gradient", g), weight, None)
+        if of_weight:  # a sum over rows: of no row in particular
+            g_weight = x.mT @ g if ctx.transposed else g.mT @ x
+        return None, g_x, g_weight, g.sum(dim=0) if of_bias else None

@@ -13,12 +13,11 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
 from adaptcomp_ext import _C
+from adaptcomp_ext.ops.mlp_energy import _Product
 
 from .closed_forms import KINDS, OPTIONS, SHORT, contexts, energy, points, step_sizes
 
 WIDE = dict(dim=17, width=35, context=6)
-# The context's part of a network is a matrix product of the BLAS, which may round a row differently in other batches.
-ALONE = dict(dim=17, width=35, context=0)
 SIZES = [dict(dim=1, width=1, context=1), dict(dim=5, width=9, context=3), dict(dim=16, width=32, context=4), WIDE]
 
 
@@ -167,12 +166,12 @@ def test_every_instruction_set(instruction_set, kind, dtype):
 
 @pytest.mark.parametrize("kind", ["mlp-softplus", "deep-gelu", "hopfield"])
 def test_rows_alone_in_every_instruction_set(instruction_set, kind):
-    module = energy(kind, dtype=torch.float32, **ALONE)
+    module = energy(kind, dtype=torch.float32, **WIDE)
     descend = ac.EnergyDescent(module, 0.2, max_steps=9, tol=1e-2)
-    y0 = points(13, ALONE["dim"], torch.float32)
-    whole = descend(y0)
+    given = [points(13, WIDE["dim"], torch.float32), *contexts(kind, 13, WIDE["dim"], WIDE["context"], torch.float32)]
+    whole = descend(*given)
     for row in (0, 6, 12):
-        assert_bitwise(descend(y0[row : row + 1]).y, whole.y[row : row + 1])
+        assert_bitwise(descend(*(t[row : row + 1] for t in given)).y, whole.y[row : row + 1])
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 2), "stepwise", "detached"], ids=str)
@@ -243,12 +242,12 @@ def test_gradient_of_sigma_and_of_a_shared_step_size():
 @pytest.mark.parametrize("option", ["energy", "all", "backtracking"])
 def test_a_row_is_bitwise_the_same_alone_and_in_any_order(device, kind, option, dtype):
     rows = 45  # two tiles and a half
-    module = energy(kind, dtype=dtype, device=device, **ALONE)
+    module = energy(kind, dtype=dtype, device=device, **WIDE)
     options = dict(OPTIONS[option])
     alpha = step_sizes(rows, options.pop("step_size"), dtype, device)
     descend = ac.EnergyDescent(module, **options)
-    y0 = points(rows, ALONE["dim"], dtype, device)
-    context = contexts(kind, rows, ALONE["dim"], ALONE["context"], dtype, device)
+    y0 = points(rows, WIDE["dim"], dtype, device)
+    context = contexts(kind, rows, WIDE["dim"], WIDE["context"], dtype, device)
     ids = torch.arange(rows, device=device)
     with torch.no_grad():
         whole = descend(y0, *context, step_size=alpha, sample_ids=ids)
@@ -267,25 +266,65 @@ def test_a_row_is_bitwise_the_same_alone_and_in_any_order(device, kind, option, 
 @pytest.mark.parametrize("kind", ["mlp-gelu", "deep-tanh", "hopfield", "linear rows"])
 def test_the_rows_gradients_do_not_depend_on_their_neighbours(device, kind):
     rows = 37
-    module = energy(kind, dtype=torch.float32, device=device, **ALONE)
+    module = energy(kind, dtype=torch.float32, device=device, **WIDE)
     descend = ac.EnergyDescent(module, step_size=0.2, max_steps=12, tol=1e-2)
-    context = contexts(kind, rows, ALONE["dim"], ALONE["context"], torch.float32, device)
-    weight = values((rows, ALONE["dim"]), device=device, seed=4)
+    context = contexts(kind, rows, WIDE["dim"], WIDE["context"], torch.float32, device)
+    weight = values((rows, WIDE["dim"]), device=device, seed=4)
 
-    def gradient(select):
-        y0 = points(rows, ALONE["dim"], torch.float32, device)[select].requires_grad_()
-        result = descend(y0, *(c[select] for c in context))
-        return torch.autograd.grad((result.y * weight[select]).sum(), y0)[0]
+    def gradients(select):
+        tensors = [t[select].requires_grad_() for t in (points(rows, WIDE["dim"], torch.float32, device), *context)]
+        return torch.autograd.grad((descend(*tensors).y * weight[select]).sum(), tensors)
 
-    together = gradient(slice(None))
+    together = gradients(slice(None))
     for row in (0, 20, 36):
-        assert_bitwise(gradient(slice(row, row + 1)), together[row : row + 1])
+        for alone, of_all in zip(gradients(slice(row, row + 1)), together, strict=True):
+            assert_bitwise(alone, of_all[row : row + 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_context_counts_row_by_row(instruction_set, threads, n_threads, dtype):
+    """Batches of every size, in which a row has other neighbours and another place; forward and backward."""
+    threads(n_threads)
+    dim, inner, width = 5, 61, 37
+    module = energy("mlp-silu", dim, width, inner, dtype=dtype)
+    descend = ac.EnergyDescent(module, step_size=0.1, max_steps=3, tol=0.0)
+    y0, (x,) = points(70, dim, dtype), contexts("mlp-silu", 70, dim, inner, dtype)
+    weight = values((70, dim), dtype, seed=4)
+
+    def run(select):
+        tensors = [y0[select].requires_grad_(), x[select].requires_grad_()]
+        result = descend(*tensors)
+        return [result.y, result.energy, *torch.autograd.grad((result.y * weight[select]).sum(), tensors)]
+
+    together = run(torch.arange(70))
+    for rows in range(1, 71, 1 if dtype == torch.float32 else 7):
+        select = torch.randperm(70, generator=generator(rows))[:rows]
+        for some, every in zip(run(select), together, strict=True):
+            assert_bitwise(some, every[select])
+    many = torch.arange(70).repeat(40)  # shared out among the threads
+    for some, every in zip(run(many), together, strict=True):
+        assert_bitwise(some, every[many])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_product_with_a_context(instruction_set, device, poison, transposed):
+    for rows, inner, columns in ((1, 1, 1), (17, 5, 9), (3, 64, 33), (40, 7, 128), (0, 3, 2)):
+        x = values((rows, inner), torch.float64, device).requires_grad_()
+        shape = (inner, columns) if transposed else (columns, inner)
+        weight = values(shape, torch.float64, device, 1).requires_grad_()
+        bias = values((columns,), torch.float64, device, 2).requires_grad_()
+        got = _Product.apply(transposed, x, weight, bias)
+        torch.testing.assert_close(got, x @ (weight if transposed else weight.T) + bias)
+    tensors = [values(s, torch.float64, device, i).requires_grad_() for i, s in enumerate(((3, 4), (4, 4), (4,)))]
+    assert gradcheck(lambda *t: _Product.apply(transposed, *t), tensors)
+    assert gradgradcheck(lambda *t: _Product.apply(transposed, *t), tensors)
 
 
 @pytest.mark.parametrize("kind", SHORT)
 def test_threads_change_no_row(threads, kind):
-    module = energy(kind, dtype=torch.float32, dim=32, width=64, context=0)
-    y0, context = points(300, 32, torch.float32), contexts(kind, 300, 32, 0, torch.float32)
+    module = energy(kind, dtype=torch.float32, dim=32, width=64, context=24)
+    y0, context = points(300, 32, torch.float32), contexts(kind, 300, 32, 24, torch.float32)
     descend = ac.EnergyDescent(module, step_size=0.2, max_steps=200, tol=1e-3)
     results = []
     for n in (1, 2, 3):

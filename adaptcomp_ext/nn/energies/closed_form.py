@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from adaptcomp_ext.ops._backend import DTYPE_CODES
+from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 
@@ -19,8 +19,12 @@ class ClosedFormEnergy(nn.Module, ABC):
     """
 
     @abstractmethod
-    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
-        """The energy of rows like `y` as its kernels take it, in a dtype. What does not depend on y is computed here."""
+    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
+        """The energy of rows like `y` as its kernels take it, in a dtype. What does not depend on y is computed here.
+
+        With `kernels` they are about to read the tensors, which are plain and contiguous then, and whatever is computed for a row
+        has bits that depend on that row alone.
+        """
 
     def forward(self, y: Tensor, *context: Tensor) -> Tensor:
         """Energies [n] of points [n, dim_y], float32 (float64 for float64 points).
@@ -55,16 +59,28 @@ def check_points(y: object, dim: int, name: str, like: object) -> Tensor:
     return y
 
 
-def check_own(name: str, tensor: object, shape: tuple[int, ...], y: Tensor) -> Tensor:
+def check_own(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kernels: bool) -> Tensor:
     """Require one of the energy's own tensors to fit points `y`: anything may have been assigned since it was made."""
-    tensor = check_given(name, tensor, shape, y)
+    kind = type(tensor)
+    if (
+        (kind is nn.Parameter or kind is Tensor)
+        and isinstance(tensor, Tensor)
+        and tensor.is_cpu
+        and y.is_cpu
+        and tensor.dtype in DTYPE_CODES
+        and tensor.shape == shape
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    ):
+        return tensor  # the same in less time: this runs at every call
+    tensor = check_given(name, tensor, shape, y, kernels)
     if tensor.dtype not in DTYPE_CODES:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
     return tensor
 
 
-def check_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor) -> Tensor:
-    """Require a dense tensor of a shape on the device of points `y`."""
+def check_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kernels: bool) -> Tensor:
+    """Require a dense tensor of a shape on the device of points `y`; plain and contiguous for `kernels`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {describe(tensor)}")
     if tensor.device != y.device:
@@ -73,7 +89,7 @@ def check_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor) ->
         raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
     if tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-    return tensor
+    return contiguous(name, tensor) if kernels else tensor
 
 
 def check_matrix(name: str, tensor: object) -> tuple[int, int]:

@@ -66,14 +66,14 @@ class HopfieldEnergy(ClosedFormEnergy):
             number = check_number("beta", beta, 0, math.inf, ends="()")
             self.register_buffer("beta", torch.tensor(number, dtype=patterns.dtype, device=patterns.device))
 
-    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
+    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
         """The kernels' form."""
         size = check_matrix("patterns", self.patterns)
         check_points(y, size[1], "patterns", self.patterns)
         check_number_of_contexts(context, 0)
-        check_own("patterns", self.patterns, size, y)
-        check_own("beta", self.beta, (1,) if isinstance(self.beta, Tensor) and self.beta.dim() == 1 else (), y)
-        return hopfield_closed_form(converted(self.patterns, dtype), converted(self.beta, dtype))
+        patterns = check_own("patterns", self.patterns, size, y, kernels)
+        beta = check_own("beta", self.beta, (1,) if isinstance(self.beta, Tensor) and self.beta.dim() == 1 else (), y, kernels)
+        return hopfield_closed_form(converted(patterns, dtype), converted(beta, dtype))
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -19,7 +19,7 @@ from adaptcomp_ext.nn.energies.closed_form import (
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 from adaptcomp_ext.ops.descent import check_number
-from adaptcomp_ext.ops.mlp_energy import mlp_closed_form
+from adaptcomp_ext.ops.mlp_energy import context_part, mlp_closed_form
 from adaptcomp_ext.reference.mlp_energy import ACTIVATIONS
 
 
@@ -56,6 +56,10 @@ class MLPEnergy(ClosedFormEnergy):
     ``weight_y`` [hidden₁, dim_y], ``weight_x`` [hidden₁, dim_context], ``bias1`` [hidden₁], ``weight2`` [hidden₂, hidden₁],
     ``bias2`` [hidden₂], ``out`` w, ``out_bias`` [1], of which those that do not occur are None. They start like those of
     `torch.nn.Linear`.
+
+    In a whole descent a row has the same bits alone and in any batch, its context's part included, and so have the gradients that
+    ``result.y`` passes to it. As a plain function the network is computed by torch, which rounds a row by the number of rows that
+    come with it, and so are the gradients that ``result.energy`` passes back.
 
     In a whole descent half-width parameters and points are computed with in float32, and rounded once, at the end.
 
@@ -111,27 +115,29 @@ class MLPEnergy(ClosedFormEnergy):
                 if parameter is not None:
                     nn.init.uniform_(parameter, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
 
-    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
+    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
         """The kernels' form, with W_x x + b₁ computed."""
         check_points(y, self.dim_y, "weight_y", self.weight_y)
         check_number_of_contexts(context, 1 if self.dim_context else 0)
-        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        if self.activation not in ACTIVATIONS:
+            check_choice("activation", self.activation, tuple(ACTIVATIONS))
         ridge = check_number("ridge", self.ridge, 0, math.inf)
         first, last = self.hidden[0], self.hidden[-1]
-        weight_y = converted(check_own("weight_y", self.weight_y, (first, self.dim_y), y), dtype)
-        context_part = converted(check_own("bias1", self.bias1, (first,), y), dtype)
+        weight_y = converted(check_own("weight_y", self.weight_y, (first, self.dim_y), y, kernels), dtype)
+        first_part = converted(check_own("bias1", self.bias1, (first,), y, kernels), dtype)
         if self.dim_context:
             (x,) = context
-            check_given("context", x, (y.shape[0], self.dim_context), y)
-            weight_x = check_own("weight_x", self.weight_x, (first, self.dim_context), y)
-            context_part = F.linear(converted(x, dtype), converted(weight_x, dtype), context_part)
+            x = check_given("context", x, (y.shape[0], self.dim_context), y, kernels)
+            weight_x = check_own("weight_x", self.weight_x, (first, self.dim_context), y, kernels)
+            product = context_part if kernels else F.linear
+            first_part = product(converted(x, dtype), converted(weight_x, dtype), first_part)
         weight2 = bias2 = None
         if len(self.hidden) == 2:
-            weight2 = converted(check_own("weight2", self.weight2, (last, first), y), dtype)
-            bias2 = converted(check_own("bias2", self.bias2, (last,), y), dtype)
-        out = converted(check_own("out", self.out, (last,), y), dtype)
-        out_bias = converted(check_own("out_bias", self.out_bias, (1,), y), dtype)
-        return mlp_closed_form(weight_y, context_part, weight2, bias2, out, out_bias, self.activation, ridge)
+            weight2 = converted(check_own("weight2", self.weight2, (last, first), y, kernels), dtype)
+            bias2 = converted(check_own("bias2", self.bias2, (last,), y, kernels), dtype)
+        out = converted(check_own("out", self.out, (last,), y, kernels), dtype)
+        out_bias = converted(check_own("out_bias", self.out_bias, (1,), y, kernels), dtype)
+        return mlp_closed_form(weight_y, first_part, weight2, bias2, out, out_bias, self.activation, ridge)
 
     def extra_repr(self) -> str:
         """The sizes."""

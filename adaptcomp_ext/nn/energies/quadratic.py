@@ -60,14 +60,17 @@ class QuadraticEnergy(ClosedFormEnergy):
             else:
                 self.register_buffer(name, tensor)
 
-    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype) -> ClosedForm:
+    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
         """The kernels' form."""
         dim, _ = check_matrix("A", self.A)
         check_points(y, dim, "A", self.A)
         check_number_of_contexts(context, 0 if self.b is not None else 1)
-        check_own("A", self.A, (dim, dim), y)
-        b = check_given("context", context[0], tuple(y.shape), y) if self.b is None else check_own("b", self.b, (dim,), y)
-        return quadratic_closed_form(converted(self.A, dtype), converted(b, dtype))
+        matrix = check_own("A", self.A, (dim, dim), y, kernels)
+        if self.b is None:
+            b = check_given("context", context[0], tuple(y.shape), y, kernels)
+        else:
+            b = check_own("b", self.b, (dim,), y, kernels)
+        return quadratic_closed_form(converted(matrix, dtype), converted(b, dtype))
 
     def extra_repr(self) -> str:
         """The size."""
