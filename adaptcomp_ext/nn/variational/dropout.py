@@ -96,6 +96,8 @@ class VariationalDropout(nn.Module):
     Add ``layer.kl() / N`` to a mean loss, N being the size of the training set; warm it up, or the network is pruned before it
     has learned. log α moves by whole nats, so its parameter wants a larger learning rate than weights (ten times is usual).
 
+    A row of a linear layer is a vector of units: in [B, T, C] each of B·T has draws of its own.
+
     Units lie in the last dimension of what a layer returns; before the positions for convolutions, transposed convolutions,
     pools and instance normalisation, batched or not; in dimension 1 for batch and group normalisation.
 
