@@ -102,17 +102,17 @@ class Padded(Packing):
             spent=None if act is None else act.before,
         )
         rows = row.shape[0]
-        if self._active is not None and step.step == step.max_steps:
-            running, ended, packs = 0, True, False
-        elif self._active is not None:
+        if self._active is not None:
             running = self._active.bound()
             if rows > 0 and self._active.none_ran():
                 # The host learns late that nothing runs, and steps once more on rows that mean nothing: not for the gradient.
                 return halting.EndedAndPacked(row, 0, leaves, carried)
+            if step.step == step.max_steps:
+                running = 0
             size = rows if self._stay else min(rows, bucket(running))
             # The host may not know yet that a row has ended; before min_steps none does but those that are not finite.
             fewer = running < self._running
-            ended = fewer or not self._active.exact
+            ended = fewer or not self._active.exact or rows == 0
             halted = fewer or (ended and step.step >= step.min_steps)
             packs = running > 0 and (size < rows or (self._differentiable and halted))
         else:

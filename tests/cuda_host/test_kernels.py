@@ -16,6 +16,7 @@ OPS = ["act", "confidence", "pondernet", "route"]
 SELECTIONS = {
     "ops": ({"order": "random"}, [*(f"tests/ops/test_{name}.py" for name in OPS), "-k", "not cuda"]),
     "whole descents": ({"order": "together"}, ["tests/nn/test_closed_forms.py"]),
+    "late counts": ({"order": "up"}, ["tests/nn/test_lag.py", "-k", "not cuda"]),
     "halting loop": ({"order": "down", "late": 1}, ["tests/nn/test_random_programs.py", "-k", "not cuda"]),
 }
 

@@ -9,7 +9,6 @@ import torch
 from helpers import SYNCHRONISED
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.nn._active import bucket
 
 from .helpers import COMPACT, DIM, POLICIES, TOLERANCE, check, dense, identical, leaves, make, mode, tree_arguments
 
@@ -104,46 +103,6 @@ def test_a_trace_makes_the_host_wait_once_at_the_end(cuda):
             halt(h, x)
         counts.append(watch.count)
     assert counts[0] == counts[1] <= 5
-
-
-LAGS = [2, 1, 3, 10**6, None]  # a million: the host learns nothing
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("compact", COMPACT)
-@pytest.mark.parametrize("how", ["grad", "no_grad"])
-@pytest.mark.parametrize("name", POLICIES)
-def test_how_stale_the_count_is_changes_no_bit(name, how, compact, cuda):
-    results = []
-    for lag in LAGS:
-        step, policy, h, x = make(name, 300, device=cuda, requires_grad=how == "grad")
-        with mode(how):
-            result = ac.AdaptiveHalt(step, policy, 8, compact=compact, lag=lag)(h, x)
-        if how == "grad":
-            (result.output**2).sum().backward()
-        results.append([*leaves(result), *([h.grad, x.grad] if how == "grad" else [])])
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert (a is None and b is None) or identical(a.cpu(), b.cpu())
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("lag", [1, 2, 3])
-@pytest.mark.parametrize("how", ["grad", "no_grad"])
-def test_blocks_shrink_to_the_bucket_of_the_count_that_the_lag_allows(how, lag, cuda):
-    sizes = []
-
-    def step(h):
-        sizes.append(h.shape[0])
-        return h + 1
-
-    n = torch.arange(1000, device=cuda) % 10 + 1
-    with mode(how):
-        result = ac.AdaptiveHalt(step, ac.FixedSteps(n), 12, compact=True, lag=lag)(torch.zeros(1000, 4, device=cuda))
-    assert torch.equal(result.steps, n)
-    # One step more for each by which the host is late; then it knows that no row is left.
-    running = [1000] * (lag - 1) + [1000 - 100 * k for k in range(10)]
-    assert sizes == [1000] + [min(1000, bucket(count)) for count in running[1:]]
 
 
 @pytest.mark.cuda
@@ -248,46 +207,3 @@ def test_tensors_on_two_devices_are_refused(cuda):
         ac.AdaptiveHalt(lambda h: h, ac.ACT(lambda h: h[:, 0].cpu()), 3)(h)
     with pytest.raises(ValueError, match="n: expected a tensor on cuda"):
         ac.AdaptiveHalt(lambda h: h, ac.FixedSteps(torch.ones(4, dtype=torch.int64)), 3)(h)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("how", ["grad", "no_grad"])
-def test_padding_rows_hold_only_values_that_running_rows_have(how, cuda):
-    """Blocks are larger than what runs: the rows behind are copies, so a step sees nothing that could make it diverge."""
-    seen = []
-
-    def step(h):
-        seen.append(h.detach().clone())
-        return h + 1
-
-    start = torch.arange(100, device=cuda, dtype=torch.float32)[:, None] * 1000
-    n = torch.where(torch.arange(100, device=cuda) < 95, 1, 4)
-    with mode(how):
-        ac.AdaptiveHalt(step, ac.FixedSteps(n), 4, compact=True, lag=1)(start)
-    running = {95000, 96000, 97000, 98000, 99000}
-    for k, block in enumerate(seen[1:], 1):
-        assert {int(v) - k for v in block[:, 0].tolist()} == running
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("lag", LAGS)
-def test_a_step_that_no_row_is_left_for_takes_no_part_in_the_gradient(lag, cuda):
-    """The host learns late that all rows have ended, and steps meanwhile on rows of zeros, where a root has no derivative."""
-    h = torch.full((40, 3), 4.0, device=cuda, requires_grad=True)
-    a = torch.ones((), device=cuda, requires_grad=True)
-    result = ac.AdaptiveHalt(lambda h: (h * a).sqrt() + 1, ac.FixedSteps(2), 9, lag=lag)(h)
-    result.output.sum().backward()
-    assert bool(h.grad.isfinite().all())
-    if lag in (1, 2):
-        assert bool(a.grad.isfinite())
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("compact", COMPACT)
-def test_gradients_past_a_divergence_stay_finite(compact, cuda):
-    h = torch.full((64, 1), 2.0, device=cuda, requires_grad=True)
-    a = torch.ones((), device=cuda, requires_grad=True)
-    x = torch.where(torch.arange(64, device=cuda)[:, None] < 32, 10.0, 1.0)
-    n = torch.where(torch.arange(64, device=cuda) < 32, 2, 9)
-    ac.AdaptiveHalt(lambda h, x: (h * a) ** x, ac.FixedSteps(n), 9, compact=compact)(h, x).output[32:].sum().backward()
-    assert bool(a.grad.isfinite()) and bool(h.grad.isfinite().all())
