@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adaptcomp_ext.experiments.style import save
+
 from .grid import REQUIRED_SIZES
 from .report import LABELS
 
@@ -65,5 +67,5 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_label() in LABELS.values()}
     figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=len(lines), fontsize="small")
     figure.suptitle("GRU cell, M = 16, inference: what halting costs beyond the rows that run", fontsize="medium")
-    figure.savefig(path, dpi=150)
+    save(figure, path, 150, bool(report.get("quick")))
     return True

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from . import figure, machine
 from .compiling import CompileCache
@@ -19,6 +20,7 @@ from .cores import CORES
 from .cuda import bandwidth_rows, sync_rows
 from .files import write
 from .grid import GRIDS, estimate_seconds, machine_flops, select
+from .markdown import QUICK
 from .measure import Model, measure
 from .memory import memory_rows
 from .problem import Config, make_model
@@ -55,6 +57,7 @@ def run(
     resume: bool = False,
     seed: int = 0,
     progress: bool = True,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """Run configurations and write the report: `bench_halting` with the grid as an argument.
 
@@ -76,6 +79,8 @@ def run(
         "benchmark": "halting",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **machine.describe(device),
+        "quick": quick,
+        **({"note": QUICK} if quick else {}),
         "settings": {"seconds": seconds, "limit_seconds": limit_seconds, "seed": seed, "keeps_freed_memory": keeps},
         "rows": [],
         "compile_seconds": {},
@@ -180,7 +185,7 @@ def bench_halting(
     if seconds is None:
         seconds = 1.0 if grid == "quick" else 4.0
     with machine.threads(threads):
-        return run(
+        report = run(
             GRIDS[grid](),
             Path(out),
             where,
@@ -192,4 +197,8 @@ def bench_halting(
             resume=resume,
             seed=seed,
             progress=progress,
+            quick=grid == "quick",
         )
+    if report["quick"]:
+        Console().print(f"[bold]{QUICK}[/]")
+    return report

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["environment", "milliseconds", "neighbours", "number", "table"]
+__all__ = ["QUICK", "environment", "milliseconds", "neighbours", "number", "table"]
+
+QUICK = "Quick run (--quick): a small grid with little time for each point, so that its figures are rough."
+"""What every report of a quick benchmark says of itself."""
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
@@ -27,8 +30,9 @@ def milliseconds(value: float) -> str:
 def environment(report: Mapping[str, Any]) -> str:
     """Return the sentence on the machine, the versions and the date."""
     machine, versions = report["machine"], report["versions"]
+    mark = f"**{QUICK}** " if report.get("quick") else ""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, device {machine['device']}; "
+        f"{mark}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, device {machine['device']}; "
         f"Python {versions['python']}, torch {versions['torch']}; {report['date']}."
     )
 

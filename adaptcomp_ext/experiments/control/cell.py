@@ -13,6 +13,7 @@ import torch
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
+from adaptcomp_ext.experiments.files import whole
 from adaptcomp_ext.experiments.runs import Cell, Tick, rank_correlation, read_json, span, write_json
 from adaptcomp_ext.models.agents import PlanningAgent
 
@@ -182,7 +183,8 @@ def _strip(episodes: Episodes, camera: _Camera, folder: Path) -> dict[str, Any]:
     iterations = episodes.iterations[:SHOWN]
     shown = int(iterations.sum(0).argmax())
     if camera.pictures:
-        np.save(folder / FRAMES_NAME, np.stack([picture[shown] for picture in camera.pictures]))
+        with whole(folder / FRAMES_NAME) as path, path.open("wb") as file:
+            np.save(file, np.stack([picture[shown] for picture in camera.pictures]))
     return {
         "episode": shown,
         "reward": episodes.reward[:SHOWN, shown].tolist(),

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE, WRONG
+from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE, WRONG, save
 
 from .markdown import NAMES
 
@@ -24,7 +24,7 @@ Summary = Mapping[str, Any]
 COLORS = {"always": OTHERS, "value": OURS, "never": WRONG, "random": ORANGE}
 
 
-def draw(summary: Summary, path: Path) -> None:
+def draw(summary: Summary, path: Path, quick: bool = False) -> None:
     """Return and planning rate over training; return against seconds."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.1), layout="constrained")
@@ -43,8 +43,10 @@ def draw(summary: Summary, path: Path) -> None:
         axes[1].set(title="How often it plans", xlabel="steps, thousands", ylabel="states planned, %", ylim=(0, 100))
         axes[2].set(title="What it took", xlabel="training, s", ylabel="return at the end")
         axes[2].set_xlim(left=0)
+        # From 0, as returns are: the axis would else be cut to the little by which single dots differ.
+        axes[2].set_ylim(0, max(1.0, axes[2].get_ylim()[1]))
         axes[2].legend(loc="best", fontsize=8.5)
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130, quick)
         plt.close(figure)
 
 
@@ -58,7 +60,7 @@ def _band(axes: Axes, x: NDArray[Any], values: Sequence[Any], color: str, label:
     axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, lw=0)
 
 
-def draw_strip(strip: Summary, path: Path, frames: Sequence[NDArray[np.uint8]] = ()) -> None:
+def draw_strip(strip: Summary, path: Path, frames: Sequence[NDArray[np.uint8]] = (), quick: bool = False) -> None:
     """An episode's rewards, and the planner's iterations in each of its states under them; pictures above where there are any."""
     rows = 3 if len(frames) else 2
     with plt.rc_context(STYLE):
@@ -73,5 +75,5 @@ def draw_strip(strip: Summary, path: Path, frames: Sequence[NDArray[np.uint8]] =
         iterations.bar(range(len(strip["iterations"])), strip["iterations"], 1.0, color=OURS)
         iterations.set_ylabel("iterations")
         iterations.set_xlabel("decision")
-        figure.savefig(path, dpi=120)
+        save(figure, path, 120, quick)
         plt.close(figure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import Difference, counted, interval, points, said, table
+from adaptcomp_ext.experiments.runs import Difference, counted, interval, measured_over, points, said, table
 
 from .cell import APART
 
@@ -91,9 +91,8 @@ def verdicts(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
         if acted:
             part = max(1, len(acted) // 4)
             first, last = sum(acted[:part]) / part, sum(acted[-part:]) / part
-            how = "falls" if last < first else "does not fall"
             out.append(
-                f"The planning rate {how} as the habit learns: {100 * first:.0f} % in the first quarter, "
+                f"The mean planning rate while the habit learns: {100 * first:.0f} % in the first quarter, "
                 f"{100 * last:.0f} % in the last."
             )
     broken = sum(found["broken"] for found in summary["agents"].values())
@@ -112,7 +111,7 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
         f"price {settings['price']:g} of the spread of values{in_tests}; {counted(seeds, 'seed')}; one thread of {machine}. "
         f"Evaluations are {config['episodes']} episodes of the suite's own length (a return of at most 1,000), "
         "without exploration. "
-        "Means over seeds ± half of Student's 95 % interval; differences are paired by seed, with their interval and p.\n",
+        f"{measured_over(seeds)}\n",
         f"![Learning and planning]({FIGURES['main']})\n",
         "\n".join(f"- {verdict}" for verdict in verdicts(summary, settings)) + "\n",
     ]

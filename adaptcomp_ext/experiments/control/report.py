@@ -84,9 +84,9 @@ def control(
     folder = RunFolder.open(out, what.name, what.config)
     found.update(run_cells(folder, last, run_cell, workers=workers, threads=threads, console=console))
     summary = summarise(what.cells, found)
-    figure.draw(summary, out / FIGURES["main"])
+    figure.draw(summary, out / FIGURES["main"], quick)
     if "strip" in summary:
         frames = folder.cell(f"value-seed-{first_seed}") / FRAMES_NAME
-        figure.draw_strip(summary["strip"], out / FIGURES["strip"], np.load(frames) if frames.is_file() else ())
+        figure.draw_strip(summary["strip"], out / FIGURES["strip"], np.load(frames) if frames.is_file() else (), quick)
     said = verdicts(summary, what.config["settings"])
     return publish(what, out, summary, said, partial(write_markdown, summary, what.config), console)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
+from adaptcomp_ext.experiments.files import write_tensors
 from adaptcomp_ext.experiments.runs import Checkpoint
 from adaptcomp_ext.models.agents import PlanGate, PlanningAgent, WorldModel
 
@@ -159,10 +160,7 @@ class Trainer:
             return
         length = self.settings.episode
         part = self.replay.part(self.kept * length, len(self.history) * length)
-        path = self.folder / f"past-{len(self.history):05d}.safetensors"
-        temporary = path.with_suffix(".part")
-        save_file({**part, "random": self._random()}, temporary)
-        temporary.replace(path)
+        write_tensors(self.folder / f"past-{len(self.history):05d}.safetensors", {**part, "random": self._random()})
         # The checkpoint is written last: it says how much of the past counts.
         Checkpoint(self.folder / "agent.safetensors").save(self.agent, self.learner.optimizer, None, self.history)
         self.kept = len(self.history)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from adaptcomp_ext.experiments.files import write_tensors
 
 __all__ = ["cached"]
 
@@ -40,7 +40,5 @@ def cached(path: Path | None, about: dict[str, Any], build: Callable[[], dict[st
             warnings.warn(f"{path}: a damaged cache is built anew ({error})", stacklevel=3)
     tensors = build()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"about": key})
-    temporary.replace(path)
+    write_tensors(path, tensors, {"about": key})
     return tensors

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
-from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
+from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save
 
 from .model import GlimpseReader
 from .reading import Reading
@@ -52,7 +52,7 @@ def draw(report: Mapping[str, Any], reading: Reading, reader: GlimpseReader, pat
         _histogram(charts.add_subplot(grid[0]), report)
         _classes(charts.add_subplot(grid[1]), report)
         _clock(charts.add_subplot(grid[2]), report)
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130)
 
 
 def _title(figure: Figure, report: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.table import Table
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.bench import machine
 from adaptcomp_ext.experiments.data import ImageData
+from adaptcomp_ext.experiments.files import write_json
 from adaptcomp_ext.experiments.settings import settings
 
 from . import figure
@@ -154,7 +154,7 @@ def demo(
         "times_ms": {name: timing._asdict() for name, timing in times.items()},
         "rows_that_differ": agreed,
     }
-    (out / JSON_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out / JSON_NAME, report)
     figure.draw(report, reading, reader, out / FIGURE_NAME)
     _print(report, console)
     console.print(f"Picture: {out / FIGURE_NAME}   Figures: {out / JSON_NAME}", soft_wrap=True)

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save, span_at_least
 
 from .markdown import SHOWN
 
@@ -27,14 +27,14 @@ def _half(values: Sequence[Any], scale: float) -> list[float]:
     return [scale * v.half for v in values]
 
 
-def draw(summary: Summary, path: Path) -> None:
+def draw(summary: Summary, path: Path, quick: bool = False) -> None:
     """Accuracy against multiply–adds; what a price does; who gets the steps."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.1), layout="constrained", width_ratios=(1.4, 1, 1))
         _compute(axes[0], summary)
         _price(axes[1], summary)
         _classes(axes[2], summary)
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130, quick)
         plt.close(figure)
 
 
@@ -56,6 +56,7 @@ def _compute(axes: Axes, summary: Summary) -> None:
     axes.set_xlabel("multiply–adds of an image, millions")
     axes.set_ylabel("right, %")
     axes.set_title("Accuracy against compute")
+    span_at_least(axes, "y", 2.0)
     axes.legend(loc="best", fontsize=8.5)
 
 
@@ -71,7 +72,7 @@ def _price(axes: Axes, summary: Summary) -> None:
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
     axes.set_xlabel("price of a step, nats")
     axes.set_ylabel("steps (right, %)")
-    axes.set_title("Effort has a price (ACT)")
+    axes.set_title("Steps by their price (ACT)")
 
 
 def _classes(axes: Axes, summary: Summary) -> None:
@@ -86,7 +87,9 @@ def _classes(axes: Axes, summary: Summary) -> None:
     axes.set_title(f"Who gets the steps (confidence {SHOWN})")
 
 
-def draw_examples(images: Tensor, few: Sequence[int], many: Sequence[int], steps: Mapping[str, int], path: Path) -> None:
+def draw_examples(
+    images: Tensor, few: Sequence[int], many: Sequence[int], steps: Mapping[str, int], path: Path, quick: bool = False
+) -> None:
     """The test images with the fewest and the most steps; images float32 [N, H, W]."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, len(few), figsize=(1.15 * len(few), 3.0), layout="constrained", squeeze=False)
@@ -96,5 +99,5 @@ def draw_examples(images: Tensor, few: Sequence[int], many: Sequence[int], steps
                 one.set_title(str(steps[str(item)]), loc="center")
                 one.set_axis_off()
         figure.suptitle(f"Fewest and most steps (confidence {SHOWN})", color=INK, x=0.01, ha="left", fontsize=11)
-        figure.savefig(path, dpi=120)
+        save(figure, path, 120, quick)
         plt.close(figure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import counted, interval, points, table
+from adaptcomp_ext.experiments.runs import counted, interval, measured_over, points, table
 
 from .summary import GATES
 
@@ -26,7 +26,7 @@ def verdicts(summary: Summary) -> list[str]:
     )
     fixed = min(summary["fixed"].values(), key=lambda f: abs(f["steps"].mean - shown["steps"].mean))
     out = [
-        f"Effort has a price: under ACT {priced}.",
+        f"Under ACT {priced}.",
         f"Stopping at a confidence of {SHOWN} takes {interval(shown['steps'], 2, 1.0)} steps and reads "
         f"{interval(shown['accuracy'], 2)} %. That is {points(shown['− shuffled'])} points more than the same steps dealt at "
         f"random among the images; a fixed depth of {fixed['steps'].mean:g} reads {interval(fixed['accuracy'], 2)} %.",
@@ -59,7 +59,7 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     parts = [
         f"# Digits: {config['data']}\n",
         f"{config['train']:,} training images, a sixth of them held out; {counted(seeds, 'seed')}; {machine}. "
-        "Means over seeds ± half of Student's 95 % interval; differences are paired by seed, with their interval and p.\n",
+        f"{measured_over(seeds)}\n",
         "The readers look at an image (of MNIST at its halved size) through a window, a look at "
         f"{cost['look']:,} multiply–adds. Habit and control read the whole image, at {cost['default']:,} and "
         f"{cost['control']:,}.\n",

@@ -60,8 +60,8 @@ def digits(
     what = plan(data, seeds=seeds, first_seed=first_seed, epochs=epochs, quick=quick)
     found = run_plan(what, out, run_cell, workers=workers, threads=threads, console=console)
     summary = summarise(what.cells, found)
-    figure.draw(summary, out / FIGURES["main"])
+    figure.draw(summary, out / FIGURES["main"], quick)
     shown = found[f"depth-seed-{first_seed}"]["confidence"][SHOWN]
     images = find_images(data).test_images
-    figure.draw_examples(images, shown["fewest"], shown["most"], shown["examples"], out / FIGURES["examples"])
+    figure.draw_examples(images, shown["fewest"], shown["most"], shown["examples"], out / FIGURES["examples"], quick)
     return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save, span_at_least
 
 from .markdown import gated_cost
 from .summary import LABELS
@@ -26,14 +26,14 @@ def _half(value: Any, scale: float = 100.0) -> float:
     return scale * value.half
 
 
-def draw(summary: Summary, path: Path) -> None:
+def draw(summary: Summary, path: Path, quick: bool = False) -> None:
     """Ways of distilling; accuracy against time before and after shrinking; accuracy against compute of the pair."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", width_ratios=(1.25, 1, 1))
         _ways(axes[0], summary)
         _shrinking(axes[1], summary)
         _pair(axes[2], summary)
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130, quick)
         plt.close(figure)
 
 
@@ -53,6 +53,7 @@ def _ways(axes: Axes, summary: Summary) -> None:
     axes.set_ylim(len(named) - 0.4, -1.1)
     axes.set_xlabel("right, %")
     axes.set_title("π₁ alone, by what it learned from")
+    span_at_least(axes, "x", 2.0)
 
 
 def _shrinking(axes: Axes, summary: Summary) -> None:
@@ -72,6 +73,7 @@ def _shrinking(axes: Axes, summary: Summary) -> None:
     axes.set_xlabel("times as fast, shrunk")
     axes.set_ylabel("right, %")
     axes.set_title("Units removed from π₁")
+    span_at_least(axes, "y", 2.0)
     axes.legend(loc="upper right")
 
 
@@ -90,4 +92,5 @@ def _pair(axes: Axes, summary: Summary) -> None:
     axes.set_xlabel("multiply–adds, % of π₂'s")
     axes.set_ylabel("right, %")
     axes.set_title("The pair, by calls of held-out images")
+    span_at_least(axes, "y", 2.0)
     axes.legend(loc="lower right")

@@ -59,5 +59,5 @@ def distill(
     what = plan(data, seeds=seeds, first_seed=first_seed, epochs=epochs, quick=quick)
     found = run_plan(what, out, run_cell, workers=workers, threads=threads, console=console)
     summary = summarise(what.cells, found)
-    draw(summary, out / FIGURE)
+    draw(summary, out / FIGURE, quick)
     return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)

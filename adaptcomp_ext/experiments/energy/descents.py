@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
+from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save
 
 from .landscape import Landscape, Map
 
@@ -26,7 +26,7 @@ TITLES = {
 LEVELS, DEPTH = 26, 3000
 
 
-def draw(landscapes: Mapping[str, Landscape], path: Path) -> None:
+def draw(landscapes: Mapping[str, Landscape], path: Path, quick: bool = False) -> None:
     """Draw one row for each landscape, by the names of `landscape.choose`, and write a PNG."""
     with mpl.rc_context({**STYLE, "legend.fontsize": 9}):
         rows = len(landscapes)
@@ -51,7 +51,7 @@ def draw(landscapes: Mapping[str, Landscape], path: Path) -> None:
             _map(figure.add_subplot(grid[i, 2]), landscape.close, "After the first step")
             _energies(figure.add_subplot(grid[i, 3]), landscape)
             _beliefs(figure.add_subplot(grid[i, 4]), landscape)
-        figure.savefig(path, dpi=110)
+        save(figure, path, 110, quick)
 
 
 def _image(axis: Axes, landscape: Landscape, title: str) -> None:

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, save
 
 __all__ = ["draw"]
 
@@ -40,7 +40,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         _budget(figure.add_subplot(grid[1, 0]), report)
         _tolerance(figure.add_subplot(grid[1, 1]), report)
         _seconds(figure.add_subplot(grid[1, 2]), report)
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130, bool(report.get("quick")))
 
 
 def _title(figure: Figure, report: Mapping[str, Any]) -> None:

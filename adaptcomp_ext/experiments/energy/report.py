@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,9 @@ from rich.table import Table
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.bench import machine
 from adaptcomp_ext.experiments.data import ImageData
+from adaptcomp_ext.experiments.files import write_json
 from adaptcomp_ext.experiments.settings import settings
+from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.models import LatentEnergyClassifier
 
 from . import descents, figure
@@ -191,6 +192,8 @@ def energy(
             "tested_on": tested_on,
             "side": data.side,
         },
+        "quick": quick,
+        **({"note": QUICK} if quick else {}),
         "recipe": asdict(recipe),
         "seed": seed,
         "tol": tol,
@@ -215,10 +218,12 @@ def energy(
         "by_tolerance": tolerances,
         "corrupted": corrupted,
     }
-    (out / JSON_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out / JSON_NAME, report)
     figure.draw(report, out / FIGURE_NAME)
-    descents.draw(landscapes, out / DESCENTS_NAME)
+    descents.draw(landscapes, out / DESCENTS_NAME, quick)
     _print(report, console)
+    if quick:
+        console.print(f"[bold]{QUICK}[/]")
     names = (FIGURE_NAME, DESCENTS_NAME, JSON_NAME)
     console.print("Pictures and figures: " + "   ".join(str(out / name) for name in names), soft_wrap=True)
     return report

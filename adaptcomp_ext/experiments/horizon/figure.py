@@ -11,12 +11,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from adaptcomp_ext.experiments.style import OTHERS, OURS, STYLE
+from adaptcomp_ext.experiments.style import OTHERS, OURS, STYLE, save
 
 __all__ = ["draw"]
 
 
-def draw(summary: Mapping[str, Any], path: Path) -> None:
+def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
     """Return against what is imagined; which horizons are chosen; an episode."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.1), layout="constrained", width_ratios=(1, 1, 1.3))
@@ -30,6 +30,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
             x, y = [f["steps imagined"].mean for f in found], [f["return"].mean for f in found]
             axes[0].errorbar(x, y, half, color=color, marker=marker, ms=5, lw=1.4 if marker == "o" else 0, label=name)
         axes[0].set(title="What looking ahead is worth", xlabel="steps imagined by each candidate", ylabel="return")
+        axes[0].set_ylim(0, max(1.0, axes[0].get_ylim()[1]))
         axes[0].legend(loc="best", fontsize=8.5)
         width = 0.8 / len(summary["adaptive"])
         for i, (price, found) in enumerate(summary["adaptive"].items()):
@@ -43,5 +44,5 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         axes[2].bar(range(len(strip["horizon"])), strip["horizon"], 1.0, color=OURS)
         axes[2].plot([4 * r for r in strip["reward"]], color=OTHERS, lw=1.2)
         axes[2].set(title="An episode: H, and the reward (line)", xlabel="decision, at the lowest price", ylabel="H")
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130, quick)
         plt.close(figure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import counted, interval, points, table
+from adaptcomp_ext.experiments.runs import counted, interval, measured_over, points, said, table
 
 __all__ = ["FIGURE", "verdicts", "write_markdown"]
 
@@ -20,7 +20,7 @@ def verdicts(summary: Found) -> list[str]:
     out = [
         "Return by horizon, the same in all states: "
         + ", ".join(f"H = {h}: {interval(f['return'], 0, 1.0)}" for h, f in fixed.items())
-        + f". The best is {best}.",
+        + f". The largest mean is that of H = {best}.",
     ]
     for price, found in summary["adaptive"].items():
         used = sum(1 for share in found["share"].values() if share.mean > 0.02)
@@ -30,7 +30,7 @@ def verdicts(summary: Found) -> list[str]:
             f"than 2 % of the states; return {interval(found['return'], 0, 1.0)} for "
             f"{interval(found['steps imagined'], 1, 1.0)} steps "
             f"of each candidate imagined; the same depths dealt at random: {points(found['− shuffled'], 0, 1.0)} "
-            "in favour of the choice."
+            f"in favour of the choice ({said(found['− shuffled'], 'better', 'worse')})."
         )
     return out
 
@@ -42,7 +42,7 @@ def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> s
         f"# How far to look ahead: {settings['task']}\n",
         f"Agents that plan everywhere while they learn ({settings['rounds']} rounds of {settings['episode']} decisions in "
         f"{settings['envs']} environments); afterwards {config['episodes']} whole episodes for each row; "
-        f"{counted(seeds, 'seed')}; {machine}. Means over seeds ± half of Student's 95 % interval. Dealt at random: "
+        f"{counted(seeds, 'seed')}; {machine}. {measured_over(seeds)} Dealt at random: "
         "among the episodes of the same moment.\n",
         f"![Horizons]({FIGURE})\n",
         "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",

@@ -59,5 +59,5 @@ def horizon(
     what = plan(task, seeds=seeds, first_seed=first_seed, steps=steps, quick=quick)
     found = run_plan(what, out, run_cell, workers=workers, threads=threads, console=console)
     summary = summarise(what.cells, found)
-    figure.draw(summary, out / FIGURE)
+    figure.draw(summary, out / FIGURE, quick)
     return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from adaptcomp_ext.experiments.environments.layouts import Layouts, draw_layouts
+from adaptcomp_ext.experiments.files import write_tensors
 from adaptcomp_ext.experiments.runs import Cell, Tick, span
 from adaptcomp_ext.models.agents import MazeAgent
 
@@ -35,7 +36,7 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     agent = MazeAgent()
     history = train(agent, settings, cell.seed, span(tick, "training", 0.0, 0.8))
-    save_file(dict(agent.state_dict()), folder / AGENT_NAME)
+    write_tensors(folder / AGENT_NAME, agent.state_dict())
     every = max(1, len(history) // CURVE)
     found: dict[str, Any] = {"curve": [_mean(history[i : i + every]) for i in range(0, len(history), every)], "every": every}
     with torch.no_grad():

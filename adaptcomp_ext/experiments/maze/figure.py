@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save, span_at_least
 
 __all__ = ["draw", "draw_example"]
 
@@ -24,14 +24,14 @@ def _half(values: Sequence[Any]) -> list[float]:
     return [v.half for v in values]
 
 
-def draw(summary: Summary, path: Path) -> None:
+def draw(summary: Summary, path: Path, quick: bool = False) -> None:
     """Path efficiency against sweeps; sweeps against distance; effort over practice."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.1), layout="constrained", width_ratios=(1.3, 1, 1))
         _pareto(axes[0], summary)
         _distance(axes[1], summary)
         _practice(axes[2], summary)
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130, quick)
         plt.close(figure)
 
 
@@ -54,6 +54,7 @@ def _pareto(axes: Axes, summary: Summary) -> None:
     axes.set_xlabel("sweeps a step")
     axes.set_ylabel("path efficiency (shortest way / way taken)")
     axes.set_title("What thinking is worth")
+    span_at_least(axes, "y", 0.1)
     axes.legend(loc="lower right", fontsize=8.5)
 
 
@@ -85,11 +86,11 @@ def _practice(axes: Axes, summary: Summary) -> None:
     axes.set_xlabel("updates")
     axes.set_ylabel("sweeps a step")
     axes.set_ylim(0, 34)
-    axes.set_title("Effort falls with practice")
+    axes.set_title("Effort over practice")
     axes.legend(loc="best", fontsize=8.5)
 
 
-def draw_example(example: Summary, path: Path) -> None:
+def draw_example(example: Summary, path: Path, quick: bool = False) -> None:
     """A maze, the way taken, and the sweeps of each step: on the map, and under it in time."""
     walls, sweeps = np.array(example["walls"]), example["sweeps"]
     places = np.array(example["positions"])
@@ -107,5 +108,5 @@ def draw_example(example: Summary, path: Path) -> None:
         axes[1].set_ylabel("sweeps")
         axes[1].set_title("The same in time")
         axes[1].tick_params(colors=INK)
-        figure.savefig(path, dpi=120)
+        save(figure, path, 120, quick)
         plt.close(figure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import counted, interval, points, said, table
+from adaptcomp_ext.experiments.runs import counted, interval, measured_over, points, said, table
 
 __all__ = ["FIGURES", "LARGER", "verdicts", "write_markdown"]
 
@@ -73,9 +73,8 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
         f"{settings['size']} × {settings['size']} cells, {settings['density']:g} of them walls; "
         f"{settings['mazes']} mazes side by "
         f"side, {settings['updates']} updates of {settings['horizon']} steps in each; price of a sweep {settings['price']:g}; "
-        f"{config['mazes']} unseen mazes for each trial; {counted(seeds, 'seed')}; {machine}. Means "
-        "over seeds ± half "
-        "of Student's 95 % interval; differences are paired by seed, with their interval and p.\n",
+        f"{config['mazes']} unseen mazes for each trial; {counted(seeds, 'seed')}; {machine}. "
+        f"{measured_over(seeds)}\n",
         "The habit reads the walls around it and where the goal lies. Before it acts, the agent may run K sweeps "
         "of value iteration "
         "on the known map, and K is chosen for each state. A plan is not kept from one step to the next: an agent "

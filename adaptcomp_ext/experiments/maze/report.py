@@ -61,6 +61,6 @@ def maze(
     folder = RunFolder.open(out, what.name, what.config)
     found.update(run_cells(folder, timings(what), time_cell, workers=1, threads=1, console=console))
     summary = summarise(what.cells, found)
-    figure.draw(summary, out / FIGURES["main"])
-    figure.draw_example(summary["example"], out / FIGURES["example"])
+    figure.draw(summary, out / FIGURES["main"], quick)
+    figure.draw_example(summary["example"], out / FIGURES["example"], quick)
     return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)

@@ -1,16 +1,21 @@
 """What the experiments share: folders that remember their configuration, training that resumes, cells, intervals, reports."""
 
+from adaptcomp_ext.experiments.files import read_json, write_json, write_text
+
 from .cells import Cell, Tick, run_cells, span
 from .checkpoint import Checkpoint
 from .experiment import Plan, publish, run_plan
 from .fit import fit, shuffled
-from .folder import RunFolder, read_json, write_json, write_text
+from .folder import RunFolder
 from .statistics import Difference, Interval, mcnemar, mean_interval, paired, rank_correlation, wilson
-from .tables import counted, interval, percent, points, said, table
+from .tables import counted, interval, percent, points, table
+from .verdicts import ONE_SEED, Claim, judged, measured_over, said
 
 __all__ = [
+    "ONE_SEED",
     "Cell",
     "Checkpoint",
+    "Claim",
     "Difference",
     "Interval",
     "Plan",
@@ -19,8 +24,10 @@ __all__ = [
     "counted",
     "fit",
     "interval",
+    "judged",
     "mcnemar",
     "mean_interval",
+    "measured_over",
     "paired",
     "percent",
     "points",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
+
+from adaptcomp_ext.experiments.files import write_tensors
 
 __all__ = ["Checkpoint"]
 
@@ -51,14 +51,7 @@ class Checkpoint:
             "scalars": scalars,
             "schedule": None if schedule is None else schedule.state_dict(),
         }
-        # Copies: safetensors refuses tensors that share memory, as tied weights do.
-        content = save({k: v.detach().clone().contiguous() for k, v in tensors.items()}, {"about": json.dumps(about)})
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        write_tensors(self.path, tensors, {"about": json.dumps(about)})
 
     def load(
         self,

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from adaptcomp_ext.experiments.bench import machine
+from adaptcomp_ext.experiments.files import write_json, write_text
+from adaptcomp_ext.experiments.style import QUICK
 
 from .cells import Cell, Worker, run_cells
-from .folder import RunFolder, write_json, write_text
+from .folder import RunFolder
 
 __all__ = ["Plan", "publish", "run_plan"]
 
@@ -36,6 +38,8 @@ def run_plan(plan: Plan, out: Path, worker: Worker, *, workers: int, threads: in
     config = plan.config
     subject = f"[bold]{config['data']}[/]: {config['train']:,} training images" if "data" in config else f"[bold]{plan.name}[/]"
     console.print(f"{subject}; {len(plan.cells)} cells in {out}")
+    if config.get("quick"):
+        console.print(f"[bold]{QUICK}[/]")
     return run_cells(folder, plan.cells, worker, workers=workers, threads=threads, console=console)
 
 
@@ -70,15 +74,28 @@ def publish(
         The content of the JSON file.
     """
     about = machine.describe(torch.device("cpu"))
+    quick = bool(plan.config.get("quick"))
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **about,
+        "quick": quick,
+        **({"note": QUICK} if quick else {}),
         "config": plan.config,
         "verdicts": list(verdicts),
         **summary,
     }
     write_json(out / f"{plan.name}.json", report)
-    write_text(out / f"{plan.name}.md", markdown(f"{about['machine']['cpu']}, torch {about['versions']['torch']}"))
+    write_text(
+        out / f"{plan.name}.md", _marked(markdown(f"{about['machine']['cpu']}, torch {about['versions']['torch']}"), quick)
+    )
     console.print(Markdown("\n".join(f"- {verdict}" for verdict in verdicts)))
+    if quick:
+        console.print(f"[bold]{QUICK}[/]")
     console.print(f"Report, figures and pictures: {out}/{plan.name}.md, .json, .png", soft_wrap=True)
     return report
+
+
+def _marked(text: str, quick: bool) -> str:
+    """A report in Markdown; that of a quick run says so under its title."""
+    title, newline, rest = text.partition("\n")
+    return f"{title}\n\n**{QUICK}**\n{rest}" if quick else title + newline + rest

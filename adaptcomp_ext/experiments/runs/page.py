@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .folder import CONFIG_NAME, write_text
+from adaptcomp_ext.experiments.files import write_text
+
+from .folder import CONFIG_NAME
 
 __all__ = ["FORMATS", "find_runs", "write_page"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .statistics import Difference, Interval
 
-__all__ = ["counted", "interval", "percent", "points", "said", "table"]
+__all__ = ["counted", "interval", "percent", "points", "table"]
 
 
 def counted(count: int, what: str) -> str:
@@ -31,15 +31,6 @@ def points(value: Difference, digits: int = 2, scale: float = 100.0) -> str:
     if value.low is None or value.high is None or value.p is None:
         return text
     return f"{text} [{scale * value.low:+.{digits}f}, {scale * value.high:+.{digits}f}], p = {value.p:.2g}"
-
-
-def said(difference: Difference, more: str, less: str) -> str:
-    """What an interval says: `more` where it lies above 0, `less` where it lies below."""
-    if difference.low is None:
-        return "one seed: no interval"
-    if difference.above:
-        return more
-    return less if difference.below else "a tie: the interval holds 0"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaptcomp_ext.experiments.data import COLOURS
 from adaptcomp_ext.experiments.runs import Difference, Interval
-from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
+from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save, span_at_least
 
 from .gates import RATES
 from .summary import CONDITIONS, MIXED, TABLE_RATE, TASKS
@@ -37,7 +37,7 @@ def _errors(values: Sequence[Interval | Difference], scale: float = 1.0) -> np.n
     return np.array([[scale * v.half for v in values]] * 2)
 
 
-def draw_main(main: Mapping[str, Any], path: Path) -> None:
+def draw_main(main: Mapping[str, Any], path: Path, quick: bool = False) -> None:
     """Accuracy on incongruent digits, accuracy against calls, and who is called."""
     settings = list(main)
     with plt.rc_context(STYLE):
@@ -45,7 +45,7 @@ def draw_main(main: Mapping[str, Any], path: Path) -> None:
         _bars(axes[0], main, settings)
         _curves(axes[1], main[settings[0]], settings[0])
         _calls(axes[2], main, settings)
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130, quick)
         plt.close(figure)
 
 
@@ -89,6 +89,7 @@ def _curves(axes: Axes, found: Mapping[str, Any], p: str) -> None:
     axes.set_ylabel("right, %")
     axes.set_xlim(left=0)
     axes.set_title(f"Mixed stream ({100 * float(p):g} % in training)")
+    span_at_least(axes, "y", 2.0)
     axes.legend(loc="lower right")
 
 
@@ -107,7 +108,7 @@ def _calls(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None
     axes.legend(loc="upper left", ncols=3, fontsize=8.5)
 
 
-def draw_beliefs(items: Sequence[Mapping[str, Any]], images: Tensor, title: str, path: Path) -> None:
+def draw_beliefs(items: Sequence[Mapping[str, Any]], images: Tensor, title: str, path: Path, quick: bool = False) -> None:
     """Both beliefs about single incongruent items, side by side; images uint8 [N, 3, H, W] in the order of the items."""
     names = list(COLOURS)
     with plt.rc_context(STYLE):
@@ -128,11 +129,11 @@ def draw_beliefs(items: Sequence[Mapping[str, Any]], images: Tensor, title: str,
                 said = int(np.argmax(item[who]))
                 one.set_title(f"{name} says {said}")
         figure.suptitle(title, color=INK, x=0.01, ha="left")
-        figure.savefig(path, dpi=120)
+        save(figure, path, 120, quick)
         plt.close(figure)
 
 
-def draw_reaction(reaction: Mapping[str, Any], path: Path) -> None:
+def draw_reaction(reaction: Mapping[str, Any], path: Path, quick: bool = False) -> None:
     """Steps by condition, the effect against the proportion congruent, and against practice."""
     proportions = {float(n.split()[1]): f for n, f in reaction.items() if n.startswith("congruent ")}
     high = max(proportions)
@@ -161,10 +162,11 @@ def draw_reaction(reaction: Mapping[str, Any], path: Path) -> None:
         for one in axes[2:]:
             one.axhline(0, color=FAINT, lw=1)
             one.set_ylabel("incongruent − congruent, steps")
+            span_at_least(one, "y", 0.5)
             one.legend(loc="lower right" if one is axes[3] else "upper left")
         axes[2].set_xlabel("congruent in practice, %")
-        axes[2].set_title("Grows with the proportion")
+        axes[2].set_title("The effect, by the proportion")
         axes[3].set_xlabel("updates")
         axes[3].set_title(f"With practice ({100 * high:g} % congruent)")
-        figure.savefig(path, dpi=120)
+        save(figure, path, 120, quick)
         plt.close(figure)

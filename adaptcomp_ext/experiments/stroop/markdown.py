@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import Difference, counted, interval, paired, percent, points, table
+from adaptcomp_ext.experiments.runs import (
+    Claim,
+    Difference,
+    counted,
+    interval,
+    judged,
+    measured_over,
+    paired,
+    percent,
+    points,
+    table,
+)
 
 from .gates import GATES, RATES
 from .summary import CONDITIONS, EQUAL, MAX_RATE, MIXED, TABLE_RATE, TASKS
@@ -17,10 +28,6 @@ BASE_RATE = 0.3  # of wall-clock that a gate has to save
 Summary = Mapping[str, Any]
 
 
-def _said(holds: bool, yes: str, no: str) -> str:
-    return f"**{'Holds' if holds else 'Does not hold'}.** {yes if holds else no}"
-
-
 def verdicts(summary: Summary) -> list[str]:
     """What was expected, and whether it holds: each sentence follows from the figures."""
     out = []
@@ -28,7 +35,7 @@ def verdicts(summary: Summary) -> list[str]:
     if "0.8" in main:
         cnn = main["0.8"]["accuracy"]["cnn"]["incongruent"]
         text = f"The CNN trained at 80 % congruent reads {interval(cnn)} % of the incongruent test digits (94 % expected)."
-        out.append(_said(cnn.mean >= 0.94, text, text))
+        out.append(judged(text, Claim(cnn, 0.94)))
     for p, found in main.items():
         share, d = percent(float(p), 3).replace(".000", "").replace("00 %", " %"), found["differences"]
         ours = d[f"ACC calling {100 * float(TABLE_RATE):g} % of held-out items − CNN, incongruent"]
@@ -37,12 +44,7 @@ def verdicts(summary: Summary) -> list[str]:
             f"{share} congruent, incongruent digits: gated ACC less the CNN of equal size {points(ours)} points; "
             f"control alone {points(alone)}."
         )
-        if p == "0.8":
-            out.append(_said(not ours.below, text, text))
-        elif p == "0.99":
-            out.append(_said(ours.above, text, text))
-        else:
-            out.append(text)
+        out.append(judged(text, Claim(ours)) if p in ("0.8", "0.99") else text)
         loss = d[f"value gate at {100 * float(MAX_RATE):g} % − always, mixed"]
         calls = d[f"calls of incongruent − congruent items at {100 * float(MAX_RATE):g} %, value gate"]
         rate = found["gates"][MIXED]["value"][MAX_RATE][f"{MIXED}/rate"]
@@ -50,28 +52,25 @@ def verdicts(summary: Summary) -> list[str]:
             f"{share} congruent, mixed stream: with {interval(rate)} % of calls the answers lose {points(loss)} points against "
             f"control everywhere (0.5 allowed at 40 %); incongruent items are called {points(calls, 1)} points more often."
         )
-        out.append(_said(loss.mean >= -EQUAL and calls.above, text, text))
+        out.append(judged(text, Claim(loss, -EQUAL), Claim(calls)))
         random = d[f"value − random gate at {100 * float(MAX_RATE):g} %, mixed"]
         text = (
             f"{share} congruent: the value gate less a random one at the same rate {points(random)} points "
             f"(largest McNemar p of a seed {found['mcnemar'][MAX_RATE]:.2g})."
         )
-        out.append(_said(random.above, text, text))
+        out.append(judged(text, Claim(random)))
         if p in ("0.95", "0.99"):
             each = [d[f"value − entropy gate at {100 * rate:g} %, mixed"] for rate in RATES]
             listed = "; ".join(f"at {100 * r:g} % {points(e)}" for r, e in zip(RATES, each, strict=True))
             text = f"{share} congruent: the value gate less normalised entropy at equal call rates, points: {listed}."
-            if any(e.below for e in each) or all(e.mean >= 0 for e in each):
-                out.append(_said(all(e.mean >= 0 for e in each), text, text))
-            else:
-                out.append(f"**A tie.** {text}")
+            out.append(judged(text, *(Claim(e) for e in each)))
         saved = found["saved"]
         text = (
             f"{share} congruent: at {interval(found['timed_rate'])} % of calls a batch takes {interval(saved)} % less time than "
             "with control everywhere (30 % expected); control takes "
             f"{interval(found['control_over_default'], 1, 1.0)} times as long as habit."
         )
-        out.append(_said(saved.mean >= BASE_RATE and found["control_over_default"].mean >= 4, text, text))
+        out.append(judged(text, Claim(saved, BASE_RATE), Claim(found["control_over_default"], 4.0)))
     out += _reaction_verdicts(summary["reaction"])
     return out
 
@@ -88,7 +87,7 @@ def _reaction_verdicts(reaction: Summary) -> list[str]:
             f"{verb} takes {points(effect, 2, 1.0)} more steps for incongruent than for congruent items at 80 % congruent, "
             f"{points(low[task]['effect'], 2, 1.0)} at 20 %; the difference of these is {points(grows, 2, 1.0)}."
         )
-        out.append(_said(effect.above and grows.above, text, text))
+        out.append(judged(text, Claim(effect), Claim(grows)))
     high, low = reaction.get("unbiased items, congruent 0.8"), reaction.get("unbiased items, congruent 0.2")
     if high and low:
         parts = []
@@ -103,7 +102,7 @@ def _reaction_verdicts(reaction: Summary) -> list[str]:
             for share, f in ((90, much), (10, little))
             for task in TASKS
         ]
-        out.append(f"Practice makes the asymmetry: incongruent less congruent is {'; '.join(listed)}.")
+        out.append(f"By practice, incongruent less congruent is {'; '.join(listed)}.")
     return out
 
 
@@ -112,9 +111,8 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     seeds = len(config["seeds"])
     parts = [
         f"# Stroop: {config['data']}\n",
-        f"{config['train']:,} training images; {counted(seeds, 'seed')}; {machine}. Means over seeds ± half of "
-        "Student's 95 % interval; differences are paired by seed, with their interval and p. Times are medians, and their ratios "
-        "are taken within interleaved rounds, because cells may have run side by side.\n",
+        f"{config['train']:,} training images; {counted(seeds, 'seed')}; {machine}. {measured_over(seeds)} "
+        "Times are medians, and their ratios are taken within interleaved rounds, because cells may have run side by side.\n",
         f"![Stroop]({FIGURES['main']})\n",
         "## What was expected\n",
         "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",

@@ -79,17 +79,17 @@ def stroop(
     results = Results(what.cells, found)
     summary = summarise(results)
     if summary["main"]:
-        figure.draw_main(summary["main"], out / FIGURES["main"])
-        _draw_beliefs(data, results, out / FIGURES["beliefs"])
+        figure.draw_main(summary["main"], out / FIGURES["main"], quick)
+        _draw_beliefs(data, results, out / FIGURES["beliefs"], quick)
     if summary["reaction"]:
-        figure.draw_reaction(summary["reaction"], out / FIGURES["reaction"])
+        figure.draw_reaction(summary["reaction"], out / FIGURES["reaction"], quick)
     return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
 
 
-def _draw_beliefs(data: Path | None, results: Results, path: Path) -> None:
+def _draw_beliefs(data: Path | None, results: Results, path: Path, quick: bool) -> None:
     p = results.values("main", "congruent")[0]
     items = results.of("main", congruent=p)[0]["beliefs"]
     if items:
         images, _ = StroopMNIST(data, "test").recoloured(Condition.INCONGRUENT)
-        title = f"Habit reads the ink, control the digit ({100 * p:g} % congruent in training)"
-        figure.draw_beliefs(items, images[[item["item"] for item in items]], title, path)
+        title = f"Habit and control on the same items ({100 * p:g} % congruent in training)"
+        figure.draw_beliefs(items, images[[item["item"] for item in items]], title, path, quick)

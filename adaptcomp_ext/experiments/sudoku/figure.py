@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save
 
 from .evaluation import ENERGY_TOLERANCES
 from .puzzles import Puzzles
@@ -73,7 +73,7 @@ def draw(report: Mapping[str, Any], way: Way, path: Path) -> None:
         _solved(figure.add_subplot(charts[1]), report)
         _steps(figure.add_subplot(charts[2]), report)
         _starts(figure.add_subplot(charts[3]), report)
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130, bool(report.get("quick")))
 
 
 def _title(figure: Figure, report: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ def _starts(axis: Axes, report: Mapping[str, Any]) -> None:
 
 def _line(axis: Axes, x: Sequence[int], y: Sequence[Sequence[float]], color: str, label: str, alpha: float = 1.0) -> None:
     """Means over seeds, with bars of one standard deviation where there are several."""
-    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in y]
+    spread = [statistics.stdev(values) for values in y] if len(y[0]) > 1 else None
     means = [statistics.fmean(values) for values in y]
     axis.errorbar(x, means, yerr=spread, fmt="o-", color=color, markersize=4, linewidth=1.5, label=label, alpha=alpha)
 

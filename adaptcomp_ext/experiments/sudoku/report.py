@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,7 +16,10 @@ from rich.table import Table
 from torch import nn
 
 from adaptcomp_ext.experiments.bench import machine
+from adaptcomp_ext.experiments.files import write_json
+from adaptcomp_ext.experiments.runs import ONE_SEED, paired, points, said
 from adaptcomp_ext.experiments.settings import settings
+from adaptcomp_ext.experiments.style import QUICK
 
 from . import figure
 from .evaluation import ALLOWED, examine_energy, examine_feed_forward, examine_recurrent, stopped
@@ -105,13 +107,17 @@ def sudoku(
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **about,
         "puzzles": {"size": size, "test": len(puzzles.given), "held_out": HELD_OUT[size]},
+        "quick": quick,
+        **({"note": QUICK} if quick else {}),
         "recipe": asdict(recipe),
         "runs": runs,
         "summary": _summary(runs),
     }
-    (out / JSON_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out / JSON_NAME, report)
     figure.draw(report, way, out / FIGURE_NAME)
     _print(report, console)
+    if quick:
+        console.print(f"[bold]{QUICK}[/]")
     console.print(f"Picture: {out / FIGURE_NAME}   Figures: {out / JSON_NAME}", soft_wrap=True)
     return report
 
@@ -183,12 +189,12 @@ def _headline(run: dict[str, Any], name: str) -> dict[str, float | None]:
     }
 
 
-def _over(values: list[float | None]) -> dict[str, float] | None:
-    """Mean and standard deviation of those that are not None."""
+def _over(values: list[float | None]) -> dict[str, Any] | None:
+    """Mean and, of several, standard deviation of those that are not None."""
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return {"mean": statistics.fmean(known), "sd": statistics.stdev(known) if len(known) > 1 else 0.0}
+    return {"mean": statistics.fmean(known), "sd": statistics.stdev(known) if len(known) > 1 else None}
 
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -199,7 +205,7 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _shown(over: dict[str, float] | None, digits: int, times: float = 1.0) -> str:
+def _shown(over: dict[str, Any] | None, digits: int, times: float = 1.0) -> str:
     if over is None:
         return "-"
     return f"{times * over['mean']:.{digits}f}" + (f" ±{times * over['sd']:.{digits}f}" if over["sd"] else "")
@@ -229,7 +235,7 @@ def _print(report: dict[str, Any], console: Console) -> None:
             f"{LABELS[name]} {_shown(_over([run['of_any_kind'][name]['solved'] for run in runs]), 1, 100)} %" for name in SOLVERS
         )
         console.print(f"Puzzles of the held-out grids that may have twins among those trained on: {', '.join(shares)} solved.")
-    for line in _verdict(report["summary"]):
+    for line in _verdict(runs):
         console.print(line)
 
 
@@ -308,24 +314,45 @@ def _right_from_wrong(runs: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _verdict(summary: dict[str, dict[str, Any]]) -> list[str]:
-    """Say what the energy gains on the feed-forward network, and which of the two that iterate does better at what."""
-    ours, other = summary["energy"], summary["recurrent"]
-    gain = 100 * (ours["solved"]["mean"] - summary["feed_forward"]["solved"]["mean"])
-    lines = [f"The energy solves {abs(gain):.1f} points {'more' if gain >= 0 else 'fewer'} than the feed-forward network."]
-    wins: dict[str, list[str]] = {"energy": [], "recurrent": []}
-    for key, sign, text, digits, times in (
-        ("solved", 1, "solves more, %", 1, 100),
-        ("steps", -1, "takes fewer steps", 1, 1),
-        ("milliseconds", -1, "takes less time, ms", 0, 1),
-        ("seconds", -1, "trains faster, s", 0, 1),
-        ("hardest_over_easiest", 1, "spends more on the hardest for each step on the easiest", 1, 1),
-    ):
-        mine, its = times * ours[key]["mean"], times * other[key]["mean"]
-        if mine != its:
-            winner, loser = (mine, its) if sign * (mine - its) > 0 else (its, mine)
-            wins["energy" if winner == mine else "recurrent"].append(f"{text} ({winner:.{digits}f} against {loser:.{digits}f})")
-    for name, text in (("energy", "The energy"), ("recurrent", "The recurrent network")):
-        if wins[name]:
-            lines.append(f"{text} {'; '.join(wins[name])}.")
-    return lines
+COMPARED = (
+    ("solved", "share solved, %", 1, 1, 100),
+    ("steps", "steps", -1, 1, 1),
+    ("milliseconds", "time to solve, ms", -1, 0, 1),
+    ("seconds", "time to train, s", -1, 0, 1),
+    ("hardest_over_easiest", "steps on the hardest for each on the easiest", 1, 1, 1),
+)
+"""Of the two solvers that iterate: what is compared, whether more is better (1) or worse (−1), decimals, factor."""
+
+
+def _verdict(runs: list[dict[str, Any]]) -> list[str]:
+    """Say what the energy gains on the feed-forward network, and which of the two that iterate does better at what.
+
+    Decided is what a 95 % interval over seeds shows; one seed decides nothing.
+    """
+    lines = {name: [_headline(run, name) for run in runs] for name in SOLVERS}
+
+    def over(name: str, key: str) -> list[float]:
+        return [float(value) for line in lines[name] if (value := line[key]) is not None]
+
+    gain = paired(over("energy", "solved"), over("feed_forward", "solved"))
+    text = f"The share solved by the energy less that by the feed-forward network: {points(gain, 1)} points"
+    found: dict[str, list[str]] = {"The energy does better": [], "The recurrent network does better": [], "": []}
+    for key, what, sign, digits, times in COMPARED:
+        ours, theirs = over("energy", key), over("recurrent", key)
+        difference = paired(ours, theirs)
+        who = (
+            ""
+            if not (difference.above or difference.below)
+            else "recurrent network"
+            if difference.above == (sign < 0)
+            else "energy"
+        )
+        figures = f"{times * statistics.fmean(ours):.{digits}f} against {times * statistics.fmean(theirs):.{digits}f}"
+        found[f"The {who} does better" if who else ""].append(f"{what} ({figures})")
+    one = len(runs) == 1
+    out = [f"{ONE_SEED}. {text}." if one else f"{text} ({said(gain, 'more', 'fewer')})."]
+    for title, parts in found.items():
+        if parts:
+            undecided = ONE_SEED if one else "Not decided, the interval holds 0"
+            out.append(f"{title or f'{undecided}: energy against recurrent network'}: {'; '.join(parts)}.")
+    return out

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE
+from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE, save
 
 from .cell import LARGEST
 from .markdown import NAMES
@@ -22,7 +22,7 @@ __all__ = ["draw"]
 COLORS = {"nothing": OTHERS, "habit": OURS, "everything": ORANGE}
 
 
-def draw(summary: Mapping[str, Any], path: Path) -> None:
+def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
     """Return over training of each task, where it is not the first of its order."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(summary["curves"]), figsize=(13.5, 4.1), layout="constrained", sharey=True)
@@ -36,5 +36,5 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
             one.set(title=task, xlabel="round", ylim=(0, LARGEST))
         axes[0].set_ylabel("return, per 1,000 steps")
         axes[0].legend(loc="best", fontsize=8.5)
-        figure.savefig(path, dpi=130)
+        save(figure, path, 130, quick)
         plt.close(figure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import counted, interval, points, table
+from adaptcomp_ext.experiments.runs import ONE_SEED, counted, interval, measured_over, points, table
 
 from .cell import KEEPS
 
@@ -23,9 +23,10 @@ def verdicts(summary: Found) -> list[str]:
         found = summary["later"][keep]
         whole = found["− scratch"]
         how = "lower than" if whole.below else "higher than" if whole.above else "not proven to differ from that"
+        kept = f"Where {NAMES[keep].replace(' is kept', '')} is kept, the mean regret over the three tasks"
+        said = f"{ONE_SEED}. {kept} less that" if whole.low is None else f"{kept} is {how}"
         out.append(
-            f"Where {NAMES[keep].replace(' is kept', '')} is kept, the mean regret over the three tasks is {how} from scratch: "
-            f"{points(whole, 0, 1.0)} of 1,000. On the second and third task alone "
+            f"{said} from scratch: {points(whole, 0, 1.0)} of 1,000. On the second and third task alone "
             f"{points(found['regret'], 0, 1.0)}; in their first "
             f"quarter {points(found['early regret'], 0, 1.0)}."
         )
@@ -39,9 +40,8 @@ def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> s
         "# Transfer: walker stand, walk and run, one after another\n",
         f"{counted(len(config['orders']), 'order')}, {counted(seeds, 'seed')}; each task {settings['rounds']} rounds of "
         f"{settings['episode']} decisions in {settings['envs']} environments; {machine}. Regret is 1,000 less the return per "
-        "1,000 steps, averaged over a task's training. Means over orders and seeds ± half of Student's 95 % interval; "
-        "differences are paired, with their interval and p. The orders of a seed share its three trainings from scratch, so that "
-        "the intervals are rather narrow. Thin lines in the figure are single runs.\n",
+        "1,000 steps, averaged over a task's training. The orders of a seed share its three trainings from scratch and are "
+        f"averaged. {measured_over(seeds)} Thin lines in the figure are single runs.\n",
         f"![Transfer]({FIGURE})\n",
         "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",
     ]

@@ -66,5 +66,5 @@ def transfer(
     folder = RunFolder.open(out, what.name, what.config)
     found.update(run_cells(folder, later, run_cell, workers=workers, threads=threads, console=console))
     summary = summarise(what.cells, found)
-    figure.draw(summary, out / FIGURE)
+    figure.draw(summary, out / FIGURE, quick)
     return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adaptcomp_ext.experiments.style import save
+
 from .contenders import LABELS
 
 __all__ = ["draw"]
@@ -81,5 +83,5 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_label() in LABELS.values()}
     figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=len(lines), fontsize="small")
     figure.suptitle("Energy descent on a silu network, 20 steps: time over the kernel's", fontsize="medium")
-    figure.savefig(path, dpi=150)
+    save(figure, path, 150, bool(report.get("quick")))
     return True

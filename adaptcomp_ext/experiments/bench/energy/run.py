@@ -16,6 +16,7 @@ from rich.console import Console
 
 from .. import compiling, machine
 from ..files import write
+from ..markdown import QUICK
 from ..progress import progress_bar
 from . import figure
 from .bars import judge
@@ -42,6 +43,7 @@ def run(
     memory: bool = True,
     seed: int = 0,
     progress: bool = True,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """Run configurations and write the report: `bench_energy` with the grid as an argument.
 
@@ -64,6 +66,8 @@ def run(
         "benchmark": "energy",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **machine.describe(device),
+        "quick": quick,
+        **({"note": QUICK} if quick else {}),
         "settings": {"seconds": seconds, "seed": seed, "keeps_freed_memory": keeps},
         "compiler": missing,
         "rows": [],
@@ -147,6 +151,9 @@ def bench_energy(
             memory=memory,
             seed=seed,
             progress=progress,
+            quick=quick,
         )
     show(report, Console())
+    if quick:
+        Console().print(f"[bold]{QUICK}[/]")
     return report

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from .. import machine
 from ..files import write
+from ..markdown import QUICK
 from ..progress import progress_bar
 from .measure import measure
 from .problem import GRIDS, Config
@@ -28,7 +29,14 @@ MARKDOWN_NAME = "bench_route.md"
 
 
 def run(
-    configs: Iterable[Config], out: Path, device: torch.device, *, seconds: float = 3.0, seed: int = 0, progress: bool = True
+    configs: Iterable[Config],
+    out: Path,
+    device: torch.device,
+    *,
+    seconds: float = 3.0,
+    seed: int = 0,
+    progress: bool = True,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """Run configurations and write the report: `bench_route` with the grid as an argument.
 
@@ -48,6 +56,8 @@ def run(
         "benchmark": "route",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **machine.describe(device),
+        "quick": quick,
+        **({"note": QUICK} if quick else {}),
         "settings": {"seconds": seconds, "seed": seed, "keeps_freed_memory": machine.keep_freed_memory()},
         "rows": [],
     }
@@ -102,6 +112,10 @@ def bench_route(
     if seconds is None:
         seconds = 1.0 if quick else 3.0
     with machine.threads(threads):
-        report = run(GRIDS["quick" if quick else "default"](), Path(out), where, seconds=seconds, seed=seed, progress=progress)
+        report = run(
+            GRIDS["quick" if quick else "default"](), Path(out), where, seconds=seconds, seed=seed, progress=progress, quick=quick
+        )
     show(report, Console())
+    if quick:
+        Console().print(f"[bold]{QUICK}[/]")
     return report
