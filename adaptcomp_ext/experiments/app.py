@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from adaptcomp_ext.experiments.info import print_info
+from adaptcomp_ext.experiments.endings import guarded
+from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["app"]
 
@@ -23,9 +24,22 @@ run = typer.Typer(help="Run an experiment.", no_args_is_help=True)
 app.add_typer(run, name="run")
 
 
-def _fail(error: Exception) -> typer.Exit:
-    typer.echo(f"adaptcomp: {error}", err=True)
-    return typer.Exit(2)
+DATA_HELP = "Folder with MNIST's four IDX files, or torchvision's root. Default: scikit-learn's digits."
+RESUMES = "the same command goes on where this run ended"
+BENCHMARK = (ValueError, RuntimeError, OSError)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print_version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -35,9 +49,11 @@ def info() -> None:
 
 
 @app.command()
+@guarded(None)
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Folder with the four IDX files of MNIST. Default: scikit-learn's digits.")
+        Path | None,
+        typer.Option(help=DATA_HELP),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out"),
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and jitter.")] = 0,
@@ -49,15 +65,13 @@ def demo(
     from adaptcomp_ext.experiments.data import load_digits, load_mnist
     from adaptcomp_ext.experiments.demo import demo as run_demo
 
-    try:
-        images = load_digits() if data is None else load_mnist(data)
-        out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    images = load_digits() if data is None else load_mnist(data)
+    out.mkdir(parents=True, exist_ok=True)
     run_demo(images, out, epochs=epochs, seed=seed, threads=threads, seconds=seconds)
 
 
 @bench.command()
+@guarded("the same command with --resume keeps what was measured", BENCHMARK)
 def halting(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_halting"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -75,26 +89,24 @@ def halting(
     """Time AdaptiveHalt against masking, boolean indexing and the limit."""
     from adaptcomp_ext.experiments.bench import bench_halting
 
-    try:
-        bench_halting(
-            out=str(out),
-            device=device,
-            quick=quick,
-            threads=threads,
-            cores=cores,
-            grid=grid,
-            seconds=seconds,
-            limit_seconds=limit_seconds,
-            compiled=compiled,
-            memory=memory,
-            resume=resume,
-            seed=seed,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise _fail(error) from None
+    bench_halting(
+        out=str(out),
+        device=device,
+        quick=quick,
+        threads=threads,
+        cores=cores,
+        grid=grid,
+        seconds=seconds,
+        limit_seconds=limit_seconds,
+        compiled=compiled,
+        memory=memory,
+        resume=resume,
+        seed=seed,
+    )
 
 
 @bench.command("energy")
+@guarded(None, BENCHMARK)
 def energy_benchmark(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_energy"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -108,22 +120,20 @@ def energy_benchmark(
     """Time EnergyDescent against autograd, torch.compile and hand-written loops."""
     from adaptcomp_ext.experiments.bench import bench_energy
 
-    try:
-        bench_energy(
-            out=str(out),
-            device=device,
-            quick=quick,
-            threads=threads,
-            seconds=seconds,
-            compiled=compiled,
-            memory=memory,
-            seed=seed,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise _fail(error) from None
+    bench_energy(
+        out=str(out),
+        device=device,
+        quick=quick,
+        threads=threads,
+        seconds=seconds,
+        compiled=compiled,
+        memory=memory,
+        seed=seed,
+    )
 
 
 @bench.command("route")
+@guarded(None, BENCHMARK)
 def route_benchmark(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_route"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -135,13 +145,11 @@ def route_benchmark(
     """Time route against masking, boolean indexing and index_select."""
     from adaptcomp_ext.experiments.bench import bench_route
 
-    try:
-        bench_route(out=str(out), device=device, quick=quick, threads=threads, seconds=seconds, seed=seed)
-    except (ValueError, RuntimeError) as error:
-        raise _fail(error) from None
+    bench_route(out=str(out), device=device, quick=quick, threads=threads, seconds=seconds, seed=seed)
 
 
 @bench.command("planning")
+@guarded(None, BENCHMARK)
 def planning_benchmark(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_planning"),
     rows: Annotated[int, typer.Option(min=2, help="States planned together.")] = 32,
@@ -156,6 +164,7 @@ def planning_benchmark(
 
 
 @run.command()
+@guarded(None)
 def sudoku(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),
     size: Annotated[int, typer.Option(help="4 or 9.")] = 4,
@@ -167,17 +176,16 @@ def sudoku(
     """Solve Sudoku by descending a learnt energy, longer where it is harder. Two minutes per seed; ten for 9×9."""
     from adaptcomp_ext.experiments.sudoku import sudoku as run_sudoku
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        run_sudoku(out, size=size, seeds=seeds, first_seed=seed, quick=quick, threads=threads)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    out.mkdir(parents=True, exist_ok=True)
+    run_sudoku(out, size=size, seeds=seeds, first_seed=seed, quick=quick, threads=threads)
 
 
 @run.command()
+@guarded(None)
 def energy(
     data: Annotated[
-        Path | None, typer.Option(help="Folder with the four IDX files of MNIST. Default: scikit-learn's digits.")
+        Path | None,
+        typer.Option(help=DATA_HELP),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out"),
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and corruption.")] = 0,
@@ -190,15 +198,15 @@ def energy(
     from adaptcomp_ext.experiments.data import load_digits, load_mnist
     from adaptcomp_ext.experiments.energy import energy as run_energy
 
-    try:
-        images = load_digits() if data is None else load_mnist(data)
-        out.mkdir(parents=True, exist_ok=True)
-        run_energy(images, out, epochs=epochs, seed=seed, threads=threads, held_out=held_out, quick=quick)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    images = load_digits() if data is None else load_mnist(data)
+    out.mkdir(parents=True, exist_ok=True)
+    run_energy(images, out, epochs=epochs, seed=seed, threads=threads, held_out=held_out, quick=quick)
 
 
-DataOption = Annotated[Path | None, typer.Option(help="Folder with the four IDX files of MNIST. Default: scikit-learn's digits.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(help=DATA_HELP),
+]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing files into that folder, through torchvision.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="The first seed: of weights, order and colours.")]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
@@ -231,6 +239,7 @@ def _proportions(text: str) -> list[float]:
 
 
 @run.command()
+@guarded(RESUMES)
 def digits(
     data: DataOption = None,
     download: DownloadOption = False,
@@ -245,14 +254,12 @@ def digits(
     """Decide when to stop on grey digits: ACT, PonderNet, confidence, habit and control. Goes on where it was interrupted."""
     from adaptcomp_ext.experiments.digits import digits as run_digits
 
-    try:
-        _fetch(data, download)
-        run_digits(data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    _fetch(data, download)
+    run_digits(data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick)
 
 
 @run.command()
+@guarded(RESUMES)
 def stroop(
     data: DataOption = None,
     download: DownloadOption = False,
@@ -270,27 +277,25 @@ def stroop(
     """Read digits in misleading ink: habit and control, all gates, steps as reaction time. Goes on where it was interrupted."""
     from adaptcomp_ext.experiments.stroop import stroop as run_stroop
 
-    try:
-        proportions = _proportions(congruent)
-        _fetch(data, download)
-        run_stroop(
-            data,
-            out,
-            congruent=proportions,
-            seeds=seeds,
-            first_seed=seed,
-            epochs=epochs,
-            workers=workers,
-            threads=threads,
-            quick=quick,
-            with_reaction=reaction,
-            with_effort=effort,
-        )
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    proportions = _proportions(congruent)
+    _fetch(data, download)
+    run_stroop(
+        data,
+        out,
+        congruent=proportions,
+        seeds=seeds,
+        first_seed=seed,
+        epochs=epochs,
+        workers=workers,
+        threads=threads,
+        quick=quick,
+        with_reaction=reaction,
+        with_effort=effort,
+    )
 
 
 @run.command()
+@guarded(RESUMES)
 def distill(
     data: DataOption = None,
     download: DownloadOption = False,
@@ -305,14 +310,12 @@ def distill(
     """Distil System 2 into System 1, online and after training, and remove its dead units. Goes on where it was interrupted."""
     from adaptcomp_ext.experiments.distill import distill as run_distill
 
-    try:
-        _fetch(data, download)
-        run_distill(data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    _fetch(data, download)
+    run_distill(data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick)
 
 
 @run.command()
+@guarded(RESUMES)
 def maze(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/maze"),
     seed: SeedOption = 0,
@@ -327,19 +330,16 @@ def maze(
     from adaptcomp_ext.experiments.maze import maze as run_maze
     from adaptcomp_ext.experiments.maze.plan import PRICE
 
-    try:
-        run_maze(
-            out,
-            seeds=seeds,
-            first_seed=seed,
-            updates=updates,
-            price=PRICE if price is None else price,
-            workers=workers,
-            threads=threads,
-            quick=quick,
-        )
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    run_maze(
+        out,
+        seeds=seeds,
+        first_seed=seed,
+        updates=updates,
+        price=PRICE if price is None else price,
+        workers=workers,
+        threads=threads,
+        quick=quick,
+    )
 
 
 TaskOption = Annotated[str, typer.Option(help="Of the DeepMind Control Suite, such as walker-walk.")]
@@ -349,6 +349,7 @@ StepsOption = Annotated[
 
 
 @run.command()
+@guarded(RESUMES)
 def control(
     task: TaskOption = "pendulum-swingup",
     steps: StepsOption = None,
@@ -367,25 +368,23 @@ def control(
     """Learn to control, planning where it pays. Half an hour per seed. Goes on where it was interrupted."""
     from adaptcomp_ext.experiments.control import control as run_control
 
-    try:
-        run_control(
-            task,
-            out or Path(f"adaptcomp-out/control-{task}"),
-            steps=steps,
-            seeds=seeds,
-            first_seed=seed,
-            agents=agents.split(","),
-            price=price,
-            test_price=test_price,
-            workers=workers,
-            threads=threads,
-            quick=quick,
-        )
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    run_control(
+        task,
+        out or Path(f"adaptcomp-out/control-{task}"),
+        steps=steps,
+        seeds=seeds,
+        first_seed=seed,
+        agents=agents.split(","),
+        price=price,
+        test_price=test_price,
+        workers=workers,
+        threads=threads,
+        quick=quick,
+    )
 
 
 @run.command()
+@guarded(RESUMES)
 def horizon(
     task: TaskOption = "pendulum-swingup",
     steps: StepsOption = None,
@@ -399,14 +398,12 @@ def horizon(
     """Look ahead as far as a state is worth. Goes on where it was interrupted."""
     from adaptcomp_ext.experiments.horizon import horizon as run_horizon
 
-    try:
-        where = out or Path(f"adaptcomp-out/horizon-{task}")
-        run_horizon(task, where, steps=steps, seeds=seeds, first_seed=seed, workers=workers, threads=threads, quick=quick)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    where = out or Path(f"adaptcomp-out/horizon-{task}")
+    run_horizon(task, where, steps=steps, seeds=seeds, first_seed=seed, workers=workers, threads=threads, quick=quick)
 
 
 @run.command()
+@guarded(RESUMES)
 def transfer(
     steps: StepsOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/transfer"),
@@ -420,22 +417,20 @@ def transfer(
     """Learn walker stand, walk and run one after another, keeping the habit. Hours. Goes on where it was interrupted."""
     from adaptcomp_ext.experiments.transfer import transfer as run_transfer
 
-    try:
-        run_transfer(
-            out,
-            steps=steps,
-            orders=orders,
-            seeds=seeds,
-            first_seed=seed,
-            workers=workers,
-            threads=threads,
-            quick=quick,
-        )
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    run_transfer(
+        out,
+        steps=steps,
+        orders=orders,
+        seeds=seeds,
+        first_seed=seed,
+        workers=workers,
+        threads=threads,
+        quick=quick,
+    )
 
 
 @app.command()
+@guarded(None)
 def report(
     folders: Annotated[list[Path] | None, typer.Argument(help="Folders with results. Default: adaptcomp-out.")] = None,
     out: Annotated[Path, typer.Option(help="The page, ending in .html or .md.")] = Path("adaptcomp-out/report.html"),
@@ -443,9 +438,6 @@ def report(
     """Gather what was run into one page (all but demo, energy, sudoku and the benchmarks)."""
     from adaptcomp_ext.experiments.runs.page import find_runs, write_page
 
-    try:
-        runs = find_runs(folders or [Path("adaptcomp-out")])
-        write_page(runs, out)
-    except (ValueError, OSError) as error:
-        raise _fail(error) from None
+    runs = find_runs(folders or [Path("adaptcomp-out")])
+    write_page(runs, out)
     typer.echo(f"{len(runs)} experiment{'s' if len(runs) > 1 else ''} on {out}")

@@ -1,6 +1,6 @@
 """Entry point of the command line.
 
-Everything but ``info`` needs the optional extras, so nothing of them is imported here before it is known to be wanted.
+Everything but ``info`` and ``--version`` needs the optional extras: none is imported before it is known to be wanted.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from adaptcomp_ext.experiments.info import print_info
+from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["main"]
 
@@ -29,13 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Default: those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words == ["info"]:
-        print_info()
+    if words in (["info"], ["--version"]):
+        print_info() if words == ["info"] else print_version()
         return
     try:
         from adaptcomp_ext.experiments.app import app
 
         app(args=words, prog_name="adaptcomp")
+    except KeyboardInterrupt:  # before a command has begun
+        print("adaptcomp: interrupted", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:

@@ -1,10 +1,15 @@
-"""What `adaptcomp info` prints. Needs no optional extra."""
+"""What `adaptcomp info` and `adaptcomp --version` print. Needs no optional extra."""
 
 from __future__ import annotations
 
 import adaptcomp_ext as ac
 
-__all__ = ["print_info"]
+__all__ = ["print_info", "print_version"]
+
+
+def print_version() -> None:
+    """Print the name and the version of the package."""
+    print(f"adaptcomp_ext {ac.__version__}")
 
 
 def print_info() -> None:

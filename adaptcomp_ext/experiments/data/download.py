@@ -18,7 +18,7 @@ MNIST_FILES = {
 
 
 def fetch_mnist(folder: Path | str) -> None:
-    """Put MNIST's four IDX files into a folder, unless files of their names are there already.
+    """Put MNIST's four IDX files into a folder, unless they are there already, in any of the ways in which they are read.
 
     Parameters
     ----------
@@ -33,8 +33,10 @@ def fetch_mnist(folder: Path | str) -> None:
         If it cannot be downloaded.
     """
     folder = Path(folder)
+    from .folder import find_parts
+
     names = [name for name, _ in MNIST_FILES.values()]
-    if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names):
+    if folder.is_dir() and all(find_parts(folder).values()):
         return
     try:
         from torchvision.datasets import MNIST

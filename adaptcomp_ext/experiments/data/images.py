@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .download import MNIST_FILES, fetch_mnist
+from .folder import find_parts, what_is_there
 from .idx import parse_idx, read_whole
 
 __all__ = ["ImageData", "find_images", "load_digits", "load_mnist"]
@@ -87,16 +88,19 @@ def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
     ----------
     folder : Path or str
         Where ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their ``t10k`` counterparts are, each with or
-        without ``.gz``. Data sets in the same files and format (Fashion-MNIST) work as well, and are not called MNIST.
+        without ``.gz``; also as other tools leave them: ``train-images.idx3-ubyte``, a folder for each file, upper case,
+        torchvision's root with ``MNIST/raw`` below it. Data sets in the same files and format (Fashion-MNIST) work as well, and
+        are not called MNIST.
     download : bool
         Whether missing files are fetched into the folder first, through torchvision.
 
     Raises
     ------
     FileNotFoundError
-        If the folder does not exist or files are missing; the message lists them.
+        If the folder does not exist or files are missing; the message lists them, and what is there.
     ValueError
-        If a file is not what its name says; or if the checksum of one is not MNIST's although that of another is.
+        If a file is not what its name says, if there are several data sets below the folder, or if the checksum of one file is
+        not MNIST's although that of another is.
     OSError
         If the download fails.
     """
@@ -104,11 +108,14 @@ def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
     if download:
         fetch_mnist(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected a folder with the four MNIST files, found no such folder")
-    paths = {part: _find(folder, name) for part, (name, _) in MNIST_FILES.items()}
+        found_instead = "a file" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"{folder}: expected a folder with the four MNIST files, found {found_instead}")
+    paths = find_parts(folder)
     missing = [MNIST_FILES[part][0] for part, path in paths.items() if path is None]
     if missing:
-        raise FileNotFoundError(f"{folder}: missing {', '.join(missing)} (each may also end in .gz)")
+        raise FileNotFoundError(
+            f"{folder}: missing {', '.join(missing)} (each may also end in .gz, or lie in MNIST/raw); {what_is_there(folder)}"
+        )
     contents = {part: (path, read_whole(path)) for part, path in paths.items() if path is not None}
     found = {part: (path, parse_idx(path, content, MNIST_FILES[part][1])) for part, (path, content) in contents.items()}
     name = "MNIST" if _is_mnist(contents) else f"IDX images in {folder.name} (not MNIST)"
@@ -138,10 +145,3 @@ def _is_mnist(contents: dict[str, tuple[Path, bytes]]) -> bool:
             f"{path}: expected MNIST's file, as others beside it are (md5 {_MD5[wrong[0]]} unpacked), found md5 {sums[wrong[0]]}"
         )
     return not wrong
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
-    return None

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -127,6 +128,8 @@ def _end_with_parent() -> None:
 
     Otherwise it would go on with its cell, and write beside whoever takes the folder up again.
     """
+    # Ctrl-C reaches all processes of a terminal; the one that started this one says what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -142,12 +145,14 @@ def _run_processes(folder: RunFolder, cells: list[Cell], worker: Worker, workers
     context = multiprocessing.get_context("spawn")
     manager = SyncManager(ctx=context)
     manager.start(_end_with_parent)
+    others = set(multiprocessing.active_children())
     with manager, ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         ticks: Any = manager.Queue()
         tasks = {cell.name: bars.add_task(cell.name, total=1.0, what="waiting", start=False) for cell in cells}
-        running: dict[Future[dict[str, Any]], Cell] = {
-            pool.submit(_run_elsewhere, worker, cell, folder.cell(cell.name), threads, ticks): cell for cell in cells
-        }
+        with _interrupts_later():
+            running: dict[Future[dict[str, Any]], Cell] = {
+                pool.submit(_run_elsewhere, worker, cell, folder.cell(cell.name), threads, ticks): cell for cell in cells
+            }
         try:
             while running:
                 with contextlib.suppress(queue.Empty):
@@ -159,6 +164,23 @@ def _run_processes(folder: RunFolder, cells: list[Cell], worker: Worker, workers
                     folder.finish(cell.name, future.result())
                     bars.start_task(tasks[cell.name])
                     _show(bars, tasks[cell.name], "done", 1.0)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):
+                # Interrupted: a cell may take long to end, and what it has written is whole at any time.
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold Ctrl-C back; processes that are started inside never see one, not even before they have begun to run."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
