@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -133,3 +134,12 @@ class Unchanged:
         if failure[0] is None:
             for t, before in zip(self._tensors, self._before, strict=True):
                 assert_bitwise(t, before)
+
+
+def check_one_seed_report(text: str) -> None:
+    """Nothing in the report of one seed is an interval or a verdict."""
+    assert "±" not in text and "p = " not in text
+    assert not re.search(r"\[[-+−]?\d", text)
+    for verdict in ("Holds", "Does not hold", "A tie", "a tie"):
+        assert verdict not in text
+    assert "one seed" in text.lower()

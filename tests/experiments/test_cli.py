@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,7 @@ from helpers import run_python
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
+from adaptcomp_ext.experiments.files import write_text
 
 EXTRAS = ("matplotlib", "rich", "sklearn", "typer")
 
@@ -196,3 +203,80 @@ def test_bench_bad_input(extras: None, tmp_path: Path, capsys: pytest.CaptureFix
     assert run("bench", "halting", "--cores", "lstm", "--out", str(tmp_path)) == 2
     assert "cores: expected names out of" in capsys.readouterr().err
     assert run("bench", "nothing") == 2
+
+
+@pytest.mark.parametrize("words", [("--version",), ("info",)])
+def test_version(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    assert (ac.__version__ in printed and "adaptcomp" in printed.lower()) or words == ("info",)
+
+
+def test_version_without_extras() -> None:
+    ((code, out, err),) = without(EXTRAS, ("--version",))
+    assert (code, out, err) == (0, f"adaptcomp_ext {ac.__version__}\n", "")
+
+
+RESUMED, BEGUN_ANEW = "the same command goes on where this run ended", "nothing of this run is kept"
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (("run", "digits", "--quick"), RESUMED),
+        (("run", "stroop", "--quick"), RESUMED),
+        (("run", "sudoku", "--quick"), BEGUN_ANEW),
+        (("demo",), BEGUN_ANEW),
+    ],
+)
+def test_a_full_disk_is_one_sentence(
+    extras: None,
+    words: tuple[str, ...],
+    end: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(path: Path, *arguments: Any, **options: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("adaptcomp_ext.experiments.sudoku.report._run", lambda *a: write_text(tmp_path / "x", ""))
+    monkeypatch.setattr("adaptcomp_ext.experiments.demo.report._train", lambda *a: write_text(tmp_path / "x", ""))
+    assert run(*words, "--out", str(tmp_path / "out")) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("adaptcomp: the disk is full: ") and "could not be written; free some space, then" in err
+    assert end in err and "Traceback" not in err and err.count("\n") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "end"),
+    [
+        (("run", "digits", "--quick"), "cells/*/*.safetensors", RESUMED),
+        (("run", "digits", "--quick", "--workers", "2", "--seeds", "2"), "cells/*/*.safetensors", RESUMED),
+        (("run", "sudoku"), "", BEGUN_ANEW),
+    ],
+)
+def test_an_interrupted_run_is_one_sentence(extras: None, words: tuple[str, ...], begun: str, end: str, tmp_path: Path) -> None:
+    # A background process may have been started with the signal ignored.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from adaptcomp_ext.experiments.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, *words, "--out", str(tmp_path / "out")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(tmp_path.glob(f"out/{begun}")) and time.monotonic() < deadline and child.poll() is None:
+            time.sleep(0.1)
+        time.sleep(0.0 if begun else 2.0)
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+        _, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130 and "Traceback" not in err
+    assert [line for line in err.splitlines() if line.startswith("adaptcomp:")] == err.splitlines()[-1:]
+    assert err.splitlines()[-1].startswith("adaptcomp: interrupted; ") and end in err
+    assert not list(tmp_path.rglob("*.part"))

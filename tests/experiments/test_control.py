@@ -10,6 +10,7 @@ import torch
 
 for extra in ("dm_control", "gymnasium", "matplotlib", "rich", "safetensors", "scipy"):
     pytest.importorskip(extra)
+from helpers import check_one_seed_report
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -23,6 +24,7 @@ from adaptcomp_ext.experiments.control.training import Settings, Trainer, train
 from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
 from adaptcomp_ext.experiments.horizon import horizon
 from adaptcomp_ext.experiments.runs import read_json
+from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.transfer import transfer
 from adaptcomp_ext.experiments.transfer.cell import successor
 
@@ -59,6 +61,8 @@ def test_the_report_is_whole(out: Path) -> None:
     for name in ("control.png", "control_episode.png"):
         assert name in text and (out / name).stat().st_size > 10_000
     assert "nan" not in text.lower().replace("planning", "")
+    check_one_seed_report(text)
+    assert report["quick"] is True and QUICK in text and "not decided: one seed" in text
 
 
 def test_the_random_gate_plans_as_often_as_the_value_gate(out: Path) -> None:
@@ -333,6 +337,7 @@ def test_horizons(tmp_path: Path) -> None:
     cheap, dear = (report["adaptive"][p]["steps imagined"].mean for p in list(report["adaptive"])[:2])
     assert cheap >= dear
     assert (tmp_path / "horizon.png").stat().st_size > 10_000 and "nan" not in (tmp_path / "horizon.md").read_text()
+    check_one_seed_report((tmp_path / "horizon.md").read_text())
 
 
 def test_what_is_kept() -> None:
@@ -365,6 +370,7 @@ def test_transfer(tmp_path: Path) -> None:
         assert cells[f"{keep}-walk-run-stand-seed-0"][0] == cells["scratch-walker-walk-seed-0"][0]
     assert cells["habit-stand-walk-run-seed-0"][1] != cells["everything-stand-walk-run-seed-0"][1]
     assert (tmp_path / "transfer.png").stat().st_size > 10_000 and "nan" not in (tmp_path / "transfer.md").read_text()
+    check_one_seed_report((tmp_path / "transfer.md").read_text())
     with pytest.raises(ValueError, match="orders: expected 1 to 6, got 7"):
         transfer(tmp_path / "other", orders=7, quick=True, console=QUIET)
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("safetensors")
+
 from adaptcomp_ext.experiments.data import load_digits, load_mnist, read_idx
 
 MNIST = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
@@ -142,3 +144,62 @@ def test_digits() -> None:
     assert load_digits(test_rows=100, seed=1).test_labels.shape == (100,)
     with pytest.raises(ValueError, match="test_rows: expected 1 to 1796, got 0"):
         load_digits(test_rows=0)
+
+
+LAYOUTS = {
+    "7-Zip, Kaggle": lambda name: name.replace("-idx", ".idx"),
+    "torchvision's root": lambda name: f"MNIST/raw/{name}",
+    "torchvision's MNIST": lambda name: f"raw/{name}",
+    "below another folder": lambda name: f"downloads/digits/{name}",
+    "a folder each": lambda name: f"{name}/{name}",
+    "a folder each, 7-Zip inside": lambda name: f"{name}/{name.replace('-idx', '.idx')}",
+    "upper case": str.upper,
+    "mixed case": lambda name: f"Mnist/RAW/{name.title()}",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mnist_as_other_tools_leave_it(tmp_path: Path, layout: str, packed: bool) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    arrays = write_mnist(plain)
+    root = tmp_path / "root"
+    for name in NAMES:
+        path = root / (LAYOUTS[layout](name) + (".gz" if packed else ""))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = (plain / name).read_bytes()
+        path.write_bytes(gzip.compress(content) if packed else content)
+    data = load_mnist(root)
+    assert data.train_labels.tolist() == arrays[NAMES[1]].tolist()
+    torch.testing.assert_close(data.test_images, torch.from_numpy(arrays[NAMES[2]]).float() / 255)
+
+
+def test_the_message_says_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing train-images-idx3-ubyte, .*; the folder is empty"):
+        load_mnist(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "mnist.npz").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"missing train-images-idx3-ubyte, .*; found there: mnist.npz, notes/$"):
+        load_mnist(tmp_path)
+    for i in range(20):
+        (tmp_path / f"{i:02}").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"found there: 00, 01, .* and 14 more$"):
+        load_mnist(tmp_path)
+    with pytest.raises(FileNotFoundError, match="expected a folder with the four MNIST files, found a file"):
+        load_mnist(tmp_path / "mnist.npz")
+
+
+def test_one_data_set_does_not_fill_the_gaps_of_another(tmp_path: Path) -> None:
+    for name in ("MNIST", "FashionMNIST"):
+        (tmp_path / name / "raw").mkdir(parents=True)
+        write_mnist(tmp_path / name / "raw", rows=(6, 3) if name == "MNIST" else (8, 4))
+    assert len(load_mnist(tmp_path).train_labels) == 6  # torchvision's root: MNIST, whatever lies beside it
+    assert len(load_mnist(tmp_path / "FashionMNIST").train_labels) == 8
+    (tmp_path / "MNIST" / "raw" / NAMES[2]).unlink()
+    with pytest.raises(FileNotFoundError, match=f"missing {NAMES[2]} "):
+        load_mnist(tmp_path)
+    (tmp_path / "MNIST").rename(tmp_path / "KMNIST")
+    write_mnist(tmp_path / "KMNIST" / "raw")
+    with pytest.raises(ValueError, match="expected one data set, found several: FashionMNIST/raw, KMNIST/raw"):
+        load_mnist(tmp_path)

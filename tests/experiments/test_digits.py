@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+for extra in ("matplotlib", "rich", "safetensors", "scipy", "sklearn"):
+    pytest.importorskip(extra)
+from helpers import check_one_seed_report
 from rich.console import Console
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.digits import digits
 from adaptcomp_ext.experiments.digits.networks import MAX_STEPS, Reader
 from adaptcomp_ext.experiments.runs import RunFolder
+from adaptcomp_ext.experiments.style import QUICK
 
 QUIET = Console(quiet=True)
 SEEDS = 3
@@ -97,3 +104,13 @@ def test_multiply_adds_are_those_of_the_layers() -> None:
         reader.readout(reader.look(reader.start(1), images))
     assert counter.get_total_flops() == 2 * reader.multiply_adds(False)
     assert reader.multiply_adds(True) - reader.multiply_adds(False) == reader.dim
+
+
+def test_one_seed_decides_nothing(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out / "cells", tmp_path / "cells", ignore=shutil.ignore_patterns("*-seed-1", "*-seed-2"))
+    shown = io.StringIO()
+    report = digits(None, tmp_path, quick=True, console=Console(file=shown))
+    text = (tmp_path / "digits.md").read_text()
+    check_one_seed_report(text)
+    assert report["quick"] is True and QUICK in text and json.loads((tmp_path / "digits.json").read_text())["note"] == QUICK
+    assert " ".join(shown.getvalue().split()).count(QUICK) == 2

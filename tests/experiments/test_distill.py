@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+for extra in ("matplotlib", "rich", "safetensors", "scipy", "sklearn"):
+    pytest.importorskip(extra)
+from helpers import check_one_seed_report
 from rich.console import Console
 
 from adaptcomp_ext.experiments.distill import distill
+from adaptcomp_ext.experiments.style import QUICK
 
 QUIET = Console(quiet=True)
 SEEDS = 3
@@ -73,3 +80,14 @@ def test_another_configuration_is_refused(out: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a folder with the four MNIST files"):
         distill(Path("/nowhere"), out / "new", console=QUIET)
     assert not (out / "new").exists()
+
+
+def test_one_seed_decides_nothing(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out / "cells", tmp_path / "cells", ignore=shutil.ignore_patterns("*-seed-1", "*-seed-2"))
+    shown = io.StringIO()
+    report = distill(None, tmp_path, epochs=6, quick=True, console=Console(file=shown))
+    text = (tmp_path / "distill.md").read_text()
+    check_one_seed_report(text)
+    assert report["quick"] is True and QUICK in text and json.loads((tmp_path / "distill.json").read_text())["note"] == QUICK
+    assert " ".join(shown.getvalue().split()).count(QUICK) == 2
+    assert "**Not decided: one seed.**" in text

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 for extra in ("gymnasium", "matplotlib", "rich", "safetensors", "scipy"):
     pytest.importorskip(extra)
+from helpers import check_one_seed_report
 from rich.console import Console
 
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
@@ -18,6 +21,7 @@ from adaptcomp_ext.experiments.maze import maze, training
 from adaptcomp_ext.experiments.maze.cell import run_cell, unseen_layouts
 from adaptcomp_ext.experiments.maze.evaluation import run_trial
 from adaptcomp_ext.experiments.maze.plan import plan
+from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.models.agents import SWEEPS, MazeAgent
 
 QUIET = Console(quiet=True)
@@ -154,3 +158,13 @@ def test_an_episode_that_time_cuts_goes_on_from_its_last_observation(monkeypatch
         assert torch.allclose(kept.reward, expected, atol=1e-6)
         assert torch.equal(kept.ended, torch.from_numpy(terminated | truncated))
     assert cut > 10
+
+
+def test_one_seed_decides_nothing(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out / "cells", tmp_path / "cells", ignore=shutil.ignore_patterns("*-seed-1", "*-seed-2"))
+    shown = io.StringIO()
+    report = maze(tmp_path, quick=True, console=Console(file=shown))
+    text = (tmp_path / "maze.md").read_text()
+    check_one_seed_report(text)
+    assert report["quick"] is True and QUICK in text and json.loads((tmp_path / "maze.json").read_text())["note"] == QUICK
+    assert " ".join(shown.getvalue().split()).count(QUICK) == 2

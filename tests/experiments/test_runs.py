@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,28 +13,37 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from scipy import stats
 from torch import Tensor, nn
 
+for extra in ("rich", "safetensors", "scipy"):
+    pytest.importorskip(extra)
+from rich.console import Console
+from scipy import stats
+
+from adaptcomp_ext.experiments.files import write_tensors, write_text
 from adaptcomp_ext.experiments.runs import (
     Cell,
     Checkpoint,
+    Claim,
     RunFolder,
     counted,
     fit,
     interval,
+    judged,
     mcnemar,
     mean_interval,
+    measured_over,
     paired,
     points,
     rank_correlation,
     run_cells,
+    said,
     shuffled,
     table,
     wilson,
 )
 from adaptcomp_ext.experiments.runs.page import find_runs, write_page
+from adaptcomp_ext.experiments.style import save as save_figure
 
 QUIET = Console(quiet=True)
 
@@ -48,9 +58,13 @@ def test_a_folder_is_resumed_by_its_own_configuration_only(tmp_path: Path) -> No
     before = (out / "config.json").read_bytes()
     with pytest.raises(ValueError, match="another configuration of 'stroop'") as raised:
         RunFolder.open(out, "stroop", {"seeds": [0, 1, 2], "epochs": 3, "new": True})
-    said = str(raised.value)
-    assert "seeds = [0, 1] there, [0, 1, 2] asked for" in said and "new = None there, True" in said and "old = 1 there" in said
-    assert "choose another" in said and said.startswith(str(out))
+    message = str(raised.value)
+    assert (
+        "seeds = [0, 1] there, [0, 1, 2] asked for" in message
+        and "new = None there, True" in message
+        and "old = 1 there" in message
+    )
+    assert "choose another" in message and message.startswith(str(out))
     assert "epochs" not in str(raised.value)
     with pytest.raises(ValueError, match="expected a folder of 'digits', found one of 'stroop'"):
         RunFolder.open(out, "digits", {"epochs": 3})
@@ -312,3 +326,99 @@ def test_rank_correlations() -> None:
     a = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert rank_correlation(a, a.exp()) == pytest.approx(1) and rank_correlation(a, -a) == pytest.approx(-1)
     assert rank_correlation(a, torch.ones(2, 2)) == 0
+
+
+# --- verdicts ----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("claims", "verdict"),
+    [
+        ([Claim(paired([0.3, 0.4, 0.35], [0.1, 0.1, 0.1]))], "Holds"),
+        ([Claim(paired([0.1, 0.1, 0.1], [0.3, 0.4, 0.35]))], "Does not hold"),
+        ([Claim(paired([0.1, 0.2, 0.5], [0.2, 0.1, 0.3]))], "Not decided: met by the mean, not by the whole interval"),
+        ([Claim(paired([0.2, 0.1, 0.3], [0.1, 0.2, 0.5]))], "Not decided: missed by the mean, not by the whole interval"),
+        ([Claim(mean_interval([0.95, 0.96, 0.97]), 0.94)], "Not decided: met by the mean, not by the whole interval"),
+        ([Claim(mean_interval([0.95, 0.951, 0.952]), 0.94)], "Holds"),
+        ([Claim(mean_interval([0.5]), 0.1)], "Not decided: one seed"),
+        ([Claim(paired([0.5], [0.1]))], "Not decided: one seed"),
+        # At most a bound.
+        ([Claim(paired([0.105, 0.106], [0.1, 0.1]), 0.02, most=True)], "Holds"),
+        ([Claim(paired([0.2, 0.201], [0.1, 0.1]), 0.02, most=True)], "Does not hold"),
+        # Several: all hold, or one fails.
+        ([Claim(mean_interval([2.0, 2.1]), 0.5), Claim(mean_interval([0.1, 0.9]), 0.5)], "Not decided: met by the mean"),
+        ([Claim(mean_interval([2.0, 2.1]), 0.5), Claim(mean_interval([0.1, 0.11]), 0.5)], "Does not hold"),
+        # No difference at all is not above 0.
+        ([Claim(paired([0.1, 0.2], [0.1, 0.2]))], "Not decided: met by the mean"),
+    ],
+)
+def test_a_claim_holds_where_its_whole_interval_does(claims: list[Claim], verdict: str) -> None:
+    assert judged("It does.", *claims).startswith(f"**{verdict}")
+
+
+def test_what_an_interval_says() -> None:
+    assert said(paired([0.5], [0.1]), "more", "less") == "not decided: one seed"
+    assert said(paired([3.0, 3.1], [1.0, 1.0]), "more", "less") == "more"
+    assert said(paired([1.0, 1.0], [3.0, 3.1]), "more", "less") == "less"
+    assert said(paired([1.0, 3.0], [3.0, 1.0]), "more", "less") == "not decided: the interval holds 0"
+    assert "±" not in measured_over(1) and "±" in measured_over(2)
+
+
+def test_a_picture_of_a_quick_run_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    from adaptcomp_ext.experiments.style import save, span_at_least
+
+    figure = Figure(figsize=(4, 3))
+    axes = figure.subplots()
+    axes.plot([0, 1], [904.0, 904.8])
+    span_at_least(axes, "y", 100)
+    low, high = axes.get_ylim()
+    assert high - low == pytest.approx(100) and low < 904 < high
+    save(figure, tmp_path / "a.png", 50)
+    assert not figure.texts
+    save(figure, tmp_path / "b.png", 50, quick=True)
+    assert [text.get_text() for text in figure.texts] == ["quick run"]
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+# --- full disks --------------------------------------------------------------------------------------------------------------
+def _full(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("what", ["text", "tensors", "picture"])
+def test_a_full_disk_leaves_the_file_that_was_there(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result"
+    path.write_text("the one before")
+    if what == "text":
+        monkeypatch.setattr(Path, "write_text", lambda self, *a, **k: (self.write_bytes(b"half"), _full()))
+        write = lambda: write_text(path, "the next one")  # noqa: E731
+    elif what == "tensors":
+        monkeypatch.setattr(os, "fsync", _full)
+        write = lambda: write_tensors(path, {"x": torch.ones(3)})  # noqa: E731
+    else:
+        figure = pytest.importorskip("matplotlib.figure").Figure()
+        monkeypatch.setattr(figure, "savefig", lambda where, **options: (Path(where).write_bytes(b"half"), _full()))
+        write = lambda: save_figure(figure, path, 50)  # noqa: E731
+    with pytest.raises(OSError, match="No space left") as raised:
+        write()
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == str(path)
+    monkeypatch.undo()
+    assert path.read_text() == "the one before" and [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def _out_of_space(cell: Cell, folder: Path, tick: object) -> dict[str, object]:
+    from adaptcomp_ext.experiments import files
+
+    files.os.fsync = _full  # type: ignore[assignment]
+    files.write_tensors(folder / "x.safetensors", {"x": torch.ones(3)})
+    return {}
+
+
+def test_a_full_disk_is_told_by_another_process(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, "x", {})
+    with pytest.raises(OSError, match="No space left") as raised:
+        run_cells(folder, [Cell("a", {}, 0)], _out_of_space, workers=2, threads=1, console=QUIET)
+    assert raised.value.errno == errno.ENOSPC and str(raised.value.filename).endswith("x.safetensors")
+    assert folder.result("a") is None

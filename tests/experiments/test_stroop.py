@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import statistics
@@ -8,6 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+
+for extra in ("matplotlib", "rich", "safetensors", "scipy", "sklearn", "typer"):
+    pytest.importorskip(extra)
+from helpers import check_one_seed_report
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,6 +23,7 @@ from adaptcomp_ext.experiments.stroop.cell import run_cell
 from adaptcomp_ext.experiments.stroop.markdown import verdicts
 from adaptcomp_ext.experiments.stroop.networks import build_acc, build_baseline, build_habit
 from adaptcomp_ext.experiments.stroop.plan import plan
+from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.vision import build_cnn, multiply_adds, weights
 from adaptcomp_ext.models.acc import Objective
 
@@ -172,3 +178,14 @@ def test_the_command_line_reports(out: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(page)])
     assert result.exit_code == 0 and "1 experiment on" in result.output
     assert page.read_text().count("data:image/png;base64") == 3
+
+
+def test_one_seed_decides_nothing(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out / "cells", tmp_path / "cells", ignore=shutil.ignore_patterns("*-seed-1", "*-seed-2"))
+    shown = io.StringIO()
+    report = stroop(None, tmp_path, congruent=[0.8], quick=True, with_effort=False, console=Console(file=shown))
+    text = (tmp_path / "stroop.md").read_text()
+    check_one_seed_report(text)
+    assert report["quick"] is True and QUICK in text and json.loads((tmp_path / "stroop.json").read_text())["note"] == QUICK
+    assert " ".join(shown.getvalue().split()).count(QUICK) == 2
+    assert "**Not decided: one seed.**" in text

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+for extra in ("safetensors", "scipy", "sklearn"):
+    pytest.importorskip(extra)
 from scipy import stats
 from test_data import NAMES, write_mnist
 from torch.utils.data import DataLoader

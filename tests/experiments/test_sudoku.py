@@ -421,7 +421,7 @@ def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
         assert few["best_of"]["1"] == pytest.approx(1 - few["wrong"] / report["puzzles"]["test"])
     assert 0 < run["kinds"]["test"] < run["kinds"]["train"]
     assert list(run["of_any_kind"]) == ["feed_forward", "recurrent", "energy"]
-    assert report["summary"]["energy"]["solved"] == {"mean": run["energy"]["stopped"][0]["solved"], "sd": 0.0}
+    assert report["summary"]["energy"]["solved"] == {"mean": run["energy"]["stopped"][0]["solved"], "sd": None}
     assert report["summary"]["feed_forward"]["solved"]["mean"] == run["feed_forward"]["solved"]
     assert report["recipe"]["updates"] == 20
     assert report["puzzles"]["size"] == 4

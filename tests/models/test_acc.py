@@ -314,6 +314,7 @@ def known_value(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch
 @pytest.mark.parametrize("kind", [ValueGate, KLGate])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_learned_gates_find_the_value_of_control(kind: type, seed: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
     gate = kind(CLASSES)
     default, control, targets, _ = known_value(2000, seed)
     history = gate.fit(default, control, targets, seed=seed)

@@ -22,6 +22,7 @@ D = torch.float64
 
 def exact_kl(log_alpha: float) -> float:
     """−½ log α + E log|1 + √α ε| + (γ + log 2)/2 by quadrature, the logarithm's pole taken out of the middle."""
+    integrate = pytest.importorskip("scipy.integrate")
     spread = math.exp(log_alpha / 2)
     pole = -1 / spread
     density = lambda e: math.exp(-e * e / 2) / math.sqrt(2 * math.pi)  # noqa: E731
