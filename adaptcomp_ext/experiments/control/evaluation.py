@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
@@ -78,7 +77,7 @@ def run_episodes(
     watch : callable, optional
         Is shown the environment before each decision.
     """
-    env = ControlVectorEnv(task, count, max_steps=length, autoreset_mode=AutoresetMode.SAME_STEP)
+    env = ControlVectorEnv(task, count, max_steps=length, autoreset_mode="SameStep")
     observation, _ = env.reset(seed=seed)
     own, agent.gate.kind = agent.gate.kind, kind or agent.gate.kind
     least, agent.planner.least_std = agent.planner.least_std, 0.05

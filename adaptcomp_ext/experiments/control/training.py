@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -129,9 +128,7 @@ class Trainer:
 
     def __init__(self, settings: Settings, seed: int, folder: Path | None = None, agent: PlanningAgent | None = None) -> None:
         self.settings, self.folder = settings, folder
-        self.env = ControlVectorEnv(
-            settings.task, settings.envs, max_steps=settings.episode, autoreset_mode=AutoresetMode.SAME_STEP
-        )
+        self.env = ControlVectorEnv(settings.task, settings.envs, max_steps=settings.episode, autoreset_mode="SameStep")
         (observations,), (actions,) = self.env.single_observation_space.shape or (), self.env.single_action_space.shape or ()
         self.agent = build(settings, observations, actions) if agent is None else agent
         self.learner = Learner(self.agent, Learning(**settings.learning))

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from adaptcomp_ext.ops._checks import check_int, describe
 
-from .modes import RENDER_MODES, check_autoreset_mode, check_render_mode, check_reset_mask, refuse_ended
-
 # Without a display the suite would try one rendering library after another; physics needs none.
 os.environ.setdefault("MUJOCO_GL", "disable")
 
@@ -20,6 +18,8 @@ from dm_control.rl.control import PhysicsError
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+
+from .modes import RENDER_MODES, check_autoreset_mode, check_render_mode, check_reset_mask, refuse_ended
 
 __all__ = ["TASKS", "ControlVectorEnv", "check_task"]
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
@@ -101,7 +100,7 @@ def _walk(
     shuffle: bool = False,
 ) -> _Walked:
     """N episodes of `length` decisions, or whole ones; `shuffle`: the chosen depths are dealt among the states."""
-    env = ControlVectorEnv(task, count, max_steps=length, autoreset_mode=AutoresetMode.SAME_STEP)
+    env = ControlVectorEnv(task, count, max_steps=length, autoreset_mode="SameStep")
     observation, _ = env.reset(seed=seed)
     going = np.ones(count, bool)
     records: list[tuple[Tensor, ...]] = []

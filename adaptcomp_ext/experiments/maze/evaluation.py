@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from adaptcomp_ext.experiments.environments.layouts import Layouts
@@ -80,7 +79,7 @@ def run_trial(agent: MazeAgent, layouts: Layouts, density: float, seed: int, swe
         All states get so many; or ``sweeps(chosen, step)`` changes what the gate chose, int64 [N]. Default: the gate's.
     """
     count, size = layouts.walls.shape[:2]
-    env = MazeVectorEnv(count, size, density, layouts=layouts, autoreset_mode=AutoresetMode.SAME_STEP)
+    env = MazeVectorEnv(count, size, density, layouts=layouts, autoreset_mode="SameStep")
     observation, info = env.reset(seed=seed)
     generator = torch.Generator().manual_seed(seed)
     going = torch.ones(count, dtype=torch.bool)

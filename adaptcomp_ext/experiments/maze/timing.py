@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
@@ -52,8 +51,7 @@ def compare(agent: MazeAgent, mazes: int, size: int, density: float, seconds: fl
     keep_freed_memory()
     ways: Mapping[str, tuple[int | None, bool]] = {"gated": (None, True), "masked": (None, False), "fixed 16": (16, True)}
     contenders = {
-        name: _Walk(agent, MazeVectorEnv(mazes, size, density, autoreset_mode=AutoresetMode.SAME_STEP), *way)
-        for name, way in ways.items()
+        name: _Walk(agent, MazeVectorEnv(mazes, size, density, autoreset_mode="SameStep"), *way) for name, way in ways.items()
     }
     for _ in range(6):  # past the first episodes, which all begin together
         for walk in contenders.values():

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
@@ -73,7 +72,7 @@ def observe(observation: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
 
 def train(agent: MazeAgent, settings: Settings, seed: int, tick: Callable[[float], None] | None = None) -> list[dict[str, float]]:
     """Train an agent in fresh mazes; a record for each update."""
-    env = MazeVectorEnv(settings.mazes, settings.size, settings.density, autoreset_mode=AutoresetMode.SAME_STEP)
+    env = MazeVectorEnv(settings.mazes, settings.size, settings.density, autoreset_mode="SameStep")
     observation, info = env.reset(seed=seed)
     optimizer = torch.optim.Adam(agent.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - 0.9 * k / settings.updates)
