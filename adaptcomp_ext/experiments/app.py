@@ -56,10 +56,10 @@ def demo(
         typer.Option(help=DATA_HELP),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out"),
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and jitter.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and jitter.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For all repeats of the timing together.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for all repeats of the timing together.")] = 5.0,
 ) -> None:
     """Train a reader that looks longer at hard digits; time it; draw what it did. Under a minute."""
     from adaptcomp_ext.experiments.data import load_digits, load_mnist
@@ -77,14 +77,14 @@ def halting(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A small grid: one or two minutes.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")] = None,
-    cores: Annotated[str, typer.Option(help="Steps, out of gru, mlp and transformer.")] = "gru,mlp,transformer",
-    grid: Annotated[str, typer.Option(help="default, quick or required.")] = "default",
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="For all repeats of one configuration.")] = None,
+    cores: Annotated[str, typer.Option(help="Step networks to time, out of gru, mlp and transformer.")] = "gru,mlp,transformer",
+    grid: Annotated[str, typer.Option(help="Configurations to time: default, quick or required.")] = "default",
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")] = None,
     limit_seconds: Annotated[float, typer.Option(min=0.0, help="Leave out configurations slower than this.")] = 1.5,
-    compiled: Annotated[bool, typer.Option(help="Whether compiled contenders take part.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Whether compiled baselines take part.")] = True,
     memory: Annotated[bool, typer.Option(help="Whether training memory is measured.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows of an interrupted run.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, tensors and step counts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, tensors and step counts.")] = 0,
 ) -> None:
     """Time AdaptiveHalt against masking, boolean indexing and the limit."""
     from adaptcomp_ext.experiments.bench import bench_halting
@@ -112,10 +112,10 @@ def energy_benchmark(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than a minute.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="For all repeats of one configuration.")] = None,
-    compiled: Annotated[bool, typer.Option(help="Whether the compiled contender takes part.")] = True,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Whether the compiled baseline takes part.")] = True,
     memory: Annotated[bool, typer.Option(help="Whether training memory is measured.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, tensors and step counts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, tensors and step counts.")] = 0,
 ) -> None:
     """Time EnergyDescent against autograd, torch.compile and hand-written loops."""
     from adaptcomp_ext.experiments.bench import bench_energy
@@ -139,8 +139,8 @@ def route_benchmark(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than half a minute.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="For all repeats of one configuration.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, tensors and routed rows.")] = 0,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, tensors and routed rows.")] = 0,
 ) -> None:
     """Time route against masking, boolean indexing and index_select."""
     from adaptcomp_ext.experiments.bench import bench_route
@@ -152,10 +152,10 @@ def route_benchmark(
 @guarded(None, BENCHMARK)
 def planning_benchmark(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_planning"),
-    rows: Annotated[int, typer.Option(min=2, help="States planned together.")] = 32,
+    rows: Annotated[int, typer.Option(min=2, help="Number of states planned together.")] = 32,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For all repeats of one size.")] = 10.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, states and which of them stop when.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for all repeats of one size.")] = 10.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, states and the iterations after which they stop.")] = 0,
 ) -> None:
     """Time batched planning in which each state stops by itself."""
     from adaptcomp_ext.experiments.bench.planning import bench_planning
@@ -167,9 +167,9 @@ def planning_benchmark(
 @guarded(None)
 def sudoku(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),
-    size: Annotated[int, typer.Option(help="4 or 9.")] = 4,
+    size: Annotated[int, typer.Option(help="Side of the boards: 4 or 9.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with its own split, puzzles and weights.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few updates, to see that it runs.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
 ) -> None:
@@ -188,10 +188,10 @@ def energy(
         typer.Option(help=DATA_HELP),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out"),
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and corruption.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and corruption.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    held_out: Annotated[int, typer.Option(min=0, help="Report on so many training images instead of the test images.")] = 0,
+    held_out: Annotated[int, typer.Option(min=0, help="Number of training images to report on instead of the test images.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Few epochs and little timing.")] = False,
 ) -> None:
     """Train a latent-variable energy through its own descent; see which digits take many steps."""
@@ -208,11 +208,11 @@ DataOption = Annotated[
     typer.Option(help=DATA_HELP),
 ]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing files into that folder, through torchvision.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="The first seed: of weights, order and colours.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="First seed, of weights, order and colours.")]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
-WorkersOption = Annotated[int, typer.Option(min=1, help="Processes side by side.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of torch in each.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Number of processes side by side.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of torch in each process.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Few epochs and settings, to see that it runs.")]
 
 
@@ -320,8 +320,10 @@ def maze(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/maze"),
     seed: SeedOption = 0,
     seeds: SeedsOption = 1,
-    updates: Annotated[int | None, typer.Option(min=1, help="Of each agent. Default: 600, or 60 with --quick.")] = None,
-    price: Annotated[float | None, typer.Option(min=0.0, help="Of a sweep; the goal is worth 1. Default: 0.0009.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates of each agent. Default: 600, or 60 with --quick.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="Price of one sweep; the goal is worth 1. Default: 0.0009.")
+    ] = None,
     workers: WorkersOption = 1,
     threads: ThreadsOption = 1,
     quick: QuickOption = False,
@@ -342,9 +344,9 @@ def maze(
     )
 
 
-TaskOption = Annotated[str, typer.Option(help="Of the DeepMind Control Suite, such as walker-walk.")]
+TaskOption = Annotated[str, typer.Option(help="Task of the DeepMind Control Suite, such as walker-walk.")]
 StepsOption = Annotated[
-    int | None, typer.Option(min=1, help="Of the suite, all environments together. Default: what suits the task.")
+    int | None, typer.Option(min=1, help="Steps of the suite, all environments together. Default: what suits the task.")
 ]
 
 
@@ -354,10 +356,13 @@ def control(
     task: TaskOption = "pendulum-swingup",
     steps: StepsOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/control-TASK.")] = None,
-    agents: Annotated[str, typer.Option(help="Some of always, value, never, random.")] = "always,value,never,random",
-    price: Annotated[float | None, typer.Option(min=0.0, help="Of planning, in units of the spread of values.")] = None,
+    agents: Annotated[str, typer.Option(help="Agents to train, with commas between them.")] = "always,value,never,random",
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="Price of one plan, in units of the spread of the value estimates.")
+    ] = None,
     test_price: Annotated[
-        float | None, typer.Option(min=0.0, help="In evaluations. Default: what suits the task; --price where that is given.")
+        float | None,
+        typer.Option(min=0.0, help="Price of one plan in tests. Default: what suits the task; --price where that is given."),
     ] = None,
     seed: SeedOption = 0,
     seeds: SeedsOption = 1,
@@ -407,7 +412,7 @@ def horizon(
 def transfer(
     steps: StepsOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/transfer"),
-    orders: Annotated[int, typer.Option(min=1, max=6, help="So many of the six orders.")] = 6,
+    orders: Annotated[int, typer.Option(min=1, max=6, help="Number of orders of the three tasks.")] = 6,
     seed: SeedOption = 0,
     seeds: SeedsOption = 1,
     workers: WorkersOption = 1,

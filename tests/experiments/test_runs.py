@@ -422,3 +422,32 @@ def test_a_full_disk_is_told_by_another_process(tmp_path: Path) -> None:
         run_cells(folder, [Cell("a", {}, 0)], _out_of_space, workers=2, threads=1, console=QUIET)
     assert raised.value.errno == errno.ENOSPC and str(raised.value.filename).endswith("x.safetensors")
     assert folder.result("a") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"seeds": 0}, ValueError, "seeds: expected an int >= 1, got 0"),
+        ({"seeds": 1.5}, TypeError, "seeds: expected an int, got float 1.5"),
+        ({"first_seed": -1}, ValueError, "first_seed: expected an int >= 0, got -1"),
+        ({"workers": 0}, ValueError, "workers: expected an int >= 1, got 0"),
+        ({"threads": 0}, ValueError, "threads: expected an int >= 1, got 0"),
+    ],
+)
+def test_bad_numbers_of_an_experiment_are_named(change: dict[str, object], error: type, message: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from adaptcomp_ext.experiments.digits import digits
+
+    with pytest.raises(error, match=message):
+        digits(None, tmp_path, quick=True, console=QUIET, **change)  # type: ignore[arg-type]
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_page_passes_over_other_programs_configurations(results: Path) -> None:
+    other = results / "model"
+    other.mkdir()
+    (other / "config.json").write_text('{"hidden_size": 3}')
+    assert [run.experiment for run in find_runs([results])] == ["one", "two"]
+    (other / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model/config\.json: expected JSON"):
+        find_runs([results])

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from adaptcomp_ext.experiments.files import read_json
+
 from . import figure, machine
 from .compiling import CompileCache
 from .cores import CORES
@@ -38,8 +40,8 @@ def _previous(path: Path, fresh: dict[str, Any]) -> tuple[dict[Config, dict[str,
     """Return the good rows and the compile times of an earlier run on the same machine with the same settings."""
     if not path.exists():
         return {}, {}
-    old = json.loads(path.read_text(encoding="utf-8"))
-    if any(old[part] != fresh[part] for part in ("machine", "versions", "settings")):
+    old = read_json(path)
+    if not isinstance(old, dict) or any(old.get(part) != fresh[part] for part in ("machine", "versions", "settings")):
         return {}, {}
     return {Config(**row["config"]): row for row in old["rows"] if row["error"] is None}, old["compile_seconds"]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from adaptcomp_ext.experiments.environments.control import ACTION_REPEAT, check_task
-from adaptcomp_ext.experiments.runs import Cell, Plan
+from adaptcomp_ext.experiments.runs import Cell, Plan, seeds_from
 
 from .training import Settings
 
@@ -67,7 +67,7 @@ def plan(
         raise ValueError(f"agents: expected some of {', '.join(AGENTS)}, got {', '.join(unknown) or 'none'}")
     if "random" in agents and "value" not in agents:
         raise ValueError("agents: expected value with random, which plans as often, got random without it")
-    every = range(first_seed, first_seed + seeds)
+    every = seeds_from(first_seed, seeds)
     measured: dict[str, Any] = {
         "episodes": 2 if quick else 20,
         "checks": 1 if quick else 3,

@@ -47,7 +47,7 @@ def control(
     steps : int, optional
         Of the suite, all environments together. Default: what suits the task.
     seeds, first_seed : int
-        So many, from this on.
+        Number of seeds; first seed.
     agents : sequence of str
         Some of "always", "value", "never", "random".
     price : float, optional

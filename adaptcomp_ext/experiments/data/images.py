@@ -24,7 +24,7 @@ _MD5 = {
 """Of the published files, unpacked: gzip containers of the same content differ."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageData:
     """Grey images and their classes, already split.
 
@@ -43,6 +43,10 @@ class ImageData:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+
+    def __repr__(self) -> str:
+        train, test = len(self.train_labels), len(self.test_labels)
+        return f"ImageData({self.name!r}, {train:,} training and {test:,} test images of {self.side}×{self.side})"
 
     @property
     def side(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adaptcomp_ext.experiments.data import find_images
-from adaptcomp_ext.experiments.runs import Cell, Plan
+from adaptcomp_ext.experiments.runs import Cell, Plan, seeds_from
 from adaptcomp_ext.experiments.vision import Recipe, recipe_for
 
 __all__ = ["PRICES", "PRIORS", "plan"]
@@ -35,7 +35,7 @@ def plan(data: Path | None, *, seeds: int, first_seed: int, epochs: int | None, 
     }
     prices = PRICES[::3] if quick else PRICES
     priors = PRIORS[:1] if quick else PRIORS
-    every = range(first_seed, first_seed + seeds)
+    every = seeds_from(first_seed, seeds)
     cells = []
     for seed in every:
         cells.append(Cell(f"acc-seed-{seed}", {**common, "part": "acc"}, seed))

@@ -41,7 +41,7 @@ def digits(
     out : Path
         Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted run goes on.
     seeds, first_seed : int
-        So many, from this on.
+        Number of seeds; first seed.
     epochs : int, optional
         Of every network. Default: what suits the data.
     workers, threads : int

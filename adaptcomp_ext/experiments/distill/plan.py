@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adaptcomp_ext.experiments.data import find_images
-from adaptcomp_ext.experiments.runs import Cell, Plan
+from adaptcomp_ext.experiments.runs import Cell, Plan, seeds_from
 from adaptcomp_ext.experiments.vision import LARGE, recipe_for
 
 __all__ = ["ONLINE", "RATE", "SHARE", "plan"]
@@ -32,7 +32,7 @@ def plan(data: Path | None, *, seeds: int, first_seed: int, epochs: int | None, 
         "beta": 1.0 if found.side >= LARGE else 0.02,
     }
     cells = []
-    every = range(first_seed, first_seed + seeds)
+    every = seeds_from(first_seed, seeds)
     for seed in every:
         cells.append(Cell(f"after-seed-{seed}", {**common, "part": "after"}, seed))
         for form, temperature in ONLINE:

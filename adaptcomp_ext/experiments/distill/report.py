@@ -40,7 +40,7 @@ def distill(
     out : Path
         Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted run goes on.
     seeds, first_seed : int
-        So many, from this on.
+        Number of seeds; first seed.
     epochs : int, optional
         Of every network. Default: what suits the data.
     workers, threads : int

@@ -201,6 +201,9 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         for i in np.flatnonzero(mask):
             self._suite[i].task.random.seed(words[i])
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.task!r}, num_envs={self.num_envs}, autoreset_mode={self.autoreset_mode.value!r})"
+
     def _begin(self, i: int) -> NDArray[np.float32]:
         self._steps[i], self._ended[i] = 0, False
         return self._flat(self._suite[i].reset().observation)

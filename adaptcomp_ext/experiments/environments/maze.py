@@ -180,6 +180,10 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             picture[self._every, at[:, 0], at[:, 1]] = color
         return tuple(picture.repeat(PIXELS, 1).repeat(PIXELS, 2))
 
+    def __repr__(self) -> str:
+        sizes = f"num_envs={self.num_envs}, size={self.size}, density={self.density:g}"
+        return f"{type(self).__name__}({sizes}, autoreset_mode={self.autoreset_mode.value!r})"
+
     def _draw(self, count: int) -> Layouts:
         parts: list[Layouts] = []
         random = self.np_random
@@ -196,8 +200,8 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     def _open(self, which: NDArray[np.int64], given: Layouts | None = None) -> None:
         new = self._draw(len(which)) if given is None else given.take(which)
-        for ours, theirs in zip(self.layouts, new, strict=True):
-            ours[which] = theirs
+        for part in Layouts._fields:
+            getattr(self.layouts, part)[which] = getattr(new, part)
         self._closed[which, 1:-1, 1:-1] = new.walls
         self._walls[which] = new.walls
         self._position[which] = new.start

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from adaptcomp_ext.experiments.control.plan import preset
-from adaptcomp_ext.experiments.runs import Cell, Plan
+from adaptcomp_ext.experiments.runs import Cell, Plan, seeds_from
 
 __all__ = ["LEVELS", "PRICES", "plan"]
 
@@ -27,6 +27,6 @@ def plan(task: str, *, seeds: int, first_seed: int, steps: int | None, quick: bo
         "states": 40 if quick else 1500,
         "length": 60 if quick else None,
     }
-    every = range(first_seed, first_seed + seeds)
+    every = seeds_from(first_seed, seeds)
     cells = [Cell(f"seed-{seed}", {"settings": asdict(settings), **measured}, seed) for seed in every]
     return Plan("horizon", {"settings": asdict(settings), "seeds": list(every), "quick": quick, **measured}, cells)

@@ -42,7 +42,7 @@ def horizon(
     steps : int, optional
         Of the suite, in training. Default: what suits the task.
     seeds, first_seed : int
-        So many, from this on.
+        Number of seeds; first seed.
     workers, threads : int
         Processes side by side, and threads of torch in each.
     quick : bool

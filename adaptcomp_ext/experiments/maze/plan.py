@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from adaptcomp_ext.experiments.runs import Cell, Plan
+from adaptcomp_ext.experiments.runs import Cell, Plan, seeds_from
 
 from .training import Settings
 
@@ -29,7 +29,7 @@ def plan(*, seeds: int, first_seed: int, updates: int | None, price: float, quic
     }
     if quick:
         agents = {name: agents[name] for name in ("priced", "free")}
-    every = range(first_seed, first_seed + seeds)
+    every = seeds_from(first_seed, seeds)
     measured: dict[str, Any] = {
         "mazes": 300 if quick else 2000,
         "larger": 100 if quick else 1000,

@@ -38,7 +38,7 @@ def maze(
     out : Path
         Folder of the results. One that holds another configuration is refused; an interrupted run goes on, cell by cell.
     seeds, first_seed : int
-        So many, from this on.
+        Number of seeds; first seed.
     updates : int, optional
         Of each agent.
     price : float

@@ -4,7 +4,7 @@ from adaptcomp_ext.experiments.files import read_json, write_json, write_text
 
 from .cells import Cell, Tick, run_cells, span
 from .checkpoint import Checkpoint
-from .experiment import Plan, publish, run_plan
+from .experiment import Plan, publish, run_plan, seeds_from
 from .fit import fit, shuffled
 from .folder import RunFolder
 from .statistics import Difference, Interval, mcnemar, mean_interval, paired, rank_correlation, wilson
@@ -37,6 +37,7 @@ __all__ = [
     "run_cells",
     "run_plan",
     "said",
+    "seeds_from",
     "shuffled",
     "span",
     "table",

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adaptcomp_ext.experiments.settings import settings
+from adaptcomp_ext.ops._checks import check_int
 
 from .folder import RunFolder
 
@@ -72,6 +73,8 @@ def run_cells(
     Exception
         What a cell raised, once those that run beside it have ended; the folder can be resumed.
     """
+    check_int("workers", workers, 1)
+    check_int("threads", threads, 1)
     found = {cell.name: folder.result(cell.name) for cell in cells}
     waiting = [cell for cell in cells if found[cell.name] is None]
     with _bars(console) as bars:

@@ -14,11 +14,12 @@ from rich.markdown import Markdown
 from adaptcomp_ext.experiments.bench import machine
 from adaptcomp_ext.experiments.files import write_json, write_text
 from adaptcomp_ext.experiments.style import QUICK
+from adaptcomp_ext.ops._checks import check_int
 
 from .cells import Cell, Worker, run_cells
 from .folder import RunFolder
 
-__all__ = ["Plan", "publish", "run_plan"]
+__all__ = ["Plan", "publish", "run_plan", "seeds_from"]
 
 
 class Plan(NamedTuple):
@@ -30,6 +31,12 @@ class Plan(NamedTuple):
     name: str
     config: dict[str, Any]
     cells: list[Cell]
+
+
+def seeds_from(first_seed: int, seeds: int) -> range:
+    """The seeds of an experiment: `seeds` of them, at least 1, from `first_seed` on, at least 0."""
+    check_int("first_seed", first_seed, 0)
+    return range(first_seed, first_seed + check_int("seeds", seeds, 1))
 
 
 def run_plan(plan: Plan, out: Path, worker: Worker, *, workers: int, threads: int, console: Console) -> dict[str, dict[str, Any]]:

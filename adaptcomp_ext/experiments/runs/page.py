@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adaptcomp_ext.experiments.files import write_text
+from adaptcomp_ext.experiments.files import read_json, write_text
 
 from .folder import CONFIG_NAME
 
@@ -50,7 +50,9 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
             raise FileNotFoundError(f"{folder}: expected a folder with results, found no such folder")
     runs = []
     for path in sorted({path for folder in folders for path in folder.rglob(CONFIG_NAME)}):
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
+        if not isinstance(about, dict) or not {"experiment", "config"} <= about.keys():
+            continue  # another program's
         report = path.parent / f"{about['experiment']}.md"
         if report.is_file():
             runs.append(Run(path.parent, about["experiment"], about["config"], report.read_text(encoding="utf-8")))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adaptcomp_ext.experiments.data import StroopMNIST
-from adaptcomp_ext.experiments.runs import Cell, Plan
+from adaptcomp_ext.experiments.runs import Cell, Plan, seeds_from
 from adaptcomp_ext.experiments.vision import LARGE, recipe_for
 
 from . import reaction
@@ -39,7 +39,7 @@ def plan(
     congruent : sequence of float
         Proportions congruent of the training sets.
     seeds, first_seed : int
-        So many, from this on.
+        Number of seeds; first seed.
     epochs : int, optional
         Of the CNN and of ACC; default: what suits the data.
     quick : bool
@@ -55,7 +55,7 @@ def plan(
     practice = asdict(reaction.recipe_for(mnist, quick))
     common = {"data": None if data is None else str(data), "timing_seconds": 0.5 if quick else 4.0}
     cells = []
-    every = range(first_seed, first_seed + seeds)
+    every = seeds_from(first_seed, seeds)
     for seed in every:
         for p in congruent:
             options = {**common, "part": "main", "congruent": p, "recipe": recipe}

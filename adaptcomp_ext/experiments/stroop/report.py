@@ -47,7 +47,7 @@ def stroop(
     congruent : sequence of float
         Proportions congruent of the training sets, each in [0, 1].
     seeds, first_seed : int
-        So many, from this on.
+        Number of seeds; first seed.
     epochs : int, optional
         Of the CNN and of ACC. Default: what suits the data.
     workers, threads : int

@@ -17,7 +17,7 @@ from torch import nn
 
 from adaptcomp_ext.experiments.bench import machine
 from adaptcomp_ext.experiments.files import write_json
-from adaptcomp_ext.experiments.runs import ONE_SEED, paired, points, said
+from adaptcomp_ext.experiments.runs import ONE_SEED, paired, points, said, seeds_from
 from adaptcomp_ext.experiments.settings import settings
 from adaptcomp_ext.experiments.style import QUICK
 
@@ -88,6 +88,7 @@ def sudoku(
     """
     if size not in HELD_OUT:
         raise ValueError(f"size: expected 4 or 9, got {size}")
+    every = seeds_from(first_seed, seeds)
     console = console or Console()
     out.mkdir(parents=True, exist_ok=True)
     recipe = replace(Recipe(), updates=QUICK_UPDATES) if quick else Recipe()
@@ -95,7 +96,7 @@ def sudoku(
     console.print(f"[bold]{size}×{size} Sudoku[/], {blanks[0]} to {blanks[-1]} blanks, one solution each. {HELD_OUT[size]}")
     runs: list[dict[str, Any]] = []
     with settings(threads, first_seed):
-        for seed in range(first_seed, first_seed + seeds):
+        for seed in every:
             source = _SOURCES[size](seed)
             puzzles = source.test(QUICK_PUZZLES if quick else TEST_PUZZLES[size], torch.Generator().manual_seed(seed))
             run, energy = _run(source, puzzles, recipe, seed, console)

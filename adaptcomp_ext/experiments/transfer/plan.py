@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from adaptcomp_ext.experiments.control.plan import preset
-from adaptcomp_ext.experiments.runs import Cell, Plan
+from adaptcomp_ext.experiments.runs import Cell, Plan, seeds_from
 
 from .cell import KEEPS
 
@@ -20,7 +20,7 @@ def plan(*, orders: int, seeds: int, first_seed: int, steps: int | None, quick: 
     """Lay out the experiment: each task from scratch, then the orders, which begin with one of those."""
     settings = replace(preset(TASKS[0], steps=steps, quick=quick), gate="value")
     common = {"settings": asdict(settings)}
-    every = range(first_seed, first_seed + seeds)
+    every = seeds_from(first_seed, seeds)
     scratch = {
         (task, seed): Cell(f"scratch-{task}-seed-{seed}", {**common, "order": [task], "keep": KEEPS[0]}, seed)
         for seed in every

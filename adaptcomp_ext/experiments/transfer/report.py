@@ -40,9 +40,9 @@ def transfer(
     steps : int, optional
         Of the suite, for each task. Default: what suits the walker.
     orders : int
-        So many of the six orders, from 1.
+        Number of orders, 1 to 6.
     seeds, first_seed : int
-        So many, from this on.
+        Number of seeds; first seed.
     workers, threads : int
         Processes side by side, and threads of torch in each.
     quick : bool
