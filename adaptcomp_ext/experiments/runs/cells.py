@@ -147,7 +147,8 @@ def _run_processes(folder: RunFolder, cells: list[Cell], worker: Worker, workers
     # Not forked: a child of a process that has used OpenMP hangs in its first parallel region.
     context = multiprocessing.get_context("spawn")
     manager = SyncManager(ctx=context)
-    manager.start(_end_with_parent)
+    with _interrupts_later():
+        manager.start(_end_with_parent)
     others = set(multiprocessing.active_children())
     with manager, ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         ticks: Any = manager.Queue()
