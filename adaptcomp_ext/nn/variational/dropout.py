@@ -38,6 +38,11 @@ def _of_layer(name: str) -> property:
     return property(lambda self: getattr(self.layer, name), doc=f"The layer's own ``{name}``.")
 
 
+def _scalar(number: float, like: torch.dtype, device: torch.device) -> Tensor:
+    """A threshold: float64 beside noise in float64, else float32, for there are devices without float64."""
+    return torch.tensor(number, dtype=torch.float64 if like == torch.float64 else torch.float32, device=device)
+
+
 class VariationalDropout(nn.Module):
     """Wrap a layer so that noise of learned strength α goes through it while it trains.
 
@@ -75,7 +80,7 @@ class VariationalDropout(nn.Module):
     Attributes
     ----------
     threshold : Tensor
-        Scalar buffer, float64, so that a saved model is pruned as it was; takes a float too. A state_dict without it, written by
+        Scalar buffer, float32 or wider, so that a saved model is pruned as it was; takes a float too. A state_dict without it, written by
         an older version, leaves it as it is.
     weight, bias : Tensor
         For parents that read them instead of calling the layer, as the fast path of ``nn.TransformerEncoderLayer`` does. In
@@ -144,7 +149,7 @@ class VariationalDropout(nn.Module):
         self.layer = layer
         self.units = count_units(layer, features)
         like = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
-        self.register_buffer("threshold", torch.tensor(self._first_threshold, dtype=torch.float64, device=like.device))
+        self.register_buffer("threshold", _scalar(self._first_threshold, like.dtype, like.device))
         if form == "sparse" and per == "weight":
             assert isinstance(layer, WEIGHTED)
             self.log_variance = nn.Parameter(torch.empty_like(layer.weight, memory_format=torch.contiguous_format))
@@ -168,7 +173,7 @@ class VariationalDropout(nn.Module):
             return
         if name == "threshold" and not isinstance(value, Tensor):
             number = check_number("threshold", value, -math.inf, math.inf, ends="()")
-            value = torch.tensor(number, dtype=torch.float64, device=self.threshold.device)
+            value = _scalar(number, self.threshold.dtype, self.threshold.device)
         super().__setattr__(name, value)
 
     @property
@@ -262,7 +267,7 @@ class VariationalDropout(nn.Module):
         last = len(ordered) - int(part * len(ordered)) - 1
         low, high = ordered[last], ordered[min(last + 1, len(ordered) - 1)]
         middle = low + (high - low) / 2  # between the two: a logarithm rounded otherwise elsewhere changes nothing
-        self.register_buffer("threshold", torch.where(middle < high, middle, low).double())
+        self.register_buffer("threshold", torch.where(middle < high, middle, low))
 
     def dense(self) -> nn.Module:
         """Return a copy of the layer alone, its pruned weights 0: the same outputs as this module in evaluation.
@@ -345,9 +350,9 @@ class VariationalDropout(nn.Module):
         """Move and cast all but the threshold, which only moves: a rounded one would prune other weights."""
         known = self._first_threshold if self.threshold.is_meta else float(self.threshold)
         super()._apply(fn, recurse)
-        now = self.threshold
-        if not now.is_meta and (now.dtype != torch.float64 or float(now) != known):  # `to_empty` leaves garbage
-            self.register_buffer("threshold", torch.tensor(known, dtype=torch.float64, device=now.device))
+        if not self.threshold.is_meta:  # also after `to_empty`, which leaves garbage
+            noise = self.log_variance if self.form == "sparse" and self.per == "weight" else self.log_noise
+            self.register_buffer("threshold", _scalar(known, noise.dtype, self.threshold.device))
         return self
 
     def _load_from_state_dict(
