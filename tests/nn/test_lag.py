@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import missing_cuda
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.nn import _active
@@ -21,8 +20,8 @@ def late(request):
         if not EMULATED:
             pytest.skip("on the CPU the count is known at once")
         return torch.device("cpu")
-    if reason := missing_cuda():
-        pytest.skip(reason)
+    if not (ac.build_info()["cuda"] and torch.cuda.is_available()):
+        pytest.skip("no CUDA device, or built without CUDA")
     return torch.device("cuda", torch.cuda.current_device())
 
 
