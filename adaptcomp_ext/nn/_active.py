@@ -124,5 +124,5 @@ class ActiveCount:
         return self._bound == 0 and self._lag is not None and self._lag > 1
 
     def _copies(self, count: int) -> list[_Copy]:
-        words = torch.empty(count, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+        words = torch.empty(count, dtype=torch.int64, device="cpu", pin_memory=self._device.type == "cuda")
         return [_Copy(word, self._bound, self._device) for word in words.unbind()]

@@ -19,7 +19,7 @@ def descend(problem: Problem, wanted: Callable[[Tensor, list[Tensor]], Tape | No
     with problem.evaluating():
         state = State(problem)
         point: Tensor | None = plain(problem.y0)
-        ones = torch.ones(0)
+        ones = torch.ones(0, device=problem.y0.device)
         for step in range(rule.max_steps + 1):
             assert point is not None
             rows = point.shape[0]

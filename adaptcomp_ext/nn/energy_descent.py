@@ -15,8 +15,9 @@ from adaptcomp_ext.nn._descent_whole import run_whole, serves
 from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.result import EnergyResult
-from adaptcomp_ext.ops._backend import capturing, on_cuda, on_reference
+from adaptcomp_ext.ops._backend import capturing, contiguous, on_cuda, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int, describe
+from adaptcomp_ext.ops._plain import is_dense, resolved
 from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.descent import check_clamp, check_clip, check_momentum, check_number
 from adaptcomp_ext.reference import DescentRule
@@ -256,23 +257,27 @@ class EnergyDescent(nn.Module):
         watch = enter("EnergyDescent", given, reference=())
         rule = self._rule(self.seed if seed is None else seed)
         gradient, last = self._mode()
+        if not isinstance(y0, Tensor):
+            raise TypeError(f"y0: expected a Tensor, got {describe(y0)}")
         check_tree("y0", y0)
-        y0 = check_floating("y0", y0)
+        y0 = resolved("y0", check_floating("y0", y0))
         batch, device = y0.shape[0], y0.device
+        plain_context = []
         for i, value in enumerate(context):
             if not isinstance(value, Tensor):
                 raise TypeError(f"context[{i}]: expected a Tensor, got {describe(value)}")
-            check_tree("context", value, i)
+            (value,), _ = check_tree("context", value, i)
             check_alike("context", [value], batch, device, i)
+            plain_context.append(_outside_inference(resolved(f"context[{i}]", value)))
         if sample_ids is not None:
             if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.dim() != 1:
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
-            sample_ids = sample_ids.contiguous()
+            sample_ids = contiguous("sample_ids", sample_ids)
             check_alike("sample_ids", [sample_ids], batch, device)
         return Problem(
             energy=self.energy,
             y0=_outside_inference(y0),
-            context=[_outside_inference(c) for c in context],
+            context=plain_context,
             step_size=_check_step_size("step_size", self.step_size if step_size is None else step_size, y0),
             sigma=_on_device("noise", self.noise, y0),
             rule=rule,
@@ -319,6 +324,7 @@ def _check_step_size(name: str, value: Any, y0: Tensor | None) -> float | Tensor
     """Require a positive number or tensor of them, which fits `y0`."""
     if not isinstance(value, Tensor):
         return check_number(name, value, 0, math.inf, ends="()")
+    value = resolved(name, value)
     _check_scalars(name, value)
     if value.dim() > 1 or (y0 is not None and value.dim() == 1 and value.shape[0] != y0.shape[0]):
         batch = "B" if y0 is None else str(y0.shape[0])
@@ -332,6 +338,7 @@ def _check_noise(value: Any) -> bool:
     """Require a number or tensor without dimensions that is not negative; whether there is noise."""
     if not isinstance(value, Tensor):
         return check_number("noise", value, 0, math.inf) > 0
+    value = resolved("noise", value)
     _check_scalars("noise", value)
     if value.dim() != 0:
         raise ValueError(f"noise: expected a number or a tensor without dimensions, got {describe(value)}")
@@ -343,7 +350,7 @@ def _check_noise(value: Any) -> bool:
 def _check_scalars(name: str, value: Tensor) -> None:
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {describe(value)}")
-    if value.is_meta or value.layout != torch.strided:
+    if value.is_meta or not is_dense(value):
         raise TypeError(f"{name}: expected a dense tensor with data, got {describe(value)}")
 
 
@@ -352,4 +359,4 @@ def _on_device(name: str, value: float | Tensor, y0: Tensor) -> float | Tensor:
         return value
     if value.device != y0.device and not (value.is_cpu and value.dim() == 0):
         raise ValueError(f"{name}: expected a tensor on {y0.device} like y0, got one on {value.device}")
-    return _outside_inference(value)
+    return _outside_inference(resolved(name, value))

@@ -29,6 +29,12 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     return _unwrap(name, tensor)
 
 
+def resolved(name: str, tensor: Tensor) -> Tensor:
+    """`plain`, with the values in memory that torch has left to be negated."""
+    tensor = plain(name, tensor)
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
+
+
 def dressed(tensor: Tensor, kind: type[Tensor] | None) -> Tensor:
     """The same tensor as one of class `kind`, as torch itself would return it; None, Tensor, Parameter: as it is."""
     if kind is None or kind is Tensor or issubclass(kind, nn.Parameter) or kind.__torch_dispatch__ is not _NO_DISPATCH:

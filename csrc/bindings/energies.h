@@ -41,12 +41,12 @@ inline void read_start(Arguments& in, const py::list& reals, DescentStart& d) {
   d.dim = in.integer();
   d.wide = in.integer() != 0;
   d.rule = descent_rule(in, reals);
-  d.y0 = in.pointer<void>();
-  d.step_size = in.pointer<void>();
+  d.y0 = in.pointer<void>("y0");
+  d.step_size = in.pointer<void>("step_size");
   d.step_size_stride = in.integer();
-  d.noise = in.pointer<void>();
+  d.noise = in.pointer<void>("noise");
   d.noise_stride = in.integer();
-  d.sample_ids = in.pointer<int64_t>();
+  d.sample_ids = in.pointer<int64_t>("sample_ids");
 }
 
 // ... y, energy, steps, status, path, scale, velocity
@@ -72,8 +72,8 @@ inline DescentBackward read_descent_backward(Arguments& in, const py::list& real
   d.scale = in.pointer<void>();
   d.velocity = in.pointer<void>();
   d.last_steps = in.integer();
-  d.g_y = in.pointer<void>();
-  d.g_path = in.pointer<void>();
+  d.g_y = in.values("the gradient of y");
+  d.g_path = in.values("the gradient of trace.outputs");
   d.g_y0 = in.pointer<void>();
   d.g_step_size = in.pointer<void>();
   d.g_noise = in.pointer<void>();
@@ -118,13 +118,13 @@ inline MlpEnergy read_mlp(Arguments& in, const py::list& reals) {
   e.hidden2 = in.integer();
   e.activation = static_cast<Activation>(in.integer());
   e.ridge = reals[6].cast<double>();
-  e.weight1 = in.pointer<void>();
-  e.context = in.pointer<void>();
+  e.weight1 = in.pointer<void>("weight_y");
+  e.context = in.pointer<void>("context");
   e.context_stride = in.integer();
-  e.weight2 = in.pointer<void>();
-  e.bias2 = in.pointer<void>();
-  e.out = in.pointer<void>();
-  e.out_bias = in.pointer<void>();
+  e.weight2 = in.pointer<void>("weight2");
+  e.bias2 = in.pointer<void>("bias2");
+  e.out = in.pointer<void>("out");
+  e.out_bias = in.pointer<void>("out_bias");
   return e;
 }
 
@@ -153,7 +153,9 @@ inline void mlp_descent_backward(const py::list& list, const py::list& reals) {
 }
 
 // patterns, pattern, beta
-inline HopfieldEnergy read_hopfield(Arguments& in) { return {in.integer(), in.pointer<void>(), in.pointer<void>()}; }
+inline HopfieldEnergy read_hopfield(Arguments& in) {
+  return {in.integer(), in.pointer<void>("patterns"), in.pointer<void>("beta")};
+}
 
 inline void hopfield_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
@@ -181,7 +183,7 @@ inline void hopfield_descent_backward(const py::list& list, const py::list& real
 }
 
 // matrix, linear and its stride
-inline QuadraticEnergy read_quadratic(Arguments& in) { return {in.pointer<void>(), in.pointer<void>(), in.integer()}; }
+inline QuadraticEnergy read_quadratic(Arguments& in) { return {in.pointer<void>("A"), in.pointer<void>("b"), in.integer()}; }
 
 inline void quadratic_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);

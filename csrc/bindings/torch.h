@@ -31,7 +31,8 @@ struct Torch {
   int64_t one_use;  // of a tensor that C++ does not hold
 
   py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, is_cpu{"is_cpu"}, element_size{"element_size"};
-  py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"}, requires_grad{"requires_grad"}, numel{"numel"};
+  py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"}, requires_grad{"requires_grad"},
+      numel{"numel"};
   py::str is_conj{"is_conj"}, is_neg{"is_neg"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"};
   py::str new_empty{"new_empty"}, resize{"resize_"};
   py::str use_count{"_use_count"}, untyped_storage{"untyped_storage"}, resizable{"resizable"}, cdata{"_cdata"};

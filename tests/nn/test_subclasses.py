@@ -316,3 +316,57 @@ def test_tensors_of_torch_with_a_dispatch_and_unfinished_collectives():
     assert said["n"] == "[1, 4, 2, 3, 3, 4]"
     assert said["dtensor"].startswith("TypeError: state: expected a tensor with data") and "to_local()" in said["dtensor"]
     assert said["masked"].startswith("TypeError: inputs[0]: ") and "MaskedTensor" in said["masked"]
+
+
+# --- descents: points, contexts, settings and the energy's own tensors are taken as the plain tensors they are ------------------
+ENERGIES = {
+    "function": lambda: lambda y, c: ((y - c) ** 2).sum(1),
+    "mlp": lambda: ac.MLPEnergy(3, 3, 8),
+    "quadratic": lambda: ac.QuadraticEnergy(torch.diag(torch.arange(1.0, 4.0))),
+    "hopfield": lambda: ac.HopfieldEnergy(torch.eye(4, 3), 1.5),
+}
+
+
+def lazily_negated(t):
+    return torch._neg_view(-t)
+
+
+@pytest.mark.parametrize("change", [lambda t: t.as_subclass(Image), lazily_negated], ids=["subclass", "negated"])
+@pytest.mark.parametrize("gradient", ["unrolled", "stepwise", "implicit", "detached"])
+@pytest.mark.parametrize("name", ENERGIES)
+def test_descents(name, gradient, change):
+    torch.manual_seed(0)
+    energy = ENERGIES[name]()
+    y, c, size, ids = torch.randn(5, 3), torch.randn(5, 3), torch.full((5,), 0.1), torch.arange(5) * 3
+    context = () if name == "hopfield" else (c,)
+
+    def descend(y, *context, size=size, ids=ids, energy=energy, noise=None):
+        noise = torch.tensor(0.1) if noise is None else noise
+        through = gradient == "unrolled" and torch.is_grad_enabled()
+        y = y.clone().requires_grad_() if through else y
+        run = ac.EnergyDescent(energy, step_size=size, max_steps=3, tol=0.0, gradient=gradient, noise=noise)
+        out = run(y, *context, sample_ids=ids).y
+        assert type(out) is Tensor
+        return [out.detach(), *(torch.autograd.grad(out.square().sum(), y) if through else ())]
+
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            want = descend(y, *context)
+            found = {
+                "y0": descend(change(y), *context),
+                "context": descend(y, *map(change, context)),
+                "step_size": descend(y, *context, size=change(size)),
+                "noise": descend(y, *context, noise=change(torch.tensor(0.1))),
+            }
+            if change is not lazily_negated:
+                found["sample_ids"] = descend(y, *context, ids=change(ids))
+            for tensor, _ in [*getattr(energy, "named_parameters", list)(), *getattr(energy, "named_buffers", list)()]:
+                other = ENERGIES[name]()
+                other.load_state_dict(energy.state_dict())
+                value = change(getattr(other, tensor).detach())
+                other._parameters.pop(tensor, None), other._buffers.pop(tensor, None)
+                setattr(other, tensor, value)
+                found[tensor] = descend(y, *context, energy=other)
+            for where, got in found.items():
+                for a, b in zip(got, want, strict=True):
+                    assert torch.equal(a.as_subclass(Tensor), b), where

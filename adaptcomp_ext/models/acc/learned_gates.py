@@ -163,7 +163,7 @@ class LearnedGate(Gate):
         history = []
         for _ in range(epochs):
             total = 0.0
-            for index in torch.randperm(len(features)).split(batch):
+            for index in torch.randperm(len(features), device="cpu").split(batch):
                 rows = index.to(features.device)
                 loss = F.poisson_nll_loss(self.net(features[rows])[:, 0], value[rows], log_input=True)
                 optimizer.zero_grad()

@@ -221,7 +221,7 @@ class DepthGate(Precise):
             torch.manual_seed(seed)
             for _ in range(epochs):
                 total = 0.0
-                for rows in torch.randperm(len(features)).split(batch):
+                for rows in torch.randperm(len(features), device="cpu").split(batch):
                     loss = F.mse_loss(self.net(features[rows]), targets[rows])
                     optimizer.zero_grad()
                     loss.backward()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous
 from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._plain import is_dense, plain_or_traced
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 
 
@@ -70,7 +71,7 @@ def check_own(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kern
         and tensor.dtype in DTYPE_CODES
         and tensor.shape == shape
         and tensor.is_contiguous()
-        and not tensor.is_neg()
+        and not (kernels and tensor.is_neg())
     ):
         return tensor  # the same in less time: this runs at every call
     tensor = check_given(name, tensor, shape, y, kernels)
@@ -83,10 +84,12 @@ def check_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, ke
     """Require a dense tensor of a shape on the device of points `y`; plain and contiguous for `kernels`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {describe(tensor)}")
+    if type(tensor) is not nn.Parameter:
+        tensor = plain_or_traced(name, tensor)
     if tensor.device != y.device:
         raise ValueError(f"{name}: expected a tensor on {y.device} like y, got one on {tensor.device}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
+    if not is_dense(tensor):
+        raise TypeError(f"{name}: expected a dense tensor, got {describe(tensor)}")
     if tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
     return contiguous(name, tensor) if kernels else tensor
@@ -96,8 +99,8 @@ def check_matrix(name: str, tensor: object) -> tuple[int, int]:
     """Require a dense matrix that is not empty; its sizes."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {describe(tensor)}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
+    if not is_dense(tensor):
+        raise TypeError(f"{name}: expected a dense tensor, got {describe(tensor)}")
     if tensor.dim() != 2 or 0 in tensor.shape:
         raise ValueError(f"{name}: expected a matrix that is not empty, got shape {list(tensor.shape)}")
     return tensor.shape[0], tensor.shape[1]
