@@ -15,6 +15,15 @@ OPS = ["act", "confidence", "pondernet", "route"]
 # name: settings of the emulator, arguments of pytest
 SELECTIONS = {
     "ops": ({"order": "random"}, [*(f"tests/ops/test_{name}.py" for name in OPS), "-k", "not cuda"]),
+    "masked classes": (
+        {"order": "random"},
+        [
+            "tests/nn/test_masked_logits.py",
+            "tests/ops/test_halting.py",
+            "-k",
+            "not cuda and (as_good or masked_like or minus_infinity)",
+        ],
+    ),
     "whole descents": ({"order": "together"}, ["tests/nn/test_closed_forms.py"]),
     "late counts": ({"order": "up"}, ["tests/nn/test_lag.py", "-k", "not cuda"]),
     "halting loop": ({"order": "down", "late": 1}, ["tests/nn/test_random_programs.py", "-k", "not cuda"]),
