@@ -59,14 +59,14 @@ def write(container: Any, key: Any, value: Any) -> None:
         container[key] = value
 
 
-def entries(energy: Any) -> tuple[list[Entry], list[Entry]]:
-    """All that `energy` can read as far as it is followed, and of that the buffers of modules in training mode."""
+def entries(energy: Any) -> list[Entry]:
+    """All that `energy` can read, as far as it is followed."""
     walk = _Walk()
     walk.add(energy, "energy", 0)
     while walk.queue:
         visit, value, path, depth = walk.queue.popleft()
         visit(walk, value, path, depth)
-    return walk.entries, walk.training
+    return walk.entries
 
 
 _Visit = Callable[["_Walk", Any, str, int], None]
@@ -75,7 +75,6 @@ _Visit = Callable[["_Walk", Any, str, int], None]
 class _Walk:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self.training: list[Entry] = []
         self.queue: deque[tuple[_Visit, Any, str, int]] = deque()
         self._visited: set[int] = set()
 
@@ -113,8 +112,6 @@ def _module(walk: _Walk, module: nn.Module, path: str, depth: int) -> None:
             for name, member in members.items():
                 if member is not None:
                     walk.follow(members, name, member, f"{path}.{name}", 0)
-                    if registry == "_buffers" and module.training:
-                        walk.training.append(Entry(members, name, member, f"{path}.{name}"))
     for key, value in own.items():
         if key not in _INTERNAL:
             walk.follow(own, key, value, f"{path}.{key}", depth + 1)

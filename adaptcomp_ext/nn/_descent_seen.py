@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adaptcomp_ext.nn._descent_reads import MISSING, Entry, entries, read, write
 
-_LARGEST_COPY = 2**22  # elements of a buffer that is copied in case it is changed in place
+_LARGEST_COPY = 2**18  # elements of a tensor that is copied in case it is changed in place
 _lock = threading.RLock()  # of the evaluations that see something else than the live state
 
 
@@ -43,13 +43,14 @@ class Seen:
 
     def __init__(self, energy: Any, device: torch.device) -> None:
         self._device = device
-        self._state, training = entries(energy)
+        self._state = entries(energy)
         self._versions = {id(e.value): (e, e.value._version) for e in self._state if _versioned(e.value)}
         self._copies: dict[int, Tensor] = {}
         with torch.no_grad():
-            for e in training:
-                if _versioned(e.value) and e.value.numel() <= _LARGEST_COPY:
-                    self._copies[id(e.value)] = e.value.detach().clone()
+            for t in (e.value for e in self._state if _versioned(e.value) and not e.value.requires_grad):
+                if t.numel() <= _LARGEST_COPY and not isinstance(t, torch.nn.Parameter) and id(t) not in self._copies:
+                    self._copies[id(t)] = t.detach().clone()
+        self._constant = {id(e.value) for e in self._state if isinstance(e.value, Tensor) and not e.value.requires_grad}
         self._random: list[Tensor] | None = _random_states(device)
         self._tracked: list[Entry] = []
         self.sources: list[Tensor] = []
@@ -116,7 +117,8 @@ class Seen:
         """Whether an evaluation has to be given copies of the placed sources.
 
         Where the live state is another one; where a source was computed from others, whose graph would be walked once more with
-        every step; and where a source has hooks, which belong to its whole gradient and not to every step's part of it.
+        every step; where a source has hooks, which belong to its whole gradient and not to every step's part of it; and where it
+        has been frozen since.
         """
         hooked = [t for t in self.sources if t._backward_hooks]
         if any(id(t) == id(h) for h in hooked for t in self.sources[self.placed :]):
@@ -124,7 +126,7 @@ class Seen:
                 "energy: expected tensors with hooks to be parameters of a module, or variables of the function, where the "
                 "backward pass can replace them; got a hook on a leaf that the energy reaches in another way"
             )
-        if hooked or any(t.grad_fn is not None for t in self.sources[: self.placed]):
+        if hooked or any(t.grad_fn is not None or not t.requires_grad for t in self.sources[: self.placed]):
             return True
         return bool(self._tracked or self._differences(self.sources, None))
 
@@ -154,6 +156,8 @@ class Seen:
                 value = sources[at]
             elif id(value) in self._copies and self._versions[id(value)][1] != value._version:
                 value = self._copies[id(value)]
+            elif id(value) in self._constant and value.requires_grad:
+                value = value.detach()
             live = read(e)
             if live is not value and not _same(live, value):
                 changes.append((e.container, e.key, value))

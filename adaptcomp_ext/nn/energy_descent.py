@@ -95,7 +95,8 @@ class EnergyDescent(nn.Module):
     parameters (those of `torch.func.functional_call`), buffers, attributes and modes of modules, variables of functions, entries
     of short lists and dicts. Hooks of tensors run once, on their whole gradient. A buffer or counter that the evaluations
     themselves change, as spectral normalisation does, has the value that it had at each of them, and dropout its masks where all
-    rows take the same number of steps. Where this cannot be had, because a tensor was overwritten or a variable is out of reach,
+    rows take the same number of steps. Where this cannot be had, because a large tensor was overwritten or a variable is out of
+    reach,
     or with ``accept="if_lower"`` for an energy that changes itself, the backward pass raises RuntimeError. Small changes out of
     reach, of less than a thousandth of the energies in float32, may pass unnoticed. While the backward pass evaluates an energy
     that has changed, other threads must not use it.
@@ -273,6 +274,8 @@ class EnergyDescent(nn.Module):
             if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.dim() != 1:
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
             sample_ids = contiguous("sample_ids", sample_ids)
+            if rule.noisy and torch.is_grad_enabled():
+                sample_ids = sample_ids.clone()  # the backward pass makes the noise again
             check_alike("sample_ids", [sample_ids], batch, device)
         return Problem(
             energy=self.energy,
@@ -301,8 +304,8 @@ class EnergyDescent(nn.Module):
     def extra_repr(self) -> str:
         """A plain function's name, the numbers and the modes."""
         size = tuple(self.step_size.shape) if isinstance(self.step_size, Tensor) else self.step_size
-        size = f"{named(energy=self.energy)}step_size={size}"
-        return f"{size}, max_steps={self.max_steps}, tol={self.tol}, stop={self.stop!r}, gradient={self.gradient!r}"
+        numbers = f"step_size={size}, max_steps={self.max_steps}, tol={self.tol}, stop={self.stop!r}"
+        return f"{named(energy=self.energy)}{numbers}, gradient={self.gradient!r}"
 
 
 def _outside_inference(tensor: Tensor) -> Tensor:

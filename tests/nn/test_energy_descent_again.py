@@ -151,6 +151,7 @@ CHANGES = {
     "submodule": swap_module,
     "buffer": swap_buffer,
     "buffer in place": write_buffer,
+    "buffer in place, a little": lambda m: m.shift.add_(1e-7),
     "attribute": lambda m: setattr(m, "level", 3.0),
     "attribute deleted": lambda m: delattr(m, "level"),
     "list": lambda m: m.scales.__setitem__(1, 2.0),
@@ -253,9 +254,52 @@ def test_parameters_changed_in_place_are_noticed(gradient):
 NOT_FOLLOWED = types.ModuleType("not_followed")
 
 
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_parameter_that_is_trained_only_later_is_a_constant(mode):
+    module = Layered()
+    module.net.requires_grad_(False)
+    (expected,) = torch.autograd.grad(loss(*right(module, mode, X)), module.w)
+    outputs = run(module, mode, X)
+    module.requires_grad_(True)
+    loss(*outputs).backward()
+    torch.testing.assert_close(module.w.grad, expected)
+    assert module.net.weight.grad is None
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_parameters_may_be_frozen_afterwards(mode):
+    module = Layered()
+    (expected,) = torch.autograd.grad(loss(*right(module, mode, X)), module.w)
+    outputs = run(module, mode, X)
+    module.net.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(loss(*outputs), module.w)[0], expected)
+
+
+def test_tensors_of_a_function_that_are_changed_in_place():
+    scale, w = torch.ones(2, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+
+    def energy(y, x):
+        return (scale * w * (y - x) ** 2).sum(1)
+
+    (expected,) = torch.autograd.grad(unrolled(energy, Y0, X).sum(), w)
+    y = descent(energy)(Y0, X).y
+    scale.mul_(2.0)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), w)[0], expected)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_sample_ids_may_be_changed_afterwards(closed):
+    sigma, ids = torch.tensor(0.1, dtype=torch.float64, requires_grad=True), torch.arange(3)
+    energy = ac.QuadraticEnergy(torch.eye(2, dtype=torch.float64)) if closed else Layered()
+    y = descent(energy, noise=sigma)(Y0, X, sample_ids=ids).y
+    (expected,) = torch.autograd.grad(y.sum(), sigma, retain_graph=True)
+    ids.add_(5)
+    assert torch.equal(torch.autograd.grad(y.sum(), sigma)[0], expected)
+
+
 @pytest.mark.parametrize("gradient", ["unrolled", "detached", "implicit"])
 def test_what_cannot_be_put_back_is_found_out(gradient):
-    frozen = torch.ones(2, dtype=torch.float64)
+    frozen = nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
     w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     many = [1.0] * 1000
 
