@@ -15,9 +15,9 @@ from adaptcomp_ext.nn._descent_whole import run_whole, serves
 from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.result import EnergyResult
-from adaptcomp_ext.ops._backend import capturing, contiguous, on_cuda, on_reference
+from adaptcomp_ext.ops._backend import DTYPE_CODES, capturing, contiguous, on_cuda, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int, describe
-from adaptcomp_ext.ops._plain import is_dense, resolved
+from adaptcomp_ext.ops._plain import check_memory, is_dense, plain, resolved
 from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.descent import check_clamp, check_clip, check_momentum, check_number
 from adaptcomp_ext.reference import DescentRule
@@ -258,6 +258,8 @@ class EnergyDescent(nn.Module):
         watch = enter("EnergyDescent", given, reference=())
         rule = self._rule(self.seed if seed is None else seed)
         gradient, last = self._mode()
+        if not callable(self.energy):
+            raise TypeError(f"energy: expected a callable or nn.Module, got {describe(self.energy)}")
         if not isinstance(y0, Tensor):
             raise TypeError(f"y0: expected a Tensor, got {describe(y0)}")
         check_tree("y0", y0)
@@ -273,6 +275,7 @@ class EnergyDescent(nn.Module):
         if sample_ids is not None:
             if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.dim() != 1:
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
+            check_memory("sample_ids", plain("sample_ids", sample_ids))
             sample_ids = contiguous("sample_ids", sample_ids)
             if rule.noisy and torch.is_grad_enabled():
                 sample_ids = sample_ids.clone()  # the backward pass makes the noise again
@@ -351,10 +354,13 @@ def _check_noise(value: Any) -> bool:
 
 
 def _check_scalars(name: str, value: Tensor) -> None:
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got {describe(value)}")
+    if value.dtype not in DTYPE_CODES:
+        raise TypeError(
+            f"{name}: expected a floating-point tensor (float32, float64, bfloat16 or float16), got {describe(value)}"
+        )
     if value.is_meta or not is_dense(value):
         raise TypeError(f"{name}: expected a dense tensor with data, got {describe(value)}")
+    check_memory(name, value)
 
 
 def _on_device(name: str, value: float | Tensor, y0: Tensor) -> float | Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import adaptcomp_ext as ac
 
 from .energies import DIM, Wells
+from .test_memory import run_cases
 
 Y = torch.randn(5, DIM)
 
@@ -31,6 +33,11 @@ BAD_OPTIONS = [
     ({"step_size": torch.tensor(-0.5)}, ValueError, "step_size: expected positive finite numbers, got a minimum of -0.5"),
     ({"step_size": torch.tensor([0.1, 0.0, 0.1, 0.1, 0.1])}, ValueError, "step_size: expected positive finite numbers"),
     ({"step_size": torch.tensor([0.1, math.nan, 0.1, 0.1, 0.1])}, ValueError, "step_size: expected positive finite numbers"),
+    (
+        {"step_size": torch.ones(5).to(torch.float8_e4m3fn)},
+        TypeError,
+        "step_size: expected a floating-point tensor .*got .*float8",
+    ),
     ({"step_size": torch.ones(2, 2)}, ValueError, r"step_size: expected a number or a tensor of shape \[\] or \[B\]"),
     ({"step_size": torch.tensor(0.1, device="meta")}, TypeError, "step_size: expected a dense tensor with data"),
     ({"max_steps": 0}, ValueError, "max_steps: expected an int >= 1, got 0"),
@@ -235,3 +242,41 @@ def test_errors_of_the_energy_itself_come_through():
 def test_the_tests_of_options_cover_each_of_them():
     arguments = ac.EnergyDescent.__init__.__annotations__.keys() - {"return"}
     assert arguments == {name for options, *_ in BAD_OPTIONS for name in options}
+
+
+RELEASED = """
+    def released(*shape, **options):
+        tensor = torch.ones(*shape, **options)
+        tensor.untyped_storage().resize_(0)
+        return tensor
+    Y, A = torch.ones(6, 3), torch.eye(3)
+    function, quadratic = (lambda y: (y * y).sum(1)), ac.QuadraticEnergy(A, torch.ones(3))
+    network = ac.MLPEnergy(3, 2, 4)
+    def with_own(module, name):
+        module = copy.deepcopy(module)
+        setattr(module, name, nn.Parameter(released(getattr(module, name).shape)))
+        return module
+"""
+
+
+def test_tensors_whose_storage_was_released_are_named():
+    cases = {
+        "step_size": "ac.EnergyDescent(ENERGY)(Y, step_size=released(6))",
+        "step_size later": "setattr(d := ac.EnergyDescent(ENERGY), 'step_size', released(())) or d(Y)",
+        "noise": "setattr(d := ac.EnergyDescent(ENERGY), 'noise', released(())) or d(Y)",
+        "sample_ids": "ac.EnergyDescent(ENERGY, noise=0.1)(Y, sample_ids=released(6, dtype=torch.int64))",
+        "y0": "ac.EnergyDescent(ENERGY)(released(6, 3))",
+    }
+    lines = [f"{n} {e}: {c.replace('ENERGY', e)}" for n, c in cases.items() for e in ("function", "quadratic")]
+    own = ("weight_y", "weight_x", "bias1", "out", "out_bias")
+    lines += [f"{n} own: ac.EnergyDescent(with_own(network, {n!r}))(Y, torch.ones(6, 2))" for n in own]
+    said = run_cases("\n".join(lines), "import copy\n" + textwrap.dedent(RELEASED))
+    for case, text in said.items():
+        assert text.startswith("TypeError: " + case.split()[0]), (case, text)
+
+
+def test_an_energy_that_is_no_longer_one():
+    descend = ac.EnergyDescent(square)
+    descend.energy = None
+    with pytest.raises(TypeError, match=r"energy: expected a callable or nn\.Module, got NoneType"):
+        descend(Y)

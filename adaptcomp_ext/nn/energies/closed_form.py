@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous
 from adaptcomp_ext.ops._checks import describe
-from adaptcomp_ext.ops._plain import is_dense, plain_or_traced
+from adaptcomp_ext.ops._plain import check_memory, is_dense, plain, plain_or_traced
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 
 
@@ -71,7 +71,7 @@ def check_own(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kern
         and tensor.dtype in DTYPE_CODES
         and tensor.shape == shape
         and tensor.is_contiguous()
-        and not (kernels and tensor.is_neg())
+        and not (kernels and (tensor.is_neg() or tensor.data_ptr() == 0))
     ):
         return tensor  # the same in less time: this runs at every call
     tensor = check_given(name, tensor, shape, y, kernels)
@@ -92,7 +92,11 @@ def check_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, ke
         raise TypeError(f"{name}: expected a dense tensor, got {describe(tensor)}")
     if tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-    return contiguous(name, tensor) if kernels else tensor
+    if kernels:
+        tensor = plain(name, tensor)
+        check_memory(name, tensor)  # before torch reads there
+        tensor = contiguous(name, tensor)
+    return tensor
 
 
 def check_matrix(name: str, tensor: object) -> tuple[int, int]:
