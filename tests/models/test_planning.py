@@ -256,7 +256,6 @@ def test_the_gate_learns_which_states_gain(width: float) -> None:
 
 
 def test_the_gate_goes_by_the_glance() -> None:
-    rank_correlation = pytest.importorskip("adaptcomp_ext.experiments.runs").rank_correlation
     # The states tell nothing: only the glance does, and over three powers of ten.
     torch.manual_seed(0)
     z, log_std = torch.rand(2000, 16), torch.rand(2000, 1)
