@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import io
 import pickle
 import socket
@@ -16,7 +15,6 @@ from helpers import run_python
 from torch import nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.nn._active import ActiveCount
 
 from .energies import DIM, Mlp, Wells, options_of, problem
 from .helpers import identical
@@ -282,23 +280,6 @@ def test_the_host_never_waits_while_rows_descend(cuda, gradient, name, how):
         finally:
             torch.cuda.set_sync_debug_mode(before)
     assert int(result.steps.min()) >= 1
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("name", ["plain", "backtracking, momentum", "everything"])
-@pytest.mark.parametrize("gradient", MODES, ids=str)
-def test_how_stale_the_count_is_changes_no_bit(cuda, gradient, name, monkeypatch):
-    results = []
-    for lag in (2, 1, 10**6, None):  # a million: the host learns nothing
-        monkeypatch.setattr("adaptcomp_ext.nn._descent_state.ActiveCount", functools.partial(ActiveCount, lag=lag))
-        y0, x = problem(300, device=cuda, requires_grad=True)
-        descend = ac.EnergyDescent(Wells(device=cuda), gradient=gradient, keep_trace=True, **options_of(name))
-        result = descend(y0, x)
-        loss = result.y.square().sum() + result.energy.sum()
-        found = torch.autograd.grad(loss, [y0, x], allow_unused=True)
-        results.append([*torch.utils._pytree.tree_leaves(result), *(g for g in found if g is not None)])
-    for other in results[1:]:
-        same([t.cpu() for t in results[0]], [t.cpu() for t in other])
 
 
 @pytest.mark.cuda

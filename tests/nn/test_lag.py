@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from adaptcomp_ext.nn import _active
 from adaptcomp_ext.nn._active import bucket
 from adaptcomp_ext.ops._backend import EMULATED
 
+from .energies import Wells, options_of, problem
 from .helpers import COMPACT, POLICIES, identical, leaves, make, mode
 
 
@@ -43,6 +46,23 @@ def test_how_stale_the_count_is_changes_no_bit(name, how, compact, late):
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert (a is None and b is None) or identical(a.cpu(), b.cpu())
+
+
+@pytest.mark.parametrize("name", ["plain", "backtracking, momentum", "everything"])
+@pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 2), "stepwise", "implicit", "detached"], ids=str)
+def test_how_stale_the_count_is_changes_no_bit_of_a_descent(late, gradient, name, monkeypatch):
+    results = []
+    for lag in LAGS:
+        monkeypatch.setattr("adaptcomp_ext.nn._descent_state.ActiveCount", functools.partial(_active.ActiveCount, lag=lag))
+        y0, x = problem(300, device=late, requires_grad=True)
+        descend = ac.EnergyDescent(Wells(device=late), gradient=gradient, keep_trace=True, **options_of(name))
+        result = descend(y0, x)
+        loss = result.y.square().sum() + result.energy.sum()
+        found = torch.autograd.grad(loss, [y0, x], allow_unused=True)
+        results.append([*torch.utils._pytree.tree_leaves(result), *(g for g in found if g is not None)])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert identical(a.cpu(), b.cpu())
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3])
