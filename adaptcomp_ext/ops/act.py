@@ -127,7 +127,7 @@ def act_step(
     Parameters
     ----------
     logits : Tensor
-        Halting logits, [rows]; float32, float64, bfloat16 or float16.
+        Halting logits, [rows]; float32, float64, bfloat16 or float16. −∞ is a halting probability of 0, without a gradient.
     accumulated : Tensor
         h₁ + … + h_{n−1}, [rows]; float32 or float64, the dtype of the results.
     step : int

@@ -142,7 +142,7 @@ def pondernet_step(
     Parameters
     ----------
     logits : Tensor
-        Hazard logits, [rows]; float32, float64, bfloat16 or float16.
+        Hazard logits, [rows]; float32, float64, bfloat16 or float16. −∞ is a hazard of 0, without a gradient.
     log_survival : Tensor
         log Q_{n−1}, [rows], zero before the first step; float32 or float64, the dtype of the results.
     step, min_steps, max_steps : int

@@ -26,7 +26,7 @@ class ACT(Policy):
     ----------
     head : callable
         Maps the state to one logit per row, [n] or [n, 1]. A bias near −3 at the start (long thinking first) trains; 0 or more
-        traps most runs at one or two steps.
+        traps most runs at one or two steps. A logit of −∞ is h = 0: the row does not halt here.
     threshold : float
         1 − ε, in (0, 1].
 

@@ -25,8 +25,8 @@ class Confidence(Policy):
 
     Notes
     -----
-    Needs a readout [n, C] with C ≥ 2. The decision has no gradient; the output's is that of the readout at the last step. The
-    ponder cost is the number of steps.
+    Needs a readout [n, C] with C ≥ 2. A logit of −∞ masks its class, which counts in C all the same. The decision has no
+    gradient; the output's is that of the readout at the last step. The ponder cost is the number of steps.
     """
 
     _settings: ClassVar = {

@@ -54,7 +54,7 @@ class PonderNet(Policy):
     Parameters
     ----------
     head : callable
-        Maps the state to one logit per row, [n] or [n, 1].
+        Maps the state to one logit per row, [n] or [n, 1]. A logit of −∞ is λ = 0: the row does not halt here.
     prior : float or "uniform"
         λ_p of the geometric prior ∝ λ_p (1 − λ_p)^{n−1}, in (0, 1), renormalised over the steps a row may halt at; or uniform.
     epsilon : float
