@@ -16,7 +16,7 @@ from adaptcomp_ext.nn._descent_problem import Problem
 from adaptcomp_ext.nn._descent_seen import Seen
 from adaptcomp_ext.nn.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
-from adaptcomp_ext.ops._backend import compute_dtype, contiguous
+from adaptcomp_ext.ops._backend import capturing, compute_dtype, contiguous, on_cuda
 from adaptcomp_ext.ops._whole_descent import ClosedForm, Descended, fits, whole_descent, whole_descent_backward
 from adaptcomp_ext.ops.descent import normals
 from adaptcomp_ext.reference import DescentRule
@@ -83,7 +83,7 @@ def _descended(
     """
     rule, ids = problem.rule, problem.sample_ids
     many = start.numel() * start.element_size() * rule.max_steps > RESERVED
-    if not keep or not many or (start.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if not keep or not many or (on_cuda(start.device) and capturing()):
         return whole_descent(form, rule, start, step_size, sigma, ids, keep), rule
     first = whole_descent(form, rule, start, step_size, sigma, ids, False)
     steps = max(1, int(first.steps.max()))

@@ -20,14 +20,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from host_build import HERE, ROOT, Build, unavailable
+from host_build import HERE, ROOT, Build, compiler, unavailable
 
 ORDERS = ("up", "down", "together", "random")
 NUMBERS = ("seed", "multiprocessors", "resident_blocks", "shared_memory", "late")
 
 
-def environment(module: Path, settings: Mapping[str, object]) -> dict[str, str]:
+def environment(module: Path, settings: Mapping[str, object], sanitize: str | None = None) -> dict[str, str]:
     """What a child needs to import the package with the emulated module."""
+    extra = {}
+    if sanitize == "address":  # which has to come before everything that allocates; Python's own leaks are not ours
+        extra = {"LD_PRELOAD": sanitizer_library(), "ASAN_OPTIONS": "detect_leaks=0"}
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     if importlib.util.find_spec("adaptcomp_ext") is None:
         paths.append(str(ROOT))  # the sources will do: the compiled module comes from here
@@ -37,7 +40,14 @@ def environment(module: Path, settings: Mapping[str, object]) -> dict[str, str]:
         "ADAPTCOMP_EMULATION": " ".join(f"{k}={v}" for k, v in settings.items()),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(paths),
+        **extra,
     }
+
+
+def sanitizer_library() -> str:
+    """AddressSanitizer's library, of the compiler that instruments the kernels."""
+    command = [compiler() or "c++", "-print-file-name=libasan.so"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def pytest_command(arguments: Sequence[str]) -> list[str]:
@@ -58,7 +68,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     module = Build(sanitize=options.sanitize).module()
     settings = {k: v for k in ("order", *NUMBERS) if (v := getattr(options, k)) is not None}
-    return subprocess.run(pytest_command(rest), env=environment(module, settings), cwd=ROOT / "tests").returncode
+    return subprocess.run(
+        pytest_command(rest), env=environment(module, settings, options.sanitize), cwd=ROOT / "tests"
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -1,44 +1,90 @@
-"""The suite's own tests, on the CUDA kernels compiled for the host: a selection that touches every family, in every order.
+"""The suite's own tests, on the CUDA kernels compiled for the host: a selection that touches every family in several orders.
 
-Each runs in a child, whose package is imported with the emulated module. ``python tests/cuda_host/run.py tests`` runs them all.
+Each part runs in a child, whose package is imported with the emulated module. The whole suite, on demand::
+
+    python tests/cuda_host/run.py tests/ops tests/nn -q
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
+from host_build import Build, unavailable
+from mutations import MUTATIONS, caught
 from run import ROOT, environment, pytest_command
 
-OPS = ["act", "confidence", "pondernet", "route"]
 
-# name: settings of the emulator, arguments of pytest
-SELECTIONS = {
-    "ops": ({"order": "random"}, [*(f"tests/ops/test_{name}.py" for name in OPS), "-k", "not cuda"]),
-    "masked classes": (
-        {"order": "random"},
-        [
-            "tests/nn/test_masked_logits.py",
-            "tests/ops/test_halting.py",
-            "-k",
-            "not cuda and (as_good or masked_like or minus_infinity)",
-        ],
+class Part(NamedTuple):
+    """Settings of the emulator; files, and which of their tests; what the kernels are instrumented for."""
+
+    settings: dict[str, object]
+    files: tuple[str, ...]
+    which: str = ""
+    marked: str = "not cuda"
+    sanitize: str | None = None
+
+
+def of(folder: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"tests/{folder}/test_{name}.py" for name in names)
+
+
+PARTS = {
+    "rows": Part({"order": "random"}, of("ops", "act", "pondernet", "confidence")),
+    "moves": Part({"order": "down"}, of("ops", "compaction", "route")),
+    "halting": Part(
+        {"order": "together"},
+        of("ops", "halting"),
+        "small or whole_block or plan or gradients_match or as_good or masked_like or minus_infinity",
     ),
-    "whole descents": ({"order": "together"}, ["tests/nn/test_closed_forms.py"]),
-    "late counts": ({"order": "up"}, ["tests/nn/test_lag.py", "-k", "not cuda"]),
-    "halting loop": ({"order": "down", "late": 1}, ["tests/nn/test_random_programs.py", "-k", "not cuda"]),
+    "masked classes": Part({"order": "random"}, of("nn", "masked_logits")),
+    "late counts": Part({"order": "up"}, of("nn", "lag")),
+    "descent": Part({"order": "random", "seed": 2}, of("ops", "descent"), "not compiles"),
+    "whole descents": Part({"order": "random"}, of("nn", "whole_descent"), "one_step or gradient_modes"),
+    "other whole descents": Part({"order": "down"}, of("nn", "whole_descent"), "bitwise or neighbours or layouts"),
+    "closed forms": Part({"order": "together"}, of("nn", "closed_forms")),
+    "halting loop": Part({"order": "up", "late": 2}, of("nn", "row_independence", "random_programs"), "act or ponder or random"),
+    "descent loop": Part({"order": "down", "late": -1}, of("nn", "energy_descent")),
+    "addresses": Part({}, of("ops", "act", "confidence", "halting", "descent", "route"), "", "sanitizer and not cuda", "address"),
 }
+# One mutation that only rows wider than a warp show, and one of the tile.
+SHOWN = ("sum over a block: the barrier before the warps' sums are read, backward", "hopfield: the barrier between scores")
 
 
-@pytest.mark.parametrize("name", SELECTIONS)
-def test_the_cuda_kernels_pass_the_tests_of_the_suite(name, emulated_module):
-    settings, arguments = SELECTIONS[name]
-    done = subprocess.run(
-        pytest_command(["-q", "--tb=short", *arguments]),
-        env=environment(emulated_module, settings),
-        cwd=ROOT / "tests",
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def run(part: Part) -> subprocess.CompletedProcess[str]:
+    module = Build(sanitize=part.sanitize).module()
+    selected = ["-m", part.marked, *(["-k", part.which] if part.which else [])]
+    child = environment(module, part.settings, part.sanitize)
+    command = pytest_command(["-q", "--tb=short", *part.files, *selected])
+    return subprocess.run(command, env=child, cwd=ROOT / "tests", capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def started(request: pytest.FixtureRequest) -> Iterator[dict[str, Future]]:
+    """The parts that were collected, under way: as many at a time as there are cores. Workers of xdist run their own."""
+    if reason := unavailable():
+        pytest.skip(reason)
+    Build().module()
+    tests = [i for i in request.session.items if getattr(i, "originalname", "") == test_the_kernels_pass_the_tests.__name__]
+    names = [] if "PYTEST_XDIST_WORKER" in os.environ else [i.callspec.params["name"] for i in tests]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {name: pool.submit(run, PARTS[name]) for name in names}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_kernels_pass_the_tests(name, started):
+    done = started[name].result() if name in started else run(PARTS[name])
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_a_removed_barrier_is_noticed(shown, emulated_module):
+    """Two of the faults of `mutations`; all of them, on demand: ``python tests/cuda_host/mutations.py``."""
+    (mutation,) = (m for m in MUTATIONS if m.name.startswith(shown))
+    noticed, last = caught(mutation)
+    assert noticed, last

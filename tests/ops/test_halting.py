@@ -215,6 +215,21 @@ def test_small_cases(device, rows, kind):
         gradients(out, block.tensors(), [torch.ones_like(t) for t in out])
 
 
+@pytest.mark.parametrize("readout", ["leaf", "apart"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_that_take_a_whole_block_of_threads(device, poison, dtype, readout):
+    """Rows of more than 4,096 bytes: their threads are of several warps, which meet in shared memory."""
+    for width in (2049, 2400):
+        block = make_block(7, device, dtype, widths=(width, 3), weighted=True, readout=readout)
+        if readout == "apart":
+            block.readout = values((7, width), dtype, device, 5)
+        check_against_reference(block)
+        check_gradients(block, "padded", scale=100.0)  # a weight's is a sum over the row
+        block.leaves[0][2, width - 1] = math.inf
+        assert (block.end()[1] == NONFINITE).tolist() == [i == 2 for i in range(7)]
+    poison.check()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_memory_layout(device, dtype, layout):
@@ -398,6 +413,20 @@ def test_offsets_beyond_two_to_the_thirty_first(device):
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------------
+def check_gradients(block, packing, scale=1.0):
+    """Against autograd through the reference, by the tolerance rule."""
+    block = block.with_tensors([t.detach().requires_grad_() for t in block.tensors()])
+    wide = block.with_tensors([t.detach().double().requires_grad_() for t in block.tensors()])
+    out = block.outputs(packing)
+    upstream = [values(t.shape, t.dtype, out[0].device, seed=i) for i, t in enumerate(out)]
+    got = gradients(out, block.tensors(), upstream)
+    with ac.reference_kernels():
+        same = gradients(block.outputs(packing), block.tensors(), upstream)
+        exact = gradients(wide.outputs(packing), wide.tensors(), upstream)
+    for g, s, e in zip(got, same, exact, strict=True):
+        assert_as_good_as_torch(g, s, e, rounding=4.0, scale=scale)
+
+
 @pytest.mark.parametrize("packing", ["stay", "exact", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -406,16 +435,7 @@ def test_gradients_match_autograd_through_the_reference(device, poison, dtype, k
         block = make_block(rows, device, dtype, widths=(3, 17), seed=rows, **KINDS[kind])
         if rows == 33:
             block.leaves[1][7, 0] = math.nan
-        block = block.with_tensors([t.requires_grad_() for t in block.tensors()])
-        wide = block.with_tensors([t.detach().double().requires_grad_() for t in block.tensors()])
-        out = block.outputs(packing)
-        upstream = [values(t.shape, t.dtype, device, seed=i) for i, t in enumerate(out)]
-        got = gradients(out, block.tensors(), upstream)
-        with ac.reference_kernels():
-            same = gradients(block.outputs(packing), block.tensors(), upstream)
-            exact = gradients(wide.outputs(packing), wide.tensors(), upstream)
-        for g, s, e in zip(got, same, exact, strict=True):
-            assert_as_good_as_torch(g, s, e, rounding=4.0, scale=1.0)
+        check_gradients(block, packing)
     poison.check()
 
 
