@@ -80,8 +80,9 @@ class AdaptiveHalt(Checked):
         On CUDA, the size of a block is made from the number of active rows after the step that came `lag` steps before it; at
         least 1. With 2, the default, the host waits for the step before last while the device runs the last one, and the sizes
         of the blocks depend on the data alone. With None it never waits, and uses the newest number that has arrived: the sizes
-        depend on the clock, and stay at B where the host is far ahead of a slow step. Results are the same. May be changed
-        between calls; unused on the CPU, where every number is known at once.
+        depend on the clock, and stay at B where the host is far ahead of a slow step; `torch.utils.checkpoint`, which compares
+        sizes, may then refuse. Results are the same for every lag. May be changed between calls; unused on the CPU, where every
+        number is known at once. See *CUDA* below.
 
     Notes
     -----
@@ -113,6 +114,12 @@ class AdaptiveHalt(Checked):
     *Gradient checkpointing.* A run inside the forward pass of a ``torch.autograd.Function``, as of
     ``torch.utils.checkpoint(use_reentrant=True)``, has its rows in the same places as the run with gradients that will follow,
     so that dropout draws the same numbers.
+
+    *CUDA.* Blocks have the sizes of a few buckets, and the host learns late which rows have halted. Until then ``step`` is called
+    on them again, or on copies of active rows, and what it makes of them is discarded; with gradients always on copies, so that a
+    step which diverges past a row's halt makes no gradient NaN. When no row is left, ``step`` may be called on rows of zeros
+    before the host knows. With a `lag` of at most 2 these calls take no part in the gradient; with a longer one, with None and in
+    a CUDA graph they have the gradient zero, for which the derivatives of ``step`` at zero have to be finite.
 
     *Not promised:* that ``step`` sees the rows in batch order, or that a row keeps its place; that dropout in ``step`` draws the
     same numbers for a row whatever surrounds it.
