@@ -215,7 +215,7 @@ def check_decision(decision: object, view: View) -> tuple[bool, bool, bool]:
     for name, value in (("halt", decision.halt), *scalars):
         if value is None and name != "halt":
             continue
-        if not isinstance(value, Tensor) or (value.dtype != torch.bool if name == "halt" else not value.is_floating_point()):
+        if not isinstance(value, Tensor) or (value.dtype != torch.bool if name == "halt" else value.dtype not in DTYPE_CODES):
             expected = "a bool Tensor" if name == "halt" else "a floating-point Tensor"
             raise TypeError(f"Decision.{name}: expected {expected}, got {describe(value)}")
         if not is_dense(value):

@@ -293,3 +293,46 @@ def test_learned_state_as_a_parameter():
     assert result.output[:, 0].tolist() == N.tolist()
     result.output.sum().backward()
     assert state.grad.tolist() == [[1.0, 1.0]] * 6
+
+
+@pytest.mark.parametrize("how", ["grad", "no_grad"])
+def test_a_decision_in_a_dtype_that_no_kernel_reads_is_refused(how):
+    """Its NaN would not be seen."""
+
+    class Own(ac.Policy):
+        def decide(self, view):
+            z = torch.zeros(view.row.shape[0])
+            return ac.Decision(halt=z > 1, logits=z.to(torch.float8_e4m3fn))
+
+    with mode(how), pytest.raises(TypeError, match=r"Decision.logits: expected a floating-point Tensor, got .*float8"):
+        ac.AdaptiveHalt(lambda h: h, Own(), max_steps=2)(torch.zeros(3, 1))
+
+
+def test_an_interrupt_in_the_middle_of_the_boundary_is_not_swallowed():
+    class Interrupt(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if getattr(function, "__name__", "") == "is_contiguous":
+                raise KeyboardInterrupt
+            return function(*args, **(kwargs or {}))
+
+    halt = ac.AdaptiveHalt(lambda h: h + 1, ac.FixedSteps(2), max_steps=3)
+    with torch.no_grad():
+        with pytest.raises(KeyboardInterrupt), Interrupt():
+            halt(torch.zeros(3, 1))
+        assert halt(torch.zeros(3, 1)).steps.tolist() == [2] * 3
+
+
+def test_the_raw_operators_refuse_what_they_would_read_wrongly():
+    raw, x, z, n = torch.ops.adaptcomp, torch.randn(6, 3), torch.randn(6), torch.arange(6)
+    for call, error, message in (
+        (lambda: raw.act_step(z, n, 1, 1, 3, 0.9), TypeError, "accumulated: expected torch.float32, got torch.int64"),
+        (lambda: raw.act_step(z, z[:3], 1, 1, 3, 0.9), ValueError, "accumulated: expected 6 elements, got 3"),
+        (lambda: raw.pondernet_step(z, z[:3], 1, 1, 3, -1.0, -1.0), ValueError, "log_survival: expected 6 elements, got 3"),
+        (lambda: raw.gather_rows([x], n.int()), TypeError, "index: expected torch.int64, got torch.int32"),
+        (lambda: raw.gather_rows([x.sum()], n), ValueError, "expected a batch dimension first"),
+        (lambda: raw.gather_rows([x], n[0]), ValueError, "expected a batch dimension first"),
+        (lambda: raw.compact_index(z), TypeError, "keep: expected torch.bool, got torch.float32"),
+        (lambda: raw.descent_normals(z, 3, 0, 1, False), TypeError, "sample: expected torch.int64, got torch.float32"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
