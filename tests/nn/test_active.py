@@ -129,6 +129,14 @@ def test_memory_does_not_grow_with_the_number_of_steps(lag):
     assert words <= (104 if lag == 10**9 else 2)  # of an absurd lag, what has been sent
 
 
+@pytest.mark.parametrize("lag", [None, 1, 2])
+def test_the_copies_are_on_the_host_whatever_the_default_device_is(lag):
+    with torch.device("meta"):
+        active = ActiveCount(5, CPU, lag)
+        active.running.fill_(3)
+        assert [active.bound() for _ in range(3)] == [5 if lag == 2 else 3, 3, 3]
+
+
 class Stream:
     def __init__(self, device):
         self.device = device
