@@ -96,10 +96,9 @@ class EnergyDescent(nn.Module):
     of short lists and dicts. Hooks of tensors run once, on their whole gradient. A buffer or counter that the evaluations
     themselves change, as spectral normalisation does, has the value that it had at each of them, and dropout its masks where all
     rows take the same number of steps. Where this cannot be had, because a large tensor was overwritten or a variable is out of
-    reach,
-    or with ``accept="if_lower"`` for an energy that changes itself, the backward pass raises RuntimeError. Small changes out of
-    reach, of less than a thousandth of the energies in float32, may pass unnoticed. While the backward pass evaluates an energy
-    that has changed, other threads must not use it.
+    reach, or with ``accept="if_lower"`` for an energy that changes itself, the backward pass raises RuntimeError. Small changes
+    out of reach, of less than a thousandth of the energies in float32, may pass unnoticed. While the backward pass evaluates an
+    energy that has changed, or whose tensors have hooks, other threads must not use it.
 
     *Gradients* reach y₀, the context, the step size, the noise, and every leaf that the first evaluation of the energy reaches,
     parameters of a module or tensors in a closure. All modes but "implicit" may be differentiated twice. What an energy has no

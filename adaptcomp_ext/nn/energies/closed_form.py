@@ -63,6 +63,8 @@ def check_points(y: object, dim: int, name: str, like: object) -> Tensor:
 def check_own(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kernels: bool) -> Tensor:
     """Require one of the energy's own tensors to fit points `y`: anything may have been assigned since it was made."""
     kind = type(tensor)
+    if not kernels and kind is nn.Parameter:
+        return tensor  # type: ignore[return-value]  # torch's own operators check it, at every evaluation
     if (
         (kind is nn.Parameter or kind is Tensor)
         and isinstance(tensor, Tensor)

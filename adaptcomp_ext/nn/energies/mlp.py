@@ -121,7 +121,7 @@ class MLPEnergy(ClosedFormEnergy):
         check_number_of_contexts(context, 1 if self.dim_context else 0)
         if self.activation not in ACTIVATIONS:
             check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        ridge = check_number("ridge", self.ridge, 0, math.inf)
+        ridge = check_number("ridge", self.ridge, 0, math.inf) if kernels else self.ridge
         first, last = self.hidden[0], self.hidden[-1]
         weight_y = converted(check_own("weight_y", self.weight_y, (first, self.dim_y), y, kernels), dtype)
         first_part = converted(check_own("bias1", self.bias1, (first,), y, kernels), dtype)
