@@ -191,6 +191,11 @@ def test_modes_that_only_look_on_change_nothing(policy):
 def test_a_scripted_budget_is_not_looked_at_where_it_has_no_values():
     with FakeTensorMode(), pytest.raises(RuntimeError, match=r"^FixedSteps does not support FakeTensorMode"):
         ac.FixedSteps(torch.ones(3, dtype=torch.int64))
+    with ac.reference_kernels():  # a budget of plain numbers may be made under a derivative
+        got = torch.func.grad(lambda x: halting(ac.FixedSteps(N))(x).sum())(X)
+    torch.testing.assert_close(got, vjp(halting(FIXED)))
+    with pytest.raises(RuntimeError, match=r"^AdaptiveHalt does not support torch\.func\.grad"):
+        torch.func.grad(lambda x: halting(ac.FixedSteps(N))(x).sum())(X)
 
 
 @pytest.mark.parametrize("policy", ["act", "still"])

@@ -11,7 +11,7 @@ from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_int, describe
 from adaptcomp_ext.ops._plain import is_dense, plain
-from adaptcomp_ext.ops._transforms import enter
+from adaptcomp_ext.ops._transforms import DIFFERENTIATION, enter
 
 
 class FixedSteps(Policy):
@@ -39,7 +39,7 @@ class FixedSteps(Policy):
             return
         if n.dtype != torch.int64 or n.dim() != 1 or not is_dense(n):
             raise TypeError(f"n: expected an int, or an int64 tensor of shape [B], got {describe(n)}")
-        enter("FixedSteps", [n])
+        enter("FixedSteps", [n], DIFFERENTIATION)
         if n.numel() and int(n.min()) < 1:
             raise ValueError(f"n: expected at least 1 step for every row, got {int(n.min())}")
         self.register_buffer("n", n.contiguous())
