@@ -22,6 +22,8 @@ class Check:
     def __init__(self, problem: Problem, typical: Tensor | None) -> None:
         self._problem = problem
         self._typical = typical
+        self._size: Tensor | None = None
+        self._rounding = (0.0, 0.0)  # of a whole block, and of a part of one
         self._other: list[Tensor] = []
         self._sources_checked = False
 
@@ -37,11 +39,12 @@ class Check:
         if then is None or then.shape[0] == 0 or self._typical is None:
             return
         with torch.no_grad():
-            rounding = math.sqrt(max(torch.finfo(d).eps for d in (value.dtype, *self._autocast())))
-            size = self._typical.abs().to(then.dtype).masked_fill(~self._typical.isfinite(), 0.0).amax()
-            size = torch.maximum(size, then.abs().amax())
-            allowed = max(rounding, 0.05 if partial else 0.0) * size.clamp(min=rounding)
-            self._other.append(~((value.to(then.dtype) - then).abs() <= allowed).all())
+            if self._size is None:
+                rounding = math.sqrt(max(torch.finfo(d).eps for d in (value.dtype, *self._autocast())))
+                self._size = self._typical.to(then.dtype).abs().nan_to_num(0.0, 0.0).amax().clamp(min=rounding)
+                self._rounding = rounding, max(rounding, 0.05)
+            allowed = self._rounding[partial] * torch.maximum(self._size, then.abs().amax())
+            self._other.append(~((value.to(then.dtype) - then).abs().amax() <= allowed))
 
     def _autocast(self) -> list[torch.dtype]:
         return [dtype for _, dtype, enabled in self._problem.autocast or [] if enabled]

@@ -95,7 +95,7 @@ class Tape:
             velocity = None if state.velocity is None else state.of_block(state.velocity, row)
             scale = None if state.scale is None else state.of_block(state.scale, row)
             energy = None
-            if step & (step - 1) == 0:  # 0, 1, 2, 4, ...
+            if step % 16 == 0:
                 energy = value.detach().clone() if start is point else state.of_block(state.energy, row)
             if step == 0:
                 self.first = value.detach().clone()
