@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FAINT", "INK", "MUTED", "ORANGE", "OTHERS", "OURS", "QUICK", "STYLE", "WRONG", "save", "span_at_least"]
+__all__ = ["FAINT", "INK", "MUTED", "ORANGE", "OTHERS", "OURS", "QUICK", "STYLE", "WRONG", "bars", "save", "span_at_least"]
 
 INK, MUTED, FAINT = "#22272e", "#6b7480", "#e3e6ea"
 OURS, OTHERS, WRONG, ORANGE = "#2166ac", "#b4bcc6", "#c2341d", "#f08a24"
@@ -45,6 +46,11 @@ def save(figure: Figure, path: Path, dpi: int, quick: bool = False) -> None:
         figure.text(0.5, 0.5, "quick run", fontsize=64, color=WRONG, alpha=0.18, rotation=15, ha="center", va="center", zorder=10)
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png")
+
+
+def bars(values: Sequence[Any], scale: float = 1.0) -> list[float] | None:
+    """Half of each interval, for ``errorbar``; None, and so no bars, where there is one seed and no interval."""
+    return None if all(value.high is None for value in values) else [scale * value.half for value in values]
 
 
 def span_at_least(axes: Axes, which: str, span: float) -> None:

@@ -22,6 +22,7 @@ from adaptcomp_ext.experiments.sudoku.figure import way_of
 from adaptcomp_ext.experiments.sudoku.model import Energy, FeedForward, Recurrent, units
 from adaptcomp_ext.experiments.sudoku.nine import NINE_BLANKS, NineByNine, random_grid, singles_solve
 from adaptcomp_ext.experiments.sudoku.puzzles import BLANKS, FourByFour, Puzzles, all_grids, position_symmetries
+from adaptcomp_ext.experiments.sudoku.report import _verdict
 from adaptcomp_ext.experiments.sudoku.training import (
     EnergySolver,
     Recipe,
@@ -432,7 +433,31 @@ def test_printed(ran: tuple[dict[str, Any], Path, str]) -> None:
     _, _, printed = ran
     for words in ("feed-forward", "recurrent", "held-out puzzles", "Held out: 68 of the 288 grids", "sudoku.png", "n = 8"):
         assert words in printed
-    assert "The energy solves" in printed
+    assert "The energy solves" in printed and printed.count("Not decided: one seed") == 2
+    assert "±" not in printed and "does better" not in printed and "Quick run (--quick)" in " ".join(printed.split())
+
+
+def test_what_is_better_is_what_the_seeds_agree_on() -> None:
+    def solver(solved: float, steps: float, seconds: float) -> dict[str, Any]:
+        blanks = [{"steps": 2.0}, {"steps": 2.0 * steps}]
+        stopped = {"solved": solved, "steps": steps, "correlation": 0.5, "by_blanks": blanks}
+        return {"seconds": seconds, "milliseconds": 10.0, "solved": solved, "stopped": [stopped]}
+
+    runs = [
+        {
+            "energy": solver(0.95 + 0.01 * i, 5.0, 50.0 + i),
+            "recurrent": solver(0.97 - 0.01 * i, 3.0 + 0.1 * i, 20.0),
+            "feed_forward": solver(0.80, 1.0, 5.0),
+        }
+        for i in range(3)
+    ]
+    first, *rest = _verdict(runs)
+    assert first.startswith("The energy solves 96.0 %, the feed-forward network 80.0 %: +16.0 [") and first.endswith("(more).")
+    said = {line.partition(":")[0]: line for line in rest}
+    assert "steps on the hardest" in said["The energy does better"]
+    assert all(what in said["The recurrent network does better"] for what in ("steps (5.0 against 3.1)", "time to train"))
+    undecided = said["Not decided, the interval holds 0"]
+    assert "share solved, % (96.0 against 96.0)" in undecided and "time to solve, ms (10 against 10)" in undecided
 
 
 def test_no_random_state_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

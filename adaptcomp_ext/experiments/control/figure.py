@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE, WRONG, save
+from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save
 
 from .markdown import NAMES
 
@@ -36,7 +36,7 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
                 _band(axes[1], steps, found["curve"]["rate"], COLORS[name], NAMES[name], 100)
             seconds, last = found["seconds"], found["return"]
             axes[2].errorbar(
-                [seconds.mean], [last.mean], _half([last]), _half([seconds]), color=COLORS[name], marker="o", label=NAMES[name]
+                [seconds.mean], [last.mean], bars([last]), bars([seconds]), color=COLORS[name], marker="o", label=NAMES[name]
             )
         axes[0].set(title="Learning (exploring, short episodes)", xlabel="steps, thousands", ylabel="return, per 1,000 steps")
         axes[0].legend(loc="best", fontsize=8.5)
@@ -50,12 +50,8 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
         plt.close(figure)
 
 
-def _half(values: Sequence[Any], scale: float = 1.0) -> list[float]:
-    return [scale * v.half for v in values]
-
-
 def _band(axes: Axes, x: NDArray[Any], values: Sequence[Any], color: str, label: str, scale: float = 1.0) -> None:
-    mean, half = scale * np.array([v.mean for v in values]), np.array(_half(values, scale))
+    mean, half = scale * np.array([v.mean for v in values]), scale * np.array([v.half for v in values])
     axes.plot(x, mean, color=color, lw=1.6, label=label)
     axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, lw=0)
 

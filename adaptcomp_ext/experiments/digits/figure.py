@@ -14,17 +14,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save, span_at_least
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save, span_at_least
 
 from .markdown import SHOWN
 
 __all__ = ["draw", "draw_examples"]
 
 Summary = Mapping[str, Any]
-
-
-def _half(values: Sequence[Any], scale: float) -> list[float]:
-    return [scale * v.half for v in values]
 
 
 def draw(summary: Summary, path: Path, quick: bool = False) -> None:
@@ -41,7 +37,7 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
 def _curve(axes: Axes, points: Sequence[Summary], label: str, **look: Any) -> None:
     x = [p["multiply_adds"].mean / 1e6 for p in points]
     y = [p["accuracy"] for p in points]
-    axes.errorbar(x, [100 * v.mean for v in y], _half(y, 100), label=label, ms=4.5, lw=1.6, **look)
+    axes.errorbar(x, [100 * v.mean for v in y], bars(y, 100), label=label, ms=4.5, lw=1.6, **look)
 
 
 def _compute(axes: Axes, summary: Summary) -> None:
@@ -64,7 +60,7 @@ def _price(axes: Axes, summary: Summary) -> None:
     names = list(summary["act"])
     steps = [f["steps"] for f in summary["act"].values()]
     axes.bar(range(len(names)), [s.mean for s in steps], 0.6, color=ORANGE)
-    axes.errorbar(range(len(names)), [s.mean for s in steps], _half(steps, 1.0), fmt="none", ecolor=INK, elinewidth=1)
+    axes.errorbar(range(len(names)), [s.mean for s in steps], bars(steps), fmt="none", ecolor=INK, elinewidth=1)
     for i, found in enumerate(summary["act"].values()):
         text = f"{100 * found['accuracy'].mean:.1f} %"
         axes.annotate(text, (i, found["steps"].mean), xytext=(0, 8), textcoords="offset points", ha="center", color=MUTED)
@@ -78,7 +74,7 @@ def _price(axes: Axes, summary: Summary) -> None:
 def _classes(axes: Axes, summary: Summary) -> None:
     steps = summary["confidence"][SHOWN]["by_class"]
     order = np.argsort([s.mean for s in steps])
-    means, halves = [steps[d].mean for d in order], _half([steps[d] for d in order], 1.0)
+    means, halves = [steps[d].mean for d in order], bars([steps[d] for d in order])
     axes.barh(range(10), means, color=OURS)
     axes.errorbar(means, range(10), xerr=halves, fmt="none", ecolor=INK, elinewidth=1)
     axes.set_yticks(range(10), [str(d) for d in order])

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save, span_at_least
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save, span_at_least
 
 from .markdown import gated_cost
 from .summary import LABELS
@@ -20,10 +20,6 @@ from .summary import LABELS
 __all__ = ["draw"]
 
 Summary = Mapping[str, Any]
-
-
-def _half(value: Any, scale: float = 100.0) -> float:
-    return scale * value.half
 
 
 def draw(summary: Summary, path: Path, quick: bool = False) -> None:
@@ -46,7 +42,7 @@ def _ways(axes: Axes, summary: Summary) -> None:
         if name.startswith("dense")
     ]
     for i, (_, value, look) in enumerate(named):
-        axes.errorbar(100 * value.mean, i, xerr=_half(value), color=look, marker="o", ms=7, lw=2)
+        axes.errorbar(100 * value.mean, i, xerr=bars([value], 100), color=look, marker="o", ms=7, lw=2)
     axes.axvline(100 * summary["teacher"].mean, color=MUTED, lw=1)
     axes.annotate("π₂ alone", (100 * summary["teacher"].mean, -0.75), color=MUTED, fontsize=9, ha="right", va="center")
     axes.set_yticks(range(len(named)), [name for name, _, _ in named])
@@ -58,15 +54,13 @@ def _ways(axes: Axes, summary: Summary) -> None:
 
 def _shrinking(axes: Axes, summary: Summary) -> None:
     dense = summary["online"]["dense, T = 4"]["default"]
-    axes.errorbar(1, 100 * dense.mean, yerr=_half(dense), color=OTHERS, marker="o", ms=7, label="dense")
+    axes.errorbar(1, 100 * dense.mean, yerr=bars([dense], 100), color=OTHERS, marker="o", ms=7, label="dense")
     for form, look, label in (("sparse", WRONG, "noise of weights"), ("units", OURS, "noise of units")):
         some = summary["shrunk"][form]
         x = [s["faster"].mean for s in some.values()]
         y = [s["accuracy"] for s in some.values()]
-        spread = [_half(s["faster"], 1.0) for s in some.values()]
-        axes.errorbar(
-            x, [100 * v.mean for v in y], yerr=[_half(v) for v in y], xerr=spread, color=look, marker="o", ms=5, label=label
-        )
+        spread = bars([s["faster"] for s in some.values()])
+        axes.errorbar(x, [100 * v.mean for v in y], yerr=bars(y, 100), xerr=spread, color=look, marker="o", ms=5, label=label)
         for name, a, b in zip(some, x, y, strict=True):
             text = "whole" if name == "as it is" else f"−{100 * float(name):g} %"
             axes.annotate(text, (a, 100 * b.mean), xytext=(5, 5), textcoords="offset points", color=INK, fontsize=9)
@@ -82,11 +76,9 @@ def _pair(axes: Axes, summary: Summary) -> None:
     control = summary["multiply_adds"]["control"]
     x = [100 * gated_cost(summary, found["rate"].mean) / control for found in rates.values()]
     y = [found["accuracy"] for found in rates.values()]
-    axes.errorbar(
-        x, [100 * v.mean for v in y], yerr=[_half(v) for v in y], color=OURS, marker="o", ms=5, label="π₁, and π₂ where called"
-    )
+    axes.errorbar(x, [100 * v.mean for v in y], yerr=bars(y, 100), color=OURS, marker="o", ms=5, label="π₁, and π₂ where called")
     everywhere = summary["gated"]["control"]
-    axes.errorbar(100, 100 * everywhere.mean, yerr=_half(everywhere), color=ORANGE, marker="s", label="π₂ everywhere")
+    axes.errorbar(100, 100 * everywhere.mean, yerr=bars([everywhere], 100), color=ORANGE, marker="s", label="π₂ everywhere")
     for rate, a, b in zip(rates, x, y, strict=True):
         axes.annotate(f"{100 * float(rate):g} %", (a, 100 * b.mean), xytext=(4, -12), textcoords="offset points", fontsize=8.5)
     axes.set_xlabel("multiply–adds, % of π₂'s")

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from adaptcomp_ext.experiments.style import OTHERS, OURS, STYLE, save
+from adaptcomp_ext.experiments.style import OTHERS, OURS, STYLE, bars, save
 
 __all__ = ["draw"]
 
@@ -26,7 +26,7 @@ def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
             ("the same, dealt at random", {k: v["shuffled"] for k, v in summary["adaptive"].items()}, OURS, "x"),
         ):
             found = list(parts.values())
-            half = [f["return"].half for f in found]
+            half = bars([f["return"] for f in found])
             x, y = [f["steps imagined"].mean for f in found], [f["return"].mean for f in found]
             axes[0].errorbar(x, y, half, color=color, marker=marker, ms=5, lw=1.4 if marker == "o" else 0, label=name)
         axes[0].set(title="What looking ahead is worth", xlabel="steps imagined by each candidate", ylabel="return")

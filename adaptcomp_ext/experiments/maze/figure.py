@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save, span_at_least
+from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save, span_at_least
 
 __all__ = ["draw", "draw_example"]
 
 Summary = Mapping[str, Any]
-
-
-def _half(values: Sequence[Any]) -> list[float]:
-    return [v.half for v in values]
 
 
 def draw(summary: Summary, path: Path, quick: bool = False) -> None:
@@ -37,14 +33,14 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
 
 def _point(axes: Axes, found: Summary, label: str, **look: Any) -> None:
     x, y = found["sweeps_per_step"], found["efficiency"]
-    axes.errorbar([x.mean], [y.mean], _half([y]), _half([x]), label=label, ls="", ms=8, **look)
+    axes.errorbar([x.mean], [y.mean], bars([y]), bars([x]), label=label, ls="", ms=8, **look)
 
 
 def _pareto(axes: Axes, summary: Summary) -> None:
     fixed = list(summary["fixed"].values())
     efficiency = [f["efficiency"] for f in fixed]
     x = [f["sweeps_per_step"].mean for f in fixed]
-    axes.errorbar(x, [v.mean for v in efficiency], _half(efficiency), color=OTHERS, marker="o", ms=4.5, lw=1.6, label="K fixed")
+    axes.errorbar(x, [v.mean for v in efficiency], bars(efficiency), color=OTHERS, marker="o", ms=4.5, lw=1.6, label="K fixed")
     _point(axes, summary["controls"]["shuffled"], "the gate's K, dealt at random", color=OURS, marker="o", mfc="white")
     _point(axes, summary["agents"]["priced"], "the gate's K, with a price", color=OURS, marker="o")
     _point(axes, summary["agents"]["free"], "the gate's K, no price", color=ORANGE, marker="s")
@@ -68,7 +64,7 @@ def _distance(axes: Axes, summary: Summary) -> None:
         found = summary["by_distance"][name]
         middle = [(e["low"] + e["high"]) / 2 for e in found]
         values = [e["sweeps"] for e in found]
-        axes.errorbar(middle, [v.mean for v in values], _half(values), color=color, marker=marker, ms=4.5, lw=1.6, label=label)
+        axes.errorbar(middle, [v.mean for v in values], bars(values), color=color, marker=marker, ms=4.5, lw=1.6, label=label)
     axes.set_xlabel("steps to the goal")
     axes.set_ylabel("sweeps")
     axes.set_ylim(0, 34)
@@ -80,7 +76,7 @@ def _practice(axes: Axes, summary: Summary) -> None:
     for name, color, label in (("priced", OURS, "with a price"), ("free", ORANGE, "no price")):
         curve = summary["curves"][name]
         x = curve["every"] * np.arange(1, len(curve["sweeps"]) + 1)
-        mean, half = np.array([v.mean for v in curve["sweeps"]]), np.array(_half(curve["sweeps"]))
+        mean, half = np.array([v.mean for v in curve["sweeps"]]), np.array([v.half for v in curve["sweeps"]])
         axes.plot(x, mean, color=color, lw=1.6, label=label)
         axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.2, lw=0)
     axes.set_xlabel("updates")

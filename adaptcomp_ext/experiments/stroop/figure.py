@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from adaptcomp_ext.experiments.data import COLOURS
-from adaptcomp_ext.experiments.runs import Difference, Interval
-from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, save, span_at_least
+from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save, span_at_least
 
 from .gates import RATES
 from .summary import CONDITIONS, MIXED, TABLE_RATE, TASKS
@@ -31,10 +30,6 @@ GATE_LOOKS = {
     "batch-mean": (WRONG, ":", "one decision a batch"),
 }
 CONDITION_COLOURS = {"congruent": OURS, "neutral": OTHERS, "incongruent": WRONG}
-
-
-def _errors(values: Sequence[Interval | Difference], scale: float = 1.0) -> np.ndarray:
-    return np.array([[scale * v.half for v in values]] * 2)
 
 
 def draw_main(main: Mapping[str, Any], path: Path, quick: bool = False) -> None:
@@ -66,7 +61,7 @@ def _bars(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None:
         values = [get(main[p]) for p in settings]
         at = np.arange(len(settings)) + (i - (len(looks) - 1) / 2) * width
         axes.bar(at, [100 * v.mean for v in values], width * 0.92, color=look, label=name)
-        axes.errorbar(at, [100 * v.mean for v in values], _errors(values, 100), fmt="none", ecolor=INK, elinewidth=1)
+        axes.errorbar(at, [100 * v.mean for v in values], bars(values, 100), fmt="none", ecolor=INK, elinewidth=1)
     axes.set_xticks(range(len(settings)), [f"{100 * float(p):g} %" for p in settings])
     axes.set_xlabel("congruent in training")
     axes.set_ylabel("right, %")
@@ -81,7 +76,7 @@ def _curves(axes: Axes, found: Mapping[str, Any], p: str) -> None:
         at = [found["gates"][MIXED][gate][f"{r:g}"] for r in RATES]
         x = [100 * v[f"{MIXED}/rate"].mean for v in at]
         y = [v[f"{MIXED}/control"] for v in at]
-        axes.errorbar(x, [100 * v.mean for v in y], _errors(y, 100), color=look, ls=line, marker="o", ms=4, lw=1.6, label=name)
+        axes.errorbar(x, [100 * v.mean for v in y], bars(y, 100), color=look, ls=line, marker="o", ms=4, lw=1.6, label=name)
     always = 100 * found["always"][MIXED].mean
     axes.axhline(always, color=MUTED, lw=1)
     axes.annotate("control everywhere", (0, always), xytext=(2, 3), textcoords="offset points", color=MUTED, fontsize=9)
@@ -99,7 +94,7 @@ def _calls(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None
         values = [main[p]["gates"]["as trained"]["value"][TABLE_RATE][f"{condition}/rate"] for p in settings]
         at = np.arange(len(settings)) + (i - 1) * width
         axes.bar(at, [100 * v.mean for v in values], width * 0.92, color=CONDITION_COLOURS[condition], label=condition)
-        axes.errorbar(at, [100 * v.mean for v in values], _errors(values, 100), fmt="none", ecolor=INK, elinewidth=1)
+        axes.errorbar(at, [100 * v.mean for v in values], bars(values, 100), fmt="none", ecolor=INK, elinewidth=1)
     axes.set_xticks(range(len(settings)), [f"{100 * float(p):g} %" for p in settings])
     axes.set_xlabel("congruent in training")
     axes.set_ylabel("rows that call control, %")
@@ -144,7 +139,7 @@ def draw_reaction(reaction: Mapping[str, Any], path: Path, quick: bool = False) 
                 values = [f[task]["steps"][condition] for f in proportions.values()]
                 at = np.arange(len(values)) + (i - 1) * 0.27
                 one.bar(at, [v.mean for v in values], 0.25, color=CONDITION_COLOURS[condition], label=condition)
-                one.errorbar(at, [v.mean for v in values], _errors(values), fmt="none", ecolor=INK, elinewidth=1)
+                one.errorbar(at, [v.mean for v in values], bars(values), fmt="none", ecolor=INK, elinewidth=1)
             one.set_xticks(range(len(proportions)), [f"{100 * p:g} %" for p in proportions])
             one.set_xlabel("congruent in practice")
             one.set_ylabel("steps until halting")
@@ -155,10 +150,10 @@ def draw_reaction(reaction: Mapping[str, Any], path: Path, quick: bool = False) 
             effects = [f[task]["effect"] for f in proportions.values()]
             x = [100 * p for p in proportions]
             label = "read" if task == "read" else "name"
-            axes[2].errorbar(x, [e.mean for e in effects], _errors(effects), color=look, marker="o", label=label)
+            axes[2].errorbar(x, [e.mean for e in effects], bars(effects), color=look, marker="o", label=label)
             practice = proportions[high][task]["practice"]
             updates = [(i + 1) * proportions[high]["updates"] for i in range(len(practice))]
-            axes[3].errorbar(updates, [e.mean for e in practice], _errors(practice), color=look, marker="o", label=label)
+            axes[3].errorbar(updates, [e.mean for e in practice], bars(practice), color=look, marker="o", label=label)
         for one in axes[2:]:
             one.axhline(0, color=FAINT, lw=1)
             one.set_ylabel("incongruent − congruent, steps")

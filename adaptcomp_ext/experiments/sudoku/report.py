@@ -335,19 +335,17 @@ def _verdict(runs: list[dict[str, Any]]) -> list[str]:
     def over(name: str, key: str) -> list[float]:
         return [float(value) for line in lines[name] if (value := line[key]) is not None]
 
-    gain = paired(over("energy", "solved"), over("feed_forward", "solved"))
-    text = f"The share solved by the energy less that by the feed-forward network: {points(gain, 1)} points"
+    ours, theirs = over("energy", "solved"), over("feed_forward", "solved")
+    gain = paired(ours, theirs)
+    mean, other = 100 * statistics.fmean(ours), 100 * statistics.fmean(theirs)
+    text = f"The energy solves {mean:.1f} %, the feed-forward network {other:.1f} %: {points(gain, 1)} points"
     found: dict[str, list[str]] = {"The energy does better": [], "The recurrent network does better": [], "": []}
     for key, what, sign, digits, times in COMPARED:
         ours, theirs = over("energy", key), over("recurrent", key)
         difference = paired(ours, theirs)
-        who = (
-            ""
-            if not (difference.above or difference.below)
-            else "recurrent network"
-            if difference.above == (sign < 0)
-            else "energy"
-        )
+        who = ""
+        if difference.above or difference.below:
+            who = "energy" if difference.above == (sign > 0) else "recurrent network"
         figures = f"{times * statistics.fmean(ours):.{digits}f} against {times * statistics.fmean(theirs):.{digits}f}"
         found[f"The {who} does better" if who else ""].append(f"{what} ({figures})")
     one = len(runs) == 1
