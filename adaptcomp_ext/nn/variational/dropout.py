@@ -80,8 +80,8 @@ class VariationalDropout(nn.Module):
     Attributes
     ----------
     threshold : Tensor
-        Scalar buffer, float32 or wider, so that a saved model is pruned as it was; takes a float too. A state_dict without it, written by
-        an older version, leaves it as it is.
+        Scalar buffer, float32 or wider, so that a saved model is pruned as it was; takes a float too. A state_dict without it,
+        written by an older version, leaves it as it is.
     weight, bias : Tensor
         For parents that read them instead of calling the layer, as the fast path of ``nn.TransformerEncoderLayer`` does. In
         evaluation `weight` is the pruned weight, a new tensor: write to ``layer.weight``. In training it is θ, the layer's own
