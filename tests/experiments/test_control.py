@@ -14,7 +14,7 @@ from helpers import check_one_seed_report
 from rich.console import Console
 from safetensors.torch import load_file
 
-from adaptcomp_ext.experiments.control import control
+from adaptcomp_ext.experiments.control import control, figure
 from adaptcomp_ext.experiments.control.cell import FRAMES, FRAMES_NAME, _Camera, _strip
 from adaptcomp_ext.experiments.control.evaluation import run_episodes
 from adaptcomp_ext.experiments.control.figure import draw_strip
@@ -23,7 +23,7 @@ from adaptcomp_ext.experiments.control.replay import Replay
 from adaptcomp_ext.experiments.control.training import Settings, Trainer, train
 from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
 from adaptcomp_ext.experiments.horizon import horizon
-from adaptcomp_ext.experiments.runs import read_json
+from adaptcomp_ext.experiments.runs import mean_interval, read_json
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.transfer import transfer
 from adaptcomp_ext.experiments.transfer.cell import successor
@@ -398,3 +398,15 @@ def test_the_gate_learns_only_where_it_is_asked_to() -> None:
     assert found.isnan().tolist() == [False, False, False, False, True]
     found = trainer.learner.update(trainer.replay)
     assert not torch.equal(gate, before) and bool(found.isfinite().all())
+
+
+def test_returns_that_hardly_differ_are_drawn_close_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def agent(value: float) -> dict[str, object]:
+        curve = {name: [mean_interval([value])] * 3 for name in ("return", "rate")}
+        return {"curve": curve, "steps": 300, "seconds": mean_interval([value]), "return": mean_interval([value])}
+
+    limits: list[tuple[float, float]] = []
+    monkeypatch.setattr(figure, "save", lambda drawn, *arguments: limits.append(drawn.axes[2].get_ylim()))
+    figure.draw({"agents": {"always": agent(904.0), "value": agent(904.8)}}, tmp_path / "x.png")
+    ((low, high),) = limits
+    assert low == 0 and 1000 < high < 1100

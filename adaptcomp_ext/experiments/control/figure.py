@@ -44,7 +44,7 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
         axes[2].set(title="What it took", xlabel="training, s", ylabel="return at the end")
         axes[2].set_xlim(left=0)
         # From 0, as returns are: the axis would else be cut to the little by which single dots differ.
-        axes[2].set_ylim(0, max(1.0, axes[2].get_ylim()[1]))
+        axes[2].set_ylim(0, 1.15 * max(1.0, axes[2].get_ylim()[1]))
         axes[2].legend(loc="best", fontsize=8.5)
         save(figure, path, 130, quick)
         plt.close(figure)

@@ -30,7 +30,7 @@ def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
             x, y = [f["steps imagined"].mean for f in found], [f["return"].mean for f in found]
             axes[0].errorbar(x, y, half, color=color, marker=marker, ms=5, lw=1.4 if marker == "o" else 0, label=name)
         axes[0].set(title="What looking ahead is worth", xlabel="steps imagined by each candidate", ylabel="return")
-        axes[0].set_ylim(0, max(1.0, axes[0].get_ylim()[1]))
+        axes[0].set_ylim(0, 1.15 * max(1.0, axes[0].get_ylim()[1]))
         axes[0].legend(loc="best", fontsize=8.5)
         width = 0.8 / len(summary["adaptive"])
         for i, (price, found) in enumerate(summary["adaptive"].items()):
