@@ -360,7 +360,7 @@ MUTATIONS = (
         "Warp::dot(at, b, dim_)",
         "Warp::dot(at, b, dim_ - 1)",
         ("quadratic_energy_cuda",),
-        (WHOLE, "-k", "sizes_and_one_step and quadratic"),
+        (WHOLE, "-k", "matches_the_reference_in_double and quadratic"),
     ),
     Mutation(
         "hopfield: the barrier between scores and softmax",
