@@ -18,7 +18,5 @@ HOST_ONLY: dict[str, str] = {
     "nn/test_cost_model.py::test_auto_leaves_packing_out_where_it_does_not_pay_and_takes_it_where_it_does": BUCKETS,
     "nn/test_energy_descent.py::test_only_rows_that_go_on_are_evaluated": BUCKETS,
     "nn/test_energy_descent_errors.py::test_an_energy_that_goes_wrong_later": BUCKETS,
-    "nn/test_training.py::test_a_halted_row_costs_nothing_forward_and_backward": BUCKETS,
-    "nn/test_training.py::test_memory_grows_with_the_sum_of_the_steps_and_not_with_batch_times_max_steps": BUCKETS,
     "nn/test_inplace_safety.py::test_memory_that_nobody_else_sees_is_used_again": IN_PLACE,
 }
