@@ -85,7 +85,7 @@ MUTATIONS = (
         "common/cuda.cuh",
         "for (int64_t k = lane; k < n; k += G) out[k] = in[k];",
         "for (int64_t k = lane; k + 1 < n; k += G) out[k] = in[k];",
-        ("halting_cuda",),
+        ("halting_cuda", "halting_backward_cuda"),  # the linker takes one of the two copies
         (HALTING, "-k", "small_cases"),
     ),
     # --- act, pondernet, confidence
