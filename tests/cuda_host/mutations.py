@@ -194,7 +194,7 @@ MUTATIONS = (
         "for (int64_t k = lane; k < n / E; k += G) {\n                           const Pack<T, E> pack = packs[k];",
         "for (int64_t k = lane; k + 1 < n / E; k += G) {\n                           const Pack<T, E> pack = packs[k];",
         ("halting_cuda",),
-        (HALTING, "-k", "harms_no_neighbour or who_ends"),
+        (HALTING, "-k", "wherever_it_is"),
     ),
     Mutation(
         "halting backward: padding is not zero",
@@ -236,7 +236,7 @@ MUTATIONS = (
         "for (int64_t k = lane; k < n; k += G) finite &= is_finite(point[k]);",
         "for (int64_t k = lane + 1; k < n; k += G) finite &= is_finite(point[k]);",
         ("descent_cuda",),
-        ("tests/nn/test_energy_descent.py", "-k", "finite or nan"),
+        ("tests/nn/test_energy_descent.py", "-k", "does_not_see_it"),
     ),
     Mutation(
         "descent update: the tail",
@@ -244,7 +244,7 @@ MUTATIONS = (
         "for (int64_t k = Group<G>::lane(); k < n; k += G)\n    propose",
         "for (int64_t k = Group<G>::lane(); k + 1 < n; k += G)\n    propose",
         ("descent_cuda",),
-        (DESCENT, "-k", "small_cases"),
+        (DESCENT, "-k", "every_size and float32"),
     ),
     Mutation(
         "noise: the last block of four",

@@ -310,6 +310,15 @@ def test_a_row_that_breaks_keeps_its_last_finite_point_and_harms_no_neighbour(de
     same_bits(broken, clean, rows=others)
 
 
+@pytest.mark.parametrize("width", [1, 5, 33, 1100])
+def test_a_point_that_is_not_finite_ends_its_row_where_the_energy_does_not_see_it(device, width):
+    for at in {0, width // 2, width - 1}:
+        y0 = torch.zeros(5, width, device=device)
+        y0[3, at] = math.nan
+        result = ac.EnergyDescent(lambda y: y.nan_to_num(0.0).sum(1) * 0 + 1, tol=0.0, max_steps=2)(y0)
+        assert (result.status == ac.Status.NONFINITE).tolist() == [i == 3 for i in range(5)]
+
+
 def test_a_nan_energy_is_not_accepted(device):
     def energy(y):
         e = y[:, 0] * y[:, 0]

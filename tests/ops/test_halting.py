@@ -291,6 +291,14 @@ def test_a_non_finite_row_ends_and_harms_no_neighbour(device, weighted, value, w
         assert_bitwise(got[other_rows], want[other_rows])
 
 
+@pytest.mark.parametrize("width", [1, 7, 8, 33, 257, 1100])
+def test_an_element_that_is_not_finite_ends_its_row_wherever_it_is(device, width):
+    for at in {0, width // 2, width - 1}:
+        block = make_block(9, device, widths=(2, width), padding=False, pattern="none")
+        block.leaves[1][4, at] = math.nan
+        assert block.end()[1].tolist() == [NONFINITE if i == 4 else RUNNING for i in range(9)]
+
+
 def test_a_row_alone_gives_the_bits_it_gives_in_a_block(device):
     block = make_block(64, device, widths=(17, 64), weighted=True, readout="leaf", integers=False, padding=False)
     block = block.with_tensors([t.requires_grad_() for t in block.tensors()])
