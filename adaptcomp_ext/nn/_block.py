@@ -67,7 +67,7 @@ class Problem:
     @property
     def has_containers(self) -> bool:
         """Whether an input is an object of its own beside its tensors. The step may keep it, or change it: it gets a new one."""
-        return True in map(is_container, self.input_structures)  # at every call, where a generator takes its time
+        return True in [is_container(structure) for structure in self.input_structures]  # at every call: no generator
 
     def leaves(self, tree: Any, rows: int) -> list[Tensor]:
         """The leaves of what the step returned."""

@@ -204,12 +204,6 @@ class _Run:
             self._with_gradient(self.exits)
         output = self.results[0] if self.output is None else self.output.to(self.output_dtype)
         self.problem.kinds = self.problem.result_kinds
-        return HaltResult(
-            output=dressed(output, self.problem.readout_kind),
-            state=self.problem.tree(self.results),
-            steps=self.steps,
-            cost=self.steps.to(self.problem.run.scalar) if self.cost is None else self.cost,
-            status=self.status,
-            trace=None,
-            log_prob=None,
-        )
+        cost = self.steps.to(self.problem.run.scalar) if self.cost is None else self.cost
+        state = self.problem.tree(self.results)
+        return HaltResult(dressed(output, self.problem.readout_kind), state, self.steps, cost, self.status, None, None)

@@ -30,7 +30,7 @@ class _Answer:
     begin: Any
     fusable: bool
     built_in: bool  # one of ours, whose `fuse` and `begin` need no checks
-    hooks: tuple[str, ...]  # which an instance must not shadow
+    hooks: frozenset[str]  # which an instance must not shadow
 
 
 def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
@@ -43,9 +43,8 @@ def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
     if "fuse" not in own:
         if not answer.fusable:
             return None
-        for hook in answer.hooks:
-            if hook in own:
-                return None
+        if not answer.hooks.isdisjoint(own):
+            return None
     fused = policy.fuse()
     if fused is None or (answer.built_in and "fuse" not in own):
         return fused
@@ -97,7 +96,7 @@ def _look(cls: type[Policy]) -> _Answer:
         written = vars(base).get("_written", {})
         if vars(base).get("fuse") is written.get("fuse"):
             overridden |= any(vars(base).get(name) is not value for name, value in written.items() if name in known)
-    hooks = tuple(sorted(name for name in known if callable(getattr(cls, name, None)) and not name.startswith("_")))
+    hooks = frozenset(name for name in known if callable(getattr(cls, name, None)) and not name.startswith("_"))
     return _Answer(cls.decide, cls.begin, not overridden, fuses.__module__.startswith("adaptcomp_ext."), hooks)
 
 

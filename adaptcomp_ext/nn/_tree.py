@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import check_device, describe
 from adaptcomp_ext.ops._plain import Kinds, check_memory, is_dense, is_released, plain
 
 _LEAF = pytree.tree_flatten(0)[1]  # the structure of a bare tensor
+_STRIDED = torch.strided
+_REAL = frozenset([*DTYPE_CODES, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool])
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,16 @@ def check_classed_tree(
         where = _place(name, position)
         raise TypeError(f"{where}: expected a Tensor or a pytree of Tensors, got no tensor in {describe(tree)}")
     for i, leaf in enumerate(leaves):
-        # The message is put together only where there is one: this runs at every call.
+        # This runs at every call: an ordinary tensor is known by few questions, and all others are asked one by one.
         kind = type(leaf)
-        if kind is not Tensor and kind is not nn.Parameter:
+        if kind is Tensor or kind is nn.Parameter:
+            if leaf.is_cpu and leaf.dtype in _REAL and leaf.layout is _STRIDED and not leaf.is_nested and leaf.dim():
+                try:
+                    if leaf.data_ptr():
+                        continue
+                except RuntimeError:  # a wrapper of a transform
+                    pass
+        else:
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"{_place(name, position, leaves, i)}: expected a Tensor, got {describe(leaf)}")
             kinds = kinds or [Tensor] * len(leaves)

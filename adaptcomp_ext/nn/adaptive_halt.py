@@ -21,7 +21,7 @@ from adaptcomp_ext.nn._tree import check_alike, check_classed_tree
 from adaptcomp_ext.nn.cost_model import count_weights
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.nn.result import HaltResult
-from adaptcomp_ext.ops._backend import contiguous, on_cuda, on_reference
+from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import Kinds, is_dense
 from adaptcomp_ext.ops._transforms import apart, enter
@@ -140,7 +140,7 @@ class AdaptiveHalt(Checked):
     }
 
     lag: int | None = LAG  # of modules that were pickled before there was a choice
-    _searched: tuple[Any, Any, Any, list[Any]] | None = None  # for batch normalisation
+    _searched: tuple[Any, Any, Any, int | None, list[Any]] | None = None  # what `_known` has found
 
     def __init__(
         self,
@@ -160,31 +160,27 @@ class AdaptiveHalt(Checked):
         self.readout = readout
         self.compact = compact
         self.lag = lag
-        self._weights: tuple[Any, int | None] | None = None
         self._bounds(step)
 
     def _bounds(self, step: Any) -> tuple[int, int]:
-        max_steps = check_int("max_steps", self.max_steps, 1)
-        min_steps = check_int("min_steps", self.min_steps, 1)
+        min_steps, max_steps = self.min_steps, self.max_steps
+        if not (type(max_steps) is int and type(min_steps) is int and 0 < min_steps <= max_steps < 2**63):  # never, usually
+            max_steps, min_steps = check_int("max_steps", max_steps, 1), check_int("min_steps", min_steps, 1)
         if isinstance(step, nn.ModuleList):
             max_steps = min(max_steps, len(step))
         if min_steps > max_steps:
             raise ValueError(f"min_steps: expected at most max_steps = {max_steps}, got {min_steps}")
         return min_steps, max_steps
 
-    def _count_weights(self, step: Any) -> int | None:
-        # Walking through a large module takes longer than a small step: once for each step that is set.
-        if self._weights is None or self._weights[0] is not step:
-            self._weights = (step, count_weights(step))
-        return self._weights[1]
-
-    def _compaction(self, step: Any, policy: Policy) -> bool | str:
-        # Likewise; nearly always without any of these layers.
-        searched = self._searched
-        if searched is None or searched[0] is not step or searched[1] is not policy or searched[2] is not self.readout:
-            found = _batch_statistics.find(step, policy, self.readout)
-            searched = self._searched = (step, policy, self.readout, found)
-        return _batch_statistics.settle(searched[3], self.compact) if searched[3] else self.compact
+    def _known(self, step: Any, policy: Policy, readout: Any) -> tuple[int | None, bool | str]:
+        """The step's number of weights, and whether to compact: `compact` itself, but where there is batch normalisation."""
+        # Walking through a large module takes longer than a small step: once for what is set.
+        known = self._searched
+        if known is None or known[0] is not step or known[1] is not policy or known[2] is not readout:
+            found = _batch_statistics.find(step, policy, readout)
+            known = self._searched = (step, policy, readout, count_weights(step), found)
+        compact = _batch_statistics.settle(known[4], self.compact) if known[4] else self.compact
+        return (known[3] if compact == "auto" else None), compact
 
     def forward(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> HaltResult:
         """Run every row until it halts, fails to be finite, or has done `max_steps`.
@@ -266,8 +262,8 @@ class AdaptiveHalt(Checked):
         readout = self.readout
         if readout is None:
             check_weighable(policy, leaves[0])
-        compact = self._compaction(step, policy)
-        scalar = torch.float64 if any(t.dtype == torch.float64 for t in leaves) else torch.float32
+        weights, compact = self._known(step, policy, readout)
+        scalar = torch.float64 if torch.float64 in [t.dtype for t in leaves] else torch.float32
         steps: Iterable[Callable[..., Any]] = repeat(step, max_steps)
         if isinstance(step, nn.ModuleList):
             steps = islice(step, max_steps)
@@ -287,10 +283,10 @@ class AdaptiveHalt(Checked):
             input_kinds=input_kinds,
             input_structures=structures,
             compact=compact,
-            weights=self._count_weights(step) if compact == "auto" else None,
+            weights=weights,
             watch=watch,
             as_in_training=torch.is_grad_enabled() or _is_in_a_function(),
-            lag=check_lag(self.lag) if on_cuda(device) else LAG,
+            lag=self.lag,
         )
 
     def extra_repr(self) -> str:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from adaptcomp_ext import _C
-from adaptcomp_ext.ops._backend import row_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,7 @@ def flops_per_row(weights: int | None, state: Tensor) -> float:
 
     Unknown weights count as one dense layer of the state's width.
     """
-    width = state.shape[-1] if state.dim() > 1 else 1
-    positions = row_size(state) / max(width, 1)
+    shape = state.shape
+    width = shape[-1] if len(shape) > 1 else 1
+    positions = state.numel() / max(shape[0] * width, 1)
     return 2.0 * max(width * width if weights is None else weights, width) * positions

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext import _C
-from adaptcomp_ext.ops._plain import resolved, with_memory
+from adaptcomp_ext.ops._plain import plain, with_memory
 
 _on_reference: contextvars.ContextVar[bool] = contextvars.ContextVar("adaptcomp_reference", default=False)
 
@@ -110,4 +110,9 @@ def place(device: torch.device) -> tuple[int, int]:
 
 def contiguous(name: str, tensor: Tensor) -> Tensor:
     """Real numbers as a plain contiguous tensor with its values in memory, as the compiled module reads and keeps it."""
-    return resolved(name, tensor).contiguous()
+    kind = type(tensor)
+    if kind is not Tensor and kind is not nn.Parameter:
+        tensor = plain(name, tensor)
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor.contiguous()
