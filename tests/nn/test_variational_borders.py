@@ -553,3 +553,27 @@ def test_sparse_noise_goes_to_its_unit(make, shape: tuple[int, ...], per: str) -
         change = change.movedim(dim, 0).reshape(4, -1).sum(dim=1)
         assert float(change[2].detach()) > 1e-3
         torch.testing.assert_close(change[[0, 1, 3]], torch.zeros(3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "form, per, layer",
+    [
+        ("sparse", "weight", nn.Linear(3, 4)),
+        ("sparse", "unit", nn.Linear(3, 4)),
+        ("sparse", "weight", nn.Conv1d(3, 4, 2)),
+        ("sparse", "unit", nn.Conv2d(3, 4, (2, 1), bias=False)),
+        ("sparse", "weight", nn.Linear(3, 4).bfloat16()),
+        ("gaussian", "unit", nn.Linear(3, 4)),
+    ],
+)
+def test_fx_records_an_evaluation(form, per, layer):
+    dropout = ac.VariationalDropout(layer, form, per).eval()
+    noise = dropout.log_variance if form == "sparse" and per == "weight" else dropout.log_noise
+    with torch.no_grad():
+        noise.flatten()[::2] = 5.0
+    shape = {nn.Linear: (5, 3), nn.Conv1d: (5, 3, 6), nn.Conv2d: (5, 3, 6, 6)}[type(layer)]
+    x = torch.randn(shape, dtype=layer.weight.dtype)
+    model = nn.Sequential(dropout, nn.Tanh())
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+    if form == "sparse":
+        assert torch.equal(torch.fx.symbolic_trace(dropout)(x), dropout(x))

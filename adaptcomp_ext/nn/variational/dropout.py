@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ __all__ = ["FORMS", "GRANULARITIES", "VariationalDropout"]
 
 FORMS = ("sparse", "gaussian")
 GRANULARITIES = ("weight", "unit")
+torch.fx.wrap("wide")  # decides by a dtype, which a value that is being traced does not have: recorded as one call
 _TINY = 1e-8  # θ² + this: a weight that is exactly 0 has a large α, not an infinite one
 _VARIANCE_FLOOR = 1e-16  # the square root's derivative at 0
 
@@ -215,7 +217,8 @@ class VariationalDropout(nn.Module):
 
     def _along_units(self, values: Tensor) -> Tensor:
         assert isinstance(self.layer, WEIGHTED)
-        return values.view(-1, *(1 for _ in self.layer.weight.shape[1:]))
+        positions = getattr(self.layer, "kernel_size", ())  # not the weight's shape, which torch.fx does not know
+        return values.view(-1, 1, *(1 for _ in positions))
 
     def _prune(self, weight: Tensor) -> Tensor:
         return torch.where(self.kept, weight, torch.zeros_like(weight))
@@ -286,9 +289,7 @@ class VariationalDropout(nn.Module):
         """Run the layer, with noise in training mode, pruned in evaluation mode."""
         if self.form == "gaussian":
             return self._multiplied(self.layer(*inputs, **options))
-        if options.keys() - {"input"} or len(inputs) + len(options) != 1:
-            raise TypeError(f"inputs: expected one, as {type(self.layer).__name__} takes, got {len(inputs) + len(options)}")
-        x = inputs[0] if inputs else options["input"]
+        x = self._only(inputs, options)
         if (obstacle := why_not_called(self.layer)) is not None:
             return self._hooked(x, obstacle)
         assert isinstance(self.layer, WEIGHTED)
@@ -298,6 +299,14 @@ class VariationalDropout(nn.Module):
         if not self._called:
             self._called = True
         return self._unit_noise(x, weight, bias) if self.per == "unit" else self._weight_noise(x, weight, bias)
+
+    def _only(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """The one input of a linear or convolution layer."""
+        if isinstance(inputs, torch.fx.Proxy):  # this module is what torch.fx traces, and has no arguments yet to be counted
+            return inputs[0]
+        if options.keys() - {"input"} or len(inputs) + len(options) != 1:
+            raise TypeError(f"inputs: expected one, as {type(self.layer).__name__} takes, got {len(inputs) + len(options)}")
+        return inputs[0] if inputs else options["input"]
 
     def _unit_noise(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out = self._product(x, weight, None)
@@ -334,6 +343,8 @@ class VariationalDropout(nn.Module):
         return out
 
     def _multiplied(self, out: Any) -> Tensor:
+        if isinstance(out, torch.fx.Proxy) and not self.training:
+            return out  # type: ignore[return-value]  # it stands for a Tensor
         if not isinstance(out, Tensor) or not out.is_floating_point():
             raise TypeError(f"layer: expected it to return one real floating-point Tensor, got {describe(out)}")
         if not self.training:
