@@ -22,6 +22,7 @@ from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._block import Problem
 from adaptcomp_ext.nn._fusing import begin
+from adaptcomp_ext.nn._tree import is_container
 from adaptcomp_ext.nn.cost_model import never
 from adaptcomp_ext.nn.policy import check_logits
 from adaptcomp_ext.nn.result import HaltResult, Status
@@ -87,7 +88,7 @@ class _Run:
         rows = problem.run.batch
         previous: Any = problem.tree(list(problem.state))
         arguments = problem.arguments(self.inputs)
-        has_containers = problem.has_containers
+        has_containers, bare = problem.has_containers, not is_container(problem.structure)
         take, stream = problem.like.take, 0
         out_of_place = self.active is not None or self.exits is not None
         for n, step in enumerate(problem.steps, 1):
@@ -123,7 +124,7 @@ class _Run:
                 if out_of_place or block.inputs_replaced:
                     arguments = problem.arguments(self.inputs)
                 rows = size
-            previous = problem.tree(leaves)
+            previous = leaves[0] if bare and problem.kinds is None else problem.tree(leaves)
         return self._result()
 
     def _prepare(self, readout: Any, leaves: list[Tensor]) -> Tensor | None:
