@@ -3,8 +3,8 @@
 #
 # Guess:     a step of training that uses fewer layers than the first one did breaks the promise of a static graph, and the
 #            backward pass of that step says so.
-# Behaviour: that backward pass says nothing and leaves *every* gradient as each process computed it: nothing is averaged, not even
-#            the gradients of the layers that were used. An optimiser that steps now lets the replicas drift apart. The error comes
+# Behaviour: that backward pass says nothing and leaves gradients as each process computed them: in this network, whose gradients
+#            share one bucket, none is averaged, not even those of the layers that were used. An optimiser that steps now lets the replicas drift apart. The error comes
 #            in the next forward pass, and never if there is none. find_unused_parameters=True averages as it should.
 # Who meets it: early-exit and adaptive-depth networks, whose number of layers in use is known only when they run.
 #
