@@ -222,6 +222,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("MAX_SUMS") = kMaxSums;
   m.def("compact_index", &compact_index);
   m.def("compact_temp_bytes", &compact_temp);
+  m.def("check_blocks", &check_blocks);
   m.def("gather_rows", &gather_rows);
   m.def("scatter_rows", &scatter_rows);
   m.def("all_positive", &all_positive);

@@ -159,6 +159,7 @@ class _Run:
         if self.problem.compact is False or size == rows:
             return leaves, rows
         assert self.row is not None and self.flag is not None
+        _C.check_blocks([*leaves, *self.inputs], rows, "step or inputs")
         plan = halting.plan_packing(self.flag[:rows], self.row, size)
         carried = self.carry[: int(self.fused.carried)]
         packed = gather_rows_kernel([*leaves, *self.inputs, *carried], plan.index)
@@ -178,6 +179,7 @@ class _Run:
         if running == 0:
             exits.append((torch.arange(rows, device=leaves[0].device) if self.row is None else self.row, ended))
         elif running < rows:
+            _C.check_blocks(self.inputs, rows, "inputs")
             whole = torch.empty(2 * rows, dtype=torch.int64, device=leaves[0].device)
             self.block.split(rows, whole)
             kept, gone, self.row, gone_row = whole.split_with_sizes([running, rows - running, running, rows - running])

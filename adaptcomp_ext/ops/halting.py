@@ -302,6 +302,9 @@ def pack_rows(
         Each [m, ...].
     """
     index, where = (None, None) if plan is None else (plan.index, plan.place)
+    if plan is not None:
+        _C.check_blocks(leaves, row.shape[0], "step")
+        _C.check_blocks(carried, row.shape[0], "inputs")
     if on_reference():
         moving = [*leaves, *carried]
         packed = moving if index is None else reference.gather_rows(moving, index)

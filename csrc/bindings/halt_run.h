@@ -73,9 +73,9 @@ class HaltRun {
     a_.min_steps = in.integer();
     a_.max_steps = in.integer();
     a_.policy = static_cast<Policy>(in.integer());
-    a_.signal = in.held<void>(torch->int64, rows, "n");
+    const auto* n = in.held<int64_t>(torch->int64, rows, "n");
     a_.parameter = in.integer();
-    a_.sample = in.held<int64_t>(torch->int64, rows, "sample_ids");
+    const auto* sample = in.held<int64_t>(torch->int64, rows, "sample_ids");
     a_.carry = in.held<void>(torch->dtypes[a_.wide ? 1 : 0], rows, "carry");
     auto* cost = in.pointer<void>();
     running_on_device_ = in.pointer<int64_t>();
@@ -83,7 +83,12 @@ class HaltRun {
     a_.retire = in.integer() != 0;
     device_ = in.integer();
     in.done();
+    a_.signal = n;
+    a_.sample = sample;
     if (device_ == kCpu) {
+      // They are the user's, who may resize them while the run goes on.
+      a_.signal = copied(n, n_, rows);
+      a_.sample = copied(sample, sample_, rows);
       row_.resize(static_cast<size_t>(rows));
       std::iota(row_.begin(), row_.end(), int64_t{0});
       flag_.resize(row_.size());
@@ -122,8 +127,13 @@ class HaltRun {
     if (apart_ && !readout_->fits(readout.ptr(), rows)) return kUnusual;
     const bool has_head = a_.policy == Policy::act || a_.policy == Policy::ponder_sample;
     if (has_head && !take_logits(logits.ptr(), rows)) return kUnusual;
-    for (size_t l = 0; l < leaves_.size(); ++l)
-      a_.leaves[l].block = data_of(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), "step");
+    for (size_t l = 0; l < leaves_.size(); ++l) {
+      PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
+      a_.leaves[l].block = data_of(leaf, "step");
+      // Readout and head had it since `take`.
+      if ((apart_ || has_head) && !leaves_[l].is_still_readable(leaf, rows))
+        throw py::value_error("step: expected the state that it returned, got one that readout or head resized or replaced");
+    }
     if (readout_) {
       a_.readout.block = apart_ ? data_of(readout.ptr(), "readout") : a_.leaves[0].block;
       a_.read_leaf = read_leaf();
@@ -138,7 +148,7 @@ class HaltRun {
       schedule_->kept(rows - running);
       return rows;
     }
-    pack(leaves);
+    pack(leaves, rows);
     schedule_->packed();
     return running;
   }
@@ -166,6 +176,12 @@ class HaltRun {
     return l < a_.n_leaves ? l : -1;
   }
 
+  static const int64_t* copied(const int64_t* from, std::vector<int64_t>& to, int64_t rows) {
+    if (!from) return nullptr;
+    to.assign(from, from + rows);
+    return to.data();
+  }
+
   bool take_logits(PyObject* logits, int64_t rows) {
     if (!is_plain(logits)) return false;
     const Shape shape(logits, nullptr);
@@ -179,9 +195,12 @@ class HaltRun {
     return true;
   }
 
-  void pack(const py::list& leaves) {
+  void pack(const py::list& leaves, int64_t rows) {
+    for (size_t i = 0; i < like_inputs_.size(); ++i)
+      like_inputs_[i].require_block(PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), rows, "inputs");
     for (size_t l = 0; l < leaves_.size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
+      leaves_[l].require_block(leaf, rows, "step");
       add_move(leaves, l, leaves_[l], sole_owner(leaf, 1, inference_mode_));
     }
     const size_t replaced = replaced_.size();
@@ -229,7 +248,7 @@ class HaltRun {
   py::list inputs_;
   std::vector<Like> like_inputs_;
   std::optional<Like> readout_;
-  std::vector<int64_t> row_;  // on the CPU
+  std::vector<int64_t> row_, n_, sample_;  // on the CPU
   std::vector<int8_t> flag_;
   std::vector<Move> moves_;
   std::vector<py::object> replaced_;  // held until their rows have been moved

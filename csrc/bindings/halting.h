@@ -16,12 +16,12 @@
 namespace adaptcomp {
 
 // What a policy decides from: bools or logits of the block, or the numbers of steps of the batch.
-inline void take_signal(HaltStep& a, Contiguous& data, const py::handle& signal) {
+inline void take_signal(HaltStep& a, Contiguous& data, const py::handle& signal, int64_t batch) {
   if (signal.is_none()) return;
   if (a.policy == Policy::given) {
     a.signal = data.typed<const void>(signal, torch->boolean, a.rows, "Decision.halt");
   } else if (a.policy == Policy::fixed_steps) {
-    a.signal = data.typed<const void>(signal, torch->int64, 0, "n");
+    a.signal = data.typed<const void>(signal, torch->int64, batch, "n");
   } else {
     Contiguous::require(signal.ptr(), a.rows, "head");
     a.signal = data.real(signal, "head");
@@ -48,12 +48,13 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
     return tensor.is_none() ? nullptr : data_of(tensor.ptr(), name);
   };
   a.rows = rows_of(row.ptr());
+  const int64_t batch = rows_of(py::object(tensors[2]).ptr());
   a.row = static_cast<int64_t*>(data(row, "row"));
   a.flag = static_cast<int8_t*>(out(tensors[1], "flag"));
   a.steps = static_cast<int64_t*>(out(tensors[2], "steps"));
   a.status = static_cast<int8_t*>(out(tensors[3], "status"));
   [[maybe_unused]] auto* running_on_device = static_cast<int64_t*>(out(tensors[4], "running"));
-  a.sample = data.typed<const int64_t>(tensors[5], torch->int64, 0, "sample_ids");
+  a.sample = data.typed<const int64_t>(tensors[5], torch->int64, batch, "sample_ids");
   a.carry = out(tensors[6], "carry");
   a.spent = data(tensors[13], "spent");
   a.weight = data.real(weight, "Decision.weight");
@@ -66,7 +67,7 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   a.min_steps = in.integer();
   a.max_steps = in.integer();
   a.policy = static_cast<Policy>(in.integer());
-  take_signal(a, data, signal);
+  take_signal(a, data, signal, batch);
   a.parameter = in.integer();
   const bool has_cost = in.integer() != 0;
   a.read_leaf = in.integer();
@@ -78,7 +79,14 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
                      : increments.size() > 0 ? py::handle(py::object(increments[0]))
                                              : py::handle(py::none()));
 
-  const auto leaf = [&](const py::object& block, const py::object& result, const char* name) {
+  const auto size = [](const py::object& tensor, bool in_bytes) {
+    return in_bytes ? integer_of(attribute(tensor.ptr(), torch->nbytes)) : integer_of(method(tensor.ptr(), torch->numel));
+  };
+  const auto leaf = [&](const py::object& block, const py::object& result, const char* name, bool same_dtype = true) {
+    // The user's functions had it since it was checked.
+    if (size(block, same_dtype) * batch != size(result, same_dtype) * a.rows)
+      throw py::value_error(std::string(name) +
+                            ": expected the tensor that it returned, got one that was resized or replaced since");
     const Extent row_of_it = row_extent(block.ptr());
     return Leaf{data.real(block, name), data_of(result.ptr(), "result"), row_of_it.elements, row_of_it.dtype};
   };
@@ -88,7 +96,7 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   for (size_t l = 0; l < leaves.size(); ++l) a.leaves[l] = leaf(leaves[l], results[l], "step");
   if (!readout.is_none() && !output.is_none()) {
     const bool shared = leaves.size() > 0 && readout.is(py::object(leaves[0]));
-    a.readout = leaf(readout, output, "readout");
+    a.readout = leaf(readout, output, "readout", false);
     if (shared) a.readout.block = a.leaves[0].block;
   } else if (a.policy == Policy::confidence) {
     a.readout = a.leaves[0];
@@ -110,6 +118,8 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   const py::object places = new_rows(row.ptr(), a.rows), next_row = new_rows(row.ptr(), running);
   plan_packing_cpu(a.flag, a.row, a.rows, index.data(), static_cast<int64_t*>(data_of(places.ptr(), "place")), next.data());
   std::copy_n(next.data(), running, static_cast<int64_t*>(data_of(next_row.ptr(), "row")));
+  for (size_t t = 0; t < moving.size(); ++t)
+    check_block(py::object(moving[t]).ptr(), a.rows, t < leaves.size() ? "step" : "inputs");
   NewBlocks to(moving, running);
   {
     py::gil_scoped_release unlocked;

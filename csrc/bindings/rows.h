@@ -11,6 +11,11 @@
 
 namespace adaptcomp {
 
+// See check_block.
+inline void check_blocks(const py::sequence& tensors, int64_t rows, const char* name) {
+  for (const py::handle tensor : tensors) check_block(tensor.ptr(), rows, name);
+}
+
 // New blocks of `rows` rows, and the moves into them from the tensors they are like.
 struct NewBlocks {
   NewBlocks(const py::sequence& tensors, int64_t rows) {

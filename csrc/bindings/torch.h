@@ -32,7 +32,7 @@ struct Torch {
 
   py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, is_cpu{"is_cpu"}, element_size{"element_size"};
   py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"}, requires_grad{"requires_grad"},
-      numel{"numel"};
+      numel{"numel"}, nbytes{"nbytes"}, storage_offset{"storage_offset"};
   py::str is_conj{"is_conj"}, is_neg{"is_neg"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"};
   py::str new_empty{"new_empty"}, resize{"resize_"};
   py::str use_count{"_use_count"}, untyped_storage{"untyped_storage"}, resizable{"resizable"}, cdata{"_cdata"};
@@ -221,6 +221,29 @@ class Contiguous {
   std::vector<py::object> kept_;
 };
 
+// Whether the storage of a tensor has all of its elements, taken for contiguous: the user can make a storage smaller and leave
+// the shape as it is.
+inline bool is_in_storage(PyObject* tensor) {
+  const int64_t bytes = integer_of(attribute(tensor, torch->nbytes));
+  const int64_t skipped = integer_of(method(tensor, torch->storage_offset)) * integer_of(method(tensor, torch->element_size));
+  return integer_of(method(method(tensor, torch->untyped_storage).ptr(), torch->nbytes)) >= skipped + bytes;
+}
+
+inline std::string shape_text(PyObject* tensor) { return py::str(py::list(attribute(tensor, torch->shape))); }
+
+// Requires a block of `rows` rows in memory, before its rows are moved: the user's functions, which had it, may have resized it.
+inline void check_block(PyObject* tensor, int64_t rows, const char* name) {
+  const Shape shape(tensor, nullptr);
+  if (!shape || shape.dims() == 0 || shape[0] != rows)
+    throw py::value_error(std::string(name) + ": expected the " + std::to_string(rows) +
+                          " rows that the step was called with, got a tensor that was resized or replaced since, of shape " +
+                          (shape ? shape_text(tensor) : "unknown"));
+  if (is_plain(tensor) && is_contiguous(tensor) && !is_in_storage(tensor))
+    throw py::value_error(std::string(name) + ": expected memory for all of its elements, got a tensor of " +
+                          std::to_string(integer_of(attribute(tensor, torch->nbytes))) +
+                          " bytes whose storage was made smaller than that");
+}
+
 // What a block of rows of one tensor has to look like: everything but their number.
 class Like {
  public:
@@ -248,6 +271,18 @@ class Like {
       if (shape[d + 1] != extents_[static_cast<size_t>(d)]) return false;
     }
     return attribute(tensor, torch->dtype).is(dtype_) && is_beside(tensor) && is_contiguous(tensor) && !is_lazy(tensor);
+  }
+  // Whether a tensor that did fit can still be read as `rows` such rows. For a check at every step.
+  bool is_still_readable(PyObject* tensor, int64_t rows) const {
+    return integer_of(attribute(tensor, torch->nbytes)) == rows * row_.bytes && is_contiguous(tensor);
+  }
+  // That it fits, and that its storage has all of its elements, before rows are moved in its memory.
+  void require_block(PyObject* tensor, int64_t rows, const char* name) const {
+    check_block(tensor, rows, name);
+    if (!fits(tensor, rows))
+      throw py::value_error(std::string(name) + ": expected the tensor that the step was called with, of " +
+                            std::string(py::str(dtype_)) + ", got one that was changed to shape " + shape_text(tensor) + ", " +
+                            std::string(py::str(attribute(tensor, torch->dtype))));
   }
   bool is_beside(PyObject* tensor) const {
     if (on_cpu_) return is_true(tensor, torch->is_cpu);

@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from helpers import run_python
 from torch import nn
 
 import adaptcomp_ext as ac
@@ -347,3 +348,89 @@ def test_a_step_with_an_inference_mode_of_its_own(compact):
     expected = run(lambda h, x: h + x, block(), block(1), how="no_grad", compact=compact)
     result = run(step, block(), block(1), how="no_grad", compact=compact)
     assert torch.equal(result.output, expected.output)
+
+
+CHANGED = """
+import torch, adaptcomp_ext as ac
+
+CHANGES = {
+    "released": lambda t: t.untyped_storage().resize_(0),
+    "smaller storage": lambda t: t.untyped_storage().resize_(4),
+    "resized": lambda t: t.resize_(0),
+    "larger": lambda t: t.resize_(64, 3),
+    "set": lambda t: t.set_(torch.zeros(1)),
+    "data": lambda t: setattr(t, "data", torch.zeros(1)),
+}
+N = torch.arange(1, 9)
+
+class Own(ac.Policy):
+    def decide(self, view):
+        return ac.Decision(N[view.row] <= view.step)
+
+POLICIES = {
+    "FixedSteps": lambda: ac.FixedSteps(N.clone()),
+    "ACT": lambda: ac.ACT(lambda s: s[:, 0]),
+    "PonderNet": lambda: ac.PonderNet(lambda s: s[:, 0], epsilon=0.5),
+    "Own": Own,
+}
+
+def attempt(name, run, grad):
+    try:
+        with torch.set_grad_enabled(grad):
+            got = run()
+        print(name, "ran", flush=True)
+    except Exception as error:
+        print(name, type(error).__name__, error, flush=True)
+
+start = torch.full((8, 3), -9.0)
+start[0] = 9.0
+for change in CHANGES:
+    for policy, make in POLICIES.items():
+        for grad in (False, True):
+            def step(s, x):
+                out = s + x
+                CHANGES[change](x)
+                return out
+            x = torch.zeros(8, 3)
+            attempt(f"input|{change}|{policy}|{grad}|",
+                    lambda: ac.AdaptiveHalt(step, make(), 8, compact=True)(start.clone(), x), grad)
+    if change == "smaller storage":
+        continue
+    for grad in (False, True):
+        for place in ("head", "readout"):
+            def change_it(s):
+                out = s[:, 0].clone()
+                CHANGES[change](s)
+                return out
+            policy, readout = (ac.ACT(change_it), None) if place == "head" else (ac.FixedSteps(N), change_it)
+            run = lambda: ac.AdaptiveHalt(lambda s: s + 1, policy, 8, compact=True, readout=readout)(start.clone())
+            attempt(f"state|{change}|{place}|{grad}|", run, grad)
+
+n, ids = torch.arange(1, 9), torch.arange(8)
+for name, of, policy in (("n", n, ac.FixedSteps(n)), ("ids", ids, ac.PonderNet(lambda s: s[:, 0] * 0 - 1).eval())):
+    outcomes = []
+    for harm in (False, True):
+        def step(s):
+            if harm:
+                of.untyped_storage().resize_(0)
+            return s + 1
+        with torch.no_grad():
+            outcomes.append(ac.AdaptiveHalt(step, policy, 8)(torch.zeros(8, 3), sample_ids=ids if name == "ids" else None).steps)
+    print(f"{name}|released|", "right" if torch.equal(*outcomes) else "wrong", flush=True)
+"""
+
+
+def test_what_the_users_functions_resize_is_refused_before_its_rows_are_moved():
+    """Written to or read where it is no more, the process would end by a signal: it runs in one of its own."""
+    done = run_python("-c", CHANGED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6 * 4 * 2 + 5 * 4 + 2
+    for line in lines:
+        *where, outcome = line.split("|")
+        if where[0] in ("n", "ids"):
+            assert outcome == " right", line
+        else:
+            name = {"input": "inputs", "state": "step"}[where[0]]
+            error, argument = outcome.split()[:2]
+            assert error in ("ValueError", "TypeError") and argument == f"{name}:", line
