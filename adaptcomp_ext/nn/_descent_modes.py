@@ -18,6 +18,7 @@ from adaptcomp_ext.nn.result import EnergyResult, Trace
 
 def run_reference(problem: Problem) -> EnergyResult:
     """Plain PyTorch, differentiable by plain autograd."""
+    _check_watch(problem)
     watch, energy = problem.watch, problem.energy
     done = reference.energy_descent(
         *(
@@ -39,9 +40,10 @@ def run_reference(problem: Problem) -> EnergyResult:
 
 def run_kernels(problem: Problem) -> EnergyResult:
     """The loop on the kernels, and the nodes that give its results their gradient."""
+    _check_watch(problem)
     recording = torch.is_grad_enabled()
     if recording:
-        problem.seen = Seen(problem.energy, problem.y0.device)
+        problem.seen = Seen(problem.energy, problem.y0.device, problem.evaluate_once)
     if recording and problem.gradient == "stepwise":
         return finish(problem, *run_stepwise(problem))
     leaves: list[Tensor] = []
@@ -71,6 +73,12 @@ def run_kernels(problem: Problem) -> EnergyResult:
         if any(t is not None and t.requires_grad for t in inputs):
             (y,) = attach(Implicit(problem, state), [y], inputs)
     return finish(problem, state, y, trace, leaves)
+
+
+def _check_watch(problem: Problem) -> None:
+    """Raise inside ``vmap``, where no point can be made that needs a gradient, whatever has the batch."""
+    if problem.watch is not None:
+        problem.watch.refuse("vmap")
 
 
 def finish(problem: Problem, ended: Ended, y: Tensor, trace: Trace | None, leaves: list[Tensor]) -> EnergyResult:

@@ -13,6 +13,7 @@ from torch import Tensor
 from adaptcomp_ext.nn._descent_seen import Seen
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._plain import check_initialized
 from adaptcomp_ext.ops._transforms import Watch
 from adaptcomp_ext.reference import DescentRule
 
@@ -81,6 +82,11 @@ class Problem:
         assert self.seen is not None
         return self.seen.again(sources, evaluation)
 
+    def evaluate_once(self) -> None:
+        """Evaluate the energy where the rows start, so that its lazy modules get their shapes."""
+        with self.evaluating():
+            self.evaluate(self.y0.detach().clone().requires_grad_(), self.context)
+
     def evaluate(self, point: Tensor, context: Sequence[Tensor]) -> Tensor:
         """The energies [n] of points [n, ...], with a graph that reaches them."""
         value = self.energy(point, *context)
@@ -101,6 +107,7 @@ class Problem:
         rows = point.shape[0]
         if not isinstance(value, Tensor):
             raise TypeError(f"energy: expected it to return a Tensor, got {describe(value)}")
+        check_initialized("energy", value)
         if value.layout != torch.strided:
             raise TypeError(f"energy: expected it to return a dense tensor, got layout {value.layout}")
         if value.dtype not in DTYPE_CODES:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 MISSING = object()
 """What is read where there is nothing."""
@@ -59,14 +60,26 @@ def write(container: Any, key: Any, value: Any) -> None:
         container[key] = value
 
 
-def entries(energy: Any) -> list[Entry]:
-    """All that `energy` can read, as far as it is followed."""
+def entries(energy: Any, materialize: Callable[[], object] | None = None) -> list[Entry]:
+    """All that `energy` can read, as far as it is followed.
+
+    Parameters of lazy modules are nothing before they have a shape. Where there are some, `materialize` gives them one first: an
+    evaluation that did it would seem to change the energy, and to draw random numbers.
+    """
+    walk = _walked(energy)
+    if walk.lazy and materialize is not None:
+        materialize()
+        walk = _walked(energy)
+    return walk.entries
+
+
+def _walked(energy: Any) -> _Walk:
     walk = _Walk()
     walk.add(energy, "energy", 0)
     while walk.queue:
         visit, value, path, depth = walk.queue.popleft()
         visit(walk, value, path, depth)
-    return walk.entries
+    return walk
 
 
 _Visit = Callable[["_Walk", Any, str, int], None]
@@ -75,6 +88,7 @@ _Visit = Callable[["_Walk", Any, str, int], None]
 class _Walk:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.lazy = False
         self.queue: deque[tuple[_Visit, Any, str, int]] = deque()
         self._visited: set[int] = set()
 
@@ -102,6 +116,10 @@ def _plain(walk: _Walk, value: Any, path: str, depth: int) -> None: ...
 
 
 def _tensor(walk: _Walk, value: Any, path: str, depth: int) -> None: ...
+
+
+def _uninitialized(walk: _Walk, value: Any, path: str, depth: int) -> None:
+    walk.lazy = True
 
 
 def _module(walk: _Walk, module: nn.Module, path: str, depth: int) -> None:
@@ -181,6 +199,7 @@ _KEPT = (_plain, _tensor, _module, _function, _method, _partial, _tuple)
 def _find_kind(of: type) -> _Visit | None:
     """How values of a type are visited; None: not at all."""
     for kind, types_ in (
+        (_uninitialized, (UninitializedParameter, UninitializedBuffer)),
         (_tensor, Tensor),
         (_module, nn.Module),
         (_plain, _PLAIN),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,9 +41,9 @@ class Seen:
     can be given another tensor. `placed` of them come first; the others are leaves in places unknown.
     """
 
-    def __init__(self, energy: Any, device: torch.device) -> None:
+    def __init__(self, energy: Any, device: torch.device, evaluate: Callable[[], object] | None = None) -> None:
         self._device = device
-        self._state = entries(energy)
+        self._state = entries(energy, evaluate)
         self._versions = {id(e.value): (e, e.value._version) for e in self._state if _versioned(e.value)}
         self._copies: dict[int, Tensor] = {}
         with torch.no_grad():

@@ -36,6 +36,8 @@ def run_whole(problem: Problem) -> EnergyResult | None:
     energy, y0 = problem.energy, problem.y0
     assert isinstance(energy, ClosedFormEnergy)
     wide = compute_dtype(y0.dtype)
+    if problem.watch is not None:
+        problem.watch("", [*energy.parameters(), *energy.buffers()])  # before a kernel reads them
     if torch.is_autocast_enabled(y0.device.type):  # which would round what is computed for the kernels
         with torch.autocast(y0.device.type, enabled=False):
             form = energy.closed_form(y0, *problem.context, dtype=wide, kernels=True)

@@ -253,7 +253,7 @@ class AdaptiveHalt(Checked):
             if (
                 not isinstance(sample_ids, Tensor)
                 or sample_ids.dtype != torch.int64
-                or sample_ids.dim() != 1
+                or sample_ids.ndim != 1
                 or not is_dense(sample_ids)
             ):
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")

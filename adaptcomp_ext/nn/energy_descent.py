@@ -272,7 +272,7 @@ class EnergyDescent(nn.Module):
             check_alike("context", [value], batch, device, i)
             plain_context.append(_outside_inference(resolved(f"context[{i}]", value)))
         if sample_ids is not None:
-            if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.dim() != 1:
+            if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.ndim != 1:
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
             check_memory("sample_ids", plain("sample_ids", sample_ids))
             sample_ids = contiguous("sample_ids", sample_ids)

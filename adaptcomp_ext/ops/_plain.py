@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _NO_DISPATCH = Tensor.__torch_dispatch__
 
@@ -77,6 +78,12 @@ def check_memory(name: str, tensor: Tensor) -> None:
         _refuse(name, tensor)
 
 
+def check_initialized(name: str, tensor: Tensor) -> None:
+    """Require that a tensor is no parameter of a lazy module that has no shape yet: torch would raise at its sizes."""
+    if is_lazy(tensor):
+        _refuse(name, tensor)
+
+
 def has_dispatch(tensor: Tensor) -> bool:
     """Whether the class of a tensor has a ``__torch_dispatch__``."""
     return type(tensor).__torch_dispatch__ is not _NO_DISPATCH
@@ -105,6 +112,7 @@ def _traced_classes() -> tuple[type, ...]:
 def _unwrap(name: str, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__} {tensor!r}")
+    check_initialized(name, tensor)
     if not has_dispatch(tensor):
         with torch._C.DisableTorchFunctionSubclass():
             return tensor.as_subclass(Tensor)
@@ -135,6 +143,8 @@ def _refuse(name: str, tensor: Tensor, cause: Exception | None = None) -> NoRetu
 
 def _problem(tensor: Tensor) -> str:
     """Why a kernel cannot read a tensor."""
+    if is_lazy(tensor):
+        return "an uninitialized one of a lazy module"
     if is_traced(tensor):
         return f"a {type(tensor).__name__}, which has a shape and no values (from FakeTensorMode, torch.export or make_fx)"
     if has_dispatch(tensor):
@@ -149,8 +159,6 @@ def _problem(tensor: Tensor) -> str:
         return "one on meta"
     if tensor.is_nested:
         return "a nested tensor"
-    if torch.nn.parameter.is_lazy(tensor):
-        return "an uninitialized one of a lazy module"
     if tensor.layout != torch.strided:
         return f"layout {tensor.layout}"
     return f"a tensor of shape {list(tensor.shape)}, {tensor.dtype}, on {tensor.device} whose storage was released"

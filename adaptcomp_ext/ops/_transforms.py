@@ -157,6 +157,11 @@ class Watch:
             if "forward" in self._forbidden and _has_tangent(tensor):
                 _refuse(self._called, "forward", self._reference, where)
 
+    def refuse(self, kind: str) -> None:
+        """Raise if a transform is active that the call could serve only as long as nothing is differentiated."""
+        if kind in self._forbidden:
+            _refuse(self._called, kind, self._reference)
+
     def wrap(self, where: str, function: _Function) -> _Function:
         """The same function, with everything it returns looked at."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adaptcomp_ext as ac
@@ -105,3 +106,29 @@ def test_a_compiled_model_is_split_there_and_says_so_where_it_must_not():
     with pytest.raises(RuntimeError, match=r"EnergyDescent does not support torch\.compile\(fullgraph=True\)"):
         torch.compile(function, fullgraph=True, backend="eager")(X)
     torch.testing.assert_close(torch.compile(function, backend="eager")(X), function(X))
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("gradient", ["unrolled", "stepwise", "implicit", "detached"])
+@pytest.mark.parametrize("energy", ["network", "network by autograd"])
+def test_an_ensemble_by_vmap_is_refused(energy, gradient, grad, reference):
+    """The batch is in the energy's parameters: no argument of the call has it."""
+    stacked = {name: p.detach().expand(2, *p.shape) for name, p in NETWORK.named_parameters()}
+    descend = ac.EnergyDescent(ENERGIES["network"], step_size=0.1, max_steps=2, gradient=gradient)
+    by_function = ac.EnergyDescent(lambda y, c: functional_call(NETWORK, given, (y, c)), max_steps=2, gradient=gradient)
+
+    def run(parameters):
+        nonlocal given
+        given = parameters
+        if energy == "network":
+            return functional_call(descend, {f"energy.{name}": p for name, p in parameters.items()}, (X, B)).y
+        return by_function(X, B).y
+
+    given = {}
+    with (
+        torch.set_grad_enabled(grad),
+        ac.reference_kernels() if reference else contextlib.nullcontext(),
+        pytest.raises(RuntimeError, match=r"EnergyDescent does not support torch\.vmap.*: .* one sample after the other"),
+    ):
+        torch.vmap(run)(stacked)

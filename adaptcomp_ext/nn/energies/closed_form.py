@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous
 from adaptcomp_ext.ops._checks import describe
-from adaptcomp_ext.ops._plain import check_memory, is_dense, plain, plain_or_traced
+from adaptcomp_ext.ops._plain import check_initialized, check_memory, is_dense, plain, plain_or_traced
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 
 
@@ -51,7 +51,8 @@ def check_points(y: object, dim: int, name: str, like: object) -> Tensor:
     """Require points [n, dim], in the dtype of `like`, the energy's own tensor `name`."""
     if not isinstance(y, Tensor):
         raise TypeError(f"y: expected a Tensor, got {describe(y)}")
-    if y.dim() != 2 or y.shape[1] != dim:
+    if y.ndim != 2 or y.shape[1] != dim:
+        check_initialized("y", y)
         raise ValueError(f"y: expected shape [rows, {dim}], got {list(y.shape)}")
     if not isinstance(like, Tensor) or like.dtype not in DTYPE_CODES:
         raise TypeError(f"{name}: expected a tensor of float32, float64, bfloat16 or float16, got {describe(like)}")
@@ -107,7 +108,8 @@ def check_matrix(name: str, tensor: object) -> tuple[int, int]:
         raise TypeError(f"{name}: expected a Tensor, got {describe(tensor)}")
     if not is_dense(tensor):
         raise TypeError(f"{name}: expected a dense tensor, got {describe(tensor)}")
-    if tensor.dim() != 2 or 0 in tensor.shape:
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        check_initialized(name, tensor)
         raise ValueError(f"{name}: expected a matrix that is not empty, got shape {list(tensor.shape)}")
     return tensor.shape[0], tensor.shape[1]
 

@@ -16,6 +16,7 @@ from adaptcomp_ext.nn.energies.closed_form import (
     converted,
 )
 from adaptcomp_ext.ops._checks import check_floating, describe
+from adaptcomp_ext.ops._plain import check_initialized
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 from adaptcomp_ext.ops.descent import check_number
 from adaptcomp_ext.ops.hopfield_energy import hopfield_closed_form
@@ -59,6 +60,7 @@ class HopfieldEnergy(ClosedFormEnergy):
         else:
             self.register_buffer("patterns", patterns)
         if isinstance(beta, Tensor):
+            check_initialized("beta", beta)
             if not isinstance(beta, nn.Parameter) or beta.numel() != 1:
                 raise TypeError(f"beta: expected a float, or a Parameter of one element, got {describe(beta)}")
             self.beta = beta
@@ -72,7 +74,7 @@ class HopfieldEnergy(ClosedFormEnergy):
         check_points(y, size[1], "patterns", self.patterns)
         check_number_of_contexts(context, 0)
         patterns = check_own("patterns", self.patterns, size, y, kernels)
-        beta = check_own("beta", self.beta, (1,) if isinstance(self.beta, Tensor) and self.beta.dim() == 1 else (), y, kernels)
+        beta = check_own("beta", self.beta, (1,) if isinstance(self.beta, Tensor) and self.beta.ndim == 1 else (), y, kernels)
         return hopfield_closed_form(converted(patterns, dtype), converted(beta, dtype))
 
     def extra_repr(self) -> str:

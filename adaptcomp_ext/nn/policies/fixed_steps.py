@@ -10,7 +10,7 @@ from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_int, describe
-from adaptcomp_ext.ops._plain import is_dense, plain
+from adaptcomp_ext.ops._plain import check_initialized, is_dense, plain
 from adaptcomp_ext.ops._transforms import DIFFERENTIATION, enter
 
 
@@ -37,6 +37,7 @@ class FixedSteps(Policy):
         if not isinstance(n, Tensor):
             self.n = check_int("n", n, 1)
             return
+        check_initialized("n", n)
         if n.dtype != torch.int64 or n.dim() != 1 or not is_dense(n):
             raise TypeError(f"n: expected an int, or an int64 tensor of shape [B], got {describe(n)}")
         enter("FixedSteps", [n], DIFFERENTIATION)
