@@ -19,6 +19,7 @@ from torch import Tensor
 from adaptcomp_ext import reference
 from adaptcomp_ext.nn import _adjoint
 from adaptcomp_ext.nn._descent_check import Check, apart, copied
+from adaptcomp_ext.nn._descent_compiled import is_second_derivative_error, second_derivative_error
 from adaptcomp_ext.nn._descent_problem import Ended, Problem
 from adaptcomp_ext.nn._descent_tape import Taken, Tape, taken
 from adaptcomp_ext.nn.result import Status, Trace
@@ -345,7 +346,12 @@ class _Node(torch.autograd.Function):
         work = ctx.work
         needed = ctx.needs_input_grad[2:]
         with _adjoint.without_autocast():
-            found = _adjoint.backward(work.function, work.gradients, work.own, ctx.saved_tensors, upstream, needed)
+            try:
+                found = _adjoint.backward(work.function, work.gradients, work.own, ctx.saved_tensors, upstream, needed)
+            except RuntimeError as error:
+                if is_second_derivative_error(error):
+                    raise second_derivative_error() from error
+                raise
         return (None, None, *found)
 
 

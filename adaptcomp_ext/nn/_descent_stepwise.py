@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._descent_compiled import check_not_compiled
 from adaptcomp_ext.nn._descent_problem import Problem
 from adaptcomp_ext.nn._descent_state import State, plain
 from adaptcomp_ext.nn._descent_tape import Tape
@@ -85,6 +86,8 @@ class _Stepwise:
                 leaves = problem.seen.first(value, [point, *context])
                 given = [*context, problem.step_size, problem.sigma, *leaves]
                 live = any(isinstance(t, Tensor) and t.requires_grad for t in given)
+                if live:
+                    check_not_compiled(value)  # here: torch itself goes through these slopes in the backward pass
             slope = None
             if step < most or problem.rule.on_gradient:
                 slope = problem.slope(value, point, torch.ones_like(value), create_graph=live and step < most)

@@ -233,7 +233,8 @@ class EnergyDescent(nn.Module):
             number for each row.
         RuntimeError
             Under a transform or tracer of torch that is not supported: `torch.func`, forward mode, ``vmap``, ``jit.trace``,
-            ``export``, ``make_fx``, FakeTensorMode.
+            ``export``, ``make_fx``, FakeTensorMode. In the backward pass ("stepwise": at the call), if the energy was compiled by
+            another backend of ``torch.compile`` than "eager", of which torch has no second derivative.
         """
         if torch.compiler.is_compiling():
             # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that come and go.

@@ -83,12 +83,20 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
     >>> doubtful = ac.ops.confidence(fast) < 0.9
     >>> logits = ac.route(doubtful, large, x, otherwise=fast)
     """
-    if torch.compiler.is_exporting():  # which is refused, by a strict export where the graph would be split
-        return _route_apart(mask, branch, tensors, otherwise)
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():  # which is refused, by a strict export where the graph would be split
+            return _route_apart(mask, branch, tensors, otherwise)
+        return _route(mask, branch, tensors, otherwise, _kept_index_apart)
     return _route(mask, branch, tensors, otherwise)
 
 
-def _route(mask: Any, branch: Callable[..., Any], tensors: tuple[Any, ...], otherwise: Any) -> Any:
+def _route(
+    mask: Any,
+    branch: Callable[..., Any],
+    tensors: tuple[Any, ...],
+    otherwise: Any,
+    kept_index: Callable[[Tensor], Tensor] = compaction.kept_index,
+) -> Any:
     if otherwise is None:
         if not tensors:
             raise TypeError("otherwise: expected a Tensor or a pytree of Tensors, got nothing")
@@ -111,7 +119,7 @@ def _route(mask: Any, branch: Callable[..., Any], tensors: tuple[Any, ...], othe
 
     if watch is not None:
         branch = watch.wrap("branch", branch)
-    index = compaction.kept_index(chosen)
+    index = kept_index(chosen)
     count = index.shape[0]
     if count == 0:
         merged = [leaf.clone(memory_format=torch.contiguous_format) for leaf in base]
@@ -127,6 +135,8 @@ def _route(mask: Any, branch: Callable[..., Any], tensors: tuple[Any, ...], othe
 
 
 _route_apart = apart("route", _route)
+# The graph is split at the number of rows, so that the branch is still compiled.
+_kept_index_apart = apart("route", compaction.kept_index)
 
 
 def _check_mask(mask: object) -> Tensor:

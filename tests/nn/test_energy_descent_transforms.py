@@ -132,3 +132,42 @@ def test_an_ensemble_by_vmap_is_refused(energy, gradient, grad, reference):
         pytest.raises(RuntimeError, match=r"EnergyDescent does not support torch\.vmap.*: .* one sample after the other"),
     ):
         torch.vmap(run)(stacked)
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 1), "stepwise", "implicit", "detached"])
+def test_an_energy_that_can_be_differentiated_only_once_says_so(gradient):
+    network = nn.Sequential(nn.Linear(3, 1), nn.Tanh(), nn.Flatten(0)).double()
+    results = {}
+    for backend in ("eager", "aot_eager"):
+        compiled = torch.compile(network, backend=backend)
+        descend = ac.EnergyDescent(compiled, max_steps=2, tol=0.0, gradient=gradient)
+        with torch.no_grad():
+            results[backend] = descend(X)
+    torch.testing.assert_close(results["aot_eager"].y, results["eager"].y)
+    if gradient == "detached":
+        descend(X).energy.sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+        return
+    with pytest.raises(RuntimeError, match=r'^energy: expected one that torch can differentiate twice.*backend="eager"'):
+        descend(X).y.sum().backward()
+
+
+CLOSED = {
+    "network": (NETWORK, (X, B)),
+    "quadratic": (ac.QuadraticEnergy(nn.Parameter(A)), (X, B)),
+    "quadratic of buffers": (ac.QuadraticEnergy(A.clone(), B[0].clone()), (X,)),
+    "quadratic transposed": (ac.QuadraticEnergy(torch.randn(3, 3, dtype=torch.float64).T), (X, B)),
+    "hopfield": (ac.HopfieldEnergy(nn.Parameter(B.clone()), nn.Parameter(torch.ones(1, dtype=torch.float64))), (X,)),
+    "hopfield of buffers": (ac.HopfieldEnergy(B.clone(), 2.0), (X,)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_energies_in_closed_form_are_compiled_and_exported_whole(name):
+    torch.compiler.reset()  # all have one forward, of which torch compiles only so many
+    energy, given = CLOSED[name]
+    want = energy(*given)
+    for call in (energy, lambda *given: energy(*given)):
+        torch.testing.assert_close(torch.compile(call, backend="eager", fullgraph=True)(*given), want)
+    for strict in (True, False):
+        torch.testing.assert_close(torch.export.export(energy, given, strict=strict).module()(*given), want)

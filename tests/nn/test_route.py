@@ -314,3 +314,25 @@ def untouched(*_):
 def test_bad_input_is_refused_by_name(error, message, arguments):
     with pytest.raises(error, match=message):
         ac.route(*arguments)
+
+
+def test_a_compiled_model_is_split_where_the_rows_are_counted(recwarn):
+    """So that the branch is compiled too; in one piece it is refused."""
+    layer, graphs = nn.Linear(3, 3).double(), []
+
+    def backend(module, inputs):
+        graphs.append({str(node.target) for node in module.graph.nodes})
+        return module
+
+    def function(x):
+        return ac.route(x[:, 0] > 0, layer, x * 2, otherwise=x) + 1
+
+    batches = [torch.randn(6, 3, dtype=torch.float64) for _ in range(3)]
+    batches += [batches[0].abs(), -batches[0].abs()]
+    compiled = torch.compile(function, backend=backend)
+    for x in batches:
+        torch.testing.assert_close(compiled(x), function(x))
+    assert any("gather_rows" in str(graph) and "linear" in str(graph) for graph in graphs)
+    assert not [w for w in recwarn if "_C" in str(w.message)]
+    with pytest.raises(RuntimeError, match=r"route does not support torch\.compile\(fullgraph=True\)"):
+        torch.compile(function, backend="eager", fullgraph=True)(batches[0])
