@@ -13,7 +13,7 @@ from adaptcomp_ext.nn._tree import check_alike, check_classed_tree, flatten_like
 from adaptcomp_ext.ops import compaction
 from adaptcomp_ext.ops import route as rows
 from adaptcomp_ext.ops._checks import check_tensor, describe
-from adaptcomp_ext.ops._plain import check_memory, dress, is_dense, plain
+from adaptcomp_ext.ops._plain import check_memory, dress, is_dense, is_released, plain
 from adaptcomp_ext.ops._transforms import DIFFERENTIATION, apart, enter
 
 
@@ -126,12 +126,15 @@ def _route(
     elif count == batch:
         merged = _check_result(branch(*tensors), base, structure, count)
     else:
-        moved = iter(compaction.gather(leaves, index))
-        taken = [
-            unflatten(list(dress([next(moved) for _ in range(shape.num_leaves)], classes)), shape) for shape, classes in shapes
-        ]
+        moved = compaction.gather(leaves, index)
+        taken, start = [], 0
+        for shape, classes in shapes:
+            end = start + shape.num_leaves
+            some = moved[start:end]
+            taken.append(unflatten(some if classes is None else list(dress(some, classes)), shape))
+            start = end
         merged = rows.merge(_check_result(branch(*taken), base, structure, count), base, index)
-    return unflatten(list(dress(merged, kinds)), structure)
+    return unflatten(merged if kinds is None else list(dress(merged, kinds)), structure)
 
 
 _route_apart = apart("route", _route)
@@ -141,7 +144,7 @@ _kept_index_apart = apart("route", compaction.kept_index)
 
 def _check_mask(mask: object) -> Tensor:
     chosen = plain("mask", check_tensor("mask", mask))
-    if chosen.dtype != torch.bool:
+    if chosen.dtype is not torch.bool:
         raise TypeError(f"mask: expected dtype torch.bool, got {chosen.dtype}")
     if chosen.dim() != 1:
         raise ValueError(f"mask: expected shape [B], got {list(chosen.shape)}")
@@ -154,7 +157,7 @@ def _check_mask(mask: object) -> Tensor:
 def _check_result(result: Any, base: list[Tensor], structure: Any, count: int) -> list[Tensor]:
     """The leaves of what the branch returned, converted to the dtypes of `base` under autocast."""
     leaves, found = flatten_like(result, structure)
-    if found != structure:  # or a tuple with something else than tensors in it, which is told below
+    if found is not structure and found != structure:  # or a tuple with something else than tensors in it, which is told below
         wanted, found = (pytree.tree_structure(tree) for tree in (unflatten(base, structure), result))
         if found != wanted:
             raise TypeError(f"branch: expected a result with the structure of otherwise, {wanted}, got {found}")
@@ -165,6 +168,17 @@ def _check_result(result: Any, base: list[Tensor], structure: Any, count: int) -
                 raise TypeError(f"branch{f' (leaf {i})' if len(base) > 1 else ''}: expected {expected_one}, got {describe(came)}")
     checked = []
     for i, (leaf, like) in enumerate(zip(leaves, base, strict=True)):
+        if (  # the usual case first: every test counts where the rows are few
+            type(leaf) is Tensor
+            and leaf.is_cpu
+            and like.is_cpu
+            and leaf.dtype is like.dtype
+            and is_dense(leaf)
+            and leaf.shape == (count, *like.shape[1:])
+            and not is_released(leaf)
+        ):
+            checked.append(leaf)
+            continue
         where = "branch" if len(base) == 1 else f"branch (leaf {i})"
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{where}: expected a Tensor as result, got {describe(leaf)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,8 @@ def reference_kernels() -> Iterator[None]:
 
 def on_reference() -> bool:
     """Whether the reference was asked for. Not seen, and so never, while torch.compile traces."""
-    return not torch.compiler.is_compiling() and _on_reference.get()
+    # The first is a constant to the compiler, which cannot trace what follows, and the cheapest of the three.
+    return not torch.compiler.is_dynamo_compiling() and _on_reference.get() and not torch.compiler.is_compiling()
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -76,6 +77,15 @@ def row_size(tensor: Tensor) -> int:
 def is_differentiable(tensor: Tensor) -> bool:
     """Whether a tensor of this dtype can have a gradient."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def needs_grad(tensors: Iterable[Tensor]) -> bool:
+    """Whether what is computed from `tensors` now is to have a gradient."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
 
 
 def on_cuda(device: torch.device) -> bool:

@@ -11,6 +11,8 @@ from torch import Tensor
 from adaptcomp_ext.ops._backend import DTYPE_CODES, HAS_CUDA
 from adaptcomp_ext.ops._plain import is_dense, plain_or_traced
 
+_STRIDED = torch.strided
+
 
 def describe(value: object) -> str:
     """A value as an error message shows it: shape and dtype for a tensor, type and value otherwise."""
@@ -29,6 +31,10 @@ def describe(value: object) -> str:
 
 def check_tensor(name: str, value: object) -> Tensor:
     """Require a dense tensor on a device that this build serves, and make it a plain one."""
+    if (  # the usual case first: every test counts in a call of few rows
+        type(value) is Tensor and value.is_cpu and value.layout is _STRIDED and not value.is_nested and not value.is_quantized
+    ):
+        return value
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {describe(value)}")
     if type(value) is not Tensor:
@@ -41,17 +47,31 @@ def check_tensor(name: str, value: object) -> Tensor:
 
 def check_device(name: str, device: torch.device) -> None:
     """Require CPU, or CUDA where it was compiled in."""
-    if device.type == "cuda" and not HAS_CUDA:
+    kind = device.type  # a string that is made anew each time
+    if kind == "cuda" and not HAS_CUDA:
         raise RuntimeError(
             f"{name} is on {device}, but adaptcomp_ext was built without CUDA: reinstall it where nvcc is found, "
             "or move the tensors to the CPU."
         )
-    if device.type not in ("cpu", "cuda", "meta"):
+    if kind not in ("cpu", "cuda", "meta"):
         raise ValueError(f"{name}: expected a CPU or CUDA tensor, got one on {device}")
 
 
-def check_rows(name: str, value: object, rows: int, device: torch.device) -> Tensor:
-    """Require a tensor with `rows` rows on `device`."""
+def check_rows(name: str, value: object, rows: int, device: torch.device, position: int | None = None) -> Tensor:
+    """Require a tensor with `rows` rows on `device`; it has this `position` in the sequence `name`, if any."""
+    if (  # the usual case first, as in `check_tensor`
+        type(value) is Tensor
+        and value.layout is _STRIDED
+        and value.device == device
+        and value.is_cpu
+        and not value.is_nested
+        and not value.is_quantized
+        and value.dim()
+        and value.shape[0] == rows
+    ):
+        return value
+    if position is not None:
+        name = f"{name}[{position}]"
     tensor = check_tensor(name, value)
     if tensor.dim() == 0 or tensor.shape[0] != rows:
         raise ValueError(f"{name}: expected {rows} rows in the first dimension, got shape {list(tensor.shape)}")
@@ -90,6 +110,8 @@ def check_int(name: str, value: object, least: int) -> int:
 
 def check_steps(step: int, min_steps: int, max_steps: int) -> None:
     """Require 1 <= step <= max_steps and 1 <= min_steps <= max_steps."""
+    if type(step) is type(min_steps) is type(max_steps) is int and 1 <= step <= max_steps and 1 <= min_steps <= max_steps < 2**63:
+        return
     check_int("max_steps", max_steps, 1)
     check_int("min_steps", min_steps, 1)
     check_int("step", step, 1)

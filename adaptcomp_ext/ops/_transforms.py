@@ -124,6 +124,20 @@ def without_address() -> bool:
     return torch.compiler.is_compiling() or bool(_dispatch_modes())
 
 
+def is_direct(tensor: Tensor) -> bool:
+    """Whether torch's dispatcher would do nothing with an op on `tensor` but call its kernel, where no gradient is recorded."""
+    return (
+        not torch.compiler.is_dynamo_compiling()
+        and type(tensor) is Tensor
+        and (tensor.is_cpu or tensor.is_cuda)
+        and _interpreter() is None
+        and not _dispatch_modes()
+        and _tracing_state() is None
+        and not _before_dispatch()
+        and not torch.compiler.is_compiling()
+    )
+
+
 def has_values() -> bool:
     """Whether the values of a tensor can be looked at."""
     if torch.compiler.is_compiling():
@@ -180,14 +194,12 @@ def check_gradients(called: str, gradients: Iterable[Any]) -> None:
         return
     dual = forward_ad._current_level >= 0
     for gradient in gradients:
-        if gradient is None:
-            continue
-        if _is_legacy_batched(gradient):
+        if gradient is not None and _is_legacy_batched(gradient):
             raise RuntimeError(
                 f"The backward pass of {called} does not support batches of gradients (is_grads_batched=True, or vectorize=True "
                 "of torch.autograd.functional): leave the option out, and torch takes one gradient after the other."
             )
-        if dual and _has_tangent(gradient):
+        if dual and gradient is not None and _has_tangent(gradient):
             _refuse(f"the backward pass of {called}", "forward", ())
 
 

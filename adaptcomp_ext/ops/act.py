@@ -40,8 +40,9 @@ class ActStep(NamedTuple):
 def _kernel(
     logits: Tensor, accumulated: Tensor, step: int, min_steps: int, max_steps: int, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out = [torch.empty_like(accumulated, memory_format=torch.contiguous_format) for _ in range(3)]
-    halt = torch.empty_like(accumulated, dtype=torch.bool, memory_format=torch.contiguous_format)
+    # What is like a tensor of one dimension is contiguous.
+    out = torch.empty_like(accumulated), torch.empty_like(accumulated), torch.empty_like(accumulated)
+    halt = torch.empty_like(accumulated, dtype=torch.bool)
     _C.act_step(
         [
             *(logits.shape[0], step, min_steps, max_steps, accumulated.dtype == torch.float64),
@@ -49,7 +50,7 @@ def _kernel(
         ],
         threshold,
     )
-    return out[0], out[1], out[2], halt
+    return *out, halt
 
 
 def _backward_kernel(
@@ -63,7 +64,7 @@ def _backward_kernel(
     max_steps: int,
     threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    g_logits, g_before = (torch.empty_like(accumulated, memory_format=torch.contiguous_format) for _ in range(2))
+    g_logits, g_before = torch.empty_like(accumulated), torch.empty_like(accumulated)
     _C.act_step_backward(
         [
             *(logits.shape[0], step, min_steps, max_steps, accumulated.dtype == torch.float64),
@@ -83,6 +84,7 @@ _act_step = register(
         *(torch.empty_like(accumulated) for _ in range(3)),
         torch.empty_like(accumulated, dtype=torch.bool),
     ),
+    tensor_at=0,
 )
 _act_step_backward = register(
     "act_step_backward(Tensor logits, Tensor accumulated, Tensor? g_weight, Tensor? g_accumulated, Tensor? g_cost, "
@@ -112,7 +114,7 @@ class _ActStep(torch.autograd.Function):
         else:
             backward = _act_step_backward if without_address() else _backward_kernel
         g_logits, g_before = backward(logits, accumulated, g_weight, g_accumulated, g_cost, *ctx.static)
-        return g_logits.to(logits.dtype), g_before, *(None for _ in ctx.static)
+        return g_logits.to(logits.dtype), g_before, *[None] * len(ctx.static)
 
 
 def act_step(
@@ -150,7 +152,7 @@ def act_step(
     """
     logits = _checks.check_row_scalars("logits", logits)
     accumulated = _checks.check_row_scalars("accumulated", accumulated, logits.shape[0])
-    if accumulated.dtype not in (torch.float32, torch.float64):
+    if accumulated.dtype is not torch.float32 and accumulated.dtype is not torch.float64:
         raise TypeError(f"accumulated: expected float32 or float64, got {accumulated.dtype}")
     if accumulated.device != logits.device:
         raise ValueError(f"accumulated: expected a tensor on {logits.device}, got one on {accumulated.device}")
@@ -168,4 +170,5 @@ def act_step_unchecked(logits: Tensor, accumulated: Tensor, *static: Any) -> tup
     if differentiable:
         result: tuple[Tensor, ...] = _ActStep.apply(logits, accumulated, *static)
         return result
-    return tuple(_act_step(logits, accumulated, *static))
+    stepped: tuple[Tensor, ...] = _act_step(logits, accumulated, *static)
+    return stepped

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
-from adaptcomp_ext.ops._backend import current, is_differentiable, on_cuda, on_reference, place
+from adaptcomp_ext.ops._backend import current, is_differentiable, needs_grad, on_cuda, on_reference, place
 from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values, on_values
@@ -20,13 +20,13 @@ from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter
 def _compact_index_kernel(keep: Tensor) -> Tensor:
     if not on_cuda(keep.device):
         index, kept = _compact_index_on_cpu(keep)
-        return index[:kept]
+        return index.resize_(kept)
     index, count = _compact_index_padded_kernel(keep)
     return index[: int(count)]  # the count is read back: the exact size needs it
 
 
 def _compact_index_on_cpu(keep: Tensor) -> tuple[Tensor, int]:
-    index = keep.new_empty(keep.shape, dtype=torch.int64)
+    index = torch.empty_like(keep, dtype=torch.int64)  # which has one dimension, and so is contiguous
     return index, _C.compact_index([keep, keep.shape[0], index, None, None, 0, *place(keep.device)])
 
 
@@ -66,19 +66,21 @@ def _rows_fake(tensors: Sequence[Tensor], rows: Any) -> list[Tensor]:
     return [t.new_empty((rows, *t.shape[1:])) for t in tensors]
 
 
-_compact_index = register("compact_index(Tensor keep) -> Tensor", _compact_index_kernel, _compact_index_fake)
+_compact_index = register("compact_index(Tensor keep) -> Tensor", _compact_index_kernel, _compact_index_fake, tensor_at=0)
 _compact_index_padded = register(
-    "compact_index_padded(Tensor keep) -> (Tensor, Tensor)", _compact_index_padded_kernel, _compact_index_padded_fake
+    "compact_index_padded(Tensor keep) -> (Tensor, Tensor)", _compact_index_padded_kernel, _compact_index_padded_fake, tensor_at=0
 )
 _gather_rows = register(
     "gather_rows(Tensor[] tensors, Tensor index) -> Tensor[]",
     gather_rows_kernel,
     lambda tensors, index: _rows_fake(tensors, index.shape[0]),
+    tensor_at=1,
 )
 _scatter_rows = register(
     "scatter_rows(Tensor[] tensors, Tensor index, SymInt size) -> Tensor[]",
     _scatter_rows_kernel,
     lambda tensors, index, size: _rows_fake(tensors, size),
+    tensor_at=1,
 )
 
 
@@ -90,7 +92,7 @@ class _Gather(torch.autograd.Function):
         ctx.size = tensors[0].shape[0]
         ctx.set_materialize_grads(False)
         out = tuple(_gather_rows(list(tensors), index))
-        ctx.mark_non_differentiable(*(t for t in out if not is_differentiable(t)))
+        ctx.mark_non_differentiable(*[t for t in out if not is_differentiable(t)])
         return out
 
     @staticmethod
@@ -108,7 +110,7 @@ class _Scatter(torch.autograd.Function):
         ctx.save_for_backward(index)
         ctx.set_materialize_grads(False)
         out = tuple(_scatter_rows(list(tensors), index, size))
-        ctx.mark_non_differentiable(*(t for t in out if not is_differentiable(t)))
+        ctx.mark_non_differentiable(*[t for t in out if not is_differentiable(t)])
         return out
 
     @staticmethod
@@ -120,21 +122,17 @@ class _Scatter(torch.autograd.Function):
         return (None, None, *(None if g is None else next(back) for g in grads))
 
 
-def _needs_grad(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
 def gather(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     """The rows that `index` names, differentiable; nothing is checked."""
     if on_reference():
         return reference.gather_rows(tensors, index)
-    return list(_Gather.apply(index, *tensors)) if _needs_grad(tensors) else _gather_rows(list(tensors), index)
+    return list(_Gather.apply(index, *tensors)) if needs_grad(tensors) else _gather_rows(list(tensors), index)
 
 
 def _scatter(tensors: Sequence[Tensor], index: Tensor, size: int) -> list[Tensor]:
     if on_reference():
         return reference.scatter_rows(tensors, index, size)
-    return list(_Scatter.apply(index, size, *tensors)) if _needs_grad(tensors) else _scatter_rows(list(tensors), index, size)
+    return list(_Scatter.apply(index, size, *tensors)) if needs_grad(tensors) else _scatter_rows(list(tensors), index, size)
 
 
 # --- public -------------------------------------------------------------------------------------------------------------------
@@ -143,12 +141,13 @@ def _tensor_list(name: str, tensors: object, rows: int, device: torch.device) ->
         tensors = [tensors]
     if not isinstance(tensors, Sequence):
         raise TypeError(f"{name}: expected a Tensor or a sequence of Tensors, got {_checks.describe(tensors)}")
-    return [_checks.check_rows(f"{name}[{i}]", t, rows, device) for i, t in enumerate(tensors)]
+    return [_checks.check_rows(name, t, rows, device, i) for i, t in enumerate(tensors)]
 
 
 def _dressed(rows: list[Tensor], tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Rows of tensors in the classes of those."""
-    return tuple(dress(rows, kinds_of([tensors] if isinstance(tensors, Tensor) else tensors)))
+    kinds = kinds_of([tensors] if isinstance(tensors, Tensor) else tensors)
+    return tuple(rows if kinds is None else dress(rows, kinds))
 
 
 def _check_keep(keep: object) -> Tensor:
@@ -231,7 +230,7 @@ def compact_padded(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tu
     mask = _check_keep(keep)
     rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
     enter("ops.compact_padded", rows, OP, EVERYTHING, mask)
-    index, count = reference.compact_index_padded(mask) if on_reference() else _compact_index_padded(mask)
+    index, count = compact_index_padded(mask)
     return _dressed(gather(rows, index), tensors), index, count
 
 

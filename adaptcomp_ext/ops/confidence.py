@@ -28,6 +28,7 @@ _confidence = register(
     "confidence(Tensor logits, int measure) -> Tensor",
     _kernel,
     lambda logits, measure: logits.new_empty((logits.shape[0],), dtype=compute_dtype(logits.dtype)),
+    tensor_at=0,
 )
 
 

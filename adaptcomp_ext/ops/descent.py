@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
-from adaptcomp_ext.ops._backend import compute_dtype, contiguous, on_reference, place, row_size
+from adaptcomp_ext.ops._backend import compute_dtype, contiguous, needs_grad, on_reference, place, row_size
 from adaptcomp_ext.ops._fields import documented
 from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradients, enter, without_address
@@ -51,12 +51,13 @@ def _kernel(
     low: float,
     high: float,
 ) -> tuple[Tensor, Tensor]:
-    y, gradient, step_size = (contiguous("y, gradient or step_size", t) for t in (y, gradient, step_size))
+    y, gradient, step_size = contiguous("y", y), contiguous("gradient", gradient), contiguous("step_size", step_size)
+    velocity = None if velocity is None else contiguous("velocity", velocity)
+    noise = None if noise is None else contiguous("noise", noise)
     point = torch.empty_like(y)
     after = torch.empty_like(y, dtype=compute_dtype(y.dtype))
     integers, numbers = rule_arguments(DescentRule(1, momentum=momentum, clip=clip, low=low, high=high))
-    tensors = (y, gradient, *(None if t is None else contiguous("velocity or noise", t) for t in (velocity, noise)), point, after)
-    _C.descent_update(tensors, step_size, [*integers, *place(y.device)], numbers)
+    _C.descent_update((y, gradient, velocity, noise, point, after), step_size, [*integers, *place(y.device)], numbers)
     return point, after
 
 
@@ -68,6 +69,7 @@ _descent_update = register(
         torch.empty_like(y, memory_format=torch.contiguous_format),
         torch.empty_like(y, dtype=compute_dtype(y.dtype), memory_format=torch.contiguous_format),
     ),
+    tensor_at=0,
 )
 
 
@@ -83,6 +85,7 @@ _normals = register(
     lambda sample, elements, seed, step, wide: sample.new_empty(
         (sample.shape[0], elements), dtype=torch.float64 if wide else torch.float32
     ),
+    tensor_at=0,
 )
 
 
@@ -202,7 +205,7 @@ def descent_update(
     velocity = None if velocity is None else _check_like(y, "velocity", velocity, wide)
     noise = None if noise is None else _check_like(y, "noise", noise, wide)
     step_size = _checks.check_tensor("step_size", step_size)
-    if step_size.dtype != wide:
+    if step_size.dtype is not wide:
         raise TypeError(f"step_size: expected {wide}, got {step_size.dtype}")
     if step_size.dim() and step_size.shape != y.shape[:1]:
         raise ValueError(f"step_size: expected shape [] or [{y.shape[0]}], got {list(step_size.shape)}")
@@ -216,7 +219,7 @@ def _check_like(y: Tensor, name: str, value: object, dtype: torch.dtype) -> Tens
     tensor = _checks.check_rows(name, value, y.shape[0], y.device)
     if tensor.shape != y.shape:
         raise ValueError(f"{name}: expected the shape of y, {list(y.shape)}, got {list(tensor.shape)}")
-    if tensor.dtype != dtype:
+    if tensor.dtype is not dtype:
         raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
     return tensor
 
@@ -226,13 +229,12 @@ def update(
 ) -> tuple[Tensor, Tensor]:
     """`descent_update`, unchecked."""
     tensors = [t for t in (y, gradient, step_size, velocity, noise) if t is not None]
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     enter("ops.descent_update", tensors, OP_OF_TENSORS, EVERYTHING)
     if on_reference():
         return reference.descent_update(y, gradient, step_size, velocity, noise, rule)
-    if differentiable:
+    if needs_grad(tensors):
         return _Update.apply(rule, None, None, y, gradient, step_size, velocity, noise)
-    return tuple(_descent_update(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high))
+    return _descent_update(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high)
 
 
 def clipped(gradient: Tensor, rule: DescentRule) -> Tensor:

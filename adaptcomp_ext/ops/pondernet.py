@@ -46,8 +46,9 @@ def _kernel(
     log_prior: float,
     log_epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out = [torch.empty_like(log_survival, memory_format=torch.contiguous_format) for _ in range(3)]
-    halt = torch.empty_like(log_survival, dtype=torch.bool, memory_format=torch.contiguous_format)
+    # What is like a tensor of one dimension is contiguous.
+    out = torch.empty_like(log_survival), torch.empty_like(log_survival), torch.empty_like(log_survival)
+    halt = torch.empty_like(log_survival, dtype=torch.bool)
     _C.pondernet_step(
         [
             *(logits.shape[0], step, min_steps, max_steps, log_survival.dtype == torch.float64),
@@ -56,7 +57,7 @@ def _kernel(
         log_prior,
         log_epsilon,
     )
-    return out[0], out[1], out[2], halt
+    return *out, halt
 
 
 def _backward_kernel(
@@ -71,7 +72,7 @@ def _backward_kernel(
     log_prior: float,
     log_epsilon: float,
 ) -> tuple[Tensor, Tensor]:
-    g_logits, g_before = (torch.empty_like(log_survival, memory_format=torch.contiguous_format) for _ in range(2))
+    g_logits, g_before = torch.empty_like(log_survival), torch.empty_like(log_survival)
     _C.pondernet_step_backward(
         [
             *(logits.shape[0], step, min_steps, max_steps, log_survival.dtype == torch.float64),
@@ -92,6 +93,7 @@ _pondernet_step = register(
         *(torch.empty_like(log_survival) for _ in range(3)),
         torch.empty_like(log_survival, dtype=torch.bool),
     ),
+    tensor_at=0,
 )
 _pondernet_step_backward = register(
     "pondernet_step_backward(Tensor logits, Tensor log_survival, Tensor? g_weight, Tensor? g_log_survival, "
@@ -121,7 +123,7 @@ class _PonderNetStep(torch.autograd.Function):
         else:
             backward = _pondernet_step_backward if without_address() else _backward_kernel
         g_logits, g_before = backward(logits, log_survival, g_weight, g_log_survival, g_cost, *ctx.static)
-        return g_logits.to(logits.dtype), g_before, *(None for _ in ctx.static)
+        return g_logits.to(logits.dtype), g_before, *[None] * len(ctx.static)
 
 
 def pondernet_step(
@@ -163,7 +165,7 @@ def pondernet_step(
     """
     logits = _checks.check_row_scalars("logits", logits)
     log_survival = _checks.check_row_scalars("log_survival", log_survival, logits.shape[0])
-    if log_survival.dtype not in (torch.float32, torch.float64):
+    if log_survival.dtype is not torch.float32 and log_survival.dtype is not torch.float64:
         raise TypeError(f"log_survival: expected float32 or float64, got {log_survival.dtype}")
     if log_survival.device != logits.device:
         raise ValueError(f"log_survival: expected a tensor on {logits.device}, got one on {log_survival.device}")
@@ -184,4 +186,5 @@ def pondernet_step_unchecked(logits: Tensor, log_survival: Tensor, *static: Any)
     if differentiable:
         result: tuple[Tensor, ...] = _PonderNetStep.apply(logits, log_survival, *static)
         return result
-    return tuple(_pondernet_step(logits, log_survival, *static))
+    stepped: tuple[Tensor, ...] = _pondernet_step(logits, log_survival, *static)
+    return stepped

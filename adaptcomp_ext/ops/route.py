@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
-from adaptcomp_ext.ops._backend import is_differentiable, on_cuda, on_reference, place
+from adaptcomp_ext.ops._backend import is_differentiable, needs_grad, on_cuda, on_reference, place
 from adaptcomp_ext.ops._library import register
 from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values
@@ -37,11 +37,11 @@ def _split_rows_fake(grads: Sequence[Tensor], index: Tensor, with_rows: bool) ->
 
 
 _merge_rows = register(
-    "merge_rows(Tensor[] rows, Tensor[] otherwise, Tensor index) -> Tensor[]", _merge_rows_kernel, _merge_rows_fake
+    "merge_rows(Tensor[] rows, Tensor[] otherwise, Tensor index) -> Tensor[]", _merge_rows_kernel, _merge_rows_fake, tensor_at=2
 )
 # The gradients of the rows, unless nobody wants them, and then those of the others.
 _split_rows = register(
-    "split_rows(Tensor[] grads, Tensor index, bool with_rows) -> Tensor[]", _split_rows_kernel, _split_rows_fake
+    "split_rows(Tensor[] grads, Tensor index, bool with_rows) -> Tensor[]", _split_rows_kernel, _split_rows_fake, tensor_at=1
 )
 
 
@@ -53,7 +53,7 @@ class _Merge(torch.autograd.Function):
         ctx.count = count
         ctx.set_materialize_grads(False)
         out = tuple(_merge_rows(list(tensors[:count]), list(tensors[count:]), index))
-        ctx.mark_non_differentiable(*(t for t in out if not is_differentiable(t)))
+        ctx.mark_non_differentiable(*[t for t in out if not is_differentiable(t)])
         return out
 
     @staticmethod
@@ -85,15 +85,11 @@ class _Split(torch.autograd.Function):
         return (None, None, *merge(found[:count], found[count:], index))
 
 
-def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
 def merge(rows: Sequence[Tensor], otherwise: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     """`merge_rows` without its checks."""
     if on_reference():
         return reference.merge_rows(rows, otherwise, index)
-    if _needs_grad(*rows, *otherwise):
+    if needs_grad(rows) or needs_grad(otherwise):
         return list(_Merge.apply(index, len(rows), *rows, *otherwise))
     return _merge_rows(list(rows), list(otherwise), index)
 
@@ -102,7 +98,9 @@ def _split(grads: Sequence[Tensor], index: Tensor, with_rows: bool) -> list[Tens
     if on_reference():
         rows, otherwise = reference.split_rows(grads, index)
         return rows + otherwise if with_rows else otherwise
-    return list(_Split.apply(index, with_rows, *grads)) if _needs_grad(*grads) else _split_rows(list(grads), index, with_rows)
+    if needs_grad(grads):
+        return list(_Split.apply(index, with_rows, *grads))
+    return _split_rows(list(grads), index, with_rows)
 
 
 # --- public -------------------------------------------------------------------------------------------------------------------
@@ -187,15 +185,16 @@ def merge_rows(rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor
         raise ValueError(f"rows: expected {len(others)} tensors like otherwise, got {len(some)}")
     if not others:
         return ()
-    base = [_checks.check_tensor(f"otherwise[{i}]", o) for i, o in enumerate(others)]
-    size = base[0].shape[0] if base[0].dim() else 0
-    put = []
-    for i, (r, o) in enumerate(zip(some, base, strict=True)):
-        _checks.check_rows(f"otherwise[{i}]", o, size, where.device)
-        put.append(_checks.check_rows(f"rows[{i}]", r, where.shape[0], where.device))
-        _check_pair(i, put[i], o)
-    if where.shape[0] > size:
-        raise ValueError(f"index: expected at most {size} entries, the rows of otherwise, got {where.shape[0]}")
+    first = _checks.check_tensor("otherwise[0]", others[0])
+    size = first.shape[0] if first.dim() else 0
+    count, device = where.shape[0], where.device
+    put, base = [], []
+    for i, (r, o) in enumerate(zip(some, others, strict=True)):
+        base.append(_checks.check_rows("otherwise", o if i else first, size, device, i))
+        put.append(_checks.check_rows("rows", r, count, device, i))
+        _check_pair(i, put[i], base[i])
+    if count > size:
+        raise ValueError(f"index: expected at most {size} entries, the rows of otherwise, got {count}")
     enter("ops.merge_rows", [*put, *base], OP, EVERYTHING, where)
     _check_order(where, size)
     return tuple(dress(merge(put, base, where), kinds_of(others)))

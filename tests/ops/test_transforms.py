@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import adaptcomp_ext as ac
 
@@ -181,6 +182,36 @@ def test_a_gradient_with_a_tangent_is_refused(name):
         slope = forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
         with pytest.raises(RuntimeError, match=r"backward pass of ops\.\w+ does not support forward-mode"):
             torch.autograd.grad(out, x, slope)
+
+
+class _Names(TorchDispatchMode):
+    """Notes the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OPS)
+def test_a_mode_sees_the_op_that_is_called_straight_without_one(name):
+    expected = OPS[name](X, [MASK, INDEX, A])
+    with _Names() as names:
+        result = OPS[name](X, [MASK, INDEX, A])
+    assert torch.equal(result, expected)
+    assert any(seen.startswith("adaptcomp.") for seen in names.seen)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in OPS if name != "merge_rows"])  # which looks at the order of its index
+def test_a_wrapper_of_functionalization_outside_it_goes_through_the_dispatcher(name):
+    wrapped = OPS[name](torch._to_functional_tensor(X), [torch._to_functional_tensor(t) for t in (MASK, INDEX, A)])
+    torch._sync(wrapped)
+    assert torch.equal(torch._from_functional_tensor(wrapped), OPS[name](X, [MASK, INDEX, A]))
 
 
 def test_a_tangent_that_only_the_branch_brings_is_noticed():
