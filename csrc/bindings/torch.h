@@ -226,7 +226,12 @@ class Contiguous {
 inline bool is_in_storage(PyObject* tensor) {
   const int64_t bytes = integer_of(attribute(tensor, torch->nbytes));
   const int64_t skipped = integer_of(method(tensor, torch->storage_offset)) * integer_of(method(tensor, torch->element_size));
-  return integer_of(method(method(tensor, torch->untyped_storage).ptr(), torch->nbytes)) >= skipped + bytes;
+  const auto storage = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, torch->untyped_storage.ptr()));
+  if (!storage) {  // a wrapper of a transform or a fake tensor, which torch looks after
+    clear_error();
+    return true;
+  }
+  return integer_of(method(storage.ptr(), torch->nbytes)) >= skipped + bytes;
 }
 
 inline std::string shape_text(PyObject* tensor) { return py::str(py::list(attribute(tensor, torch->shape))); }
