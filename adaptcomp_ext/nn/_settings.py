@@ -7,12 +7,16 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from adaptcomp_ext.nn._scripting import refuse_scripting
+
 
 class Checked(nn.Module):
     """A module that checks its settings whenever they are assigned, so that a call need not look at them again."""
 
     _settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
     """For each, a function that returns the value to be kept, or raises a TypeError or ValueError that names it."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = self._settings.get(name)

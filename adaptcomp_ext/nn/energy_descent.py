@@ -13,6 +13,7 @@ from adaptcomp_ext.nn._descent_modes import run_kernels, run_reference
 from adaptcomp_ext.nn._descent_problem import Problem, find_mixing
 from adaptcomp_ext.nn._descent_whole import run_whole, serves
 from adaptcomp_ext.nn._naming import named
+from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.result import EnergyResult
 from adaptcomp_ext.ops._backend import DTYPE_CODES, capturing, contiguous, on_cuda, on_reference
@@ -123,6 +124,8 @@ class EnergyDescent(nn.Module):
     >>> result = descend(torch.zeros(64, 16), x)
     >>> loss = criterion(result.y, target)
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

@@ -122,6 +122,26 @@ def test_a_graph_of_one_piece_is_refused():
     torch.testing.assert_close(torch.compile(function, backend="eager")(X), function(X))
 
 
+SCRIPTED = {
+    "AdaptiveHalt": ac.AdaptiveHalt(nn.GRUCell(3, 3), ac.FixedSteps(2)),
+    "EnergyDescent": ac.EnergyDescent(nn.Linear(3, 1)),
+    "MLPEnergy": ac.MLPEnergy(3, 3, 4),
+    "HopfieldEnergy": ac.HopfieldEnergy(torch.eye(3), 1.0),
+    "QuadraticEnergy": ac.QuadraticEnergy(torch.eye(3)),
+    "VariationalDropout": ac.VariationalDropout(nn.Linear(3, 3)),
+    "PonderNet": PONDER,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_scripting_is_refused(name):
+    module = SCRIPTED[name]
+    for model in (module, nn.Sequential(nn.Identity(), module)):
+        with pytest.raises(RuntimeError, match=rf"^{name} does not support torch\.jit\.script: .* use torch\.compile"):
+            torch.jit.script(model)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("where", ["step", "readout", "head", "policy"])
 def test_a_tangent_that_only_the_users_functions_bring_is_noticed(where, grad):

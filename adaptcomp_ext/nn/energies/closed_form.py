@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._plain import check_initialized, check_memory, is_dense, plain, plain_or_traced
@@ -18,6 +19,8 @@ class ClosedFormEnergy(nn.Module, ABC):
 
     As a module it is an energy like any other: ``energy(y, *context) -> [n]``, differentiable to any order.
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     @abstractmethod
     def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptcomp_ext.nn._plain import copied, hooked
+from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.nn.variational.kl import kingma_kl, molchanov_kl
 from adaptcomp_ext.nn.variational.layers import (
     WEIGHTED,
@@ -121,6 +122,8 @@ class VariationalDropout(nn.Module):
     in_channels, out_channels = _of_layer("in_channels"), _of_layer("out_channels")
     kernel_size, stride, padding = _of_layer("kernel_size"), _of_layer("stride"), _of_layer("padding")
     dilation, groups = _of_layer("dilation"), _of_layer("groups")
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
