@@ -17,6 +17,7 @@
 #include "bindings/energies.h"
 #include "bindings/halt_run.h"
 #include "bindings/halting.h"
+#include "bindings/ordinary.h"
 #include "bindings/route.h"
 #include "bindings/rows.h"
 #include "bindings/torch.h"
@@ -252,6 +253,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("use_isa", &use_isa);
   m.def("use_torch", &use_torch);
+  define_ordinary(m);
   py::class_<Schedule, std::shared_ptr<Schedule>>(m, "Schedule")
       .def(py::init([](double fixed, double move, double row) { return Schedule{fixed, move, row}; }))
       .def("least", &Schedule::least)

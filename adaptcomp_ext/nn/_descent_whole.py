@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from adaptcomp_ext.nn._descent_problem import Problem
 from adaptcomp_ext.nn._descent_seen import Seen
 from adaptcomp_ext.nn.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
-from adaptcomp_ext.ops._backend import capturing, compute_dtype, contiguous, on_cuda
+from adaptcomp_ext.ops._backend import capturing, compute_dtype, on_cuda
 from adaptcomp_ext.ops._whole_descent import ClosedForm, Descended, fits, whole_descent, whole_descent_backward
 from adaptcomp_ext.ops.descent import normals
 from adaptcomp_ext.reference import DescentRule
@@ -33,8 +34,7 @@ def serves(problem: Problem) -> bool:
 
 def run_whole(problem: Problem) -> EnergyResult | None:
     """The descent in one call; None where its rows are too long for the device's kernels."""
-    energy, y0 = problem.energy, problem.y0
-    assert isinstance(energy, ClosedFormEnergy)
+    energy, y0 = cast(ClosedFormEnergy, problem.energy), problem.y0
     wide = compute_dtype(y0.dtype)
     if problem.watch is not None:
         problem.watch("", [*energy.parameters(), *energy.buffers()])  # before a kernel reads them
@@ -47,7 +47,7 @@ def run_whole(problem: Problem) -> EnergyResult | None:
         problem.watch("energy", form.tensors)
     tensors = form.tensors
     start = y0 if y0.dtype == wide else y0.to(wide)
-    start = contiguous("y0", start)
+    start = start if start.is_contiguous() else start.contiguous()
     step_size = _number(problem.step_size, start)
     sigma = _number(problem.sigma, start) if problem.rule.noisy else None
     inputs = [start, step_size, sigma, *tensors]
@@ -55,8 +55,10 @@ def run_whole(problem: Problem) -> EnergyResult | None:
     through = recording and problem.gradient in ("unrolled", "stepwise")
     if not fits(form, start, through):
         return None
-    form = form._replace(tensors=tuple([_plain(t) for t in tensors]) if recording else tensors)
-    plain = (start.detach(), step_size.detach(), _plain(sigma)) if recording else (start, step_size, sigma)
+    plain = start, step_size, sigma
+    if recording:
+        form = form._replace(tensors=tuple([_plain(t) for t in tensors]))
+        plain = start.detach(), step_size.detach(), _plain(sigma)
     run, rule = _descended(form, problem, *plain, keep=through or problem.keep_trace)
     places = trace_places(run.steps, rule.max_steps) if problem.keep_trace else None
     y, outputs = run.y, None if places is None or run.path is None else run.path[places]
@@ -84,8 +86,7 @@ def _descended(
     Where that room would be large, a first descent finds out how many steps there are, and a second one keeps their points.
     """
     rule, ids = problem.rule, problem.sample_ids
-    many = start.numel() * start.element_size() * rule.max_steps > RESERVED
-    if not keep or not many or (on_cuda(start.device) and capturing()):
+    if not keep or start.numel() * start.element_size() * rule.max_steps <= RESERVED or (on_cuda(start.device) and capturing()):
         return whole_descent(form, rule, start, step_size, sigma, ids, keep), rule
     first = whole_descent(form, rule, start, step_size, sigma, ids, False)
     steps = max(1, int(first.steps.max()))
@@ -229,7 +230,7 @@ def _number(value: float | Tensor, like: Tensor) -> Tensor:
     """A setting as a tensor like `like`, without dimensions or [B]."""
     if isinstance(value, Tensor):
         return value.to(like.device, like.dtype).contiguous()
-    return torch.full((), value, dtype=like.dtype, device=like.device)
+    return like.new_full((), value)
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from adaptcomp_ext import _C
 from adaptcomp_ext.nn._descent_modes import run_kernels, run_reference
 from adaptcomp_ext.nn._descent_problem import Problem, find_mixing
 from adaptcomp_ext.nn._descent_whole import run_whole, serves
@@ -24,7 +25,34 @@ from adaptcomp_ext.ops.descent import check_clamp, check_clip, check_momentum, c
 from adaptcomp_ext.reference import DescentRule
 
 _FOR_EVER = 2**40  # steps, which no descent takes; the kernels count in 64 bits
+_LASTING = {
+    "max_steps",
+    "tol",
+    "stop",
+    "accept",
+    "noise",
+    "momentum",
+    "clip",
+    "clamp",
+    "gradient",
+    "backtracking",
+    "keep_trace",
+    "seed",
+}
+"""Settings that an assignment changes and nothing else, where the instance itself holds them."""
 GRADIENTS = ("unrolled", "stepwise", "implicit", "detached")
+
+
+class _Settings(NamedTuple):
+    """The settings of an `EnergyDescent`, checked."""
+
+    rule: DescentRule
+    gradient: str
+    last: int | None
+    step_size: float | None
+    """None: a tensor."""
+    noise: float | None
+    """Likewise."""
 
 
 class EnergyDescent(nn.Module):
@@ -145,8 +173,6 @@ class EnergyDescent(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not callable(energy):
-            raise TypeError(f"energy: expected a callable or nn.Module, got {describe(energy)}")
         self.energy = energy
         self.step_size = step_size
         self.max_steps = max_steps
@@ -162,11 +188,39 @@ class EnergyDescent(nn.Module):
         self.backtracking = backtracking
         self.seed = seed
         self._seen: tuple[Any] | None = None  # the energy that was found not to mix rows
+        self._settings()
         _check_step_size("step_size", step_size, None)
-        self._rule(seed)
-        self._mode()
 
-    def _rule(self, seed: int) -> DescentRule:
+    # The settings are checked at the first call after one of them was assigned, and kept in a list that any assignment replaces:
+    # what a call in another thread has found of the settings before goes to a list that nobody looks at.
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name != "_seen":
+            self.__dict__["_checked"] = []
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self.__dict__["_checked"] = []
+
+    def _settings(self) -> _Settings:
+        checked: list[_Settings] = self.__dict__["_checked"]
+        if checked:
+            return checked[0]
+        if not callable(self.energy):
+            raise TypeError(f"energy: expected a callable or nn.Module, got {describe(self.energy)}")
+        step_size = None
+        if not isinstance(self.step_size, Tensor):
+            step_size = check_number("step_size", self.step_size, 0, math.inf, ends="()")
+        rule = self._rule()
+        noise = None if isinstance(self.noise, Tensor) else float(self.noise)
+        settings = _Settings(rule, *self._mode(), step_size, noise)
+        # Kept unless one can change without being assigned: a list, a tensor, a property of a subclass.
+        lasting = self.__dict__.keys() >= _LASTING and (step_size is None or "step_size" in self.__dict__)
+        if lasting and noise is not None and not isinstance(self.clamp, list) and not isinstance(self.gradient, list):
+            checked.append(settings)
+        return settings
+
+    def _rule(self) -> DescentRule:
         check_choice("stop", self.stop, ("energy", "gradient"))
         check_choice("accept", self.accept, ("always", "if_lower"))
         if not isinstance(self.keep_trace, bool):
@@ -176,8 +230,6 @@ class EnergyDescent(nn.Module):
             backtracking = check_number("backtracking", self.backtracking, 0, 1, ends="()")
             if self.accept != "if_lower":
                 raise ValueError('backtracking: expected None unless accept="if_lower", got ' + repr(self.backtracking))
-        if check_int("seed", seed, 0) >= 2**63:
-            raise ValueError(f"seed: expected an int < 2**63, got {seed}")
         return DescentRule(
             max_steps=min(check_int("max_steps", self.max_steps, 1), _FOR_EVER),
             tol=check_number("tol", self.tol, 0, math.inf),
@@ -189,7 +241,7 @@ class EnergyDescent(nn.Module):
             low=(bounds := check_clamp(self.clamp))[0],
             high=bounds[1],
             backtracking=backtracking,
-            seed=seed,
+            seed=check_int("seed", self.seed, 0),
         )
 
     def _mode(self) -> tuple[str, int | None]:
@@ -259,22 +311,23 @@ class EnergyDescent(nn.Module):
     def _problem(self, y0: Any, context: Any, step_size: Any, seed: int | None, sample_ids: Any) -> Problem:
         given = (y0, *context, self.step_size if step_size is None else step_size, self.noise)
         watch = enter("EnergyDescent", given, reference=())
-        rule = self._rule(self.seed if seed is None else seed)
-        gradient, last = self._mode()
-        if not callable(self.energy):
-            raise TypeError(f"energy: expected a callable or nn.Module, got {describe(self.energy)}")
-        if not isinstance(y0, Tensor):
-            raise TypeError(f"y0: expected a Tensor, got {describe(y0)}")
-        check_tree("y0", y0)
-        y0 = resolved("y0", check_floating("y0", y0))
-        batch, device = y0.shape[0], y0.device
+        settings = self._settings()
+        rule = settings.rule if seed is None else settings.rule._replace(seed=check_int("seed", seed, 0))
+        batch = _C.ordinary_rows(y0)
+        if batch < 0:
+            y0 = _checked_start(y0)
+            batch = y0.shape[0]
+        if y0.is_inference():
+            y0 = _outside_inference(y0)
         plain_context = []
         for i, value in enumerate(context):
-            if not isinstance(value, Tensor):
-                raise TypeError(f"context[{i}]: expected a Tensor, got {describe(value)}")
-            (value,), _ = check_tree("context", value, i)
-            check_alike("context", [value], batch, device, i)
-            plain_context.append(_outside_inference(resolved(f"context[{i}]", value)))
+            if _C.ordinary_rows(value) != batch or not y0.is_cpu:
+                value = _checked_context(value, i, y0)
+            plain_context.append(_outside_inference(value) if value.is_inference() else value)
+        if step_size is None and settings.step_size is not None:
+            size: float | Tensor = settings.step_size
+        else:
+            size = _check_step_size("step_size", self.step_size if step_size is None else step_size, y0)
         if sample_ids is not None:
             if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.ndim != 1:
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
@@ -282,16 +335,16 @@ class EnergyDescent(nn.Module):
             sample_ids = contiguous("sample_ids", sample_ids)
             if rule.noisy and torch.is_grad_enabled():
                 sample_ids = sample_ids.clone()  # the backward pass makes the noise again
-            check_alike("sample_ids", [sample_ids], batch, device)
+            check_alike("sample_ids", [sample_ids], batch, y0.device)
         return Problem(
             energy=self.energy,
-            y0=_outside_inference(y0),
+            y0=y0,
             context=plain_context,
-            step_size=_check_step_size("step_size", self.step_size if step_size is None else step_size, y0),
-            sigma=_on_device("noise", self.noise, y0),
+            step_size=size,
+            sigma=_on_device("noise", self.noise, y0) if settings.noise is None else settings.noise,
             rule=rule,
-            gradient=gradient,
-            last=last,
+            gradient=settings.gradient,
+            last=settings.last,
             keep_trace=self.keep_trace,
             sample_ids=sample_ids,
             check_rows=self._check_rows,
@@ -312,6 +365,23 @@ class EnergyDescent(nn.Module):
         size = tuple(self.step_size.shape) if isinstance(self.step_size, Tensor) else self.step_size
         numbers = f"step_size={size}, max_steps={self.max_steps}, tol={self.tol}, stop={self.stop!r}"
         return f"{named(energy=self.energy)}{numbers}, gradient={self.gradient!r}"
+
+
+def _checked_start(y0: Any) -> Tensor:
+    """Require points, and make them plain."""
+    if not isinstance(y0, Tensor):
+        raise TypeError(f"y0: expected a Tensor, got {describe(y0)}")
+    check_tree("y0", y0)
+    return resolved("y0", check_floating("y0", y0))
+
+
+def _checked_context(value: Any, i: int, y0: Tensor) -> Tensor:
+    """Require context for points `y0`, and make it plain."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"context[{i}]: expected a Tensor, got {describe(value)}")
+    (value,), _ = check_tree("context", value, i)
+    check_alike("context", [value], y0.shape[0], y0.device, i)
+    return resolved(f"context[{i}]", value)
 
 
 def _outside_inference(tensor: Tensor) -> Tensor:

@@ -72,9 +72,7 @@ _SCRATCH = {"mlp": _C.mlp_descent_scratch, "hopfield": _C.hopfield_descent_scrat
 
 
 def _scratch_bytes(form: ClosedForm, y0: Tensor, backward: bool) -> int:
-    """Of a call on CUDA; 0 on the CPU. Negative where a row does not fit in a block of the device."""
-    if not on_cuda(y0.device):
-        return 0
+    """Of a call on CUDA. Negative where a row does not fit in a block of the device."""
     first = form.tensors[0]
     assert first is not None
     sizes = {"mlp": form.integers[:2], "hopfield": first.shape[:1], "quadratic": ()}[form.kind]
@@ -83,7 +81,9 @@ def _scratch_bytes(form: ClosedForm, y0: Tensor, backward: bool) -> int:
 
 def fits(form: ClosedForm, y0: Tensor, through: bool) -> bool:
     """Whether the device has room for rows like y0 in the kernel, and in that of the gradient where it is wanted."""
-    return all(_scratch_bytes(form, y0, backward) >= 0 for backward in ([False, True] if through else [False]))
+    return not on_cuda(y0.device) or (
+        _scratch_bytes(form, y0, backward=False) >= 0 and (not through or _scratch_bytes(form, y0, backward=True) >= 0)
+    )
 
 
 def _place(form: ClosedForm, y0: Tensor, backward: bool) -> list[Any]:

@@ -33,7 +33,7 @@ struct Torch {
   py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, is_cpu{"is_cpu"}, element_size{"element_size"};
   py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"}, requires_grad{"requires_grad"},
       numel{"numel"}, nbytes{"nbytes"}, storage_offset{"storage_offset"};
-  py::str is_conj{"is_conj"}, is_neg{"is_neg"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"};
+  py::str is_conj{"is_conj"}, is_neg{"is_neg"}, is_nested{"is_nested"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"};
   py::str new_empty{"new_empty"}, resize{"resize_"};
   py::str use_count{"_use_count"}, untyped_storage{"untyped_storage"}, resizable{"resizable"}, cdata{"_cdata"};
 };

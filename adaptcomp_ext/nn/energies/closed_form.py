@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adaptcomp_ext import _C
 from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous
 from adaptcomp_ext.ops._checks import describe
@@ -27,7 +29,7 @@ class ClosedFormEnergy(nn.Module, ABC):
         """The energy of rows like `y` as its kernels take it, in a dtype. What does not depend on y is computed here.
 
         With `kernels` they are about to read the tensors, which are plain and contiguous then, and whatever is computed for a row
-        has bits that depend on that row alone.
+        has bits that depend on that row alone. `EnergyDescent` has made y and the context plain and dense, on one device.
         """
 
     def forward(self, y: Tensor, *context: Tensor) -> Tensor:
@@ -64,29 +66,45 @@ def check_points(y: object, dim: int, name: str, like: object) -> Tensor:
     return y
 
 
-def check_own(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kernels: bool) -> Tensor:
-    """Require one of the energy's own tensors to fit points `y`: anything may have been assigned since it was made."""
-    kind = type(tensor)
-    if not kernels and kind is nn.Parameter:
-        return tensor  # type: ignore[return-value]  # torch's own operators check it, at every evaluation
-    if (
-        (kind is nn.Parameter or kind is Tensor)
-        and isinstance(tensor, Tensor)
-        and tensor.is_cpu
-        and y.is_cpu
-        and tensor.dtype in DTYPE_CODES
-        and tensor.shape == shape
-        and tensor.is_contiguous()
-        and not (kernels and (tensor.is_neg() or tensor.data_ptr() == 0))
-    ):
-        return tensor  # the same in less time: this runs at every call
-    tensor = check_given(name, tensor, shape, y, kernels)
-    if tensor.dtype not in DTYPE_CODES:
-        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
-    return tensor
+def own_tensor(energy: nn.Module, name: str) -> Any:
+    """An attribute of an energy that holds a tensor, found where nn.Module keeps those, which takes it longer to find."""
+    tensor: Any = energy._parameters.get(name)
+    if tensor is None:
+        tensor = energy._buffers.get(name)
+    return getattr(energy, name) if tensor is None else tensor
 
 
-def check_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kernels: bool) -> Tensor:
+def check_own(name: str, tensor: Any, shape: tuple[int, ...], y: Tensor, dtype: torch.dtype, kernels: bool) -> Tensor:
+    """Require one of the energy's own tensors to fit points `y`: anything may have been assigned since it was made.
+
+    Returned in `dtype`.
+    """
+    if not (_C.is_ordinary(tensor, shape) and y.is_cpu if kernels else _is_like(tensor, shape, y)):
+        tensor = _plain_given(name, tensor, shape, y, kernels)
+        if tensor.dtype not in DTYPE_CODES:
+            raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _is_like(tensor: Any, shape: tuple[int, ...], y: Tensor) -> bool:
+    """Whether torch's own operators need no further look at a tensor; in Python, which torch.compile can trace."""
+    if type(tensor) is nn.Parameter:
+        return True  # they check it themselves, at every evaluation
+    if type(tensor) is not Tensor or tensor.is_nested:
+        return False
+    return tensor.is_cpu and y.is_cpu and tensor.dtype in DTYPE_CODES and tensor.shape == shape and tensor.is_contiguous()
+
+
+def check_given(name: str, tensor: Tensor, shape: tuple[int, ...], y: Tensor, dtype: torch.dtype, kernels: bool) -> Tensor:
+    """Require of a tensor that came with points `y` that it is of a shape and on their device. Returned in `dtype`."""
+    if not kernels or tensor.shape != shape:
+        tensor = _plain_given(name, tensor, shape, y, kernels)
+    elif not tensor.is_contiguous():
+        tensor = tensor.contiguous()
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _plain_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kernels: bool) -> Tensor:
     """Require a dense tensor of a shape on the device of points `y`; plain and contiguous for `kernels`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {describe(tensor)}")
@@ -121,8 +139,3 @@ def check_number_of_contexts(context: tuple[Tensor, ...], expected: int) -> None
     """Require so many context tensors."""
     if len(context) != expected:
         raise ValueError(f"context: expected {expected} tensor{'' if expected == 1 else 's'}, got {len(context)}")
-
-
-def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a dtype. Asking is cheaper than converting what is right already."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -13,7 +13,7 @@ from adaptcomp_ext.nn.energies.closed_form import (
     check_number_of_contexts,
     check_own,
     check_points,
-    converted,
+    own_tensor,
 )
 from adaptcomp_ext.ops._checks import check_floating, describe
 from adaptcomp_ext.ops._plain import check_initialized
@@ -70,12 +70,13 @@ class HopfieldEnergy(ClosedFormEnergy):
 
     def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
         """The kernels' form."""
-        size = check_matrix("patterns", self.patterns)
-        check_points(y, size[1], "patterns", self.patterns)
+        patterns, beta = own_tensor(self, "patterns"), own_tensor(self, "beta")
+        size = check_matrix("patterns", patterns)
+        check_points(y, size[1], "patterns", patterns)
         check_number_of_contexts(context, 0)
-        patterns = check_own("patterns", self.patterns, size, y, kernels)
-        beta = check_own("beta", self.beta, (1,) if isinstance(self.beta, Tensor) and self.beta.ndim == 1 else (), y, kernels)
-        return hopfield_closed_form(converted(patterns, dtype), converted(beta, dtype))
+        one = (1,) if isinstance(beta, Tensor) and beta.ndim == 1 else ()
+        patterns = check_own("patterns", patterns, size, y, dtype, kernels)
+        return hopfield_closed_form(patterns, check_own("beta", beta, one, y, dtype, kernels))
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -14,7 +14,7 @@ from adaptcomp_ext.nn.energies.closed_form import (
     check_number_of_contexts,
     check_own,
     check_points,
-    converted,
+    own_tensor,
 )
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._whole_descent import ClosedForm
@@ -117,26 +117,27 @@ class MLPEnergy(ClosedFormEnergy):
 
     def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
         """The kernels' form, with W_x x + b₁ computed."""
-        check_points(y, self.dim_y, "weight_y", self.weight_y)
+        weight_y = own_tensor(self, "weight_y")
+        check_points(y, self.dim_y, "weight_y", weight_y)
         check_number_of_contexts(context, 1 if self.dim_context else 0)
         if self.activation not in ACTIVATIONS:
             check_choice("activation", self.activation, tuple(ACTIVATIONS))
         ridge = check_number("ridge", self.ridge, 0, math.inf) if kernels else self.ridge
         first, last = self.hidden[0], self.hidden[-1]
-        weight_y = converted(check_own("weight_y", self.weight_y, (first, self.dim_y), y, kernels), dtype)
-        first_part = converted(check_own("bias1", self.bias1, (first,), y, kernels), dtype)
+
+        def own(name: str, *shape: int) -> Tensor:
+            return check_own(name, own_tensor(self, name), shape, y, dtype, kernels)
+
+        weight_y = check_own("weight_y", weight_y, (first, self.dim_y), y, dtype, kernels)
+        first_part = own("bias1", first)
         if self.dim_context:
-            (x,) = context
-            x = check_given("context", x, (y.shape[0], self.dim_context), y, kernels)
-            weight_x = check_own("weight_x", self.weight_x, (first, self.dim_context), y, kernels)
+            x = check_given("context", context[0], (y.shape[0], self.dim_context), y, dtype, kernels)
             product = context_part if kernels else F.linear
-            first_part = product(converted(x, dtype), converted(weight_x, dtype), first_part)
+            first_part = product(x, own("weight_x", first, self.dim_context), first_part)
         weight2 = bias2 = None
         if len(self.hidden) == 2:
-            weight2 = converted(check_own("weight2", self.weight2, (last, first), y, kernels), dtype)
-            bias2 = converted(check_own("bias2", self.bias2, (last,), y, kernels), dtype)
-        out = converted(check_own("out", self.out, (last,), y, kernels), dtype)
-        out_bias = converted(check_own("out_bias", self.out_bias, (1,), y, kernels), dtype)
+            weight2, bias2 = own("weight2", last, first), own("bias2", last)
+        out, out_bias = own("out", last), own("out_bias", 1)
         return mlp_closed_form(weight_y, first_part, weight2, bias2, out, out_bias, self.activation, ridge)
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ from adaptcomp_ext.nn.energies.closed_form import (
     check_number_of_contexts,
     check_own,
     check_points,
-    converted,
+    own_tensor,
 )
 from adaptcomp_ext.ops._checks import check_floating
 from adaptcomp_ext.ops._whole_descent import ClosedForm
@@ -62,15 +62,16 @@ class QuadraticEnergy(ClosedFormEnergy):
 
     def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
         """The kernels' form."""
-        dim, _ = check_matrix("A", self.A)
-        check_points(y, dim, "A", self.A)
-        check_number_of_contexts(context, 0 if self.b is not None else 1)
-        matrix = check_own("A", self.A, (dim, dim), y, kernels)
-        if self.b is None:
-            b = check_given("context", context[0], tuple(y.shape), y, kernels)
+        matrix, b = own_tensor(self, "A"), own_tensor(self, "b")
+        dim, _ = check_matrix("A", matrix)
+        check_points(y, dim, "A", matrix)
+        check_number_of_contexts(context, 0 if b is not None else 1)
+        matrix = check_own("A", matrix, (dim, dim), y, dtype, kernels)
+        if b is None:
+            b = check_given("context", context[0], y.shape, y, dtype, kernels)
         else:
-            b = check_own("b", self.b, (dim,), y, kernels)
-        return quadratic_closed_form(converted(matrix, dtype), converted(b, dtype))
+            b = check_own("b", b, (dim,), y, dtype, kernels)
+        return quadratic_closed_form(matrix, b)
 
     def extra_repr(self) -> str:
         """The size."""
