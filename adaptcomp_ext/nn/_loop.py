@@ -1,7 +1,8 @@
 """The halting loop out of place: training, policies that are not built in, and the reference.
 
 Nothing that the step produced is written to, because autograd may have kept it. After each step the rows that go on are copied
-into a fresh, smaller block, in order.
+into a fresh, smaller block, in order. The user's functions may write to what they produced: without gradients, what is kept of it
+over a step is a copy; with them it is not, and a change is an error.
 """
 
 from __future__ import annotations
@@ -21,6 +22,23 @@ from adaptcomp_ext.ops._plain import dressed
 
 def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     """Run every row until it has ended; `fused`: the policy's decision, for the kernel to take."""
+    try:
+        return _run(problem, fused)
+    except RuntimeError as error:
+        if halting.changes_in_place(error):
+            raise _written_to("step", "the state that it is given", problem) from error
+        raise
+
+
+def _written_to(name: str, what: str, problem: Problem) -> RuntimeError:
+    policy = type(problem.policy).__name__
+    return RuntimeError(
+        f"{name}: expected {what} to be left as it is, because the gradient of the result with {policy} needs it, "
+        "got a change in place; return a new tensor, or run under torch.no_grad()"
+    )
+
+
+def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     run, policy = problem.run, problem.policy
     weighted, traced = policy.weighted, policy.traced
     results = halting.Results(
@@ -34,6 +52,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     carry = begin(policy, run, fused is not None and fused.carried)
     arguments = problem.arguments(inputs)
     records: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    versions: list[tuple[Tensor, int]] = []
     costs = log_probs = False
     expected = (False, False, False)
     readout_dtype = None
@@ -87,7 +106,9 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             after, weights = (torch.empty_like(carry[0], requires_grad=False) for _ in range(2))
             act = halting.ActNode(fused.signal, carry[0], after, weights, (n, run.min_steps, run.max_steps), fused.threshold)
         if traced and decision is not None and decision.weight is not None:
-            records.append((readout, decision.weight, row, torch.full_like(row, n)))
+            kept = _unchanging(readout), _unchanging(decision.weight)
+            versions += [(t, t._version) for t in kept if t.requires_grad]
+            records.append((*kept, row, torch.full_like(row, n)))
         separate = readout if results.output is not None else None
         bounds, read_leaf = (n, run.min_steps, run.max_steps), problem.read_leaf(readout, leaves)
         taken = halting.Step(*bounds, weight, separate, increments, run.sample_ids, tested, act, read_leaf)
@@ -102,8 +123,12 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         if moved or has_containers:
             arguments = problem.arguments(inputs)
         carry = tuple(done.carried[len(inputs) :])
+        if decision is not None and decision.carry:
+            carry = _apart(carry, [readout, *leaves])
         previous = problem.tree(done.leaves)
 
+    if any(t._version != version for t, version in versions):
+        raise _written_to("step or readout", "what they and the policy returned", problem)
     trace = _trace(records, packing.has_padding) if traced else None
     broken = results.status == Status.NONFINITE
     if torch.is_grad_enabled() and (on_cuda(run.device) or bool(broken.any())):
@@ -130,6 +155,24 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _unchanging(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where nothing would tell of a later change: its version is compared only where it has a gradient."""
+    return tensor if tensor.requires_grad else tensor.clone()
+
+
+def _apart(carry: tuple[Tensor, ...], seen: list[Tensor]) -> tuple[Tensor, ...]:
+    """The carry, with copies of what is in the memory of tensors that the step will see again."""
+    memory = {_memory(t) for t in seen}
+    return tuple([t.clone() if _memory(t) in memory else t for t in carry])
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a wrapper of a transform, which may share anything
+        return 0
 
 
 def _trace(records: list[tuple[Tensor, Tensor, Tensor, Tensor]], has_padding: bool) -> Trace:

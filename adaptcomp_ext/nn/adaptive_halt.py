@@ -111,6 +111,11 @@ class AdaptiveHalt(Checked):
     then stay in the block, as with False, and a warning says so; True is refused. Where such a layer is hidden in a plain
     function, give ``compact=False`` yourself.
 
+    *Steps in place.* ``step`` may overwrite the state that it is given; at the first step that is the caller's own. With
+    gradients, `ACT`, `PonderNet` and other policies with a weight or a cost refuse it by a RuntimeError, or torch does in the
+    backward pass. Its inputs ``step`` must leave in their shapes and memory. Without a ``readout``, the result's ``output`` may
+    share its memory with its ``state``.
+
     *Gradient checkpointing.* A run inside the forward pass of a ``torch.autograd.Function``, as of
     ``torch.utils.checkpoint(use_reentrant=True)``, has its rows in the same places as the run with gradients that will follow,
     so that dropout draws the same numbers.

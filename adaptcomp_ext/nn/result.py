@@ -68,13 +68,20 @@ class HaltResult(NamedTuple):
         int64 [B]: how often the row went through ``step``.
     cost : Tensor
         [B]: the policy's ponder cost, float32 (float64 in a float64 model); in steps, for PonderNet in training in nats.
-        Differentiable where the policy's is; for policies without one of their own it is the number of steps.
+        Differentiable where the policy's is; for policies without one of their own it is the number of steps. The step at which a
+        row ended ``NONFINITE`` adds nothing to a cost of the policy's own.
     status : Tensor
         int8 [B]: a `Status` each.
     trace : Trace or None
         Every step of every row, for policies that need them (PonderNet in training), else None.
     log_prob : Tensor or None
-        [B], in nats: log-probability of the sampled halting decisions, for policies that define it, else None.
+        [B], in nats: log-probability of the sampled halting decisions, for policies that define it, else None. Without the step
+        at which a row ended ``NONFINITE``.
+
+    Notes
+    -----
+    Without a ``readout``, ``output`` may share its memory with the first tensor of ``state``: who writes to one may write to
+    both.
     """
 
     output: Tensor

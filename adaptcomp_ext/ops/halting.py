@@ -42,6 +42,7 @@ __all__ = [
     "Results",
     "Step",
     "block_gradient",
+    "changes_in_place",
     "end_and_pack",
     "halt_rows",
     "pack_rows",
@@ -132,6 +133,11 @@ class _HaltRows(torch.autograd.Function):
 _apply = super(torch.autograd.Function, _HaltRows).apply
 
 
+def changes_in_place(error: RuntimeError) -> bool:
+    """Whether torch raised it because a tensor was changed in place that this node has passed on, and keeps for its gradient."""
+    return f"of {_HaltRows.__name__} is a view and is being modified inplace" in str(error)
+
+
 # --- the op -------------------------------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class Results:
@@ -181,7 +187,8 @@ def halt_rows(
     """End the rows of a block that halt, reach `max_steps` or are not finite. First half of the step; see `pack_rows`.
 
     Where a row ends, its step count, status, last state and (unless weighted) readout go to `results`; in every step
-    ``weight * readout`` is added to ``results.output`` and each increment to its total.
+    ``weight * readout`` is added to ``results.output`` and each increment to its total, but for the increments of a row that is
+    not finite.
 
     Parameters
     ----------

@@ -105,7 +105,7 @@ def halt_rows(
     elif readout is not None and output is not None:
         output = finished(readout, output)
     new_totals = [
-        total.index_add(0, row[active], without_gradient_where_not_finite(i)[active])
+        total.index_add(0, row[active], torch.where(finite, i, 0)[active])  # a step that broke adds nothing
         for i, total in zip(increments, totals, strict=True)
     ]
     new_results = [finished(leaf, result) for leaf, result in zip(leaves, results, strict=True)]

@@ -113,7 +113,7 @@ void halt_rows(const HaltStep& a, int64_t begin, int64_t end) {
         axpy_loop(row_of<C>(a.readout.result, r, n), static_cast<C>(v.weight), row_of<T>(a.readout.block, i, n), n);
       });
     }
-    for (int64_t s = 0; s < a.n_sums; ++s) {
+    for (int64_t s = 0; s < a.n_sums && flag != kNonFinite; ++s) {
       const S increment = a.sums[s].increment ? static_cast<const S*>(a.sums[s].increment)[i] : v.cost;
       static_cast<S*>(a.sums[s].total)[r] += increment;
     }

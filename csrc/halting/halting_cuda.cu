@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 4) halt_step_kernel(const __grid_con
   if (lane == 0 && i < a.rows) {
     a.flag[i] = flag;
     if (r < 0) pass_carry<S>(a, i);
-    for (int64_t s = 0; s < a.n_sums && r >= 0; ++s)
+    for (int64_t s = 0; s < a.n_sums && r >= 0 && flag != kNonFinite; ++s)
       static_cast<S*>(a.sums[s].total)[r] += a.sums[s].increment ? static_cast<const S*>(a.sums[s].increment)[i] : v.cost;
   }
   if (ended) {

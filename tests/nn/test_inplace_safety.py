@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import re
 import weakref
 
 import numpy as np
@@ -434,3 +436,84 @@ def test_what_the_users_functions_resize_is_refused_before_its_rows_are_moved():
             name = {"input": "inputs", "state": "step"}[where[0]]
             error, argument = outcome.split()[:2]
             assert error in ("ValueError", "TypeError") and argument == f"{name}:", line
+
+
+# --- functions that use their memory again: without gradients, the results are those of functions that do not ---------------
+class StillnessAt(ac.Policy):
+    """Halts where the readout has moved less than before, by a carry in the readout's own memory."""
+
+    def decide(self, view):
+        before = view.carry[0] if view.carry else torch.zeros_like(view.readout)
+        return ac.Decision((view.readout - before).norm(dim=1) < 0.6, carry=(view.readout.view_as(view.readout),))
+
+
+def reusing(place):
+    """A step and a readout that overwrite: their argument, or a buffer of their own."""
+    memory = torch.empty(BATCH, DIM)
+
+    def into_memory(t):
+        return memory[: t.shape[0]].copy_(t.detach())
+
+    step = {"step": lambda h, x: h.mul_(0.5).add_(x), "buffer": lambda h, x: into_memory(h * 0.5 + x)}
+    readout = {"readout": lambda h: into_memory(h * 2)}
+    return step.get(place, lambda h, x: h * 0.5 + x), readout.get(place, lambda h: h * 2)
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference", "reference"])
+@pytest.mark.parametrize("place", ["step", "buffer", "readout"])
+@pytest.mark.parametrize("policy", [lambda: ac.PonderNet(lambda h: h[:, 0]), StillnessAt, lambda: ac.ACT(lambda h: h[:, 0] - 1)])
+def test_functions_that_use_their_memory_again(policy, place, how):
+    def results(place, compact, apart):
+        step, readout = reusing(place)
+        with mode(how), torch.set_grad_enabled(False):
+            halt = ac.AdaptiveHalt(step, policy(), 6, compact=compact, readout=readout if apart else None)
+            return leaves(halt(block(), block(1)))
+
+    for compact, apart in itertools.product(COMPACT, (False, True)):
+        for got, right in zip(results(place, compact, apart), results(None, compact, apart), strict=True):
+            assert (got is None and right is None) or torch.equal(got, right)
+
+
+def test_a_readout_without_a_gradient_may_use_its_memory_again_in_training():
+    def trace(place):
+        step, readout = reusing(place)
+        halt = ac.AdaptiveHalt(step, ac.PonderNet(lambda h: h[:, 0].detach()), 6, readout=lambda h: readout(h).detach())
+        return halt(block(), block(1).requires_grad_()).trace
+
+    assert torch.equal(trace("readout").outputs, trace(None).outputs)
+
+
+@pytest.mark.parametrize("how", ["grad", "reference"])
+@pytest.mark.parametrize("policy", [ac.ACT, ac.PonderNet])
+def test_what_the_gradient_needs_must_not_be_changed_in_place(policy, how):
+    """The right values, or a sentence that says what is wrong."""
+
+    def run(step, readout=None):
+        x = block(1).requires_grad_()
+        with mode(how):
+            result = ac.AdaptiveHalt(step, policy(lambda h: h[:, 0] - 9), 5, readout=readout)(torch.zeros(BATCH, DIM), x)
+        (gradient,) = torch.autograd.grad(result.output.square().sum() + result.cost.sum(), x)
+        return result.output, gradient
+
+    plain = run(lambda h, x: h + x)
+    memory = torch.empty(BATCH, DIM)
+
+    def own_memory(h):
+        memory.detach_()
+        return memory.copy_(h)
+
+    for attempt in (lambda: run(lambda h, x: h.add_(x)), lambda: run(lambda h, x: h + x, own_memory)):
+        try:
+            got = attempt()
+        except RuntimeError as error:
+            assert re.match("step(: | or readout: )expected|one of the variables needed for gradient", str(error)), error
+        else:
+            for value, right in zip(got, plain, strict=True):
+                torch.testing.assert_close(value, right)
+
+
+@pytest.mark.parametrize("policy", [ac.ACT, ac.PonderNet])
+def test_a_step_in_place_is_named_in_training(policy):
+    halt = ac.AdaptiveHalt(lambda h, x: h.add_(x), policy(lambda h: h[:, 0] - 9), 5)
+    with pytest.raises(RuntimeError, match=f"^step: expected the state .* left as it is.*{policy.__name__}"):
+        halt(torch.zeros(BATCH, DIM), block(1).requires_grad_())

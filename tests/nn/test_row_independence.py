@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -171,7 +173,7 @@ def test_a_broken_row_ends_as_nonfinite_at_that_step_and_harms_no_other(name, pl
         assert result.status[BAD_ROW] == NONFINITE and result.steps[BAD_ROW] == BAD_STEP
         for a, b in zip(leaves(result[:5]), leaves(healthy[:5]), strict=True):
             assert identical(a[others], b[others])
-        assert bool((result.status[others] != NONFINITE).all())
+        assert bool((result.status[others] != NONFINITE).all()) and bool(result.cost.isfinite().all())
         if how == "no_grad":
             continue
         for r in (result, healthy):
@@ -216,6 +218,34 @@ def test_a_logit_is_tested_before_min_steps_and_at_the_last_step_too(name, how, 
 
 
 @pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("place", ["logit", "state", "last state"])
+def test_the_cost_of_a_broken_row_is_that_of_the_steps_before(place, how, device):
+    """PonderNet's cost with a hazard of a half: the sum of p (log p - log prior) of two steps, and a mean with a gradient."""
+    count = torch.zeros(3, 1, device=device)
+    last = 3 if place == "last state" else 4
+    breaks = torch.tensor([[False], [True], [False]], device=device)
+    shift = torch.zeros((), device=device, requires_grad=how != "no_grad")
+
+    def step(count, breaks):
+        count = count + 1
+        return torch.where(breaks & (count == 3), NAN, count) if place != "logit" else count
+
+    def head(count):
+        bad = (count[:, 0] == 3) & (torch.arange(count.shape[0], device=device) == 1)
+        return torch.where(bad & (place == "logit"), NAN, shift.expand(count.shape[0]))
+
+    with mode(how):
+        result = ac.AdaptiveHalt(step, ac.PonderNet(head, prior="uniform"), last)(count, breaks)
+    assert result.status.tolist() == [1, NONFINITE, 1]
+    cost = [p * (math.log(p) + math.log(last)) for p in [0.5**n for n in range(1, last)] + [0.5 ** (last - 1)]]
+    expected = torch.tensor([sum(cost), sum(cost[:2]), sum(cost)], device=device)
+    torch.testing.assert_close(result.cost.detach(), expected)
+    if how != "no_grad":
+        result.cost.mean().backward()
+        assert bool(shift.grad.isfinite())
+
+
+@pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_broken_from_the_start(name, how, device):
     step, policy, h, x = make(name, 5, device=device)
@@ -224,7 +254,10 @@ def test_broken_from_the_start(name, how, device):
         result = ac.AdaptiveHalt(step, policy, 4)(h, x)
     assert result.status[2] == NONFINITE and result.steps[2] == 1
     expected = dense(step, policy, h, x, max_steps=4)
-    result.cost.data[2] = expected.cost.data[2] = 0  # of a broken row: whatever it had come to
+    for r in (result, expected):  # of a broken row: what it had come to before
+        r.cost.data[2] = 0
+        if r.log_prob is not None:
+            r.log_prob.data[2] = 0
     check(result, expected)
 
 
