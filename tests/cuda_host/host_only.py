@@ -3,6 +3,7 @@
 UNCHECKED = "on CUDA the values of an index are not looked at, which would make the host wait"
 BUCKETS = "on CUDA blocks have the sizes of buckets, and shrink when the count has arrived"
 IN_PLACE = "only the CPU's kernels pack in place"
+COPIES = "on CUDA the step is given a copy of its result, which it may overwrite, wherever a row may have ended"
 
 HOST_ONLY: dict[str, str] = {
     "ops/test_boundary.py::test_a_bad_argument_is_named_with_what_was_expected_and_what_came": UNCHECKED,
@@ -18,5 +19,7 @@ HOST_ONLY: dict[str, str] = {
     "nn/test_cost_model.py::test_auto_leaves_packing_out_where_it_does_not_pay_and_takes_it_where_it_does": BUCKETS,
     "nn/test_energy_descent.py::test_only_rows_that_go_on_are_evaluated": BUCKETS,
     "nn/test_energy_descent_errors.py::test_an_energy_that_goes_wrong_later": BUCKETS,
+    "nn/test_inplace_safety.py::test_what_the_users_functions_resize_is_refused_before_its_rows_are_moved": IN_PLACE,
+    "nn/test_inplace_safety.py::test_a_step_in_place_is_named_in_training": COPIES,
     "nn/test_inplace_safety.py::test_memory_that_nobody_else_sees_is_used_again": IN_PLACE,
 }
