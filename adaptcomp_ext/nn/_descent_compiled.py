@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 _NODE = "CompiledFunctionBackward"  # AOTAutograd's name for what it has compiled
@@ -22,9 +24,9 @@ def is_second_derivative_error(error: RuntimeError) -> bool:
     return _SIGN in str(error) and "torch.compile" in str(error)
 
 
-def check_not_compiled(value: Tensor) -> None:
-    """Raise where the graph of energies has a compiled part, whose slope has no gradient."""
-    seen, stack = set(), [value.grad_fn]
+def check_not_compiled(value: Tensor, given: Iterable[Tensor]) -> None:
+    """Raise where the graph of energies has a compiled part, whose slope has no gradient; what they were `given` may have one."""
+    seen, stack = {t.grad_fn for t in given}, [value.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:

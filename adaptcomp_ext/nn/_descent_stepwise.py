@@ -86,8 +86,8 @@ class _Stepwise:
                 leaves = problem.seen.first(value, [point, *context])
                 given = [*context, problem.step_size, problem.sigma, *leaves]
                 live = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-                if live:
-                    check_not_compiled(value)  # here: torch itself goes through these slopes in the backward pass
+                if live:  # torch itself goes through these slopes in the backward pass
+                    check_not_compiled(value, [*context, *leaves])
             slope = None
             if step < most or problem.rule.on_gradient:
                 slope = problem.slope(value, point, torch.ones_like(value), create_graph=live and step < most)
