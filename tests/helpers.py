@@ -25,10 +25,14 @@ SYNCHRONISED = "called a synchronizing CUDA operation"
 """What torch warns of at each wait. Switching these warnings on gives another, once in a process, in similar words."""
 
 
+OUTSIDE = Path(__file__).parent
+"""Where a child process starts: in the root it would import the sources instead of the installed package."""
+
+
 def run_python(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run a Python of its own. Not in the root of the sources, where it would import those instead of the installed package."""
+    """Run a Python of its own."""
     command = [sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=Path(__file__).parent)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=OUTSIDE)
 
 
 def on_cuda(device: str | torch.device) -> bool:

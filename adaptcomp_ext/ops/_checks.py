@@ -97,13 +97,13 @@ def check_floating(name: str, value: object) -> Tensor:
     return tensor
 
 
-def check_int(name: str, value: object, least: int) -> int:
-    """Require an int of at least `least` that fits in 64 bits (bool is not an int here)."""
+def check_int(name: str, value: object, least: int, *, bounded: bool = True) -> int:
+    """Require an int of at least `least` that fits in 64 bits unless not `bounded` (bool is not an int here)."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {describe(value)}")
     if value < least:
         raise ValueError(f"{name}: expected an int >= {least}, got {value}")
-    if value >= 2**63:
+    if bounded and value >= 2**63:
         raise ValueError(f"{name}: expected an int < 2**63, got {value}")
     return value
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_python
+from helpers import OUTSIDE, run_python
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
@@ -266,7 +266,8 @@ def test_an_interrupted_run_is_one_sentence(extras: None, words: tuple[str, ...]
         "from adaptcomp_ext.experiments.cli import main; main()"
     )
     command = [sys.executable, "-c", program, *words, "--out", str(tmp_path / "out")]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, **pipes, start_new_session=True, cwd=OUTSIDE)
     try:
         deadline = time.monotonic() + 120
         while not any(tmp_path.glob(f"out/{begun}")) and time.monotonic() < deadline and child.poll() is None:

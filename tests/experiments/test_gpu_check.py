@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import OUTSIDE
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_check.sh"
@@ -79,5 +80,6 @@ def test_the_first_look_needs_none_of_the_extras() -> None:
     code = "import sys; sys.modules.update(dict.fromkeys(['rich', 'typer', 'matplotlib', 'sklearn', 'scipy'])); import bench_gpu"
     command = [sys.executable, "-c", code]
     search = os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": search})
+    child = {**os.environ, "PYTHONPATH": search}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=child, cwd=OUTSIDE)
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import tracemalloc
 
 import pytest
 import torch
+from helpers import OUTSIDE
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.nn import _descent_whole
@@ -132,7 +133,8 @@ with torch.no_grad():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_stops_a_kernel_within_a_second(threads):
     command = [sys.executable, "-c", INTERRUPTED, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    child = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=child, cwd=OUTSIDE)
     expected = []
     for kind in ("network", "deep", "hopfield", "quadratic"):
         expected += [f"{kind}{which} interrupted in time after 1" for which in ("", " backward")] + ["goes on True"]

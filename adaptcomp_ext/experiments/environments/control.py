@@ -133,7 +133,7 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         A seed makes the states repeatable from which these environments start, now and later. Without one their courses go on.
         """
         if seed is not None:
-            check_int("seed", seed, 0)
+            check_int("seed", seed, 0, bounded=False)  # NumPy draws seeds of 128 bits
         mask = check_reset_mask(options, self.num_envs, self._observation is not None)
         super().reset(seed=seed)
         self._follow(mask)

@@ -114,7 +114,7 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Begin N episodes, or those of ``options["reset_mask"]``, bool [N]. A seed makes everything that follows repeatable."""
         if seed is not None:
-            check_int("seed", seed, 0)
+            check_int("seed", seed, 0, bounded=False)  # NumPy draws seeds of 128 bits
         mask = check_reset_mask(options, self.num_envs, self._ready)
         super().reset(seed=seed)
         if self._ready and not mask.all():
