@@ -1,6 +1,7 @@
 """Adaptive computation for PyTorch: think longer about hard inputs, stop early on easy ones, and save the time.
 
-A batch is B rows. Each row runs a step until it halts; only the active rows are kept, so that a halted row costs nothing.
+A batch is B rows. Each row runs a step until it halts; only the active rows are kept, so that a halted row
+costs nothing.
 """
 
 from typing import Any
@@ -47,9 +48,10 @@ def build_info() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``version``; ``compiler``; ``instruction_set`` in use by the CPU kernels that are compiled for several ("base", "avx2" or
-        "avx512"); ``cuda`` (bool: compiled in), ``cuda_compiler`` and ``cuda_architectures``; ``openmp`` (version of the
-        standard, 0 without) and ``openmp_threads``; ``torch``, ``torch_cuda`` and ``torch_threads``: the torch in use.
+        ``version``; ``compiler``; ``instruction_set`` in use by the CPU kernels that are compiled for several
+        ("base", "avx2" or "avx512"); ``cuda`` (bool: compiled in), ``cuda_compiler`` and
+        ``cuda_architectures``; ``openmp`` (version of the standard, 0 without) and ``openmp_threads``;
+        ``torch``, ``torch_cuda`` and ``torch_threads``: the torch in use.
     """
     return {
         **_C.build_info(),

@@ -13,7 +13,9 @@ from adaptcomp_ext.experiments.bench import bench_energy
 
 def main() -> None:
     """Read the options and run."""
-    parser = argparse.ArgumentParser(description="Energy descent against autograd, compiled and hand-written loops.")
+    parser = argparse.ArgumentParser(
+        description="Energy descent against autograd, compiled and hand-written loops."
+    )
     parser.add_argument("--out", default="results/bench_energy", help="folder of the results")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="a small grid: less than a minute")

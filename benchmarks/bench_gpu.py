@@ -1,9 +1,10 @@
 """
 A first look at a GPU in a few minutes: ``python benchmarks/bench_gpu.py --out bench.json``.
 
-Needs torch and the package, none of its extras. In the order of interest: the bandwidth of a device copy and of compaction, whole
-descents against the same descent by autograd, halting with and without compaction. Each line is printed, and the file written,
-as soon as it is measured, so that a run that is cut short leaves what it had.
+Needs torch and the package, none of its extras. In the order of interest: the bandwidth of a device copy and
+of compaction, whole descents against the same descent by autograd, halting with and without compaction. Each
+line is printed, and the file written, as soon as it is measured, so that a run that is cut short leaves what
+it had.
 
 Every contender is checked against the first one before it is timed. Times are medians of calls in turn.
 """
@@ -26,7 +27,9 @@ import adaptcomp_ext as ac
 
 Call = Callable[[], Any]
 
-TOLERANCE = 2e-3  # relative to the largest element: products of a BLAS round by the size of the batch, TF32 is off
+TOLERANCE = (
+    2e-3  # relative to the largest element: products of a BLAS round by the size of the batch, TF32 is off
+)
 
 
 def milliseconds(calls: dict[str, Call], device: torch.device, seconds: float) -> dict[str, float]:
@@ -58,10 +61,12 @@ def agree(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
     """Raise unless the two are equal up to rounding."""
     difference = float((got - want).abs().max() / want.abs().max().clamp(min=1e-30))
     if not difference <= TOLERANCE:
-        raise SystemExit(f"bench_gpu: {name} differs from the first contender by {difference:.1e} of the largest element")
+        raise SystemExit(
+            f"bench_gpu: {name} differs from the first contender by {difference:.1e} of the largest element"
+        )
 
 
-# --- bandwidth --------------------------------------------------------------------------------------------------------------
+# --- bandwidth ----------------------------------------------------------------------------------------------
 def bandwidth(device: torch.device, seconds: float, block_bytes: int) -> Iterator[dict[str, Any]]:
     """Bytes that have to move in a second: a copy of a block, and compaction of half its rows at several widths."""
     for row_bytes in (256, 4096, 65536):
@@ -71,26 +76,41 @@ def bandwidth(device: torch.device, seconds: float, block_bytes: int) -> Iterato
         keep = torch.arange(rows, device=device) % 2 == 0
         (packed,), _, count = ac.ops.compact_padded(keep, [block])
         agree("compact_padded", packed[: int(count)], block[keep])
-        calls = {"copy": lambda b=block, o=other: o.copy_(b), "compact": lambda b=block, k=keep: ac.ops.compact_padded(k, [b])}
+        calls = {
+            "copy": lambda b=block, o=other: o.copy_(b),
+            "compact": lambda b=block, k=keep: ac.ops.compact_padded(k, [b]),
+        }
         took = milliseconds(calls, device, seconds)
-        moved = {"copy": 2 * block_bytes, "compact": block_bytes + block_bytes // 2}  # reads half, writes the padded block
+        moved = {
+            "copy": 2 * block_bytes,
+            "compact": block_bytes + block_bytes // 2,
+        }  # reads half, writes the padded block
         rate = {name: moved[name] / took[name] / 1e6 for name in took}
         label = f"bandwidth, rows of {row_bytes} bytes"
-        yield {"what": label, "ms": took, "gb_per_s": rate, "ratio": {"compact / copy": rate["compact"] / rate["copy"]}}
+        yield {
+            "what": label,
+            "ms": took,
+            "gb_per_s": rate,
+            "ratio": {"compact / copy": rate["compact"] / rate["copy"]},
+        }
 
 
-# --- whole descents ---------------------------------------------------------------------------------------------------------
+# --- whole descents -----------------------------------------------------------------------------------------
 def energies(dim: int, device: torch.device) -> dict[str, nn.Module]:
     generator = torch.Generator().manual_seed(1)
     mixed = torch.randn(dim, dim, generator=generator)
     return {
         "mlp": ac.MLPEnergy(dim, dim, (2 * dim,), "softplus").to(device),
         "hopfield": ac.HopfieldEnergy(torch.randn(2 * dim, dim, generator=generator).to(device), 1.0),
-        "quadratic": ac.QuadraticEnergy((mixed @ mixed.T / dim + torch.eye(dim)).to(device), torch.zeros(dim, device=device)),
+        "quadratic": ac.QuadraticEnergy(
+            (mixed @ mixed.T / dim + torch.eye(dim)).to(device), torch.zeros(dim, device=device)
+        ),
     }
 
 
-def by_autograd(energy: nn.Module, y: torch.Tensor, context: tuple[torch.Tensor, ...], steps: int, size: float) -> torch.Tensor:
+def by_autograd(
+    energy: nn.Module, y: torch.Tensor, context: tuple[torch.Tensor, ...], steps: int, size: float
+) -> torch.Tensor:
     """What one writes without the package: all steps of all rows."""
     for _ in range(steps):
         y = y.detach().requires_grad_()
@@ -99,7 +119,9 @@ def by_autograd(energy: nn.Module, y: torch.Tensor, context: tuple[torch.Tensor,
     return y
 
 
-def whole_descents(device: torch.device, seconds: float, sizes: tuple[tuple[int, int], ...]) -> Iterator[dict[str, Any]]:
+def whole_descents(
+    device: torch.device, seconds: float, sizes: tuple[tuple[int, int], ...]
+) -> Iterator[dict[str, Any]]:
     """All steps of a row in one kernel, against a loop with autograd."""
     steps, size = 20, 0.01
     for batch, dim in sizes:
@@ -120,8 +142,10 @@ def whole_descents(device: torch.device, seconds: float, sizes: tuple[tuple[int,
             yield {"what": f"whole descent, {name}, B={batch}, D={dim}", "ms": took, "ratio": ratio}
 
 
-# --- halting ----------------------------------------------------------------------------------------------------------------
-def halting(device: torch.device, seconds: float, sizes: tuple[tuple[int, int], ...]) -> Iterator[dict[str, Any]]:
+# --- halting ------------------------------------------------------------------------------------------------
+def halting(
+    device: torch.device, seconds: float, sizes: tuple[tuple[int, int], ...]
+) -> Iterator[dict[str, Any]]:
     """A GRU whose rows take a quarter of the steps on average: no halting at all, a mask, compaction with each lag."""
     max_steps = 16
     for training in (False, True):
@@ -130,7 +154,9 @@ def halting(device: torch.device, seconds: float, sizes: tuple[tuple[int, int], 
             cell = nn.GRUCell(dim, dim).to(device)
             h0, x = torch.randn(batch, dim, device=device), torch.randn(batch, dim, device=device)
             hazard = torch.full((batch,), 0.25)
-            steps = (1 + torch.distributions.Geometric(hazard).sample().long()).clamp(max=max_steps).to(device)
+            steps = (
+                (1 + torch.distributions.Geometric(hazard).sample().long()).clamp(max=max_steps).to(device)
+            )
 
             def step(h: torch.Tensor, x: torch.Tensor, cell: nn.Module = cell) -> torch.Tensor:
                 return cell(x, h)
@@ -162,7 +188,9 @@ def halting(device: torch.device, seconds: float, sizes: tuple[tuple[int, int], 
                 calls = {label: (lambda call=call, train=train: train(call)) for label, call in calls.items()}
             with torch.set_grad_enabled(training):
                 took = milliseconds(calls, device, seconds)
-            ratio = {f"{other} / compact": took[other] / took["compact"] for other in took if other != "compact"}
+            ratio = {
+                f"{other} / compact": took[other] / took["compact"] for other in took if other != "compact"
+            }
             share = float(steps.float().mean()) / max_steps
             kind = "training" if training else "inference"
             yield {
@@ -172,12 +200,21 @@ def halting(device: torch.device, seconds: float, sizes: tuple[tuple[int, int], 
             }
 
 
-# --- the run ----------------------------------------------------------------------------------------------------------------
+# --- the run ------------------------------------------------------------------------------------------------
 def run(device: torch.device, out: Path | None, seconds: float, small: bool) -> dict[str, Any]:
     """Measure everything; `small`: sizes for a test on the CPU."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    record: dict[str, Any] = {"device": name, "torch": torch.__version__, "build": ac.build_info(), "rows": []}
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    record: dict[str, Any] = {
+        "device": name,
+        "torch": torch.__version__,
+        "build": ac.build_info(),
+        "rows": [],
+    }
     print(f"{name}, torch {torch.__version__}, adaptcomp_ext {record['build']['version']}", flush=True)
     descents = ((64, 16),) if small else ((256, 64), (1024, 128), (8192, 64))
     cells = ((64, 16),) if small else ((256, 128), (1024, 256), (4096, 256), (16384, 512))
@@ -200,7 +237,9 @@ def run(device: torch.device, out: Path | None, seconds: float, small: bool) -> 
 
 def main() -> None:
     """Read the options and run."""
-    parser = argparse.ArgumentParser(description="Bandwidth, whole descents and halting on a GPU, in a few minutes.")
+    parser = argparse.ArgumentParser(
+        description="Bandwidth, whole descents and halting on a GPU, in a few minutes."
+    )
     parser.add_argument("--out", type=Path, default=None, help="JSON file of the results")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each line")

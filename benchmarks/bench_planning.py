@@ -13,7 +13,9 @@ from adaptcomp_ext.experiments.bench.planning import bench_planning
 
 def main() -> None:
     """Read the options and run."""
-    parser = argparse.ArgumentParser(description="Batched planning, each state stopping by itself, against its limit.")
+    parser = argparse.ArgumentParser(
+        description="Batched planning, each state stopping by itself, against its limit."
+    )
     parser.add_argument("--out", default="results/bench_planning", help="folder of the results")
     parser.add_argument("--rows", type=int, default=32, help="states planned together")
     parser.add_argument("--threads", type=int, default=1)

@@ -13,7 +13,9 @@ from adaptcomp_ext.experiments.bench import bench_route
 
 def main() -> None:
     """Read the options and run."""
-    parser = argparse.ArgumentParser(description="Routing against masking, boolean indexing and index_select.")
+    parser = argparse.ArgumentParser(
+        description="Routing against masking, boolean indexing and index_select."
+    )
     parser.add_argument("--out", default="results/bench_route", help="folder of the results")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="a small grid: less than half a minute")

@@ -1,9 +1,10 @@
-// The boundary to Python: arguments in, kernels called, results out. No torch header, and no Python outside this file and the
-// headers of csrc/bindings, which are its parts.
+// The boundary to Python: arguments in, kernels called, results out. No torch header, and no Python outside
+// this file and the headers of csrc/bindings, which are its parts.
 //
-// Tensors, sizes and dtype codes arrive as one flat list per call (reading forty integers from a list takes less than a
-// microsecond), or apart. Shapes were checked on the Python side, adaptcomp_ext/ops: this module is private and trusts its
-// caller. But every address is taken here, by the guard of bindings/torch.h, so that no tensor without memory gets to a kernel.
+// Tensors, sizes and dtype codes arrive as one flat list per call (reading forty integers from a list takes
+// less than a microsecond), or apart. Shapes were checked on the Python side, adaptcomp_ext/ops: this module
+// is private and trusts its caller. But every address is taken here, by the guard of bindings/torch.h, so
+// that no tensor without memory gets to a kernel.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -74,7 +75,8 @@ void act_step(const py::list& list, double threshold) {
   AC_RUN(where, act_step_cpu(a), act_step_cuda(a, where.device, where.stream));
 }
 
-// rows, step, min_steps, max_steps, wide, logits, dtype, accumulated, g_weight, g_next, g_cost, g_logits, g_accumulated, place
+// rows, step, min_steps, max_steps, wide, logits, dtype, accumulated, g_weight, g_next, g_cost, g_logits,
+// g_accumulated, place
 void act_step_backward(const py::list& list, double threshold) {
   Arguments in(list);
   ActStepBackward a{};
@@ -138,7 +140,8 @@ void confidence(const py::list& list) {
   AC_RUN(where, confidence_cpu(a), confidence_cuda(a, where.device, where.stream));
 }
 
-// flag, row, rows, size, whole, place. `whole`, int64, has room for index [size], place [rows] and next [size].
+// flag, row, rows, size, whole, place. `whole`, int64, has room for index [size], place [rows] and next
+// [size].
 void plan_packing(const py::list& list) {
   Arguments in(list);
   PackingPlan a{};
@@ -266,7 +269,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::list&, int64_t>())
       .def("take", &StateLike::take);
   py::class_<HaltRun>(m, "HaltRun")
-      .def(py::init<const py::list&, double, std::shared_ptr<StateLike>, std::shared_ptr<Schedule>, const py::list&, py::list>())
+      .def(py::init<const py::list&, double, std::shared_ptr<StateLike>, std::shared_ptr<Schedule>,
+                    const py::list&, py::list>())
       .def("set_readout", &HaltRun::set_readout)
       .def("set_rows", &HaltRun::set_rows)
       .def("split", &HaltRun::split)

@@ -14,7 +14,8 @@ import adaptcomp_ext as ac
 # For `import helpers` under every import mode of pytest.
 sys.path.insert(0, str(Path(__file__).parent))
 
-# The tensors are small: on a busy machine a second thread waits for its turn longer than it works. Tests of threads ask for them.
+# The tensors are small: on a busy machine a second thread waits for its turn longer than it works. Tests of
+# threads ask for them.
 torch.set_num_threads(1)
 
 GUARD = 256  # bytes on either side of a poisoned allocation

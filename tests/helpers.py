@@ -22,7 +22,8 @@ DTYPES = (*FLOATS, torch.int64, torch.bool, torch.uint8, torch.complex64)
 LAYOUTS = ("transposed", "strided", "misaligned", "expanded", "reversed")
 
 SYNCHRONISED = "called a synchronizing CUDA operation"
-"""What torch warns of at each wait. Switching these warnings on gives another, once in a process, in similar words."""
+"""What torch warns of at each wait. Switching these warnings on gives another, once in a process, in similar
+words."""
 
 
 OUTSIDE = Path(__file__).parent
@@ -54,15 +55,23 @@ def mask(pattern: str, rows: int, device: str = "cpu", seed: int = 0) -> Tensor:
     return chosen.to(device)
 
 
-def values(shape: Sequence[int], dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Tensor:
+def values(
+    shape: Sequence[int], dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+) -> Tensor:
     """Random, and in no row zero throughout."""
     if dtype.is_floating_point or dtype.is_complex:
         wide = torch.complex128 if dtype.is_complex else torch.float64
         return torch.randn(*shape, dtype=wide, generator=generator(seed)).to(dtype).to(device)
-    return torch.randint(0, 2 if dtype == torch.bool else 200, tuple(shape), generator=generator(seed)).to(dtype).to(device)
+    return (
+        torch.randint(0, 2 if dtype == torch.bool else 200, tuple(shape), generator=generator(seed))
+        .to(dtype)
+        .to(device)
+    )
 
 
-def laid_out(layout: str, rows: int, width: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Tensor:
+def laid_out(
+    layout: str, rows: int, width: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0
+) -> Tensor:
     """[rows, width], not contiguous or not aligned."""
     if layout == "transposed":
         return values((width, rows), dtype, device, seed).t()
@@ -97,9 +106,8 @@ def assert_as_good_as_torch(
 ) -> None:
     """|got − exact| <= 2·max|torch in the same dtype − exact| + rounding, where exact was computed in float64.
 
-    The rounding is `rounding` units (of `got`'s dtype, or of the coarser one it was `computed_in`) of the result, or of `scale`,
-    the size of the terms it is the difference of.
-    """
+    The rounding is `rounding` units (of `got`'s dtype, or of the coarser one it was `computed_in`) of the
+    result, or of `scale`, the size of the terms it is the difference of."""
     assert got.shape == exact.shape
     assert got.dtype == torch_same_dtype.dtype
     if got.numel() == 0:
@@ -116,7 +124,9 @@ def assert_as_good_as_torch(
     )
 
 
-def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> Sequence[Tensor]:
+def gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], upstream: Sequence[Tensor]
+) -> Sequence[Tensor]:
     """``torch.autograd.grad``, with zeros where nothing depends on an input."""
     pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, upstream, strict=True) if o.requires_grad]
     if not pairs:

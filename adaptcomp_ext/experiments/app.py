@@ -37,7 +37,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -59,7 +61,9 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and jitter.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for all repeats of the timing together.")] = 5.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for all repeats of the timing together.")
+    ] = 5.0,
 ) -> None:
     """Train a reader that looks longer at hard digits; time it; draw what it did. Under a minute."""
     from adaptcomp_ext.experiments.data import load_digits, load_mnist
@@ -76,11 +80,21 @@ def halting(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_halting"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A small grid: one or two minutes.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")] = None,
-    cores: Annotated[str, typer.Option(help="Step networks to time, out of gru, mlp and transformer.")] = "gru,mlp,transformer",
-    grid: Annotated[str, typer.Option(help="Configurations to time: default, quick or required.")] = "default",
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")] = None,
-    limit_seconds: Annotated[float, typer.Option(min=0.0, help="Leave out configurations slower than this.")] = 1.5,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")
+    ] = None,
+    cores: Annotated[
+        str, typer.Option(help="Step networks to time, out of gru, mlp and transformer.")
+    ] = "gru,mlp,transformer",
+    grid: Annotated[
+        str, typer.Option(help="Configurations to time: default, quick or required.")
+    ] = "default",
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")
+    ] = None,
+    limit_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Leave out configurations slower than this.")
+    ] = 1.5,
     compiled: Annotated[bool, typer.Option(help="Whether compiled baselines take part.")] = True,
     memory: Annotated[bool, typer.Option(help="Whether training memory is measured.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows of an interrupted run.")] = False,
@@ -111,8 +125,12 @@ def energy_benchmark(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_energy"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than a minute.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")
+    ] = None,
     compiled: Annotated[bool, typer.Option(help="Whether the compiled baseline takes part.")] = True,
     memory: Annotated[bool, typer.Option(help="Whether training memory is measured.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, tensors and step counts.")] = 0,
@@ -138,8 +156,12 @@ def route_benchmark(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_route"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than half a minute.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, tensors and routed rows.")] = 0,
 ) -> None:
     """Time route against masking, boolean indexing and index_select."""
@@ -155,7 +177,9 @@ def planning_benchmark(
     rows: Annotated[int, typer.Option(min=2, help="Number of states planned together.")] = 32,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for all repeats of one size.")] = 10.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, states and the iterations after which they stop.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of weights, states and the iterations after which they stop.")
+    ] = 0,
 ) -> None:
     """Time batched planning in which each state stops by itself."""
     from adaptcomp_ext.experiments.bench.planning import bench_planning
@@ -168,7 +192,9 @@ def planning_benchmark(
 def sudoku(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),
     size: Annotated[int, typer.Option(help="Side of the boards: 4 or 9.")] = 4,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with its own split, puzzles and weights.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of runs, each with its own split, puzzles and weights.")
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few updates, to see that it runs.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
@@ -191,7 +217,9 @@ def energy(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and corruption.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    held_out: Annotated[int, typer.Option(min=0, help="Number of training images to report on instead of the test images.")] = 0,
+    held_out: Annotated[
+        int, typer.Option(min=0, help="Number of training images to report on instead of the test images.")
+    ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Few epochs and little timing.")] = False,
 ) -> None:
     """Train a latent-variable energy through its own descent; see which digits take many steps."""
@@ -207,7 +235,9 @@ DataOption = Annotated[
     Path | None,
     typer.Option(help=DATA_HELP),
 ]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing files into that folder, through torchvision.")]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Fetch missing files into that folder, through torchvision.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="First seed, of weights, order and colours.")]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
@@ -224,7 +254,9 @@ def _fetch(data: Path | None, download: bool) -> None:
             raise ValueError("--download: expected a folder to download into (--data DIR), got none")
         try:
             fetch_mnist(data)
-        except ModuleNotFoundError as error:  # of torchvision, which is none of the extras that every experiment needs
+        except (
+            ModuleNotFoundError
+        ) as error:  # of torchvision, which is none of the extras that every experiment needs
             raise ValueError(str(error)) from None
 
 
@@ -255,7 +287,9 @@ def digits(
     from adaptcomp_ext.experiments.digits import digits as run_digits
 
     _fetch(data, download)
-    run_digits(data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick)
+    run_digits(
+        data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick
+    )
 
 
 @run.command()
@@ -264,7 +298,9 @@ def stroop(
     data: DataOption = None,
     download: DownloadOption = False,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/stroop"),
-    congruent: Annotated[str, typer.Option(help="Proportions congruent in training.")] = "0.8,0.95,0.99,0.995",
+    congruent: Annotated[
+        str, typer.Option(help="Proportions congruent in training.")
+    ] = "0.8,0.95,0.99,0.995",
     seed: SeedOption = 0,
     seeds: SeedsOption = 1,
     epochs: EpochsOption = None,
@@ -311,7 +347,9 @@ def distill(
     from adaptcomp_ext.experiments.distill import distill as run_distill
 
     _fetch(data, download)
-    run_distill(data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick)
+    run_distill(
+        data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick
+    )
 
 
 @run.command()
@@ -320,7 +358,9 @@ def maze(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/maze"),
     seed: SeedOption = 0,
     seeds: SeedsOption = 1,
-    updates: Annotated[int | None, typer.Option(min=1, help="Updates of each agent. Default: 600, or 60 with --quick.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Updates of each agent. Default: 600, or 60 with --quick.")
+    ] = None,
     price: Annotated[
         float | None, typer.Option(min=0.0, help="Price of one sweep; the goal is worth 1. Default: 0.0009.")
     ] = None,
@@ -346,7 +386,8 @@ def maze(
 
 TaskOption = Annotated[str, typer.Option(help="Task of the DeepMind Control Suite, such as walker-walk.")]
 StepsOption = Annotated[
-    int | None, typer.Option(min=1, help="Steps of the suite, all environments together. Default: what suits the task.")
+    int | None,
+    typer.Option(min=1, help="Steps of the suite, all environments together. Default: what suits the task."),
 ]
 
 
@@ -355,14 +396,22 @@ StepsOption = Annotated[
 def control(
     task: TaskOption = "pendulum-swingup",
     steps: StepsOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/control-TASK.")] = None,
-    agents: Annotated[str, typer.Option(help="Agents to train, with commas between them.")] = "always,value,never,random",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/control-TASK.")
+    ] = None,
+    agents: Annotated[
+        str, typer.Option(help="Agents to train, with commas between them.")
+    ] = "always,value,never,random",
     price: Annotated[
-        float | None, typer.Option(min=0.0, help="Price of one plan, in units of the spread of the value estimates.")
+        float | None,
+        typer.Option(min=0.0, help="Price of one plan, in units of the spread of the value estimates."),
     ] = None,
     test_price: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Price of one plan in tests. Default: what suits the task; --price where that is given."),
+        typer.Option(
+            min=0.0,
+            help="Price of one plan in tests. Default: what suits the task; --price where that is given.",
+        ),
     ] = None,
     seed: SeedOption = 0,
     seeds: SeedsOption = 1,
@@ -393,7 +442,9 @@ def control(
 def horizon(
     task: TaskOption = "pendulum-swingup",
     steps: StepsOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/horizon-TASK.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/horizon-TASK.")
+    ] = None,
     seed: SeedOption = 0,
     seeds: SeedsOption = 1,
     workers: WorkersOption = 1,
@@ -404,7 +455,9 @@ def horizon(
     from adaptcomp_ext.experiments.horizon import horizon as run_horizon
 
     where = out or Path(f"adaptcomp-out/horizon-{task}")
-    run_horizon(task, where, steps=steps, seeds=seeds, first_seed=seed, workers=workers, threads=threads, quick=quick)
+    run_horizon(
+        task, where, steps=steps, seeds=seeds, first_seed=seed, workers=workers, threads=threads, quick=quick
+    )
 
 
 @run.command()
@@ -437,8 +490,12 @@ def transfer(
 @app.command()
 @guarded(None)
 def report(
-    folders: Annotated[list[Path] | None, typer.Argument(help="Folders with results. Default: adaptcomp-out.")] = None,
-    out: Annotated[Path, typer.Option(help="The page, ending in .html or .md.")] = Path("adaptcomp-out/report.html"),
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders with results. Default: adaptcomp-out.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page, ending in .html or .md.")] = Path(
+        "adaptcomp-out/report.html"
+    ),
 ) -> None:
     """Gather what was run into one page (all but demo, energy, sudoku and the benchmarks)."""
     from adaptcomp_ext.experiments.runs.page import find_runs, write_page

@@ -1,6 +1,7 @@
 """Entry point of the command line.
 
-Everything but ``info`` and ``--version`` needs the optional extras: none is imported before it is known to be wanted.
+Everything but ``info`` and ``--version`` needs the optional extras: none is imported before it is known to be
+wanted.
 """
 
 from __future__ import annotations

@@ -17,14 +17,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def guarded(resume: str | None, refusals: tuple[type[Exception], ...] = (ValueError, OSError)) -> Callable[[Command], Command]:
+def guarded(
+    resume: str | None, refusals: tuple[type[Exception], ...] = (ValueError, OSError)
+) -> Callable[[Command], Command]:
     """Decorate a command.
 
     Parameters
     ----------
     resume : str, optional
-        How the run goes on that a full disk or Ctrl-C has ended, such as "the same command goes on where this run ended". None:
-        it does not, and the sentence says that.
+        How the run goes on that a full disk or Ctrl-C has ended, such as "the same command goes on where this
+        run ended". None: it does not, and the sentence says that.
     refusals : tuple of exception types
         What a command raises about its arguments and files, whose message is a sentence for the user.
     """
@@ -38,8 +40,14 @@ def guarded(resume: str | None, refusals: tuple[type[Exception], ...] = (ValueEr
                 raise _end(f"interrupted; {resume or AGAIN}", INTERRUPTED) from None
             except OSError as error:
                 if error.errno in FULL:
-                    what = f"{error.filename} could not be written" if error.filename else "a file could not be written"
-                    raise _end(f"the disk is full: {what}; free some space, then {resume or AGAIN}", REFUSED) from None
+                    what = (
+                        f"{error.filename} could not be written"
+                        if error.filename
+                        else "a file could not be written"
+                    )
+                    raise _end(
+                        f"the disk is full: {what}; free some space, then {resume or AGAIN}", REFUSED
+                    ) from None
                 if not isinstance(error, refusals):
                     raise
                 raise _end(str(error), REFUSED) from None

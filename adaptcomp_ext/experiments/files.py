@@ -19,8 +19,8 @@ __all__ = ["read_json", "whole", "write_bytes", "write_json", "write_tensors", "
 def whole(path: Path) -> Iterator[Path]:
     """Yield a path to write to, which takes the place of `path` when the block ends.
 
-    Where the block raises, what it wrote is removed and `path` is left as it was. An OSError without a file name gets that of
-    `path`, so that the user reads which file did not fit.
+    Where the block raises, what it wrote is removed and `path` is left as it was. An OSError without a file
+    name gets that of `path`, so that the user reads which file did not fit.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

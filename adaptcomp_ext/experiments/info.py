@@ -17,5 +17,11 @@ def print_info() -> None:
     info = ac.build_info()
     width = max(map(len, info))
     for name, value in info.items():
-        shown = "-" if value in (None, "") else {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        shown = (
+            "-"
+            if value in (None, "")
+            else {True: "yes", False: "no"}[value]
+            if isinstance(value, bool)
+            else value
+        )
         print(f"{name.replace('_', ' '):{width}}  {shown}")

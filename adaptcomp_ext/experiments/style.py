@@ -12,7 +12,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FAINT", "INK", "MUTED", "ORANGE", "OTHERS", "OURS", "QUICK", "STYLE", "WRONG", "bars", "save", "span_at_least"]
+__all__ = [
+    "FAINT",
+    "INK",
+    "MUTED",
+    "ORANGE",
+    "OTHERS",
+    "OURS",
+    "QUICK",
+    "STYLE",
+    "WRONG",
+    "bars",
+    "save",
+    "span_at_least",
+]
 
 INK, MUTED, FAINT = "#22272e", "#6b7480", "#e3e6ea"
 OURS, OTHERS, WRONG, ORANGE = "#2166ac", "#b4bcc6", "#c2341d", "#f08a24"
@@ -43,7 +56,18 @@ QUICK = "Quick run (--quick): it shows that everything runs, and its figures mea
 def save(figure: Figure, path: Path, dpi: int, quick: bool = False) -> None:
     """Write a PNG whole; one of a quick run says so across the picture."""
     if quick:
-        figure.text(0.5, 0.5, "quick run", fontsize=64, color=WRONG, alpha=0.18, rotation=15, ha="center", va="center", zorder=10)
+        figure.text(
+            0.5,
+            0.5,
+            "quick run",
+            fontsize=64,
+            color=WRONG,
+            alpha=0.18,
+            rotation=15,
+            ha="center",
+            va="center",
+            zorder=10,
+        )
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png")
 

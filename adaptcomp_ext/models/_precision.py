@@ -21,7 +21,8 @@ def wide(t: Tensor) -> Tensor:
 class Precise(nn.Module):
     """A module whose buffers named in `precise` are not narrowed by ``half()``, ``bfloat16()`` or ``to(dtype)``.
 
-    A threshold that is rounded calls other rows than it was calibrated to, and a running mean that is rounded stands still.
+    A threshold that is rounded calls other rows than it was calibrated to, and a running mean that is rounded
+    stands still.
     """
 
     precise: tuple[str, ...] = ()

@@ -17,11 +17,12 @@ class LatentEnergyClassifier(nn.Module):
 
     ::
 
-        c = encoder(x),   v = [y | z],   v ← v − α ∇E(v, c)   until E falls by no more than tol;   the class is argmax y
+        c = encoder(x),   v = [y | z],   v ← v − α ∇E(v, c)   until E falls by no more than tol;   the class
+        is argmax y
 
-    E is an `MLPEnergy` with ρ > 0, so that every row has a minimum. Where its hidden units are saturated, it is ρ/2·‖v‖² plus
-    something linear, and a step of α = 1/ρ leads to the minimum at once; where it is curved, the descent takes its time. α starts
-    there and is learned as its logarithm.
+    E is an `MLPEnergy` with ρ > 0, so that every row has a minimum. Where its hidden units are saturated, it
+    is ρ/2·‖v‖² plus something linear, and a step of α = 1/ρ leads to the minimum at once; where it is curved,
+    the descent takes its time. α starts there and is learned as its logarithm.
 
     Parameters
     ----------
@@ -47,15 +48,15 @@ class LatentEnergyClassifier(nn.Module):
     Attributes
     ----------
     descend : EnergyDescent
-        With ``accept="if_lower"`` and ``backtracking=0.5``, because a fixed step can go to and fro across a narrow valley for
-        ever; and ``gradient="stepwise"``, for a loss on the logits after every step (``keep_trace=True``). All of it may be
-        changed between calls.
+        With ``accept="if_lower"`` and ``backtracking=0.5``, because a fixed step can go to and fro across a
+        narrow valley for ever; and ``gradient="stepwise"``, for a loss on the logits after every step
+        (``keep_trace=True``). All of it may be changed between calls.
 
     Notes
     -----
-    The latent-variable energy is that of LeCun et al. 2006 ("A Tutorial on Energy-Based Learning"), training through the descent
-    that of Du et al. 2022 ("Learning Iterative Reasoning through Energy Minimization"). Unlike the former's, this energy is not
-    bounded below by 0, and not trained to be the loss.
+    The latent-variable energy is that of LeCun et al. 2006 ("A Tutorial on Energy-Based Learning"), training
+    through the descent that of Du et al. 2022 ("Learning Iterative Reasoning through Energy Minimization").
+    Unlike the former's, this energy is not bounded below by 0, and not trained to be the loss.
 
     Examples
     --------
@@ -83,7 +84,9 @@ class LatentEnergyClassifier(nn.Module):
         self.dim_latent = check_int("dim_latent", dim_latent, 0)
         ridge = check_number("ridge", ridge, 0, math.inf, ends="()")
         self.encoder = encoder
-        self.energy = MLPEnergy(classes + dim_latent, check_int("dim_context", dim_context, 1), hidden, activation, ridge)
+        self.energy = MLPEnergy(
+            classes + dim_latent, check_int("dim_context", dim_context, 1), hidden, activation, ridge
+        )
         self.log_step_size = nn.Parameter(torch.tensor(-math.log(ridge)))
         self.descend = EnergyDescent(
             self.energy,
@@ -122,5 +125,9 @@ class LatentEnergyClassifier(nn.Module):
         EnergyResult
             ``y`` and the trace's outputs hold [y | z]: see `logits`.
         """
-        context = self.encoder(x).to(self.log_step_size.dtype)  # autocast may have narrowed it, and the energy has one dtype
-        return self.descend(self.start(context), context, step_size=self.step_size if step_size is None else step_size)
+        context = self.encoder(x).to(
+            self.log_step_size.dtype
+        )  # autocast may have narrowed it, and the energy has one dtype
+        return self.descend(
+            self.start(context), context, step_size=self.step_size if step_size is None else step_size
+        )

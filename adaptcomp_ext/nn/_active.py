@@ -42,7 +42,9 @@ class _Copy:
 
     def send(self, count: Tensor) -> None:
         """Queue the copy behind everything that the device of the count has been given to do."""
-        self._word.copy_(count, non_blocking=True)  # on the current stream of the count's device, whichever device is current
+        self._word.copy_(
+            count, non_blocking=True
+        )  # on the current stream of the count's device, whichever device is current
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(self._device))
 
@@ -60,8 +62,8 @@ class _Copy:
 class ActiveCount:
     """An upper bound on the rows still running on a CUDA device.
 
-    The count lives on the device and can only fall, so an old copy of it is a valid bound. After every step a copy is sent to
-    pinned memory, on the device and the current stream of the rows.
+    The count lives on the device and can only fall, so an old copy of it is a valid bound. After every step a
+    copy is sent to pinned memory, on the device and the current stream of the rows.
 
     Parameters
     ----------
@@ -70,14 +72,15 @@ class ActiveCount:
     device : torch.device
         Where they are.
     lag : int or None
-        The size of a block is made from the count after the step that came `lag` steps before it; at least 1. With 1 the host
-        waits for the last step. With 2 it waits for the step before last, so that the device has one step to do meanwhile. The
-        sizes of the blocks then depend on the data alone. With None the host never waits, and takes the newest count that has
-        arrived: the sizes depend on the clock.
+        The size of a block is made from the count after the step that came `lag` steps before it; at least 1.
+        With 1 the host waits for the last step. With 2 it waits for the step before last, so that the device
+        has one step to do meanwhile. The sizes of the blocks then depend on the data alone. With None the
+        host never waits, and takes the newest count that has arrived: the sizes depend on the clock.
 
     Notes
     -----
-    While a CUDA graph is captured the host must learn nothing: the bound stays, and the graph holds every step.
+    While a CUDA graph is captured the host must learn nothing: the bound stays, and the graph holds every
+    step.
     """
 
     _CHUNK = 8  # words of pinned memory that are allocated together
@@ -101,7 +104,8 @@ class ActiveCount:
         if not self._free:
             self._free = self._copies(1 if self._lag is None else min(self._lag, self._CHUNK))
         if self._lag is None:
-            # Every copy overwrites the one before, in the order of the stream: whatever is there was the count after some step.
+            # Every copy overwrites the one before, in the order of the stream: whatever is there was the
+            # count after some step.
             self._free[0].send(self.running)
             self._bound = self._free[0].peek()
             return self._bound

@@ -1,7 +1,8 @@
 """Gradients of a function that is run again for them, and which may be differentiated once more.
 
-A custom autograd node that recomputes its graph has to do so on copies of its inputs: on the inputs themselves, one that was
-computed from another, or from the leaves that the function reaches on its own, would pass their gradient on twice.
+A custom autograd node that recomputes its graph has to do so on copies of its inputs: on the inputs
+themselves, one that was computed from another, or from the leaves that the function reaches on its own, would
+pass their gradient on twice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 Inputs = Sequence[Tensor | None]
 Function = Callable[[Inputs], Sequence[Tensor]]
-"""Differentiable outputs from inputs. Leaves that it reaches on its own come after its inputs, and are not replaced."""
+"""Differentiable outputs from inputs. Leaves that it reaches on its own come after its inputs, and are not
+replaced."""
 Gradients = Callable[[Inputs, Sequence[Tensor | None], Sequence[bool]], list[Tensor | None]]
 """From inputs, gradients of the outputs, and which inputs need a gradient: their gradients."""
 
@@ -31,12 +33,19 @@ def copies(inputs: Inputs, own: int, needed: Sequence[bool]) -> list[Tensor | No
 
 
 def backward(
-    function: Function, gradients: Gradients, own: int, inputs: Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+    function: Function,
+    gradients: Gradients,
+    own: int,
+    inputs: Inputs,
+    upstream: Sequence[Tensor | None],
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of the inputs; differentiable where gradients are recorded, which runs `function` again."""
     if not torch.is_grad_enabled():
         return gradients(inputs, upstream, needed)
-    found: list[Tensor | None] = list(_Adjoint.apply(function, gradients, own, len(upstream), needed, *upstream, *inputs))
+    found: list[Tensor | None] = list(
+        _Adjoint.apply(function, gradients, own, len(upstream), needed, *upstream, *inputs)
+    )
     return found
 
 
@@ -72,21 +81,34 @@ class _Adjoint(torch.autograd.Function):
         tensors, outputs = ctx.saved_tensors, ctx.outputs
         needs = ctx.needs_input_grad[5:]
         with torch.enable_grad(), without_autocast():
-            # Second derivatives mix all that was differentiated the first time, whether or not its own gradient is needed now.
-            inputs = copies(tensors[outputs:], ctx.own, [a or b for a, b in zip(ctx.needed, needs[outputs:], strict=True)])
+            # Second derivatives mix all that was differentiated the first time, whether or not its own
+            # gradient is needed now.
+            inputs = copies(
+                tensors[outputs:], ctx.own, [a or b for a, b in zip(ctx.needed, needs[outputs:], strict=True)]
+            )
             upstream = copies(tensors[:outputs], outputs, needs[:outputs])
             results = ctx.function(inputs)
-            pairs = [(r, g) for r, g in zip(results, upstream, strict=True) if g is not None and r.requires_grad]
+            pairs = [
+                (r, g) for r, g in zip(results, upstream, strict=True) if g is not None and r.requires_grad
+            ]
             wanted = [t for t, need in zip(inputs, ctx.needed, strict=True) if need and t is not None]
             first = torch.autograd.grad(
                 [r for r, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
             )
             at = iter(first)
             whole = [next(at) if need else None for need in ctx.needed]
-            terms = [(f, g) for f, g in zip(whole, second, strict=True) if f is not None and g is not None and f.requires_grad]
-            targets = [t for t, need in zip([*upstream, *inputs], needs, strict=True) if need and t is not None]
+            terms = [
+                (f, g)
+                for f, g in zip(whole, second, strict=True)
+                if f is not None and g is not None and f.requires_grad
+            ]
+            targets = [
+                t for t, need in zip([*upstream, *inputs], needs, strict=True) if need and t is not None
+            ]
             third: Sequence[Tensor | None] = [None] * len(targets)
             if terms:
-                third = torch.autograd.grad([f for f, _ in terms], targets, [g for _, g in terms], allow_unused=True)
+                third = torch.autograd.grad(
+                    [f for f, _ in terms], targets, [g for _, g in terms], allow_unused=True
+                )
         found = iter(third)
         return (None, None, None, None, None, *(next(found) if need else None for need in needs))

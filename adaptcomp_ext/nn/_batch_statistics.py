@@ -15,7 +15,9 @@ _ONE_ROW = "more than 1 value per channel"
 
 def find(*functions: Any) -> list[_BatchNorm]:
     """The batch normalisations in what is an ``nn.Module`` of `functions`."""
-    modules = [layer for function in functions if isinstance(function, nn.Module) for layer in function.modules()]
+    modules = [
+        layer for function in functions if isinstance(function, nn.Module) for layer in function.modules()
+    ]
     return [layer for layer in modules if isinstance(layer, _BatchNorm)]
 
 
@@ -30,7 +32,9 @@ def settle(layers: list[_BatchNorm], compact: bool | str) -> bool | str:
     what = f"{type(taking[0]).__name__} takes its statistics over the rows in the block"
     if compact is True:
         raise ValueError(f"compact: expected False where halted rows have to stay, since {what}, got True")
-    warnings.warn(f'{what}: halted rows stay in it, and compact="auto" is compact=False here.', stacklevel=_USER)
+    warnings.warn(
+        f'{what}: halted rows stay in it, and compact="auto" is compact=False here.', stacklevel=_USER
+    )
     return False
 
 

@@ -67,7 +67,9 @@ class Problem:
     @property
     def has_containers(self) -> bool:
         """Whether an input is an object of its own beside its tensors. The step may keep it, or change it: it gets a new one."""
-        return True in [is_container(structure) for structure in self.input_structures]  # at every call: no generator
+        return True in [
+            is_container(structure) for structure in self.input_structures
+        ]  # at every call: no generator
 
     def leaves(self, tree: Any, rows: int) -> list[Tensor]:
         """The leaves of what the step returned."""
@@ -88,7 +90,9 @@ class Problem:
         """The leaves of what the step returned, which has to look like the state it was given."""
         leaves, structure = flatten_like(tree, self.structure)
         if structure is not self.structure and structure != self.structure:
-            raise TypeError(f"step: expected a state with the structure {self.structure}, got {describe_tree(tree)}")
+            raise TypeError(
+                f"step: expected a state with the structure {self.structure}, got {describe_tree(tree)}"
+            )
         self.kinds = kinds_of(leaves)
         for i, (leaf, first) in enumerate(zip(leaves, self.state, strict=True)):
             if not isinstance(leaf, Tensor):
@@ -98,10 +102,14 @@ class Problem:
                 raise TypeError(f"step: expected dense tensors in the state, got {describe(leaf)}")
             shape = (rows, *first.shape[1:])
             if leaf.shape != shape:
-                raise ValueError(f"step: expected it to keep the state's shape {list(shape)}, got {list(leaf.shape)}")
+                raise ValueError(
+                    f"step: expected it to keep the state's shape {list(shape)}, got {list(leaf.shape)}"
+                )
             if leaf.dtype != first.dtype:
                 if not (torch.is_autocast_enabled(leaf.device.type) and leaf.is_floating_point()):
-                    raise TypeError(f"step: expected it to keep the state's dtype {first.dtype}, got {leaf.dtype}")
+                    raise TypeError(
+                        f"step: expected it to keep the state's dtype {first.dtype}, got {leaf.dtype}"
+                    )
                 leaves[i] = leaf.to(first.dtype)
             if leaf.device != first.device:
                 raise ValueError(f"step: expected it to keep the state on {first.device}, got {leaf.device}")
@@ -173,7 +181,9 @@ def check_weighable(policy: Policy, readout: Tensor) -> None:
     """Require floating point of a readout that the policy weighs."""
     if policy.weighted and readout.dtype not in DTYPE_CODES:
         name = type(policy).__name__
-        raise TypeError(f"readout: {name} adds up weighted readouts, which takes floating point, got {readout.dtype}")
+        raise TypeError(
+            f"readout: {name} adds up weighted readouts, which takes floating point, got {readout.dtype}"
+        )
 
 
 def describe_tree(tree: Any) -> str:

@@ -15,8 +15,8 @@ from adaptcomp_ext.nn._descent_problem import Problem
 class Check:
     """Whether the evaluations of a backward pass are those of the call: by their energies and the sources of their graph.
 
-    Bitwise equality is not asked for: rows that are evaluated in other company may be rounded otherwise. `typical`: energies
-    whose size rounding errors are compared with.
+    Bitwise equality is not asked for: rows that are evaluated in other company may be rounded otherwise.
+    `typical`: energies whose size rounding errors are compared with.
     """
 
     def __init__(self, problem: Problem, typical: Tensor | None) -> None:
@@ -28,7 +28,12 @@ class Check:
         self._sources_checked = False
 
     def evaluation(
-        self, value: Tensor, but: Sequence[Tensor], sources: _adjoint.Inputs, then: Tensor | None, partial: bool
+        self,
+        value: Tensor,
+        but: Sequence[Tensor],
+        sources: _adjoint.Inputs,
+        then: Tensor | None,
+        partial: bool,
     ) -> None:
         """One evaluation, and its energies then. `partial`: more rows were evaluated then."""
         seen = self._problem.seen
@@ -41,7 +46,9 @@ class Check:
         with torch.no_grad():
             if self._size is None:
                 rounding = math.sqrt(max(torch.finfo(d).eps for d in (value.dtype, *self._autocast())))
-                self._size = self._typical.to(then.dtype).abs().nan_to_num(0.0, 0.0).amax().clamp(min=rounding)
+                self._size = (
+                    self._typical.to(then.dtype).abs().nan_to_num(0.0, 0.0).amax().clamp(min=rounding)
+                )
                 self._rounding = rounding, max(rounding, 0.05)
             allowed = self._rounding[partial] * torch.maximum(self._size, then.abs().amax())
             self._other.append(~((value.to(then.dtype) - then).abs().amax() <= allowed))

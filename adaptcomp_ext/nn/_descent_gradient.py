@@ -1,9 +1,9 @@
 """The gradient of a descent that has run without a graph: through its steps, and of the energy at its end.
 
-With v = ∂ℓ/∂y_k and the step y_k = clamp(y_{k-1} + σ η − α s m_k), m_k = μ m_{k-1} + clip(∇E(y_{k-1}; θ)), one step back is a
-vector times the Jacobian of the update, and one product of a vector with the second derivatives of E, of which only that step's
-graph exists at the time. Each row takes part from its own last step on, in the steps that it took: a rejected step, and one that
-was not finite, pass v on as it is.
+With v = ∂ℓ/∂y_k and the step y_k = clamp(y_{k-1} + σ η − α s m_k), m_k = μ m_{k-1} + clip(∇E(y_{k-1}; θ)),
+one step back is a vector times the Jacobian of the update, and one product of a vector with the second
+derivatives of E, of which only that step's graph exists at the time. Each row takes part from its own last
+step on, in the steps that it took: a rejected step, and one that was not finite, pass v on as it is.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def add(total: Tensor | None, term: Tensor | None) -> Tensor | None:
 class Unrolled:
     """The steps of a descent, to be differentiated.
 
-    The inputs of its functions are y0, the step size, σ, the context, and the sources of the energy. The step size and σ are None
-    where they are numbers. The outputs are y and, with a trace, its outputs.
+    The inputs of its functions are y0, the step size, σ, the context, and the sources of the energy. The step
+    size and σ are None where they are numbers. The outputs are y and, with a trace, its outputs.
     """
 
     def __init__(self, problem: Problem, tape: Tape, trace: Trace | None) -> None:
@@ -156,13 +156,19 @@ class Unrolled:
                     eta = self._noise(step)
                     noise = eta * _number(sigma, problem.sigma, here)
                 sizes = self._sizes(step_size, step)
-                after = step.velocity if step.velocity is not None else reference.clipped(slope.detach(), rule.clip)
+                after = (
+                    step.velocity
+                    if step.velocity is not None
+                    else reference.clipped(slope.detach(), rule.clip)
+                )
                 g_here, g_slope, g_size, g_before = reference.descent_update_backward(
                     *(here.detach(), slope.detach(), sizes, after, noise, rule),
                     *(select(v, row), None if w is None else select(w, row)),
                 )
                 if needed[1]:
-                    g_sizes = add_rows(g_sizes, g_size if step.scale is None else g_size * step.scale, row, batch)
+                    g_sizes = add_rows(
+                        g_sizes, g_size if step.scale is None else g_size * step.scale, row, batch
+                    )
                 if needed[2] and eta is not None:
                     g_sigma = add(g_sigma, (g_here * eta).sum())
             targets = [here, *(t for t in rows if t.requires_grad)]
@@ -347,7 +353,9 @@ class _Node(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         with _adjoint.without_autocast():
             try:
-                found = _adjoint.backward(work.function, work.gradients, work.own, ctx.saved_tensors, upstream, needed)
+                found = _adjoint.backward(
+                    work.function, work.gradients, work.own, ctx.saved_tensors, upstream, needed
+                )
             except RuntimeError as error:
                 if is_second_derivative_error(error):
                     raise second_derivative_error() from error
@@ -363,7 +371,8 @@ def attach(work: Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -
 def _grad(value: Tensor, targets: list[Tensor], upstream: Tensor | None) -> Sequence[Tensor | None]:
     if upstream is None or not value.requires_grad or value.grad_fn is None:
         return [None] * len(targets)
-    # The graph is kept: part of it may lie behind what the energy reaches on its own, and serve the other steps too.
+    # The graph is kept: part of it may lie behind what the energy reaches on its own, and serve the other
+    # steps too.
     return torch.autograd.grad(value, targets, upstream, retain_graph=True, allow_unused=True)
 
 
@@ -371,7 +380,11 @@ def _number(given: Tensor | None, otherwise: float | Tensor, like: Tensor) -> Te
     """A tensor among the inputs, in the compute dtype, or the number that it is otherwise."""
     if given is not None:
         return given.to(like.device, compute_dtype(like.dtype))
-    return otherwise.detach().to(like.device, compute_dtype(like.dtype)) if isinstance(otherwise, Tensor) else otherwise
+    return (
+        otherwise.detach().to(like.device, compute_dtype(like.dtype))
+        if isinstance(otherwise, Tensor)
+        else otherwise
+    )
 
 
 def _over(rows: Tensor, like: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The gradient of a minimum as a function of context and parameters: ``gradient="implicit"``.
 
-Where ∇E(y*; θ) = 0 and v = ∂ℓ/∂y*: H w = v, θ̄ = −(∂²E/∂θ∂y) w. H is never formed: conjugate gradients need products with it,
-which are second derivatives of one evaluation. Every row solves its own system, and leaves when it is done. An element at a bound
-of the clamp does not move with θ, and takes no part.
+Where ∇E(y*; θ) = 0 and v = ∂ℓ/∂y*: H w = v, θ̄ = −(∂²E/∂θ∂y) w. H is never formed: conjugate gradients need
+products with it, which are second derivatives of one evaluation. Every row solves its own system, and leaves
+when it is done. An element at a bound of the clamp does not move with θ, and takes no part.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Implicit:
 
     def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
         """Not available: the solution of the system is not followed by a graph."""
-        raise NotImplementedError('gradient: "implicit" can be differentiated once; use "unrolled" for second derivatives')
+        raise NotImplementedError(
+            'gradient: "implicit" can be differentiated once; use "unrolled" for second derivatives'
+        )
 
     def gradients(
         self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
@@ -56,7 +58,9 @@ class Implicit:
         with self.problem.again(inputs[self._given :], len(seen.marks) - 1 if seen.marks else None):
             return self._gradients(inputs, upstream[0], needed)
 
-    def _gradients(self, inputs: _adjoint.Inputs, g_y: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:
+    def _gradients(
+        self, inputs: _adjoint.Inputs, g_y: Tensor | None, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
         context = [c for c in inputs[: self._given] if c is not None]
         targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         rows = (self._status != Status.NONFINITE).nonzero()[:, 0]
@@ -78,7 +82,9 @@ class Implicit:
         with torch.no_grad():
             v = torch.where(free, g_y[rows].to(compute_dtype(y.dtype)), 0.0)
             w = _solve(self.problem, slope, here, [c[rows].detach() for c in context], v, free)
-        found = iter(torch.autograd.grad(slope, targets, -w.to(slope.dtype), retain_graph=True, allow_unused=True))
+        found = iter(
+            torch.autograd.grad(slope, targets, -w.to(slope.dtype), retain_graph=True, allow_unused=True)
+        )
         return [next(found) if need else None for need in needed]
 
 
@@ -86,11 +92,13 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).unsqueeze(-1).flatten(1).sum(dim=1)
 
 
-def _solve(problem: Problem, slope: Tensor, here: Tensor, context: list[Tensor], v: Tensor, free: Tensor) -> Tensor:
+def _solve(
+    problem: Problem, slope: Tensor, here: Tensor, context: list[Tensor], v: Tensor, free: Tensor
+) -> Tensor:
     """H w = v in the free elements, row by row.
 
-    A row is done when its residual is small beside v, and where it meets a direction without positive curvature, in which it has
-    no minimum: it keeps what it has, which is nothing if that is the first.
+    A row is done when its residual is small beside v, and where it meets a direction without positive
+    curvature, in which it has no minimum: it keeps what it has, which is nothing if that is the first.
     """
     eps = torch.finfo(v.dtype).eps
     w = torch.zeros_like(v)
@@ -106,7 +114,9 @@ def _solve(problem: Problem, slope: Tensor, here: Tensor, context: list[Tensor],
             at, place, r, p, rho, enough = (t.index_select(0, index) for t in (at, place, r, p, rho, enough))
             if at.shape[0] == 0:
                 break
-            if 2 * at.shape[0] <= here.shape[0]:  # from here on the rows that are done cost more than a new graph
+            if (
+                2 * at.shape[0] <= here.shape[0]
+            ):  # from here on the rows that are done cost more than a new graph
                 with problem.evaluating():
                     here = here.detach().index_select(0, place).requires_grad_()
                     context = [c.index_select(0, place) for c in context]

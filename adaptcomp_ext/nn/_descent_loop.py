@@ -12,7 +12,9 @@ from adaptcomp_ext.nn._descent_state import State, plain
 from adaptcomp_ext.nn._descent_tape import Tape
 
 
-def descend(problem: Problem, wanted: Callable[[Tensor, list[Tensor]], Tape | None]) -> tuple[State, Tape | None]:
+def descend(
+    problem: Problem, wanted: Callable[[Tensor, list[Tensor]], Tape | None]
+) -> tuple[State, Tape | None]:
     """Run every row until it has ended. `wanted` is given the first energies and what is not to be taken for their leaves."""
     rule = problem.rule
     tape = None

@@ -54,7 +54,9 @@ def run_kernels(problem: Problem) -> EnergyResult:
         if problem.seen is not None:
             leaves.extend(problem.seen.first(value, own))
         points = bool(
-            recording and problem.gradient == "unrolled" and (leaves or any(t is not None and t.requires_grad for t in given))
+            recording
+            and problem.gradient == "unrolled"
+            and (leaves or any(t is not None and t.requires_grad for t in given))
         )
         return Tape(points, problem.keep_trace, problem.last) if points or problem.keep_trace else None
 
@@ -81,7 +83,9 @@ def _check_watch(problem: Problem) -> None:
         problem.watch.refuse("vmap")
 
 
-def finish(problem: Problem, ended: Ended, y: Tensor, trace: Trace | None, leaves: list[Tensor]) -> EnergyResult:
+def finish(
+    problem: Problem, ended: Ended, y: Tensor, trace: Trace | None, leaves: list[Tensor]
+) -> EnergyResult:
     """The result, with the gradient of the energies."""
     energy = ended.energy
     inputs = [y, *problem.context, *leaves]

@@ -68,16 +68,22 @@ class Problem:
         with contextlib.ExitStack() as stack:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
-            if self.autocast is None:  # the backward pass evaluates the energy again, in the dtypes of the forward pass
+            if (
+                self.autocast is None
+            ):  # the backward pass evaluates the energy again, in the dtypes of the forward pass
                 kinds = {"cpu", self.y0.device.type}
-                self.autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
+                self.autocast = [
+                    (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds
+                ]
             for kind, dtype, enabled in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype, enabled))
             stack.enter_context(torch.enable_grad())
             yield
 
-    def again(self, sources: Sequence[Tensor | None], evaluation: int | None = None) -> contextlib.AbstractContextManager[None]:
+    def again(
+        self, sources: Sequence[Tensor | None], evaluation: int | None = None
+    ) -> contextlib.AbstractContextManager[None]:
         """Where the energy is the one of the call: see `Seen.again`."""
         assert self.seen is not None
         return self.seen.again(sources, evaluation)
@@ -111,20 +117,31 @@ class Problem:
         if value.layout != torch.strided:
             raise TypeError(f"energy: expected it to return a dense tensor, got layout {value.layout}")
         if value.dtype not in DTYPE_CODES:
-            raise TypeError(f"energy: expected it to return float32, float64, bfloat16 or float16, got {value.dtype}")
+            raise TypeError(
+                f"energy: expected it to return float32, float64, bfloat16 or float16, got {value.dtype}"
+            )
         if value.shape != (rows,):
             hint = "; one energy for each row, not their sum or mean" if value.dim() == 0 else ""
             raise ValueError(f"energy: expected it to return shape [{rows}]{hint}, got {list(value.shape)}")
         if value.device != point.device:
-            raise ValueError(f"energy: expected it to return a tensor on {point.device}, got one on {value.device}")
+            raise ValueError(
+                f"energy: expected it to return a tensor on {point.device}, got one on {value.device}"
+            )
         if not value.requires_grad:
             raise ValueError(f"energy: expected it to depend on y, got {describe(value)} without a graph")
         return value
 
-    def slope(self, value: Tensor, point: Tensor, ones: Tensor, create_graph: bool = False, keep: bool = False) -> Tensor:
+    def slope(
+        self, value: Tensor, point: Tensor, ones: Tensor, create_graph: bool = False, keep: bool = False
+    ) -> Tensor:
         """The gradient of each row's energy at its point."""
         (g,) = torch.autograd.grad(
-            value, point, ones, retain_graph=create_graph or keep, create_graph=create_graph, allow_unused=True
+            value,
+            point,
+            ones,
+            retain_graph=create_graph or keep,
+            create_graph=create_graph,
+            allow_unused=True,
         )
         if g is None:
             raise ValueError("energy: expected it to depend on y, got one whose graph does not reach y")
@@ -140,7 +157,8 @@ def find_mixing(value: Tensor, point: Tensor) -> None:
     (g,) = torch.autograd.grad(value, point, only, retain_graph=True, allow_unused=True)
     if g is None:
         return
-    # A NaN in another row's gradient says nothing: zero times the infinity of that row's own derivatives is one.
+    # A NaN in another row's gradient says nothing: zero times the infinity of that row's own derivatives is
+    # one.
     others = g[1:]
     if bool(((others != 0) & others.isfinite()).any()):
         raise ValueError(

@@ -23,7 +23,20 @@ _DEPTH = 4  # of containers and objects in each other
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout, torch.Size)
+_PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    enum.Enum,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.Size,
+)
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 
@@ -63,8 +76,8 @@ def write(container: Any, key: Any, value: Any) -> None:
 def entries(energy: Any, materialize: Callable[[], object] | None = None) -> list[Entry]:
     """All that `energy` can read, as far as it is followed.
 
-    Parameters of lazy modules are nothing before they have a shape. Where there are some, `materialize` gives them one first: an
-    evaluation that did it would seem to change the energy, and to draw random numbers.
+    Parameters of lazy modules are nothing before they have a shape. Where there are some, `materialize` gives
+    them one first: an evaluation that did it would seem to change the energy, and to draw random numbers.
     """
     walk = _walked(energy)
     if walk.lazy and materialize is not None:
@@ -106,7 +119,12 @@ class _Walk:
     def add(self, value: Any, path: str, depth: int, kind: _Visit | None = None) -> None:
         """Visit a value later, unless that is done already."""
         kind = _kind(type(value)) if kind is None else kind
-        if kind in (None, _plain, _tensor) or id(value) in self._visited or depth > _DEPTH or len(self.entries) >= _MOST:
+        if (
+            kind in (None, _plain, _tensor)
+            or id(value) in self._visited
+            or depth > _DEPTH
+            or len(self.entries) >= _MOST
+        ):
             return
         self._visited.add(id(value))
         self.queue.append((kind, value, path, depth))
@@ -212,7 +230,11 @@ def _find_kind(of: type) -> _Visit | None:
     ):
         if issubclass(of, types_):
             return kind
-    if issubclass(of, (type, types.ModuleType)) or of.__module__.partition(".")[0] in ("builtins", "torch", "numpy"):
+    if issubclass(of, (type, types.ModuleType)) or of.__module__.partition(".")[0] in (
+        "builtins",
+        "torch",
+        "numpy",
+    ):
         return None
     return _object
 

@@ -1,11 +1,12 @@
 """What an energy's evaluations saw, so that the backward pass evaluates the same energy.
 
-The backward pass of a descent evaluates the energy again. By then its parameters may be others (`torch.func.functional_call` puts
-the module's own back), an attribute, a buffer or the mode may have changed, and a variable that a function reads may stand for
-something else. `Seen` therefore remembers, at the call, what the energy can read: the parameters, buffers and plain attributes of
-modules, the variables of functions, the entries of small lists and dicts. An evaluation in the backward pass finds all that in
-its place again. What cannot be followed, such as a variable of another Python module, is found out by its effect: the energies
-then are not the ones recorded, or the graph reaches other tensors, and the backward pass raises.
+The backward pass of a descent evaluates the energy again. By then its parameters may be others
+(`torch.func.functional_call` puts the module's own back), an attribute, a buffer or the mode may have
+changed, and a variable that a function reads may stand for something else. `Seen` therefore remembers, at the
+call, what the energy can read: the parameters, buffers and plain attributes of modules, the variables of
+functions, the entries of small lists and dicts. An evaluation in the backward pass finds all that in its
+place again. What cannot be followed, such as a variable of another Python module, is found out by its effect:
+the energies then are not the ones recorded, or the graph reaches other tensors, and the backward pass raises.
 """
 
 from __future__ import annotations
@@ -37,20 +38,29 @@ class Mark(NamedTuple):
 class Seen:
     """The state of an energy at a call, and the tensors that its graph starts from: its *sources*.
 
-    Sources are parameters and other leaves, and tensors that were computed before the call, where they are found in a place that
-    can be given another tensor. `placed` of them come first; the others are leaves in places unknown.
+    Sources are parameters and other leaves, and tensors that were computed before the call, where they are
+    found in a place that can be given another tensor. `placed` of them come first; the others are leaves in
+    places unknown.
     """
 
-    def __init__(self, energy: Any, device: torch.device, evaluate: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, energy: Any, device: torch.device, evaluate: Callable[[], object] | None = None
+    ) -> None:
         self._device = device
         self._state = entries(energy, evaluate)
         self._versions = {id(e.value): (e, e.value._version) for e in self._state if _versioned(e.value)}
         self._copies: dict[int, Tensor] = {}
         with torch.no_grad():
             for t in (e.value for e in self._state if _versioned(e.value) and not e.value.requires_grad):
-                if t.numel() <= _LARGEST_COPY and not isinstance(t, torch.nn.Parameter) and id(t) not in self._copies:
+                if (
+                    t.numel() <= _LARGEST_COPY
+                    and not isinstance(t, torch.nn.Parameter)
+                    and id(t) not in self._copies
+                ):
                     self._copies[id(t)] = t.detach().clone()
-        self._constant = {id(e.value) for e in self._state if isinstance(e.value, Tensor) and not e.value.requires_grad}
+        self._constant = {
+            id(e.value) for e in self._state if isinstance(e.value, Tensor) and not e.value.requires_grad
+        }
         self._random: list[Tensor] | None = _random_states(device)
         self._tracked: list[Entry] = []
         self.sources: list[Tensor] = []
@@ -68,7 +78,9 @@ class Seen:
             values = []
             for e in self._tracked:
                 live = read(e)
-                values.append((e.container, e.key, live.detach().clone() if isinstance(live, Tensor) else live))
+                values.append(
+                    (e.container, e.key, live.detach().clone() if isinstance(live, Tensor) else live)
+                )
             self.marks.append(Mark(rows, _random_states(self._device) if self.random else None, values))
 
     def first(self, value: Tensor, but: Sequence[Tensor]) -> list[Tensor]:
@@ -79,7 +91,8 @@ class Seen:
         self.placed = len(self.sources)
         self.sources += [t for t in found if id(t) not in places]
         at = {id(t): i for i, t in enumerate(self.sources)}
-        # A computed tensor that the energy does not use is let go: an earlier result, for instance, with all its graph.
+        # A computed tensor that the energy does not use is let go: an earlier result, for instance, with all
+        # its graph.
         self._state = [e for e in self._state if not _computed(e.value) or id(e.value) in at]
         kept = {id(e.value) for e in self._state}
         self._versions = {key: found for key, found in self._versions.items() if key in kept}
@@ -90,7 +103,9 @@ class Seen:
     def _look_for_changes(self) -> None:
         states = _random_states(self._device)
         drew = self._random is not None and states is not None
-        if not (drew and not all(torch.equal(a, b) for a, b in zip(self._random or (), states or (), strict=True))):
+        if not (
+            drew and not all(torch.equal(a, b) for a, b in zip(self._random or (), states or (), strict=True))
+        ):
             self._random = None
         for e in self._state:
             if isinstance(e.value, Tensor):
@@ -116,9 +131,9 @@ class Seen:
     def apart(self) -> bool:
         """Whether an evaluation has to be given copies of the placed sources.
 
-        Where the live state is another one; where a source was computed from others, whose graph would be walked once more with
-        every step; where a source has hooks, which belong to its whole gradient and not to every step's part of it; and where it
-        has been frozen since.
+        Where the live state is another one; where a source was computed from others, whose graph would be
+        walked once more with every step; where a source has hooks, which belong to its whole gradient and not
+        to every step's part of it; and where it has been frozen since.
         """
         hooked = [t for t in self.sources if t._backward_hooks]
         if any(id(t) == id(h) for h in hooked for t in self.sources[self.placed :]):
@@ -169,11 +184,15 @@ class Seen:
     def changed(self) -> str:
         """The names of what is known to be another now than at the call; for a message."""
         names = [e.path for e in self._state if read(e) is not e.value and not _same(read(e), e.value)]
-        names += [f"{e.path} (in place)" for e, version in self._versions.values() if e.value._version != version]
+        names += [
+            f"{e.path} (in place)" for e, version in self._versions.values() if e.value._version != version
+        ]
         names = list(dict.fromkeys(names))
         return f"; known to have changed since the call: {', '.join(names[:8])}" if names else ""
 
-    def check_sources(self, value: Tensor, but: Sequence[Tensor], given: Sequence[Tensor | None], partial: bool) -> None:
+    def check_sources(
+        self, value: Tensor, but: Sequence[Tensor], given: Sequence[Tensor | None], partial: bool
+    ) -> None:
         """Raise unless the graph of an evaluation starts from the tensors `given` for the sources. `partial`: of some rows."""
         found = reached(value, but, {_edge(t): t for t in given if t is not None and _computed(t)})
         expected = [t for t in given if t is not None and t.requires_grad]

@@ -1,8 +1,9 @@
 """What the rows of a descent remember between two evaluations of their energy, and the kernel call that works on it.
 
-What a row remembers stays at its place in the batch (csrc/descent/descent.h); the block has the points of the rows that go on,
-and their context. On the CPU the kernel packs the points, and context is packed when a row has left. On CUDA the host has only a
-bound on how many rows go on, and packs when a smaller block will do (`adaptcomp_ext.nn._active`).
+What a row remembers stays at its place in the batch (csrc/descent/descent.h); the block has the points of the
+rows that go on, and their context. On the CPU the kernel packs the points, and context is packed when a row
+has left. On CUDA the host has only a bound on how many rows go on, and packs when a smaller block will do
+(`adaptcomp_ext.nn._active`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class State:
         self.scale = torch.ones(batch, dtype=wide, device=device) if rule.backtracking > 0 else None
         self.context = [plain(c) for c in problem.context]
         self.row: Tensor | None = None
-        """The batch row of each block row, None: all, in order. On CUDA the kernel writes -1 where a row ends."""
+        """The batch row of each block row, None: all, in order. On CUDA the kernel writes -1 where a row
+        ends."""
         self.index: Tensor | None = None
         """Of each block row, its place in the block before; None: the same."""
         self.packs_exactly = exact or not on_cuda(device)
@@ -55,13 +57,20 @@ class State:
         self._kernel = _C.DescentRun(
             (
                 *(self.y, self.energy, self.steps, self.status, self.kept, self.velocity, moving, self.scale),
-                *(problem.sample_ids, self._rows, self._flag, None if self._active is None else self._active.running),
+                *(
+                    problem.sample_ids,
+                    self._rows,
+                    self._flag,
+                    None if self._active is None else self._active.running,
+                ),
             ),
             *(_number(problem.step_size, self.energy), _number(problem.sigma, self.energy)),
             *([*integers, place(device)[0]], numbers),
         )
 
-    def advance(self, point: Tensor, value: Tensor, gradient: Tensor | None, accepted: Tensor | None, step: int) -> Tensor | None:
+    def advance(
+        self, point: Tensor, value: Tensor, gradient: Tensor | None, accepted: Tensor | None, step: int
+    ) -> Tensor | None:
         """Judge the points of a step, and pack the block. The next points, None where no row goes on.
 
         `gradient` may be None after the last step; `accepted`, uint8 [n], is written to.
@@ -77,7 +86,9 @@ class State:
             self.context = [c.index_select(0, index) for c in self.context]
         return following
 
-    def _pack_on_device(self, active: ActiveCount, following: Tensor | None, rows: int, accepted: Tensor | None) -> Tensor | None:
+    def _pack_on_device(
+        self, active: ActiveCount, following: Tensor | None, rows: int, accepted: Tensor | None
+    ) -> Tensor | None:
         assert self._flag is not None and self._rows is not None
         if self.packs_exactly and accepted is not None:
             flag = self._flag[:rows]

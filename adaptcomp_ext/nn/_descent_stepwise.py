@@ -1,9 +1,10 @@
 """Descent with ``gradient="stepwise"``: a step's point carries the gradient of that step, and of no other.
 
-The kernels judge and make the points as in every mode, and their values are the results. Beside them runs the graph: the slope of
-the energy at each point with its own graph, and the points that rows have reached with the gradient of the step that led there,
-attached once it is known that the step was accepted. No row that was not finite has a part in it, so that none can make a
-gradient NaN: where one turns up, the slopes of its block are made again without it.
+The kernels judge and make the points as in every mode, and their values are the results. Beside them runs the
+graph: the slope of the energy at each point with its own graph, and the points that rows have reached with
+the gradient of the step that led there, attached once it is known that the step was accepted. No row that was
+not finite has a part in it, so that none can make a gradient NaN: where one turns up, the slopes of its block
+are made again without it.
 """
 
 from __future__ import annotations
@@ -127,15 +128,23 @@ class _Stepwise:
         problem, rule, state, row = self.problem, self.problem.rule, self.state, self._rows(start)
         wide = compute_dtype(start.dtype)
         size = problem.step_size
-        size = size.to(start.device, wide) if isinstance(size, Tensor) else torch.tensor(size, dtype=wide, device=start.device)
+        size = (
+            size.to(start.device, wide)
+            if isinstance(size, Tensor)
+            else torch.tensor(size, dtype=wide, device=start.device)
+        )
         size = size.index_select(0, row) if size.dim() else size
         if state.scale is not None:
             size = size * state.scale.index_select(0, row)
         noise = None
         if rule.noisy:
             ids = problem.sample_ids
-            sigma = problem.sigma.to(start.device, wide) if isinstance(problem.sigma, Tensor) else problem.sigma
-            noise = sigma * descent.normals(rule, row if ids is None else ids.index_select(0, row), step, start)
+            sigma = (
+                problem.sigma.to(start.device, wide) if isinstance(problem.sigma, Tensor) else problem.sigma
+            )
+            noise = sigma * descent.normals(
+                rule, row if ids is None else ids.index_select(0, row), step, start
+            )
         moving = None if state.velocity is None else state.velocity.index_select(0, row)
         after = descent.clipped(slope.detach(), rule) if moving is None else moving
         return _Block(context, start, current, slope, after, size, noise)
@@ -147,7 +156,9 @@ class _Stepwise:
         if self.state.broken() and some.slope.requires_grad:
             some.slope = self._slope(some.start, some.context)
         taken = point if index is None else point.index_select(0, index)
-        end, _ = descent.attach(taken, some.after, self.problem.rule, some.start, some.slope, some.step_size, None, some.noise)
+        end, _ = descent.attach(
+            taken, some.after, self.problem.rule, some.start, some.slope, some.step_size, None, some.noise
+        )
         if index is None:
             return end, point
         return block.current.index_copy(0, index, end), block.start.index_copy(0, index, taken)

@@ -28,7 +28,8 @@ class Record:
     evaluated: int
     """How many points were evaluated together, these among them."""
     energy: Tensor | None
-    """[n]: the energies there, of some steps, by which the backward pass finds out whether the energy is still the same."""
+    """[n]: the energies there, of some steps, by which the backward pass finds out whether the energy is
+    still the same."""
     accepted: Tensor | None = None
     """uint8 [n]; None: every one."""
 
@@ -72,10 +73,20 @@ class Tape:
 
     def allocate(self, step: int, value: Tensor) -> Tensor | None:
         """Memory for which points of a step are accepted."""
-        return torch.empty_like(value, dtype=torch.uint8, requires_grad=False) if self._points and step > 0 else None
+        return (
+            torch.empty_like(value, dtype=torch.uint8, requires_grad=False)
+            if self._points and step > 0
+            else None
+        )
 
     def record(
-        self, state: State, step: int, point: Tensor, value: Tensor, accepted: Tensor | None, following: Tensor | None
+        self,
+        state: State,
+        step: int,
+        point: Tensor,
+        value: Tensor,
+        accepted: Tensor | None,
+        following: Tensor | None,
     ) -> None:
         """The points of `step`, with energies `value`, have been judged, and the next ones are made."""
         self.steps, self.exact = state.steps, state.packs_exactly
@@ -137,7 +148,8 @@ class Taken:
     rejected: Tensor | None
     """int64: the batch rows that stayed where they were; None: none."""
     first: Tensor | None
-    """bool [n]: where the differentiated part of a row that is not differentiated from y0 on begins; None: nowhere."""
+    """bool [n]: where the differentiated part of a row that is not differentiated from y0 on begins; None:
+    nowhere."""
 
 
 def taken(tape: Tape, last: int | None) -> list[Taken]:
@@ -147,7 +159,11 @@ def taken(tape: Tape, last: int | None) -> list[Taken]:
     some = [record for record in tape.records if not (whole and record.accepted is None)]
     rows, took, stayed = [], [], []
     for record in some:
-        row = torch.arange(record.start.shape[0], device=record.start.device) if record.row is None else record.row
+        row = (
+            torch.arange(record.start.shape[0], device=record.start.device)
+            if record.row is None
+            else record.row
+        )
         inside = row >= 0
         if last is not None:
             inside &= record.step > tape.steps[row.clamp(min=0)] - last

@@ -18,7 +18,13 @@ from adaptcomp_ext.nn._descent_seen import Seen
 from adaptcomp_ext.nn.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
 from adaptcomp_ext.ops._backend import capturing, compute_dtype, on_cuda
-from adaptcomp_ext.ops._whole_descent import ClosedForm, Descended, fits, whole_descent, whole_descent_backward
+from adaptcomp_ext.ops._whole_descent import (
+    ClosedForm,
+    Descended,
+    fits,
+    whole_descent,
+    whole_descent_backward,
+)
 from adaptcomp_ext.ops.descent import normals
 from adaptcomp_ext.reference import DescentRule
 
@@ -83,10 +89,15 @@ def _descended(
 ) -> tuple[Descended, DescentRule]:
     """The descent, and the rule by which it keeps room for `max_steps` points of every row.
 
-    Where that room would be large, a first descent finds out how many steps there are, and a second one keeps their points.
+    Where that room would be large, a first descent finds out how many steps there are, and a second one keeps
+    their points.
     """
     rule, ids = problem.rule, problem.sample_ids
-    if not keep or start.numel() * start.element_size() * rule.max_steps <= RESERVED or (on_cuda(start.device) and capturing()):
+    if (
+        not keep
+        or start.numel() * start.element_size() * rule.max_steps <= RESERVED
+        or (on_cuda(start.device) and capturing())
+    ):
         return whole_descent(form, rule, start, step_size, sigma, ids, keep), rule
     first = whole_descent(form, rule, start, step_size, sigma, ids, False)
     steps = max(1, int(first.steps.max()))
@@ -118,7 +129,12 @@ class Whole:
     """
 
     def __init__(
-        self, form: ClosedForm, problem: Problem, rule: DescentRule, run: Descended, places: tuple[Tensor, Tensor] | None
+        self,
+        form: ClosedForm,
+        problem: Problem,
+        rule: DescentRule,
+        run: Descended,
+        places: tuple[Tensor, Tensor] | None,
     ) -> None:
         self.own = 3 + len(form.tensors)
         self._form = form._replace(tensors=())  # the node keeps them, and sees when they are changed
@@ -145,7 +161,16 @@ class Whole:
             g_path[self._places] = g_outputs
         form = self._form._replace(tensors=tuple(map(_plain, tensors)))
         found = whole_descent_backward(
-            *(form, self._rule, start.detach(), step_size.detach(), _plain(sigma), self._ids, self._run, self._last),
+            *(
+                form,
+                self._rule,
+                start.detach(),
+                step_size.detach(),
+                _plain(sigma),
+                self._ids,
+                self._run,
+                self._last,
+            ),
             *(None if g_y is None else g_y.contiguous(), g_path),
         )
         grads = list(found.tensors)
@@ -174,19 +199,27 @@ class Whole:
             rows = (scale != 0).nonzero()[:, 0]
             if not self._stepwise:
                 first = (run.steps - self._last == k)[:, None]
-                y, velocity = torch.where(first, y.detach(), y), torch.where(first, velocity.detach(), velocity)
+                y, velocity = (
+                    torch.where(first, y.detach(), y),
+                    torch.where(first, velocity.detach(), velocity),
+                )
             here, before = y[rows], velocity[rows]
             if self._stepwise:
                 here, before = here.detach(), before.detach()
             here = here if here.requires_grad else here.requires_grad_()
-            own = [t[rows] if i == form.rows_at and t is not None and t.dim() == 2 else t for i, t in enumerate(tensors)]
+            own = [
+                t[rows] if i == form.rows_at and t is not None and t.dim() == 2 else t
+                for i, t in enumerate(tensors)
+            ]
             (slope,) = torch.autograd.grad(form.function(here, *own).sum(), here, create_graph=True)
             noise = None
             if sigma is not None:
                 sample = rows if self._ids is None else self._ids[rows]
                 noise = sigma * normals(rule, sample, k + 1, here.detach())
             sizes = (step_size[rows] if step_size.dim() else step_size) * scale[rows]
-            point, after = reference.descent_update(here, slope, sizes, before if rule.momentum > 0 else None, noise, rule)
+            point, after = reference.descent_update(
+                here, slope, sizes, before if rule.momentum > 0 else None, noise, rule
+            )
             y = y.index_copy(0, rows, point)
             if rule.momentum > 0:
                 velocity = torch.zeros_like(velocity).index_copy(0, rows, after)
@@ -208,7 +241,10 @@ class WholeEnergy:
         assert y is not None
         status, steps = self._ended
         rows = ((status != Status.NONFINITE) | (steps > 0)).nonzero()[:, 0]
-        own = [t[rows] if i == self._form.rows_at and t is not None and t.dim() == 2 else t for i, t in enumerate(tensors)]
+        own = [
+            t[rows] if i == self._form.rows_at and t is not None and t.dim() == 2 else t
+            for i, t in enumerate(tensors)
+        ]
         value = self._form.function(y[rows], *own)
         return [value.new_zeros(y.shape[0]).index_copy(0, rows, value)]
 

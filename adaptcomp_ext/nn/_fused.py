@@ -1,14 +1,15 @@
 """The halting loop where the kernel takes the policy's decision: one kernel call per step.
 
-*In inference* it works in place. The call decides, adds up the output, writes the results of the rows that end, and, on the CPU,
-fills their holes with rows from the tail of the block: as many rows move as have ended, and none in a step where nobody ends. A
-tensor is written to only where it is provably nobody else's: the block's own copies of the inputs, and a state that the step
-returned and kept no hold of. Everything else is copied. What happens between the calls of the user's functions is compiled:
-csrc/bindings/halt_run.h.
+*In inference* it works in place. The call decides, adds up the output, writes the results of the rows that
+end, and, on the CPU, fills their holes with rows from the tail of the block: as many rows move as have ended,
+and none in a step where nobody ends. A tensor is written to only where it is provably nobody else's: the
+block's own copies of the inputs, and a state that the step returned and kept no hold of. Everything else is
+copied. What happens between the calls of the user's functions is compiled: csrc/bindings/halt_run.h.
 
-*In training* it serves small blocks. The call decides and tests; torch's own ``index_select`` packs, out of place, and attaches
-the gradient. An autograd node in Python takes longer to make and to run than the few it replaces; in large blocks it makes up for
-that by touching every byte once, and `adaptcomp_ext.nn._loop` does so.
+*In training* it serves small blocks. The call decides and tests; torch's own ``index_select`` packs, out of
+place, and attaches the gradient. An autograd node in Python takes longer to make and to run than the few it
+replaces; in large blocks it makes up for that by touching every byte once, and `adaptcomp_ext.nn._loop` does
+so.
 """
 
 from __future__ import annotations
@@ -57,8 +58,12 @@ class _Run:
         run = problem.run
         self.steps = torch.empty(run.batch, dtype=torch.int64, device=run.device)  # every row writes its own
         self.status = torch.empty(run.batch, dtype=torch.int8, device=run.device)
-        self.results = [torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False) for t in problem.state]
-        # In training, the rows that have ended: their batch rows, and those of each leaf and of a readout of its own.
+        self.results = [
+            torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False)
+            for t in problem.state
+        ]
+        # In training, the rows that have ended: their batch rows, and those of each leaf and of a readout of
+        # its own.
         self.exits: list[tuple[Tensor, list[Tensor]]] | None = [] if torch.is_grad_enabled() else None
         self.carry = begin(problem.policy, run, fused.carried)
         self.cost = torch.zeros(run.batch, dtype=run.scalar, device=run.device) if fused.has_cost else None
@@ -80,7 +85,13 @@ class _Run:
                 *(None if self.active is None else self.active.running, torch.is_inference_mode_enabled()),
                 *(self.exits is None, device),
             ],
-            *(fused.threshold, problem.like, problem.schedule() if self.exits is None else never(), self.results, self.inputs),
+            *(
+                fused.threshold,
+                problem.like,
+                problem.schedule() if self.exits is None else never(),
+                self.results,
+                self.inputs,
+            ),
         )
 
     def run(self) -> HaltResult:
@@ -138,7 +149,9 @@ class _Run:
             allocate = torch.zeros if weighted else torch.empty
             dtype = compute_dtype(first.dtype) if weighted else first.dtype
             self.output = allocate((run.batch, *first.shape[1:]), dtype=dtype, device=run.device)
-        if self.output is not None or self.fused.policy == halting.CONFIDENCE:  # which reads the class logits even from the state
+        if (
+            self.output is not None or self.fused.policy == halting.CONFIDENCE
+        ):  # which reads the class logits even from the state
             self.block.set_readout(first, self.results[0] if self.output is None else self.output, apart)
         return first if apart else None
 
@@ -150,7 +163,9 @@ class _Run:
             logits = contiguous("head", check_logits(logits, rows, self.problem.run.device))
         return readout, logits
 
-    def _pack_on_device(self, rows: int, leaves: list[Tensor], active: ActiveCount) -> tuple[list[Tensor], int]:
+    def _pack_on_device(
+        self, rows: int, leaves: list[Tensor], active: ActiveCount
+    ) -> tuple[list[Tensor], int]:
         """On CUDA the host has only a bound on the rows that run, and packs when a smaller block will do."""
         bound = active.bound()
         if bound == 0:
@@ -171,18 +186,26 @@ class _Run:
         return packed[: len(leaves)], size
 
     def _select(
-        self, rows: int, leaves: list[Tensor], readout: Tensor | None, exits: list[tuple[Tensor, list[Tensor]]]
+        self,
+        rows: int,
+        leaves: list[Tensor],
+        readout: Tensor | None,
+        exits: list[tuple[Tensor, list[Tensor]]],
     ) -> tuple[list[Tensor], int]:
         """In training, take the rows that have ended and those that go on apart, by operations that have gradients."""
         running = self.block.running
         ended = leaves if readout is None else [*leaves, readout]
         if running == 0:
-            exits.append((torch.arange(rows, device=leaves[0].device) if self.row is None else self.row, ended))
+            exits.append(
+                (torch.arange(rows, device=leaves[0].device) if self.row is None else self.row, ended)
+            )
         elif running < rows:
             _C.check_blocks(self.inputs, rows, "inputs")
             whole = torch.empty(2 * rows, dtype=torch.int64, device=leaves[0].device)
             self.block.split(rows, whole)
-            kept, gone, self.row, gone_row = whole.split_with_sizes([running, rows - running, running, rows - running])
+            kept, gone, self.row, gone_row = whole.split_with_sizes(
+                [running, rows - running, running, rows - running]
+            )
             exits.append((gone_row, [t.index_select(0, gone) for t in ended]))
             leaves = [t.index_select(0, kept) for t in leaves]
             self.inputs[:] = [t.index_select(0, kept) for t in self.inputs]
@@ -193,7 +216,10 @@ class _Run:
         rows = torch.cat([row for row, _ in exits])
         order = torch.empty_like(rows)
         order[rows] = torch.arange(rows.shape[0], device=rows.device)
-        whole = [torch.cat(parts).index_select(0, order) for parts in zip(*(ended for _, ended in exits), strict=True)]
+        whole = [
+            torch.cat(parts).index_select(0, order)
+            for parts in zip(*(ended for _, ended in exits), strict=True)
+        ]
         results = halting.Results(self.steps, self.status, whole[: len(self.results)])
         if self.output is not None:
             results.output = whole[-1]
@@ -209,4 +235,6 @@ class _Run:
         self.problem.kinds = self.problem.result_kinds
         cost = self.steps.to(self.problem.run.scalar) if self.cost is None else self.cost
         state = self.problem.tree(self.results)
-        return HaltResult(dressed(output, self.problem.readout_kind), state, self.steps, cost, self.status, None, None)
+        return HaltResult(
+            dressed(output, self.problem.readout_kind), state, self.steps, cost, self.status, None, None
+        )

@@ -1,8 +1,8 @@
 """Whether the halting kernel may take a policy's decision: only where it is the decision that the policy's own methods take.
 
-`Policy.fuse` says in the kernel's terms what `decide`, `begin` and the rest say in Python. A subclass that overrides one of
-these and inherits `fuse` means something else, and so does a policy with a method assigned to it: they run in Python. The
-answer for a class is kept on the class.
+`Policy.fuse` says in the kernel's terms what `decide`, `begin` and the rest say in Python. A subclass that
+overrides one of these and inherits `fuse` means something else, and so does a policy with a method assigned
+to it: they run in Python. The answer for a class is kept on the class.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
     """The policy's decision for the kernel; None where it has none, or where its methods have been overridden since."""
     cls = type(policy)
     answer: _Answer | None = cls.__dict__.get("_fusing")
-    if answer is None or answer.decide is not cls.decide or answer.begin is not cls.begin:  # a class can be changed, too
+    if (
+        answer is None or answer.decide is not cls.decide or answer.begin is not cls.begin
+    ):  # a class can be changed, too
         answer = cls._fusing = _look(cls)  # type: ignore[attr-defined]
     own = policy.__dict__
     if "fuse" not in own:
@@ -56,7 +58,9 @@ def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
     carry = policy.begin(run)
     if carry == ():
         return ()
-    if "begin" not in policy.__dict__ and getattr(type(policy).begin, "__module__", "").startswith("adaptcomp_ext."):
+    if "begin" not in policy.__dict__ and getattr(type(policy).begin, "__module__", "").startswith(
+        "adaptcomp_ext."
+    ):
         return carry
     if not isinstance(carry, (tuple, list)):
         raise TypeError(f"begin: expected it to return a tuple of Tensors, got {describe(carry)}")
@@ -69,7 +73,9 @@ def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
             raise TypeError(f"begin: expected dense tensors in the carry, got {describe(value)} at {i}")
         check_memory("begin", value)
         if value.shape[:1] != (run.batch,) or value.device != run.device:
-            raise ValueError(f"begin: expected a carry of {run.batch} rows on {run.device}, got {describe(value)} at {i}")
+            raise ValueError(
+                f"begin: expected a carry of {run.batch} rows on {run.device}, got {describe(value)} at {i}"
+            )
         checked.append(value)
     if not carried:
         return tuple(checked)
@@ -87,24 +93,37 @@ def _look(cls: type[Policy]) -> _Answer:
     at = next(i for i, base in enumerate(mro) if "fuse" in vars(base))
     fuses = mro[at]
     # All that `fuse` may stand for: what its class and the bases define, and what they are configured by.
-    known = {name for base in mro[at : mro.index(Policy) + 1] for name in vars(base) if not name.startswith("__")} - _HARMLESS
+    known = {
+        name for base in mro[at : mro.index(Policy) + 1] for name in vars(base) if not name.startswith("__")
+    } - _HARMLESS
     known |= set(inspect.signature(fuses).parameters)
     known.add("__getattribute__")
     overridden = any(name in known for base in mro[:at] for name in vars(base))
-    # A method that was assigned to the class after its statement; of the class that defines `fuse` only where `fuse` was not.
+    # A method that was assigned to the class after its statement; of the class that defines `fuse` only where
+    # `fuse` was not.
     for base in mro[at : mro.index(Policy) + 1]:
         written = vars(base).get("_written", {})
         if vars(base).get("fuse") is written.get("fuse"):
-            overridden |= any(vars(base).get(name) is not value for name, value in written.items() if name in known)
-    hooks = frozenset(name for name in known if callable(getattr(cls, name, None)) and not name.startswith("_"))
-    return _Answer(cls.decide, cls.begin, not overridden, fuses.__module__.startswith("adaptcomp_ext."), hooks)
+            overridden |= any(
+                vars(base).get(name) is not value for name, value in written.items() if name in known
+            )
+    hooks = frozenset(
+        name for name in known if callable(getattr(cls, name, None)) and not name.startswith("_")
+    )
+    return _Answer(
+        cls.decide, cls.begin, not overridden, fuses.__module__.startswith("adaptcomp_ext."), hooks
+    )
 
 
 def _check(fused: Any, run: Run) -> halting.Fused:
     """Require of a user's `fuse` what the kernel reads unchecked."""
     if not isinstance(fused, halting.Fused):
         raise TypeError(f"fuse: expected it to return a Fused or None, got {describe(fused)}")
-    check_choice("fuse: policy", fused.policy, (halting.FIXED_STEPS, halting.ACT, halting.PONDER_SAMPLE, halting.CONFIDENCE))
+    check_choice(
+        "fuse: policy",
+        fused.policy,
+        (halting.FIXED_STEPS, halting.ACT, halting.PONDER_SAMPLE, halting.CONFIDENCE),
+    )
     with_head = fused.policy in (halting.ACT, halting.PONDER_SAMPLE)
     if with_head and not callable(fused.head):
         raise TypeError(f"fuse: expected a head that can be called, got {describe(fused.head)}")
@@ -117,7 +136,9 @@ def _check(fused: Any, run: Run) -> halting.Fused:
         check_choice("fuse: parameter", fused.parameter, (0, 1, 2))
     act = fused.policy == halting.ACT
     if bool(fused.carried) != act or bool(fused.has_cost) != act:
-        raise ValueError(f"fuse: expected carried and has_cost to be {act}, got {fused.carried!r} and {fused.has_cost!r}")
+        raise ValueError(
+            f"fuse: expected carried and has_cost to be {act}, got {fused.carried!r} and {fused.has_cost!r}"
+        )
     signal = fused.signal
     if signal is None:
         return fused
@@ -129,5 +150,7 @@ def _check(fused: Any, run: Run) -> halting.Fused:
         or signal.shape != (run.batch,)
         or signal.device != run.device
     ):
-        raise TypeError(f"fuse: expected a signal of int64, shape [{run.batch}], on {run.device}, got {describe(signal)}")
+        raise TypeError(
+            f"fuse: expected a signal of int64, shape [{run.batch}], on {run.device}, got {describe(signal)}"
+        )
     return fused._replace(signal=signal.contiguous())

@@ -1,8 +1,8 @@
 """The halting loop out of place: training, policies that are not built in, and the reference.
 
-Nothing that the step produced is written to, because autograd may have kept it. After each step the rows that go on are copied
-into a fresh, smaller block, in order. The user's functions may write to what they produced: without gradients, what is kept of it
-over a step is a copy; with them it is not, and a change is an error.
+Nothing that the step produced is written to, because autograd may have kept it. After each step the rows that
+go on are copied into a fresh, smaller block, in order. The user's functions may write to what they produced:
+without gradients, what is kept of it over a step is a copy; with them it is not, and a change is an error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     results = halting.Results(
         steps=torch.zeros(run.batch, dtype=torch.int64, device=run.device),
         status=torch.zeros(run.batch, dtype=torch.int8, device=run.device),
-        leaves=[torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False) for t in problem.state],
+        leaves=[
+            torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False)
+            for t in problem.state
+        ],
     )
     state, inputs = list(problem.state), list(problem.inputs)
     previous = problem.tree(state)
@@ -84,17 +87,25 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             _, costs, log_probs = fields
             readout_dtype = readout.dtype
             if (weighted or traced) and not fields[0]:
-                raise ValueError("decide: expected a weight in the Decision of a weighted or traced policy, got None")
+                raise ValueError(
+                    "decide: expected a weight in the Decision of a weighted or traced policy, got None"
+                )
             shape = (run.batch, *readout.shape[1:])
             if weighted:
-                results.output = readout.new_zeros(shape, dtype=compute_dtype(readout.dtype), requires_grad=False)
+                results.output = readout.new_zeros(
+                    shape, dtype=compute_dtype(readout.dtype), requires_grad=False
+                )
             elif problem.readout is not None:
                 results.output = readout.new_empty(shape, requires_grad=False)
             results.totals = [
-                torch.zeros(run.batch, dtype=run.scalar, device=run.device) for wanted in (costs, log_probs) if wanted
+                torch.zeros(run.batch, dtype=run.scalar, device=run.device)
+                for wanted in (costs, log_probs)
+                if wanted
             ]
         if fields != expected:
-            raise ValueError("decide: expected the same fields of the Decision (weight, cost, log_prob) at every step")
+            raise ValueError(
+                "decide: expected the same fields of the Decision (weight, cost, log_prob) at every step"
+            )
 
         weight = tested = act = None
         increments: list[Tensor] = []
@@ -104,7 +115,9 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             tested = decision.logits
         elif fused is not None and fused.carried and fused.signal is not None:
             after, weights = (torch.empty_like(carry[0], requires_grad=False) for _ in range(2))
-            act = halting.ActNode(fused.signal, carry[0], after, weights, (n, run.min_steps, run.max_steps), fused.threshold)
+            act = halting.ActNode(
+                fused.signal, carry[0], after, weights, (n, run.min_steps, run.max_steps), fused.threshold
+            )
         if traced and decision is not None and decision.weight is not None:
             kept = _unchanging(readout), _unchanging(decision.weight)
             versions += [(t, t._version) for t in kept if t.requires_grad]
@@ -135,7 +148,10 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         results.block_gradient(broken)
         if trace is not None:
             at = broken[trace.row]
-            outputs, weights = halting.block_gradient(trace.outputs, at), halting.block_gradient(trace.weights, at)
+            outputs, weights = (
+                halting.block_gradient(trace.outputs, at),
+                halting.block_gradient(trace.weights, at),
+            )
             trace = trace._replace(outputs=outputs, weights=weights)
     totals = list(results.totals)
     output = results.leaves[0] if results.output is None else results.output.to(readout_dtype)

@@ -21,5 +21,9 @@ def name_of(function: Any) -> str:
 
 def named(**functions: Any) -> str:
     """Each of the `functions` with its name, for ``extra_repr``; modules are shown by PyTorch, and None is not shown."""
-    shown = [f"{role}={name_of(f)}, " for role, f in functions.items() if f is not None and not isinstance(f, nn.Module)]
+    shown = [
+        f"{role}={name_of(f)}, "
+        for role, f in functions.items()
+        if f is not None and not isinstance(f, nn.Module)
+    ]
     return "".join(shown)

@@ -62,9 +62,10 @@ class Exact(Packing):
 class Padded(Packing):
     """Ends rows, and packs into a block that may be larger than what runs.
 
-    On CUDA, on the reference, and where halted rows are to stay behind in training. Rows that stay behind are stepped again.
-    Their gradient is zero, but zero times the infinity of a step that diverges past their halt would still be NaN: where there
-    is a gradient they become copies of running rows, at the price of a packing, so that leaving them never pays.
+    On CUDA, on the reference, and where halted rows are to stay behind in training. Rows that stay behind are
+    stepped again. Their gradient is zero, but zero times the infinity of a step that diverges past their halt
+    would still be NaN: where there is a gradient they become copies of running rows, at the price of a
+    packing, so that leaving them never pays.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -105,12 +106,14 @@ class Padded(Packing):
         if self._active is not None:
             running = self._active.bound()
             if rows > 0 and self._active.none_ran():
-                # The host learns late that nothing runs, and steps once more on rows that mean nothing: not for the gradient.
+                # The host learns late that nothing runs, and steps once more on rows that mean nothing: not
+                # for the gradient.
                 return halting.EndedAndPacked(row, 0, leaves, carried)
             if step.step == step.max_steps:
                 running = 0
             size = rows if self._stay else min(rows, bucket(running))
-            # The host may not know yet that a row has ended; before min_steps none does but those that are not finite.
+            # The host may not know yet that a row has ended; before min_steps none does but those that are
+            # not finite.
             fewer = running < self._running
             ended = fewer or not self._active.exact or rows == 0
             halted = fewer or (ended and step.step >= step.min_steps)
@@ -121,9 +124,17 @@ class Padded(Packing):
             packs = 0 < running < rows and (size < rows or (ended and self._differentiable))
         self._running = running
         plan = halting.plan_packing(flag, row, size) if packs else None
-        if plan is not None or act is not None or (self._differentiable and (ended or weight is not None or increments)):
+        if (
+            plan is not None
+            or act is not None
+            or (self._differentiable and (ended or weight is not None or increments))
+        ):
             leaves, carried = halting.pack_rows(
-                *(results, row, flag, plan, leaves, carried), weight=weight, readout=readout, increments=increments, act=act
+                *(results, row, flag, plan, leaves, carried),
+                weight=weight,
+                readout=readout,
+                increments=increments,
+                act=act,
             )
         if plan is not None:
             row = plan.row

@@ -14,7 +14,8 @@ class Checked(nn.Module):
     """A module that checks its settings whenever they are assigned, so that a call need not look at them again."""
 
     _settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
-    """For each, a function that returns the value to be kept, or raises a TypeError or ValueError that names it."""
+    """For each, a function that returns the value to be kept, or raises a TypeError or ValueError that names
+    it."""
 
     __prepare_scriptable__ = refuse_scripting
 

@@ -51,7 +51,8 @@ _TUPLES = [_Tuple(n) for n in range(17)]  # one object each, so that comparing t
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """Leaves and structure; None is no leaf, but part of the structure.
 
-    A bare tensor and a plain tuple of tensors, the usual states, skip torch's registry, which takes longer than a small step.
+    A bare tensor and a plain tuple of tensors, the usual states, skip torch's registry, which takes longer
+    than a small step.
     """
     if isinstance(tree, Tensor):
         return [tree], _LEAF
@@ -101,7 +102,9 @@ def unflatten(leaves: list[Any], structure: Any) -> Any:
         return tuple(leaves)
     if type(structure) is _WithNone:
         present = iter(leaves)
-        return pytree.tree_unflatten([None if none else next(present) for none in structure.is_none], structure.structure)
+        return pytree.tree_unflatten(
+            [None if none else next(present) for none in structure.is_none], structure.structure
+        )
     return pytree.tree_unflatten(leaves, structure)
 
 
@@ -124,12 +127,21 @@ def check_classed_tree(
     kinds: Kinds = None
     if not leaves and not (optional and type(structure) is _WithNone):
         where = _place(name, position)
-        raise TypeError(f"{where}: expected a Tensor or a pytree of Tensors, got no tensor in {describe(tree)}")
+        raise TypeError(
+            f"{where}: expected a Tensor or a pytree of Tensors, got no tensor in {describe(tree)}"
+        )
     for i, leaf in enumerate(leaves):
-        # This runs at every call: an ordinary tensor is known by few questions, and all others are asked one by one.
+        # This runs at every call: an ordinary tensor is known by few questions, and all others are asked one
+        # by one.
         kind = type(leaf)
         if kind is Tensor or kind is nn.Parameter:
-            if leaf.is_cpu and leaf.dtype in _REAL and leaf.layout is _STRIDED and not leaf.is_nested and leaf.dim():
+            if (
+                leaf.is_cpu
+                and leaf.dtype in _REAL
+                and leaf.layout is _STRIDED
+                and not leaf.is_nested
+                and leaf.dim()
+            ):
                 try:
                     if leaf.data_ptr():
                         continue
@@ -137,12 +149,16 @@ def check_classed_tree(
                     pass
         else:
             if not isinstance(leaf, Tensor):
-                raise TypeError(f"{_place(name, position, leaves, i)}: expected a Tensor, got {describe(leaf)}")
+                raise TypeError(
+                    f"{_place(name, position, leaves, i)}: expected a Tensor, got {describe(leaf)}"
+                )
             kinds = kinds or [Tensor] * len(leaves)
             kinds[i] = kind
             leaves[i] = leaf = plain(_place(name, position, leaves, i), leaf)
         if not is_dense(leaf):
-            raise TypeError(f"{_place(name, position, leaves, i)}: expected a dense tensor, got {describe(leaf)}")
+            raise TypeError(
+                f"{_place(name, position, leaves, i)}: expected a dense tensor, got {describe(leaf)}"
+            )
         if leaf.is_complex():
             raise TypeError(f"{_place(name, position, leaves, i)}: expected a real dtype, got {leaf.dtype}")
         if leaf.dim() == 0:
@@ -151,14 +167,21 @@ def check_classed_tree(
         if not leaf.is_cpu:
             check_device(_place(name, position, leaves, i), leaf.device)
             if leaf.is_meta:
-                raise ValueError(f"{_place(name, position, leaves, i)}: expected a tensor with data, got one on meta")
+                raise ValueError(
+                    f"{_place(name, position, leaves, i)}: expected a tensor with data, got one on meta"
+                )
         if is_released(leaf):  # here, because the user's own functions would read it first
             check_memory(_place(name, position, leaves, i), leaf)
     return leaves, structure, kinds
 
 
 def check_alike(
-    name: str, leaves: list[Tensor], batch: int, device: torch.device, position: int | None = None, like: str = "the state"
+    name: str,
+    leaves: list[Tensor],
+    batch: int,
+    device: torch.device,
+    position: int | None = None,
+    like: str = "the state",
 ) -> None:
     """Require `batch` rows on `device` of every leaf, as `like` has them."""
     for i, leaf in enumerate(leaves):

@@ -61,73 +61,80 @@ class AdaptiveHalt(Checked):
     Parameters
     ----------
     step : callable, nn.Module or nn.ModuleList
-        ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes; a dictionary may come back with its
-        keys in another order. A ModuleList gives step n its own layer (early exit) and ends with its last one.
+        ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes; a dictionary may
+        come back with its keys in another order. A ModuleList gives step n its own layer (early exit) and
+        ends with its last one.
     policy : Policy
-        Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a `Policy` of your own.
+        Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a `Policy`
+        of your own.
     max_steps : int
         M, at least 1. May be changed between calls (more thinking at test time).
     min_steps : int
         No row halts before this step.
     readout : callable, optional
-        ``readout(state) -> Tensor`` [n, ...]: what the policy reads and the output is made of. Default: the state itself, or the
-        first of its tensors.
+        ``readout(state) -> Tensor`` [n, ...]: what the policy reads and the output is made of. Default: the
+        state itself, or the first of its tensors.
     compact : bool or "auto"
-        True: halted rows leave the block at once, and only active rows are ever passed to ``step``. False: they stay behind a
-        mask. "auto": a cost model (`adaptcomp_ext.nn.cost_model`) lets a few halted rows stay for as long as moving the others
-        would cost more; with gradients every halted row leaves at once.
+        True: halted rows leave the block at once, and only active rows are ever passed to ``step``. False:
+        they stay behind a mask. "auto": a cost model (`adaptcomp_ext.nn.cost_model`) lets a few halted rows
+        stay for as long as moving the others would cost more; with gradients every halted row leaves at once.
     lag : int or None
-        On CUDA, the size of a block is made from the number of active rows after the step that came `lag` steps before it; at
-        least 1. With 2, the default, the host waits for the step before last while the device runs the last one, and the sizes
-        of the blocks depend on the data alone. With None it never waits, and uses the newest number that has arrived: the sizes
-        depend on the clock, and stay at B where the host is far ahead of a slow step; `torch.utils.checkpoint`, which compares
-        sizes, may then refuse. Results are the same for every lag. May be changed between calls; unused on the CPU, where every
+        On CUDA, the size of a block is made from the number of active rows after the step that came `lag`
+        steps before it; at least 1. With 2, the default, the host waits for the step before last while the
+        device runs the last one, and the sizes of the blocks depend on the data alone. With None it never
+        waits, and uses the newest number that has arrived: the sizes depend on the clock, and stay at B where
+        the host is far ahead of a slow step; `torch.utils.checkpoint`, which compares sizes, may then refuse.
+        Results are the same for every lag. May be changed between calls; unused on the CPU, where every
         number is known at once. See *CUDA* below.
 
     Notes
     -----
-    *Row independence.* A row's result is bitwise the same alone, in any batch, in any order, and for any `compact`, as far as
-    ``step``, ``readout`` and ``head`` compute it so. Matrix products of a BLAS may round a row differently in batches of other
-    sizes; that is theirs, and it is all that differs.
+    *Row independence.* A row's result is bitwise the same alone, in any batch, in any order, and for any
+    `compact`, as far as ``step``, ``readout`` and ``head`` compute it so. Matrix products of a BLAS may round
+    a row differently in batches of other sizes; that is theirs, and it is all that differs.
 
-    *Gradients* reach the step's and the policy's parameters, the initial state and the inputs, to any order; each row takes part
-    in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps what it produced, in its output and state,
-    and passes no gradient back; the parameters' gradients are still whatever the step's own backward makes of a zero there.
+    *Gradients* reach the step's and the policy's parameters, the initial state and the inputs, to any order;
+    each row takes part in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps
+    what it produced, in its output and state, and passes no gradient back; the parameters' gradients are
+    still whatever the step's own backward makes of a zero there.
 
-    *Masked classes.* −∞ is an ordinary value in the readout that ``readout`` gives (and in the tensor of the state that is this
-    readout), in the state where `Confidence` reads it as logits, and in a halting logit, where it means that the row does not
-    halt here. In a weighted output a class is masked that is masked in any step with a weight, and no gradient comes of it. A
-    readout that is −∞ throughout has no distribution, and ends the row as NaN and +∞ do; so does −∞ with a negative weight. In
-    the rest of the state −∞ comes of a step that diverges, and ends the row: ``readout=lambda state: state`` says that it is
-    logits, and constant masks belong to the inputs, which are not tested.
+    *Masked classes.* −∞ is an ordinary value in the readout that ``readout`` gives (and in the tensor of the
+    state that is this readout), in the state where `Confidence` reads it as logits, and in a halting logit,
+    where it means that the row does not halt here. In a weighted output a class is masked that is masked in
+    any step with a weight, and no gradient comes of it. A readout that is −∞ throughout has no distribution,
+    and ends the row as NaN and +∞ do; so does −∞ with a negative weight. In the rest of the state −∞ comes of
+    a step that diverges, and ends the row: ``readout=lambda state: state`` says that it is logits, and
+    constant masks belong to the inputs, which are not tested.
 
-    *Subclasses of torch.Tensor* without a ``__torch_dispatch__`` are rows like others: ``step``, ``readout`` and ``head`` get
-    blocks of the class that the state has or ``step`` returned, and of each input's, but without attributes of the object, which
-    would not follow the rows. ``output`` and ``state`` have the classes of the first readout and of what the first step returned;
-    all else in the result is plain. Subclasses with a ``__torch_dispatch__`` are refused, but for the result of an asynchronous
-    collective, which is waited for.
+    *Subclasses of torch.Tensor* without a ``__torch_dispatch__`` are rows like others: ``step``, ``readout``
+    and ``head`` get blocks of the class that the state has or ``step`` returned, and of each input's, but
+    without attributes of the object, which would not follow the rows. ``output`` and ``state`` have the
+    classes of the first readout and of what the first step returned; all else in the result is plain.
+    Subclasses with a ``__torch_dispatch__`` are refused, but for the result of an asynchronous collective,
+    which is waited for.
 
-    *Batch normalisation* in training mode takes its statistics over the rows in the block: with ``compact="auto"`` halted rows
-    then stay in the block, as with False, and a warning says so; True is refused. Where such a layer is hidden in a plain
-    function, give ``compact=False`` yourself.
+    *Batch normalisation* in training mode takes its statistics over the rows in the block: with
+    ``compact="auto"`` halted rows then stay in the block, as with False, and a warning says so; True is
+    refused. Where such a layer is hidden in a plain function, give ``compact=False`` yourself.
 
-    *Steps in place.* ``step`` may overwrite the state that it is given; at the first step that is the caller's own. With
-    gradients, `ACT`, `PonderNet` and other policies with a weight or a cost refuse it by a RuntimeError, or torch does in the
-    backward pass. Its inputs ``step`` must leave in their shapes and memory. Without a ``readout``, the result's ``output`` may
-    share its memory with its ``state``.
+    *Steps in place.* ``step`` may overwrite the state that it is given; at the first step that is the
+    caller's own. With gradients, `ACT`, `PonderNet` and other policies with a weight or a cost refuse it by a
+    RuntimeError, or torch does in the backward pass. Its inputs ``step`` must leave in their shapes and
+    memory. Without a ``readout``, the result's ``output`` may share its memory with its ``state``.
 
     *Gradient checkpointing.* A run inside the forward pass of a ``torch.autograd.Function``, as of
-    ``torch.utils.checkpoint(use_reentrant=True)``, has its rows in the same places as the run with gradients that will follow,
-    so that dropout draws the same numbers.
+    ``torch.utils.checkpoint(use_reentrant=True)``, has its rows in the same places as the run with gradients
+    that will follow, so that dropout draws the same numbers.
 
-    *CUDA.* Blocks have the sizes of a few buckets, and the host learns late which rows have halted. Until then ``step`` is called
-    on them again, or on copies of active rows, and what it makes of them is discarded; with gradients always on copies, so that a
-    step which diverges past a row's halt makes no gradient NaN. When no row is left, ``step`` may be called on rows of zeros
-    before the host knows. With a `lag` of at most 2 these calls take no part in the gradient; with a longer one, with None and in
-    a CUDA graph they have the gradient zero, for which the derivatives of ``step`` at zero have to be finite.
+    *CUDA.* Blocks have the sizes of a few buckets, and the host learns late which rows have halted. Until
+    then ``step`` is called on them again, or on copies of active rows, and what it makes of them is
+    discarded; with gradients always on copies, so that a step which diverges past a row's halt makes no
+    gradient NaN. When no row is left, ``step`` may be called on rows of zeros before the host knows. With a
+    `lag` of at most 2 these calls take no part in the gradient; with a longer one, with None and in a CUDA
+    graph they have the gradient zero, for which the derivatives of ``step`` at zero have to be finite.
 
-    *Not promised:* that ``step`` sees the rows in batch order, or that a row keeps its place; that dropout in ``step`` draws the
-    same numbers for a row whatever surrounds it.
+    *Not promised:* that ``step`` sees the rows in batch order, or that a row keeps its place; that dropout in
+    ``step`` draws the same numbers for a row whatever surrounds it.
 
     Examples
     --------
@@ -169,7 +176,9 @@ class AdaptiveHalt(Checked):
 
     def _bounds(self, step: Any) -> tuple[int, int]:
         min_steps, max_steps = self.min_steps, self.max_steps
-        if not (type(max_steps) is int and type(min_steps) is int and 0 < min_steps <= max_steps < 2**63):  # never, usually
+        if not (
+            type(max_steps) is int and type(min_steps) is int and 0 < min_steps <= max_steps < 2**63
+        ):  # never, usually
             max_steps, min_steps = check_int("max_steps", max_steps, 1), check_int("min_steps", min_steps, 1)
         if isinstance(step, nn.ModuleList):
             max_steps = min(max_steps, len(step))
@@ -195,10 +204,11 @@ class AdaptiveHalt(Checked):
         state : Tensor or pytree of Tensors
             Each [B, ...]. B = 0 works.
         *inputs : Tensor or pytree of Tensors
-            Per-row context for ``step``, each [B, ...]; loses its halted rows together with the state. None, alone or in a
-            pytree (an optional mask, say), is handed to ``step`` as it is.
+            Per-row context for ``step``, each [B, ...]; loses its halted rows together with the state. None,
+            alone or in a pytree (an optional mask, say), is handed to ``step`` as it is.
         sample_ids : Tensor, optional
-            int64 [B]: the key of each row's random numbers, for policies that draw them. Default: its position in the batch.
+            int64 [B]: the key of each row's random numbers, for policies that draw them. Default: its
+            position in the batch.
 
         Returns
         -------
@@ -207,11 +217,13 @@ class AdaptiveHalt(Checked):
         Raises
         ------
         TypeError, ValueError
-            Before anything runs, if an argument is not as described; after the first step, if ``step`` changes the structure,
-            shapes or dtypes of the state, or a head or readout returns something else than described.
+            Before anything runs, if an argument is not as described; after the first step, if ``step``
+            changes the structure, shapes or dtypes of the state, or a head or readout returns something else
+            than described.
         """
         if torch.compiler.is_compiling():
-            # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that come and go.
+            # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that
+            # come and go.
             return self._run_apart(state, inputs, sample_ids)
         return self._run(state, inputs, sample_ids)
 
@@ -306,8 +318,8 @@ _is_forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", lambda: Tru
 def _is_in_a_function() -> bool:
     """Whether this is the forward pass of a ``torch.autograd.Function``, as of a reentrant checkpoint.
 
-    It runs without gradients, and its backward pass may run the same again with them. Random numbers of a step are drawn for
-    places in a block: it then has to hold the same rows in the same places. Torch switches forward mode off there, and elsewhere
-    only in inference mode.
+    It runs without gradients, and its backward pass may run the same again with them. Random numbers of a
+    step are drawn for places in a block: it then has to hold the same rows in the same places. Torch switches
+    forward mode off there, and elsewhere only in inference mode.
     """
     return not (_is_forward_mode_enabled() or torch.is_inference_mode_enabled())

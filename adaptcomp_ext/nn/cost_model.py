@@ -1,11 +1,13 @@
 """When compaction pays: the cost model behind ``compact="auto"``.
 
-Leaving d halted rows in the block costs d times the work of one row at every further step; packing them away costs a fixed
-overhead and the bytes moved, once. How many steps will follow is not known beforehand, so the rule is the one for renting or
-buying skis: go on until what has been wasted reaches the price of packing, then pack. It never wastes more than twice what the
-best schedule in hindsight would have. The rule stands in csrc/halting/schedule.h.
+Leaving d halted rows in the block costs d times the work of one row at every further step; packing them away
+costs a fixed overhead and the bytes moved, once. How many steps will follow is not known beforehand, so the
+rule is the one for renting or buying skis: go on until what has been wasted reaches the price of packing,
+then pack. It never wastes more than twice what the best schedule in hindsight would have. The rule stands in
+csrc/halting/schedule.h.
 
-The estimates are functions of shapes and parameter counts alone, never of a clock: the same call takes the same decisions.
+The estimates are functions of shapes and parameter counts alone, never of a clock: the same call takes the
+same decisions.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class CostModel:
 DEFAULT = CostModel()
 
 
-def schedule(weights: int | None, state: Sequence[Tensor], inputs: Sequence[Tensor], model: CostModel = DEFAULT) -> _C.Schedule:
+def schedule(
+    weights: int | None, state: Sequence[Tensor], inputs: Sequence[Tensor], model: CostModel = DEFAULT
+) -> _C.Schedule:
     """The schedule of one run: decides, step by step, how many halted rows make packing worth its price.
 
     Parameters
@@ -53,9 +57,9 @@ def schedule(weights: int | None, state: Sequence[Tensor], inputs: Sequence[Tens
     Returns
     -------
     Schedule
-        ``least(rows)``: the number of halted rows from which on a block of `rows` should be packed after this step, more than
-        `rows` where it never should. ``kept(halted)`` books a step that will run with so many halted rows left in the block, and
-        ``packed()`` starts anew after packing.
+        ``least(rows)``: the number of halted rows from which on a block of `rows` should be packed after this
+        step, more than `rows` where it never should. ``kept(halted)`` books a step that will run with so many
+        halted rows left in the block, and ``packed()`` starts anew after packing.
     """
     row_bytes = sum([t.nbytes for t in (*state, *inputs)]) / max(state[0].shape[0], 1)
     move = model.per_byte * row_bytes

@@ -67,25 +67,25 @@ class EnergyDescent(nn.Module):
     Parameters
     ----------
     energy : callable or nn.Module
-        ``energy(y, *context) -> [n]``: the energy of each row, which depends on that row alone. It is evaluated
-        again in the backward pass: see "The energy of the call" below.
+        ``energy(y, *context) -> [n]``: the energy of each row, which depends on that row alone. It is
+        evaluated again in the backward pass: see "The energy of the call" below.
     step_size : float or Tensor
-        α > 0: a number, or a tensor without dimensions or [B], a Parameter for instance. Differentiable. A tensor that is not a
-        Parameter does not move with the module.
+        α > 0: a number, or a tensor without dimensions or [B], a Parameter for instance. Differentiable. A
+        tensor that is not a Parameter does not move with the module.
     max_steps : int
-        M, at least 1; however large, it costs nothing that is not used. May be changed between calls (more thinking at test
-        time), like all that follows.
+        M, at least 1; however large, it costs nothing that is not used. May be changed between calls (more
+        thinking at test time), like all that follows.
     tol : float
         The tolerance of `stop`. 0: every row takes `max_steps` steps.
     stop : "energy" or "gradient"
-        A row halts after an accepted step that changed its energy by at most `tol`, or to a point at which the gradient is at
-        most `tol` long.
+        A row halts after an accepted step that changed its energy by at most `tol`, or to a point at which
+        the gradient is at most `tol` long.
     accept : "always" or "if_lower"
-        "if_lower" rejects a point whose energy is higher than the row's. Without noise and backtracking, a rejected step that had
-        no velocity ends its row: it would propose the same point for ever.
+        "if_lower" rejects a point whose energy is higher than the row's. Without noise and backtracking, a
+        rejected step that had no velocity ends its row: it would propose the same point for ever.
     noise : float or Tensor
-        σ ≥ 0, the scale of the normal noise η, a number or a tensor without dimensions. Differentiable. η is a function of the
-        seed, the sample id, the step and the element.
+        σ ≥ 0, the scale of the normal noise η, a number or a tensor without dimensions. Differentiable. η is
+        a function of the seed, the sample id, the step and the element.
     momentum : float
         μ in [0, 1).
     clip : float, optional
@@ -95,16 +95,18 @@ class EnergyDescent(nn.Module):
     gradient : str or tuple
         What ``result.y`` passes back:
 
-        * ``"unrolled"``: through every step. Only the points are kept; the backward pass evaluates the energy once more for each
-          step, and holds the graph of one step at a time.
-        * ``("truncated", k)``: through the last k steps of each row, and to y₀ only where a row took fewer than k.
-        * ``"stepwise"``: each step on its own, from a point that carries no gradient. The graph of every step is kept, for a
-          loss on each of the trace's outputs.
-        * ``"implicit"``: of a minimum as a function of context and parameters, by conjugate gradients on the energy's second
-          derivatives. None to y₀ and the step size.
+        * ``"unrolled"``: through every step. Only the points are kept; the backward pass evaluates the energy
+          once more for each step, and holds the graph of one step at a time.
+        * ``("truncated", k)``: through the last k steps of each row, and to y₀ only where a row took fewer
+          than k.
+        * ``"stepwise"``: each step on its own, from a point that carries no gradient. The graph of every step
+          is kept, for a loss on each of the trace's outputs.
+        * ``"implicit"``: of a minimum as a function of context and parameters, by conjugate gradients on the
+          energy's second derivatives. None to y₀ and the step size.
         * ``"detached"``: nothing.
 
-        ``result.energy`` is differentiable in every mode, in parameters and context, and through y where y is.
+        ``result.energy`` is differentiable in every mode, in parameters and context, and through y where y
+        is.
     keep_trace : bool
         Keep the points after every step.
     backtracking : float, optional
@@ -114,37 +116,44 @@ class EnergyDescent(nn.Module):
 
     Notes
     -----
-    *Statuses.* HALTED: the stop rule held. MAX_STEPS. REJECTED: see `accept`. NONFINITE: a point or its energy was not finite;
-    the row keeps the last one that was, or, at the start, y₀.
+    *Statuses.* HALTED: the stop rule held. MAX_STEPS. REJECTED: see `accept`. NONFINITE: a point or its
+    energy was not finite; the row keeps the last one that was, or, at the start, y₀.
 
-    *Row independence.* A row's result is bitwise the same alone, in any batch and in any order, as far as ``energy`` computes it
-    so; matrix products of a BLAS may not. An energy that visibly mixes rows is refused at the first call with it.
+    *Row independence.* A row's result is bitwise the same alone, in any batch and in any order, as far as
+    ``energy`` computes it so; matrix products of a BLAS may not. An energy that visibly mixes rows is refused
+    at the first call with it.
 
-    *The energy of the call.* The backward pass evaluates the energy as the call found it, whatever has become of it since:
-    parameters (those of `torch.func.functional_call`), buffers, attributes and modes of modules, variables of functions, entries
-    of short lists and dicts. Hooks of tensors run once, on their whole gradient. A buffer or counter that the evaluations
-    themselves change, as spectral normalisation does, has the value that it had at each of them, and dropout its masks where all
-    rows take the same number of steps. Where this cannot be had, because a large tensor was overwritten or a variable is out of
-    reach, or with ``accept="if_lower"`` for an energy that changes itself, the backward pass raises RuntimeError. Small changes
-    out of reach, of less than a thousandth of the energies in float32, may pass unnoticed. While the backward pass evaluates an
-    energy that has changed, or whose tensors have hooks, other threads must not use it.
+    *The energy of the call.* The backward pass evaluates the energy as the call found it, whatever has become
+    of it since: parameters (those of `torch.func.functional_call`), buffers, attributes and modes of modules,
+    variables of functions, entries of short lists and dicts. Hooks of tensors run once, on their whole
+    gradient. A buffer or counter that the evaluations themselves change, as spectral normalisation does, has
+    the value that it had at each of them, and dropout its masks where all rows take the same number of steps.
+    Where this cannot be had, because a large tensor was overwritten or a variable is out of reach, or with
+    ``accept="if_lower"`` for an energy that changes itself, the backward pass raises RuntimeError. Small
+    changes out of reach, of less than a thousandth of the energies in float32, may pass unnoticed. While the
+    backward pass evaluates an energy that has changed, or whose tensors have hooks, other threads must not
+    use it.
 
-    *Gradients* reach y₀, the context, the step size, the noise, and every leaf that the first evaluation of the energy reaches,
-    parameters of a module or tensors in a closure. All modes but "implicit" may be differentiated twice. What an energy has no
-    second derivatives of, such as the y of a ReLU network, gets no gradient from them.
+    *Gradients* reach y₀, the context, the step size, the noise, and every leaf that the first evaluation of
+    the energy reaches, parameters of a module or tensors in a closure. All modes but "implicit" may be
+    differentiated twice. What an energy has no second derivatives of, such as the y of a ReLU network, gets
+    no gradient from them.
 
-    *On CUDA* the host does not wait for the device while rows descend, but for "stepwise", which waits at every step, and for a
-    trace, which waits once. The backward pass of "unrolled" waits a few times in all, that of "implicit" at every iteration. Step
-    sizes and noise in CUDA tensors are not checked to be positive; nor does "truncated" forget there what it will not need.
+    *On CUDA* the host does not wait for the device while rows descend, but for "stepwise", which waits at
+    every step, and for a trace, which waits once. The backward pass of "unrolled" waits a few times in all,
+    that of "implicit" at every iteration. Step sizes and noise in CUDA tensors are not checked to be
+    positive; nor does "truncated" forget there what it will not need.
 
-    *In closed form.* `MLPEnergy`, `HopfieldEnergy` and `QuadraticEnergy` are descended in one kernel call, and differentiated in
-    another, in float32 or float64 throughout: half-width points are rounded once, at the end, and autocast is not heeded. A
-    subclass with a ``forward`` of its own, or a hook, is taken for any other energy; so are rows too long for a CUDA block. For a
-    gradient or a trace, room for `max_steps` points of every row is reserved beforehand, whether or not the rows use it: address
-    space on the CPU, memory on CUDA. Where that is more than 256 MiB, the descent runs twice instead, first to find out how many
-    steps there are, for which the host waits on CUDA. On the CPU Ctrl-C stops a kernel.
+    *In closed form.* `MLPEnergy`, `HopfieldEnergy` and `QuadraticEnergy` are descended in one kernel call,
+    and differentiated in another, in float32 or float64 throughout: half-width points are rounded once, at
+    the end, and autocast is not heeded. A subclass with a ``forward`` of its own, or a hook, is taken for any
+    other energy; so are rows too long for a CUDA block. For a gradient or a trace, room for `max_steps`
+    points of every row is reserved beforehand, whether or not the rows use it: address space on the CPU,
+    memory on CUDA. Where that is more than 256 MiB, the descent runs twice instead, first to find out how
+    many steps there are, for which the host waits on CUDA. On the CPU Ctrl-C stops a kernel.
 
-    *Not promised:* the energy of a row that was not finite at the start; that ``energy`` sees the rows in batch order.
+    *Not promised:* the energy of a row that was not finite at the start; that ``energy`` sees the rows in
+    batch order.
 
     Examples
     --------
@@ -191,8 +200,9 @@ class EnergyDescent(nn.Module):
         self._settings()
         _check_step_size("step_size", step_size, None)
 
-    # The settings are checked at the first call after one of them was assigned, and kept in a list that any assignment replaces:
-    # what a call in another thread has found of the settings before goes to a list that nobody looks at.
+    # The settings are checked at the first call after one of them was assigned, and kept in a list that any
+    # assignment replaces: what a call in another thread has found of the settings before goes to a list that
+    # nobody looks at.
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name != "_seen":
@@ -216,7 +226,12 @@ class EnergyDescent(nn.Module):
         settings = _Settings(rule, *self._mode(), step_size, noise)
         # Kept unless one can change without being assigned: a list, a tensor, a property of a subclass.
         lasting = self.__dict__.keys() >= _LASTING and (step_size is None or "step_size" in self.__dict__)
-        if lasting and noise is not None and not isinstance(self.clamp, list) and not isinstance(self.gradient, list):
+        if (
+            lasting
+            and noise is not None
+            and not isinstance(self.clamp, list)
+            and not isinstance(self.gradient, list)
+        ):
             checked.append(settings)
         return settings
 
@@ -229,7 +244,9 @@ class EnergyDescent(nn.Module):
         if self.backtracking is not None:
             backtracking = check_number("backtracking", self.backtracking, 0, 1, ends="()")
             if self.accept != "if_lower":
-                raise ValueError('backtracking: expected None unless accept="if_lower", got ' + repr(self.backtracking))
+                raise ValueError(
+                    'backtracking: expected None unless accept="if_lower", got ' + repr(self.backtracking)
+                )
         return DescentRule(
             max_steps=min(check_int("max_steps", self.max_steps, 1), _FOR_EVER),
             tol=check_number("tol", self.tol, 0, math.inf),
@@ -268,8 +285,8 @@ class EnergyDescent(nn.Module):
         Parameters
         ----------
         y0 : Tensor
-            [B, ...]; float32, float64, bfloat16 or float16. B = 0 works. In half precision the points are rounded at every step
-            (not in closed form); step size, norms, velocities and energies are float32.
+            [B, ...]; float32, float64, bfloat16 or float16. B = 0 works. In half precision the points are
+            rounded at every step (not in closed form); step size, norms, velocities and energies are float32.
         *context : Tensor
             Per-row context for ``energy``, each [B, ...].
         step_size, seed : optional
@@ -284,15 +301,17 @@ class EnergyDescent(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not as described, before anything runs; if ``energy`` returns something else than one differentiable
-            number for each row.
+            If an argument is not as described, before anything runs; if ``energy`` returns something else
+            than one differentiable number for each row.
         RuntimeError
-            Under a transform or tracer of torch that is not supported: `torch.func`, forward mode, ``vmap``, ``jit.trace``,
-            ``export``, ``make_fx``, FakeTensorMode. In the backward pass ("stepwise": at the call), if the energy was compiled by
-            another backend of ``torch.compile`` than "eager", of which torch has no second derivative.
+            Under a transform or tracer of torch that is not supported: `torch.func`, forward mode, ``vmap``,
+            ``jit.trace``, ``export``, ``make_fx``, FakeTensorMode. In the backward pass ("stepwise": at the
+            call), if the energy was compiled by another backend of ``torch.compile`` than "eager", of which
+            torch has no second derivative.
         """
         if torch.compiler.is_compiling():
-            # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that come and go.
+            # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that
+            # come and go.
             result: EnergyResult = self._run_apart(y0, context, step_size, seed, sample_ids)
             return result
         return self._run(y0, context, step_size, seed, sample_ids)
@@ -407,7 +426,9 @@ def _check_step_size(name: str, value: Any, y0: Tensor | None) -> float | Tensor
     _check_scalars(name, value)
     if value.dim() > 1 or (y0 is not None and value.dim() == 1 and value.shape[0] != y0.shape[0]):
         batch = "B" if y0 is None else str(y0.shape[0])
-        raise ValueError(f"{name}: expected a number or a tensor of shape [] or [{batch}], got {describe(value)}")
+        raise ValueError(
+            f"{name}: expected a number or a tensor of shape [] or [{batch}], got {describe(value)}"
+        )
     if value.is_cpu and not bool(((value > 0) & value.isfinite()).all()):
         raise ValueError(f"{name}: expected positive finite numbers, got a minimum of {value.min().item()}")
     return value if y0 is None else _on_device(name, value, y0)

@@ -57,8 +57,8 @@ class View:
     state : pytree of Tensor
         [n, ...] each: after the step.
     previous : pytree of Tensor
-        [n, ...] each: before the step, the same rows in the same order. A step that overwrites its own output overwrites this
-        too.
+        [n, ...] each: before the step, the same rows in the same order. A step that overwrites its own output
+        overwrites this too.
     readout : Tensor
         [n, ...]: what ``readout`` made of the state after the step.
     row : Tensor
@@ -91,7 +91,8 @@ class Decision(NamedTuple):
     log_prob : Tensor or None
         [n], in nats: added to the row's log-probability.
     carry : tuple of Tensor
-        [n, ...] each: handed back at the next step, for the rows that go on. Same number and dtypes at every step.
+        [n, ...] each: handed back at the next step, for the rows that go on. Same number and dtypes at every
+        step.
     logits : Tensor or None
         [n]: what the decision was computed from. A row where it is NaN or +inf ends ``NONFINITE``.
     """
@@ -107,8 +108,8 @@ class Decision(NamedTuple):
 class Policy(Checked):
     """Base class of halting policies: decides after each step which rows have thought enough.
 
-    A subclass implements `decide`; `begin` and the properties have defaults. Nothing in the halting loop knows the policies. The
-    settings of our own are checked whenever they are assigned.
+    A subclass implements `decide`; `begin` and the properties have defaults. Nothing in the halting loop
+    knows the policies. The settings of our own are checked whenever they are assigned.
 
     Examples
     --------
@@ -152,8 +153,9 @@ class Policy(Checked):
     def fuse(self) -> Fused | None:
         """The same decision for the halting kernel, or None (default) where only `decide` knows how.
 
-        Asked for only where it stands in the same class as the methods that it speaks for, or in a class derived from theirs: a
-        subclass that overrides `decide`, `begin` or another method and inherits `fuse` runs as its methods say.
+        Asked for only where it stands in the same class as the methods that it speaks for, or in a class
+        derived from theirs: a subclass that overrides `decide`, `begin` or another method and inherits `fuse`
+        runs as its methods say.
         """
         return None
 
@@ -181,7 +183,9 @@ def check_logits(logits: Any, rows: int, device: torch.device) -> Tensor:
     if logits.shape == (rows, 1):
         return logits.reshape(rows)
     if logits.shape != (rows,):
-        raise ValueError(f"head: expected one logit per row, shape [{rows}] or [{rows}, 1], got {list(logits.shape)}")
+        raise ValueError(
+            f"head: expected one logit per row, shape [{rows}] or [{rows}, 1], got {list(logits.shape)}"
+        )
     return logits
 
 
@@ -192,7 +196,9 @@ def plain_decision(decision: Any) -> Any:
     fields = (decision.halt, decision.weight, decision.cost, decision.log_prob, decision.logits)
     if kinds_of([t for t in fields if t is not None]) is None and kinds_of(decision.carry) is None:
         return decision
-    halt, weight, cost, log_prob, logits = map(_plain_field, ("halt", "weight", "cost", "log_prob", "logits"), fields)
+    halt, weight, cost, log_prob, logits = map(
+        _plain_field, ("halt", "weight", "cost", "log_prob", "logits"), fields
+    )
     carry = tuple(_plain_field(f"carry[{i}]", t) for i, t in enumerate(decision.carry))
     return Decision(halt, weight, cost, log_prob, carry, logits)
 
@@ -215,7 +221,9 @@ def check_decision(decision: object, view: View) -> tuple[bool, bool, bool]:
     for name, value in (("halt", decision.halt), *scalars):
         if value is None and name != "halt":
             continue
-        if not isinstance(value, Tensor) or (value.dtype != torch.bool if name == "halt" else value.dtype not in DTYPE_CODES):
+        if not isinstance(value, Tensor) or (
+            value.dtype != torch.bool if name == "halt" else value.dtype not in DTYPE_CODES
+        ):
             expected = "a bool Tensor" if name == "halt" else "a floating-point Tensor"
             raise TypeError(f"Decision.{name}: expected {expected}, got {describe(value)}")
         if not is_dense(value):

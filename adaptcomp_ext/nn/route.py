@@ -20,8 +20,8 @@ from adaptcomp_ext.ops._transforms import DIFFERENTIATION, apart, enter
 def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: Any = None) -> Any:
     """Run `branch` on the rows where `mask` is true, and merge what it returns with the other rows of `otherwise`.
 
-    The same values as ``torch.where(mask, branch(*tensors), otherwise)``, as far as the branch treats each row by itself; but the
-    branch runs on K rows instead of B, forward and backward.
+    The same values as ``torch.where(mask, branch(*tensors), otherwise)``, as far as the branch treats each
+    row by itself; but the branch runs on K rows instead of B, forward and backward.
 
     ::
 
@@ -29,53 +29,58 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
         tensors   = [a b c d e]        the branch gets  [a d]  and returns  [p q]
         otherwise = [v w x y z]        result = [p w x q z]
 
-    - Differentiable, to any order, into the tensors, what the branch holds and `otherwise`. What stands in rows that are not
-      chosen, a NaN included, reaches the branch neither forward nor backward; the same goes for the chosen rows of `otherwise`.
+    - Differentiable, to any order, into the tensors, what the branch holds and `otherwise`. What stands in
+      rows that are not chosen, a NaN included, reaches the branch neither forward nor backward; the same goes
+      for the chosen rows of `otherwise`.
     - Where the mask is nowhere true, the branch is not called: its parameters get no gradient then (under
-      ``DistributedDataParallel`` say ``find_unused_parameters=True``), and the result is a copy of `otherwise`.
-    - Where it is true everywhere, the branch gets the tensors as they are and its result is returned as it is. Nothing is copied,
-      and nothing depends on `otherwise`, which gets no gradient.
+      ``DistributedDataParallel`` say ``find_unused_parameters=True``), and the result is a copy of
+      `otherwise`.
+    - Where it is true everywhere, the branch gets the tensors as they are and its result is returned as it
+      is. Nothing is copied, and nothing depends on `otherwise`, which gets no gradient.
 
     Parameters
     ----------
     mask : Tensor
         Bool, [B].
     branch : callable
-        ``branch(*rows)``: gets the rows of each of `tensors` in their order, contiguous, and returns a pytree like `otherwise`
-        with K rows.
+        ``branch(*rows)``: gets the rows of each of `tensors` in their order, contiguous, and returns a pytree
+        like `otherwise` with K rows.
     *tensors : pytree of Tensor
         At least one; each leaf [B, ...], on the device of the mask, contiguous or not.
     otherwise : pytree of Tensor
-        What the other rows are, each leaf [B, ...]. The last positional argument is taken as it if it is not given by name:
-        ``route(mask, branch, x, y)`` is ``route(mask, branch, x, otherwise=y)``.
+        What the other rows are, each leaf [B, ...]. The last positional argument is taken as it if it is not
+        given by name: ``route(mask, branch, x, y)`` is ``route(mask, branch, x, otherwise=y)``.
 
     Returns
     -------
     pytree of Tensor
-        Structure, shapes, dtypes and classes of `otherwise`. It shares memory with the inputs only where the mask is true
-        everywhere and the branch returns memory of its own inputs.
+        Structure, shapes, dtypes and classes of `otherwise`. It shares memory with the inputs only where the
+        mask is true everywhere and the branch returns memory of its own inputs.
 
     Raises
     ------
     TypeError, ValueError
-        Before anything runs, if the mask is no bool vector, `branch` cannot be called, or a leaf has another number of rows or
-        another device. After the branch, if its result differs from `otherwise` in structure, row shape, dtype or device, or has
-        other than K rows.
+        Before anything runs, if the mask is no bool vector, `branch` cannot be called, or a leaf has another
+        number of rows or another device. After the branch, if its result differs from `otherwise` in
+        structure, row shape, dtype or device, or has other than K rows.
 
     Notes
     -----
-    Under autocast the branch may return other floating-point dtypes than `otherwise` has: they are converted to those. Elsewhere
-    they have to be the same.
+    Under autocast the branch may return other floating-point dtypes than `otherwise` has: they are converted
+    to those. Elsewhere they have to be the same.
 
-    K is a host number, since the branch needs its shape: on CUDA this call waits for the device once, and cannot be captured in a
-    CUDA graph. The merge and the backward pass do not wait. `adaptcomp_ext.ops.compact_padded` and
-    `adaptcomp_ext.ops.merge_rows` are the parts for a graph, at the worst-case size.
+    K is a host number, since the branch needs its shape: on CUDA this call waits for the device once, and
+    cannot be captured in a CUDA graph. The merge and the backward pass do not wait.
+    `adaptcomp_ext.ops.compact_padded` and `adaptcomp_ext.ops.merge_rows` are the parts for a graph, at the
+    worst-case size.
 
-    The checks, the index and the two moves cost tens of microseconds on the host, whatever the sizes: where the branch takes less
-    than that on all rows, masking is the faster form. ``adaptcomp bench route`` measures it.
+    The checks, the index and the two moves cost tens of microseconds on the host, whatever the sizes: where
+    the branch takes less than that on all rows, masking is the faster form. ``adaptcomp bench route``
+    measures it.
 
-    Not promised: the same bits as with masking where the branch's arithmetic is not row-independent. A matrix product may sum in
-    another order for another number of rows, and batch normalisation sees the K rows alone.
+    Not promised: the same bits as with masking where the branch's arithmetic is not row-independent. A matrix
+    product may sum in another order for another number of rows, and batch normalisation sees the K rows
+    alone.
 
     Examples
     --------
@@ -84,7 +89,9 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
     >>> logits = ac.route(doubtful, large, x, otherwise=fast)
     """
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():  # which is refused, by a strict export where the graph would be split
+        if (
+            torch.compiler.is_exporting()
+        ):  # which is refused, by a strict export where the graph would be split
             return _route_apart(mask, branch, tensors, otherwise)
         return _route(mask, branch, tensors, otherwise, _kept_index_apart)
     return _route(mask, branch, tensors, otherwise)
@@ -106,7 +113,9 @@ def _route(
     if not callable(branch):
         raise TypeError(f"branch: expected a callable, got {describe(branch)}")
     if not tensors:
-        raise TypeError("tensors: expected at least one Tensor or pytree of Tensors, got none besides otherwise")
+        raise TypeError(
+            "tensors: expected at least one Tensor or pytree of Tensors, got none besides otherwise"
+        )
     batch, device = chosen.shape[0], chosen.device
     base, structure, kinds = check_classed_tree("otherwise", otherwise)
     check_alike("otherwise", base, batch, device, like="the mask")
@@ -157,15 +166,23 @@ def _check_mask(mask: object) -> Tensor:
 def _check_result(result: Any, base: list[Tensor], structure: Any, count: int) -> list[Tensor]:
     """The leaves of what the branch returned, converted to the dtypes of `base` under autocast."""
     leaves, found = flatten_like(result, structure)
-    if found is not structure and found != structure:  # or a tuple with something else than tensors in it, which is told below
+    if (
+        found is not structure and found != structure
+    ):  # or a tuple with something else than tensors in it, which is told below
         wanted, found = (pytree.tree_structure(tree) for tree in (unflatten(base, structure), result))
         if found != wanted:
-            raise TypeError(f"branch: expected a result with the structure of otherwise, {wanted}, got {found}")
+            raise TypeError(
+                f"branch: expected a result with the structure of otherwise, {wanted}, got {found}"
+            )
         pairs = zip(pytree.tree_leaves(result), pytree.tree_leaves(unflatten(base, structure)), strict=True)
-        for i, (came, like) in enumerate(pairs):  # of which one is None or something else where the other is a tensor
+        for i, (came, like) in enumerate(
+            pairs
+        ):  # of which one is None or something else where the other is a tensor
             if isinstance(came, Tensor) != isinstance(like, Tensor):
                 expected_one = "None like otherwise" if like is None else "a Tensor as result"
-                raise TypeError(f"branch{f' (leaf {i})' if len(base) > 1 else ''}: expected {expected_one}, got {describe(came)}")
+                raise TypeError(
+                    f"branch{f' (leaf {i})' if len(base) > 1 else ''}: expected {expected_one}, got {describe(came)}"
+                )
     checked = []
     for i, (leaf, like) in enumerate(zip(leaves, base, strict=True)):
         if (  # the usual case first: every test counts where the rows are few
@@ -187,13 +204,19 @@ def _check_result(result: Any, base: list[Tensor], structure: Any, count: int) -
             raise TypeError(f"{where}: expected a dense result, got {describe(leaf)}")
         expected = [count, *like.shape[1:]]
         if list(leaf.shape) != expected:
-            raise ValueError(f"{where}: expected a result of shape {expected} like otherwise, got {list(leaf.shape)}")
+            raise ValueError(
+                f"{where}: expected a result of shape {expected} like otherwise, got {list(leaf.shape)}"
+            )
         if leaf.device != like.device:
-            raise ValueError(f"{where}: expected a result on {like.device} like otherwise, got one on {leaf.device}")
+            raise ValueError(
+                f"{where}: expected a result on {like.device} like otherwise, got one on {leaf.device}"
+            )
         if leaf.dtype != like.dtype:
             both = leaf.is_floating_point() and like.is_floating_point()
             if not (both and torch.is_autocast_enabled(like.device.type)):
-                raise TypeError(f"{where}: expected a result of {like.dtype} like otherwise, got {leaf.dtype}")
+                raise TypeError(
+                    f"{where}: expected a result of {like.dtype} like otherwise, got {leaf.dtype}"
+                )
             leaf = leaf.to(like.dtype)
         check_memory(where, leaf)
         checked.append(leaf)

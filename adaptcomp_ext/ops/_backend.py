@@ -17,7 +17,8 @@ _on_reference: contextvars.ContextVar[bool] = contextvars.ContextVar("adaptcomp_
 CPU: int = _C.CPU
 HAS_CUDA: bool = _C.build_info()["cuda"]
 EMULATED: bool = _C.EMULATED
-"""Whether the CUDA kernels were compiled for the host, for tests (tests/cuda_host): CPU tensors then go every way of CUDA's."""
+"""Whether the CUDA kernels were compiled for the host, for tests (tests/cuda_host): CPU tensors then go every
+way of CUDA's."""
 
 # The codes of csrc/common/dtype.h.
 OPAQUE = 4
@@ -35,8 +36,8 @@ _C.use_torch(
 def reference_kernels() -> Iterator[None]:
     """Run everything inside the ``with`` block on the plain PyTorch reference instead of the compiled kernels.
 
-    Applies to the current thread or task only, and covers backward passes whose forward ran inside the block. A function
-    compiled with ``torch.compile`` runs on the kernels wherever it is called.
+    Applies to the current thread or task only, and covers backward passes whose forward ran inside the block.
+    A function compiled with ``torch.compile`` runs on the kernels wherever it is called.
 
     Examples
     --------
@@ -53,7 +54,9 @@ def reference_kernels() -> Iterator[None]:
 def on_reference() -> bool:
     """Whether the reference was asked for. Not seen, and so never, while torch.compile traces."""
     # The first is a constant to the compiler, which cannot trace what follows, and the cheapest of the three.
-    return not torch.compiler.is_dynamo_compiling() and _on_reference.get() and not torch.compiler.is_compiling()
+    return (
+        not torch.compiler.is_dynamo_compiling() and _on_reference.get() and not torch.compiler.is_compiling()
+    )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -32,7 +32,11 @@ def describe(value: object) -> str:
 def check_tensor(name: str, value: object) -> Tensor:
     """Require a dense tensor on a device that this build serves, and make it a plain one."""
     if (  # the usual case first: every test counts in a call of few rows
-        type(value) is Tensor and value.is_cpu and value.layout is _STRIDED and not value.is_nested and not value.is_quantized
+        type(value) is Tensor
+        and value.is_cpu
+        and value.layout is _STRIDED
+        and not value.is_nested
+        and not value.is_quantized
     ):
         return value
     if not isinstance(value, Tensor):
@@ -57,7 +61,9 @@ def check_device(name: str, device: torch.device) -> None:
         raise ValueError(f"{name}: expected a CPU or CUDA tensor, got one on {device}")
 
 
-def check_rows(name: str, value: object, rows: int, device: torch.device, position: int | None = None) -> Tensor:
+def check_rows(
+    name: str, value: object, rows: int, device: torch.device, position: int | None = None
+) -> Tensor:
     """Require a tensor with `rows` rows on `device`; it has this `position` in the sequence `name`, if any."""
     if (  # the usual case first, as in `check_tensor`
         type(value) is Tensor
@@ -74,7 +80,9 @@ def check_rows(name: str, value: object, rows: int, device: torch.device, positi
         name = f"{name}[{position}]"
     tensor = check_tensor(name, value)
     if tensor.dim() == 0 or tensor.shape[0] != rows:
-        raise ValueError(f"{name}: expected {rows} rows in the first dimension, got shape {list(tensor.shape)}")
+        raise ValueError(
+            f"{name}: expected {rows} rows in the first dimension, got shape {list(tensor.shape)}"
+        )
     if tensor.device != device:
         raise ValueError(f"{name}: expected a tensor on {device}, got one on {tensor.device}")
     return tensor
@@ -110,7 +118,11 @@ def check_int(name: str, value: object, least: int, *, bounded: bool = True) -> 
 
 def check_steps(step: int, min_steps: int, max_steps: int) -> None:
     """Require 1 <= step <= max_steps and 1 <= min_steps <= max_steps."""
-    if type(step) is type(min_steps) is type(max_steps) is int and 1 <= step <= max_steps and 1 <= min_steps <= max_steps < 2**63:
+    if (
+        type(step) is type(min_steps) is type(max_steps) is int
+        and 1 <= step <= max_steps
+        and 1 <= min_steps <= max_steps < 2**63
+    ):
         return
     check_int("max_steps", max_steps, 1)
     check_int("min_steps", min_steps, 1)

@@ -93,9 +93,21 @@ def halt_step(
     scalars = (sample_ids, carry, weight, weight_out, tested)
     tensors = (row, flag, steps, status, running, *scalars, decision.signal, readout, output, spent)
     least = row.shape[0] + 1 if least is None else least
-    integers = [step, min_steps, max_steps, decision.policy, decision.parameter, decision.has_cost, read_leaf, least]
+    integers = [
+        step,
+        min_steps,
+        max_steps,
+        decision.policy,
+        decision.parameter,
+        decision.has_cost,
+        read_leaf,
+        least,
+    ]
     integers += place(row.device)
-    return Stepped(flag, *_C.halt_rows(tensors, leaves, results, increments, totals, moving, integers, decision.threshold))
+    return Stepped(
+        flag,
+        *_C.halt_rows(tensors, leaves, results, increments, totals, moving, integers, decision.threshold),
+    )
 
 
 def _kernel(
@@ -116,7 +128,20 @@ def _kernel(
     max_steps: int,
 ) -> Tensor:
     flag = halt_step(
-        *(row, Fused(GIVEN, halt), weight, readout, output, leaves, results, increments, totals, steps, status, running),
+        *(
+            row,
+            Fused(GIVEN, halt),
+            weight,
+            readout,
+            output,
+            leaves,
+            results,
+            increments,
+            totals,
+            steps,
+            status,
+            running,
+        ),
         *(step, min_steps, max_steps),
     ).flag
     for written in (output, *results, *totals, steps, status, running):

@@ -1,7 +1,8 @@
 """The torch.library namespace ``adaptcomp``: registration of the raw ops.
 
-Define and implement, without ``custom_op`` and without ``register_autograd``: a third of their cost per call. The raw ops
-are private and know no gradient; each public function wraps its own in an ``autograd.Function`` where one is needed.
+Define and implement, without ``custom_op`` and without ``register_autograd``: a third of their cost per call.
+The raw ops are private and know no gradient; each public function wraps its own in an ``autograd.Function``
+where one is needed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ def register(
 ) -> Callable[..., Any]:
     """Register a kernel for CPU and CUDA with its shape function, and return the callable op.
 
-    The dispatcher takes as long as a kernel on few rows. With `tensor_at`, the position of a tensor among the arguments, it is
-    left out where it would do nothing but call the kernel, which must then write to none of its arguments.
+    The dispatcher takes as long as a kernel on few rows. With `tensor_at`, the position of a tensor among the
+    arguments, it is left out where it would do nothing but call the kernel, which must then write to none of
+    its arguments.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)
@@ -37,7 +39,9 @@ def register(
         if is_direct(arguments[tensor_at]):
             try:
                 return kernel(*arguments)
-            except TypeError:  # a tensor without an address, such as a wrapper that its transform has left behind
+            except (
+                TypeError
+            ):  # a tensor without an address, such as a wrapper that its transform has left behind
                 pass
         return op(*arguments)
 

@@ -1,9 +1,10 @@
 """Tensors as the compiled module takes them: of class ``torch.Tensor`` or ``nn.Parameter``, with memory of their own.
 
-A subclass without a ``__torch_dispatch__`` (an image, an array with units) is such a tensor under another name: the kernels
-work on it as a plain tensor, and what comes out as rows of it gets its class back. A subclass with one (FakeTensor, DTensor,
-MaskedTensor) computes in a way of its own, on memory that its address does not show: it is refused by name, except for
-``AsyncCollectiveTensor``, the result of a collective that is under way, which is waited for.
+A subclass without a ``__torch_dispatch__`` (an image, an array with units) is such a tensor under another
+name: the kernels work on it as a plain tensor, and what comes out as rows of it gets its class back. A
+subclass with one (FakeTensor, DTensor, MaskedTensor) computes in a way of its own, on memory that its address
+does not show: it is refused by name, except for ``AsyncCollectiveTensor``, the result of a collective that is
+under way, which is waited for.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ def resolved(name: str, tensor: Tensor) -> Tensor:
 
 def dressed(tensor: Tensor, kind: type[Tensor] | None) -> Tensor:
     """The same tensor as one of class `kind`, as torch itself would return it; None, Tensor, Parameter: as it is."""
-    if kind is None or kind is Tensor or issubclass(kind, nn.Parameter) or kind.__torch_dispatch__ is not _NO_DISPATCH:
+    if (
+        kind is None
+        or kind is Tensor
+        or issubclass(kind, nn.Parameter)
+        or kind.__torch_dispatch__ is not _NO_DISPATCH
+    ):
         return tensor
     return tensor.as_subclass(kind)
 

@@ -1,9 +1,10 @@
 """Transforms and tracers of torch that the kernels cannot serve: each is noticed at the call and refused by one sentence.
 
-The kernels read addresses and decide on the host. A tensor that stands for many tensors (``vmap``), for a value with a tangent
-(forward mode) or for no value at all (fake tensors) has no address that says so; and a recorded graph would replay the steps of
-one batch for every other. `enter` looks for all of them at the beginning of a call and costs a fifth of a microsecond. What
-reaches a call only through the user's own functions, such as a parameter with a tangent, is found by the `Watch` it returns.
+The kernels read addresses and decide on the host. A tensor that stands for many tensors (``vmap``), for a
+value with a tangent (forward mode) or for no value at all (fake tensors) has no address that says so; and a
+recorded graph would replay the steps of one batch for every other. `enter` looks for all of them at the
+beginning of a call and costs a fifth of a microsecond. What reaches a call only through the user's own
+functions, such as a parameter with a tangent, is found by the `Watch` it returns.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def _nothing() -> None:
     return None
 
 
-# Private names of torch. Without one of them its transform is no longer refused here, and nothing else changes.
+# Private names of torch. Without one of them its transform is no longer refused here, and nothing else
+# changes.
 _functorch = getattr(torch._C, "_functorch", None)
 _interpreter = getattr(_functorch, "peek_interpreter_stack", _nothing)
 _interpreters = getattr(_functorch, "get_interpreter_stack", _nothing)
@@ -37,10 +39,13 @@ _mode = getattr(torch._C, "_get_dispatch_mode", None)
 _mode_keys = getattr(torch._C, "_TorchDispatchModeKey", None)
 _is_included = getattr(torch._C, "_dispatch_tls_is_dispatch_key_included", None)
 _pre_dispatch = getattr(torch._C.DispatchKey, "PreDispatch", None)
-_before_dispatch = functools.partial(_is_included, _pre_dispatch) if _is_included and _pre_dispatch else _nothing
+_before_dispatch = (
+    functools.partial(_is_included, _pre_dispatch) if _is_included and _pre_dispatch else _nothing
+)
 _is_legacy_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda tensor: False)
 
-# What the reference of a loop can do, being plain PyTorch; what a registered op can do; and one that takes no list of tensors.
+# What the reference of a loop can do, being plain PyTorch; what a registered op can do; and one that takes no
+# list of tensors.
 DIFFERENTIATION = frozenset({"grad", "jvp", "functionalize", "forward"})
 OP = frozenset({"export", "trace", "make_fx", "fake", "functionalize"})
 OP_OF_TENSORS = OP | {"vmap"}
@@ -92,14 +97,16 @@ def enter(
     tensors : sequence of pytree of Tensor
         What it was given; anything else among them is ignored.
     kernels, reference : collection of str
-        The transforms that the kernels serve, and those that its reference path serves, named as in this module.
+        The transforms that the kernels serve, and those that its reference path serves, named as in this
+        module.
     decides : optional
         Decides on shapes, and must not have a batch of ``vmap`` on the reference either.
 
     Returns
     -------
     Watch or None
-        To be shown what the user's functions return; None, the usual case, where there is nothing to look for.
+        To be shown what the user's functions return; None, the usual case, where there is nothing to look
+        for.
 
     Raises
     ------
@@ -142,7 +149,9 @@ def has_values() -> bool:
     """Whether the values of a tensor can be looked at."""
     if torch.compiler.is_compiling():
         return False
-    return (_interpreter() is None and not _dispatch_modes()) or not {"fake", "functionalize"}.intersection(_active())
+    return (_interpreter() is None and not _dispatch_modes()) or not {"fake", "functionalize"}.intersection(
+        _active()
+    )
 
 
 def on_values(look: Callable[[], int]) -> int:
@@ -224,7 +233,9 @@ def _look(
     if "vmap" in active:
         if isinstance(decides, Tensor) and _is_batched(decides):
             _refuse(called, "vmap", ())
-        if kernels and any(isinstance(t, Tensor) and _loses_gradient(t) for t in pytree.tree_leaves(list(tensors))):
+        if kernels and any(
+            isinstance(t, Tensor) and _loses_gradient(t) for t in pytree.tree_leaves(list(tensors))
+        ):
             _refuse(called, "vmap", reference)
     # These two harm only where a tensor has a batch or a tangent.
     forbidden = {"vmap", "forward"}.intersection(active).difference(served)
@@ -262,7 +273,11 @@ def _layers(tensor: Tensor) -> Iterator[Tensor]:
 
 def _loses_gradient(tensor: Tensor) -> bool:
     """Whether it needs a gradient under ``vmap``, for which the kernels' are not made; a batch itself does not show it."""
-    return torch.is_grad_enabled() and not on_reference() and any(layer.requires_grad for layer in _layers(tensor))
+    return (
+        torch.is_grad_enabled()
+        and not on_reference()
+        and any(layer.requires_grad for layer in _layers(tensor))
+    )
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -279,5 +294,9 @@ def _refuse(called: str, kind: str, reference: Collection[str], where: str = "")
     way = _WAYS[kind]
     if kind in reference:
         way += ", or run it inside adaptcomp_ext.reference_kernels(), whose plain PyTorch has it"
-    came = f", and {where} returned a tensor with {'a batch or a gradient' if kind == 'vmap' else 'a tangent'}" if where else ""
+    came = (
+        f", and {where} returned a tensor with {'a batch or a gradient' if kind == 'vmap' else 'a tangent'}"
+        if where
+        else ""
+    )
     raise RuntimeError(f"{called} does not support {_NAMES[kind]}{came}: {way}.")

@@ -1,7 +1,8 @@
 """The kernels that run all steps of a descent: allocation and calls, whatever the energy. Private.
 
-An energy is a `ClosedForm`: its tensors, in the order of its kernels, and its constants. The functions know nothing of autograd,
-and are not operators of ``torch.library``: the module that calls them, with its node, splits a compiled graph anyway.
+An energy is a `ClosedForm`: its tensors, in the order of its kernels, and its constants. The functions know
+nothing of autograd, and are not operators of ``torch.library``: the module that calls them, with its node,
+splits a compiled graph anyway.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class ClosedForm(NamedTuple):
     kind: str
     """"mlp", "hopfield" or "quadratic"."""
     tensors: tuple[Tensor | None, ...]
-    """In the compute dtype. A tensor that may have rows of its own, [B, ...] or without B, stands where `rows_at` says."""
+    """In the compute dtype. A tensor that may have rows of its own, [B, ...] or without B, stands where
+    `rows_at` says."""
     integers: tuple[int, ...]
     numbers: tuple[float, ...]
     function: Callable[..., Tensor]
@@ -68,7 +70,11 @@ _BACKWARD = {
 }
 
 
-_SCRATCH = {"mlp": _C.mlp_descent_scratch, "hopfield": _C.hopfield_descent_scratch, "quadratic": _C.quadratic_descent_scratch}
+_SCRATCH = {
+    "mlp": _C.mlp_descent_scratch,
+    "hopfield": _C.hopfield_descent_scratch,
+    "quadratic": _C.quadratic_descent_scratch,
+}
 
 
 def _scratch_bytes(form: ClosedForm, y0: Tensor, backward: bool) -> int:
@@ -82,7 +88,8 @@ def _scratch_bytes(form: ClosedForm, y0: Tensor, backward: bool) -> int:
 def fits(form: ClosedForm, y0: Tensor, through: bool) -> bool:
     """Whether the device has room for rows like y0 in the kernel, and in that of the gradient where it is wanted."""
     return not on_cuda(y0.device) or (
-        _scratch_bytes(form, y0, backward=False) >= 0 and (not through or _scratch_bytes(form, y0, backward=True) >= 0)
+        _scratch_bytes(form, y0, backward=False) >= 0
+        and (not through or _scratch_bytes(form, y0, backward=True) >= 0)
     )
 
 
@@ -99,7 +106,9 @@ def _setting(value: Tensor | None) -> tuple[Tensor | None, int]:
     return value, 1 if value is not None and value.dim() else 0
 
 
-def _head(y0: Tensor, step_size: Tensor, noise: Tensor | None, sample_ids: Tensor | None, rule: list[int]) -> list[Any]:
+def _head(
+    y0: Tensor, step_size: Tensor, noise: Tensor | None, sample_ids: Tensor | None, rule: list[int]
+) -> list[Any]:
     wide = y0.dtype == torch.float64
     return [*y0.shape, wide, *rule, y0, *_setting(step_size), *_setting(noise), sample_ids]
 
@@ -126,8 +135,9 @@ def whole_descent(
 ) -> Descended:
     """All steps of every row.
 
-    All tensors contiguous, without graph, and of one dtype, float32 or float64; y0 is [B, dim], `step_size` without dimensions or
-    [B], `noise` likewise or None, `sample_ids` int64 [B] or None. `keep`: the path, the scale and the velocity.
+    All tensors contiguous, without graph, and of one dtype, float32 or float64; y0 is [B, dim], `step_size`
+    without dimensions or [B], `noise` likewise or None, `sample_ids` int64 [B] or None. `keep`: the path, the
+    scale and the velocity.
     """
     integers, numbers = rule_arguments(rule)
     rows, dim = y0.shape
@@ -141,7 +151,12 @@ def whole_descent(
         y0.new_empty((rows, rule.max_steps, dim)) if keep and rule.momentum > 0 else None,
     )
     _FORWARD[form.kind](
-        [*_head(y0, step_size, noise, sample_ids, integers), *out, *_energy(form), *_place(form, y0, backward=False)],
+        [
+            *_head(y0, step_size, noise, sample_ids, integers),
+            *out,
+            *_energy(form),
+            *_place(form, y0, backward=False),
+        ],
         [*numbers, *form.numbers],
     )
     return out
@@ -167,7 +182,11 @@ def whole_descent_backward(
         y0.new_empty(rows),
         None if noise is None else y0.new_empty(rows),
         [
-            None if t is None else t.new_empty((rows, t.shape[-1])) if i == form.rows_at else torch.empty_like(t)
+            None
+            if t is None
+            else t.new_empty((rows, t.shape[-1]))
+            if i == form.rows_at
+            else torch.empty_like(t)
             for i, t in enumerate(form.tensors)
         ],
     )
@@ -179,7 +198,18 @@ def whole_descent_backward(
     _BACKWARD[form.kind](
         [
             *_head(y0, step_size, noise, sample_ids, integers),
-            *(run.steps, run.path, run.scale, run.velocity, last_steps, g_y, g_path, out.y0, out.step_size, out.noise),
+            *(
+                run.steps,
+                run.path,
+                run.scale,
+                run.velocity,
+                last_steps,
+                g_y,
+                g_path,
+                out.y0,
+                out.step_size,
+                out.noise,
+            ),
             *(*_energy(form), *parts, *_place(form, y0, backward=True)),
         ],
         [*numbers, *form.numbers],

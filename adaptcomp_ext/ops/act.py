@@ -68,7 +68,16 @@ def _backward_kernel(
     _C.act_step_backward(
         [
             *(logits.shape[0], step, min_steps, max_steps, accumulated.dtype == torch.float64),
-            *(logits, dtype_code(logits.dtype), accumulated, g_weight, g_accumulated, g_cost, g_logits, g_before),
+            *(
+                logits,
+                dtype_code(logits.dtype),
+                accumulated,
+                g_weight,
+                g_accumulated,
+                g_cost,
+                g_logits,
+                g_before,
+            ),
             *place(logits.device),
         ],
         threshold,
@@ -118,18 +127,25 @@ class _ActStep(torch.autograd.Function):
 
 
 def act_step(
-    logits: Tensor, accumulated: Tensor, *, step: int, min_steps: int = 1, max_steps: int, threshold: float = 0.99
+    logits: Tensor,
+    accumulated: Tensor,
+    *,
+    step: int,
+    min_steps: int = 1,
+    max_steps: int,
+    threshold: float = 0.99,
 ) -> ActStep:
     """Decide, for every row of a block, whether ACT halts it at this step, and with which weight.
 
-    With h = sigmoid(logit), N the first step at which h₁ + … + hₙ ≥ `threshold` (or `max_steps`), and the remainder
-    R = 1 − (h₁ + … + h_{N−1}): the weight is hₙ before N and R at N; the ponder cost N + R falls due at N.
-    Before `min_steps` the probability of halting counts as zero.
+    With h = sigmoid(logit), N the first step at which h₁ + … + hₙ ≥ `threshold` (or `max_steps`), and the
+    remainder R = 1 − (h₁ + … + h_{N−1}): the weight is hₙ before N and R at N; the ponder cost N + R falls
+    due at N. Before `min_steps` the probability of halting counts as zero.
 
     Parameters
     ----------
     logits : Tensor
-        Halting logits, [rows]; float32, float64, bfloat16 or float16. −∞ is a halting probability of 0, without a gradient.
+        Halting logits, [rows]; float32, float64, bfloat16 or float16. −∞ is a halting probability of 0,
+        without a gradient.
     accumulated : Tensor
         h₁ + … + h_{n−1}, [rows]; float32 or float64, the dtype of the results.
     step : int
@@ -142,8 +158,9 @@ def act_step(
     Returns
     -------
     ActStep
-        ``weight``, ``accumulated`` (this step included), ``cost`` (zero before N), and ``halt``: bool, whether the threshold
-        is reached. A row stopped by `max_steps` alone has its remainder as weight and ``halt`` false.
+        ``weight``, ``accumulated`` (this step included), ``cost`` (zero before N), and ``halt``: bool,
+        whether the threshold is reached. A row stopped by `max_steps` alone has its remainder as weight and
+        ``halt`` false.
 
     Notes
     -----
@@ -155,7 +172,9 @@ def act_step(
     if accumulated.dtype is not torch.float32 and accumulated.dtype is not torch.float64:
         raise TypeError(f"accumulated: expected float32 or float64, got {accumulated.dtype}")
     if accumulated.device != logits.device:
-        raise ValueError(f"accumulated: expected a tensor on {logits.device}, got one on {accumulated.device}")
+        raise ValueError(
+            f"accumulated: expected a tensor on {logits.device}, got one on {accumulated.device}"
+        )
     _checks.check_steps(step, min_steps, max_steps)
     static = (step, min_steps, max_steps, _checks.check_fraction("threshold", threshold))
     return ActStep(*act_step_unchecked(logits, accumulated, *static))

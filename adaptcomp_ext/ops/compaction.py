@@ -16,7 +16,7 @@ from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values, on_values
 
 
-# --- raw ops ----------------------------------------------------------------------------------------------------------------
+# --- raw ops ------------------------------------------------------------------------------------------------
 def _compact_index_kernel(keep: Tensor) -> Tensor:
     if not on_cuda(keep.device):
         index, kept = _compact_index_on_cpu(keep)
@@ -66,9 +66,14 @@ def _rows_fake(tensors: Sequence[Tensor], rows: Any) -> list[Tensor]:
     return [t.new_empty((rows, *t.shape[1:])) for t in tensors]
 
 
-_compact_index = register("compact_index(Tensor keep) -> Tensor", _compact_index_kernel, _compact_index_fake, tensor_at=0)
+_compact_index = register(
+    "compact_index(Tensor keep) -> Tensor", _compact_index_kernel, _compact_index_fake, tensor_at=0
+)
 _compact_index_padded = register(
-    "compact_index_padded(Tensor keep) -> (Tensor, Tensor)", _compact_index_padded_kernel, _compact_index_padded_fake, tensor_at=0
+    "compact_index_padded(Tensor keep) -> (Tensor, Tensor)",
+    _compact_index_padded_kernel,
+    _compact_index_padded_fake,
+    tensor_at=0,
 )
 _gather_rows = register(
     "gather_rows(Tensor[] tensors, Tensor index) -> Tensor[]",
@@ -84,7 +89,7 @@ _scatter_rows = register(
 )
 
 
-# --- autograd: gather and scatter are each other's adjoint --------------------------------------------------------------------
+# --- autograd: gather and scatter are each other's adjoint --------------------------------------------------
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -132,15 +137,21 @@ def gather(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
 def _scatter(tensors: Sequence[Tensor], index: Tensor, size: int) -> list[Tensor]:
     if on_reference():
         return reference.scatter_rows(tensors, index, size)
-    return list(_Scatter.apply(index, size, *tensors)) if needs_grad(tensors) else _scatter_rows(list(tensors), index, size)
+    return (
+        list(_Scatter.apply(index, size, *tensors))
+        if needs_grad(tensors)
+        else _scatter_rows(list(tensors), index, size)
+    )
 
 
-# --- public -------------------------------------------------------------------------------------------------------------------
+# --- public -------------------------------------------------------------------------------------------------
 def _tensor_list(name: str, tensors: object, rows: int, device: torch.device) -> list[Tensor]:
     if isinstance(tensors, Tensor):
         tensors = [tensors]
     if not isinstance(tensors, Sequence):
-        raise TypeError(f"{name}: expected a Tensor or a sequence of Tensors, got {_checks.describe(tensors)}")
+        raise TypeError(
+            f"{name}: expected a Tensor or a sequence of Tensors, got {_checks.describe(tensors)}"
+        )
     return [_checks.check_rows(name, t, rows, device, i) for i, t in enumerate(tensors)]
 
 
@@ -164,7 +175,8 @@ def compact(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Ten
 
     - Stable: the rows keep their order. The inputs are unchanged.
     - Any number of tensors, of any dtypes and shapes, in one pass over the rows.
-    - Differentiable, to any order, in the floating-point and complex tensors: the backward pass is the matching scatter.
+    - Differentiable, to any order, in the floating-point and complex tensors: the backward pass is the
+      matching scatter.
 
     ::
 
@@ -202,7 +214,9 @@ def compact(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Ten
     return _dressed(gather(rows, index), tensors), index
 
 
-def compact_padded(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+def compact_padded(
+    keep: Tensor, tensors: Tensor | Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """`compact` at its worst-case size: the shapes do not depend on `keep`, and the host never waits.
 
     ::
@@ -253,7 +267,8 @@ def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -
 
     Notes
     -----
-    Not checked: that the indices are distinct; and, on CUDA or in a compiled graph, that they are less than `size`.
+    Not checked: that the indices are distinct; and, on CUDA or in a compiled graph, that they are less than
+    `size`.
     """
     where = _checks.check_tensor("index", index)
     if where.dtype != torch.int64 or where.dim() != 1:

@@ -40,13 +40,15 @@ def confidence(logits: Tensor, measure: str = "max_prob") -> Tensor:
     logits : Tensor
         [rows, C] with C ≥ 2; float32, float64, bfloat16 or float16.
     measure : str
-        ``"max_prob"``, ``"margin"`` or ``"entropy"`` (normalised by its maximum log C, so that a threshold does not depend on C).
+        ``"max_prob"``, ``"margin"`` or ``"entropy"`` (normalised by its maximum log C, so that a threshold
+        does not depend on C).
 
     Returns
     -------
     Tensor
-        [rows], float32 (float64 for float64 logits). A logit of −∞ masks its class, which counts in C all the same; where a
-        single class is left the confidence is 1. NaN where the row holds a NaN, or no class. Not differentiable: it only decides.
+        [rows], float32 (float64 for float64 logits). A logit of −∞ masks its class, which counts in C all the
+        same; where a single class is left the confidence is 1. NaN where the row holds a NaN, or no class.
+        Not differentiable: it only decides.
     """
     logits = _checks.check_floating("logits", logits)
     _checks.check_choice("measure", measure, tuple(MEASURES))

@@ -39,7 +39,7 @@ def rule_arguments(rule: DescentRule) -> tuple[list[int], list[float]]:
     return integers, [rule.tol, rule.momentum, rule.clip, rule.low, rule.high, rule.backtracking]
 
 
-# --- raw ops ------------------------------------------------------------------------------------------------------------------
+# --- raw ops ------------------------------------------------------------------------------------------------
 def _kernel(
     y: Tensor,
     gradient: Tensor,
@@ -51,13 +51,19 @@ def _kernel(
     low: float,
     high: float,
 ) -> tuple[Tensor, Tensor]:
-    y, gradient, step_size = contiguous("y", y), contiguous("gradient", gradient), contiguous("step_size", step_size)
+    y, gradient, step_size = (
+        contiguous("y", y),
+        contiguous("gradient", gradient),
+        contiguous("step_size", step_size),
+    )
     velocity = None if velocity is None else contiguous("velocity", velocity)
     noise = None if noise is None else contiguous("noise", noise)
     point = torch.empty_like(y)
     after = torch.empty_like(y, dtype=compute_dtype(y.dtype))
     integers, numbers = rule_arguments(DescentRule(1, momentum=momentum, clip=clip, low=low, high=high))
-    _C.descent_update((y, gradient, velocity, noise, point, after), step_size, [*integers, *place(y.device)], numbers)
+    _C.descent_update(
+        (y, gradient, velocity, noise, point, after), step_size, [*integers, *place(y.device)], numbers
+    )
     return point, after
 
 
@@ -99,7 +105,7 @@ def normals(rule: DescentRule, sample: Tensor, step: int, like: Tensor) -> Tenso
     return out.view(like.shape)
 
 
-# --- autograd -----------------------------------------------------------------------------------------------------------------
+# --- autograd -----------------------------------------------------------------------------------------------
 class _Update(torch.autograd.Function):
     """Without `point` and `after` the update runs here; with them it has run already, and the graph is given its result."""
 
@@ -117,7 +123,9 @@ class _Update(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         if point is None or after is None:
             run = _descent_update if without_address() else _kernel
-            point, after = run(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high)
+            point, after = run(
+                y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high
+            )
         else:
             point, after = point.view_as(point), after.view_as(after)
         ctx.save_for_backward(y, gradient, step_size, after, noise)
@@ -191,11 +199,13 @@ def descent_update(
     Returns
     -------
     DescentUpdate
-        ``point``, in y's dtype, and ``velocity``, in float32 or float64. A row depends on no other row, bit for bit.
+        ``point``, in y's dtype, and ``velocity``, in float32 or float64. A row depends on no other row, bit
+        for bit.
 
     Notes
     -----
-    Differentiable in all tensors, to any order. The gradient of the clamp is zero where it changed an element.
+    Differentiable in all tensors, to any order. The gradient of the clamp is zero where it changed an
+    element.
     """
     y = _checks.check_floating("y", y)
     if y.dim() == 0:
@@ -211,7 +221,9 @@ def descent_update(
         raise ValueError(f"step_size: expected shape [] or [{y.shape[0]}], got {list(step_size.shape)}")
     if step_size.device != y.device:
         raise ValueError(f"step_size: expected a tensor on {y.device}, got one on {step_size.device}")
-    rule = DescentRule(1, 0.0, False, False, False, check_momentum(momentum), check_clip(clip), *check_clamp(clamp))
+    rule = DescentRule(
+        1, 0.0, False, False, False, check_momentum(momentum), check_clip(clip), *check_clamp(clamp)
+    )
     return DescentUpdate(*update(y, gradient, step_size, velocity, noise, rule))
 
 
@@ -225,7 +237,12 @@ def _check_like(y: Tensor, name: str, value: object, dtype: torch.dtype) -> Tens
 
 
 def update(
-    y: Tensor, gradient: Tensor, step_size: Tensor, velocity: Tensor | None, noise: Tensor | None, rule: DescentRule
+    y: Tensor,
+    gradient: Tensor,
+    step_size: Tensor,
+    velocity: Tensor | None,
+    noise: Tensor | None,
+    rule: DescentRule,
 ) -> tuple[Tensor, Tensor]:
     """`descent_update`, unchecked."""
     tensors = [t for t in (y, gradient, step_size, velocity, noise) if t is not None]
@@ -234,7 +251,9 @@ def update(
         return reference.descent_update(y, gradient, step_size, velocity, noise, rule)
     if needs_grad(tensors):
         return _Update.apply(rule, None, None, y, gradient, step_size, velocity, noise)
-    return _descent_update(y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high)
+    return _descent_update(
+        y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high
+    )
 
 
 def clipped(gradient: Tensor, rule: DescentRule) -> Tensor:
@@ -244,7 +263,7 @@ def clipped(gradient: Tensor, rule: DescentRule) -> Tensor:
     return reference.clipped(gradient, rule.clip)
 
 
-# --- checks -------------------------------------------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------------------
 def check_number(name: str, value: object, low: float, high: float, *, ends: str = "[)") -> float:
     """Require a finite number in the interval from `low` to `high`, of which `ends` says whether it is open."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -50,11 +50,13 @@ __all__ = [
 ]
 
 
-# --- autograd -----------------------------------------------------------------------------------------------------------------
+# --- autograd -----------------------------------------------------------------------------------------------
 class _Layout(NamedTuple):
     """How tensors and gradients of `_HaltRows` are to be read."""
 
-    act: tuple[tuple[int, int, int], float] | None  # logits and carry come first, and the carry after the step comes out last
+    act: (
+        tuple[tuple[int, int, int], float] | None
+    )  # logits and carry come first, and the carry after the step comes out last
     weighted: bool  # the weight comes first; never together with `act`
     readout: bool
     shared: bool  # the readout is the first leaf, and not passed apart
@@ -68,8 +70,8 @@ class _Layout(NamedTuple):
 class _HaltRows(torch.autograd.Function):
     """The halting step and the packing after it as one node, so that the backward pass writes each gradient once.
 
-    All of it has run already. `forward` declares which of the tensors were `written` in place, and gives the graph what was
-    `packed` out of the others; `fixed` are those of either that have no gradient.
+    All of it has run already. `forward` declares which of the tensors were `written` in place, and gives the
+    graph what was `packed` out of the others; `fixed` are those of either that have no gradient.
     """
 
     @staticmethod
@@ -104,7 +106,9 @@ class _HaltRows(torch.autograd.Function):
         no_results = [None] * layout.carried
         if layout.act is None:
             # Under create_graph the gradient has to be differentiable in its turn: the reference is.
-            backward = reference.halt_rows_backward if torch.is_grad_enabled() else _halting_kernels.halt_backward
+            backward = (
+                reference.halt_rows_backward if torch.is_grad_enabled() else _halting_kernels.halt_backward
+            )
             g_readout, g_weight, g_increments, g_leaves = backward(
                 *(row, flag, where, weight, readout, g_output, [*g_results, *no_results], g_packed),
                 *(g_totals, layout.readout_dtype, layout.shared),
@@ -113,10 +117,29 @@ class _HaltRows(torch.autograd.Function):
                 first = [g_weight]
         else:
             g_next, g_increments = g_packed.pop(), []
-            act_backward = reference.act_halt_backward if torch.is_grad_enabled() else _halting_kernels.act_halt_backward
+            act_backward = (
+                reference.act_halt_backward if torch.is_grad_enabled() else _halting_kernels.act_halt_backward
+            )
             g_readout, g_logits, g_before, g_leaves = act_backward(
-                *(row, flag, where, logits, before, weight, readout, g_output, [*g_results, *no_results], g_packed),
-                *(g_totals[0] if g_totals else None, g_next, layout.readout_dtype, layout.shared, *layout.act),
+                *(
+                    row,
+                    flag,
+                    where,
+                    logits,
+                    before,
+                    weight,
+                    readout,
+                    g_output,
+                    [*g_results, *no_results],
+                    g_packed,
+                ),
+                *(
+                    g_totals[0] if g_totals else None,
+                    g_next,
+                    layout.readout_dtype,
+                    layout.shared,
+                    *layout.act,
+                ),
             )
             first = [g_logits.to(logits.dtype), g_before]
         return (
@@ -129,7 +152,8 @@ class _HaltRows(torch.autograd.Function):
         )
 
 
-# Without the detour of torch.autograd.Function.apply for functorch, whose wrappers have no addresses and never get here.
+# Without the detour of torch.autograd.Function.apply for functorch, whose wrappers have no addresses and
+# never get here.
 _apply = super(torch.autograd.Function, _HaltRows).apply
 
 
@@ -138,7 +162,7 @@ def changes_in_place(error: RuntimeError) -> bool:
     return f"of {_HaltRows.__name__} is a view and is being modified inplace" in str(error)
 
 
-# --- the op -------------------------------------------------------------------------------------------------------------------
+# --- the op -------------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class Results:
     """What the rows of a batch have written so far. The tensors are [B, ...] and are written in place."""
@@ -186,9 +210,9 @@ def halt_rows(
 ) -> tuple[Tensor, int]:
     """End the rows of a block that halt, reach `max_steps` or are not finite. First half of the step; see `pack_rows`.
 
-    Where a row ends, its step count, status, last state and (unless weighted) readout go to `results`; in every step
-    ``weight * readout`` is added to ``results.output`` and each increment to its total, but for the increments of a row that is
-    not finite.
+    Where a row ends, its step count, status, last state and (unless weighted) readout go to `results`; in
+    every step ``weight * readout`` is added to ``results.output`` and each increment to its total, but for
+    the increments of a row that is not finite.
 
     Parameters
     ----------
@@ -199,9 +223,9 @@ def halt_rows(
     halt : Tensor or Fused
         bool [n]: the policy's wish, heeded from `min_steps` on; or a decision for the kernel to take.
     leaves : sequence of Tensor
-        The state, each [n, ...]. Floating-point leaves and weights are tested for being finite, the readout for being so where
-        it is not masked: minus infinity masks a class, and an element has to be left. With a negative weight no class can be
-        masked.
+        The state, each [n, ...]. Floating-point leaves and weights are tested for being finite, the readout
+        for being so where it is not masked: minus infinity masks a class, and an element has to be left. With
+        a negative weight no class can be masked.
     weight, readout, increments : Tensor
         [n], [n, ...] and [n] each.
     running : Tensor, optional
@@ -226,8 +250,9 @@ def halt_rows(
 
     Notes
     -----
-    Not differentiable by itself: `pack_rows` attaches the gradient of both halves. Not checked: anything. Called apart from
-    the dispatcher unless a graph is being compiled: fifteen arguments cost more there than in the kernel.
+    Not differentiable by itself: `pack_rows` attaches the gradient of both halves. Not checked: anything.
+    Called apart from the dispatcher unless a graph is being compiled: fifteen arguments cost more there than
+    in the kernel.
     """
     tensors = (weight, readout, results.output, list(leaves), results.leaves, list(increments))
     bounds = (step, min_steps, max_steps)
@@ -254,7 +279,8 @@ class Plan:
     """Where the rows that go on go to."""
 
     index: Tensor
-    """int64 [m]: the block row that becomes each row of the new block; running rows in order, then padding."""
+    """int64 [m]: the block row that becomes each row of the new block; running rows in order, then
+    padding."""
     place: Tensor
     """int64 [n]: where each row of the old block goes, or -1."""
     row: Tensor
@@ -264,13 +290,16 @@ class Plan:
 def plan_packing(flag: Tensor, row: Tensor, rows: int) -> Plan:
     """Pack the rows whose flag is 0, in order, into a block of `rows` rows, which has to have room for them.
 
-    Where there is more room than that, the rows behind are copies of running ones, so that the step never sees a value that no
-    running row has. Where nothing runs any more the index is negative, for rows of zeros. One kernel call; nobody waits for it.
+    Where there is more room than that, the rows behind are copies of running ones, so that the step never
+    sees a value that no running row has. Where nothing runs any more the index is negative, for rows of
+    zeros. One kernel call; nobody waits for it.
     """
     if on_reference():
         return Plan(*reference.plan_packing(flag, row, rows))
     before = row.shape[0]
-    whole = torch.empty(2 * rows + before, dtype=torch.int64, device=row.device)  # one allocation for the three
+    whole = torch.empty(
+        2 * rows + before, dtype=torch.int64, device=row.device
+    )  # one allocation for the three
     _C.plan_packing([flag, row, before, rows, whole, *place(row.device)])
     return Plan(*whole.split_with_sizes([rows, before, rows]))
 
@@ -338,7 +367,10 @@ def _attach(
     """Attach the gradient to what the kernels wrote. `packed` None: everything stays where it is."""
     after = None if act is None else act.after
     decided = [] if act is None else [act.logits, act.before]
-    if not (torch.is_grad_enabled() and _any_requires_grad(leaves, carried, increments, decided, (weight, readout))):
+    if not (
+        torch.is_grad_enabled()
+        and _any_requires_grad(leaves, carried, increments, decided, (weight, readout))
+    ):
         out = packed if packed is not None else [*leaves, *carried, *(() if after is None else (after,))]
         return out[: len(leaves)], out[len(leaves) :]
     # What is only carried along passes by the node where nothing moves, and its gradient need not be copied.
@@ -364,12 +396,21 @@ def _attach(
     if readout is not None and results.output is not None:
         written.insert(0, results.output)
         apart = [results.output] if shared else [readout, results.output]
-    # What came without a gradient goes on without one: an input that asked for none must not make the step compute it.
+    # What came without a gradient goes on without one: an input that asked for none must not make the step
+    # compute it.
     fixed = [t for t in results.leaves if not is_differentiable(t)]
     fixed += [t for t, source in zip(packed, moving, strict=False) if not source.requires_grad]
     before, logits, weights = (None, None, weight) if act is None else (act.before, act.logits, act.weight)
     saved = [row, flag, where, logits, before, weights, None if weights is None else readout]
-    tensors = [*decided, *(() if weight is None else (weight,)), *apart, *increments, *results.totals, *leaves, *results.leaves]
+    tensors = [
+        *decided,
+        *(() if weight is None else (weight,)),
+        *apart,
+        *increments,
+        *results.totals,
+        *leaves,
+        *results.leaves,
+    ]
     out = list(_apply(layout, saved, written, packed, fixed, *tensors, *carried))
     if apart:
         results.output = out.pop(0)
@@ -414,7 +455,13 @@ class EndedAndPacked(NamedTuple):
 
 
 def end_and_pack(
-    results: Results, row: Tensor, decision: Fused, leaves: list[Tensor], carried: list[Tensor], step: Step, least: int
+    results: Results,
+    row: Tensor,
+    decision: Fused,
+    leaves: list[Tensor],
+    carried: list[Tensor],
+    step: Step,
+    least: int,
 ) -> EndedAndPacked:
     """`halt_rows` and `pack_rows` in one, on the CPU and on the kernels.
 
@@ -425,8 +472,27 @@ def end_and_pack(
     if act is not None:
         moving.append(act.after)
     done = _halting_kernels.halt_step(
-        *(row, decision, step.weight, step.readout, results.output, leaves, results.leaves, step.increments, results.totals),
-        *(results.steps, results.status, None, step.step, step.min_steps, step.max_steps, step.sample_ids, step.tested),
+        *(
+            row,
+            decision,
+            step.weight,
+            step.readout,
+            results.output,
+            leaves,
+            results.leaves,
+            step.increments,
+            results.totals,
+        ),
+        *(
+            results.steps,
+            results.status,
+            None,
+            step.step,
+            step.min_steps,
+            step.max_steps,
+            step.sample_ids,
+            step.tested,
+        ),
         carry=None if act is None else act.after,
         weight_out=None if act is None else act.weight,
         moving=moving,

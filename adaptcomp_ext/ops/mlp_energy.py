@@ -30,14 +30,16 @@ def mlp_closed_form(
     function = partial(reference.mlp_energy, activation=activation, ridge=ridge)
 
     sizes = (weight1.shape[0], 0 if weight2 is None else weight2.shape[0], ACTIVATION_CODES[activation])
-    return ClosedForm("mlp", (weight1, context, weight2, bias2, out, out_bias), sizes, (ridge,), function, rows_at=1)
+    return ClosedForm(
+        "mlp", (weight1, context, weight2, bias2, out, out_bias), sizes, (ridge,), function, rows_at=1
+    )
 
 
 def context_part(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W' + b, of plain contiguous tensors of one dtype, float32 or float64.
 
-    A row has the same bits alone and in any batch, and so has its gradient. A matrix product of torch rounds a row by the number
-    of rows that come with it.
+    A row has the same bits alone and in any batch, and so has its gradient. A matrix product of torch rounds
+    a row by the number of rows that come with it.
     """
     tensors = (x, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):

@@ -76,7 +76,16 @@ def _backward_kernel(
     _C.pondernet_step_backward(
         [
             *(logits.shape[0], step, min_steps, max_steps, log_survival.dtype == torch.float64),
-            *(logits, dtype_code(logits.dtype), log_survival, g_weight, g_log_survival, g_cost, g_logits, g_before),
+            *(
+                logits,
+                dtype_code(logits.dtype),
+                log_survival,
+                g_weight,
+                g_log_survival,
+                g_cost,
+                g_logits,
+                g_before,
+            ),
             *place(logits.device),
         ],
         log_prior,
@@ -138,8 +147,9 @@ def pondernet_step(
 ) -> PonderNetStep:
     """Add one step to every row's halting distribution, in log space.
 
-    With the hazard λ = sigmoid(logit) and the survival Q, the weight is pₙ = λₙ Q_{n−1}; at the last step λ counts as one, so
-    that the weights of a row sum to one. The cost is this step's term of KL(p ‖ prior), pₙ (log pₙ − log priorₙ).
+    With the hazard λ = sigmoid(logit) and the survival Q, the weight is pₙ = λₙ Q_{n−1}; at the last step λ
+    counts as one, so that the weights of a row sum to one. The cost is this step's term of KL(p ‖ prior), pₙ
+    (log pₙ − log priorₙ).
 
     Parameters
     ----------
@@ -148,7 +158,8 @@ def pondernet_step(
     log_survival : Tensor
         log Q_{n−1}, [rows], zero before the first step; float32 or float64, the dtype of the results.
     step, min_steps, max_steps : int
-        n from 1, and its bounds. Before `min_steps` the hazard counts as zero; at `max_steps` it counts as one.
+        n from 1, and its bounds. Before `min_steps` the hazard counts as zero; at `max_steps` it counts as
+        one.
     log_prior : float
         log of the prior probability of this step.
     log_epsilon : float
@@ -161,14 +172,17 @@ def pondernet_step(
 
     Notes
     -----
-    Differentiable in `logits` and `log_survival`, to any order. Banino, Balaguer, Blundell 2021, "PonderNet", equations 3 to 6.
+    Differentiable in `logits` and `log_survival`, to any order. Banino, Balaguer, Blundell 2021, "PonderNet",
+    equations 3 to 6.
     """
     logits = _checks.check_row_scalars("logits", logits)
     log_survival = _checks.check_row_scalars("log_survival", log_survival, logits.shape[0])
     if log_survival.dtype is not torch.float32 and log_survival.dtype is not torch.float64:
         raise TypeError(f"log_survival: expected float32 or float64, got {log_survival.dtype}")
     if log_survival.device != logits.device:
-        raise ValueError(f"log_survival: expected a tensor on {logits.device}, got one on {log_survival.device}")
+        raise ValueError(
+            f"log_survival: expected a tensor on {logits.device}, got one on {log_survival.device}"
+        )
     _checks.check_steps(step, min_steps, max_steps)
     logs = (
         _checks.check_log_probability("log_prior", log_prior),

@@ -16,7 +16,7 @@ from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values
 
 
-# --- raw ops ----------------------------------------------------------------------------------------------------------------
+# --- raw ops ------------------------------------------------------------------------------------------------
 def _merge_rows_kernel(rows: Sequence[Tensor], otherwise: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     size = otherwise[0].shape[0] if otherwise else 0
     return _C.merge_rows(rows, otherwise, index, size, *place(index.device))
@@ -37,15 +37,21 @@ def _split_rows_fake(grads: Sequence[Tensor], index: Tensor, with_rows: bool) ->
 
 
 _merge_rows = register(
-    "merge_rows(Tensor[] rows, Tensor[] otherwise, Tensor index) -> Tensor[]", _merge_rows_kernel, _merge_rows_fake, tensor_at=2
+    "merge_rows(Tensor[] rows, Tensor[] otherwise, Tensor index) -> Tensor[]",
+    _merge_rows_kernel,
+    _merge_rows_fake,
+    tensor_at=2,
 )
 # The gradients of the rows, unless nobody wants them, and then those of the others.
 _split_rows = register(
-    "split_rows(Tensor[] grads, Tensor index, bool with_rows) -> Tensor[]", _split_rows_kernel, _split_rows_fake, tensor_at=1
+    "split_rows(Tensor[] grads, Tensor index, bool with_rows) -> Tensor[]",
+    _split_rows_kernel,
+    _split_rows_fake,
+    tensor_at=1,
 )
 
 
-# --- autograd: merge and split are each other's adjoint -----------------------------------------------------------------------
+# --- autograd: merge and split are each other's adjoint -----------------------------------------------------
 class _Merge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -103,7 +109,7 @@ def _split(grads: Sequence[Tensor], index: Tensor, with_rows: bool) -> list[Tens
     return _split_rows(list(grads), index, with_rows)
 
 
-# --- public -------------------------------------------------------------------------------------------------------------------
+# --- public -------------------------------------------------------------------------------------------------
 def _check_index(index: object) -> Tensor:
     where = _checks.check_tensor("index", index)
     if where.dtype != torch.int64 or where.dim() != 1:
@@ -136,17 +142,22 @@ def _sequence(name: str, tensors: object) -> Sequence[object]:
     if isinstance(tensors, Tensor):
         return [tensors]
     if not isinstance(tensors, Sequence):
-        raise TypeError(f"{name}: expected a Tensor or a sequence of Tensors, got {_checks.describe(tensors)}")
+        raise TypeError(
+            f"{name}: expected a Tensor or a sequence of Tensors, got {_checks.describe(tensors)}"
+        )
     return tensors
 
 
-def merge_rows(rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+def merge_rows(
+    rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor | Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     """Put rows in the place of those that `compact` took, and leave the others as `otherwise` has them.
 
-    - Any number of tensors, of any dtypes and shapes, in one pass over the rows: each row of the result is read once, where it
-      comes from, and written once. The inputs are unchanged.
-    - Differentiable, to any order, in the floating-point and complex tensors: the backward pass is the matching split, in one
-      pass too. What `otherwise` holds in the replaced rows, a NaN included, reaches neither result nor gradient.
+    - Any number of tensors, of any dtypes and shapes, in one pass over the rows: each row of the result is
+      read once, where it comes from, and written once. The inputs are unchanged.
+    - Differentiable, to any order, in the floating-point and complex tensors: the backward pass is the
+      matching split, in one pass too. What `otherwise` holds in the replaced rows, a NaN included, reaches
+      neither result nor gradient.
 
     ::
 
@@ -159,8 +170,8 @@ def merge_rows(rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor
     rows : Tensor or sequence of Tensor
         Each [K, ...], contiguous or not.
     index : Tensor
-        int64 [K], strictly ascending, less than B, as `compact` returns it. It may end in negative entries, as from
-        `compact_padded`; their rows are left out.
+        int64 [K], strictly ascending, less than B, as `compact` returns it. It may end in negative entries,
+        as from `compact_padded`; their rows are left out.
     otherwise : Tensor or sequence of Tensor
         As many, each [B, ...], with the dtype and the row shape of its partner.
 
@@ -176,8 +187,9 @@ def merge_rows(rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor
 
     Notes
     -----
-    The host never waits for a CUDA device, and the call may be captured in a CUDA graph and in ``torch.compile(fullgraph=True)``.
-    Not checked: on CUDA or in a compiled graph, that the index ascends and is less than B. What another index gives is undefined.
+    The host never waits for a CUDA device, and the call may be captured in a CUDA graph and in
+    ``torch.compile(fullgraph=True)``. Not checked: on CUDA or in a compiled graph, that the index ascends and
+    is less than B. What another index gives is undefined.
     """
     where = _check_index(index)
     some, others = _sequence("rows", rows), _sequence("otherwise", otherwise)

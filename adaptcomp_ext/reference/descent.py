@@ -129,7 +129,8 @@ def descent_update_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients in y (and the noise), the gradient, the step size of each row, and the velocity before; `after`: the one after.
 
-    The clamp passes a gradient where it changes nothing. Clipping to the length c passes c/‖g‖ (v − ĝ ⟨ĝ, v⟩), ĝ = g/‖g‖.
+    The clamp passes a gradient where it changes nothing. Clipping to the length c passes c/‖g‖ (v − ĝ ⟨ĝ,
+    v⟩), ĝ = g/‖g‖.
     """
     sizes = _per_row(step_size, after)
     g_next = g_next.to(after.dtype)
@@ -176,8 +177,8 @@ def energy_descent(
 ) -> Descended:
     """The whole loop, differentiable by plain autograd.
 
-    Each step is taken twice: first without a graph, to see what becomes of each row, and then with one, by the rows that took it.
-    So nothing that was rejected or not finite is part of the graph.
+    Each step is taken twice: first without a graph, to see what becomes of each row, and then with one, by
+    the rows that took it. So nothing that was rejected or not finite is part of the graph.
 
     Parameters
     ----------
@@ -193,7 +194,11 @@ def energy_descent(
         behind = (cut > 1).view(-1, *(1 for _ in y0.shape[1:]))
         y0 = torch.where(behind, y0.detach(), y0)  # also where the first steps were rejected
     sample = torch.arange(batch, device=y0.device) if sample_ids is None else sample_ids
-    step_sizes = step_size.to(wide) if isinstance(step_size, Tensor) else torch.tensor(step_size, dtype=wide, device=y0.device)
+    step_sizes = (
+        step_size.to(wide)
+        if isinstance(step_size, Tensor)
+        else torch.tensor(step_size, dtype=wide, device=y0.device)
+    )
     step_sizes = step_sizes.expand(batch)
     sigma = sigma.to(wide) if isinstance(sigma, Tensor) else sigma
 
@@ -221,7 +226,9 @@ def energy_descent(
             break
         noise = None
         if rule.noisy:
-            noise = sigma * normals(rule.seed, sample[rows], k, y0[0].numel()).to(wide).view(rows.shape[0], *y0.shape[1:])
+            noise = sigma * normals(rule.seed, sample[rows], k, y0[0].numel()).to(wide).view(
+                rows.shape[0], *y0.shape[1:]
+            )
         sizes = step_sizes * scale
 
         with torch.no_grad():
@@ -233,12 +240,17 @@ def energy_descent(
         if through:
             if cut is not None:
                 first = _spread(cut == k, y)
-                y, velocity = torch.where(first, y.detach(), y), torch.where(first, velocity.detach(), velocity)
+                y, velocity = (
+                    torch.where(first, y.detach(), y),
+                    torch.where(first, velocity.detach(), velocity),
+                )
             elif gradient == "stepwise":
                 velocity = velocity.detach()
             here = y[taken].detach() if gradient == "stepwise" else y[taken]
             here = here if here.requires_grad else here.requires_grad_()
-            (slope,) = torch.autograd.grad(energy(here, *(c[taken] for c in context)).sum(), here, create_graph=True)
+            (slope,) = torch.autograd.grad(
+                energy(here, *(c[taken] for c in context)).sum(), here, create_graph=True
+            )
             shaken = None if noise is None else noise[accept]
             point, m = descent_update(here, slope, sizes[taken], velocity[taken], shaken, rule)
         else:
@@ -249,7 +261,9 @@ def energy_descent(
         value = value.index_copy(0, taken, new[accept])
         g = g.index_copy(0, taken, g_new[accept])
         if rule.backtracking > 0:
-            scale = scale.index_copy(0, rows, torch.where(accept, scale[rows], scale[rows] * rule.backtracking))
+            scale = scale.index_copy(
+                0, rows, torch.where(accept, scale[rows], scale[rows] * rule.backtracking)
+            )
         steps = steps.index_fill(0, rows, k)
         status = status.index_copy(0, rows, ends)
         end = y[rows]
@@ -277,7 +291,9 @@ def _implicit(energy: Any, y: Tensor, context: Sequence[Tensor], rule: DescentRu
     (g,) = torch.autograd.grad(energy(here, *(c[rows] for c in context)).sum(), here, create_graph=True)
     flat = g.flatten(1)
     columns = [
-        torch.autograd.grad(flat[:, j].sum(), here, retain_graph=True, materialize_grads=True, allow_unused=True)[0].flatten(1)
+        torch.autograd.grad(
+            flat[:, j].sum(), here, retain_graph=True, materialize_grads=True, allow_unused=True
+        )[0].flatten(1)
         for j in range(flat.shape[1])
     ]
     free = ((here > rule.low) & (here < rule.high)).flatten(1)

@@ -74,7 +74,8 @@ def halt_rows(
 ) -> Ended:
     """End the rows that halt, reach `max_steps` or are not finite. Out of place.
 
-    In the readout, and in the leaf that is the readout, −inf masks a class and is an ordinary value; so it is in a halting logit.
+    In the readout, and in the leaf that is the readout, −inf masks a class and is an ordinary value; so it is
+    in a halting logit.
     """
     active = row >= 0
     finite = torch.ones_like(active)
@@ -117,9 +118,9 @@ def halt_rows(
 def plan_packing(flag: Tensor, row: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where the rows go whose flag is RUNNING, of which there are at most `rows`, the size of the new block.
 
-    Returns for each row of the new block the one it is a copy of, for each row of the old one its place in the new one or -1, and
-    for each row of the new block its batch row. The running rows come in order; behind them copies of them, in order and over
-    again, as padding. Where none runs there is nothing to copy: -1.
+    Returns for each row of the new block the one it is a copy of, for each row of the old one its place in
+    the new one or -1, and for each row of the new block its batch row. The running rows come in order; behind
+    them copies of them, in order and over again, as padding. Where none runs there is nothing to copy: -1.
     """
     running = flag == RUNNING
     place = torch.where(running, running.cumsum(0) - 1, -1)

@@ -31,8 +31,8 @@ def mlp_energy(
 ) -> Tensor:
     """E(y) = w·act(a) + b_o + ρ/2·‖y‖², a = W₁y + c, or a = W₂ act(W₁y + c) + b₂ with a second layer.
 
-    y [n, dim], weight1 [hidden1, dim], context c [n, hidden1] or [hidden1], weight2 [hidden2, hidden1], bias2 [hidden2], out w,
-    out_bias [1]; the energies are [n], float32 (float64 for float64).
+    y [n, dim], weight1 [hidden1, dim], context c [n, hidden1] or [hidden1], weight2 [hidden2, hidden1], bias2
+    [hidden2], out w, out_bias [1]; the energies are [n], float32 (float64 for float64).
     """
     y, weight1, context, out, out_bias = (wide(t) for t in (y, weight1, context, out, out_bias))
     act = ACTIVATIONS[activation]

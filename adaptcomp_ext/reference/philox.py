@@ -20,7 +20,10 @@ def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
 def philox(seed: int, sample: Tensor, step: int, last: int | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four words of 32 bits, in int64. Key: the seed. Counter: the sample id, the step, and a word of the caller's."""
     c0, c1, c2, c3 = torch.broadcast_tensors(
-        sample & _LOW, (sample >> 32) & _LOW, torch.full_like(sample, step & _LOW), torch.as_tensor(last, device=sample.device)
+        sample & _LOW,
+        (sample >> 32) & _LOW,
+        torch.full_like(sample, step & _LOW),
+        torch.as_tensor(last, device=sample.device),
     )
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):

@@ -23,7 +23,9 @@ def pondernet_step(
         zero = torch.zeros_like(log_survival)
         return zero, log_survival.clone(), zero.clone(), torch.zeros_like(log_survival, dtype=torch.bool)
     z = passing_back_where_logit(logits).to(log_survival.dtype)
-    log_survival = torch.where(is_logit(logits), log_survival, log_survival.detach())  # zero times NaN would be NaN
+    log_survival = torch.where(
+        is_logit(logits), log_survival, log_survival.detach()
+    )  # zero times NaN would be NaN
     after = log_survival + logsigmoid(-z)
     last = after < log_epsilon if step < max_steps else torch.ones_like(after, dtype=torch.bool)
     log_p = torch.where(last, log_survival, log_survival + logsigmoid(z))

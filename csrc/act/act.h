@@ -1,4 +1,5 @@
-// The halting step of ACT on a block of rows: scalars only. The weighted output is added up by the halting family.
+// The halting step of ACT on a block of rows: scalars only. The weighted output is added up by the halting
+// family.
 #pragma once
 
 #include "act/rows.h"
@@ -36,7 +37,8 @@ struct ActStepBackward {
 // Row i of a block. What the CPU loop and the CUDA grid both run.
 template <class S>
 AC_HD void act_step_row(const ActStep& a, int64_t i) {
-  const ActRow<S> row = act_row(load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.accumulated)[i], a.params);
+  const ActRow<S> row =
+      act_row(load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.accumulated)[i], a.params);
   static_cast<S*>(a.weight)[i] = row.weight;
   static_cast<S*>(a.next)[i] = row.accumulated;
   static_cast<S*>(a.cost)[i] = row.cost;
@@ -45,9 +47,9 @@ AC_HD void act_step_row(const ActStep& a, int64_t i) {
 
 template <class S>
 AC_HD void act_step_backward_row(const ActStepBackward& a, int64_t i) {
-  const ActRowGrad<S> g =
-      act_row_backward(load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.accumulated)[i],
-                       load_or_zero<S>(a.g_weight, i), load_or_zero<S>(a.g_next, i), load_or_zero<S>(a.g_cost, i), a.params);
+  const ActRowGrad<S> g = act_row_backward(
+      load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.accumulated)[i],
+      load_or_zero<S>(a.g_weight, i), load_or_zero<S>(a.g_next, i), load_or_zero<S>(a.g_cost, i), a.params);
   static_cast<S*>(a.g_logits)[i] = g.logit;
   static_cast<S*>(a.g_accumulated)[i] = g.accumulated;
 }

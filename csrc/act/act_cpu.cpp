@@ -16,7 +16,8 @@ void act_step_cpu(const ActStep& a) {
 
 void act_step_backward_cpu(const ActStepBackward& a) {
   parallel_rows(a.rows, kRowWork, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) a.wide ? act_step_backward_row<double>(a, i) : act_step_backward_row<float>(a, i);
+    for (int64_t i = begin; i < end; ++i)
+      a.wide ? act_step_backward_row<double>(a, i) : act_step_backward_row<float>(a, i);
   });
 }
 

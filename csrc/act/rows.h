@@ -3,8 +3,8 @@
 //   h = sigmoid(z);  N = the first n with h_1 + ... + h_n >= threshold, or M;  R = 1 - (h_1 + ... + h_{N-1})
 //   weight w_n = h_n for n < N, w_N = R;  ponder cost = N + R
 //
-// A logit of minus infinity is h = 0: the row does not halt here. Before `min_steps` the probability of halting is zero by
-// definition: h counts as 0 there, and so does its gradient.
+// A logit of minus infinity is h = 0: the row does not halt here. Before `min_steps` the probability of
+// halting is zero by definition: h counts as 0 there, and so does its gradient.
 #pragma once
 
 #include <cmath>
@@ -48,8 +48,10 @@ struct ActRowGrad {
 
 // N is a constant: h_N is not in the remainder, so its gradient is zero.
 template <class C>
-AC_HD ActRowGrad<C> act_row_backward(C z, C accumulated, C g_weight, C g_accumulated, C g_cost, const ActParams& p) {
-  if (p.step < p.min_steps || !is_logit(z)) return {C(0), g_accumulated};  // a row that is not finite passes nothing back
+AC_HD ActRowGrad<C> act_row_backward(C z, C accumulated, C g_weight, C g_accumulated, C g_cost,
+                                     const ActParams& p) {
+  if (p.step < p.min_steps || !is_logit(z))
+    return {C(0), g_accumulated};  // a row that is not finite passes nothing back
   const C h = sigmoid(z);
   const C slope = h * (C(1) - h);
   if (accumulated + h >= C(p.threshold) || p.step >= p.max_steps) {

@@ -13,7 +13,8 @@ namespace adaptcomp {
 
 namespace py = pybind11;
 
-// Reads a Python list of integers and tensors from front to back. A tensor stands for its address, None for a null pointer.
+// Reads a Python list of integers and tensors from front to back. A tensor stands for its address, None for a
+// null pointer.
 class Arguments {
  public:
   explicit Arguments(const py::list& list) : items_(list.ptr()), size_(PyList_GET_SIZE(list.ptr())) {}
@@ -33,8 +34,8 @@ class Arguments {
     if (!is_tensor(item)) throw py::type_error(std::string(name) + ": expected a Tensor or None");
     return is_plain(item) && !Like::is_lazy(item) ? data_of(item, name) : data_.real(item, name);
   }
-  // A tensor that the Python side holds for longer than this call, and that has to be as the kernel reads it: of this dtype,
-  // contiguous, with at least so many elements.
+  // A tensor that the Python side holds for longer than this call, and that has to be as the kernel reads it:
+  // of this dtype, contiguous, with at least so many elements.
   template <class T>
   T* held(const py::object& dtype, int64_t elements, const char* name) {
     PyObject* item = next();
@@ -43,20 +44,25 @@ class Arguments {
     if (!is_contiguous(item)) throw py::value_error(std::string(name) + ": expected a contiguous tensor");
     return const_cast<T*>(data);
   }
-  // Tensors that are only read, whatever their strides: real numbers; float32 (float64 if `wide`) with at least so many elements;
-  // int64; bool.
+  // Tensors that are only read, whatever their strides: real numbers; float32 (float64 if `wide`) with at
+  // least so many elements; int64; bool.
   void* reals(const char* name) { return data_.real(next(), name); }
   void* scalars(bool wide, int64_t elements, const char* name) {
     return data_.typed<void>(next(), torch->dtypes[wide ? 1 : 0], elements, name);
   }
-  const int64_t* integers(const char* name) { return data_.typed<const int64_t>(next(), torch->int64, 0, name); }
-  const uint8_t* bools(const char* name) { return data_.typed<const uint8_t>(next(), torch->boolean, 0, name); }
+  const int64_t* integers(const char* name) {
+    return data_.typed<const int64_t>(next(), torch->int64, 0, name);
+  }
+  const uint8_t* bools(const char* name) {
+    return data_.typed<const uint8_t>(next(), torch->boolean, 0, name);
+  }
   void* stream() { return reinterpret_cast<void*>(static_cast<uintptr_t>(integer())); }
   DType dtype() { return static_cast<DType>(integer()); }
   // The length of a table that follows, refused beyond `most`.
   int64_t length(int64_t most) {
     const int64_t n = integer();
-    if (n < 0 || n > most) throw std::runtime_error("adaptcomp_ext._C: a table of the argument list has a wrong length");
+    if (n < 0 || n > most)
+      throw std::runtime_error("adaptcomp_ext._C: a table of the argument list has a wrong length");
     return n;
   }
   void done() const {
@@ -83,7 +89,8 @@ struct Place {
   Place(int64_t on, void* with) : device(on), stream(with) {
 #if !ADAPTCOMP_WITH_CUDA
     if (!on_cpu())
-      throw std::runtime_error("adaptcomp_ext was built without CUDA: rebuild it where nvcc is found to use CUDA tensors");
+      throw std::runtime_error(
+          "adaptcomp_ext was built without CUDA: rebuild it where nvcc is found to use CUDA tensors");
 #endif
   }
   bool on_cpu() const { return device == kCpu; }

@@ -1,4 +1,5 @@
-// A descent on an energy that PyTorch evaluates, between two evaluations; and the parts of it that have a gradient.
+// A descent on an energy that PyTorch evaluates, between two evaluations; and the parts of it that have a
+// gradient.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -39,9 +40,11 @@ inline PerRow per_row(const py::handle& numbers) {
 
 class DescentRun {
  public:
-  // tensors, all contiguous, None where there is none: y, energy, steps, status, kept, velocity, moving, scale, sample; row,
-  // flag, running (CUDA). step_size, sigma: a float or a tensor. integers: the rule's, device. numbers: the rule's.
-  DescentRun(py::tuple tensors, py::object step_size, py::object sigma, const py::list& integers, const py::list& numbers)
+  // tensors, all contiguous, None where there is none: y, energy, steps, status, kept, velocity, moving,
+  // scale, sample; row, flag, running (CUDA). step_size, sigma: a float or a tensor. integers: the rule's,
+  // device. numbers: the rule's.
+  DescentRun(py::tuple tensors, py::object step_size, py::object sigma, const py::list& integers,
+             const py::list& numbers)
       : tensors_(std::move(tensors)), step_size_(std::move(step_size)), sigma_(std::move(sigma)) {
     Arguments in(integers);
     a_.rule = descent_rule(in, numbers);
@@ -72,11 +75,11 @@ class DescentRun {
     }
   }
 
-  // Judges the points of step `step`. `gradient`: None after the last step if nothing depends on it. `accepted`: uint8 [rows]
-  // out, or None. Returns the next points of the rows that go on, None where none does; on CUDA, where only the device knows,
-  // those of all rows.
-  py::object advance(const py::object& point, const py::object& value, const py::object& gradient, const py::object& accepted,
-                     int64_t step, int64_t stream) {
+  // Judges the points of step `step`. `gradient`: None after the last step if nothing depends on it.
+  // `accepted`: uint8 [rows] out, or None. Returns the next points of the rows that go on, None where none
+  // does; on CUDA, where only the device knows, those of all rows.
+  py::object advance(const py::object& point, const py::object& value, const py::object& gradient,
+                     const py::object& accepted, int64_t step, int64_t stream) {
     Contiguous plain;
     a_.rows = rows_of(point.ptr());
     a_.step = step;
@@ -105,7 +108,8 @@ class DescentRun {
   // On CUDA: `row` of the next block, which was packed into new memory. The caller holds it.
   void set_rows(const py::object& row) { a_.row = static_cast<int64_t*>(data_of(row.ptr(), "row")); }
 
-  // int64 [rows that go on]: the block rows, of the block that was judged last, that the next one is made of. CPU.
+  // int64 [rows that go on]: the block rows, of the block that was judged last, that the next one is made of.
+  // CPU.
   py::object index() const {
     const py::object out = new_rows(address(2).ptr(), counts_.running);
     std::copy_n(index_.data(), counts_.running, static_cast<int64_t*>(data_of(out.ptr(), "index")));
@@ -132,7 +136,8 @@ class DescentRun {
   std::vector<int64_t> row_, index_;  // on the CPU
 };
 
-// y, gradient, velocity, noise, next, next_velocity: contiguous, or None. integers: the rule's, place. numbers: the rule's.
+// y, gradient, velocity, noise, next, next_velocity: contiguous, or None. integers: the rule's, place.
+// numbers: the rule's.
 inline void descent_update(const py::tuple& tensors, const py::object& step_size, const py::list& integers,
                            const py::list& numbers) {
   const auto data = [&](size_t i) -> void* {

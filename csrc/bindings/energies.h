@@ -1,5 +1,5 @@
-// The whole descents at the boundary. Each takes the list of a descent (or of its gradient), the integers and addresses of its
-// energy and the place, on CUDA then the scratch; and a list of real numbers.
+// The whole descents at the boundary. Each takes the list of a descent (or of its gradient), the integers and
+// addresses of its energy and the place, on CUDA then the scratch; and a list of real numbers.
 #pragma once
 
 #include <chrono>
@@ -111,7 +111,8 @@ inline void mlp_context(const py::list& list) {
   AC_RUN(where, mlp_context_cpu(c), mlp_context_cuda(c, where.device, where.stream));
 }
 
-// hidden1, hidden2, activation, weight1, context and its stride, weight2, bias2, out, out_bias; a real number more: ridge
+// hidden1, hidden2, activation, weight1, context and its stride, weight2, bias2, out, out_bias; a real number
+// more: ridge
 inline MlpEnergy read_mlp(Arguments& in, const py::list& reals) {
   MlpEnergy e{};
   e.hidden1 = in.integer();
@@ -146,9 +147,11 @@ inline void mlp_descent_backward(const py::list& list, const py::list& reals) {
   Signals signals;
   d.interrupt = signals.interrupt();
   const MlpEnergy e = read_mlp(in, reals);
-  const MlpEnergyGrad g{in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>()};
+  const MlpEnergyGrad g{in.pointer<void>(), in.pointer<void>(), in.pointer<void>(), in.pointer<void>(),
+                        in.pointer<void>()};
   const CallPlace where(in);
-  AC_RUN(where, mlp_descent_backward_cpu(d, e, g), mlp_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
+  AC_RUN(where, mlp_descent_backward_cpu(d, e, g),
+         mlp_descent_backward_cuda(d, e, g, where.scratch, where.device, where.stream));
   signals.raise();
 }
 
@@ -164,7 +167,8 @@ inline void hopfield_descent(const py::list& list, const py::list& reals) {
   d.interrupt = signals.interrupt();
   const HopfieldEnergy e = read_hopfield(in);
   const CallPlace where(in);
-  AC_RUN(where, hopfield_descent_cpu(d, e), hopfield_descent_cuda(d, e, where.scratch, where.device, where.stream));
+  AC_RUN(where, hopfield_descent_cpu(d, e),
+         hopfield_descent_cuda(d, e, where.scratch, where.device, where.stream));
   signals.raise();
 }
 
@@ -183,7 +187,9 @@ inline void hopfield_descent_backward(const py::list& list, const py::list& real
 }
 
 // matrix, linear and its stride
-inline QuadraticEnergy read_quadratic(Arguments& in) { return {in.pointer<void>("A"), in.pointer<void>("b"), in.integer()}; }
+inline QuadraticEnergy read_quadratic(Arguments& in) {
+  return {in.pointer<void>("A"), in.pointer<void>("b"), in.integer()};
+}
 
 inline void quadratic_descent(const py::list& list, const py::list& reals) {
   Arguments in(list);
@@ -192,7 +198,8 @@ inline void quadratic_descent(const py::list& list, const py::list& reals) {
   d.interrupt = signals.interrupt();
   const QuadraticEnergy e = read_quadratic(in);
   const CallPlace where(in);
-  AC_RUN(where, quadratic_descent_cpu(d, e), quadratic_descent_cuda(d, e, where.scratch, where.device, where.stream));
+  AC_RUN(where, quadratic_descent_cpu(d, e),
+         quadratic_descent_cuda(d, e, where.scratch, where.device, where.stream));
   signals.raise();
 }
 
@@ -210,8 +217,8 @@ inline void quadratic_descent_backward(const py::list& list, const py::list& rea
   signals.raise();
 }
 
-// How much scratch a call needs: 0 on the host, -1 where a row is too long for the device's kernels, which then refuse the call.
-// rows, dim, wide, backward, device; the sizes of the energy
+// How much scratch a call needs: 0 on the host, -1 where a row is too long for the device's kernels, which
+// then refuse the call. rows, dim, wide, backward, device; the sizes of the energy
 struct ScratchQuery {
   explicit ScratchQuery(Arguments& in)
       : rows(in.integer()),
@@ -225,7 +232,9 @@ struct ScratchQuery {
 };
 #if ADAPTCOMP_WITH_CUDA
 #define AC_SCRATCH(query, energy, function) \
-  ((query).where.on_cpu() ? 0 : function((query).rows, (query).dim, (query).wide, energy, (query).backward, (query).where.device))
+  ((query).where.on_cpu()                   \
+       ? 0                                  \
+       : function((query).rows, (query).dim, (query).wide, energy, (query).backward, (query).where.device))
 #else
 #define AC_SCRATCH(query, energy, function) (static_cast<void>(query), static_cast<void>(energy), int64_t{0})
 #endif

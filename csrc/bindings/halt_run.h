@@ -1,8 +1,9 @@
 // A run of the halting loop in place, between two calls of the user's step.
 //
-// The interpreter has little to do there, but does it with cold caches: a step of a network leaves none of its code and data
-// behind, and forty small operations on tensors then take as long as a small step. So the loop calls StateLike::take before
-// readout and head and HaltRun::advance after them; what is left in Python is the user's.
+// The interpreter has little to do there, but does it with cold caches: a step of a network leaves none of
+// its code and data behind, and forty small operations on tensors then take as long as a small step. So the
+// loop calls StateLike::take before readout and head and HaltRun::advance after them; what is left in Python
+// is the user's.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -32,18 +33,21 @@ class StateLike {
     for (const py::handle leaf : state) leaves_.emplace_back(leaf.ptr());
   }
 
-  // The leaves of a state as the step returned it, in a new list; None where it is not a tensor or a plain tuple of contiguous
-  // tensors that look like the state: the caller then checks it, and mends what is only unusual.
+  // The leaves of a state as the step returned it, in a new list; None where it is not a tensor or a plain
+  // tuple of contiguous tensors that look like the state: the caller then checks it, and mends what is only
+  // unusual.
   py::object take(const py::object& tree, int64_t rows) const {
     if (form_ == Form::other) return py::none();
-    if (form_ == Form::tuple &&
-        !(PyTuple_CheckExact(tree.ptr()) && static_cast<size_t>(PyTuple_GET_SIZE(tree.ptr())) == leaves_.size()))
+    if (form_ == Form::tuple && !(PyTuple_CheckExact(tree.ptr()) &&
+                                  static_cast<size_t>(PyTuple_GET_SIZE(tree.ptr())) == leaves_.size()))
       return py::none();
     py::list leaves(leaves_.size());
     for (size_t l = 0; l < leaves_.size(); ++l) {
-      PyObject* leaf = form_ == Form::tensor ? tree.ptr() : PyTuple_GET_ITEM(tree.ptr(), static_cast<Py_ssize_t>(l));
+      PyObject* leaf =
+          form_ == Form::tensor ? tree.ptr() : PyTuple_GET_ITEM(tree.ptr(), static_cast<Py_ssize_t>(l));
       if (!leaves_[l].fits(leaf, rows)) return py::none();
-      PyList_SET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l), py::reinterpret_borrow<py::object>(leaf).release().ptr());
+      PyList_SET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l),
+                      py::reinterpret_borrow<py::object>(leaf).release().ptr());
     }
     return std::move(leaves);
   }
@@ -57,12 +61,16 @@ class StateLike {
 
 class HaltRun {
  public:
-  // arguments: rows, row and flag (CUDA), steps, status, wide, min_steps, max_steps, policy, signal (of the batch), parameter,
-  // sample, carry, cost, running (CUDA), inference mode, in place, device. `results`: where each row's last state goes. `inputs`:
-  // the step's, contiguous; packed along, and replaced in the list where that takes a new tensor.
-  HaltRun(const py::list& arguments, double threshold, std::shared_ptr<StateLike> state, std::shared_ptr<Schedule> schedule,
-          const py::list& results, py::list inputs)
-      : state_(std::move(state)), leaves_(state_->leaves()), schedule_(std::move(schedule)), inputs_(std::move(inputs)) {
+  // arguments: rows, row and flag (CUDA), steps, status, wide, min_steps, max_steps, policy, signal (of the
+  // batch), parameter, sample, carry, cost, running (CUDA), inference mode, in place, device. `results`:
+  // where each row's last state goes. `inputs`: the step's, contiguous; packed along, and replaced in the
+  // list where that takes a new tensor.
+  HaltRun(const py::list& arguments, double threshold, std::shared_ptr<StateLike> state,
+          std::shared_ptr<Schedule> schedule, const py::list& results, py::list inputs)
+      : state_(std::move(state)),
+        leaves_(state_->leaves()),
+        schedule_(std::move(schedule)),
+        inputs_(std::move(inputs)) {
     Arguments in(arguments);
     const int64_t rows = in.integer();
     a_.row = in.pointer<int64_t>();
@@ -100,12 +108,13 @@ class HaltRun {
     a_.sums[0] = {nullptr, cost};
     a_.n_leaves = static_cast<int64_t>(leaves_.size());
     for (size_t l = 0; l < leaves_.size(); ++l)
-      a_.leaves[l] = leaves_[l].leaf(PyList_GET_ITEM(results.ptr(), static_cast<Py_ssize_t>(l)), "the result's state");
+      a_.leaves[l] =
+          leaves_[l].leaf(PyList_GET_ITEM(results.ptr(), static_cast<Py_ssize_t>(l)), "the result's state");
     for (const py::handle input : inputs_) like_inputs_.emplace_back(input.ptr());
   }
 
-  // The first readout, which decides what all have to look like, and the output it goes to. Without this call the kernel looks at
-  // no readout. `apart`: it is not the first leaf.
+  // The first readout, which decides what all have to look like, and the output it goes to. Without this call
+  // the kernel looks at no readout. `apart`: it is not the first leaf.
   void set_readout(const py::object& readout, const py::object& output, bool apart) {
     readout_.emplace(readout.ptr());
     a_.readout = readout_->leaf(output.ptr(), "output");
@@ -118,12 +127,13 @@ class HaltRun {
     a_.carry = carry.is_none() ? nullptr : data_of(carry.ptr(), "carry");
   }
 
-  // Ends the rows that halt after `step`, and packs the others where the schedule says so. `leaves`: as `take` gave them,
-  // held by nobody else; packed in place where their memory is provably nobody else's, and replaced in the list otherwise.
-  // Returns the rows of the next block, 0 where none goes on; on CUDA, where nothing is packed here, those of this one. Returns
-  // kUnusual, and has done nothing, where readout or logits are not as expected.
-  int64_t advance(int64_t rows, int64_t step, const py::list& leaves, const py::object& readout, const py::object& logits,
-                  int64_t stream) {
+  // Ends the rows that halt after `step`, and packs the others where the schedule says so. `leaves`: as
+  // `take` gave them, held by nobody else; packed in place where their memory is provably nobody else's, and
+  // replaced in the list otherwise. Returns the rows of the next block, 0 where none goes on; on CUDA, where
+  // nothing is packed here, those of this one. Returns kUnusual, and has done nothing, where readout or
+  // logits are not as expected.
+  int64_t advance(int64_t rows, int64_t step, const py::list& leaves, const py::object& readout,
+                  const py::object& logits, int64_t stream) {
     if (apart_ && !readout_->fits(readout.ptr(), rows)) return kUnusual;
     const bool has_head = a_.policy == Policy::act || a_.policy == Policy::ponder_sample;
     if (has_head && !take_logits(logits.ptr(), rows)) return kUnusual;
@@ -132,7 +142,8 @@ class HaltRun {
       a_.leaves[l].block = data_of(leaf, "step");
       // Readout and head had it since `take`.
       if ((apart_ || has_head) && !leaves_[l].is_still_readable(leaf, rows))
-        throw py::value_error("step: expected the state that it returned, got one that readout or head resized or replaced");
+        throw py::value_error(
+            "step: expected the state that it returned, got one that readout or head resized or replaced");
     }
     if (readout_) {
       a_.readout.block = apart_ ? data_of(readout.ptr(), "readout") : a_.leaves[0].block;
@@ -141,7 +152,8 @@ class HaltRun {
     a_.rows = rows;
     a_.step = step;
     const Place where(device_, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
-    AC_RUN(where, running = halt_step_cpu(a_), halt_step_cuda(a_, running_on_device_, where.device, where.stream));
+    AC_RUN(where, running = halt_step_cpu(a_),
+           halt_step_cuda(a_, running_on_device_, where.device, where.stream));
     if (!where.on_cpu()) return rows;
     if (running == 0 || running == rows) return running;
     if (rows - running < schedule_->least(rows)) {
@@ -154,8 +166,9 @@ class HaltRun {
   }
   static constexpr int64_t kUnusual = -1;
 
-  // For whoever packs out of place after `advance`: the rows that go on, of which there are `running`, and the others. See
-  // split_rows_cpu; `out` has room for twice the rows of the block. The next block is the one of the rows that go on.
+  // For whoever packs out of place after `advance`: the rows that go on, of which there are `running`, and
+  // the others. See split_rows_cpu; `out` has room for twice the rows of the block. The next block is the one
+  // of the rows that go on.
   void split(int64_t rows, const py::object& out) {
     auto* where = static_cast<int64_t*>(data_of(out.ptr(), "row"));
     split_rows_cpu(a_.flag, a_.row, rows, running, where);
@@ -170,7 +183,8 @@ class HaltRun {
   int64_t read_leaf() const {
     if (!apart_) return a_.policy == Policy::confidence ? 0 : -1;
     const auto same = [&](const Leaf& leaf) {
-      return leaf.block == a_.readout.block && leaf.row_elements == a_.readout.row_elements && leaf.dtype == a_.readout.dtype;
+      return leaf.block == a_.readout.block && leaf.row_elements == a_.readout.row_elements &&
+             leaf.dtype == a_.readout.dtype;
     };
     const int64_t l = std::find_if(a_.leaves, a_.leaves + a_.n_leaves, same) - a_.leaves;
     return l < a_.n_leaves ? l : -1;
@@ -197,7 +211,8 @@ class HaltRun {
 
   void pack(const py::list& leaves, int64_t rows) {
     for (size_t i = 0; i < like_inputs_.size(); ++i)
-      like_inputs_[i].require_block(PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), rows, "inputs");
+      like_inputs_[i].require_block(PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), rows,
+                                    "inputs");
     for (size_t l = 0; l < leaves_.size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
       leaves_[l].require_block(leaf, rows, "step");
@@ -211,7 +226,8 @@ class HaltRun {
     }
     inputs_are_ours_ = true;
     inputs_replaced = replaced_.size() > replaced;
-    if (a_.carry) moves_.push_back({a_.carry, a_.carry, static_cast<int64_t>(a_.wide ? sizeof(double) : sizeof(float))});
+    if (a_.carry)
+      moves_.push_back({a_.carry, a_.carry, static_cast<int64_t>(a_.wide ? sizeof(double) : sizeof(float))});
     {
       py::gil_scoped_release unlocked;
       fill_holes_cpu(a_.flag, running, a_.row, moves_.data(), static_cast<int64_t>(moves_.size()));
@@ -224,7 +240,8 @@ class HaltRun {
     replaced_.clear();
   }
 
-  // Plans to move the surviving rows of list[i]: to where it is if it is `own`, else to a new tensor in its place.
+  // Plans to move the surviving rows of list[i]: to where it is if it is `own`, else to a new tensor in its
+  // place.
   void add_move(const py::list& list, size_t i, const Like& like, bool own) {
     PyObject* source = PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i));
     void* from = data_of(source, "state or inputs");
@@ -234,8 +251,9 @@ class HaltRun {
     }
     replaced_.push_back(py::reinterpret_borrow<py::object>(source));
     list[i] = new_rows(source, rows_of(source));
-    moves_.push_back(
-        {from, data_of(PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i)), "the packed rows"), like.row_bytes()});
+    moves_.push_back({from,
+                      data_of(PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i)), "the packed rows"),
+                      like.row_bytes()});
   }
 
   HaltStep a_{};

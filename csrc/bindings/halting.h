@@ -1,5 +1,5 @@
-// The halting step out of place and its adjoint, on tensors: what training runs, where nothing that autograd may have kept is
-// written to.
+// The halting step out of place and its adjoint, on tensors: what training runs, where nothing that autograd
+// may have kept is written to.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -29,20 +29,24 @@ inline void take_signal(HaltStep& a, Contiguous& data, const py::handle& signal,
   }
 }
 
-inline bool is_double(const py::handle& tensor) { return !tensor.is_none() && dtype_of(tensor.ptr()) == DType::f64; }
+inline bool is_double(const py::handle& tensor) {
+  return !tensor.is_none() && dtype_of(tensor.ptr()) == DType::f64;
+}
 
-// tensors: row, flag, steps, status, running (CUDA), sample_ids, carry, weight, weight_out, tested, signal, readout, output,
-// spent; None where there is none. Without a readout and with one wanted, as by Confidence, it is the first leaf. integers: step,
-// min_steps, max_steps, policy, parameter, whether the policy has a cost, read_leaf, least, place. On the CPU the rows that go on
-// are packed, in order, where at least `least` do not: those of all tensors `moving`, into new ones. Returns the number of rows
-// that go on (-1 on CUDA); and, where they were packed, the place of each row in the new block or -1, the batch row of each of
-// its rows, and the list of packed tensors.
+// tensors: row, flag, steps, status, running (CUDA), sample_ids, carry, weight, weight_out, tested, signal,
+// readout, output, spent; None where there is none. Without a readout and with one wanted, as by Confidence,
+// it is the first leaf. integers: step, min_steps, max_steps, policy, parameter, whether the policy has a
+// cost, read_leaf, least, place. On the CPU the rows that go on are packed, in order, where at least `least`
+// do not: those of all tensors `moving`, into new ones. Returns the number of rows that go on (-1 on CUDA);
+// and, where they were packed, the place of each row in the new block or -1, the batch row of each of its
+// rows, and the list of packed tensors.
 inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves, const py::sequence& results,
-                           const py::sequence& increments, const py::sequence& totals, const py::sequence& moving,
-                           const py::list& integers, double threshold) {
+                           const py::sequence& increments, const py::sequence& totals,
+                           const py::sequence& moving, const py::list& integers, double threshold) {
   Contiguous data;
   HaltStep a{};
-  const py::handle row = tensors[0], weight = tensors[7], weight_out = tensors[8], tested = tensors[9], signal = tensors[10];
+  const py::handle row = tensors[0], weight = tensors[7], weight_out = tensors[8], tested = tensors[9],
+                   signal = tensors[10];
   const py::object readout = tensors[11], output = tensors[12];
   const auto out = [](const py::handle& tensor, const char* name) -> void* {
     return tensor.is_none() ? nullptr : data_of(tensor.ptr(), name);
@@ -80,13 +84,16 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
                                              : py::handle(py::none()));
 
   const auto size = [](const py::object& tensor, bool in_bytes) {
-    return in_bytes ? integer_of(attribute(tensor.ptr(), torch->nbytes)) : integer_of(method(tensor.ptr(), torch->numel));
+    return in_bytes ? integer_of(attribute(tensor.ptr(), torch->nbytes))
+                    : integer_of(method(tensor.ptr(), torch->numel));
   };
-  const auto leaf = [&](const py::object& block, const py::object& result, const char* name, bool same_dtype = true) {
+  const auto leaf = [&](const py::object& block, const py::object& result, const char* name,
+                        bool same_dtype = true) {
     // The user's functions had it since it was checked.
     if (size(block, same_dtype) * batch != size(result, same_dtype) * a.rows)
-      throw py::value_error(std::string(name) +
-                            ": expected the tensor that it returned, got one that was resized or replaced since");
+      throw py::value_error(
+          std::string(name) +
+          ": expected the tensor that it returned, got one that was resized or replaced since");
     const Extent row_of_it = row_extent(block.ptr());
     return Leaf{data.real(block, name), data_of(result.ptr(), "result"), row_of_it.elements, row_of_it.dtype};
   };
@@ -116,7 +123,8 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   // One entry more than needed: the plan writes beyond each end before it knows better.
   std::vector<int64_t> index(static_cast<size_t>(running) + 1), next(static_cast<size_t>(running) + 1);
   const py::object places = new_rows(row.ptr(), a.rows), next_row = new_rows(row.ptr(), running);
-  plan_packing_cpu(a.flag, a.row, a.rows, index.data(), static_cast<int64_t*>(data_of(places.ptr(), "place")), next.data());
+  plan_packing_cpu(a.flag, a.row, a.rows, index.data(), static_cast<int64_t*>(data_of(places.ptr(), "place")),
+                   next.data());
   std::copy_n(next.data(), running, static_cast<int64_t*>(data_of(next_row.ptr(), "row")));
   for (size_t t = 0; t < moving.size(); ++t)
     check_block(py::object(moving[t]).ptr(), a.rows, t < leaves.size() ? "step" : "inputs");
@@ -128,14 +136,15 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   return py::make_tuple(running, places, next_row, to.blocks);
 }
 
-// tensors: row, flag, where, weight, readout, g_output; for ACT also logits, accumulated, g_next, g_cost. `where`: each row's
-// place in the packed block, or None. g_results and g_packed, in pairs, and g_totals may hold None. `shared`: the readout is the
-// first leaf. integers: step, min_steps, max_steps, place; the first three for ACT. Returns g_readout, g_weight, the list of
-// g_increments (for ACT: of its logits and of what was accumulated), the list of g_leaves; None for a gradient that is zero
-// throughout.
-inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_results, const py::sequence& g_packed,
-                               const py::sequence& g_totals, const py::object& readout_dtype, bool shared,
-                               const py::list& integers, double threshold) {
+// tensors: row, flag, where, weight, readout, g_output; for ACT also logits, accumulated, g_next, g_cost.
+// `where`: each row's place in the packed block, or None. g_results and g_packed, in pairs, and g_totals may
+// hold None. `shared`: the readout is the first leaf. integers: step, min_steps, max_steps, place; the first
+// three for ACT. Returns g_readout, g_weight, the list of g_increments (for ACT: of its logits and of what
+// was accumulated), the list of g_leaves; None for a gradient that is zero throughout.
+inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_results,
+                               const py::sequence& g_packed, const py::sequence& g_totals,
+                               const py::object& readout_dtype, bool shared, const py::list& integers,
+                               double threshold) {
   Contiguous data;
   HaltBackward a{};
   const py::object row = tensors[0], weight = tensors[3], readout = tensors[4], g_output = tensors[5];
@@ -204,7 +213,8 @@ inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_r
       g_increments.append(g.is_none() ? py::object(py::none()) : new_rows(g.ptr(), a.rows));
       if (g.is_none()) continue;
       const py::object back = g_increments[g_increments.size() - 1];
-      a.sums[a.n_sums++] = {data.real(g, "the gradient of cost"), data_of(back.ptr(), "the gradient of cost")};
+      a.sums[a.n_sums++] = {data.real(g, "the gradient of cost"),
+                            data_of(back.ptr(), "the gradient of cost")};
     }
   }
 

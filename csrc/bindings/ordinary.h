@@ -1,5 +1,6 @@
-// Whether a tensor is as nearly all are: the checks of the Python side, of which each takes time and some explain a lot, are for
-// the others. Plain functions of Python, which take half as long to call as those of pybind11.
+// Whether a tensor is as nearly all are: the checks of the Python side, of which each takes time and some
+// explain a lot, are for the others. Plain functions of Python, which take half as long to call as those of
+// pybind11.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,8 +9,9 @@
 
 namespace adaptcomp {
 
-// Whether a tensor is a plain contiguous one on the CPU, of float32, float64, bfloat16 or float16, with its values in memory.
-// A tensor of another layout than torch.strided, of a transform or without elements has no address, and is not.
+// Whether a tensor is a plain contiguous one on the CPU, of float32, float64, bfloat16 or float16, with its
+// values in memory. A tensor of another layout than torch.strided, of a transform or without elements has no
+// address, and is not.
 inline bool is_ordinary(PyObject* tensor) {
   if (!is_plain(tensor) || !is_true(tensor, torch->is_cpu) || is_true(tensor, torch->is_nested)) return false;
   if (dtype_of(tensor) == DType::opaque || Like::is_lazy(tensor)) return false;
@@ -26,7 +28,8 @@ inline PyObject* is_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t c
   try {
     bool answer = is_ordinary(arguments[0]);
     if (answer) {
-      const int equal = PyObject_RichCompareBool(attribute(arguments[0], torch->shape).ptr(), arguments[1], Py_EQ);
+      const int equal =
+          PyObject_RichCompareBool(attribute(arguments[0], torch->shape).ptr(), arguments[1], Py_EQ);
       if (equal < 0) throw py::error_already_set();
       answer = equal == 1;
     }
@@ -55,8 +58,8 @@ inline PyObject* ordinary_rows(PyObject*, PyObject* tensor) {
 inline void define_ordinary(py::module_& m) {
   static PyMethodDef functions[] = {
       {"is_ordinary",
-       reinterpret_cast<PyCFunction>(
-           reinterpret_cast<void (*)()>(static_cast<PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t)>(&is_ordinary))),
+       reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(
+           static_cast<PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t)>(&is_ordinary))),
        METH_FASTCALL, nullptr},
       {"ordinary_rows", &ordinary_rows, METH_O, nullptr},
       {nullptr, nullptr, 0, nullptr},

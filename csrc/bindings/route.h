@@ -21,8 +21,8 @@ inline bool in_order(const py::list& list) {
 }
 
 // The tensors of `otherwise`, with row j of `rows` in place of row index[j].
-inline py::list merge_rows(const py::sequence& rows, const py::sequence& otherwise, const py::object& index, int64_t size,
-                           int64_t device, int64_t stream) {
+inline py::list merge_rows(const py::sequence& rows, const py::sequence& otherwise, const py::object& index,
+                           int64_t size, int64_t device, int64_t stream) {
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
   Contiguous data;
   std::vector<Merge> merges;
@@ -30,7 +30,8 @@ inline py::list merge_rows(const py::sequence& rows, const py::sequence& otherwi
   for (size_t i = 0; i < rows.size(); ++i) {
     const py::object some = rows[i], others = otherwise[i], block = new_rows(others.ptr(), size);
     const int64_t bytes = row_extent(block.ptr()).bytes;
-    merges.push_back({data.any(some, "rows"), data.any(others, "otherwise"), data_of(block.ptr(), "the result"), bytes});
+    merges.push_back(
+        {data.any(some, "rows"), data.any(others, "otherwise"), data_of(block.ptr(), "the result"), bytes});
     out.append(block);
   }
   const auto n = static_cast<int64_t>(merges.size());
@@ -42,8 +43,8 @@ inline py::list merge_rows(const py::sequence& rows, const py::sequence& otherwi
 }
 
 // Its adjoint: the gradients of `rows`, none unless `with_rows`, and then those of `otherwise`.
-inline py::list split_rows(const py::sequence& grads, const py::object& index, int64_t size, bool with_rows, int64_t device,
-                           int64_t stream) {
+inline py::list split_rows(const py::sequence& grads, const py::object& index, int64_t size, bool with_rows,
+                           int64_t device, int64_t stream) {
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
   const int64_t count = rows_of(index.ptr());
   Contiguous data;
@@ -57,7 +58,8 @@ inline py::list split_rows(const py::sequence& grads, const py::object& index, i
       some.append(new_rows(grad.ptr(), count));
       rows = data_of(PyList_GET_ITEM(some.ptr(), PyList_GET_SIZE(some.ptr()) - 1), "the gradient");
     }
-    splits.push_back({data.any(grad, "a gradient"), rows, data_of(apart.ptr(), "the gradient"), row_extent(apart.ptr()).bytes});
+    splits.push_back({data.any(grad, "a gradient"), rows, data_of(apart.ptr(), "the gradient"),
+                      row_extent(apart.ptr()).bytes});
   }
   const auto n = static_cast<int64_t>(splits.size());
   const auto* at = data.typed<const int64_t>(index, torch->int64, count, "index");

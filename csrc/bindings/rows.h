@@ -21,7 +21,8 @@ struct NewBlocks {
   NewBlocks(const py::sequence& tensors, int64_t rows) {
     for (const py::handle tensor : tensors) {
       const py::object block = new_rows(tensor.ptr(), rows);
-      moves.push_back({data.any(tensor, "tensors"), data_of(block.ptr(), "the result"), row_extent(block.ptr()).bytes});
+      moves.push_back(
+          {data.any(tensor, "tensors"), data_of(block.ptr(), "the result"), row_extent(block.ptr()).bytes});
       blocks.append(block);
     }
   }
@@ -33,7 +34,8 @@ struct NewBlocks {
 };
 
 // The rows of each tensor that `index` names; of zeros where it is negative.
-inline py::list gather_rows(const py::sequence& tensors, const py::object& index, int64_t device, int64_t stream) {
+inline py::list gather_rows(const py::sequence& tensors, const py::object& index, int64_t device,
+                            int64_t stream) {
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
   const int64_t rows = rows_of(index.ptr());
   NewBlocks to(tensors, rows);
@@ -44,7 +46,8 @@ inline py::list gather_rows(const py::sequence& tensors, const py::object& index
 }
 
 // Its adjoint: blocks of `rows` rows, zero but for those that `index` names.
-inline py::list scatter_rows(const py::sequence& tensors, const py::object& index, int64_t rows, int64_t device, int64_t stream) {
+inline py::list scatter_rows(const py::sequence& tensors, const py::object& index, int64_t rows,
+                             int64_t device, int64_t stream) {
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
   const int64_t count = rows_of(index.ptr());
   NewBlocks into(tensors, rows);

@@ -1,8 +1,9 @@
-// What every CUDA file here shares: launches that cannot fail silently, a device guard, packed memory access, and the group of
-// threads that owns one row.
+// What every CUDA file here shares: launches that cannot fail silently, a device guard, packed memory access,
+// and the group of threads that owns one row.
 //
-// A row belongs to one group of G threads, so no group waits for another and a row's arithmetic never sees its neighbours. How
-// the elements of a row fall to the threads of the group is a function of the row's length only, never of its place in the batch.
+// A row belongs to one group of G threads, so no group waits for another and a row's arithmetic never sees
+// its neighbours. How the elements of a row fall to the threads of the group is a function of the row's
+// length only, never of its place in the batch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,7 +21,8 @@ namespace adaptcomp {
 inline void cuda_check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // reported here: must not surface again in somebody else's check
-  throw std::runtime_error(std::string("adaptcomp_ext: ") + what + " failed on the CUDA device: " + cudaGetErrorString(error));
+  throw std::runtime_error(std::string("adaptcomp_ext: ") + what +
+                           " failed on the CUDA device: " + cudaGetErrorString(error));
 }
 
 // Makes `device` current for its lifetime.
@@ -42,10 +44,11 @@ class DeviceGuard {
 
 constexpr int kThreads = 256;  // of every block
 
-// Starts `kernel` on `blocks` blocks of kThreads, each with `shared` bytes of dynamic shared memory. The error checked is the
-// launch's own, not one left over by an earlier call.
+// Starts `kernel` on `blocks` blocks of kThreads, each with `shared` bytes of dynamic shared memory. The
+// error checked is the launch's own, not one left over by an earlier call.
 template <class... P, class... A>
-void launch_shared(const char* name, void (*kernel)(P...), int64_t blocks, int64_t shared, void* stream, const A&... args) {
+void launch_shared(const char* name, void (*kernel)(P...), int64_t blocks, int64_t shared, void* stream,
+                   const A&... args) {
   if (blocks <= 0) return;
   if (blocks > INT32_MAX)
     throw std::runtime_error(std::string("adaptcomp_ext: ") + name + " has more rows than one launch takes");
@@ -117,8 +120,9 @@ __device__ __forceinline__ void dispatch_elements(int bytes, const F& f) {
   }
 }
 
-// to[0..bytes) = from[0..bytes), or zero where `from` is null; by the G threads of a row. A call, not inlined: one per row costs
-// nothing beside the memory it moves, and the ten loops in it would otherwise crowd every kernel.
+// to[0..bytes) = from[0..bytes), or zero where `from` is null; by the G threads of a row. A call, not
+// inlined: one per row costs nothing beside the memory it moves, and the ten loops in it would otherwise
+// crowd every kernel.
 template <int G>
 __device__ __noinline__ void move_row(void* to, const void* from, int64_t bytes, int lane) {
   dispatch_word(access_bytes(address(to) | address(from) | static_cast<uintptr_t>(bytes)), [&](auto* word) {
@@ -139,7 +143,8 @@ __device__ __noinline__ void move_row(void* to, const void* from, int64_t bytes,
 // --- the threads of a row
 // -------------------------------------------------------------------------------------------------------
 
-// G threads: part of a warp, a warp, or a block. Every thread of the block has to reach each of the collective calls.
+// G threads: part of a warp, a warp, or a block. Every thread of the block has to reach each of the
+// collective calls.
 template <int G>
 struct Group {
   static_assert(G <= 32 ? 32 % G == 0 : G == kThreads);
@@ -192,8 +197,8 @@ struct Group {
   }
 };
 
-// Calls f with the group size, as a constant, for rows of at most `bytes` bytes: a few lanes while one or two accesses of each
-// cover the row, a warp up to a few KB, a block beyond.
+// Calls f with the group size, as a constant, for rows of at most `bytes` bytes: a few lanes while one or two
+// accesses of each cover the row, a warp up to a few KB, a block beyond.
 template <class F>
 void dispatch_group(int64_t bytes, const F& f) {
   if (bytes <= 128) {

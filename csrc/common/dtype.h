@@ -1,7 +1,7 @@
 // The dtypes that cross the boundary, and how each is read and written.
 //
-// Half-width types are stored as bare 16-bit integers and computed in float, so that host and device share one
-// definition and neither needs the other's header for them.
+// Half-width types are stored as bare 16-bit integers and computed in float, so that host and device share
+// one definition and neither needs the other's header for them.
 #pragma once
 
 #include <cstdint>
@@ -71,8 +71,10 @@ AC_HD float load(bfloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 
 AC_HD float load(float16 h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000u) << 16;
   const uint32_t magnitude = h.bits & 0x7fffu;
-  // Subnormals by way of an integer: as subnormal floats they would be lost where the processor flushes those to zero.
-  const uint32_t small = bits_of(static_cast<float>(static_cast<int32_t>(magnitude)) * float_of(0x33800000u));  // 2^-24
+  // Subnormals by way of an integer: as subnormal floats they would be lost where the processor flushes those
+  // to zero.
+  const uint32_t small =
+      bits_of(static_cast<float>(static_cast<int32_t>(magnitude)) * float_of(0x33800000u));  // 2^-24
   const uint32_t rebiased = (magnitude << 13) + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
   const uint32_t body = magnitude < 0x0400u ? small : rebiased;
   return float_of(sign | body);
@@ -103,8 +105,9 @@ AC_HD void store(float16& out, float x) {
   out.bits = static_cast<uint16_t>(sign | body);
 }
 
-// The bits of |x| plus one in the exponent: the top bit is set just where x is inf or NaN, whose exponent field is full. Three
-// integer operations with the or that gathers a row's, which vectorise where floating-point comparisons do not.
+// The bits of |x| plus one in the exponent: the top bit is set just where x is inf or NaN, whose exponent
+// field is full. Three integer operations with the or that gathers a row's, which vectorise where
+// floating-point comparisons do not.
 AC_HD uint32_t finite_carry(float x) { return (bits_of(x) & 0x7fffffffu) + 0x00800000u; }
 AC_HD uint16_t finite_carry(bfloat16 x) { return static_cast<uint16_t>((x.bits & 0x7fffu) + 0x0080u); }
 AC_HD uint16_t finite_carry(float16 x) { return static_cast<uint16_t>((x.bits & 0x7fffu) + 0x0400u); }
@@ -141,7 +144,8 @@ AC_HD bool is_logit(T x) {
   return is_finite(x) || is_masked(x);
 }
 
-// Whether all n elements of a row can be logits, at least one of which is not masked: without one there is no distribution.
+// Whether all n elements of a row can be logits, at least one of which is not masked: without one there is no
+// distribution.
 template <class T>
 AC_HD bool logits_row(const T* x, int64_t n) {
   using Bits = decltype(finite_carry(T()));
@@ -155,7 +159,9 @@ AC_HD bool logits_row(const T* x, int64_t n) {
   return !top_bit(bad) && !(n > 0 && top_bit(every));
 }
 
-AC_HD int64_t size_of(DType t) { return t == DType::f32 ? 4 : t == DType::f64 ? 8 : t == DType::opaque ? 1 : 2; }
+AC_HD int64_t size_of(DType t) {
+  return t == DType::f32 ? 4 : t == DType::f64 ? 8 : t == DType::opaque ? 1 : 2;
+}
 
 // Calls f with a null pointer of the C++ type that `t` names, so that one generic lambda serves every dtype.
 template <class F>

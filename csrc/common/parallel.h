@@ -18,7 +18,8 @@ template <class Body>
 void parallel_team(int64_t wanted, const Body& body) {
 #ifdef _OPENMP
   const int64_t most = omp_get_max_threads(), threads = wanted < most ? wanted : most;
-  // One thread stays outside OpenMP altogether: after a parallel region a forked child would hang in its first one.
+  // One thread stays outside OpenMP altogether: after a parallel region a forked child would hang in its
+  // first one.
   if (threads > 1 && !omp_in_parallel()) {
 #pragma omp parallel num_threads(static_cast<int>(threads))
     body(static_cast<int64_t>(omp_get_thread_num()), static_cast<int64_t>(omp_get_num_threads()));
@@ -28,8 +29,8 @@ void parallel_team(int64_t wanted, const Body& body) {
   body(int64_t{0}, int64_t{1});
 }
 
-// Calls body(begin, end) on disjoint chunks of [0, n). Each row lies in one chunk whatever the number of threads, and no row's
-// arithmetic looks at another row, so the result does not depend on it.
+// Calls body(begin, end) on disjoint chunks of [0, n). Each row lies in one chunk whatever the number of
+// threads, and no row's arithmetic looks at another row, so the result does not depend on it.
 template <class Body>
 void parallel_rows(int64_t n, int64_t bytes_per_row, const Body& body) {
   if (n <= 0) return;

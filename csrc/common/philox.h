@@ -1,5 +1,5 @@
-// Philox 4x32-10 (Salmon et al. 2011): random numbers as a function of (seed, sample, step), so that a sample draws the same
-// number whatever rows surround it.
+// Philox 4x32-10 (Salmon et al. 2011): random numbers as a function of (seed, sample, step), so that a sample
+// draws the same number whatever rows surround it.
 #pragma once
 
 #include "common/dtype.h"

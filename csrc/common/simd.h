@@ -1,8 +1,9 @@
 // Vectors of the instruction set a file is compiled for, and the functions of the activations on them.
 //
-// The files that include this are compiled once per instruction set (CMakeLists.txt), each time in a namespace of its own,
-// AC_ISA; the dispatcher in common/isa.h picks one when the module is loaded. Everything here is inlined or in that namespace, so
-// that no function compiled for a wide machine can be linked into the path of a narrow one.
+// The files that include this are compiled once per instruction set (CMakeLists.txt), each time in a
+// namespace of its own, AC_ISA; the dispatcher in common/isa.h picks one when the module is loaded.
+// Everything here is inlined or in that namespace, so that no function compiled for a wide machine can be
+// linked into the path of a narrow one.
 #pragma once
 
 #include <cmath>
@@ -155,7 +156,8 @@ AC_INLINE vecd each_lane(vecd x, const F& f) {
   return load_vec(lane);
 }
 
-// Within 1.1 ulp on [-87.3, 88.3]; held constant outside, which is 0 and infinity for all that is done with it here. NaN is kept.
+// Within 1.1 ulp on [-87.3, 88.3]; held constant outside, which is 0 and infinity for all that is done with
+// it here. NaN is kept.
 AC_INLINE vecf exp_vec(vecf x) {
   using Bits = Vec<float>::bits;
   x = max_vec(splat(-87.3f), min_vec(splat(88.3f), x));

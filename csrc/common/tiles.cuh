@@ -1,11 +1,14 @@
-// Small matrix products on a tile of rows in a block's shared memory, and what else the threads of a block do together.
+// Small matrix products on a tile of rows in a block's shared memory, and what else the threads of a block do
+// together.
 //
-// An element of a product is one chain of multiply-adds over k in order, as in common/tiles.h: how the elements fall to the
-// threads follows from the tile, their bits do not. A warp works on a row wherever a row has to be added up, and the order of
-// that sum follows from the row's length only. So a row has the same bits alone and in any batch.
+// An element of a product is one chain of multiply-adds over k in order, as in common/tiles.h: how the
+// elements fall to the threads follows from the tile, their bits do not. A warp works on a row wherever a row
+// has to be added up, and the order of that sum follows from the row's length only. So a row has the same
+// bits alone and in any batch.
 //
-// The products run on the ordinary units. The tensor cores take float32 only as TF32, with 10 bits of fraction: a descent that
-// compares energies to 1e-4 would stop elsewhere, and a row would not get the result it gets on the host.
+// The products run on the ordinary units. The tensor cores take float32 only as TF32, with 10 bits of
+// fraction: a descent that compares energies to 1e-4 would stop elsewhere, and a row would not get the result
+// it gets on the host.
 #pragma once
 
 #include <cmath>
@@ -15,21 +18,25 @@
 namespace adaptcomp {
 
 constexpr int kWarp = 32, kWarps = kThreads / kWarp;
-constexpr int kHeight = 4;  // rows of a thread's part of a product: each element of the matrix it reads serves as many
+constexpr int kHeight =
+    4;  // rows of a thread's part of a product: each element of the matrix it reads serves as many
 template <class C>
-constexpr int kPack = 16 / static_cast<int>(sizeof(C));  // elements of one access, and columns of a thread's part
+constexpr int kPack =
+    16 / static_cast<int>(sizeof(C));  // elements of one access, and columns of a thread's part
 
 template <class C>
 AC_HD int64_t padded(int64_t n) {
   return (n + kPack<C> - 1) / kPack<C> * kPack<C>;
 }
-// How far apart the rows of a tile lie: whole accesses, and one more, so that rows of a power of two do not share their banks.
+// How far apart the rows of a tile lie: whole accesses, and one more, so that rows of a power of two do not
+// share their banks.
 template <class C>
 AC_HD int tile_stride(int64_t n) {
   return static_cast<int>(padded<C>(n)) + kPack<C>;
 }
 
-// Hands out one piece of memory after the other, each aligned to 16 bytes. With no memory behind it, it measures.
+// Hands out one piece of memory after the other, each aligned to 16 bytes. With no memory behind it, it
+// measures.
 class Carver {
  public:
   AC_HD explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
@@ -104,14 +111,16 @@ struct Warp {
   }
 };
 
-// Rows of n elements in shared memory, several kinds of them for each slot. One address for all: a kernel with an address for
-// each kind runs out of registers.
+// Rows of n elements in shared memory, several kinds of them for each slot. One address for all: a kernel
+// with an address for each kind runs out of registers.
 template <class C>
 class TileRows {
  public:
   AC_HD TileRows(int64_t n, int kinds, int slots, Carver& shared)
       : stride_(tile_stride<C>(n)), slots_(slots), data_(shared.take<C>(kinds * slots * tile_stride<C>(n))) {}
-  __device__ __forceinline__ C* at(int kind, int slot) const { return data_ + (kind * slots_ + slot) * stride_; }
+  __device__ __forceinline__ C* at(int kind, int slot) const {
+    return data_ + (kind * slots_ + slot) * stride_;
+  }
   __device__ __forceinline__ C* all(int kind) const { return at(kind, 0); }  // rows stride() apart
   __device__ __forceinline__ int stride() const { return stride_; }
 
@@ -141,13 +150,15 @@ __device__ __forceinline__ unsigned slots_where(int count, const F& f) {
   return __ballot_sync(~0u, Warp::lane() < count && f(Warp::lane()));
 }
 
-// A matrix [inner, columns] that products read: packed in global memory, with a copy in shared memory where there was room.
-// Rows are `stride` apart, whole accesses; the columns beyond are zero.
+// A matrix [inner, columns] that products read: packed in global memory, with a copy in shared memory where
+// there was room. Rows are `stride` apart, whole accesses; the columns beyond are zero.
 template <class C>
 class Matrix {
  public:
   AC_HD Matrix(int64_t inner, int64_t columns, bool in_shared, Carver& global, Carver& shared)
-      : inner_(static_cast<int>(inner)), columns_(static_cast<int>(columns)), stride_(static_cast<int>(padded<C>(columns))) {
+      : inner_(static_cast<int>(inner)),
+        columns_(static_cast<int>(columns)),
+        stride_(static_cast<int>(padded<C>(columns))) {
     packed_ = global.take<C>(inner * padded<C>(columns));
     copy_ = in_shared ? shared.take<C>(inner * padded<C>(columns)) : packed_;
   }
@@ -157,7 +168,8 @@ class Matrix {
     const auto* from = reinterpret_cast<const Pack<C, kPack<C>>*>(packed_);
     auto* to = reinterpret_cast<Pack<C, kPack<C>>*>(copy_);
 #pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < inner_ * (stride_ / kPack<C>); i += kThreads) to[i] = from[i];
+    for (int i = static_cast<int>(threadIdx.x); i < inner_ * (stride_ / kPack<C>); i += kThreads)
+      to[i] = from[i];
   }
   C* packed() const { return packed_; }
   AC_HD const C* data() const { return copy_; }
@@ -172,10 +184,13 @@ class Matrix {
 
 // kHeight rows and W columns of a product, by one thread.
 template <int W, class C, class From, class To>
-__device__ __forceinline__ void product_part(const Slots& slots, const C* in, int stride, const Matrix<C>& matrix, int row,
-                                             int column, const From& from, const To& to) {
+__device__ __forceinline__ void product_part(const Slots& slots, const C* in, int stride,
+                                             const Matrix<C>& matrix, int row, int column, const From& from,
+                                             const To& to) {
   constexpr int P = kPack<C>;
-  const auto wanted = [&](int r, int c) { return slots.holds(row + r) && (W == 1 || column + c < matrix.columns()); };
+  const auto wanted = [&](int r, int c) {
+    return slots.holds(row + r) && (W == 1 || column + c < matrix.columns());
+  };
   int x[kHeight];
   C sum[kHeight][W];
 #pragma unroll
@@ -218,15 +233,18 @@ __device__ __forceinline__ void product_part(const Slots& slots, const C* in, in
       if (wanted(r, c)) to(row + r, column + c, sum[r][c]);
 }
 
-// to(slot, j, from(slot, j) + sum_k in[slot, k] matrix[k, j]) for every slot that holds a row and every column j, by all threads.
-// `in` lies in shared memory. A barrier has to follow before anybody else reads what `to` wrote.
+// to(slot, j, from(slot, j) + sum_k in[slot, k] matrix[k, j]) for every slot that holds a row and every
+// column j, by all threads. `in` lies in shared memory. A barrier has to follow before anybody else reads
+// what `to` wrote.
 template <class C, class From, class To>
-__device__ __forceinline__ void product(const Slots& slots, const C* in, int stride, const Matrix<C>& matrix, const From& from,
-                                        const To& to) {
-  // Single columns where there is a thread for each of them: a small product waits for its longest chain, not for its loads.
+__device__ __forceinline__ void product(const Slots& slots, const C* in, int stride, const Matrix<C>& matrix,
+                                        const From& from, const To& to) {
+  // Single columns where there is a thread for each of them: a small product waits for its longest chain, not
+  // for its loads.
   const bool single = (slots.count + kHeight - 1) / kHeight * matrix.columns() <= kThreads;
   const int width = single ? 1 : kPack<C>;
-  const int across = (matrix.columns() + width - 1) / width, parts = (slots.count + kHeight - 1) / kHeight * across;
+  const int across = (matrix.columns() + width - 1) / width,
+            parts = (slots.count + kHeight - 1) / kHeight * across;
 #pragma unroll 1
   for (int part = static_cast<int>(threadIdx.x); part < parts; part += kThreads) {
     const int row = part / across * kHeight, column = part % across * width;
@@ -245,7 +263,8 @@ struct Nothing {
   __device__ __forceinline__ C operator()(int, int) const { return C(0); }
 };
 
-// Elements of sums [n, m] for add_outer: whole accesses in both directions, of which what lies beyond n and m is never read.
+// Elements of sums [n, m] for add_outer: whole accesses in both directions, of which what lies beyond n and m
+// is never read.
 template <class C>
 AC_HD int64_t outer_size(int64_t n, int64_t m) {
   return padded<C>(n) * padded<C>(m);
@@ -260,10 +279,11 @@ struct Factors {
   int right_stride;
 };
 
-// sums[i, j] += sum over the pairs and the slots, in order, of left[slot, i] right[slot, j]. By all threads, each its own
-// elements.
+// sums[i, j] += sum over the pairs and the slots, in order, of left[slot, i] right[slot, j]. By all threads,
+// each its own elements.
 template <class C, int N>
-__device__ __forceinline__ void add_outer(const Slots& slots, C* sums, int n, int m, const Factors<C> (&pairs)[N]) {
+__device__ __forceinline__ void add_outer(const Slots& slots, C* sums, int n, int m,
+                                          const Factors<C> (&pairs)[N]) {
   constexpr int P = kPack<C>;
   const int across = static_cast<int>(padded<C>(m)) / P, parts = static_cast<int>(padded<C>(n)) / P * across;
 #pragma unroll 1
@@ -276,8 +296,10 @@ __device__ __forceinline__ void add_outer(const Slots& slots, C* sums, int n, in
 #pragma unroll 1
       for (int slot = 0; slot < slots.count; ++slot) {
         if (!slots.holds(slot)) continue;
-        const auto left = *reinterpret_cast<const Pack<C, P>*>(pairs[f].left + slot * pairs[f].left_stride + i);
-        const auto right = *reinterpret_cast<const Pack<C, P>*>(pairs[f].right + slot * pairs[f].right_stride + j);
+        const auto left =
+            *reinterpret_cast<const Pack<C, P>*>(pairs[f].left + slot * pairs[f].left_stride + i);
+        const auto right =
+            *reinterpret_cast<const Pack<C, P>*>(pairs[f].right + slot * pairs[f].right_stride + j);
 #pragma unroll
         for (int r = 0; r < P; ++r)
 #pragma unroll

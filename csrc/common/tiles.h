@@ -1,7 +1,7 @@
 // Small matrix products on a tile of rows, with the other matrix packed once per call.
 //
-// An element of the product is one chain of multiply-adds over k in order, whatever rows share the tile and however many of them
-// there are: a row has the same bits alone and in any batch.
+// An element of the product is one chain of multiply-adds over k in order, whatever rows share the tile and
+// however many of them there are: a row has the same bits alone and in any batch.
 #pragma once
 
 #include "common/simd.h"
@@ -9,11 +9,12 @@
 namespace adaptcomp {
 namespace AC_ISA {
 
-// Rows that one pass over a panel serves: with two vectors of columns, as many accumulators as the registers hold.
+// Rows that one pass over a panel serves: with two vectors of columns, as many accumulators as the registers
+// hold.
 constexpr int kBlock = AC_VECTOR_BYTES == 64 ? 8 : 4;
 
-// A matrix [k, n] in panels of two vectors of columns (the last one may be one vector wide), each panel [k][columns] in a row, so
-// that a product reads it from front to back. Columns beyond n are zero.
+// A matrix [k, n] in panels of two vectors of columns (the last one may be one vector wide), each panel
+// [k][columns] in a row, so that a product reads it from front to back. Columns beyond n are zero.
 template <class C>
 class Panels {
  public:
@@ -21,12 +22,14 @@ class Panels {
 
   Panels() = default;
   // from[i, j] at from[i * row + j * column].
-  Panels(const C* from, int64_t k, int64_t n, int64_t row, int64_t column) : k_(k), n_(padded<C>(n)), data_(k * n_) {
+  Panels(const C* from, int64_t k, int64_t n, int64_t row, int64_t column)
+      : k_(k), n_(padded<C>(n)), data_(k * n_) {
     for (int64_t j = 0; j < n_; j += kWide) {
       const int64_t width = n_ - j < kWide ? n_ - j : kWide;
       C* out = data_.get() + j * k;
       for (int64_t i = 0; i < k; ++i)
-        for (int64_t c = 0; c < width; ++c) out[i * width + c] = j + c < n ? from[i * row + (j + c) * column] : C(0);
+        for (int64_t c = 0; c < width; ++c)
+          out[i * width + c] = j + c < n ? from[i * row + (j + c) * column] : C(0);
     }
   }
   int64_t inner() const { return k_; }
@@ -38,16 +41,17 @@ class Panels {
   Scratch<C> data_;
 };
 
-// done[r, w] = init[r] + sum_i x[r, i] panel[i, w], with init zero where it is null. Not inlined: what is done with the result
-// differs from product to product, this does not.
+// done[r, w] = init[r] + sum_i x[r, i] panel[i, w], with init zero where it is null. Not inlined: what is
+// done with the result differs from product to product, this does not.
 template <class C, int R, int W>
-__attribute__((noinline)) void block_product(const C* x, int64_t stride, const C* panel, int64_t k, const C* init,
-                                             int64_t init_stride, vec<C>* done) {
+__attribute__((noinline)) void block_product(const C* x, int64_t stride, const C* panel, int64_t k,
+                                             const C* init, int64_t init_stride, vec<C>* done) {
   vec<C> sum[R][W];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int w = 0; w < W; ++w) sum[r][w] = init ? load_vec(init + r * init_stride + w * kLanes<C>) : vec<C>{};
+    for (int w = 0; w < W; ++w)
+      sum[r][w] = init ? load_vec(init + r * init_stride + w * kLanes<C>) : vec<C>{};
   for (int64_t i = 0; i < k; ++i) {
     vec<C> b[W];
 #pragma GCC unroll 2
@@ -75,16 +79,18 @@ struct From {
   int64_t stride = 0;
 };
 
-// last(r, j, from[r, j] + sum_i in[r, i] matrix[i, j]) for every row r and vector of columns from j; also for some rows beyond
-// `rows`, fewer than whole_blocks(rows), of whatever is there. A panel serves all rows before the next one is read.
+// last(r, j, from[r, j] + sum_i in[r, i] matrix[i, j]) for every row r and vector of columns from j; also for
+// some rows beyond `rows`, fewer than whole_blocks(rows), of whatever is there. A panel serves all rows
+// before the next one is read.
 template <class C, class Last>
-AC_INLINE void product(const C* in, int64_t stride, int64_t rows, const Panels<C>& matrix, From<C> from, const Last& last) {
+AC_INLINE void product(const C* in, int64_t stride, int64_t rows, const Panels<C>& matrix, From<C> from,
+                       const Last& last) {
   vec<C> done[kBlock * 2];
   for (int64_t column = 0; column < matrix.columns(); column += Panels<C>::kWide) {
     const bool wide = column + Panels<C>::kWide <= matrix.columns();
     for (int64_t row = 0; row < rows; row += kBlock) {
-      // What is left over goes as a whole block or as two or four rows, some of which may not be there: few variants, and as many
-      // rows as keep the processor's pipelines full.
+      // What is left over goes as a whole block or as two or four rows, some of which may not be there: few
+      // variants, and as many rows as keep the processor's pipelines full.
       const int64_t left = rows - row;
       const int height = left <= 2 ? 2 : left <= 4 ? 4 : kBlock;
       const auto block = wide ? (height == 2   ? block_product<C, 2, 2>
@@ -111,10 +117,11 @@ struct Factors {
   int64_t right_stride;
 };
 
-// sums[i, j] += sum over the pairs and the rows r of left[r, i] right[r, j], for i < n and j < m; sums is [n, m], m in whole
-// vectors.
+// sums[i, j] += sum over the pairs and the rows r of left[r, i] right[r, j], for i < n and j < m; sums is [n,
+// m], m in whole vectors.
 template <class C, int R, int W, int P>
-__attribute__((noinline)) void outer_block(C* sums, int64_t m, const Factors<C> (&pairs)[P], int64_t rows, int64_t i, int64_t j) {
+__attribute__((noinline)) void outer_block(C* sums, int64_t m, const Factors<C> (&pairs)[P], int64_t rows,
+                                           int64_t i, int64_t j) {
   vec<C> sum[R][W];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)

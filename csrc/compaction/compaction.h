@@ -21,17 +21,20 @@ struct Move {
 int64_t compact_index_cpu(const uint8_t* keep, int64_t n, int64_t* index);
 // dst[j] = src[index[j]] for j < count; a negative index gives a row of zero bytes.
 void gather_rows_cpu(const Move* moves, int64_t n_moves, const int64_t* index, int64_t count);
-// dst[0..rows) = 0, then dst[index[j]] = src[j] for j < count. The entries of index are distinct; negative ones are skipped.
+// dst[0..rows) = 0, then dst[index[j]] = src[j] for j < count. The entries of index are distinct; negative
+// ones are skipped.
 void scatter_rows_cpu(const Move* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t rows);
 
-// The CUDA forms never read the count back. They process `rows` rows, the caller's upper bound, and leave the true count in
+// The CUDA forms never read the count back. They process `rows` rows, the caller's upper bound, and leave the
+// true count in
 // `*count` on the device. Rows from the count on: index -1, gathered as zero bytes, skipped by the scatter.
 // `temp` is scratch of compact_temp_bytes(n), owned by the caller. `stream` is a cudaStream_t.
 int64_t compact_temp_bytes(int64_t n);
-void compact_index_cuda(const uint8_t* keep, int64_t n, int64_t* index, int64_t* count, void* temp, int64_t temp_bytes,
-                        int64_t device, void* stream);
-void gather_rows_cuda(const Move* moves, int64_t n_moves, const int64_t* index, int64_t rows, int64_t device, void* stream);
-void scatter_rows_cuda(const Move* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t rows, int64_t device,
-                       void* stream);
+void compact_index_cuda(const uint8_t* keep, int64_t n, int64_t* index, int64_t* count, void* temp,
+                        int64_t temp_bytes, int64_t device, void* stream);
+void gather_rows_cuda(const Move* moves, int64_t n_moves, const int64_t* index, int64_t rows, int64_t device,
+                      void* stream);
+void scatter_rows_cuda(const Move* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t rows,
+                       int64_t device, void* stream);
 
 }  // namespace adaptcomp

@@ -15,7 +15,9 @@ int64_t bytes_per_row(const Move* moves, int64_t n_moves) {
 }
 
 char* at(void* base, int64_t row, int64_t row_bytes) { return static_cast<char*>(base) + row * row_bytes; }
-const char* at(const void* base, int64_t row, int64_t row_bytes) { return static_cast<const char*>(base) + row * row_bytes; }
+const char* at(const void* base, int64_t row, int64_t row_bytes) {
+  return static_cast<const char*>(base) + row * row_bytes;
+}
 
 }  // namespace
 
@@ -39,7 +41,8 @@ void gather_rows_cpu(const Move* moves, int64_t n_moves, const int64_t* index, i
         }
         int64_t run = 1;  // neighbours that stay neighbours move as one block
         while (j + run < end && index[j + run] == index[j] + run) ++run;
-        std::memcpy(at(moves[m].dst, j, size), at(moves[m].src, index[j], size), static_cast<size_t>(run * size));
+        std::memcpy(at(moves[m].dst, j, size), at(moves[m].src, index[j], size),
+                    static_cast<size_t>(run * size));
         j += run;
       }
     }

@@ -1,10 +1,11 @@
-// Compaction on CUDA. Moving rows is bound by memory alone, so the shape follows from keeping it busy: a block owns a tile of
-// kTile words of one tensor's dense side, whatever the length of its rows, and each thread has kWords independent loads in
-// flight. Narrow rows therefore fill their warps and wide rows spread over many blocks, with the same code. The tensors of a call
-// travel as a table in the kernel's parameters and share one launch. A word is as wide as the tensor's address and row length
-// allow.
+// Compaction on CUDA. Moving rows is bound by memory alone, so the shape follows from keeping it busy: a
+// block owns a tile of kTile words of one tensor's dense side, whatever the length of its rows, and each
+// thread has kWords independent loads in flight. Narrow rows therefore fill their warps and wide rows spread
+// over many blocks, with the same code. The tensors of a call travel as a table in the kernel's parameters
+// and share one launch. A word is as wide as the tensor's address and row length allow.
 //
-// The index comes from CUB's single-pass selection. This is the one file that includes CUB, which compiles slowly.
+// The index comes from CUB's single-pass selection. This is the one file that includes CUB, which compiles
+// slowly.
 #include <thrust/iterator/counting_iterator.h>
 #include <cub/device/device_select.cuh>
 
@@ -28,14 +29,17 @@ inline __host__ __device__ int word_bytes(const Move& m) {
   return access_bytes(address(m.src) | address(m.dst) | static_cast<uintptr_t>(m.row_bytes));
 }
 
-// A tile of the dense side, which is dst when gathering and src when scattering; `index` names the row of the sparse side.
+// A tile of the dense side, which is dst when gathering and src when scattering; `index` names the row of the
+// sparse side.
 template <bool Gather, class Word>
-__device__ __forceinline__ void move_tile(const Move& move, const int64_t* __restrict__ index, int64_t rows, int64_t tile) {
+__device__ __forceinline__ void move_tile(const Move& move, const int64_t* __restrict__ index, int64_t rows,
+                                          int64_t tile) {
   const auto* __restrict__ src = static_cast<const Word*>(move.src);
   auto* __restrict__ dst = static_cast<Word*>(move.dst);
   const int64_t per_row = move.row_bytes / static_cast<int64_t>(sizeof(Word));
   const int64_t total = rows * per_row, begin = tile * kTile;
-  const int64_t first_row = begin / per_row;  // one 64-bit division per thread; the rest is done relative to it
+  const int64_t first_row =
+      begin / per_row;  // one 64-bit division per thread; the rest is done relative to it
   const int64_t first_column = begin - first_row * per_row;
 
   int64_t sparse[kWords];  // word on the sparse side, -1: none
@@ -74,17 +78,20 @@ __device__ __forceinline__ void move_tile(const Move& move, const int64_t* __res
 
 template <bool Gather>
 __global__ void __launch_bounds__(kThreads)
-    move_rows_kernel(const __grid_constant__ MoveTable table, const int64_t* __restrict__ index, int64_t rows) {
+    move_rows_kernel(const __grid_constant__ MoveTable table, const int64_t* __restrict__ index,
+                     int64_t rows) {
   int m = 0;
   while (m + 1 < table.n && blockIdx.x >= table.first_block[m + 1]) ++m;
   const Move& move = table.moves[m];
   const int64_t tile = blockIdx.x - table.first_block[m];
-  dispatch_word(word_bytes(move),
-                [&](auto* word) { move_tile<Gather, std::remove_pointer_t<decltype(word)>>(move, index, rows, tile); });
+  dispatch_word(word_bytes(move), [&](auto* word) {
+    move_tile<Gather, std::remove_pointer_t<decltype(word)>>(move, index, rows, tile);
+  });
 }
 
 template <bool Gather>
-void move_rows(const char* name, const Move* moves, int64_t n_moves, const int64_t* index, int64_t rows, void* stream) {
+void move_rows(const char* name, const Move* moves, int64_t n_moves, const int64_t* index, int64_t rows,
+               void* stream) {
   for (int64_t m = 0; m < n_moves;) {
     MoveTable table{};
     int64_t blocks = 0;
@@ -99,21 +106,23 @@ void move_rows(const char* name, const Move* moves, int64_t n_moves, const int64
 }
 
 // What DeviceSelect does with null scratch: asks for its size.
-cudaError_t select_kept(void* temp, size_t& bytes, const uint8_t* keep, int64_t n, int64_t* index, int64_t* count,
-                        cudaStream_t stream) {
-  return cub::DeviceSelect::Flagged(temp, bytes, thrust::counting_iterator<int64_t>(0), keep, index, count, n, stream);
+cudaError_t select_kept(void* temp, size_t& bytes, const uint8_t* keep, int64_t n, int64_t* index,
+                        int64_t* count, cudaStream_t stream) {
+  return cub::DeviceSelect::Flagged(temp, bytes, thrust::counting_iterator<int64_t>(0), keep, index, count, n,
+                                    stream);
 }
 
 }  // namespace
 
 int64_t compact_temp_bytes(int64_t n) {
   size_t bytes = 0;
-  cuda_check(select_kept(nullptr, bytes, nullptr, n, nullptr, nullptr, nullptr), "compact_index (size of its scratch)");
+  cuda_check(select_kept(nullptr, bytes, nullptr, n, nullptr, nullptr, nullptr),
+             "compact_index (size of its scratch)");
   return static_cast<int64_t>(bytes);
 }
 
-void compact_index_cuda(const uint8_t* keep, int64_t n, int64_t* index, int64_t* count, void* temp, int64_t temp_bytes,
-                        int64_t device, void* stream) {
+void compact_index_cuda(const uint8_t* keep, int64_t n, int64_t* index, int64_t* count, void* temp,
+                        int64_t temp_bytes, int64_t device, void* stream) {
   const DeviceGuard guard(device);
   const auto on = static_cast<cudaStream_t>(stream);
   if (n == 0) {
@@ -121,24 +130,27 @@ void compact_index_cuda(const uint8_t* keep, int64_t n, int64_t* index, int64_t*
     return;
   }
   // Every byte set is -1. The selection then writes the kept rows over the front.
-  cuda_check(cudaMemsetAsync(index, 0xff, static_cast<size_t>(n) * sizeof(int64_t), on), "compact_index (tail)");
+  cuda_check(cudaMemsetAsync(index, 0xff, static_cast<size_t>(n) * sizeof(int64_t), on),
+             "compact_index (tail)");
   size_t bytes = static_cast<size_t>(temp_bytes);
   cuda_check(select_kept(temp, bytes, keep, n, index, count, on), "compact_index");
 }
 
-void gather_rows_cuda(const Move* moves, int64_t n_moves, const int64_t* index, int64_t rows, int64_t device, void* stream) {
+void gather_rows_cuda(const Move* moves, int64_t n_moves, const int64_t* index, int64_t rows, int64_t device,
+                      void* stream) {
   const DeviceGuard guard(device);
   move_rows<true>("gather_rows", moves, n_moves, index, rows, stream);
 }
 
-void scatter_rows_cuda(const Move* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t rows, int64_t device,
-                       void* stream) {
+void scatter_rows_cuda(const Move* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t rows,
+                       int64_t device, void* stream) {
   const DeviceGuard guard(device);
   for (int64_t m = 0; m < n_moves; ++m) {
     const int64_t bytes = rows * moves[m].row_bytes;
     if (bytes == 0) continue;
-    cuda_check(cudaMemsetAsync(moves[m].dst, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)),
-               "scatter_rows (zero)");
+    cuda_check(
+        cudaMemsetAsync(moves[m].dst, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)),
+        "scatter_rows (zero)");
   }
   move_rows<false>("scatter_rows", moves, n_moves, index, count, stream);
 }

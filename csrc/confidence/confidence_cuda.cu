@@ -1,5 +1,5 @@
-// Confidence on CUDA: a thread per row for the usual handful of classes, whose rows share cache lines with their neighbours'
-// rows; a warp per row beyond.
+// Confidence on CUDA: a thread per row for the usual handful of classes, whose rows share cache lines with
+// their neighbours' rows; a warp per row beyond.
 #include "confidence/confidence.h"
 
 #include "common/cuda.cuh"
@@ -18,7 +18,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 4) confidence_warp_kernel(const __grid_constant__ Confidence a) {
   const int64_t i = Group<32>::row();
   if (i >= a.rows) return;
-  const compute_t<T> confidence = confidence_warp(static_cast<const T*>(a.logits) + i * a.classes, a.classes, a.measure);
+  const compute_t<T> confidence =
+      confidence_warp(static_cast<const T*>(a.logits) + i * a.classes, a.classes, a.measure);
   if (Group<32>::lane() == 0) static_cast<compute_t<T>*>(a.confidence)[i] = confidence;
 }
 

@@ -1,5 +1,6 @@
-// How sure a row of class logits is, in [0, 1]: the largest probability, the margin between the two largest, or one minus the
-// normalised entropy. Two passes over the classes, the first for the maximum, so that nothing overflows.
+// How sure a row of class logits is, in [0, 1]: the largest probability, the margin between the two largest,
+// or one minus the normalised entropy. Two passes over the classes, the first for the maximum, so that
+// nothing overflows.
 #pragma once
 
 #include <cmath>
@@ -10,11 +11,13 @@ namespace adaptcomp {
 
 using std::exp, std::log;  // the C functions of these names take doubles only
 
-// exp(x) for x <= 0 within two units in the last place; zero where it would be subnormal. Cody and Waite's reduction and the
-// polynomial of Cephes' expf: without a call or a branch, so that a loop over the classes is vectorised.
+// exp(x) for x <= 0 within two units in the last place; zero where it would be subnormal. Cody and Waite's
+// reduction and the polynomial of Cephes' expf: without a call or a branch, so that a loop over the classes
+// is vectorised.
 AC_HD float exp_nonpositive(float x) {
-  const float inside = x < -88.0f ? -88.0f : x;              // keeps a NaN
-  const float shifted = inside * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer stands in the last bits
+  const float inside = x < -88.0f ? -88.0f : x;  // keeps a NaN
+  const float shifted =
+      inside * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer stands in the last bits
   const float n = shifted - 12582912.0f;
   const float r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -46,8 +49,8 @@ AC_HD C confidence_of(const ConfidenceSums<C>& s, int64_t classes, Measure measu
   return C(1) - entropy / log(C(classes));
 }
 
-// The second pass over a row whose maximum is known. In chunks on the host, where each loop then vectorises; the sums run through
-// the classes in order all the same.
+// The second pass over a row whose maximum is known. In chunks on the host, where each loop then vectorises;
+// the sums run through the classes in order all the same.
 template <bool Entropy, class T>
 AC_HD void confidence_sums(ConfidenceSums<compute_t<T>>& s, const T* logits, int64_t classes) {
   using C = compute_t<T>;
@@ -82,7 +85,8 @@ AC_HD ConfidenceSums<compute_t<T>> two_largest(const T* logits, int64_t classes)
 }
 
 template <class T>
-AC_HD compute_t<T> confidence_of_row(ConfidenceSums<compute_t<T>> s, const T* logits, int64_t classes, Measure measure) {
+AC_HD compute_t<T> confidence_of_row(ConfidenceSums<compute_t<T>> s, const T* logits, int64_t classes,
+                                     Measure measure) {
   if (measure == Measure::entropy) {
     confidence_sums<true>(s, logits, classes);
   } else {
@@ -96,9 +100,10 @@ AC_HD compute_t<T> confidence_row(const T* logits, int64_t classes, Measure meas
   return confidence_of_row(two_largest(logits, classes), logits, classes, measure);
 }
 
-// confidence_row(...) >= threshold. The two largest alone decide most rows, and spare them an exponential per class: with q the
-// ratio of their probabilities, the largest one lies between 1 / (1 + (classes - 1) q) and 1 / (1 + q). The slack is more than
-// the rounding of the sum, so that the answer is always that of the comparison.
+// confidence_row(...) >= threshold. The two largest alone decide most rows, and spare them an exponential per
+// class: with q the ratio of their probabilities, the largest one lies between 1 / (1 + (classes - 1) q) and
+// 1 / (1 + q). The slack is more than the rounding of the sum, so that the answer is always that of the
+// comparison.
 template <class S, class T>
 AC_HD bool confidence_reaches(const T* logits, int64_t classes, Measure measure, S threshold) {
   using C = compute_t<T>;

@@ -1,5 +1,5 @@
-// The confidence of a row of many classes, by one warp. Lane c % 32 takes class c and the lanes meet in a fixed tree, so that a
-// row has the same bits in every kernel that asks for it, whatever surrounds it.
+// The confidence of a row of many classes, by one warp. Lane c % 32 takes class c and the lanes meet in a
+// fixed tree, so that a row has the same bits in every kernel that asks for it, whatever surrounds it.
 #pragma once
 
 #include "common/cuda.cuh"

@@ -1,4 +1,5 @@
-// The step of a descent on the CPU. One pass: a row is judged, its next point made and packed while it is in cache.
+// The step of a descent on the CPU. One pass: a row is judged, its next point made and packed while it is in
+// cache.
 #include "descent/descent.h"
 
 #include <algorithm>
@@ -18,7 +19,8 @@ namespace {
 
 constexpr int64_t kChunk = 32;  // elements of noise made at a time; a multiple of four
 
-// The norm. In double, so that no finite gradient is too long for it; in sixteen partial sums in a fixed order, which vectorise.
+// The norm. In double, so that no finite gradient is too long for it; in sixteen partial sums in a fixed
+// order, which vectorise.
 template <class T>
 AC_HD double norm_row(const T* x, int64_t n) {
   double lane[16] = {};
@@ -38,11 +40,12 @@ struct Proposal {
   C factor, momentum, step, low, high;
 };
 
-// next = clamp(y + noise - step velocity), velocity = momentum before + factor g. Without a place to store it, the velocity is
-// not kept; before and noise may be null. A loop of its own for each combination: they vectorise only so.
+// next = clamp(y + noise - step velocity), velocity = momentum before + factor g. Without a place to store
+// it, the velocity is not kept; before and noise may be null. A loop of its own for each combination: they
+// vectorise only so.
 template <bool Before, bool Velocity, bool Noise, class T, class C>
-AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, const Proposal<C>& how,
-                       int64_t n) {
+AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise,
+                       const Proposal<C>& how, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     C m = how.factor * load(g[i]);
     if constexpr (Before) m = how.momentum * before[i] + m;
@@ -56,8 +59,8 @@ AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velo
   }
 }
 template <bool Before, bool Velocity, class T, class C>
-AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, const Proposal<C>& how,
-                       int64_t n) {
+AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise,
+                       const Proposal<C>& how, int64_t n) {
   if (noise) {
     propose_row<Before, Velocity, true>(next, y, g, before, velocity, noise, how, n);
   } else {
@@ -65,8 +68,8 @@ AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velo
   }
 }
 template <class T, class C>
-AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, const Proposal<C>& how,
-                       int64_t n) {
+AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise,
+                       const Proposal<C>& how, int64_t n) {
   if (before && velocity) {
     propose_row<true, true>(next, y, g, before, velocity, noise, how, n);
   } else if (before) {
@@ -84,8 +87,9 @@ AC_HD bool any_row(const C* x, int64_t n) {
   return any;
 }
 
-// The rows of a chunk where a step is next = clamp(y - step g) and every finite point is taken. All in one function that is
-// compiled for each instruction set: a call for each row and loop would take longer than a short row.
+// The rows of a chunk where a step is next = clamp(y - step g) and every finite point is taken. All in one
+// function that is compiled for each instruction set: a call for each row and loop would take longer than a
+// short row.
 template <class T, class C>
 AC_HD DescentCounts plain_rows(const DescentStep& a, int64_t begin, int64_t end, int64_t* index) {
   const int64_t n = a.elements;
@@ -99,8 +103,8 @@ AC_HD DescentCounts plain_rows(const DescentStep& a, int64_t begin, int64_t end,
     const C value = load_scalar<C>(a.value, a.value_dtype, i);
     const bool finite = is_finite(value) && finite_row(point, n);
     const double norm = a.rule.on_gradient && a.gradient ? norm_row(g, n) : 0.0;
-    const Verdict verdict =
-        judge<double>(a.rule, a.step, static_cast<double>(energy), static_cast<double>(value), finite, norm, false);
+    const Verdict verdict = judge<double>(a.rule, a.step, static_cast<double>(energy),
+                                          static_cast<double>(value), finite, norm, false);
     counts.accepted += verdict.accept;
     counts.broken += verdict.status == kNonfinite;
     if (a.accepted) a.accepted[i] = verdict.accept;
@@ -113,7 +117,8 @@ AC_HD DescentCounts plain_rows(const DescentStep& a, int64_t begin, int64_t end,
       continue;
     }
     const PerRow& sizes = a.step_size;
-    const C step = sizes.data ? static_cast<const C*>(sizes.data)[sizes.each ? r : 0] : static_cast<C>(sizes.value);
+    const C step =
+        sizes.data ? static_cast<const C*>(sizes.data)[sizes.each ? r : 0] : static_cast<C>(sizes.value);
     index[begin + counts.running] = i;
     T* next = static_cast<T*>(a.next) + (begin + counts.running++) * n;
     for (int64_t k = 0; k < n; ++k) {
@@ -126,18 +131,21 @@ AC_HD DescentCounts plain_rows(const DescentStep& a, int64_t begin, int64_t end,
   }
   return counts;
 }
-inline bool is_plain(const DescentStep& a) { return !a.kept && !a.velocity && !a.scale && !a.rule.noisy && a.rule.clip <= 0; }
+inline bool is_plain(const DescentStep& a) {
+  return !a.kept && !a.velocity && !a.scale && !a.rule.noisy && a.rule.clip <= 0;
+}
 
 // target_clones wants plain functions: one set per dtype.
-#define AC_ROW_LOOPS(T, C)                                                                                                    \
-  AC_CLONES DescentCounts plain_loop(const T*, const DescentStep& a, int64_t begin, int64_t end, int64_t* index) {            \
-    return plain_rows<T, C>(a, begin, end, index);                                                                            \
-  }                                                                                                                           \
-  AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                                              \
-  AC_CLONES double norm_loop(const T* x, int64_t n) { return norm_row(x, n); }                                                \
-  AC_CLONES void propose_loop(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, Proposal<C> how, \
-                              int64_t n) {                                                                                    \
-    propose_row(next, y, g, before, velocity, noise, how, n);                                                                 \
+#define AC_ROW_LOOPS(T, C)                                                                                   \
+  AC_CLONES DescentCounts plain_loop(const T*, const DescentStep& a, int64_t begin, int64_t end,             \
+                                     int64_t* index) {                                                       \
+    return plain_rows<T, C>(a, begin, end, index);                                                           \
+  }                                                                                                          \
+  AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                             \
+  AC_CLONES double norm_loop(const T* x, int64_t n) { return norm_row(x, n); }                               \
+  AC_CLONES void propose_loop(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise, \
+                              Proposal<C> how, int64_t n) {                                                  \
+    propose_row(next, y, g, before, velocity, noise, how, n);                                                \
   }
 AC_ROW_LOOPS(float, float)
 AC_ROW_LOOPS(double, double)
@@ -155,11 +163,13 @@ const T* row_of(const void* base, int64_t row, int64_t n) {
 }
 template <class C>
 C number_of(const PerRow& numbers, int64_t r) {
-  return numbers.data ? static_cast<const C*>(numbers.data)[numbers.each ? r : 0] : static_cast<C>(numbers.value);
+  return numbers.data ? static_cast<const C*>(numbers.data)[numbers.each ? r : 0]
+                      : static_cast<C>(numbers.value);
 }
 
 // The noise of kChunk elements from `begin` on: `normals`, stage by stage, so that each vectorises.
-AC_CLONES void normals_loop(const DescentRule& rule, uint64_t sample, int64_t step, int64_t begin, double* out) {
+AC_CLONES void normals_loop(const DescentRule& rule, uint64_t sample, int64_t step, int64_t begin,
+                            double* out) {
   constexpr int64_t kBlocks = kChunk / 4;
   uint32_t word[4][kBlocks];
   double first[2][kBlocks], second[2][kBlocks];
@@ -169,7 +179,8 @@ AC_CLONES void normals_loop(const DescentRule& rule, uint64_t sample, int64_t st
     for (int w = 0; w < 4; ++w) word[w][b] = four[w];
   }
   for (int half = 0; half < 2; ++half)
-    for (int64_t b = 0; b < kBlocks; ++b) normal_pair(word[2 * half][b], word[2 * half + 1][b], first[half][b], second[half][b]);
+    for (int64_t b = 0; b < kBlocks; ++b)
+      normal_pair(word[2 * half][b], word[2 * half + 1][b], first[half][b], second[half][b]);
   for (int64_t b = 0; b < kBlocks; ++b) {
     for (int half = 0; half < 2; ++half) {
       out[4 * b + 2 * half] = first[half][b];
@@ -180,7 +191,8 @@ AC_CLONES void normals_loop(const DescentRule& rule, uint64_t sample, int64_t st
 
 // sigma times the noise of elements `begin` to `begin` + n, at most kChunk.
 template <class C>
-void noise_chunk(const DescentRule& rule, C sigma, uint64_t sample, int64_t step, int64_t begin, int64_t n, C* out) {
+void noise_chunk(const DescentRule& rule, C sigma, uint64_t sample, int64_t step, int64_t begin, int64_t n,
+                 C* out) {
   double noise[kChunk];
   normals_loop(rule, sample, step, begin, noise);
   for (int64_t i = 0; i < n; ++i) out[i] = sigma * static_cast<C>(noise[i]);
@@ -219,15 +231,17 @@ class StepRows {
     C& energy = static_cast<C*>(a_.energy)[r];
     const C value = load_scalar<C>(a_.value, a_.value_dtype, i);
     const bool finite = is_finite(value) && finite_loop(point, n_);
-    const double norm = a_.rule.on_gradient && a_.gradient ? norm_loop(row_of<T>(a_.gradient, i, n_), n_) : 0.0;
+    const double norm =
+        a_.rule.on_gradient && a_.gradient ? norm_loop(row_of<T>(a_.gradient, i, n_), n_) : 0.0;
     const bool moving = a_.moving && a_.moving[r];
-    const Verdict verdict =
-        judge<double>(a_.rule, a_.step, static_cast<double>(energy), static_cast<double>(value), finite, norm, moving);
+    const Verdict verdict = judge<double>(a_.rule, a_.step, static_cast<double>(energy),
+                                          static_cast<double>(value), finite, norm, moving);
     if (verdict.accept || a_.step == 0) {
       energy = value;
       std::memcpy(row_of<T>(a_.y, r, n_), point, static_cast<size_t>(n_) * sizeof(T));
       if (a_.kept && a_.gradient)
-        std::memcpy(row_of<T>(a_.kept, r, n_), row_of<T>(a_.gradient, i, n_), static_cast<size_t>(n_) * sizeof(T));
+        std::memcpy(row_of<T>(a_.kept, r, n_), row_of<T>(a_.gradient, i, n_),
+                    static_cast<size_t>(n_) * sizeof(T));
     }
     return verdict;
   }
@@ -258,8 +272,8 @@ class StepRows {
       const int64_t some = std::min(kChunk, n_ - at);
       C noise[kChunk];
       noise_chunk(rule, sigma, sample, a_.step + 1, at, some, noise);
-      propose_loop(next + at, y + at, g + at, before ? before + at : nullptr, velocity ? velocity + at : nullptr, noise, how,
-                   some);
+      propose_loop(next + at, y + at, g + at, before ? before + at : nullptr,
+                   velocity ? velocity + at : nullptr, noise, how, some);
     }
   }
 
@@ -293,9 +307,11 @@ DescentCounts descent_step_cpu(const DescentStep& a, int64_t* index) {
   for (const Chunk& chunk : chunks) {
     const int64_t running = chunk.counts.running;
     if (chunk.begin != total.running && running > 0) {
-      std::memmove(index + total.running, index + chunk.begin, static_cast<size_t>(running) * sizeof(int64_t));
+      std::memmove(index + total.running, index + chunk.begin,
+                   static_cast<size_t>(running) * sizeof(int64_t));
       auto* next = static_cast<char*>(a.next);
-      std::memmove(next + total.running * row_bytes, next + chunk.begin * row_bytes, static_cast<size_t>(running * row_bytes));
+      std::memmove(next + total.running * row_bytes, next + chunk.begin * row_bytes,
+                   static_cast<size_t>(running * row_bytes));
     }
     total.running += running;
     total.accepted += chunk.counts.accepted;
@@ -315,7 +331,8 @@ void descent_update_cpu(const DescentUpdate& a) {
       for (int64_t i = begin; i < end; ++i) {
         const T* g = row_of<T>(a.gradient, i, n);
         const double factor = a.rule.clip > 0 ? clip_factor<double>(a.rule, norm_loop(g, n)) : 1.0;
-        const Proposal<C> how{C(factor), C(a.rule.momentum), number_of<C>(a.step_size, i), C(a.rule.low), C(a.rule.high)};
+        const Proposal<C> how{C(factor), C(a.rule.momentum), number_of<C>(a.step_size, i), C(a.rule.low),
+                              C(a.rule.high)};
         propose_loop(row_of<T>(a.next, i, n), row_of<T>(a.y, i, n), g, row_of<C>(a.velocity, i, n),
                      row_of<C>(a.next_velocity, i, n), row_of<C>(a.noise, i, n), how, n);
       }
@@ -329,8 +346,8 @@ void descent_normals_cpu(const DescentNormals& a) {
     parallel_rows(a.rows, 32 * a.elements, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t at = 0; at < a.elements; at += kChunk)
-          noise_chunk(a.rule, C(1), static_cast<uint64_t>(a.sample[i]), a.step, at, std::min(kChunk, a.elements - at),
-                      out + i * a.elements + at);
+          noise_chunk(a.rule, C(1), static_cast<uint64_t>(a.sample[i]), a.step, at,
+                      std::min(kChunk, a.elements - at), out + i * a.elements + at);
       }
     });
   };

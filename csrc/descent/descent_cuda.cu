@@ -1,8 +1,9 @@
 // The step of a descent on CUDA: one launch, one group of threads per row (common/cuda.cuh).
 //
-// All lanes test the point and add up the gradient's norm, lane 0 judges, and all make the next point. How the elements of a row
-// fall to lanes depends on its length alone, so its norm has the same bits wherever it stands. The rows are read and written
-// element by element, neighbouring lanes neighbouring elements; noise comes in blocks of four elements, which one lane makes.
+// All lanes test the point and add up the gradient's norm, lane 0 judges, and all make the next point. How
+// the elements of a row fall to lanes depends on its length alone, so its norm has the same bits wherever it
+// stands. The rows are read and written element by element, neighbouring lanes neighbouring elements; noise
+// comes in blocks of four elements, which one lane makes.
 #include "descent/descent.h"
 
 #include "common/cuda.cuh"
@@ -22,7 +23,8 @@ __device__ const T* row_at(const void* base, int64_t row, int64_t n) {
 }
 template <class C>
 __device__ C number_of(const PerRow& numbers, int64_t r) {
-  return numbers.data ? static_cast<const C*>(numbers.data)[numbers.each ? r : 0] : static_cast<C>(numbers.value);
+  return numbers.data ? static_cast<const C*>(numbers.data)[numbers.each ? r : 0]
+                      : static_cast<C>(numbers.value);
 }
 
 // The length of a row, in every lane. In double, so that no finite gradient is too long for it.
@@ -46,8 +48,8 @@ struct Proposal {
 
 // One element of it. before, velocity: null without; noise: sigma eta.
 template <class T, class C>
-__device__ void propose(const DescentRule& rule, const Proposal<C>& how, const T* y, const T* g, const C* before, C* velocity,
-                        bool noisy, C noise, T* next, int64_t k) {
+__device__ void propose(const DescentRule& rule, const Proposal<C>& how, const T* y, const T* g,
+                        const C* before, C* velocity, bool noisy, C noise, T* next, int64_t k) {
   C m = how.factor * load(g[k]);
   if (before) m = how.momentum * before[k] + m;
   const C from = noisy ? load(y[k]) + noise : C(load(y[k]));
@@ -56,7 +58,8 @@ __device__ void propose(const DescentRule& rule, const Proposal<C>& how, const T
 }
 
 template <class T, int G>
-__global__ void __launch_bounds__(kThreads) descent_step_kernel(const __grid_constant__ DescentStep a, int64_t* running) {
+__global__ void __launch_bounds__(kThreads)
+    descent_step_kernel(const __grid_constant__ DescentStep a, int64_t* running) {
   using C = compute_t<T>;
   using Row = Group<G>;
   const DescentRule& rule = a.rule;
@@ -80,8 +83,8 @@ __global__ void __launch_bounds__(kThreads) descent_step_kernel(const __grid_con
   const double norm = rule.on_gradient && gradient ? norm_of<G>(gradient, n, live) : 0.0;
   Verdict verdict{false, kGoesOn};
   if (live)
-    verdict = judge<double>(rule, a.step, static_cast<double>(energy), static_cast<double>(value), finite, norm,
-                            a.moving && a.moving[r]);
+    verdict = judge<double>(rule, a.step, static_cast<double>(energy), static_cast<double>(value), finite,
+                            norm, a.moving && a.moving[r]);
   const bool goes_on = live && verdict.status == kGoesOn;
 
   // From here on every lane has read what lane 0 writes.
@@ -125,9 +128,11 @@ __global__ void __launch_bounds__(kThreads) descent_step_kernel(const __grid_con
     if (!goes_on) {
       for (int64_t k = lane; k < n; k += G) next[k] = point[k];
     } else {
-      const Proposal<C> how{rule.clip > 0 ? C(clip_factor<double>(rule, length)) : C(1), C(rule.momentum), step};
+      const Proposal<C> how{rule.clip > 0 ? C(clip_factor<double>(rule, length)) : C(1), C(rule.momentum),
+                            step};
       if (!rule.noisy) {
-        for (int64_t k = lane; k < n; k += G) propose(rule, how, y, g, before, velocity, false, C(0), next, k);
+        for (int64_t k = lane; k < n; k += G)
+          propose(rule, how, y, g, before, velocity, false, C(0), next, k);
       } else {
         const C sigma = number_of<C>(a.sigma, r);
         const auto sample = static_cast<uint64_t>(a.sample ? a.sample[r] : r);
@@ -142,7 +147,8 @@ __global__ void __launch_bounds__(kThreads) descent_step_kernel(const __grid_con
   }
   const int ended = __syncthreads_count(lane == 0 && live && !goes_on);
   if (threadIdx.x == 0 && ended > 0 && running)
-    atomicAdd(reinterpret_cast<unsigned long long*>(running), static_cast<unsigned long long>(-static_cast<int64_t>(ended)));
+    atomicAdd(reinterpret_cast<unsigned long long*>(running),
+              static_cast<unsigned long long>(-static_cast<int64_t>(ended)));
 }
 
 template <class T, int G>
@@ -157,8 +163,9 @@ __global__ void __launch_bounds__(kThreads) descent_update_kernel(const __grid_c
                         number_of<C>(a.step_size, i)};
   const C* noise = row_at<C>(a.noise, i, n);
   for (int64_t k = Group<G>::lane(); k < n; k += G)
-    propose(a.rule, how, row_at<T>(a.y, i, n), g, row_at<C>(a.velocity, i, n), row_at<C>(a.next_velocity, i, n), noise != nullptr,
-            noise ? noise[k] : C(0), row_at<T>(a.next, i, n), k);
+    propose(a.rule, how, row_at<T>(a.y, i, n), g, row_at<C>(a.velocity, i, n),
+            row_at<C>(a.next_velocity, i, n), noise != nullptr, noise ? noise[k] : C(0),
+            row_at<T>(a.next, i, n), k);
 }
 
 // One thread for each block of four elements.
@@ -170,7 +177,8 @@ __global__ void __launch_bounds__(kThreads) descent_normals_kernel(const __grid_
   if (i >= a.rows) return;
   C four[4];
   normals<C>(a.rule, static_cast<uint64_t>(a.sample[i]), a.step, block, four);
-  for (int64_t e = 0; e < 4 && 4 * block + e < a.elements; ++e) static_cast<C*>(a.out)[i * a.elements + 4 * block + e] = four[e];
+  for (int64_t e = 0; e < 4 && 4 * block + e < a.elements; ++e)
+    static_cast<C*>(a.out)[i * a.elements + 4 * block + e] = four[e];
 }
 
 }  // namespace
@@ -181,7 +189,8 @@ void descent_step_cuda(const DescentStep& a, int64_t* running, int64_t device, v
     using T = std::remove_pointer_t<decltype(type)>;
     dispatch_group(a.elements * size_of(a.dtype), [&](auto group) {
       constexpr int G = decltype(group)::value;
-      launch("descent_step", descent_step_kernel<T, G>, blocks_for(a.rows, Group<G>::kRows), stream, a, running);
+      launch("descent_step", descent_step_kernel<T, G>, blocks_for(a.rows, Group<G>::kRows), stream, a,
+             running);
     });
   });
 }
@@ -200,7 +209,8 @@ void descent_update_cuda(const DescentUpdate& a, int64_t device, void* stream) {
 void descent_normals_cuda(const DescentNormals& a, int64_t device, void* stream) {
   const DeviceGuard guard(device);
   const int64_t blocks = blocks_for(a.rows * ((a.elements + 3) / 4), kThreads);
-  launch("descent_normals", a.wide ? descent_normals_kernel<double> : descent_normals_kernel<float>, blocks, stream, a);
+  launch("descent_normals", a.wide ? descent_normals_kernel<double> : descent_normals_kernel<float>, blocks,
+         stream, a);
 }
 
 }  // namespace adaptcomp

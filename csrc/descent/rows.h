@@ -1,11 +1,12 @@
-// One step of a descent on an energy, one row: whether the point that was just evaluated is taken, whether the row ends there,
-// and the next point. Shared by the fused step for energies that PyTorch evaluates and by the kernels that run a whole descent.
+// One step of a descent on an energy, one row: whether the point that was just evaluated is taken, whether
+// the row ends there, and the next point. Shared by the fused step for energies that PyTorch evaluates and by
+// the kernels that run a whole descent.
 //
 //   m <- mu m + clip(g);   p = clamp(y + sigma eta - alpha s m)
 //
-// y is the row's point, E and g the energy and its gradient there, m the velocity, s the factor that backtracking has left of the
-// step size alpha, eta standard normal noise. p is evaluated next and judged: it becomes y, or is rejected. Step 0 judges the
-// starting point itself.
+// y is the row's point, E and g the energy and its gradient there, m the velocity, s the factor that
+// backtracking has left of the step size alpha, eta standard normal noise. p is evaluated next and judged: it
+// becomes y, or is rejected. Step 0 judges the starting point itself.
 #pragma once
 
 #include <cmath>
@@ -25,11 +26,12 @@ struct Verdict {
   int8_t status;
 };
 
-// Judges the point of step `step`, 0 for the starting point. `finite`: the point and its energy are. `norm`: of the gradient at
-// the point, used by the rule on the gradient only. `moving`: a velocity other than zero took part in the step.
+// Judges the point of step `step`, 0 for the starting point. `finite`: the point and its energy are. `norm`:
+// of the gradient at the point, used by the rule on the gradient only. `moving`: a velocity other than zero
+// took part in the step.
 //
-// After a rejection the velocity is dropped and the row tries again, unless nothing would be different then: without noise,
-// velocity or backtracking the same point would be proposed for ever, and the row ends.
+// After a rejection the velocity is dropped and the row tries again, unless nothing would be different then:
+// without noise, velocity or backtracking the same point would be proposed for ever, and the row ends.
 template <class C>
 AC_HD Verdict judge(const DescentRule& rule, int64_t step, C e, C e_new, bool finite, C norm, bool moving) {
   if (!finite) return {false, kNonfinite};
@@ -44,7 +46,8 @@ AC_HD Verdict judge(const DescentRule& rule, int64_t step, C e, C e_new, bool fi
   return {true, stop ? kHalted : last ? kMaxSteps : kGoesOn};
 }
 
-// What the gradient is multiplied with to be at most `clip` long; NaN where the norm is NaN, so that the next point shows it.
+// What the gradient is multiplied with to be at most `clip` long; NaN where the norm is NaN, so that the next
+// point shows it.
 template <class C>
 AC_HD C clip_factor(const DescentRule& rule, C norm) {
   return rule.clip > 0 && !(norm <= C(rule.clip)) ? C(rule.clip) / norm : C(1);
@@ -59,14 +62,15 @@ AC_HD C clamped(const DescentRule& rule, C x) {
 }
 
 // The words that elements 4 block to 4 block + 3 of the noise of a sample's step are made of.
-AC_HD void normal_words(const DescentRule& rule, uint64_t sample, int64_t step, int64_t block, uint32_t word[4]) {
+AC_HD void normal_words(const DescentRule& rule, uint64_t sample, int64_t step, int64_t block,
+                        uint32_t word[4]) {
   // The last counter word is zero in `uniform`: the noise and a policy's draws never share numbers.
   philox(rule.seed, sample, static_cast<uint32_t>(step), static_cast<uint32_t>(block + 1), word);
 }
 
-// The logarithm of u in [2^-32, 1], and sine and cosine of a whole turn divided by 2^32, times `turn`. Those of fdlibm (Sun
-// Microsystems 1993), less than a unit in the last place off, without its special cases: host and device have the same bits, and
-// loops over them vectorise.
+// The logarithm of u in [2^-32, 1], and sine and cosine of a whole turn divided by 2^32, times `turn`. Those
+// of fdlibm (Sun Microsystems 1993), less than a unit in the last place off, without its special cases: host
+// and device have the same bits, and loops over them vectorise.
 AC_HD double log_of(double u) {
   uint64_t bits;
   std::memcpy(&bits, &u, 8);
@@ -81,25 +85,31 @@ AC_HD double log_of(double u) {
            z * (3.999999999940941908e-01 +
                 z * (2.857142874366239149e-01 +
                      z * (2.222219843214978396e-01 +
-                          z * (1.818357216161805012e-01 + z * (1.531383769920937332e-01 + z * 1.479819860511658591e-01))))));
-  return exponent * 6.93147180369123816490e-01 - ((half - (s * (half + r) + exponent * 1.90821492927058770002e-10)) - f);
+                          z * (1.818357216161805012e-01 +
+                               z * (1.531383769920937332e-01 + z * 1.479819860511658591e-01))))));
+  return exponent * 6.93147180369123816490e-01 -
+         ((half - (s * (half + r) + exponent * 1.90821492927058770002e-10)) - f);
 }
 AC_HD void sine_cosine_of(uint32_t turn, double& sine, double& cosine) {
   const uint32_t quarter = (turn + 0x20000000u) >> 30;
-  const double x = static_cast<double>(static_cast<int32_t>(turn - (quarter << 30))) * (6.283185307179586 / 4294967296.0);
+  const double x =
+      static_cast<double>(static_cast<int32_t>(turn - (quarter << 30))) * (6.283185307179586 / 4294967296.0);
   const double z = x * x;
   const double s =
       x + x * z *
               (-1.66666666666666324348e-01 +
                z * (8.33333333332248946124e-03 +
                     z * (-1.98412698298579493134e-04 +
-                         z * (2.75573137070700676789e-06 + z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10)))));
-  const double c = 1.0 - (0.5 * z - z * z *
-                                        (4.16666666666666019037e-02 +
-                                         z * (-1.38888888888741095749e-03 +
-                                              z * (2.48015872894767294178e-05 +
-                                                   z * (-2.75573143513906633035e-07 +
-                                                        z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11))))));
+                         z * (2.75573137070700676789e-06 +
+                              z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10)))));
+  const double c =
+      1.0 -
+      (0.5 * z - z * z *
+                     (4.16666666666666019037e-02 +
+                      z * (-1.38888888888741095749e-03 +
+                           z * (2.48015872894767294178e-05 +
+                                z * (-2.75573143513906633035e-07 +
+                                     z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11))))));
   const double first = quarter & 1 ? s : c, second = quarter & 1 ? c : s;
   cosine = (quarter + 1) & 2 ? -first : first;
   sine = quarter & 2 ? -second : second;

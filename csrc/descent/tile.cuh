@@ -1,13 +1,15 @@
-// All steps of a descent on CUDA, in one launch, and the gradient of a descent in another: descent/tile.h for the threads of a
-// block. The points, gradients and hidden values of a tile of rows stay in shared memory from a row's first step to its last, the
-// energy's matrices too where there is room. A slot whose row has ended takes the next waiting row; when none waits it idles.
+// All steps of a descent on CUDA, in one launch, and the gradient of a descent in another: descent/tile.h for
+// the threads of a block. The points, gradients and hidden values of a tile of rows stay in shared memory
+// from a row's first step to its last, the energy's matrices too where there is room. A slot whose row has
+// ended takes the next waiting row; when none waits it idles.
 //
-// Nothing here waits for the host or keeps memory: what a launch needs beside shared memory is a scratch tensor of the caller's,
-// so that a CUDA graph can hold it. The gradient's rows are dealt out to the blocks and slots by their numbers alone, and each
-// block's sums over its rows are added up in the order of the blocks: the same device gives the same bits in every run.
+// Nothing here waits for the host or keeps memory: what a launch needs beside shared memory is a scratch
+// tensor of the caller's, so that a CUDA graph can hold it. The gradient's rows are dealt out to the blocks
+// and slots by their numbers alone, and each block's sums over its rows are added up in the order of the
+// blocks: the same device gives the same bits in every run.
 //
-// Limits: a row of the tile has to fit in a block's shared memory. Hence the tile's own indices are of 32 bits; those of the
-// batch are of 64.
+// Limits: a row of the tile has to fit in a block's shared memory. Hence the tile's own indices are of 32
+// bits; those of the batch are of 64.
 #pragma once
 
 #include <initializer_list>
@@ -33,8 +35,8 @@ __device__ __forceinline__ C setting(const void* data, int64_t stride, int64_t r
 }
 
 template <class C>
-__device__ __forceinline__ void noise_row(const DescentRule& rule, const int64_t* ids, int64_t row, int64_t step, C* eta,
-                                          int dim) {
+__device__ __forceinline__ void noise_row(const DescentRule& rule, const int64_t* ids, int64_t row,
+                                          int64_t step, C* eta, int dim) {
   const auto sample = static_cast<uint64_t>(ids ? ids[row] : row);
   Warp::each((dim + 3) / 4, [&](int block) {
     C four[4];
@@ -77,22 +79,24 @@ class DescentSlots {
 
 // An energy as the tile sees it is a class with
 //   scalar, Energy, Grad        the types of its elements, its arguments and its results
-//   kParts                      how many of its parts may lie in shared memory, the most useful first: 0 its sums, then matrices
-//   widest, sizes               its longest row, and its sizes in words
-//   Tile(energy, grad, dim, backward, plan, global, shared)   takes the packed matrices and what it needs of the tile
+//   kParts                      how many of its parts may lie in shared memory, the most useful first: 0 its
+//   sums, then matrices widest, sizes               its longest row, and its sizes in words Tile(energy,
+//   grad, dim, backward, plan, global, shared)   takes the packed matrices and what it needs of the tile
 //   sums_size(), use_sums(own)  a block's sums, which the derivatives in the parameters are added to
 //   pack(packings), sums(list)  what to pack where, and where the sums go: on the host
 //   bring()                     the matrices that have a place in shared memory to it
 //   begin(row)                  by one warp: zeroes the row's own results
 //   evaluate(slots, y, gradient, g, e)       e = E(y), and g its gradient if wanted
-//   gradient_product(slots, y, r, hr, phi)   hr = H r and phi = <r, g>; adds the derivatives of phi in the parameters to their
+//   gradient_product(slots, y, r, hr, phi)   hr = H r and phi = <r, g>; adds the derivatives of phi in the
+//   parameters to their
 //                                            sums, and the rows' own to their results
 // The last two are called by all threads, wait for each other in between, and end with a barrier.
 
 template <class C>
 class DescentTile : DescentSlots<C> {
   using Base = DescentSlots<C>;
-  using Base::count_, Base::dim_, Base::full, Base::kNone, Base::live, Base::of_slot_, Base::row_, Base::rows_;
+  using Base::count_, Base::dim_, Base::full, Base::kNone, Base::live, Base::of_slot_, Base::row_,
+      Base::rows_;
   struct State {
     int64_t step;
     C e, s, alpha, sigma;
@@ -113,9 +117,10 @@ class DescentTile : DescentSlots<C> {
     for (;;) {
       const Slots slots{count_, live(), row_};
       if (slots.live == 0) return;
-      const bool gradient = slots_where(count_, [&](int slot) {
-                              return slots.holds(slot) && (a.rule.on_gradient || state_[slot].step < a.rule.max_steps);
-                            }) != 0;
+      const bool gradient =
+          slots_where(count_, [&](int slot) {
+            return slots.holds(slot) && (a.rule.on_gradient || state_[slot].step < a.rule.max_steps);
+          }) != 0;
       energy.evaluate(slots, rows_.all(kP), gradient, rows_.all(kG), of_slot_);
       slots.each([&](int slot) {
         if (!advance(a, slot)) fill(a, slot, next);
@@ -152,8 +157,8 @@ class DescentTile : DescentSlots<C> {
     const DescentRule& rule = a.rule;
     State s = state_[slot];
     const int64_t row = row_[slot];
-    C *p = rows_.at(kP, slot), *g = rows_.at(kG, slot), *y = rows_.at(kY, slot), *kept = rows_.at(kKept, slot),
-      *m = rows_.at(kM, slot);
+    C *p = rows_.at(kP, slot), *g = rows_.at(kG, slot), *y = rows_.at(kY, slot),
+      *kept = rows_.at(kKept, slot), *m = rows_.at(kM, slot);
     const C e_new = of_slot_[slot];
     const C norm = rule.on_gradient ? std::sqrt(Warp::dot(g, g, dim_)) : C(0);
     const bool finite = Warp::finite(p, dim_) && is_finite(e_new);
@@ -171,7 +176,8 @@ class DescentTile : DescentSlots<C> {
     if (s.step > 0) {
       const int64_t at_step = row * rule.max_steps + s.step - 1;
       if (a.path) Warp::copy(static_cast<C*>(a.path) + at_step * dim_, y, dim_);
-      if (a.scale) Warp::once([&] { static_cast<C*>(a.scale)[at_step] = verdict.accept ? used_scale : C(0); });
+      if (a.scale)
+        Warp::once([&] { static_cast<C*>(a.scale)[at_step] = verdict.accept ? used_scale : C(0); });
     }
     if (verdict.status != kGoesOn) {
       Warp::copy(static_cast<C*>(a.y) + row * dim_, y, dim_);
@@ -191,7 +197,8 @@ class DescentTile : DescentSlots<C> {
       direction = m;
       s.moving = rule.momentum > 0 && s.velocity;
       s.velocity = true;
-      if (a.velocity) Warp::copy(static_cast<C*>(a.velocity) + (row * rule.max_steps + s.step - 1) * dim_, m, dim_);
+      if (a.velocity)
+        Warp::copy(static_cast<C*>(a.velocity) + (row * rule.max_steps + s.step - 1) * dim_, m, dim_);
     }
     C* eta = rule.noisy ? g : nullptr;  // the gradient has been taken or is of no use
     if (eta) noise_row(rule, a.sample_ids, row, s.step, eta, dim_);
@@ -204,17 +211,19 @@ class DescentTile : DescentSlots<C> {
   State* state_;
 };
 
-// The gradient of a descent: the same tile, backwards in time. Every slot walks its row's steps from the last one it took.
+// The gradient of a descent: the same tile, backwards in time. Every slot walks its row's steps from the last
+// one it took.
 template <class C>
 class DescentBackwardTile : DescentSlots<C> {
   using Base = DescentSlots<C>;
-  using Base::count_, Base::dim_, Base::full, Base::kNone, Base::live, Base::of_slot_, Base::row_, Base::rows_;
+  using Base::count_, Base::dim_, Base::full, Base::kNone, Base::live, Base::of_slot_, Base::row_,
+      Base::rows_;
   struct State {
     int64_t step, passed;  // the step whose gradient is due; how many it has passed through
     C alpha, sigma, g_alpha, g_sigma;
   };
-  // The gradient at the new point; the point before, the gradient at its gradient and the product of that with the Hessian; the
-  // point's gradient, the velocity, and the gradient at the velocity before.
+  // The gradient at the new point; the point before, the gradient at its gradient and the product of that
+  // with the Hessian; the point's gradient, the velocity, and the gradient at the velocity before.
   enum Kind { kV, kY, kR, kHr, kG, kM, kGm, kKinds };
 
  public:
@@ -277,8 +286,8 @@ class DescentBackwardTile : DescentSlots<C> {
     find_step(a, slot, row, s);
   }
 
-  // Adds what arrives at y after the present step, and passes over steps that were rejected: they changed nothing. Leaves the
-  // slot at that step, or empty where the row is done, with its results written.
+  // Adds what arrives at y after the present step, and passes over steps that were rejected: they changed
+  // nothing. Leaves the slot at that step, or empty where the row is done, with its results written.
   __device__ __forceinline__ void find_step(const DescentBackward& a, int slot, int64_t row, State s) {
     C *v = rows_.at(kV, slot), *g_m = rows_.at(kGm, slot), *y = rows_.at(kY, slot);
     bool found = false;
@@ -290,7 +299,9 @@ class DescentBackwardTile : DescentSlots<C> {
         Warp::each(dim_, [&](int i) { v[i] += g_path[i]; });
       }
       if (static_cast<const C*>(a.scale)[here] != C(0)) {
-        Warp::copy(y, s.step > 1 ? static_cast<const C*>(a.path) + (here - 1) * dim_ : static_cast<const C*>(a.y0) + row * dim_,
+        Warp::copy(y,
+                   s.step > 1 ? static_cast<const C*>(a.path) + (here - 1) * dim_
+                              : static_cast<const C*>(a.y0) + row * dim_,
                    dim_);
         found = true;
         break;
@@ -356,7 +367,8 @@ class DescentBackwardTile : DescentSlots<C> {
     State s = state_[slot];
     C *v = rows_.at(kV, slot), *g_m = rows_.at(kGm, slot);
     const C* hr = rows_.at(kHr, slot);
-    if (!limited && a.rule.momentum <= 0) s.g_alpha += of_slot_[slot] / s.alpha;  // r = -alpha s v, so <r, g> = -alpha s <v, g>
+    if (!limited && a.rule.momentum <= 0)
+      s.g_alpha += of_slot_[slot] / s.alpha;  // r = -alpha s v, so <r, g> = -alpha s <v, g>
     const bool alone = a.last_steps == 0 && s.step > 1;
     Warp::each(dim_, [&](int i) {
       v[i] = alone ? C(0) : v[i] + hr[i];
@@ -412,7 +424,8 @@ __global__ void __launch_bounds__(kThreads)
 // Adds up the blocks' sums, in the order of the blocks.
 template <class C>
 __global__ void __launch_bounds__(kThreads)
-    sum_kernel(const __grid_constant__ ListOf<SumOf> sums, const C* __restrict__ partial, int64_t size, int64_t blocks) {
+    sum_kernel(const __grid_constant__ ListOf<SumOf> sums, const C* __restrict__ partial, int64_t size,
+               int64_t blocks) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   for (int64_t p = 0; p < sums.count; ++p) {
     const SumOf& a = sums.item[p];
@@ -430,13 +443,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Everything a block works with, laid out in shared and global memory: by the kernels where it is, by the host to measure it.
+// Everything a block works with, laid out in shared and global memory: by the kernels where it is, by the
+// host to measure it.
 template <class Tile, bool kBackward>
 struct DescentBlock {
   using C = typename Tile::scalar;
 
-  AC_HD DescentBlock(const typename Tile::Energy& e, const typename Tile::Grad& grad, int64_t dim, const DescentPlan& plan,
-                     void* scratch, void* shared_memory, int64_t block)
+  AC_HD DescentBlock(const typename Tile::Energy& e, const typename Tile::Grad& grad, int64_t dim,
+                     const DescentPlan& plan, void* scratch, void* shared_memory, int64_t block)
       : global(scratch),
         shared(shared_memory),
         next(global.template take<unsigned long long>(1)),
@@ -470,9 +484,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class Tile>
 __global__ void __launch_bounds__(kThreads, 2)
-    descent_backward_kernel(const __grid_constant__ DescentBackward a, const __grid_constant__ typename Tile::Energy e,
-                            const __grid_constant__ typename Tile::Grad grad, const __grid_constant__ DescentPlan plan,
-                            void* scratch) {
+    descent_backward_kernel(const __grid_constant__ DescentBackward a,
+                            const __grid_constant__ typename Tile::Energy e,
+                            const __grid_constant__ typename Tile::Grad grad,
+                            const __grid_constant__ DescentPlan plan, void* scratch) {
   using C = typename Tile::scalar;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   DescentBlock<Tile, true> block(e, grad, a.dim, plan, scratch, shared_memory, blockIdx.x);
@@ -487,7 +502,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // The layout of a launch on the current device; no slots where a row does not fit.
 template <class Tile, bool kBackward, class Kernel>
-DescentPlan plan_descent(Kernel* kernel, int64_t rows, int64_t dim, const typename Tile::Energy& e, int64_t device) {
+DescentPlan plan_descent(Kernel* kernel, int64_t rows, int64_t dim, const typename Tile::Energy& e,
+                         int64_t device) {
   using C = typename Tile::scalar;
   constexpr int64_t kMostSums = int64_t{256} << 20;  // bytes of scratch for the blocks' sums
   const auto attribute = [&](cudaDeviceAttr which) {
@@ -495,7 +511,8 @@ DescentPlan plan_descent(Kernel* kernel, int64_t rows, int64_t dim, const typena
     cuda_check(cudaDeviceGetAttribute(&value, which, static_cast<int>(device)), "cudaDeviceGetAttribute");
     return static_cast<int64_t>(value);
   };
-  const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), units = attribute(cudaDevAttrMultiProcessorCount);
+  const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                units = attribute(cudaDevAttrMultiProcessorCount);
   DescentPlan plan{};
   const auto block = [&] { return DescentBlock<Tile, kBackward>(e, {}, dim, plan, nullptr, nullptr, 0); };
   if (Tile::widest(e, dim) > most / static_cast<int64_t>(sizeof(C))) return plan;
@@ -510,10 +527,12 @@ DescentPlan plan_descent(Kernel* kernel, int64_t rows, int64_t dim, const typena
   }
   plan.shared = block().shared.used();
   // Always the most there is: what another thread launches next must not find less.
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)),
-             "cudaFuncSetAttribute");
+  cuda_check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)),
+      "cudaFuncSetAttribute");
   int resident = 0;
-  cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, static_cast<size_t>(plan.shared)),
+  cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads,
+                                                           static_cast<size_t>(plan.shared)),
              "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
   plan.blocks = std::min(blocks_for(rows, plan.slots), units * std::max(resident, 1));
   if (kBackward) {
@@ -528,11 +547,13 @@ template <class Tile>
 void check_plan(const char* name, const DescentPlan& plan, const DescentScratch& scratch, int64_t dim,
                 const typename Tile::Energy& e) {
   if (plan.slots == 0)
-    throw std::runtime_error(std::string("adaptcomp_ext: ") + name + ": a row with dim " + std::to_string(dim) + ", " +
-                             Tile::sizes(e) + " does not fit in the shared memory of a block of this CUDA device");
+    throw std::runtime_error(std::string("adaptcomp_ext: ") + name + ": a row with dim " +
+                             std::to_string(dim) + ", " + Tile::sizes(e) +
+                             " does not fit in the shared memory of a block of this CUDA device");
   if (scratch.bytes < plan.scratch)
-    throw std::runtime_error(std::string("adaptcomp_ext: ") + name + " needs " + std::to_string(plan.scratch) +
-                             " bytes of scratch on the CUDA device, not " + std::to_string(scratch.bytes));
+    throw std::runtime_error(std::string("adaptcomp_ext: ") + name + " needs " +
+                             std::to_string(plan.scratch) + " bytes of scratch on the CUDA device, not " +
+                             std::to_string(scratch.bytes));
 }
 
 // Enough blocks for `items` elements that are read and written once.
@@ -543,13 +564,14 @@ void launch_pack(const DescentBlock<Tile, kBackward>& memory, void* stream) {
   ListOf<Packing> packings;
   memory.energy.pack(packings);
   int64_t most = 1;
-  for (int64_t p = 0; p < packings.count; ++p) most = std::max(most, packings.item[p].inner * packings.item[p].stride);
+  for (int64_t p = 0; p < packings.count; ++p)
+    most = std::max(most, packings.item[p].inner * packings.item[p].stride);
   launch("pack", pack_kernel<typename Tile::scalar>, few_blocks(most), stream, packings, memory.next);
 }
 
 template <class Tile>
-void descend_cuda(const char* name, const Descent& a, const typename Tile::Energy& e, const DescentScratch& scratch,
-                  int64_t device, void* stream) {
+void descend_cuda(const char* name, const Descent& a, const typename Tile::Energy& e,
+                  const DescentScratch& scratch, int64_t device, void* stream) {
   if (a.rows == 0) return;
   const DeviceGuard guard(device);
   const DescentPlan plan = plan_descent<Tile, false>(descent_kernel<Tile>, a.rows, a.dim, e, device);
@@ -560,13 +582,15 @@ void descend_cuda(const char* name, const Descent& a, const typename Tile::Energ
 
 template <class Tile>
 void descend_backward_cuda(const char* name, const DescentBackward& a, const typename Tile::Energy& e,
-                           const typename Tile::Grad& grad, const DescentScratch& scratch, int64_t device, void* stream) {
+                           const typename Tile::Grad& grad, const DescentScratch& scratch, int64_t device,
+                           void* stream) {
   const DeviceGuard guard(device);
   const DescentPlan plan = plan_descent<Tile, true>(descent_backward_kernel<Tile>, a.rows, a.dim, e, device);
   check_plan<Tile>(name, plan, scratch, a.dim, e);
   const DescentBlock<Tile, true> memory(e, grad, a.dim, plan, scratch.data, nullptr, 0);
   launch_pack(memory, stream);
-  launch_shared(name, descent_backward_kernel<Tile>, plan.blocks, plan.shared, stream, a, e, grad, plan, scratch.data);
+  launch_shared(name, descent_backward_kernel<Tile>, plan.blocks, plan.shared, stream, a, e, grad, plan,
+                scratch.data);
   ListOf<SumOf> sums;
   memory.energy.sums(sums);
   launch("sum", sum_kernel<typename Tile::scalar>, few_blocks(memory.size), stream, sums,
@@ -575,10 +599,12 @@ void descend_backward_cuda(const char* name, const DescentBackward& a, const typ
 
 // Bytes of scratch that a call needs; -1 where a row does not fit.
 template <class Tile>
-int64_t descent_scratch(int64_t rows, int64_t dim, const typename Tile::Energy& e, bool backward, int64_t device) {
+int64_t descent_scratch(int64_t rows, int64_t dim, const typename Tile::Energy& e, bool backward,
+                        int64_t device) {
   const DeviceGuard guard(device);
-  const DescentPlan plan = backward ? plan_descent<Tile, true>(descent_backward_kernel<Tile>, rows, dim, e, device)
-                                    : plan_descent<Tile, false>(descent_kernel<Tile>, rows, dim, e, device);
+  const DescentPlan plan = backward
+                               ? plan_descent<Tile, true>(descent_backward_kernel<Tile>, rows, dim, e, device)
+                               : plan_descent<Tile, false>(descent_kernel<Tile>, rows, dim, e, device);
   return plan.slots == 0 ? -1 : plan.scratch;
 }
 

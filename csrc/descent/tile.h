@@ -1,6 +1,7 @@
-// All steps of a descent on the CPU. A tile of rows runs in a core's cache: every pass evaluates the energy and its gradient at
-// the points of all slots at once, judges them, and proposes the next ones. A slot whose row has ended takes the next waiting
-// row, so the tile stays full while rows stop on their own; when none waits, the slots that are left move together.
+// All steps of a descent on the CPU. A tile of rows runs in a core's cache: every pass evaluates the energy
+// and its gradient at the points of all slots at once, judges them, and proposes the next ones. A slot whose
+// row has ended takes the next waiting row, so the tile stays full while rows stop on their own; when none
+// waits, the slots that are left move together.
 #pragma once
 
 #include <sched.h>
@@ -41,7 +42,8 @@ AC_INLINE C setting(const void* data, int64_t stride, int64_t row) {
   return static_cast<const C*>(data)[row * stride];
 }
 template <class C>
-AC_INLINE void noise_row(const DescentRule& rule, const int64_t* ids, int64_t row, int64_t step, C* eta, int64_t dim) {
+AC_INLINE void noise_row(const DescentRule& rule, const int64_t* ids, int64_t row, int64_t step, C* eta,
+                         int64_t dim) {
   C four[4];
   const auto sample = static_cast<uint64_t>(ids ? ids[row] : row);
   for (int64_t i = 0; i < dim; i += 4) {
@@ -52,7 +54,8 @@ AC_INLINE void noise_row(const DescentRule& rule, const int64_t* ids, int64_t ro
 
 // p = clamp(y + sigma eta - rate m), with eta null where there is no noise.
 template <class C>
-AC_INLINE vec<C> next_point(const DescentRule& rule, const C* y, const C* eta, C sigma, C rate, const C* m, int64_t i) {
+AC_INLINE vec<C> next_point(const DescentRule& rule, const C* y, const C* eta, C sigma, C rate, const C* m,
+                            int64_t i) {
   vec<C> x = load_vec(y + i);
   if (eta) x = fma(splat(sigma), load_vec(eta + i), x);
   x = fma(splat(-rate), load_vec(m + i), x);
@@ -66,7 +69,8 @@ AC_INLINE int64_t threads_for(double multiply_adds) {
   return 1 + static_cast<int64_t>(multiply_adds < kMost * kPerThread ? multiply_adds / kPerThread : kMost);
 }
 
-// Whether to go on: asked about every million multiply-adds, which costs nothing and takes less than a millisecond.
+// Whether to go on: asked about every million multiply-adds, which costs nothing and takes less than a
+// millisecond.
 class Pace {
  public:
   Pace(Interrupt* interrupt, double work, int64_t dim, bool caller)
@@ -82,7 +86,8 @@ class Pace {
   }
   bool ask() const {
     if (!interrupt_) return false;
-    if (caller_ && interrupt_->asked(interrupt_->self)) __atomic_store_n(&interrupt_->stopped, 1, __ATOMIC_RELAXED);
+    if (caller_ && interrupt_->asked(interrupt_->self))
+      __atomic_store_n(&interrupt_->stopped, 1, __ATOMIC_RELAXED);
     return __atomic_load_n(&interrupt_->stopped, __ATOMIC_RELAXED) != 0;
   }
 
@@ -110,8 +115,8 @@ void paced_team(const DescentStart& a, double work, int64_t wanted, const Body& 
   });
 }
 
-// An energy as the tile sees it. Points and gradients are [slot, padded(dim)]; at most kSlots slots, scratch for whole blocks of
-// them.
+// An energy as the tile sees it. Points and gradients are [slot, padded(dim)]; at most kSlots slots, scratch
+// for whole blocks of them.
 template <class C>
 class TileEnergy {
  public:
@@ -121,7 +126,8 @@ class TileEnergy {
   virtual void move(int64_t to, int64_t from) = 0;
   // e = E(y), and g its gradient if wanted, of the first `used` slots.
   virtual void evaluate(const C* y, int64_t used, bool gradient, C* g, C* e) = 0;
-  // hr = H r and phi = <r, g>; adds the derivatives of phi in the parameters to their sums, and the rows' own to what it keeps.
+  // hr = H r and phi = <r, g>; adds the derivatives of phi in the parameters to their sums, and the rows' own
+  // to what it keeps.
   virtual void gradient_product(const C* y, const C* r, int64_t used, C* hr, C* phi) = 0;
   // Writes the row's own derivatives.
   virtual void finish(int64_t slot, int64_t row) = 0;
@@ -273,7 +279,8 @@ class DescentTile {
       direction = m;
       s.moving = rule.momentum > 0 && s.velocity;
       s.velocity = true;
-      if (a_.velocity) copy_row(static_cast<C*>(a_.velocity) + (s.row * rule.max_steps + s.step - 1) * a_.dim, m, a_.dim);
+      if (a_.velocity)
+        copy_row(static_cast<C*>(a_.velocity) + (s.row * rule.max_steps + s.step - 1) * a_.dim, m, a_.dim);
     }
     if (rule.noisy) noise_row(rule, a_.sample_ids, s.row, s.step, eta_, a_.dim);
     const C* eta = rule.noisy ? eta_ : nullptr;
@@ -290,20 +297,23 @@ class DescentTile {
   C *p_, *g_, *y_, *kept_, *m_, *eta_;
 };
 
-// make(capacity, sums) -> a TileEnergy on the stack of the caller, by value; `work`: multiply-adds of a row's step.
+// make(capacity, sums) -> a TileEnergy on the stack of the caller, by value; `work`: multiply-adds of a row's
+// step.
 template <class C, class Make>
 void descend(const Descent& a, double work, const Make& make) {
   int64_t next = 0;
   const double total = work * static_cast<double>(a.rows) * static_cast<double>(a.rule.max_steps);
   paced_team(a, work, least(a.rows, threads_for(total)), [&](int64_t, int64_t of, Pace& pace) {
-    // No more slots than a thread's share: the first thread to wake would otherwise take all rows of a small batch.
+    // No more slots than a thread's share: the first thread to wake would otherwise take all rows of a small
+    // batch.
     const int64_t capacity = least(kSlots, (a.rows + of - 1) / of);
     auto energy = make(capacity, static_cast<C*>(nullptr));
     DescentTile<C>(a, energy, capacity).run(&next, pace);
   });
 }
 
-// Sums over very many terms, in two stages: one after the other into a single float they would lose half of its digits.
+// Sums over very many terms, in two stages: one after the other into a single float they would lose half of
+// its digits.
 template <class C>
 class Sums {
  public:
@@ -331,7 +341,8 @@ class Sums {
   int additions_ = 0;
 };
 
-// The gradient of a descent: the same tile, backwards in time. Every slot walks its row's steps from the last one it took.
+// The gradient of a descent: the same tile, backwards in time. Every slot walks its row's steps from the last
+// one it took.
 template <class C>
 class DescentBackwardTile {
   struct Slot {
@@ -415,8 +426,8 @@ class DescentBackwardTile {
     energy_.move(to, from);
   }
 
-  // Adds what arrives at y after the present step, and passes over steps that were rejected: they changed nothing. False when the
-  // row is done, with its results written.
+  // Adds what arrives at y after the present step, and passes over steps that were rejected: they changed
+  // nothing. False when the row is done, with its results written.
   bool find_step(int64_t slot) {
     Slot& s = slots_[slot];
     C* v = at(v_, slot);
@@ -473,10 +484,12 @@ class DescentBackwardTile {
       }
     }
     if (rule.noisy) s.g_sigma += dot(eta_, v, stride_);
-    for (int64_t i = 0; i < stride_; i += kLanes<C>) store_vec(r + i, fma(splat(-rate), load_vec(v + i), load_vec(g_m + i)));
+    for (int64_t i = 0; i < stride_; i += kLanes<C>)
+      store_vec(r + i, fma(splat(-rate), load_vec(v + i), load_vec(g_m + i)));
     if (rule.momentum > 0) {
       if (!limited_) copy_row(m, static_cast<const C*>(a_.velocity) + at_step(s) * a_.dim, a_.dim);
-      for (int64_t i = 0; i < stride_; i += kLanes<C>) store_vec(g_m + i, splat(C(rule.momentum)) * load_vec(r + i));
+      for (int64_t i = 0; i < stride_; i += kLanes<C>)
+        store_vec(g_m + i, splat(C(rule.momentum)) * load_vec(r + i));
     }
     if (rule.clip > 0 && factor != C(1)) {
       // clip(g) = c g / |g|: the part along g does not pass.
@@ -484,7 +497,8 @@ class DescentBackwardTile {
       for (int64_t i = 0; i < stride_; i += kLanes<C>)
         store_vec(r + i, splat(factor) * fma(splat(-along), load_vec(g + i), load_vec(r + i)));
     }
-    if (limited_ || rule.momentum > 0) s.g_alpha -= dot(m, v, stride_) * static_cast<const C*>(a_.scale)[at_step(s)];
+    if (limited_ || rule.momentum > 0)
+      s.g_alpha -= dot(m, v, stride_) * static_cast<const C*>(a_.scale)[at_step(s)];
   }
 
   // v of the step before, and that step. False when the row is done.
@@ -492,7 +506,8 @@ class DescentBackwardTile {
     Slot& s = slots_[slot];
     C* v = at(v_, slot);
     const C* hr = at(hr_, slot);
-    if (!limited_ && a_.rule.momentum <= 0) s.g_alpha += phi / s.alpha;  // r = -alpha s v, so <r, g> = -alpha s <v, g>
+    if (!limited_ && a_.rule.momentum <= 0)
+      s.g_alpha += phi / s.alpha;  // r = -alpha s v, so <r, g> = -alpha s <v, g>
     if (a_.last_steps == 0 && s.step > 1) {
       zero_row(v, stride_);
       zero_row(at(g_m_, slot), stride_);
@@ -515,13 +530,15 @@ class DescentBackwardTile {
   C *v_, *y_, *r_, *hr_, *g_, *m_, *g_m_, *eta_;
 };
 
-// `sums`: out, the derivatives in the parameters, `size` values. Every thread adds up its rows in their order, and the threads'
-// sums are added in theirs, so the result depends on the number of threads but on no race.
+// `sums`: out, the derivatives in the parameters, `size` values. Every thread adds up its rows in their
+// order, and the threads' sums are added in theirs, so the result depends on the number of threads but on no
+// race.
 template <class C, class Make>
 void descend_backward(const DescentBackward& a, double work, C* sums, int64_t size, const Make& make) {
   int64_t total = 0;
   for (int64_t row = 0; row < a.rows; ++row) total += a.steps[row];
-  const int64_t most = least(a.rows, threads_for(3.5 * work * static_cast<double>(total))), wanted = most > 0 ? most : 1;
+  const int64_t most = least(a.rows, threads_for(3.5 * work * static_cast<double>(total))),
+                wanted = most > 0 ? most : 1;
   Scratch<C> others((wanted - 1) * size);
   int64_t threads = 1;
   paced_team(a, 3.5 * work, wanted, [&](int64_t t, int64_t of, Pace& pace) {

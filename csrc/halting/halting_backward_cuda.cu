@@ -1,8 +1,9 @@
-// The adjoint of the halting step on CUDA: one launch, one group of threads per row (common/cuda.cuh), every output written once.
+// The adjoint of the halting step on CUDA: one launch, one group of threads per row (common/cuda.cuh), every
+// output written once.
 //
-// Bound by memory like the forward step. The gradient of a row's weight is a dot product over the row; its terms fall to the
-// lanes and are added in an order that the length of the row alone decides, so that no row's gradient depends on the batch around
-// it.
+// Bound by memory like the forward step. The gradient of a row's weight is a dot product over the row; its
+// terms fall to the lanes and are added in an order that the length of the row alone decides, so that no
+// row's gradient depends on the batch around it.
 #include "common/cuda.cuh"
 #include "halting/halting.h"
 #include "halting/packs.cuh"
@@ -11,11 +12,13 @@
 namespace adaptcomp {
 namespace {
 
-// g = [base +] weight * g_out, and this lane's share of the dot product of g_out and readout. `base` and `readout` may be null.
-// Lane and order of every product follow from n; only the width of the accesses follows from the addresses.
+// g = [base +] weight * g_out, and this lane's share of the dot product of g_out and readout. `base` and
+// `readout` may be null. Lane and order of every product follow from n; only the width of the accesses
+// follows from the addresses.
 template <int G, int E, bool Packed, class T>
-__device__ __forceinline__ compute_t<T> weighted_share(T* g, const T* base, compute_t<T> weight, const compute_t<T>* g_out,
-                                                       const T* readout, int64_t n, int lane) {
+__device__ __forceinline__ compute_t<T> weighted_share(T* g, const T* base, compute_t<T> weight,
+                                                       const compute_t<T>* g_out, const T* readout, int64_t n,
+                                                       int lane) {
   using C = compute_t<T>;
   const auto read = [](auto& pack, const auto* from) {
     if constexpr (Packed) {
@@ -49,8 +52,9 @@ __device__ __forceinline__ compute_t<T> weighted_share(T* g, const T* base, comp
 }
 
 template <int G, class T>
-__device__ __forceinline__ compute_t<T> weighted_row(T* g, const T* base, compute_t<T> weight, const compute_t<T>* g_out,
-                                                     const T* readout, int64_t n, int lane) {
+__device__ __forceinline__ compute_t<T> weighted_row(T* g, const T* base, compute_t<T> weight,
+                                                     const compute_t<T>* g_out, const T* readout, int64_t n,
+                                                     int lane) {
   constexpr int E = 16 / sizeof(T);
   if (n % E != 0) return weighted_share<G, 1, true>(g, base, weight, g_out, readout, n, lane);
   const bool packed = access_bytes(address(g) | address(base) | address(readout) | scaled<T>(g_out)) == 16;
@@ -61,8 +65,8 @@ __device__ __forceinline__ compute_t<T> weighted_row(T* g, const T* base, comput
 // g = base + g_out
 template <int G, class T>
 __device__ __forceinline__ void add_row(T* g, const T* base, const T* g_out, int64_t n, int lane) {
-  const uintptr_t bits =
-      address(g) | address(base) | address(g_out) | static_cast<uintptr_t>(n * static_cast<int64_t>(sizeof(T)));
+  const uintptr_t bits = address(g) | address(base) | address(g_out) |
+                         static_cast<uintptr_t>(n * static_cast<int64_t>(sizeof(T)));
   dispatch_elements<T>(access_bytes(bits), [&](auto elements) {
     constexpr int E = decltype(elements)::value;
     for (int64_t k = lane; k < n / E; k += G) {
@@ -88,12 +92,15 @@ __global__ void __launch_bounds__(kThreads, 4) halt_backward_kernel(const __grid
   const int64_t place = flag == kRunning ? (a.place ? a.place[i] : i) : -1;
   const int64_t n = a.readout_elements;
   const bool has_output = n > 0 && a.g_output && (a.weight ? live : ended);
-  // Without a gradient of its own the readout's share goes to the first leaf, which is then written once, with it.
+  // Without a gradient of its own the readout's share goes to the first leaf, which is then written once,
+  // with it.
   const bool merge = has_output && !a.g_readout;
 
   const auto leaf_source = [&](const LeafGrad& leaf) {
     const int64_t bytes = leaf.row_elements * size_of(leaf.dtype);
-    return ended ? bytes_of(leaf.g_result, r, bytes) : place >= 0 ? bytes_of(leaf.g_packed, place, bytes) : nullptr;
+    return ended        ? bytes_of(leaf.g_result, r, bytes)
+           : place >= 0 ? bytes_of(leaf.g_packed, place, bytes)
+                        : nullptr;
   };
   for (int64_t l = merge ? 1 : 0; l < a.n_leaves && inside; ++l) {
     const LeafGrad& leaf = a.leaves[l];
@@ -113,12 +120,14 @@ __global__ void __launch_bounds__(kThreads, 4) halt_backward_kernel(const __grid
       const T* base = merge ? reinterpret_cast<const T*>(leaf_source(a.leaves[0])) : nullptr;
       C dot = 0;
       if (has_output && a.weight) {
-        dot = weighted_row<G>(g, base, static_cast<C>(static_cast<const S*>(a.weight)[i]), row_of<C>(a.g_output, r, n),
-                              a.readout ? row_of<T>(a.readout, i, n) : nullptr, n, lane);
+        dot = weighted_row<G>(g, base, static_cast<C>(static_cast<const S*>(a.weight)[i]),
+                              row_of<C>(a.g_output, r, n), a.readout ? row_of<T>(a.readout, i, n) : nullptr,
+                              n, lane);
       } else if (has_output && base) {
         add_row<G>(g, base, row_of<T>(a.g_output, r, n), n, lane);
       } else if (inside && (merge || a.g_readout)) {
-        move_row<G>(g, has_output ? row_of<T>(a.g_output, r, n) : nullptr, n * static_cast<int64_t>(sizeof(T)), lane);
+        move_row<G>(g, has_output ? row_of<T>(a.g_output, r, n) : nullptr,
+                    n * static_cast<int64_t>(sizeof(T)), lane);
       }
       if (a.readout && a.weight) g_weight = static_cast<S>(Row::sum(dot));
     });
@@ -133,7 +142,8 @@ __global__ void __launch_bounds__(kThreads, 4) halt_backward_kernel(const __grid
 void halt_backward_cuda(const HaltBackward& a, int64_t device, void* stream) {
   const DeviceGuard guard(device);
   int64_t widest = a.readout_elements * size_of(a.readout_dtype);
-  for (int64_t l = 0; l < a.n_leaves; ++l) widest = std::max(widest, a.leaves[l].row_elements * size_of(a.leaves[l].dtype));
+  for (int64_t l = 0; l < a.n_leaves; ++l)
+    widest = std::max(widest, a.leaves[l].row_elements * size_of(a.leaves[l].dtype));
   dispatch_group(widest, [&](auto group) {
     constexpr int G = decltype(group)::value;
     launch("halt_backward", a.wide ? halt_backward_kernel<double, G> : halt_backward_kernel<float, G>,

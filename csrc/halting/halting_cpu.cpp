@@ -27,7 +27,8 @@ template <class T>
 AC_HD void add_row(T* g, const T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store(g[i], load(g[i]) + load(x[i]));
 }
-// Sixteen partial sums in a fixed order: vectorises without reassociation, and the result depends on the row alone.
+// Sixteen partial sums in a fixed order: vectorises without reassociation, and the result depends on the row
+// alone.
 template <class T>
 AC_HD compute_t<T> dot_row(const compute_t<T>* a, const T* b, int64_t n) {
   compute_t<T> lane[16] = {};
@@ -41,12 +42,14 @@ AC_HD compute_t<T> dot_row(const compute_t<T>* a, const T* b, int64_t n) {
 }
 
 // target_clones wants plain functions: one set per dtype.
-#define AC_ROW_LOOPS(T, C)                                                                                                \
-  AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                                          \
-  AC_CLONES bool logits_loop(const T* x, int64_t n) { return logits_row(x, n); }                                          \
-  AC_CLONES void axpy_loop(C* out, C weight, const T* x, int64_t n) { axpy_row(out, weight, x, n); }                      \
-  AC_CLONES void scale_loop(T* g, bool add, C weight, const C* g_out, int64_t n) { scale_row(g, add, weight, g_out, n); } \
-  AC_CLONES void add_loop(T* g, const T* x, int64_t n) { add_row(g, x, n); }                                              \
+#define AC_ROW_LOOPS(T, C)                                                                           \
+  AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                     \
+  AC_CLONES bool logits_loop(const T* x, int64_t n) { return logits_row(x, n); }                     \
+  AC_CLONES void axpy_loop(C* out, C weight, const T* x, int64_t n) { axpy_row(out, weight, x, n); } \
+  AC_CLONES void scale_loop(T* g, bool add, C weight, const C* g_out, int64_t n) {                   \
+    scale_row(g, add, weight, g_out, n);                                                             \
+  }                                                                                                  \
+  AC_CLONES void add_loop(T* g, const T* x, int64_t n) { add_row(g, x, n); }                         \
   AC_CLONES C dot_loop(const C* a, const T* b, int64_t n) { return dot_row(a, b, n); }
 AC_ROW_LOOPS(float, float)
 AC_ROW_LOOPS(double, double)
@@ -100,9 +103,11 @@ void halt_rows(const HaltStep& a, int64_t begin, int64_t end) {
     }
     const Verdict<S> v = decide<S>(a, i, r);
     const bool masked = may_mask(v.weight);
-    bool finite = v.finite && (!separate_readout || finite_block_row(a.readout, i) || (masked && logits_block_row(a.readout, i)));
+    bool finite = v.finite && (!separate_readout || finite_block_row(a.readout, i) ||
+                               (masked && logits_block_row(a.readout, i)));
     for (int64_t l = 0; l < a.n_leaves && finite; ++l)
-      finite = finite_block_row(a.leaves[l], i) || (masked && l == a.read_leaf && logits_block_row(a.leaves[l], i));
+      finite = finite_block_row(a.leaves[l], i) ||
+               (masked && l == a.read_leaf && logits_block_row(a.leaves[l], i));
     const Flag flag = outcome(v.halt, finite, a.step, a.min_steps, a.max_steps);
     a.flag[i] = flag;
     if (weighted && v.weight != 0) {
@@ -110,7 +115,8 @@ void halt_rows(const HaltStep& a, int64_t begin, int64_t end) {
         using T = std::remove_pointer_t<decltype(type)>;
         using C = compute_t<T>;
         const int64_t n = a.readout.row_elements;
-        axpy_loop(row_of<C>(a.readout.result, r, n), static_cast<C>(v.weight), row_of<T>(a.readout.block, i, n), n);
+        axpy_loop(row_of<C>(a.readout.result, r, n), static_cast<C>(v.weight),
+                  row_of<T>(a.readout.block, i, n), n);
       });
     }
     for (int64_t s = 0; s < a.n_sums && flag != kNonFinite; ++s) {
@@ -202,7 +208,8 @@ int64_t halt_step_cpu(const HaltStep& a) {
 }
 
 void fill_holes_cpu(const int8_t* flag, int64_t running, int64_t* row, const Move* moves, int64_t n_moves) {
-  // The k-th hole among the first `running` rows takes the k-th running row from behind them: as many of the one as of the other.
+  // The k-th hole among the first `running` rows takes the k-th running row from behind them: as many of the
+  // one as of the other.
   int64_t tail = running;
   auto next_from_tail = [&] {
     while (flag[tail] != kRunning) ++tail;
@@ -212,7 +219,8 @@ void fill_holes_cpu(const int8_t* flag, int64_t running, int64_t* row, const Mov
     if (moves[m].src == moves[m].dst) continue;
     parallel_rows(running, 2 * moves[m].row_bytes, [&](int64_t begin, int64_t end) {
       const int64_t size = moves[m].row_bytes;
-      std::memcpy(static_cast<char*>(moves[m].dst) + begin * size, static_cast<const char*>(moves[m].src) + begin * size,
+      std::memcpy(static_cast<char*>(moves[m].dst) + begin * size,
+                  static_cast<const char*>(moves[m].src) + begin * size,
                   static_cast<size_t>((end - begin) * size));
     });
   }
@@ -222,13 +230,14 @@ void fill_holes_cpu(const int8_t* flag, int64_t running, int64_t* row, const Mov
     row[hole] = row[from];
     for (int64_t m = 0; m < n_moves; ++m) {
       const int64_t size = moves[m].row_bytes;
-      std::memcpy(static_cast<char*>(moves[m].dst) + hole * size, static_cast<const char*>(moves[m].src) + from * size,
-                  static_cast<size_t>(size));
+      std::memcpy(static_cast<char*>(moves[m].dst) + hole * size,
+                  static_cast<const char*>(moves[m].src) + from * size, static_cast<size_t>(size));
     }
   }
 }
 
-int64_t plan_packing_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t* index, int64_t* place, int64_t* next) {
+int64_t plan_packing_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t* index, int64_t* place,
+                         int64_t* next) {
   int64_t count = 0;
   for (int64_t i = 0; i < rows; ++i) {
     const bool goes_on = flag[i] == kRunning;

@@ -1,9 +1,10 @@
 // The halting step on CUDA: one launch, one group of threads per row (common/cuda.cuh).
 //
-// Almost every row of almost every step goes on, and such a row has to cost one read of its tensors and one flag. So lane 0
-// decides, all lanes read, and one vote ends it; a readout that is weighted is tested while it is added up. Only a row that ends
-// is read a second time, from cache, to be written to the results. Rows differ in nothing but this, and the group is part of a
-// warp, a warp or a block by the length of the rows, so that short ones do not idle lanes and long ones do not wait for 32.
+// Almost every row of almost every step goes on, and such a row has to cost one read of its tensors and one
+// flag. So lane 0 decides, all lanes read, and one vote ends it; a readout that is weighted is tested while
+// it is added up. Only a row that ends is read a second time, from cache, to be written to the results. Rows
+// differ in nothing but this, and the group is part of a warp, a warp or a block by the length of the rows,
+// so that short ones do not idle lanes and long ones do not wait for 32.
 #include "halting/halting.h"
 
 #include "common/cuda.cuh"
@@ -47,10 +48,12 @@ __device__ __forceinline__ Seen see_share(const T* x, int64_t n, int lane) {
 
 // output += weight * x, and what this lane has seen of x.
 template <int G, class T>
-__device__ __forceinline__ Seen accumulate_share(compute_t<T>* output, compute_t<T> weight, const T* x, int64_t n, int lane) {
+__device__ __forceinline__ Seen accumulate_share(compute_t<T>* output, compute_t<T> weight, const T* x,
+                                                 int64_t n, int lane) {
   using C = compute_t<T>;
   Seen seen;
-  const uintptr_t bits = address(x) | scaled<T>(output) | static_cast<uintptr_t>(n * static_cast<int64_t>(sizeof(T)));
+  const uintptr_t bits =
+      address(x) | scaled<T>(output) | static_cast<uintptr_t>(n * static_cast<int64_t>(sizeof(T)));
   dispatch_elements<T>(access_bytes(bits), [&](auto elements) {
     constexpr int E = decltype(elements)::value;
     const auto* __restrict__ packs = reinterpret_cast<const Pack<T, E>*>(x);
@@ -85,7 +88,8 @@ __device__ __forceinline__ Verdict<S> verdict(const HaltStep& a, int64_t i, int6
       device_dispatch(a.readout.dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         const int64_t n = a.readout.row_elements;
-        const auto confidence = confidence_warp(row_of<T>(a.readout.block, i, n), n, static_cast<Measure>(a.parameter));
+        const auto confidence =
+            confidence_warp(row_of<T>(a.readout.block, i, n), n, static_cast<Measure>(a.parameter));
         v.halt = S(confidence) >= S(a.threshold);
       });
     }
@@ -96,7 +100,8 @@ __device__ __forceinline__ Verdict<S> verdict(const HaltStep& a, int64_t i, int6
 }
 
 template <class S, int G>
-__global__ void __launch_bounds__(kThreads, 4) halt_step_kernel(const __grid_constant__ HaltStep a, int64_t* running) {
+__global__ void __launch_bounds__(kThreads, 4)
+    halt_step_kernel(const __grid_constant__ HaltStep a, int64_t* running) {
   using Row = Group<G>;
   const int lane = Row::lane();
   const int64_t i = Row::row();
@@ -122,12 +127,15 @@ __global__ void __launch_bounds__(kThreads, 4) halt_step_kernel(const __grid_con
       const int64_t n = a.readout.row_elements;
       device_dispatch(a.readout.dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        test(accumulate_share<G>(row_of<compute_t<T>>(a.readout.result, r, n), static_cast<compute_t<T>>(weight),
-                                 row_of<T>(a.readout.block, i, n), n, lane),
-             a.readout, masked && (separate_readout || a.read_leaf == 0));
+        test(
+            accumulate_share<G>(row_of<compute_t<T>>(a.readout.result, r, n),
+                                static_cast<compute_t<T>>(weight), row_of<T>(a.readout.block, i, n), n, lane),
+            a.readout, masked && (separate_readout || a.read_leaf == 0));
       });
       // Tested already, unless the readout is only the beginning of the first leaf.
-      if (!separate_readout && a.n_leaves > 0 && a.leaves[0].row_elements == n && a.leaves[0].dtype == a.readout.dtype) first = 1;
+      if (!separate_readout && a.n_leaves > 0 && a.leaves[0].row_elements == n &&
+          a.leaves[0].dtype == a.readout.dtype)
+        first = 1;
     }
     for (int64_t l = first; l < a.n_leaves; ++l) {
       if (separate_readout && l >= 0 && l == a.read_leaf) continue;  // tested as the readout that it is
@@ -148,7 +156,8 @@ __global__ void __launch_bounds__(kThreads, 4) halt_step_kernel(const __grid_con
     a.flag[i] = flag;
     if (r < 0) pass_carry<S>(a, i);
     for (int64_t s = 0; s < a.n_sums && r >= 0 && flag != kNonFinite; ++s)
-      static_cast<S*>(a.sums[s].total)[r] += a.sums[s].increment ? static_cast<const S*>(a.sums[s].increment)[i] : v.cost;
+      static_cast<S*>(a.sums[s].total)[r] +=
+          a.sums[s].increment ? static_cast<const S*>(a.sums[s].increment)[i] : v.cost;
   }
   if (ended) {
     if (lane == 0) {
@@ -161,7 +170,8 @@ __global__ void __launch_bounds__(kThreads, 4) halt_step_kernel(const __grid_con
   }
   const int rows_ended = __syncthreads_count(lane == 0 && ended);
   if (threadIdx.x == 0 && rows_ended > 0 && running)
-    atomicAdd(reinterpret_cast<unsigned long long*>(running), static_cast<unsigned long long>(-static_cast<int64_t>(rows_ended)));
+    atomicAdd(reinterpret_cast<unsigned long long*>(running),
+              static_cast<unsigned long long>(-static_cast<int64_t>(rows_ended)));
 }
 
 }  // namespace
@@ -169,11 +179,12 @@ __global__ void __launch_bounds__(kThreads, 4) halt_step_kernel(const __grid_con
 void halt_step_cuda(const HaltStep& a, int64_t* running, int64_t device, void* stream) {
   const DeviceGuard guard(device);
   int64_t widest = a.readout.block ? a.readout.row_elements * size_of(a.readout.dtype) : 0;
-  for (int64_t l = 0; l < a.n_leaves; ++l) widest = std::max(widest, a.leaves[l].row_elements * size_of(a.leaves[l].dtype));
+  for (int64_t l = 0; l < a.n_leaves; ++l)
+    widest = std::max(widest, a.leaves[l].row_elements * size_of(a.leaves[l].dtype));
   dispatch_group(widest, [&](auto group) {
     constexpr int G = decltype(group)::value;
-    launch("halt_step", a.wide ? halt_step_kernel<double, G> : halt_step_kernel<float, G>, blocks_for(a.rows, Group<G>::kRows),
-           stream, a, running);
+    launch("halt_step", a.wide ? halt_step_kernel<double, G> : halt_step_kernel<float, G>,
+           blocks_for(a.rows, Group<G>::kRows), stream, a, running);
   });
 }
 

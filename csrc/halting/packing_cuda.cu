@@ -1,8 +1,9 @@
 // Where the rows that go on are packed, on CUDA: one launch.
 //
-// A block owns a tile of rows and needs two numbers from beyond it, how many rows before the tile go on and how many in all.
-// It counts them itself. Blocks that hand their counts on, or a launch in between, would read less and cost more: a flag is one
-// byte, 16 of them are counted with one access, and a batch of a million rows is a megabyte that every block reads from cache.
+// A block owns a tile of rows and needs two numbers from beyond it, how many rows before the tile go on and
+// how many in all. It counts them itself. Blocks that hand their counts on, or a launch in between, would
+// read less and cost more: a flag is one byte, 16 of them are counted with one access, and a batch of a
+// million rows is a megabyte that every block reads from cache.
 #include "common/cuda.cuh"
 #include "halting/halting.h"
 
@@ -19,7 +20,8 @@ using Flags = Pack<uint32_t, kFlags / 4>;
 
 // The flags of the rows from `first` on, those beyond the last row as padding.
 __device__ __forceinline__ Flags load_flags(const int8_t* flag, int64_t first, int64_t rows) {
-  if (first + kFlags <= rows && address(flag) % sizeof(Flags) == 0) return *reinterpret_cast<const Flags*>(flag + first);
+  if (first + kFlags <= rows && address(flag) % sizeof(Flags) == 0)
+    return *reinterpret_cast<const Flags*>(flag + first);
   Flags flags{};
 #pragma unroll
   for (int e = 0; e < kFlags; ++e) {
@@ -29,7 +31,9 @@ __device__ __forceinline__ Flags load_flags(const int8_t* flag, int64_t first, i
   return flags;
 }
 
-__device__ __forceinline__ bool goes_on(const Flags& flags, int e) { return ((flags.v[e / 4] >> (8 * (e % 4))) & 3u) == 0; }
+__device__ __forceinline__ bool goes_on(const Flags& flags, int e) {
+  return ((flags.v[e / 4] >> (8 * (e % 4))) & 3u) == 0;
+}
 
 __device__ __forceinline__ int count(const Flags& flags) {
   int ended = 0;
@@ -62,7 +66,8 @@ __device__ __forceinline__ int sum_before(int x, int& total) {
 
 __global__ void __launch_bounds__(kThreads) plan_packing_kernel(const __grid_constant__ PackingPlan a) {
   using Block = Group<kThreads>;
-  __shared__ int16_t rank[kTile];   // of each row of the tile: how many before it in the tile go on; -1 if it does not itself
+  __shared__ int16_t
+      rank[kTile];  // of each row of the tile: how many before it in the tile go on; -1 if it does not itself
   __shared__ int16_t going[kTile];  // the rows of the tile that go on, in order
 
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;

@@ -18,8 +18,8 @@ inline __device__ const char* bytes_of(const void* base, int64_t row, int64_t ro
   return base ? static_cast<const char*>(base) + row * row_bytes : nullptr;
 }
 
-// An address of the compute type, scaled so that it can be or'ed with addresses of T: where T may be accessed in packs of E
-// elements, so may the compute type.
+// An address of the compute type, scaled so that it can be or'ed with addresses of T: where T may be accessed
+// in packs of E elements, so may the compute type.
 template <class T>
 __device__ uintptr_t scaled(const compute_t<T>* p) {
   return address(p) / (sizeof(compute_t<T>) / sizeof(T));

@@ -13,10 +13,14 @@ template <class S>
 AC_HD bool is_confident(const Leaf& readout, int64_t i, Measure measure, S threshold) {
   const int64_t k = readout.row_elements;
   switch (readout.dtype) {
-    case DType::f32: return confidence_reaches(static_cast<const float*>(readout.block) + i * k, k, measure, threshold);
-    case DType::f64: return confidence_reaches(static_cast<const double*>(readout.block) + i * k, k, measure, threshold);
-    case DType::bf16: return confidence_reaches(static_cast<const bfloat16*>(readout.block) + i * k, k, measure, threshold);
-    case DType::f16: return confidence_reaches(static_cast<const float16*>(readout.block) + i * k, k, measure, threshold);
+    case DType::f32:
+      return confidence_reaches(static_cast<const float*>(readout.block) + i * k, k, measure, threshold);
+    case DType::f64:
+      return confidence_reaches(static_cast<const double*>(readout.block) + i * k, k, measure, threshold);
+    case DType::bf16:
+      return confidence_reaches(static_cast<const bfloat16*>(readout.block) + i * k, k, measure, threshold);
+    case DType::f16:
+      return confidence_reaches(static_cast<const float16*>(readout.block) + i * k, k, measure, threshold);
     case DType::opaque: break;
   }
   return false;
@@ -41,15 +45,18 @@ AC_HD Verdict<S> decide(const HaltStep& a, int64_t i, int64_t r) {
       }
       if (a.tested) v.finite = v.finite && is_logit_scalar(a.tested, a.tested_dtype, i);
       break;
-    case Policy::fixed_steps: v.halt = a.step >= (a.signal ? static_cast<const int64_t*>(a.signal)[r] : a.parameter); break;
+    case Policy::fixed_steps:
+      v.halt = a.step >= (a.signal ? static_cast<const int64_t*>(a.signal)[r] : a.parameter);
+      break;
     case Policy::act: {
       S* accumulated = static_cast<S*>(a.carry);
       const S spent = a.spent ? static_cast<const S*>(a.spent)[i] : accumulated[i];
-      const ActRow<S> row =
-          act_row(load_scalar<S>(a.signal, a.signal_dtype, i), spent, {a.step, a.min_steps, a.max_steps, a.threshold});
+      const ActRow<S> row = act_row(load_scalar<S>(a.signal, a.signal_dtype, i), spent,
+                                    {a.step, a.min_steps, a.max_steps, a.threshold});
       accumulated[i] = row.accumulated;
       if (a.weight_out) static_cast<S*>(a.weight_out)[i] = row.weight;
-      v = {row.weight, row.cost, row.accumulated >= S(a.threshold), is_logit_scalar(a.signal, a.signal_dtype, i)};
+      v = {row.weight, row.cost, row.accumulated >= S(a.threshold),
+           is_logit_scalar(a.signal, a.signal_dtype, i)};
       break;
     }
     case Policy::ponder_sample:
@@ -57,7 +64,9 @@ AC_HD Verdict<S> decide(const HaltStep& a, int64_t i, int64_t r) {
                              static_cast<uint64_t>(a.sample ? a.sample[r] : r), a.step);
       v.finite = is_logit_scalar(a.signal, a.signal_dtype, i);
       break;
-    case Policy::confidence: v.halt = is_confident(a.readout, i, static_cast<Measure>(a.parameter), S(a.threshold)); break;
+    case Policy::confidence:
+      v.halt = is_confident(a.readout, i, static_cast<Measure>(a.parameter), S(a.threshold));
+      break;
   }
   return v;
 }
@@ -76,35 +85,38 @@ AC_HD Flag outcome(bool halt, bool finite, int64_t step, int64_t min_steps, int6
 
 AC_HD bool is_weighted(const HaltStep& a) { return a.policy == Policy::act || a.weight != nullptr; }
 
-// ACT's own adjoint, for a row whose weight has the gradient g_weight. `live`: neither padding nor ended for not being finite.
+// ACT's own adjoint, for a row whose weight has the gradient g_weight. `live`: neither padding nor ended for
+// not being finite.
 template <class S>
-AC_HD void act_backward_row(const HaltBackward& a, int64_t i, int64_t r, int64_t place, bool live, S g_weight) {
+AC_HD void act_backward_row(const HaltBackward& a, int64_t i, int64_t r, int64_t place, bool live,
+                            S g_weight) {
   ActRowGrad<S> g{S(0), S(0)};
   if (live) {
     const S g_next = a.g_next && place >= 0 ? static_cast<const S*>(a.g_next)[place] : S(0);
     const S g_cost = a.g_cost ? static_cast<const S*>(a.g_cost)[r] : S(0);
-    g = act_row_backward(load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.accumulated)[i], g_weight, g_next,
-                         g_cost, a.act);
+    g = act_row_backward(load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.accumulated)[i],
+                         g_weight, g_next, g_cost, a.act);
   }
   static_cast<S*>(a.g_logits)[i] = g.logit;
   static_cast<S*>(a.g_accumulated)[i] = g.accumulated;
 }
 
-// Whether minus infinity is an ordinary value in a readout of this weight. Only a sum of weights that are not negative keeps a
-// masked class masked.
+// Whether minus infinity is an ordinary value in a readout of this weight. Only a sum of weights that are not
+// negative keeps a masked class masked.
 template <class S>
 AC_HD bool may_mask(S weight) {
   return !(weight < S(0));
 }
 
-// output += weight * readout, one element, in the compute type. Not for a weight of zero, which adds nothing, while zero times
-// the minus infinity of a masked class would be NaN.
+// output += weight * readout, one element, in the compute type. Not for a weight of zero, which adds nothing,
+// while zero times the minus infinity of a masked class would be NaN.
 template <class T>
 AC_HD void accumulate(compute_t<T>& output, compute_t<T> weight, T readout) {
   output += weight * load(readout);
 }
 
-// The derivative of weight * readout in the weight. Of a masked class it is zero: minus infinity, whatever the weight.
+// The derivative of weight * readout in the weight. Of a masked class it is zero: minus infinity, whatever
+// the weight.
 template <class T>
 AC_HD compute_t<T> weight_slope(T readout) {
   return is_masked(readout) ? compute_t<T>(0) : load(readout);

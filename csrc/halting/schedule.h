@@ -1,4 +1,5 @@
-// When packing pays: the rule for renting or buying skis. See adaptcomp_ext/nn/cost_model.py, where the prices come from.
+// When packing pays: the rule for renting or buying skis. See adaptcomp_ext/nn/cost_model.py, where the
+// prices come from.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +8,8 @@
 
 namespace adaptcomp {
 
-// Prices in microseconds: `fixed` for a packing and `move` for every row that it moves, `row` for one more row in a step.
+// Prices in microseconds: `fixed` for a packing and `move` for every row that it moves, `row` for one more
+// row in a step.
 struct Schedule {
   double fixed, move, row, wasted = 0;
 

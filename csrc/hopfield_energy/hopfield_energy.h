@@ -20,13 +20,16 @@ struct HopfieldEnergyGrad {
 };
 
 void hopfield_descent_cpu(const Descent& descent, const HopfieldEnergy& energy);
-void hopfield_descent_backward_cpu(const DescentBackward& descent, const HopfieldEnergy& energy, const HopfieldEnergyGrad& grad);
-void hopfield_descent_cuda(const Descent& descent, const HopfieldEnergy& energy, const DescentScratch& scratch, int64_t device,
-                           void* stream);
-void hopfield_descent_backward_cuda(const DescentBackward& descent, const HopfieldEnergy& energy, const HopfieldEnergyGrad& grad,
-                                    const DescentScratch& scratch, int64_t device, void* stream);
-// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block. Reads sizes only.
-int64_t hopfield_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const HopfieldEnergy& energy, bool backward,
-                                      int64_t device);
+void hopfield_descent_backward_cpu(const DescentBackward& descent, const HopfieldEnergy& energy,
+                                   const HopfieldEnergyGrad& grad);
+void hopfield_descent_cuda(const Descent& descent, const HopfieldEnergy& energy,
+                           const DescentScratch& scratch, int64_t device, void* stream);
+void hopfield_descent_backward_cuda(const DescentBackward& descent, const HopfieldEnergy& energy,
+                                    const HopfieldEnergyGrad& grad, const DescentScratch& scratch,
+                                    int64_t device, void* stream);
+// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block.
+// Reads sizes only.
+int64_t hopfield_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const HopfieldEnergy& energy,
+                                      bool backward, int64_t device);
 
 }  // namespace adaptcomp

@@ -1,11 +1,12 @@
 // Descents on the Hopfield energy on CUDA, all steps of a row in one launch (descent/tile.cuh).
 //
-// A step is attention of a row over all patterns: two products with the pattern matrix and a softmax between them, whose weights
-// stay in shared memory. The patterns are packed once per call in the two directions in which they are read, and copied to shared
-// memory as far as they fit; more of them are read through the caches, which is then what bounds a step.
+// A step is attention of a row over all patterns: two products with the pattern matrix and a softmax between
+// them, whose weights stay in shared memory. The patterns are packed once per call in the two directions in
+// which they are read, and copied to shared memory as far as they fit; more of them are read through the
+// caches, which is then what bounds a step.
 //
-// Limits: the softmax weights of a row fit in shared memory, backward three times. A softmax in pieces would lift that, at the
-// price of reading the patterns a third time in each step.
+// Limits: the softmax weights of a row fit in shared memory, backward three times. A softmax in pieces would
+// lift that, at the price of reading the patterns a third time in each step.
 #include "descent/tile.cuh"
 #include "hopfield_energy/hopfield_energy.h"
 
@@ -23,8 +24,8 @@ class HopfieldTile {
   static int64_t widest(const HopfieldEnergy& e, int64_t dim) { return std::max(dim, e.patterns); }
   static std::string sizes(const HopfieldEnergy& e) { return std::to_string(e.patterns) + " patterns"; }
 
-  AC_HD HopfieldTile(const HopfieldEnergy& e, const HopfieldEnergyGrad& grad, int64_t dim, bool backward, const DescentPlan& plan,
-                     Carver& global, Carver& shared)
+  AC_HD HopfieldTile(const HopfieldEnergy& e, const HopfieldEnergyGrad& grad, int64_t dim, bool backward,
+                     const DescentPlan& plan, Carver& global, Carver& shared)
       : e_(e),
         grad_(grad),
         dim_(static_cast<int>(dim)),
@@ -75,7 +76,8 @@ class HopfieldTile {
   }
 
   // With u = X r and t = p (u - p . u):  phi = r . y - p . u,  H r = r - beta X't.
-  __device__ __forceinline__ void gradient_product(const Slots& slots, const C* y, const C* r, C* hr, C* phi) {
+  __device__ __forceinline__ void gradient_product(const Slots& slots, const C* y, const C* r, C* hr,
+                                                   C* phi) {
     scores(slots, y, z_);
     product(slots, r, stride_, up_, Nothing<C>(), [&](int slot, int j, C u) { u_[slot * width_ + j] = u; });
     __syncthreads();
@@ -109,13 +111,16 @@ class HopfieldTile {
   }
 
  private:
-  AC_HD int64_t beta_sum() const { return outer_size<C>(n_, dim_); }  // where it is, after those of the patterns
+  AC_HD int64_t beta_sum() const {
+    return outer_size<C>(n_, dim_);
+  }  // where it is, after those of the patterns
   __device__ __forceinline__ C beta() const { return *static_cast<const C*>(e_.beta); }
 
   // z = beta X y
   __device__ __forceinline__ void scores(const Slots& slots, const C* y, C* z) {
     const C beta = this->beta();
-    product(slots, y, stride_, up_, Nothing<C>(), [&](int slot, int j, C x) { z[slot * width_ + j] = beta * x; });
+    product(slots, y, stride_, up_, Nothing<C>(),
+            [&](int slot, int j, C x) { z[slot * width_ + j] = beta * x; });
   }
 
   // p = softmax(z), which may be z; the logarithm of the sum of the exponentials.
@@ -144,21 +149,24 @@ class HopfieldTile {
 
 }  // namespace
 
-void hopfield_descent_cuda(const Descent& a, const HopfieldEnergy& e, const DescentScratch& scratch, int64_t device,
-                           void* stream) {
-  (a.wide ? descend_cuda<HopfieldTile<double>> : descend_cuda<HopfieldTile<float>>)("hopfield_descent", a, e, scratch, device,
-                                                                                    stream);
+void hopfield_descent_cuda(const Descent& a, const HopfieldEnergy& e, const DescentScratch& scratch,
+                           int64_t device, void* stream) {
+  (a.wide ? descend_cuda<HopfieldTile<double>> : descend_cuda<HopfieldTile<float>>)("hopfield_descent", a, e,
+                                                                                    scratch, device, stream);
 }
 
-void hopfield_descent_backward_cuda(const DescentBackward& a, const HopfieldEnergy& e, const HopfieldEnergyGrad& grad,
-                                    const DescentScratch& scratch, int64_t device, void* stream) {
+void hopfield_descent_backward_cuda(const DescentBackward& a, const HopfieldEnergy& e,
+                                    const HopfieldEnergyGrad& grad, const DescentScratch& scratch,
+                                    int64_t device, void* stream) {
   (a.wide ? descend_backward_cuda<HopfieldTile<double>>
-          : descend_backward_cuda<HopfieldTile<float>>)("hopfield_descent_backward", a, e, grad, scratch, device, stream);
+          : descend_backward_cuda<HopfieldTile<float>>)("hopfield_descent_backward", a, e, grad, scratch,
+                                                        device, stream);
 }
 
-int64_t hopfield_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const HopfieldEnergy& e, bool backward,
-                                      int64_t device) {
-  return (wide ? descent_scratch<HopfieldTile<double>> : descent_scratch<HopfieldTile<float>>)(rows, dim, e, backward, device);
+int64_t hopfield_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const HopfieldEnergy& e,
+                                      bool backward, int64_t device) {
+  return (wide ? descent_scratch<HopfieldTile<double>>
+               : descent_scratch<HopfieldTile<float>>)(rows, dim, e, backward, device);
 }
 
 }  // namespace adaptcomp

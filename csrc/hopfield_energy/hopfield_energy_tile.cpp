@@ -31,7 +31,10 @@ class HopfieldTile final : public TileEnergy<C> {
 
  public:
   HopfieldTile(const HopfieldWeights<C>& w, int64_t capacity, C* sums)
-      : w_(w), stride_(padded<C>(w.dim)), scratch_(whole_blocks(capacity) * w.width * (sums ? 3 : 1)), sums_(sums) {
+      : w_(w),
+        stride_(padded<C>(w.dim)),
+        scratch_(whole_blocks(capacity) * w.width * (sums ? 3 : 1)),
+        sums_(sums) {
     p_ = scratch_.get();
     u_ = p_ + whole_blocks(capacity) * w.width;
     z_ = u_ + whole_blocks(capacity) * w.width;
@@ -43,7 +46,8 @@ class HopfieldTile final : public TileEnergy<C> {
 
   void evaluate(const C* y, int64_t used, bool gradient, C* g, C* e) override {
     softmax(y, used, e);
-    for (int64_t r = 0; r < used; ++r) e[r] = C(0.5) * dot(y + r * stride_, y + r * stride_, stride_) - e[r] / w_.beta;
+    for (int64_t r = 0; r < used; ++r)
+      e[r] = C(0.5) * dot(y + r * stride_, y + r * stride_, stride_) - e[r] / w_.beta;
     if (!gradient) return;
     product(p_, w_.width, used, w_.down, {}, [&](int64_t r, int64_t j, V x) __attribute__((always_inline)) {
       store_vec(g + r * stride_ + j, load_vec(y + r * stride_ + j) - x);
@@ -82,8 +86,9 @@ class HopfieldTile final : public TileEnergy<C> {
   void softmax(const C* y, int64_t used, C* log_sum) {
     const int64_t n = w_.width;
     const V beta = splat(w_.beta);
-    product(y, stride_, used, w_.up, {},
-            [&](int64_t r, int64_t j, V x) __attribute__((always_inline)) { store_vec(p_ + r * n + j, beta * x); });
+    product(y, stride_, used, w_.up, {}, [&](int64_t r, int64_t j, V x) __attribute__((always_inline)) {
+      store_vec(p_ + r * n + j, beta * x);
+    });
     for (int64_t r = 0; r < used; ++r) {
       C* p = p_ + r * n;
       if (sums_) copy_row(z_ + r * n, p, n);
@@ -125,8 +130,11 @@ void run_backward(const DescentBackward& a, const HopfieldEnergy& e, const Hopfi
 
 }  // namespace
 
-void hopfield_descent(const Descent& a, const HopfieldEnergy& e) { a.wide ? run<double>(a, e) : run<float>(a, e); }
-void hopfield_descent_backward(const DescentBackward& a, const HopfieldEnergy& e, const HopfieldEnergyGrad& grad) {
+void hopfield_descent(const Descent& a, const HopfieldEnergy& e) {
+  a.wide ? run<double>(a, e) : run<float>(a, e);
+}
+void hopfield_descent_backward(const DescentBackward& a, const HopfieldEnergy& e,
+                               const HopfieldEnergyGrad& grad) {
   a.wide ? run_backward<double>(a, e, grad) : run_backward<float>(a, e, grad);
 }
 

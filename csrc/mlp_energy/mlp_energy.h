@@ -1,6 +1,7 @@
 // Whole descents, and their gradients, on the energy of a small network,
 //
-//   E(y, x) = w . act(a) + b_o + rho/2 |y|^2,   a = W_1 y + c(x),  or with a second layer  a = W_2 act(W_1 y + c(x)) + b_2
+//   E(y, x) = w . act(a) + b_o + rho/2 |y|^2,   a = W_1 y + c(x),  or with a second layer  a = W_2 act(W_1 y
+//   + c(x)) + b_2
 //
 // c, the context's part of the first layer with its bias, comes ready: it is the same in every step of a row.
 #pragma once
@@ -28,8 +29,8 @@ struct MlpEnergyGrad {
   void *weight1, *context, *weight2, *bias2, *out;
 };
 
-// out[r, j] = bias[j] + sum_i x[r, i] weight[i, j], the terms in this order whatever the number of rows: the context's part c of
-// the first layer, and the gradient that goes back to the context.
+// out[r, j] = bias[j] + sum_i x[r, i] weight[i, j], the terms in this order whatever the number of rows: the
+// context's part c of the first layer, and the gradient that goes back to the context.
 struct MlpContext {
   int64_t rows, inner, columns;
   bool wide;           // double; else float
@@ -43,12 +44,16 @@ struct MlpContext {
 void mlp_context_cpu(const MlpContext& context);
 void mlp_context_cuda(const MlpContext& context, int64_t device, void* stream);
 void mlp_descent_cpu(const Descent& descent, const MlpEnergy& energy);
-void mlp_descent_backward_cpu(const DescentBackward& descent, const MlpEnergy& energy, const MlpEnergyGrad& grad);
-void mlp_descent_cuda(const Descent& descent, const MlpEnergy& energy, const DescentScratch& scratch, int64_t device,
-                      void* stream);
-void mlp_descent_backward_cuda(const DescentBackward& descent, const MlpEnergy& energy, const MlpEnergyGrad& grad,
-                               const DescentScratch& scratch, int64_t device, void* stream);
-// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block. Reads sizes only.
-int64_t mlp_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const MlpEnergy& energy, bool backward, int64_t device);
+void mlp_descent_backward_cpu(const DescentBackward& descent, const MlpEnergy& energy,
+                              const MlpEnergyGrad& grad);
+void mlp_descent_cuda(const Descent& descent, const MlpEnergy& energy, const DescentScratch& scratch,
+                      int64_t device, void* stream);
+void mlp_descent_backward_cuda(const DescentBackward& descent, const MlpEnergy& energy,
+                               const MlpEnergyGrad& grad, const DescentScratch& scratch, int64_t device,
+                               void* stream);
+// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block.
+// Reads sizes only.
+int64_t mlp_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const MlpEnergy& energy, bool backward,
+                                 int64_t device);
 
 }  // namespace adaptcomp

@@ -9,8 +9,11 @@ AC_DECLARE_ISA(void mlp_descent(const Descent&, const MlpEnergy&))
 AC_DECLARE_ISA(void mlp_descent_backward(const DescentBackward&, const MlpEnergy&, const MlpEnergyGrad&))
 
 void mlp_context_cpu(const MlpContext& context) { AC_CALL_ISA(mlp_context(context)); }
-void mlp_descent_cpu(const Descent& descent, const MlpEnergy& energy) { AC_CALL_ISA(mlp_descent(descent, energy)); }
-void mlp_descent_backward_cpu(const DescentBackward& descent, const MlpEnergy& energy, const MlpEnergyGrad& grad) {
+void mlp_descent_cpu(const Descent& descent, const MlpEnergy& energy) {
+  AC_CALL_ISA(mlp_descent(descent, energy));
+}
+void mlp_descent_backward_cpu(const DescentBackward& descent, const MlpEnergy& energy,
+                              const MlpEnergyGrad& grad) {
   AC_CALL_ISA(mlp_descent_backward(descent, energy, grad));
 }
 

@@ -1,15 +1,16 @@
 // Descents on the energy network on CUDA, all steps of a row in one launch (descent/tile.cuh).
 //
-// A step of a small network is a few microseconds of arithmetic; as some twenty launches from PyTorch it is bound by the
-// launches, and the hidden values go through global memory each time. Here they never leave the block. Both layers' matrices are
-// packed once per call, each in the two directions in which it is read, and are copied to shared memory as far as they fit; a
-// larger network reads them through the caches, which is then what bounds it.
+// A step of a small network is a few microseconds of arithmetic; as some twenty launches from PyTorch it is
+// bound by the launches, and the hidden values go through global memory each time. Here they never leave the
+// block. Both layers' matrices are packed once per call, each in the two directions in which it is read, and
+// are copied to shared memory as far as they fit; a larger network reads them through the caches, which is
+// then what bounds it.
 //
-// Limits: the rows of the tile for one row of the batch fit in the shared memory of a block. In elements these are
-// 5 dim + hidden1 forward and 7 dim + 3 hidden1 backward, with two layers 5 dim + 2 hidden1 + hidden2 and
-// 7 dim + 6 hidden1 + 3 hidden2, of the 58000 floats that a block has on Hopper. The gradient's sums over rows, as large as the
-// parameters, are kept by each block and passed through once a step: for layers too large for shared memory that costs more than
-// the products.
+// Limits: the rows of the tile for one row of the batch fit in the shared memory of a block. In elements
+// these are 5 dim + hidden1 forward and 7 dim + 3 hidden1 backward, with two layers 5 dim + 2 hidden1 +
+// hidden2 and 7 dim + 6 hidden1 + 3 hidden2, of the 58000 floats that a block has on Hopper. The gradient's
+// sums over rows, as large as the parameters, are kept by each block and passed through once a step: for
+// layers too large for shared memory that costs more than the products.
 #include "descent/tile.cuh"
 #include "mlp_energy/mlp_energy.h"
 
@@ -51,8 +52,8 @@ class MlpTile {
     return "hidden layers of " + std::to_string(e.hidden1) + " and " + std::to_string(e.hidden2);
   }
 
-  AC_HD MlpTile(const MlpEnergy& e, const MlpEnergyGrad& grad, int64_t dim, bool backward, const DescentPlan& plan,
-                Carver& global, Carver& shared)
+  AC_HD MlpTile(const MlpEnergy& e, const MlpEnergyGrad& grad, int64_t dim, bool backward,
+                const DescentPlan& plan, Carver& global, Carver& shared)
       : e_(e),
         grad_(grad),
         dim_(static_cast<int>(dim)),
@@ -63,8 +64,9 @@ class MlpTile {
         down1_(e.hidden1, dim, plan.has(2), global, shared),
         up2_(e.hidden2 ? e.hidden1 : 0, e.hidden2, plan.has(3), global, shared),
         down2_(e.hidden2, e.hidden2 ? e.hidden1 : 0, plan.has(4), global, shared),
-        first_(e.hidden1, kinds(backward, e.hidden2 ? kFirstForward : kA + 1, e.hidden2 ? kFirstBackward : kF + 1), plan.slots,
-               shared),
+        first_(e.hidden1,
+               kinds(backward, e.hidden2 ? kFirstForward : kA + 1, e.hidden2 ? kFirstBackward : kF + 1),
+               plan.slots, shared),
         second_(e.hidden2, e.hidden2 ? (backward ? kF + 1 : kA + 1) : 0, plan.slots, shared) {}
 
   AC_HD int64_t sums_size() const { return bias2() + e_.hidden2; }
@@ -80,7 +82,8 @@ class MlpTile {
   void pack(ListOf<Packing>& packings) const {
     const auto both = [&](const Matrix<C>& up, const Matrix<C>& down, const void* weight) {
       packings.add({up.packed(), weight, up.inner(), up.columns(), up.stride(), 1, up.inner(), false});
-      packings.add({down.packed(), weight, down.inner(), down.columns(), down.stride(), down.columns(), 1, false});
+      packings.add(
+          {down.packed(), weight, down.inner(), down.columns(), down.stride(), down.columns(), 1, false});
     };
     both(up1_, down1_, e_.weight1);
     if (deep()) both(up2_, down2_, e_.weight2);
@@ -93,7 +96,9 @@ class MlpTile {
     down2_.bring();
   }
 
-  __device__ __forceinline__ void begin(int64_t row) { Warp::zero(static_cast<C*>(grad_.context) + row * n1_, n1_); }
+  __device__ __forceinline__ void begin(int64_t row) {
+    Warp::zero(static_cast<C*>(grad_.context) + row * n1_, n1_);
+  }
 
   __device__ __forceinline__ void evaluate(const Slots& slots, const C* y, bool gradient, C* g, C* e) {
     if (deep()) {
@@ -129,8 +134,10 @@ class MlpTile {
     __syncthreads();
   }
 
-  // The derivative of phi(theta) = <r, g> = d/dt E(y + t r) in everything: forward in the direction r, then back.
-  __device__ __forceinline__ void gradient_product(const Slots& slots, const C* y, const C* r, C* hr, C* phi) {
+  // The derivative of phi(theta) = <r, g> = d/dt E(y + t r) in everything: forward in the direction r, then
+  // back.
+  __device__ __forceinline__ void gradient_product(const Slots& slots, const C* y, const C* r, C* hr,
+                                                   C* phi) {
     const int stride1 = first_.stride(), stride2 = second_.stride();
     if (deep()) {
       into_first(slots, y, first_.all(kSlope));
@@ -187,11 +194,15 @@ class MlpTile {
   }
 
  private:
-  // Rows of the last layer: a, which becomes the derivative in it; the change u of a along r, likewise; the derivative in w.
+  // Rows of the last layer: a, which becomes the derivative in it; the change u of a along r, likewise; the
+  // derivative in w.
   enum Last { kA, kU, kF };
-  // Rows of the first of two: act'(a) and act(a); act''(a) u and the change of act(a); the derivatives in u and a.
+  // Rows of the first of two: act'(a) and act(a); act''(a) u and the change of act(a); the derivatives in u
+  // and a.
   enum First { kSlope, kH, kFirstForward, kBend = kFirstForward, kChange, kS, kT, kFirstBackward };
-  static AC_HD int kinds(bool backward, int forwards, int backwards) { return backward ? backwards : forwards; }
+  static AC_HD int kinds(bool backward, int forwards, int backwards) {
+    return backward ? backwards : forwards;
+  }
 
   AC_HD bool deep() const { return e_.hidden2 != 0; }
   AC_HD int64_t last() const { return deep() ? e_.hidden2 : e_.hidden1; }
@@ -202,15 +213,17 @@ class MlpTile {
   __device__ __forceinline__ C ridge() const { return C(e_.ridge); }
 
   // to = M in, and nothing else
-  __device__ __forceinline__ void plain(const Slots& slots, const C* in, int stride, const Matrix<C>& matrix, C* to,
-                                        int to_stride) {
-    product(slots, in, stride, matrix, Nothing<C>(), [&](int slot, int j, C x) { to[slot * to_stride + j] = x; });
+  __device__ __forceinline__ void plain(const Slots& slots, const C* in, int stride, const Matrix<C>& matrix,
+                                        C* to, int to_stride) {
+    product(slots, in, stride, matrix, Nothing<C>(),
+            [&](int slot, int j, C x) { to[slot * to_stride + j] = x; });
   }
   // a = W_1 y + c
   __device__ __forceinline__ void into_first(const Slots& slots, const C* y, C* a) {
     const auto* context = static_cast<const C*>(e_.context);
     product(
-        slots, y, stride_, up1_, [&](int slot, int j) { return context[slots.row[slot] * e_.context_stride + j]; },
+        slots, y, stride_, up1_,
+        [&](int slot, int j) { return context[slots.row[slot] * e_.context_stride + j]; },
         [&](int slot, int j, C x) { a[slot * first_.stride() + j] = x; });
   }
   // a_2 = W_2 h + b_2
@@ -230,7 +243,8 @@ class MlpTile {
   }
 
   // The energy, and in place of a its derivative in a.
-  __device__ __forceinline__ void last_layer(const Slots& slots, const TileRows<C>& layer, int n, const C* y, C* e) {
+  __device__ __forceinline__ void last_layer(const Slots& slots, const TileRows<C>& layer, int n, const C* y,
+                                             C* e) {
     const auto* out = static_cast<const C*>(e_.out);
     slots.each([&](int slot) {
       C *s = layer.at(kA, slot), energy = 0;
@@ -246,9 +260,10 @@ class MlpTile {
     });
   }
 
-  // phi, and the derivatives of phi. With one layer the context's is that in a, and goes to the row's own here.
-  __device__ __forceinline__ void last_product(const Slots& slots, const TileRows<C>& layer, int n, const C* y, const C* r,
-                                               C* phi) {
+  // phi, and the derivatives of phi. With one layer the context's is that in a, and goes to the row's own
+  // here.
+  __device__ __forceinline__ void last_product(const Slots& slots, const TileRows<C>& layer, int n,
+                                               const C* y, const C* r, C* phi) {
     const auto* out = static_cast<const C*>(e_.out);
     slots.each([&](int slot) {
       C *s = layer.at(kA, slot), *t = layer.at(kU, slot), *f = layer.at(kF, slot), along = 0;
@@ -269,7 +284,8 @@ class MlpTile {
   }
 
   // What the derivatives s in the change of a_1 and t in a_1 come to: the first layer's sums, and hr.
-  __device__ __forceinline__ void first_sums(const Slots& slots, const C* s, const C* t, const C* y, const C* r, C* hr) {
+  __device__ __forceinline__ void first_sums(const Slots& slots, const C* s, const C* t, const C* y,
+                                             const C* r, C* hr) {
     const int stride1 = first_.stride();
     add_outer<C, 2>(slots, sums_, n1_, dim_, {{s, stride1, r, stride_}, {t, stride1, y, stride_}});
     down(slots, t, r, hr);
@@ -289,7 +305,8 @@ __global__ void __launch_bounds__(kThreads) mlp_context_kernel(const __grid_cons
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t i = at / a.columns, j = at % a.columns;
   if (i >= a.rows) return;
-  const C *x = static_cast<const C*>(a.x) + i * a.inner, *weight = static_cast<const C*>(a.weight) + j * a.column;
+  const C *x = static_cast<const C*>(a.x) + i * a.inner,
+          *weight = static_cast<const C*>(a.weight) + j * a.column;
   C sum = a.bias ? static_cast<const C*>(a.bias)[j] : C(0);
   for (int64_t k = 0; k < a.inner; ++k) sum = std::fma(x[k], weight[k * a.row], sum);
   static_cast<C*>(a.out)[at] = sum;
@@ -303,18 +320,23 @@ void mlp_context_cuda(const MlpContext& a, int64_t device, void* stream) {
   launch("mlp_context", a.wide ? mlp_context_kernel<double> : mlp_context_kernel<float>, blocks, stream, a);
 }
 
-void mlp_descent_cuda(const Descent& a, const MlpEnergy& e, const DescentScratch& scratch, int64_t device, void* stream) {
-  (a.wide ? descend_cuda<MlpTile<double>> : descend_cuda<MlpTile<float>>)("mlp_descent", a, e, scratch, device, stream);
+void mlp_descent_cuda(const Descent& a, const MlpEnergy& e, const DescentScratch& scratch, int64_t device,
+                      void* stream) {
+  (a.wide ? descend_cuda<MlpTile<double>> : descend_cuda<MlpTile<float>>)("mlp_descent", a, e, scratch,
+                                                                          device, stream);
 }
 
 void mlp_descent_backward_cuda(const DescentBackward& a, const MlpEnergy& e, const MlpEnergyGrad& grad,
                                const DescentScratch& scratch, int64_t device, void* stream) {
-  (a.wide ? descend_backward_cuda<MlpTile<double>> : descend_backward_cuda<MlpTile<float>>)("mlp_descent_backward", a, e, grad,
-                                                                                            scratch, device, stream);
+  (a.wide
+       ? descend_backward_cuda<MlpTile<double>>
+       : descend_backward_cuda<MlpTile<float>>)("mlp_descent_backward", a, e, grad, scratch, device, stream);
 }
 
-int64_t mlp_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const MlpEnergy& e, bool backward, int64_t device) {
-  return (wide ? descent_scratch<MlpTile<double>> : descent_scratch<MlpTile<float>>)(rows, dim, e, backward, device);
+int64_t mlp_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const MlpEnergy& e, bool backward,
+                                 int64_t device) {
+  return (wide ? descent_scratch<MlpTile<double>> : descent_scratch<MlpTile<float>>)(rows, dim, e, backward,
+                                                                                     device);
 }
 
 }  // namespace adaptcomp

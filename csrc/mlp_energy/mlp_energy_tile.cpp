@@ -1,8 +1,9 @@
 // The energy network on a tile of rows; compiled once per instruction set.
 //
-// An evaluation is two matrix products, up through the layer and down again, with the activation in the registers in which the
-// first one ends: 4 dim hidden operations a row and step, which is what bounds it. The packed weights are shared by all threads
-// and stay in the second-level cache; what belongs to the tile stays in the first.
+// An evaluation is two matrix products, up through the layer and down again, with the activation in the
+// registers in which the first one ends: 4 dim hidden operations a row and step, which is what bounds it. The
+// packed weights are shared by all threads and stay in the second-level cache; what belongs to the tile stays
+// in the first.
 #include "common/simd_math.h"
 #include "descent/tile.h"
 #include "mlp_energy/mlp_energy.h"
@@ -57,9 +58,11 @@ class MlpTile final : public TileEnergy<T> {
   static double work(const Weights& w) {
     return 2.0 * static_cast<double>(w.energy.hidden1) * static_cast<double>(w.dim + w.energy.hidden2);
   }
-  // Values in the sums of derivatives: weight1 [width1, padded dim], out [last width], and weight2 [width2, width1], bias2
-  // [width2].
-  static int64_t sums(const Weights& w) { return w.width1 * padded<C>(w.dim) + w.last_width() + w.width2 * (w.width1 + 1); }
+  // Values in the sums of derivatives: weight1 [width1, padded dim], out [last width], and weight2 [width2,
+  // width1], bias2 [width2].
+  static int64_t sums(const Weights& w) {
+    return w.width1 * padded<C>(w.dim) + w.last_width() + w.width2 * (w.width1 + 1);
+  }
 
   MlpTile(const Weights& w, int64_t capacity, C* sums, C* g_rows)
       : w_(w),
@@ -68,8 +71,8 @@ class MlpTile final : public TileEnergy<T> {
         stride_(padded<C>(w.dim)),
         context_(capacity_ * w.width1),
         g_context_(sums ? capacity_ * w.width1 : 0),
-        scratch_(capacity_ *
-                 (sums ? (kDeep ? 8 * w.width1 + 4 * w.width2 : 3 * w.width1) : (kDeep ? 2 * w.width1 + w.width2 : w.width1))),
+        scratch_(capacity_ * (sums ? (kDeep ? 8 * w.width1 + 4 * w.width2 : 3 * w.width1)
+                                   : (kDeep ? 2 * w.width1 + w.width2 : w.width1))),
         weight1_(sums),
         out_(sums ? weight1_ + w.width1 * stride_ : nullptr),
         weight2_(sums ? out_ + w.last_width() : nullptr),
@@ -99,20 +102,22 @@ class MlpTile final : public TileEnergy<T> {
     const int64_t n1 = w_.width1, n2 = w_.width2;
     C* s1 = scratch_.get();
     // The last layer: its part of the energy, and the energy's derivative in it.
-    const auto last_layer = [&](int64_t r, int64_t j, V a, C* slope, int64_t n) __attribute__((always_inline)) {
-      const auto act = activate<A, true, false, M>(a);
-      const V w = load_vec(out + j);
-      energy[r] = fma(w, act.value, energy[r]);
-      store_vec(slope + r * n + j, w * act.first);
-    };
+    const auto last_layer = [&](int64_t r, int64_t j, V a, C* slope, int64_t n)
+                                __attribute__((always_inline)) {
+                                  const auto act = activate<A, true, false, M>(a);
+                                  const V w = load_vec(out + j);
+                                  energy[r] = fma(w, act.value, energy[r]);
+                                  store_vec(slope + r * n + j, w * act.first);
+                                };
     if constexpr (kDeep) {
       C *h1 = s1 + capacity_ * n1, *s2 = h1 + capacity_ * n1;
       const C* bias2 = w_.bias2.get();
-      product(y, stride_, used, w_.up1, {context, n1}, [&](int64_t r, int64_t j, V a) __attribute__((always_inline)) {
-        const auto act = activate<A, true, false, M>(a);
-        store_vec(h1 + r * n1 + j, act.value);
-        store_vec(s1 + r * n1 + j, act.first);
-      });
+      product(y, stride_, used, w_.up1, {context, n1},
+              [&](int64_t r, int64_t j, V a) __attribute__((always_inline)) {
+                const auto act = activate<A, true, false, M>(a);
+                store_vec(h1 + r * n1 + j, act.value);
+                store_vec(s1 + r * n1 + j, act.first);
+              });
       product(h1, n1, used, w_.up2, {bias2, 0},
               [&](int64_t r, int64_t j, V a) __attribute__((always_inline)) { last_layer(r, j, a, s2, n2); });
       if (gradient) {
@@ -133,7 +138,8 @@ class MlpTile final : public TileEnergy<T> {
     }
   }
 
-  // The derivative of phi(theta) = <r, g> = d/dt E(y + t r) in everything: forward in the direction r, then back.
+  // The derivative of phi(theta) = <r, g> = d/dt E(y + t r) in everything: forward in the direction r, then
+  // back.
   void gradient_product(const C* y, const C* r_in, int64_t used, C* hr, C* phi) override {
     V along[kSlots];
     for (V& v : along) v = V{};
@@ -145,21 +151,23 @@ class MlpTile final : public TileEnergy<T> {
       C *h1 = t1 + tile, *u1 = h1 + tile, *d1 = u1 + tile, *q1 = d1 + tile, *s1 = q1 + tile;
       C *s2 = s1 + tile, *t2 = s2 + tile2, *first2 = t2 + tile2, *second2 = first2 + tile2;
       const C* bias2 = w_.bias2.get();
-      product(y, stride_, used, w_.up1, {context, n1}, [&](int64_t r, int64_t j, V a) __attribute__((always_inline)) {
-        const auto act = activate<A, true, true, M>(a);
-        store_vec(h1 + r * n1 + j, act.value);
-        store_vec(first + r * n1 + j, act.first);
-        store_vec(second + r * n1 + j, act.second);
-      });
+      product(y, stride_, used, w_.up1, {context, n1},
+              [&](int64_t r, int64_t j, V a) __attribute__((always_inline)) {
+                const auto act = activate<A, true, true, M>(a);
+                store_vec(h1 + r * n1 + j, act.value);
+                store_vec(first + r * n1 + j, act.first);
+                store_vec(second + r * n1 + j, act.second);
+              });
       product(r_in, stride_, used, w_.up1, {}, [&](int64_t r, int64_t j, V u) __attribute__((always_inline)) {
         store_vec(u1 + r * n1 + j, u);
         store_vec(d1 + r * n1 + j, u * load_vec(first + r * n1 + j));
       });
-      product(h1, n1, used, w_.up2, {bias2, 0}, [&](int64_t r, int64_t j, V a) __attribute__((always_inline)) {
-        const auto act = activate<A, false, true, M>(a);
-        store_vec(first2 + r * n2 + j, act.first);
-        store_vec(second2 + r * n2 + j, act.second);
-      });
+      product(h1, n1, used, w_.up2, {bias2, 0},
+              [&](int64_t r, int64_t j, V a) __attribute__((always_inline)) {
+                const auto act = activate<A, false, true, M>(a);
+                store_vec(first2 + r * n2 + j, act.first);
+                store_vec(second2 + r * n2 + j, act.second);
+              });
       product(d1, n1, used, w_.up2, {}, [&](int64_t r, int64_t j, V u) __attribute__((always_inline)) {
         const V w = load_vec(out + j), f = load_vec(first2 + r * n2 + j);
         const V s = w * f, t = w * load_vec(second2 + r * n2 + j) * u;
@@ -176,7 +184,8 @@ class MlpTile final : public TileEnergy<T> {
       });
       product(t2, n2, used, w_.down2, {}, [&](int64_t r, int64_t j, V dq) __attribute__((always_inline)) {
         const int64_t at = r * n1 + j;
-        const V t = fma(dq, load_vec(first + at), load_vec(q1 + at) * load_vec(second + at) * load_vec(u1 + at));
+        const V t =
+            fma(dq, load_vec(first + at), load_vec(q1 + at) * load_vec(second + at) * load_vec(u1 + at));
         store_vec(t1 + at, t);
         store_vec(g_context + at, load_vec(g_context + at) + t);
       });
@@ -185,11 +194,12 @@ class MlpTile final : public TileEnergy<T> {
       const Factors<C> layer1[2] = {{s1, n1, r_in, stride_}, {t1, n1, y, stride_}};
       add_outer(weight1_, n1, stride_, layer1, used);
     } else {
-      product(y, stride_, used, w_.up1, {context, n1}, [&](int64_t r, int64_t j, V a) __attribute__((always_inline)) {
-        const auto act = activate<A, false, true, M>(a);
-        store_vec(first + r * n1 + j, act.first);
-        store_vec(second + r * n1 + j, act.second);
-      });
+      product(y, stride_, used, w_.up1, {context, n1},
+              [&](int64_t r, int64_t j, V a) __attribute__((always_inline)) {
+                const auto act = activate<A, false, true, M>(a);
+                store_vec(first + r * n1 + j, act.first);
+                store_vec(second + r * n1 + j, act.second);
+              });
       product(r_in, stride_, used, w_.up1, {}, [&](int64_t r, int64_t j, V u) __attribute__((always_inline)) {
         const int64_t at = r * n1 + j;
         const V w = load_vec(out + j), f = load_vec(first + at);
@@ -239,9 +249,11 @@ void dispatch_mlp(bool wide, const MlpEnergy& e, const F& f) {
   dispatch_activation(e.activation, [&](auto activation) {
     constexpr Activation A = decltype(activation)::value;
     if (wide) {
-      e.hidden2 ? f(static_cast<MlpTile<double, A, true>*>(nullptr)) : f(static_cast<MlpTile<double, A, false>*>(nullptr));
+      e.hidden2 ? f(static_cast<MlpTile<double, A, true>*>(nullptr))
+                : f(static_cast<MlpTile<double, A, false>*>(nullptr));
     } else {
-      e.hidden2 ? f(static_cast<MlpTile<float, A, true>*>(nullptr)) : f(static_cast<MlpTile<float, A, false>*>(nullptr));
+      e.hidden2 ? f(static_cast<MlpTile<float, A, true>*>(nullptr))
+                : f(static_cast<MlpTile<float, A, false>*>(nullptr));
     }
   });
 }
@@ -253,7 +265,8 @@ void context_product(const MlpContext& a) {
   Scratch<C> bias(width);
   zero_row(bias.get(), width);
   if (a.bias) copy_row(bias.get(), static_cast<const C*>(a.bias), a.columns);
-  const double work = static_cast<double>(a.rows) * static_cast<double>(a.inner) * static_cast<double>(a.columns);
+  const double work =
+      static_cast<double>(a.rows) * static_cast<double>(a.inner) * static_cast<double>(a.columns);
   parallel_team(least(a.rows, threads_for(work)), [&](int64_t t, int64_t of) {
     Scratch<C> in(kSlots * a.inner), out(kSlots * width);
     zero_row(in.get(), kSlots * a.inner);
@@ -262,7 +275,8 @@ void context_product(const MlpContext& a) {
       const int64_t used = least(kSlots, end - row);
       copy_row(in.get(), static_cast<const C*>(a.x) + row * a.inner, used * a.inner);
       product(in.get(), a.inner, used, weight, {bias.get(), 0},
-              [&](int64_t r, int64_t j, vec<C> v) __attribute__((always_inline)) { store_vec(out.get() + r * width + j, v); });
+              [&](int64_t r, int64_t j, vec<C> v)
+                  __attribute__((always_inline)) { store_vec(out.get() + r * width + j, v); });
       unpad(static_cast<C*>(a.out) + row * a.columns, out.get(), used, a.columns, width);
     }
   });
@@ -287,8 +301,9 @@ void mlp_descent_backward(const DescentBackward& a, const MlpEnergy& e, const Ml
     using C = typename Tile::scalar;
     const typename Tile::Weights w(e, a.dim);
     Scratch<C> sums(Tile::sums(w));
-    descend_backward<C>(a, Tile::work(w), sums.get(), Tile::sums(w),
-                        [&](int64_t capacity, C* own) { return Tile(w, capacity, own, static_cast<C*>(grad.context)); });
+    descend_backward<C>(a, Tile::work(w), sums.get(), Tile::sums(w), [&](int64_t capacity, C* own) {
+      return Tile(w, capacity, own, static_cast<C*>(grad.context));
+    });
     const C* from = sums.get();
     unpad(grad.weight1, from, e.hidden1, a.dim, padded<C>(a.dim));
     from += w.width1 * padded<C>(a.dim);

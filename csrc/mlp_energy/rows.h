@@ -1,5 +1,6 @@
-// The activations of the energy network with their first and second derivatives: all that a descent on it and the gradient of a
-// descent need. Written over vectors of elements on the host and over single ones on the device; M has the elementary functions.
+// The activations of the energy network with their first and second derivatives: all that a descent on it and
+// the gradient of a descent need. Written over vectors of elements on the host and over single ones on the
+// device; M has the elementary functions.
 #pragma once
 
 #include <type_traits>

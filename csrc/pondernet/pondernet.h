@@ -1,4 +1,5 @@
-// The halting step of PonderNet on a block of rows: scalars only. The weighted output is added up by the halting family.
+// The halting step of PonderNet on a block of rows: scalars only. The weighted output is added up by the
+// halting family.
 #pragma once
 
 #include "common/scalars.h"
@@ -36,8 +37,8 @@ struct PonderNetStepBackward {
 // Row i of a block. What the CPU loop and the CUDA grid both run.
 template <class S>
 AC_HD void pondernet_step_row(const PonderNetStep& a, int64_t i) {
-  const PonderRow<S> row =
-      ponder_row(load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.log_survival)[i], a.params);
+  const PonderRow<S> row = ponder_row(load_scalar<S>(a.logits, a.logits_dtype, i),
+                                      static_cast<const S*>(a.log_survival)[i], a.params);
   static_cast<S*>(a.weight)[i] = row.weight;
   static_cast<S*>(a.next)[i] = row.log_survival;
   static_cast<S*>(a.cost)[i] = row.cost;
@@ -46,9 +47,9 @@ AC_HD void pondernet_step_row(const PonderNetStep& a, int64_t i) {
 
 template <class S>
 AC_HD void pondernet_step_backward_row(const PonderNetStepBackward& a, int64_t i) {
-  const PonderRowGrad<S> g =
-      ponder_row_backward(load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.log_survival)[i],
-                          load_or_zero<S>(a.g_weight, i), load_or_zero<S>(a.g_next, i), load_or_zero<S>(a.g_cost, i), a.params);
+  const PonderRowGrad<S> g = ponder_row_backward(
+      load_scalar<S>(a.logits, a.logits_dtype, i), static_cast<const S*>(a.log_survival)[i],
+      load_or_zero<S>(a.g_weight, i), load_or_zero<S>(a.g_next, i), load_or_zero<S>(a.g_cost, i), a.params);
   static_cast<S*>(a.g_logits)[i] = g.logit;
   static_cast<S*>(a.g_log_survival)[i] = g.log_survival;
 }

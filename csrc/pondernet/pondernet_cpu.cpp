@@ -10,7 +10,8 @@ constexpr int64_t kRowWork = 256;  // bytes whose copying takes about as long as
 
 void pondernet_step_cpu(const PonderNetStep& a) {
   parallel_rows(a.rows, kRowWork, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) a.wide ? pondernet_step_row<double>(a, i) : pondernet_step_row<float>(a, i);
+    for (int64_t i = begin; i < end; ++i)
+      a.wide ? pondernet_step_row<double>(a, i) : pondernet_step_row<float>(a, i);
   });
 }
 

@@ -1,4 +1,5 @@
-// PonderNet on CUDA: one thread per row. A row is a handful of scalars, so the launch is the cost and there is nothing to share.
+// PonderNet on CUDA: one thread per row. A row is a handful of scalars, so the launch is the cost and there
+// is nothing to share.
 #include "pondernet/pondernet.h"
 
 #include "common/cuda.cuh"
@@ -13,7 +14,8 @@ __global__ void __launch_bounds__(kThreads) pondernet_step_kernel(const __grid_c
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads) pondernet_step_backward_kernel(const __grid_constant__ PonderNetStepBackward a) {
+__global__ void __launch_bounds__(kThreads)
+    pondernet_step_backward_kernel(const __grid_constant__ PonderNetStepBackward a) {
   const int64_t i = Group<1>::row();
   if (i < a.rows) pondernet_step_backward_row<S>(a, i);
 }
@@ -22,13 +24,14 @@ __global__ void __launch_bounds__(kThreads) pondernet_step_backward_kernel(const
 
 void pondernet_step_cuda(const PonderNetStep& a, int64_t device, void* stream) {
   const DeviceGuard guard(device);
-  launch("pondernet_step", a.wide ? pondernet_step_kernel<double> : pondernet_step_kernel<float>, blocks_for(a.rows, kThreads),
-         stream, a);
+  launch("pondernet_step", a.wide ? pondernet_step_kernel<double> : pondernet_step_kernel<float>,
+         blocks_for(a.rows, kThreads), stream, a);
 }
 
 void pondernet_step_backward_cuda(const PonderNetStepBackward& a, int64_t device, void* stream) {
   const DeviceGuard guard(device);
-  launch("pondernet_step_backward", a.wide ? pondernet_step_backward_kernel<double> : pondernet_step_backward_kernel<float>,
+  launch("pondernet_step_backward",
+         a.wide ? pondernet_step_backward_kernel<double> : pondernet_step_backward_kernel<float>,
          blocks_for(a.rows, kThreads), stream, a);
 }
 

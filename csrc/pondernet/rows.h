@@ -5,7 +5,8 @@
 //   cost = KL(p || prior), summed step by step: p_n (log p_n - log prior_n)
 //
 // A logit of minus infinity is lambda = 0, and 0 log 0 = 0: the row does not halt here.
-// A row is forced at M, and at the first n with p_1 + ... + p_n > 1 - epsilon. Before `min_steps` the hazard is zero.
+// A row is forced at M, and at the first n with p_1 + ... + p_n > 1 - epsilon. Before `min_steps` the hazard
+// is zero.
 #pragma once
 
 #include <cmath>
@@ -55,8 +56,10 @@ struct PonderRowGrad {
 };
 
 template <class C>
-AC_HD PonderRowGrad<C> ponder_row_backward(C z, C log_survival, C g_weight, C g_survival, C g_cost, const PonderParams& p) {
-  if (p.step < p.min_steps || !is_logit(z)) return {C(0), g_survival};  // a row that is not finite passes nothing back
+AC_HD PonderRowGrad<C> ponder_row_backward(C z, C log_survival, C g_weight, C g_survival, C g_cost,
+                                           const PonderParams& p) {
+  if (p.step < p.min_steps || !is_logit(z))
+    return {C(0), g_survival};  // a row that is not finite passes nothing back
   const C after = log_survival + log_sigmoid(-z);
   const bool halt = ponder_forced(after, p);
   const C log_p = halt ? log_survival : log_survival + log_sigmoid(z);

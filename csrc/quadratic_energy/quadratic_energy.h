@@ -1,4 +1,5 @@
-// Whole descents, and their gradients, on E(y) = y'Ay/2 - b'y. Only the symmetric part S of A counts: dE/dy = Sy - b.
+// Whole descents, and their gradients, on E(y) = y'Ay/2 - b'y. Only the symmetric part S of A counts: dE/dy =
+// Sy - b.
 #pragma once
 
 #include "descent/whole.h"
@@ -19,13 +20,14 @@ struct QuadraticEnergyGrad {
 void quadratic_descent_cpu(const Descent& descent, const QuadraticEnergy& energy);
 void quadratic_descent_backward_cpu(const DescentBackward& descent, const QuadraticEnergy& energy,
                                     const QuadraticEnergyGrad& grad);
-void quadratic_descent_cuda(const Descent& descent, const QuadraticEnergy& energy, const DescentScratch& scratch, int64_t device,
-                            void* stream);
+void quadratic_descent_cuda(const Descent& descent, const QuadraticEnergy& energy,
+                            const DescentScratch& scratch, int64_t device, void* stream);
 void quadratic_descent_backward_cuda(const DescentBackward& descent, const QuadraticEnergy& energy,
-                                     const QuadraticEnergyGrad& grad, const DescentScratch& scratch, int64_t device,
-                                     void* stream);
-// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block. Reads sizes only.
-int64_t quadratic_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const QuadraticEnergy& energy, bool backward,
-                                       int64_t device);
+                                     const QuadraticEnergyGrad& grad, const DescentScratch& scratch,
+                                     int64_t device, void* stream);
+// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block.
+// Reads sizes only.
+int64_t quadratic_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const QuadraticEnergy& energy,
+                                       bool backward, int64_t device);
 
 }  // namespace adaptcomp

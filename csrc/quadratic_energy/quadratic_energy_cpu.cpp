@@ -5,7 +5,8 @@
 namespace adaptcomp {
 
 AC_DECLARE_ISA(void quadratic_descent(const Descent&, const QuadraticEnergy&))
-AC_DECLARE_ISA(void quadratic_descent_backward(const DescentBackward&, const QuadraticEnergy&, const QuadraticEnergyGrad&))
+AC_DECLARE_ISA(void quadratic_descent_backward(const DescentBackward&, const QuadraticEnergy&,
+                                               const QuadraticEnergyGrad&))
 
 void quadratic_descent_cpu(const Descent& descent, const QuadraticEnergy& energy) {
   AC_CALL_ISA(quadratic_descent(descent, energy));

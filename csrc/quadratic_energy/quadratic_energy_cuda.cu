@@ -1,9 +1,10 @@
 // Descents on the quadratic energy on CUDA, all steps of a row in one launch (descent/tile.cuh).
 //
-// A step is one product with the symmetric part of the matrix, which is made once per call and copied to shared memory where it
-// fits; a larger one is read through the caches, which is then what bounds a step.
+// A step is one product with the symmetric part of the matrix, which is made once per call and copied to
+// shared memory where it fits; a larger one is read through the caches, which is then what bounds a step.
 //
-// Limits: the points and gradients of a row fit in shared memory: five rows of the tile forward, seven backward.
+// Limits: the points and gradients of a row fit in shared memory: five rows of the tile forward, seven
+// backward.
 #include "descent/tile.cuh"
 #include "quadratic_energy/quadratic_energy.h"
 
@@ -21,8 +22,8 @@ class QuadraticTile {
   static int64_t widest(const QuadraticEnergy&, int64_t dim) { return dim; }
   static std::string sizes(const QuadraticEnergy&) { return "a matrix of as many rows and columns"; }
 
-  AC_HD QuadraticTile(const QuadraticEnergy& e, const QuadraticEnergyGrad& grad, int64_t dim, bool, const DescentPlan& plan,
-                      Carver& global, Carver& shared)
+  AC_HD QuadraticTile(const QuadraticEnergy& e, const QuadraticEnergyGrad& grad, int64_t dim, bool,
+                      const DescentPlan& plan, Carver& global, Carver& shared)
       : e_(e),
         grad_(grad),
         dim_(static_cast<int>(dim)),
@@ -37,7 +38,9 @@ class QuadraticTile {
   }
 
   __device__ __forceinline__ void bring() { matrix_.bring(); }
-  __device__ __forceinline__ void begin(int64_t row) { Warp::zero(static_cast<C*>(grad_.linear) + row * dim_, dim_); }
+  __device__ __forceinline__ void begin(int64_t row) {
+    Warp::zero(static_cast<C*>(grad_.linear) + row * dim_, dim_);
+  }
 
   // The gradient is all there is to compute: E = y . (g - b) / 2.
   __device__ __forceinline__ void evaluate(const Slots& slots, const C* y, bool, C* g, C* e) {
@@ -52,8 +55,10 @@ class QuadraticTile {
     __syncthreads();
   }
 
-  __device__ __forceinline__ void gradient_product(const Slots& slots, const C* y, const C* r, C* hr, C* phi) {
-    product(slots, r, stride_, matrix_, Nothing<C>(), [&](int slot, int j, C x) { hr[slot * stride_ + j] = x; });
+  __device__ __forceinline__ void gradient_product(const Slots& slots, const C* y, const C* r, C* hr,
+                                                   C* phi) {
+    product(slots, r, stride_, matrix_, Nothing<C>(),
+            [&](int slot, int j, C x) { hr[slot * stride_ + j] = x; });
     add_outer<C, 1>(slots, sums_, dim_, dim_, {{r, stride_, y, stride_}});
     __syncthreads();
     slots.each([&](int slot) {
@@ -81,21 +86,24 @@ class QuadraticTile {
 
 }  // namespace
 
-void quadratic_descent_cuda(const Descent& a, const QuadraticEnergy& e, const DescentScratch& scratch, int64_t device,
-                            void* stream) {
-  (a.wide ? descend_cuda<QuadraticTile<double>> : descend_cuda<QuadraticTile<float>>)("quadratic_descent", a, e, scratch, device,
-                                                                                      stream);
+void quadratic_descent_cuda(const Descent& a, const QuadraticEnergy& e, const DescentScratch& scratch,
+                            int64_t device, void* stream) {
+  (a.wide ? descend_cuda<QuadraticTile<double>>
+          : descend_cuda<QuadraticTile<float>>)("quadratic_descent", a, e, scratch, device, stream);
 }
 
-void quadratic_descent_backward_cuda(const DescentBackward& a, const QuadraticEnergy& e, const QuadraticEnergyGrad& grad,
-                                     const DescentScratch& scratch, int64_t device, void* stream) {
+void quadratic_descent_backward_cuda(const DescentBackward& a, const QuadraticEnergy& e,
+                                     const QuadraticEnergyGrad& grad, const DescentScratch& scratch,
+                                     int64_t device, void* stream) {
   (a.wide ? descend_backward_cuda<QuadraticTile<double>>
-          : descend_backward_cuda<QuadraticTile<float>>)("quadratic_descent_backward", a, e, grad, scratch, device, stream);
+          : descend_backward_cuda<QuadraticTile<float>>)("quadratic_descent_backward", a, e, grad, scratch,
+                                                         device, stream);
 }
 
-int64_t quadratic_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const QuadraticEnergy& e, bool backward,
-                                       int64_t device) {
-  return (wide ? descent_scratch<QuadraticTile<double>> : descent_scratch<QuadraticTile<float>>)(rows, dim, e, backward, device);
+int64_t quadratic_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const QuadraticEnergy& e,
+                                       bool backward, int64_t device) {
+  return (wide ? descent_scratch<QuadraticTile<double>>
+               : descent_scratch<QuadraticTile<float>>)(rows, dim, e, backward, device);
 }
 
 }  // namespace adaptcomp

@@ -40,7 +40,9 @@ class QuadraticTile final : public TileEnergy<C> {
     copy_row(linear_.get() + to * stride_, linear_.get() + from * stride_, stride_);
     copy_row(g_linear_ + to * stride_, g_linear_ + from * stride_, stride_);
   }
-  void finish(int64_t slot, int64_t row) override { copy_row(g_rows_ + row * dim_, g_linear_ + slot * stride_, dim_); }
+  void finish(int64_t slot, int64_t row) override {
+    copy_row(g_rows_ + row * dim_, g_linear_ + slot * stride_, dim_);
+  }
 
   // The gradient is all there is to compute: E = y . (g - b) / 2.
   void evaluate(const C* y, int64_t used, bool, C* g, C* e) override {
@@ -55,8 +57,9 @@ class QuadraticTile final : public TileEnergy<C> {
   }
 
   void gradient_product(const C* y, const C* r_in, int64_t used, C* hr, C* phi) override {
-    product(r_in, stride_, used, matrix_, {},
-            [&](int64_t r, int64_t j, V x) __attribute__((always_inline)) { store_vec(hr + r * stride_ + j, x); });
+    product(r_in, stride_, used, matrix_, {}, [&](int64_t r, int64_t j, V x) __attribute__((always_inline)) {
+      store_vec(hr + r * stride_ + j, x);
+    });
     for (int64_t r = 0; r < used; ++r) {
       const int64_t at = r * stride_;
       phi[r] = dot(hr + at, y + at, stride_) - dot(linear_.get() + at, r_in + at, stride_);
@@ -83,7 +86,8 @@ double work(int64_t dim) {
 template <class C>
 void run(const Descent& a, const QuadraticEnergy& e) {
   const Panels<C> matrix(symmetric(static_cast<const C*>(e.matrix), a.dim).get(), a.dim, a.dim, a.dim, 1);
-  descend<C>(a, work<C>(a.dim), [&](int64_t capacity, C* sums) { return QuadraticTile<C>(e, matrix, capacity, sums, nullptr); });
+  descend<C>(a, work<C>(a.dim),
+             [&](int64_t capacity, C* sums) { return QuadraticTile<C>(e, matrix, capacity, sums, nullptr); });
 }
 
 template <class C>
@@ -96,13 +100,17 @@ void run_backward(const DescentBackward& a, const QuadraticEnergy& e, const Quad
   });
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j)
-      static_cast<C*>(grad.matrix)[i * n + j] = C(0.5) * (sums.get()[i * width + j] + sums.get()[j * width + i]);
+      static_cast<C*>(grad.matrix)[i * n + j] =
+          C(0.5) * (sums.get()[i * width + j] + sums.get()[j * width + i]);
 }
 
 }  // namespace
 
-void quadratic_descent(const Descent& a, const QuadraticEnergy& e) { a.wide ? run<double>(a, e) : run<float>(a, e); }
-void quadratic_descent_backward(const DescentBackward& a, const QuadraticEnergy& e, const QuadraticEnergyGrad& grad) {
+void quadratic_descent(const Descent& a, const QuadraticEnergy& e) {
+  a.wide ? run<double>(a, e) : run<float>(a, e);
+}
+void quadratic_descent_backward(const DescentBackward& a, const QuadraticEnergy& e,
+                                const QuadraticEnergyGrad& grad) {
   a.wide ? run_backward<double>(a, e, grad) : run_backward<float>(a, e, grad);
 }
 

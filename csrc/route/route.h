@@ -6,8 +6,9 @@
 //   grad      = [u v w x y]
 //   split_rows               -> rows [u x], otherwise [0 v w 0 y]
 //
-// `index` ascends strictly, in [0, size). It may end in negative entries, the form that compaction pads it to: read as unsigned
-// they ascend too, beyond every row. Their rows are not merged, and are zero bytes after a split.
+// `index` ascends strictly, in [0, size). It may end in negative entries, the form that compaction pads it
+// to: read as unsigned they ascend too, beyond every row. Their rows are not merged, and are zero bytes after
+// a split.
 //
 // All tensors of a call move in one pass over the `size` rows: each is read once and written once, whole.
 #pragma once
@@ -54,9 +55,9 @@ void merge_rows_cpu(const Merge* merges, int64_t n_merges, const int64_t* index,
 void split_rows_cpu(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size);
 
 // The host never waits. `stream` is a cudaStream_t.
-void merge_rows_cuda(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size, int64_t device,
-                     void* stream);
-void split_rows_cuda(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size, int64_t device,
-                     void* stream);
+void merge_rows_cuda(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size,
+                     int64_t device, void* stream);
+void split_rows_cuda(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size,
+                     int64_t device, void* stream);
 
 }  // namespace adaptcomp

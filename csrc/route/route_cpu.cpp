@@ -1,5 +1,5 @@
-// Routing on the CPU: memory bound. A thread finds where its rows begin in the index and walks both together, so that neighbours
-// that stay neighbours, routed or not, move as one block.
+// Routing on the CPU: memory bound. A thread finds where its rows begin in the index and walks both together,
+// so that neighbours that stay neighbours, routed or not, move as one block.
 #include "route/route.h"
 
 #include <algorithm>
@@ -10,9 +10,11 @@
 namespace adaptcomp {
 namespace {
 
-// Calls routed(row, j, run) and others(row, run) on the runs of neighbours in [begin, end); index[j] is the run's first row.
+// Calls routed(row, j, run) and others(row, run) on the runs of neighbours in [begin, end); index[j] is the
+// run's first row.
 template <class Routed, class Others>
-void for_runs(const int64_t* index, int64_t count, int64_t begin, int64_t end, const Routed& routed, const Others& others) {
+void for_runs(const int64_t* index, int64_t count, int64_t begin, int64_t end, const Routed& routed,
+              const Others& others) {
   int64_t j = first_from(begin, index, 0, count);
   for (int64_t row = begin; row < end;) {
     int64_t run = 0;
@@ -42,11 +44,13 @@ int64_t moved_per_row(const Move* moves, int64_t n) {
 
 bool in_order_cpu(const int64_t* index, int64_t count, int64_t size) {
   int64_t named = 0;
-  for (int64_t last = -1; named < count && index[named] > last && index[named] < size; ++named) last = index[named];
+  for (int64_t last = -1; named < count && index[named] > last && index[named] < size; ++named)
+    last = index[named];
   return std::all_of(index + named, index + count, [](int64_t i) { return i < 0; });
 }
 
-void merge_rows_cpu(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size) {
+void merge_rows_cpu(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count,
+                    int64_t size) {
   parallel_rows(size, moved_per_row(merges, n_merges), [&](int64_t begin, int64_t end) {
     for (int64_t m = 0; m < n_merges; ++m) {
       const int64_t width = merges[m].row_bytes;
@@ -56,13 +60,18 @@ void merge_rows_cpu(const Merge* merges, int64_t n_merges, const int64_t* index,
       if (width == 0) continue;
       for_runs(
           index, count, begin, end,
-          [&](int64_t row, int64_t j, int64_t run) { std::memcpy(out + row * width, rows + j * width, bytes(run * width)); },
-          [&](int64_t row, int64_t run) { std::memcpy(out + row * width, otherwise + row * width, bytes(run * width)); });
+          [&](int64_t row, int64_t j, int64_t run) {
+            std::memcpy(out + row * width, rows + j * width, bytes(run * width));
+          },
+          [&](int64_t row, int64_t run) {
+            std::memcpy(out + row * width, otherwise + row * width, bytes(run * width));
+          });
     }
   });
 }
 
-void split_rows_cpu(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size) {
+void split_rows_cpu(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count,
+                    int64_t size) {
   parallel_rows(size, moved_per_row(splits, n_splits), [&](int64_t begin, int64_t end) {
     for (int64_t m = 0; m < n_splits; ++m) {
       const int64_t width = splits[m].row_bytes;
@@ -76,7 +85,9 @@ void split_rows_cpu(const Split* splits, int64_t n_splits, const int64_t* index,
             if (rows) std::memcpy(rows + j * width, grad + row * width, bytes(run * width));
             std::memset(otherwise + row * width, 0, bytes(run * width));
           },
-          [&](int64_t row, int64_t run) { std::memcpy(otherwise + row * width, grad + row * width, bytes(run * width)); });
+          [&](int64_t row, int64_t run) {
+            std::memcpy(otherwise + row * width, grad + row * width, bytes(run * width));
+          });
     }
   });
   const int64_t named = first_from(size, index, 0, count);  // from here on the entries are negative

@@ -1,9 +1,10 @@
-// Routing on CUDA, in the shape of compaction: a block owns a tile of kTile words of one tensor's whole side, whatever the length
-// of its rows, with kWords independent loads of each thread in flight; the tensors of a call travel as a table in the kernel's
-// parameters and share one launch.
+// Routing on CUDA, in the shape of compaction: a block owns a tile of kTile words of one tensor's whole side,
+// whatever the length of its rows, with kWords independent loads of each thread in flight; the tensors of a
+// call travel as a table in the kernel's parameters and share one launch.
 //
-// Where a row stands in the index is found by bisection. Two threads bisect the whole of it for the first and the last row of the
-// tile; the others look between the two, which for rows of a tile's length or more is one or two entries.
+// Where a row stands in the index is found by bisection. Two threads bisect the whole of it for the first and
+// the last row of the tile; the others look between the two, which for rows of a tile's length or more is one
+// or two entries.
 #include "common/cuda.cuh"
 #include "route/route.h"
 
@@ -22,10 +23,12 @@ struct MoveTable {
 };
 
 inline __host__ __device__ int word_bytes(const Merge& m) {
-  return access_bytes(address(m.rows) | address(m.otherwise) | address(m.out) | static_cast<uintptr_t>(m.row_bytes));
+  return access_bytes(address(m.rows) | address(m.otherwise) | address(m.out) |
+                      static_cast<uintptr_t>(m.row_bytes));
 }
 inline __host__ __device__ int word_bytes(const Split& m) {
-  return access_bytes(address(m.rows) | address(m.otherwise) | address(m.grad) | static_cast<uintptr_t>(m.row_bytes));
+  return access_bytes(address(m.rows) | address(m.otherwise) | address(m.grad) |
+                      static_cast<uintptr_t>(m.row_bytes));
 }
 
 template <class Word>
@@ -55,7 +58,8 @@ __device__ __forceinline__ void put(const Merge& m, const int64_t*, const int64_
   }
 }
 template <class Word>
-__device__ __forceinline__ void put(const Split& m, const int64_t* place, const int64_t* dense, const Word* word) {
+__device__ __forceinline__ void put(const Split& m, const int64_t* place, const int64_t* dense,
+                                    const Word* word) {
   auto* __restrict__ rows = static_cast<Word*>(m.rows);
   auto* __restrict__ otherwise = static_cast<Word*>(m.otherwise);
 #pragma unroll
@@ -66,21 +70,23 @@ __device__ __forceinline__ void put(const Split& m, const int64_t* place, const 
   }
 }
 
-// Rows of a split that a negative entry names: as many as the index has entries at most, which is no more than the whole side has
-// rows, so each word of that side looks after the one at the same place here.
+// Rows of a split that a negative entry names: as many as the index has entries at most, which is no more
+// than the whole side has rows, so each word of that side looks after the one at the same place here.
 template <class Word>
 __device__ __forceinline__ void blank(const Merge&, const int64_t*, int64_t, int64_t, int64_t) {}
 template <class Word>
-__device__ __forceinline__ void blank(const Split& m, const int64_t* index, int64_t count, int64_t row, int64_t dense) {
+__device__ __forceinline__ void blank(const Split& m, const int64_t* index, int64_t count, int64_t row,
+                                      int64_t dense) {
   if (m.rows && row < count && index[row] < 0) static_cast<Word*>(m.rows)[dense] = Word{};
 }
 
 template <class Word, class Move>
-__device__ __forceinline__ void move_tile(const Move& move, const int64_t* __restrict__ index, int64_t count, int64_t size,
-                                          int64_t tile) {
+__device__ __forceinline__ void move_tile(const Move& move, const int64_t* __restrict__ index, int64_t count,
+                                          int64_t size, int64_t tile) {
   const int64_t per_row = move.row_bytes / static_cast<int64_t>(sizeof(Word));
   const int64_t total = size * per_row, begin = tile * kTile;
-  const int64_t first_row = begin / per_row;  // one 64-bit division per thread; the rest is done relative to it
+  const int64_t first_row =
+      begin / per_row;  // one 64-bit division per thread; the rest is done relative to it
   const int64_t first_column = begin - first_row * per_row;
 
   __shared__ int64_t bounds[2];  // in the index: the tile's first row, and the one behind its last
@@ -121,18 +127,20 @@ __device__ __forceinline__ void move_tile(const Move& move, const int64_t* __res
 
 template <class Move>
 __global__ void __launch_bounds__(kThreads)
-    route_kernel(const __grid_constant__ MoveTable<Move> table, const int64_t* __restrict__ index, int64_t count, int64_t size) {
+    route_kernel(const __grid_constant__ MoveTable<Move> table, const int64_t* __restrict__ index,
+                 int64_t count, int64_t size) {
   int m = 0;
   while (m + 1 < table.n && blockIdx.x >= table.first_block[m + 1]) ++m;
   const Move& move = table.moves[m];
   const int64_t tile = blockIdx.x - table.first_block[m];
-  dispatch_word(word_bytes(move),
-                [&](auto* word) { move_tile<std::remove_pointer_t<decltype(word)>>(move, index, count, size, tile); });
+  dispatch_word(word_bytes(move), [&](auto* word) {
+    move_tile<std::remove_pointer_t<decltype(word)>>(move, index, count, size, tile);
+  });
 }
 
 template <class Move>
-void route(const char* name, const Move* moves, int64_t n_moves, const int64_t* index, int64_t count, int64_t size,
-           void* stream) {
+void route(const char* name, const Move* moves, int64_t n_moves, const int64_t* index, int64_t count,
+           int64_t size, void* stream) {
   for (int64_t m = 0; m < n_moves;) {
     MoveTable<Move> table{};
     int64_t blocks = 0;
@@ -148,14 +156,14 @@ void route(const char* name, const Move* moves, int64_t n_moves, const int64_t* 
 
 }  // namespace
 
-void merge_rows_cuda(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size, int64_t device,
-                     void* stream) {
+void merge_rows_cuda(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size,
+                     int64_t device, void* stream) {
   const DeviceGuard guard(device);
   route("merge_rows", merges, n_merges, index, count, size, stream);
 }
 
-void split_rows_cuda(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size, int64_t device,
-                     void* stream) {
+void split_rows_cuda(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size,
+                     int64_t device, void* stream) {
   const DeviceGuard guard(device);
   route("split_rows", splits, n_splits, index, count, size, stream);
 }

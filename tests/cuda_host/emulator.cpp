@@ -31,8 +31,8 @@ dim3 threadIdx, blockIdx, gridDim;
 
 namespace emulation {
 
-// The variables that kernels declare __shared__, between two markers: shared_begin.cpp and shared_end.cpp are linked before and
-// behind the CUDA files.
+// The variables that kernels declare __shared__, between two markers: shared_begin.cpp and shared_end.cpp are
+// linked before and behind the CUDA files.
 extern thread_local unsigned char shared_begin[64];
 extern thread_local unsigned char shared_end[64];
 
@@ -48,10 +48,12 @@ constexpr size_t kStack = 512 << 10;  // its frames are larger
 #else
 constexpr size_t kStack = 64 << 10;
 #endif
-constexpr int kPoison = 0xff;         // a NaN in every floating-point type, -1 as an integer
-constexpr size_t kWatched = 4 << 10;  // bytes behind a block's dynamic shared memory that have to stay poisoned
+constexpr int kPoison = 0xff;  // a NaN in every floating-point type, -1 as an integer
+constexpr size_t kWatched =
+    4 << 10;  // bytes behind a block's dynamic shared memory that have to stay poisoned
 
-// --- the switch: saves what a function has to preserve on the stack that is left, and takes it from the one that goes on.
+// --- the switch: saves what a function has to preserve on the stack that is left, and takes it from the one
+// that goes on.
 
 extern "C" void emulation_switch(void** left, void* next);
 extern "C" void emulation_start();
@@ -94,7 +96,9 @@ class Stacks {
     if (free_.empty()) {
       void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (stack == MAP_FAILED) throw std::runtime_error("adaptcomp_ext: no memory for the emulator's stacks");
-      mprotect(stack, 4096, PROT_NONE);  // below the last frame: a thread that recurses without end dies by its own address
+      mprotect(
+          stack, 4096,
+          PROT_NONE);  // below the last frame: a thread that recurses without end dies by its own address
       free_.push_back(static_cast<char*>(stack));
     }
     char* stack = free_.back();
@@ -124,8 +128,8 @@ struct Thread {
   [[maybe_unused]] void* fake = nullptr;  // AddressSanitizer's
 };
 
-// A meeting under way. Values alternate between two buffers, so that a thread which hurries on to the next meeting does not
-// overwrite what others have still to read: the next but one cannot begin before they have.
+// A meeting under way. Values alternate between two buffers, so that a thread which hurries on to the next
+// meeting does not overwrite what others have still to read: the next but one cannot begin before they have.
 struct Warp {
   alignas(16) unsigned char value[2][kWarpSize][16];
   unsigned arrived = 0, number = 0;
@@ -134,14 +138,21 @@ struct Warp {
 
 class Block {
  public:
-  Block(unsigned index, unsigned threads, size_t shared_bytes, const std::function<void()>& body, uint64_t seed)
-      : index_(index), shared_bytes_(shared_bytes), body_(body), random_(seed), threads_(threads), warps_(threads / kWarpSize) {
+  Block(unsigned index, unsigned threads, size_t shared_bytes, const std::function<void()>& body,
+        uint64_t seed)
+      : index_(index),
+        shared_bytes_(shared_bytes),
+        body_(body),
+        random_(seed),
+        threads_(threads),
+        warps_(threads / kWarpSize) {
     for (unsigned i = 0; i < threads; ++i) {
       Thread& t = threads_[i];
       t.index = i;
       t.stack = stacks().take();
 #if defined(__SANITIZE_ADDRESS__)
-      ASAN_UNPOISON_MEMORY_REGION(t.stack + 4096, kStack - 4096);  // the last block may not have come to the end of its frames
+      ASAN_UNPOISON_MEMORY_REGION(
+          t.stack + 4096, kStack - 4096);  // the last block may not have come to the end of its frames
 #endif
       auto* top = reinterpret_cast<void**>(t.stack + kStack - 64);
       *--top = nullptr;
@@ -163,8 +174,8 @@ class Block {
     for (Thread& t : threads_) stacks().give(t.stack);
   }
 
-  // Advances each warp as far as it gets, or by about one meeting. False when there is nothing left to run, or something is
-  // wrong.
+  // Advances each warp as far as it gets, or by about one meeting. False when there is nothing left to run,
+  // or something is wrong.
   bool advance() {
     const bool far = settings().order == Order::up || settings().order == Order::down;
     bool moved = false;
@@ -193,7 +204,8 @@ class Block {
   // Shared memory belongs to the block that runs: the others' is kept beside it.
   void poison() {
     std::memset(shared_begin, kPoison, statics());
-    std::memset(adaptcomp::shared_memory, kPoison, std::min(shared_bytes_ + kWatched, adaptcomp::kMostShared));
+    std::memset(adaptcomp::shared_memory, kPoison,
+                std::min(shared_bytes_ + kWatched, adaptcomp::kMostShared));
   }
   void install() {
     std::memcpy(shared_begin, statics_.data(), statics_.size());
@@ -246,10 +258,12 @@ class Block {
   static std::string name(const Call& call) {
     const std::string file = call.file;
     const size_t folder = file.rfind('/', file.rfind('/') - 1);
-    return std::string(call.name) + " (" + (folder == std::string::npos ? file : file.substr(folder + 1)) + ":" +
-           std::to_string(call.line) + ")";
+    return std::string(call.name) + " (" + (folder == std::string::npos ? file : file.substr(folder + 1)) +
+           ":" + std::to_string(call.line) + ")";
   }
-  std::string of(const Thread& t) const { return "thread " + std::to_string(t.index) + " of block " + std::to_string(index_); }
+  std::string of(const Thread& t) const {
+    return "thread " + std::to_string(t.index) + " of block " + std::to_string(index_);
+  }
   void fail(const std::string& what) {
     if (wrong.empty()) wrong = what;
   }
@@ -271,7 +285,8 @@ class Block {
   // Whether a call is the one at which the others meet; the first to come decides.
   bool joins(const Call& call, Call& meeting, unsigned arrived) {
     if (arrived == 0) meeting = call;
-    if (call.line == meeting.line && call.name == meeting.name && std::strcmp(call.file, meeting.file) == 0) return true;
+    if (call.line == meeting.line && call.name == meeting.name && std::strcmp(call.file, meeting.file) == 0)
+      return true;
     fail(of(*running_) + " arrives at " + name(call) + " where others wait at " + name(meeting));
     return false;
   }
@@ -347,7 +362,8 @@ LaneValues Block::meet_warp(const Call& call, unsigned mask, const void* value, 
   Thread& t = *running_;
   Warp& warp = warps_[t.index / kWarpSize];
   if (mask != ~0u) fail(of(t) + " calls " + name(call) + " with a mask that is not full");
-  if (!wrong.empty() || !joins(call, warp.call, warp.arrived)) to_scheduler(t, false);  // for ever: the block is given up
+  if (!wrong.empty() || !joins(call, warp.call, warp.arrived))
+    to_scheduler(t, false);  // for ever: the block is given up
   const unsigned buffer = warp.number % 2;
   if (bytes > 0) std::memcpy(warp.value[buffer][t.index % kWarpSize], value, bytes);
   if (++warp.arrived < kWarpSize) {
@@ -378,8 +394,10 @@ int64_t Block::meet_block(const Call& call, int64_t value) {
   return sum_[buffer];
 }
 
-// All blocks of a launch, as many at a time as are resident. Blocks that advance in turn carry their shared memory along.
-std::string run_blocks(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
+// All blocks of a launch, as many at a time as are resident. Blocks that advance in turn carry their shared
+// memory along.
+std::string run_blocks(unsigned blocks, unsigned threads, size_t shared_bytes,
+                       const std::function<void()>& body) {
   const Settings& s = settings();
   std::mt19937_64 random(s.seed);
   const bool in_turn = s.order == Order::together || s.order == Order::random;
@@ -432,8 +450,10 @@ LaneValues meet_warp(const Call& call, unsigned mask, const void* value, size_t 
 }
 int64_t meet_block(const Call& call, int64_t value) { return running->meet_block(call, value); }
 
-std::string launch(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
-  if (blocks == 0 || threads == 0 || threads % kWarpSize != 0 || threads > 1024) return "invalid configuration of a launch";
+std::string launch(unsigned blocks, unsigned threads, size_t shared_bytes,
+                   const std::function<void()>& body) {
+  if (blocks == 0 || threads == 0 || threads % kWarpSize != 0 || threads > 1024)
+    return "invalid configuration of a launch";
   if (shared_bytes > static_cast<size_t>(settings().shared_memory) || shared_bytes > adaptcomp::kMostShared)
     return "a block asks for more shared memory than there is";
   const std::lock_guard<std::mutex> lock(device());

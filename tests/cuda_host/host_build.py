@@ -1,8 +1,7 @@
 """Builds the compiled module a second time, its CUDA files compiled for the host with the emulator in this folder.
 
-The module is for tests and is never installed: it goes to ``build/cuda_host`` of the checkout. Each object is named by a hash of
-all that it is made from, so a second build compiles only what has changed.
-"""
+The module is for tests and is never installed: it goes to ``build/cuda_host`` of the checkout. Each object is
+named by a hash of all that it is made from, so a second build compiles only what has changed."""
 
 from __future__ import annotations
 
@@ -24,10 +23,20 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 AVX2 = ["-mavx2", "-mfma"]
 ISAS = {"base": [], "avx2": AVX2, "avx512": [*["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"], *AVX2]}
-# No contraction, as in CMakeLists.txt: a row has the same bits in every build. Warnings are that build's business.
+# No contraction, as in CMakeLists.txt: a row has the same bits in every build. Warnings are that build's
+# business.
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-w"]
-# Dynamic shared memory is an extern thread_local array (cuda_runtime.h), which nobody has to initialise before its first use.
-CUDA = ["-fno-extern-tls-init", "-x", "c++", "-D__CUDACC__", "-D__CUDA_ARCH__=900", "-include", "cuda_runtime.h"]
+# Dynamic shared memory is an extern thread_local array (cuda_runtime.h), which nobody has to initialise
+# before its first use.
+CUDA = [
+    "-fno-extern-tls-init",
+    "-x",
+    "c++",
+    "-D__CUDACC__",
+    "-D__CUDA_ARCH__=900",
+    "-include",
+    "cuda_runtime.h",
+]
 
 
 class BuildError(Exception):
@@ -62,13 +71,18 @@ class Build:
     sanitize : str, optional
         What the kernels and the emulator are instrumented for, such as "address".
     overlay : Path, optional
-        A folder whose files stand in for those of csrc at the same relative path; used by the objects in `changed` only.
+        A folder whose files stand in for those of csrc at the same relative path; used by the objects in
+        `changed` only.
     changed : sequence of str
         The CUDA files that see the overlay, by the names of their objects, such as "act_cuda".
     """
 
-    def __init__(self, sanitize: str | None = None, overlay: Path | None = None, changed: Sequence[str] = ()) -> None:
-        self._sanitize = [] if sanitize is None else [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1"]
+    def __init__(
+        self, sanitize: str | None = None, overlay: Path | None = None, changed: Sequence[str] = ()
+    ) -> None:
+        self._sanitize = (
+            [] if sanitize is None else [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1"]
+        )
         self._overlay, self._changed = overlay, set(changed)
         self._folder = _folder()
 
@@ -83,7 +97,9 @@ class Build:
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
                 partial = path.with_suffix(".partial")
-                _run([_required_compiler(), "-shared", *self._sanitize, *map(str, objects), "-o", str(partial)])
+                _run(
+                    [_required_compiler(), "-shared", *self._sanitize, *map(str, objects), "-o", str(partial)]
+                )
                 partial.rename(path)
             return path
 
@@ -95,14 +111,20 @@ class Build:
         assert version is not None
         python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
         texts = {"VERSION": version[1], "CUDA_COMPILER": "emulated on the host", "CUDA_ARCHITECTURES": ""}
-        defined = ["-DADAPTCOMP_WITH_CUDA=1", "-DADAPTCOMP_EMULATION", *(f'-DADAPTCOMP_{k}="{v}"' for k, v in texts.items())]
+        defined = [
+            "-DADAPTCOMP_WITH_CUDA=1",
+            "-DADAPTCOMP_EMULATION",
+            *(f'-DADAPTCOMP_{k}="{v}"' for k, v in texts.items()),
+        ]
         csrc, emulator = ROOT / "csrc", [f"-I{HERE / 'include'}", f"-I{ROOT / 'csrc'}"]
         # The host's own kernels are not what is tested here: nothing is spent on making them fast.
         units = [("bindings", csrc / "bindings.cpp", ["-O1", *emulator, *python, *defined])]
         units += [(p.stem, p, ["-O0", *emulator]) for p in sorted(csrc.glob("*/*_cpu.cpp"))]
         for isa, flags in ISAS.items():
             tiles = sorted(csrc.glob("*/*_tile.cpp"))
-            units += [(f"{p.stem}-{isa}", p, ["-O0", *emulator, f"-DAC_ISA=isa_{isa}", *flags]) for p in tiles]
+            units += [
+                (f"{p.stem}-{isa}", p, ["-O0", *emulator, f"-DAC_ISA=isa_{isa}", *flags]) for p in tiles
+            ]
         cuda = ["-O1", *CUDA, *emulator, *self._sanitize]
         units.append(("emulator", HERE / "emulator.cpp", ["-O2", *emulator, *self._sanitize]))
         units.append(("shared_begin", HERE / "shared_begin.cpp", []))

@@ -3,7 +3,9 @@
 UNCHECKED = "on CUDA the values of an index are not looked at, which would make the host wait"
 BUCKETS = "on CUDA blocks have the sizes of buckets, and shrink when the count has arrived"
 IN_PLACE = "only the CPU's kernels pack in place"
-COPIES = "on CUDA the step is given a copy of its result, which it may overwrite, wherever a row may have ended"
+COPIES = (
+    "on CUDA the step is given a copy of its result, which it may overwrite, wherever a row may have ended"
+)
 
 HOST_ONLY: dict[str, str] = {
     "ops/test_boundary.py::test_a_bad_argument_is_named_with_what_was_expected_and_what_came": UNCHECKED,

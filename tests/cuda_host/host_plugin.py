@@ -1,9 +1,8 @@
 """A plugin for pytest: the package is imported with the emulated module (see `run`).
 
-``$ADAPTCOMP_EMULATED`` is the module's path, ``$ADAPTCOMP_EMULATION`` settings such as ``order=random seed=3``. All but `late`
-are those of ``_C.emulation``. With ``late=k`` a count of active rows arrives at the host when k later ones have been sent, with
-``late=-1`` when it is waited for.
-"""
+``$ADAPTCOMP_EMULATED`` is the module's path, ``$ADAPTCOMP_EMULATION`` settings such as ``order=random
+seed=3``. All but `late` are those of ``_C.emulation``. With ``late=k`` a count of active rows arrives at the
+host when k later ones have been sent, with ``late=-1`` when it is waited for."""
 
 from __future__ import annotations
 

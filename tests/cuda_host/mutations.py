@@ -2,8 +2,8 @@
 
     python tests/cuda_host/mutations.py [words of a name ...]
 
-prints which are caught. A mutation rebuilds only the CUDA files named in it; all others come from the build without a fault.
-"""
+prints which are caught. A mutation rebuilds only the CUDA files named in it; all others come from the build
+without a fault."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ class Mutation(NamedTuple):
     order: str = "up"
 
 
-HALTING, DESCENT, WHOLE = "tests/ops/test_halting.py", "tests/ops/test_descent.py", "tests/nn/test_whole_descent.py"
+HALTING, DESCENT, WHOLE = (
+    "tests/ops/test_halting.py",
+    "tests/ops/test_descent.py",
+    "tests/nn/test_whole_descent.py",
+)
 ACROSS_A_BLOCK = (HALTING, "-k", "take_a_whole_block")
 BARRIER = "__syncthreads();\n"
 
@@ -409,7 +413,9 @@ def apply(mutation: Mutation, folder: Path) -> Path:
     """A folder with the mutated copy, which stands in for the file of csrc."""
     text = (ROOT / "csrc" / mutation.file).read_text()
     if (times := text.count(mutation.before)) != 1:
-        raise ValueError(f"{mutation.name}: expected the text once in {mutation.file}, found it {times} times")
+        raise ValueError(
+            f"{mutation.name}: expected the text once in {mutation.file}, found it {times} times"
+        )
     copy = folder / mutation.file
     copy.parent.mkdir(parents=True)
     copy.write_text(text.replace(mutation.before, mutation.after))

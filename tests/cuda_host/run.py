@@ -1,8 +1,10 @@
 """Run tests of the suite on the CUDA kernels, compiled for the host.
 
-    python tests/cuda_host/run.py [--order random --seed 3 --late 2 ...] [--sanitize address] [arguments of pytest]
+    python tests/cuda_host/run.py [--order random --seed 3 --late 2 ...] [--sanitize address] [arguments of
+    pytest]
 
-The first run builds the module (a minute on one core). CPU tensors then go every way that CUDA tensors go. For example::
+The first run builds the module (a minute on one core). CPU tensors then go every way that CUDA tensors go.
+For example::
 
     python tests/cuda_host/run.py tests/ops/test_act.py -q
     python tests/cuda_host/run.py --order random --seed 7 tests/nn/test_row_independence.py -q -k act
@@ -29,7 +31,9 @@ NUMBERS = ("seed", "multiprocessors", "resident_blocks", "shared_memory", "late"
 def environment(module: Path, settings: Mapping[str, object], sanitize: str | None = None) -> dict[str, str]:
     """What a child needs to import the package with the emulated module."""
     extra = {}
-    if sanitize == "address":  # which has to come before everything that allocates; Python's own leaks are not ours
+    if (
+        sanitize == "address"
+    ):  # which has to come before everything that allocates; Python's own leaks are not ours
         extra = {"LD_PRELOAD": sanitizer_library(), "ASAN_OPTIONS": "detect_leaks=0"}
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     if importlib.util.find_spec("adaptcomp_ext") is None:
@@ -53,11 +57,23 @@ def sanitizer_library() -> str:
 def pytest_command(arguments: Sequence[str]) -> list[str]:
     """A pytest of its own, to be run in ``tests``: in the root it would import the sources instead of the package."""
     words = [str(ROOT / a) if (ROOT / a.split("::")[0]).exists() else a for a in arguments]
-    return [sys.executable, "-m", "pytest", "-p", "host_plugin", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *words]
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "host_plugin",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={ROOT}",
+        *words,
+    ]
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--order", choices=ORDERS, help="in which order the threads run between two meetings")
     for name in NUMBERS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)

@@ -45,14 +45,27 @@ PARTS = {
     "late counts": Part({"order": "up"}, of("nn", "lag")),
     "descent": Part({"order": "random", "seed": 2}, of("ops", "descent"), "not compiles"),
     "whole descents": Part({"order": "random"}, of("nn", "whole_descent"), "one_step or gradient_modes"),
-    "other whole descents": Part({"order": "down"}, of("nn", "whole_descent"), "bitwise or neighbours or layouts"),
+    "other whole descents": Part(
+        {"order": "down"}, of("nn", "whole_descent"), "bitwise or neighbours or layouts"
+    ),
     "closed forms": Part({"order": "together"}, of("nn", "closed_forms")),
-    "halting loop": Part({"order": "up", "late": 2}, of("nn", "row_independence", "random_programs"), "act or ponder or random"),
+    "halting loop": Part(
+        {"order": "up", "late": 2}, of("nn", "row_independence", "random_programs"), "act or ponder or random"
+    ),
     "descent loop": Part({"order": "down", "late": -1}, of("nn", "energy_descent")),
-    "addresses": Part({}, of("ops", "act", "confidence", "halting", "descent", "route"), "", "sanitizer and not cuda", "address"),
+    "addresses": Part(
+        {},
+        of("ops", "act", "confidence", "halting", "descent", "route"),
+        "",
+        "sanitizer and not cuda",
+        "address",
+    ),
 }
 # One mutation that only rows wider than a warp show, and one of the tile.
-SHOWN = ("sum over a block: the barrier before the warps' sums are read, backward", "hopfield: the barrier between scores")
+SHOWN = (
+    "sum over a block: the barrier before the warps' sums are read, backward",
+    "hopfield: the barrier between scores",
+)
 
 
 def run(part: Part) -> subprocess.CompletedProcess[str]:
@@ -69,7 +82,11 @@ def started(request: pytest.FixtureRequest) -> Iterator[dict[str, Future]]:
     if reason := unavailable():
         pytest.skip(reason)
     Build().module()
-    tests = [i for i in request.session.items if getattr(i, "originalname", "") == test_the_kernels_pass_the_tests.__name__]
+    tests = [
+        i
+        for i in request.session.items
+        if getattr(i, "originalname", "") == test_the_kernels_pass_the_tests.__name__
+    ]
     names = [] if "PYTEST_XDIST_WORKER" in os.environ else [i.callspec.params["name"] for i in tests]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {name: pool.submit(run, PARTS[name]) for name in names}

@@ -28,7 +28,17 @@ CPU = torch.device("cpu")
 
 
 def tiny(**changes):
-    return Config(**{"core": "gru", "batch": 12, "dim": 8, "max_steps": 4, "fraction": 0.5, "compiled": False, **changes})
+    return Config(
+        **{
+            "core": "gru",
+            "batch": 12,
+            "dim": 8,
+            "max_steps": 4,
+            "fraction": 0.5,
+            "compiled": False,
+            **changes,
+        }
+    )
 
 
 def problem_of(config):
@@ -113,7 +123,10 @@ def test_ours_keeps_memory_for_the_steps_taken():
 def test_interleave_gives_as_many_repeats_to_all():
     order = []
     times = interleave(
-        {name: lambda name=name: order.append(name) for name in "abc"}, lambda call: (call(), 1.0)[1], 0.0, fewest=4
+        {name: lambda name=name: order.append(name) for name in "abc"},
+        lambda call: (call(), 1.0)[1],
+        0.0,
+        fewest=4,
     )
     assert {len(values) for values in times.values()} == {4}
     # A short call is made twice, the first time untimed; and the order is drawn anew for each repeat.

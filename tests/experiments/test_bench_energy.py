@@ -24,7 +24,13 @@ from adaptcomp_ext.experiments.bench.energy.contenders import contenders, traini
 from adaptcomp_ext.experiments.bench.energy.functions import ACTIVATIONS
 from adaptcomp_ext.experiments.bench.energy.grid import GRIDS, SIZES, at
 from adaptcomp_ext.experiments.bench.energy.loops import Outcome
-from adaptcomp_ext.experiments.bench.energy.measure import PRODUCT_FLOPS, measure, ratios, verify, verify_gradients
+from adaptcomp_ext.experiments.bench.energy.measure import (
+    PRODUCT_FLOPS,
+    measure,
+    ratios,
+    verify,
+    verify_gradients,
+)
 from adaptcomp_ext.experiments.bench.energy.memory import kept_and_peak, memory_rows
 from adaptcomp_ext.experiments.bench.energy.problem import Config, make_problem
 from adaptcomp_ext.experiments.bench.energy.report import markdown, show
@@ -41,7 +47,9 @@ def small_product(monkeypatch):
 
 
 def tiny(mode="all", **changes):
-    return Config(**{"mode": mode, "batch": 12, "context": 5, "dim": 6, "hidden": (24,), "steps": 8, **changes})
+    return Config(
+        **{"mode": mode, "batch": 12, "context": 5, "dim": 6, "hidden": (24,), "steps": 8, **changes}
+    )
 
 
 def outcomes_of(config, cache=None):
@@ -92,9 +100,14 @@ def test_a_wrong_result_is_refused(monkeypatch, small_product):
     with pytest.raises(DisagreementError, match="kernel: y differs"):
         verify(problem, {**outcomes, "kernel": outcomes["kernel"]._replace(y=outcomes["kernel"].y * 1.001)})
     with pytest.raises(DisagreementError, match="generic: rows stopped"):
-        verify(problem, {**outcomes, "generic": outcomes["generic"]._replace(steps=outcomes["generic"].steps + 1)})
+        verify(
+            problem,
+            {**outcomes, "generic": outcomes["generic"]._replace(steps=outcomes["generic"].steps + 1)},
+        )
     wrong = {**outcomes, "eager": outcomes["eager"]._replace(y=outcomes["eager"].y * float("nan"))}
-    monkeypatch.setattr(measuring, "contenders", lambda *_: {name: lambda o=o: o for name, o in wrong.items()})
+    monkeypatch.setattr(
+        measuring, "contenders", lambda *_: {name: lambda o=o: o for name, o in wrong.items()}
+    )
     row = measure(tiny("stop"), CPU, 0, 0.0, None)
     assert "differs from the eager form by nan" in row["error"]
     assert "times_ms" not in row
@@ -120,7 +133,12 @@ def test_flops():
 
 
 def row_of(config, **found):
-    return {"config": config.as_dict(), "label": config.label, "error": None, "ratios": {"eager/generic": 1.5, **found}}
+    return {
+        "config": config.as_dict(),
+        "label": config.label,
+        "error": None,
+        "ratios": {"eager/generic": 1.5, **found},
+    }
 
 
 def test_bars():
@@ -132,7 +150,8 @@ def test_bars():
         {**row_of(at("stop", 0)), "error": "kernel: y differs"},
     ]
     memory = [
-        {"size": list(SIZES[1]), "steps": n, "points": 100 * n, "bytes": {"kernel": {"kept": 50 + 110 * n}}} for n in (5, 40)
+        {"size": list(SIZES[1]), "steps": n, "points": 100 * n, "bytes": {"kernel": {"kept": 50 + 110 * n}}}
+        for n in (5, 40)
     ]
     verdicts = judge(rows, memory)
     assert [(v.found, v.passed) for v in verdicts] == [
@@ -197,7 +216,13 @@ def test_run_writes_json_markdown_and_figure(tmp_path, small_product):
         assert row["ratios"]["eager/kernel"] > 0
     written = (tmp_path / "bench_energy.md").read_text()
     assert written == markdown(report)
-    for heading in ("All rows, all steps", "Rows that stop", "Training", "Rate of the arithmetic", "The bars"):
+    for heading in (
+        "All rows, all steps",
+        "Rows that stop",
+        "Training",
+        "Rate of the arithmetic",
+        "The bars",
+    ):
         assert f"## {heading}" in written
     assert "The compiled contender was left out: not wanted." in written
     assert (tmp_path / "bench_energy.png").stat().st_size > 1000
@@ -208,7 +233,9 @@ def test_run_writes_json_markdown_and_figure(tmp_path, small_product):
 
 def test_disagreement_ends_in_an_error_after_writing(tmp_path, monkeypatch, small_product):
     monkeypatch.setattr(measuring, "TOLERANCE", -1.0)
-    with pytest.raises(RuntimeError, match=r"contenders disagree:\nall mlp silu B=12 .* differs from the eager form"):
+    with pytest.raises(
+        RuntimeError, match=r"contenders disagree:\nall mlp silu B=12 .* differs from the eager form"
+    ):
         run([tiny()], tmp_path, CPU, seconds=0.0, compiled=False, memory=False, progress=False)
     assert "## Errors" in (tmp_path / "bench_energy.md").read_text()
 

@@ -40,7 +40,11 @@ def test_contenders_agree_in_float64(mode, share):
     forward = contenders(problem)
     assert set(forward) == set(LABELS)
     calls = {name: training_call(problem, call) for name, call in forward.items()} if mode == "train" else {}
-    found = verify(problem, {name: call() for name, call in forward.items()}, {name: call() for name, call in calls.items()})
+    found = verify(
+        problem,
+        {name: call() for name, call in forward.items()},
+        {name: call() for name, call in calls.items()},
+    )
     assert found["output"] < 1e-12
     assert ("gradient" in found) == (mode == "train")
     assert found.get("gradient", 0.0) < 1e-12
@@ -99,7 +103,9 @@ def test_run_writes_json_and_markdown(tmp_path):
 
 def test_disagreement_ends_in_an_error_after_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "TOLERANCE", -1.0)
-    with pytest.raises(RuntimeError, match=r"contenders disagree:\ninfer B=20 hidden=8 share=0.25: route: the result differs"):
+    with pytest.raises(
+        RuntimeError, match=r"contenders disagree:\ninfer B=20 hidden=8 share=0.25: route: the result differs"
+    ):
         run([tiny()], tmp_path, CPU, seconds=0.0, progress=False)
     assert "## Errors" in (tmp_path / "bench_route.md").read_text()
 
@@ -109,11 +115,20 @@ def test_the_command_passes_its_options(tmp_path, monkeypatch):
     from adaptcomp_ext.experiments import cli
 
     given = {}
-    monkeypatch.setattr("adaptcomp_ext.experiments.bench.bench_route", lambda **options: given.update(options))
+    monkeypatch.setattr(
+        "adaptcomp_ext.experiments.bench.bench_route", lambda **options: given.update(options)
+    )
     with pytest.raises(SystemExit) as done:
         cli.main(["bench", "route", "--quick", "--out", str(tmp_path), "--seconds", "2", "--threads", "1"])
     assert done.value.code == 0
-    assert given == {"out": str(tmp_path), "device": "cpu", "quick": True, "threads": 1, "seconds": 2.0, "seed": 0}
+    assert given == {
+        "out": str(tmp_path),
+        "device": "cpu",
+        "quick": True,
+        "threads": 1,
+        "seconds": 2.0,
+        "seed": 0,
+    }
 
 
 def test_bad_options_are_named(tmp_path):

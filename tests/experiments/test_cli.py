@@ -145,7 +145,8 @@ def test_module_form() -> None:
 def test_demo(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(
-        "adaptcomp_ext.experiments.demo.demo", lambda data, out, **options: given.update(data=data, out=out, **options)
+        "adaptcomp_ext.experiments.demo.demo",
+        lambda data, out, **options: given.update(data=data, out=out, **options),
     )
     out = tmp_path / "a" / "b"
     assert run("demo", "--out", str(out), "--seed", "3", "--threads", "1", "--epochs", "2") == 0
@@ -184,7 +185,9 @@ def test_demo_bad_input(
 
 def test_bench(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("adaptcomp_ext.experiments.bench.bench_halting", lambda **options: given.update(options))
+    monkeypatch.setattr(
+        "adaptcomp_ext.experiments.bench.bench_halting", lambda **options: given.update(options)
+    )
     assert run("bench", "halting", "--quick", "--out", str(tmp_path), "--cores", "gru", "--no-compiled") == 0
     assert given["quick"] is True
     assert given["compiled"] is False
@@ -193,8 +196,23 @@ def test_bench(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_bench_energy(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("adaptcomp_ext.experiments.bench.bench_energy", lambda **options: given.update(options))
-    assert run("bench", "energy", "--quick", "--out", str(tmp_path), "--seconds", "2", "--no-compiled", "--no-memory") == 0
+    monkeypatch.setattr(
+        "adaptcomp_ext.experiments.bench.bench_energy", lambda **options: given.update(options)
+    )
+    assert (
+        run(
+            "bench",
+            "energy",
+            "--quick",
+            "--out",
+            str(tmp_path),
+            "--seconds",
+            "2",
+            "--no-compiled",
+            "--no-memory",
+        )
+        == 0
+    )
     assert (given["quick"], given["compiled"], given["memory"], given["seconds"]) == (True, False, False, 2.0)
     assert (given["out"], given["device"], given["seed"]) == (str(tmp_path), "cpu", 0)
 
@@ -242,11 +260,18 @@ def test_a_full_disk_is_one_sentence(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_text", full)
-    monkeypatch.setattr("adaptcomp_ext.experiments.sudoku.report._run", lambda *a: write_text(tmp_path / "x", ""))
-    monkeypatch.setattr("adaptcomp_ext.experiments.demo.report._train", lambda *a: write_text(tmp_path / "x", ""))
+    monkeypatch.setattr(
+        "adaptcomp_ext.experiments.sudoku.report._run", lambda *a: write_text(tmp_path / "x", "")
+    )
+    monkeypatch.setattr(
+        "adaptcomp_ext.experiments.demo.report._train", lambda *a: write_text(tmp_path / "x", "")
+    )
     assert run(*words, "--out", str(tmp_path / "out")) == 2
     err = capsys.readouterr().err
-    assert err.startswith("adaptcomp: the disk is full: ") and "could not be written; free some space, then" in err
+    assert (
+        err.startswith("adaptcomp: the disk is full: ")
+        and "could not be written; free some space, then" in err
+    )
     assert end in err and "Traceback" not in err and err.count("\n") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -259,7 +284,9 @@ def test_a_full_disk_is_one_sentence(
         (("run", "sudoku"), "", BEGUN_ANEW),
     ],
 )
-def test_an_interrupted_run_is_one_sentence(extras: None, words: tuple[str, ...], begun: str, end: str, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_one_sentence(
+    extras: None, words: tuple[str, ...], begun: str, end: str, tmp_path: Path
+) -> None:
     # A background process may have been started with the signal ignored.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -33,7 +33,16 @@ TINY = {"samples": 32, "elites": 8, "habits": 4, "iterations": 2}
 
 
 def tiny(**change: object) -> Settings:
-    options = {"envs": 3, "rounds": 4, "episode": 12, "warm": 1, "updates": 1, "first_updates": 3, "latent": 16, "hidden": 16}
+    options = {
+        "envs": 3,
+        "rounds": 4,
+        "episode": 12,
+        "warm": 1,
+        "updates": 1,
+        "first_updates": 3,
+        "latent": 16,
+        "hidden": 16,
+    }
     return Settings("pendulum-swingup", **{**options, "planner": TINY, "learning": {"batch": 16}, **change})  # type: ignore[arg-type]
 
 
@@ -47,7 +56,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_report_is_whole(out: Path) -> None:
     report = json.loads((out / "control.json").read_text())
     assert set(report["agents"]) == {"always", "value", "never", "random"}
-    assert report["agents"]["always"]["training rate"][0] == 1 and report["agents"]["never"]["training rate"][0] == 0
+    assert (
+        report["agents"]["always"]["training rate"][0] == 1
+        and report["agents"]["never"]["training rate"][0] == 0
+    )
     assert set(report["gates"]) == {"value", "kl", "entropy", "random", "always", "never"}
     cell = json.loads((out / "cells" / "value-seed-0" / "result.json").read_text())
     settings = report["config"]["settings"]
@@ -56,7 +68,10 @@ def test_the_report_is_whole(out: Path) -> None:
     assert (tested["return"], tested["rate"]) == (cell["own"]["return"], cell["own"]["rate"])
     assert cell["prices"][0]["rate"] >= cell["prices"][-1]["rate"]
     # What it is tested at is not what it learns at.
-    assert float(load_file(out / "cells" / "value-seed-0" / "agent.safetensors")["model.gate.thresholds"][0]) == settings["price"]
+    assert (
+        float(load_file(out / "cells" / "value-seed-0" / "agent.safetensors")["model.gate.thresholds"][0])
+        == settings["price"]
+    )
     text = (out / "control.md").read_text()
     for name in ("control.png", "control_episode.png"):
         assert name in text and (out / name).stat().st_size > 10_000
@@ -66,7 +81,9 @@ def test_the_report_is_whole(out: Path) -> None:
 
 
 def test_the_random_gate_plans_as_often_as_the_value_gate(out: Path) -> None:
-    value, random = (json.loads((out / "cells" / f"{n}-seed-0" / "result.json").read_text()) for n in ("value", "random"))
+    value, random = (
+        json.loads((out / "cells" / f"{n}-seed-0" / "result.json").read_text()) for n in ("value", "random")
+    )
     for ours, theirs in zip(value["history"], random["history"], strict=True):
         assert abs(ours["rate"] - theirs["rate"]) < 0.1
 
@@ -171,7 +188,11 @@ def test_stretches_stay_within_episodes() -> None:
     # A start fits at least one of the two environments that it may come from.
     assert not bool((cut[7] & cut[11]).any()) and begin.unique().numel() > 30
     some = replay.planned(20, 100)
-    assert some is not None and bool((some.observation[:, 0] == some.gain).all()) and float(some.gain.min()) >= 40
+    assert (
+        some is not None
+        and bool((some.observation[:, 0] == some.gain).all())
+        and float(some.gain.min()) >= 40
+    )
     assert torch.equal(some.mean[:, 0], some.gain) and torch.equal(some.std, some.mean)
     assert torch.equal(some.glance, 2 * some.gain)
     assert Replay(5, 2, 1, 1).planned(5, 10) is None
@@ -182,7 +203,8 @@ def test_an_episode_shorter_than_a_stretch_is_drawn_whole() -> None:
     for t in range(40):
         at = torch.full((2, 1), float(t + 1))
         blank = torch.zeros(2)
-        # One environment has episodes of three steps, one of forty; in the last step of an episode lies its reward.
+        # One environment has episodes of three steps, one of forty; in the last step of an episode lies its
+        # reward.
         ended = torch.tensor([t % 3 == 2, t == 39])
         rest = {"mean": at, "std": at, "gain": blank, "divergence": blank, "glance": blank}
         replay.add(observation=at, following=at + 100, action=at, reward=ended.float(), ended=ended, **rest)
@@ -206,11 +228,16 @@ def test_episodes_of_two_steps_are_learned_from() -> None:
     trainer = Trainer(tiny(episode=2, rounds=6, warm=3), 0)
     for _ in range(4):
         record = trainer.round()
-    assert trainer.learner.settings.horizon > 2 and record["consistency"] > 0 and np.isfinite(record["value error"])
+    assert (
+        trainer.learner.settings.horizon > 2
+        and record["consistency"] > 0
+        and np.isfinite(record["value error"])
+    )
 
 
 def test_a_cut_episode_goes_on_from_its_last_observation() -> None:
-    # All that is to come is worth 1 by the slow values, and nothing is rewarded: values are worth what is discounted to the end.
+    # All that is to come is worth 1 by the slow values, and nothing is rewarded: values are worth what is
+    # discounted to the end.
     trainer = Trainer(tiny(episode=3), 0)
     trainer.round()
     trainer.round()
@@ -251,12 +278,16 @@ def test_evaluation_takes_mean_actions(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.round()
     taken: list[np.ndarray] = []
     real = ControlVectorEnv.step
-    monkeypatch.setattr(ControlVectorEnv, "step", lambda env, action: (taken.append(action.copy()), real(env, action))[1])
+    monkeypatch.setattr(
+        ControlVectorEnv, "step", lambda env, action: (taken.append(action.copy()), real(env, action))[1]
+    )
     run_episodes(trainer.agent, "pendulum-swingup", 2, 7, length=4)
     world, env = trainer.agent.world, ControlVectorEnv("pendulum-swingup", 2, max_steps=4)
     observation, _ = env.reset(seed=7)
     for action in taken:
-        mean = world.habit.parameters_of(world.encode(torch.from_numpy(observation)))[0].tanh().detach().numpy()
+        mean = (
+            world.habit.parameters_of(world.encode(torch.from_numpy(observation)))[0].tanh().detach().numpy()
+        )
         assert np.array_equal(action, mean)
         observation = real(env, mean)[0]
 
@@ -270,7 +301,9 @@ def test_episodes_are_repeatable_and_leave_the_agent_alone() -> None:
     assert torch.equal(first.returns, second.returns) and torch.equal(first.called, second.called)
     assert torch.equal(before, torch.get_rng_state()) and trainer.agent.gate.kind == "value"
     assert first.called.shape == (80, 2) and 0.35 < first.rate < 0.65
-    assert bool((first.iterations[~first.called] == 0).all()) and bool((first.iterations[first.called] > 0).all())
+    assert bool((first.iterations[~first.called] == 0).all()) and bool(
+        (first.iterations[first.called] > 0).all()
+    )
     assert bool(first.gain[~first.called].isnan().all()) and bool(first.gain[first.called].isfinite().all())
 
 
@@ -299,13 +332,19 @@ def test_the_episode_that_is_drawn_is_the_one_planned_most(tmp_path: Path) -> No
 def test_steps_become_whole_rounds() -> None:
     assert preset("walker-walk", steps=1).rounds == preset("walker-walk").warm + 1
     settings = preset("pendulum-swingup", steps=100_000)
-    assert (settings.rounds - 1) * settings.envs * settings.episode * 2 < 100_000 <= settings.rounds * settings.envs * 200
+    assert (
+        (settings.rounds - 1) * settings.envs * settings.episode * 2
+        < 100_000
+        <= settings.rounds * settings.envs * 200
+    )
 
 
 def test_a_price_is_that_of_evaluations_too_unless_these_have_their_own() -> None:
     def prices(**given: float) -> tuple[float, float | None]:
         options: dict[str, float | None] = {"price": None, "test_price": None, **given}
-        what = plan("pendulum-swingup", seeds=1, first_seed=0, steps=None, agents=["value"], quick=True, **options)  # type: ignore[arg-type]
+        what = plan(
+            "pendulum-swingup", seeds=1, first_seed=0, steps=None, agents=["value"], quick=True, **options
+        )  # type: ignore[arg-type]
         return what.config["settings"]["price"], what.config["settings"]["test_price"]
 
     own = preset("pendulum-swingup")
@@ -336,7 +375,9 @@ def test_horizons(tmp_path: Path) -> None:
         assert found["horizon"].mean == int(name) and found["share"][name].mean == 1
     cheap, dear = (report["adaptive"][p]["steps imagined"].mean for p in list(report["adaptive"])[:2])
     assert cheap >= dear
-    assert (tmp_path / "horizon.png").stat().st_size > 10_000 and "nan" not in (tmp_path / "horizon.md").read_text()
+    assert (tmp_path / "horizon.png").stat().st_size > 10_000 and "nan" not in (
+        tmp_path / "horizon.md"
+    ).read_text()
     check_one_seed_report((tmp_path / "horizon.md").read_text())
 
 
@@ -349,7 +390,9 @@ def test_what_is_kept() -> None:
     habit, everything, nothing = (successor(old, tiny(), keep) for keep in ("habit", "everything", "nothing"))
 
     def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-        return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+        return all(
+            torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+        )
 
     assert same(old, everything)
     assert same(old.world.habit, habit.world.habit) and same(old.world.encoder, habit.world.encoder)
@@ -369,14 +412,17 @@ def test_transfer(tmp_path: Path) -> None:
         assert cells[f"{keep}-stand-walk-run-seed-0"][0] == cells["scratch-walker-stand-seed-0"][0]
         assert cells[f"{keep}-walk-run-stand-seed-0"][0] == cells["scratch-walker-walk-seed-0"][0]
     assert cells["habit-stand-walk-run-seed-0"][1] != cells["everything-stand-walk-run-seed-0"][1]
-    assert (tmp_path / "transfer.png").stat().st_size > 10_000 and "nan" not in (tmp_path / "transfer.md").read_text()
+    assert (tmp_path / "transfer.png").stat().st_size > 10_000 and "nan" not in (
+        tmp_path / "transfer.md"
+    ).read_text()
     check_one_seed_report((tmp_path / "transfer.md").read_text())
     with pytest.raises(ValueError, match="orders: expected 1 to 6, got 7"):
         transfer(tmp_path / "other", orders=7, quick=True, console=QUIET)
 
 
 def test_values_learn_from_targets_in_their_bounds() -> None:
-    # No reward, and slow values that disagree about nothing: the least of them, and anything below 0, would be learned as a loss.
+    # No reward, and slow values that disagree about nothing: the least of them, and anything below 0, would
+    # be learned as a loss.
     trainer = Trainer(tiny(), 0)
     trainer.round()
     trainer.replay.reward.zero_()
@@ -400,10 +446,17 @@ def test_the_gate_learns_only_where_it_is_asked_to() -> None:
     assert not torch.equal(gate, before) and bool(found.isfinite().all())
 
 
-def test_returns_that_hardly_differ_are_drawn_close_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_returns_that_hardly_differ_are_drawn_close_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def agent(value: float) -> dict[str, object]:
         curve = {name: [mean_interval([value])] * 3 for name in ("return", "rate")}
-        return {"curve": curve, "steps": 300, "seconds": mean_interval([value]), "return": mean_interval([value])}
+        return {
+            "curve": curve,
+            "steps": 300,
+            "seconds": mean_interval([value]),
+            "return": mean_interval([value]),
+        }
 
     limits: list[tuple[float, float]] = []
     monkeypatch.setattr(figure, "save", lambda drawn, *arguments: limits.append(drawn.axes[2].get_ylim()))

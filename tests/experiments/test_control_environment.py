@@ -83,7 +83,9 @@ def test_a_broken_simulation_ends_its_own_episode_alone(how: str, monkeypatch: p
 
 
 def _spoiled(time_step):
-    return time_step._replace(observation={k: np.full_like(v, np.nan) for k, v in time_step.observation.items()})
+    return time_step._replace(
+        observation={k: np.full_like(v, np.nan) for k, v in time_step.observation.items()}
+    )
 
 
 def _fail(action):

@@ -22,7 +22,10 @@ NAMES = (
 
 
 def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 def write_mnist(folder: Path, rows: tuple[int, int] = (6, 3), side: int = 5) -> dict[str, np.ndarray]:
@@ -127,7 +130,18 @@ def test_mnist_itself() -> None:
     assert data.train_images.shape == (60_000, 28, 28)
     assert data.test_images.shape == (10_000, 28, 28)
     assert data.test_labels[:5].tolist() == [7, 2, 1, 0, 4]
-    assert data.train_labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert data.train_labels.bincount().tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
     assert 0 <= float(data.train_images.min()) < float(data.train_images.max()) <= 1
 
 
@@ -180,7 +194,9 @@ def test_the_message_says_what_is_there(tmp_path: Path) -> None:
         load_mnist(tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "mnist.npz").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"missing train-images-idx3-ubyte, .*; found there: mnist.npz, notes/$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"missing train-images-idx3-ubyte, .*; found there: mnist.npz, notes/$"
+    ):
         load_mnist(tmp_path)
     for i in range(20):
         (tmp_path / f"{i:02}").write_text("")
@@ -201,5 +217,7 @@ def test_one_data_set_does_not_fill_the_gaps_of_another(tmp_path: Path) -> None:
         load_mnist(tmp_path)
     (tmp_path / "MNIST").rename(tmp_path / "KMNIST")
     write_mnist(tmp_path / "KMNIST" / "raw")
-    with pytest.raises(ValueError, match="expected one data set, found several: FashionMNIST/raw, KMNIST/raw"):
+    with pytest.raises(
+        ValueError, match="expected one data set, found several: FashionMNIST/raw, KMNIST/raw"
+    ):
         load_mnist(tmp_path)

@@ -24,7 +24,9 @@ from adaptcomp_ext.experiments.demo.training import Recipe, train
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     whole = load_digits(test_rows=150)
-    return ImageData(whole.name, whole.train_images[:300], whole.train_labels[:300], whole.test_images, whole.test_labels)
+    return ImageData(
+        whole.name, whole.train_images[:300], whole.train_labels[:300], whole.test_images, whole.test_labels
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,12 @@ def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
     assert 0 <= report["accuracy"] <= 1
     for groups in (report["by_steps"], report["by_class"]):
         assert sum(group["images"] for group in groups) == 150
-        assert sum(group["images"] * group["mean_steps"] for group in groups) / 150 == pytest.approx(steps["mean"])
-        assert sum(group["images"] * group["accuracy"] for group in groups) / 150 == pytest.approx(report["accuracy"])
+        assert sum(group["images"] * group["mean_steps"] for group in groups) / 150 == pytest.approx(
+            steps["mean"]
+        )
+        assert sum(group["images"] * group["accuracy"] for group in groups) / 150 == pytest.approx(
+            report["accuracy"]
+        )
     assert list(report["times_ms"]) == ["masked", "indexed", "adaptive", "limit"]
     for timing in report["times_ms"].values():
         assert 0 < timing["low"] <= timing["median"] <= timing["high"]

@@ -112,5 +112,9 @@ def test_one_seed_decides_nothing(out: Path, tmp_path: Path) -> None:
     report = digits(None, tmp_path, quick=True, console=Console(file=shown))
     text = (tmp_path / "digits.md").read_text()
     check_one_seed_report(text)
-    assert report["quick"] is True and QUICK in text and json.loads((tmp_path / "digits.json").read_text())["note"] == QUICK
+    assert (
+        report["quick"] is True
+        and QUICK in text
+        and json.loads((tmp_path / "digits.json").read_text())["note"] == QUICK
+    )
     assert " ".join(shown.getvalue().split()).count(QUICK) == 2

@@ -42,8 +42,13 @@ def test_fewer_units_are_faster_and_tuning_mends_them(out: Path) -> None:
         assert adds == sorted(adds, reverse=True) and adds[2] < 0.35 * adds[0]
         assert shrunk["0.5"]["units"] == [16, 16, 32, 10]
         assert shrunk["0.5"]["faster"] > 1.3
-        assert shrunk["as it is"]["accuracy"] == pytest.approx(cell["default"], abs=0.002)  # shrinking alone changes nothing
-    gained = [c["shrunk"]["0.5"]["accuracy"] - c["shrunk"]["0.5"]["before tuning"] for c in cells(out, "online-units")]
+        assert shrunk["as it is"]["accuracy"] == pytest.approx(
+            cell["default"], abs=0.002
+        )  # shrinking alone changes nothing
+    gained = [
+        c["shrunk"]["0.5"]["accuracy"] - c["shrunk"]["0.5"]["before tuning"]
+        for c in cells(out, "online-units")
+    ]
     assert statistics.fmean(gained) > 0
 
 
@@ -88,6 +93,10 @@ def test_one_seed_decides_nothing(out: Path, tmp_path: Path) -> None:
     report = distill(None, tmp_path, epochs=6, quick=True, console=Console(file=shown))
     text = (tmp_path / "distill.md").read_text()
     check_one_seed_report(text)
-    assert report["quick"] is True and QUICK in text and json.loads((tmp_path / "distill.json").read_text())["note"] == QUICK
+    assert (
+        report["quick"] is True
+        and QUICK in text
+        and json.loads((tmp_path / "distill.json").read_text())["note"] == QUICK
+    )
     assert " ".join(shown.getvalue().split()).count(QUICK) == 2
     assert "**Not decided: one seed.**" in text

@@ -64,10 +64,16 @@ def ran(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     return report, out, console.file.getvalue()
 
 
-def reading(right: list[bool], steps: list[int], predicted: list[int] | None = None, status: int = 1) -> Reading:
+def reading(
+    right: list[bool], steps: list[int], predicted: list[int] | None = None, status: int = 1
+) -> Reading:
     n = len(right)
     return Reading(
-        torch.tensor(predicted or [0] * n), torch.tensor(steps), torch.full((n,), status), torch.zeros(n), torch.tensor(right)
+        torch.tensor(predicted or [0] * n),
+        torch.tensor(steps),
+        torch.full((n,), status),
+        torch.zeros(n),
+        torch.tensor(right),
     )
 
 
@@ -76,7 +82,9 @@ def model(data: ImageData) -> LatentEnergyClassifier:
     """Trained for a moment, so that the landscape is not flat."""
     torch.manual_seed(0)
     model = build_model(8)
-    train(model, data.train_images, data.train_labels, Recipe(epochs=3, batch=64), 0, lambda loss, right: None)
+    train(
+        model, data.train_images, data.train_labels, Recipe(epochs=3, batch=64), 0, lambda loss, right: None
+    )
     return model
 
 
@@ -133,10 +141,14 @@ def test_printed(ran: tuple[dict[str, Any], Path, str]) -> None:
         assert name in printed
 
 
-def test_nothing_outside_changes(ran: tuple[dict[str, Any], Path, str], data: ImageData, tmp_path: Path) -> None:
+def test_nothing_outside_changes(
+    ran: tuple[dict[str, Any], Path, str], data: ImageData, tmp_path: Path
+) -> None:
     torch.manual_seed(5)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    small = ImageData(data.name, data.train_images[:200], data.train_labels[:200], data.test_images, data.test_labels)
+    small = ImageData(
+        data.name, data.train_images[:200], data.train_labels[:200], data.test_images, data.test_labels
+    )
     report = energy(small, tmp_path, quick=True, epochs=1, held_out=50, console=Console(file=io.StringIO()))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
@@ -146,14 +158,34 @@ def test_nothing_outside_changes(ran: tuple[dict[str, Any], Path, str], data: Im
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(
-        "adaptcomp_ext.experiments.energy.energy", lambda data, out, **options: given.update(data=data, out=out, **options)
+        "adaptcomp_ext.experiments.energy.energy",
+        lambda data, out, **options: given.update(data=data, out=out, **options),
     )
-    words = ("--quick", "--out", str(tmp_path / "a" / "b"), "--seed", "3", "--threads", "1", "--epochs", "2", "--held-out", "9")
+    words = (
+        "--quick",
+        "--out",
+        str(tmp_path / "a" / "b"),
+        "--seed",
+        "3",
+        "--threads",
+        "1",
+        "--epochs",
+        "2",
+        "--held-out",
+        "9",
+    )
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "energy", *words])
     assert not stop.value.code
     assert given.pop("data").name == "scikit-learn digits (embedded, not MNIST)"
-    assert given == {"out": tmp_path / "a" / "b", "seed": 3, "threads": 1, "epochs": 2, "held_out": 9, "quick": True}
+    assert given == {
+        "out": tmp_path / "a" / "b",
+        "seed": 3,
+        "threads": 1,
+        "epochs": 2,
+        "held_out": 9,
+        "quick": True,
+    }
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "energy", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path)])
     assert stop.value.code == 2
@@ -172,7 +204,9 @@ def test_hold_out(data: ImageData) -> None:
     assert held.train_images.shape == (1000, 8, 8)
     assert held.test_images.shape == (297, 8, 8)
     together = torch.cat((held.train_images, held.test_images)).flatten(1).sum(dim=1).sort().values
-    torch.testing.assert_close(together, data.train_images.flatten(1).sum(dim=1).sort().values, rtol=0, atol=0)
+    torch.testing.assert_close(
+        together, data.train_images.flatten(1).sum(dim=1).sort().values, rtol=0, atol=0
+    )
 
 
 def test_recipes(data: ImageData) -> None:
@@ -182,7 +216,9 @@ def test_recipes(data: ImageData) -> None:
 
 
 def test_hardness_is_the_margin() -> None:
-    logits = torch.tensor([[2.0, 2.0, -20.0], [0.0, math.log(3.0), -60.0], [80.0, 0.0, -9.0], [79.0, 0.0, -9.0]])
+    logits = torch.tensor(
+        [[2.0, 2.0, -20.0], [0.0, math.log(3.0), -60.0], [80.0, 0.0, -9.0], [79.0, 0.0, -9.0]]
+    )
     hard = hardness(nn.Identity(), logits)
     torch.testing.assert_close(hard[:2], torch.tensor([1.0, 0.5], dtype=torch.float64), rtol=1e-6, atol=1e-6)
     assert 0 < hard[2] < hard[3] < 1e-30
@@ -218,7 +254,9 @@ def test_choose() -> None:
     assert choose(some, some, hard) == {"easy": 1, "hard": 37}
     first = Reading(torch.zeros(40), steps, torch.ones(40), torch.zeros(40), torch.arange(40) % 7 != 0)
     assert choose(some, first, hard) == {"easy": 1, "hard": 37, "turned": 35}
-    limited = Reading(torch.zeros(40), steps, torch.full((40,), int(ac.Status.MAX_STEPS)), torch.zeros(40), right)
+    limited = Reading(
+        torch.zeros(40), steps, torch.full((40,), int(ac.Status.MAX_STEPS)), torch.zeros(40), right
+    )
     assert choose(limited, first, hard) == {"easy": 1}
 
 
@@ -253,7 +291,9 @@ def test_plain_loop_is_the_same_training(data: ImageData) -> None:
     parameters = [parameter for name, parameter in model.named_parameters() if name != "energy.out_bias"]
     expected = plain_loss(model, batch)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters))
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters)
+    )
 
 
 def test_training_learns_and_repeats(data: ImageData) -> None:
@@ -263,7 +303,14 @@ def test_training_learns_and_repeats(data: ImageData) -> None:
         model, calls = build_model(8), []
         before = dict(vars(model.descend))
         recipe = Recipe(epochs=4, batch=64)
-        history = train(model, data.train_images, data.train_labels, recipe, 0, lambda *seen, calls=calls: calls.append(seen))
+        history = train(
+            model,
+            data.train_images,
+            data.train_labels,
+            recipe,
+            0,
+            lambda *seen, calls=calls: calls.append(seen),
+        )
         assert len(calls) == 4 * math.ceil(1297 / 64)
         assert len(history) == 4
         assert history[-1].loss < 0.85 * history[0].loss
@@ -277,7 +324,9 @@ def test_training_learns_and_repeats(data: ImageData) -> None:
 def test_classifier_learns(data: ImageData) -> None:
     torch.manual_seed(0)
     classifier = build_classifier(8)
-    assert train_classifier(classifier, data.train_images, data.train_labels, Recipe(epochs=10, batch=64), 0) > 0
+    assert (
+        train_classifier(classifier, data.train_images, data.train_labels, Recipe(epochs=10, batch=64), 0) > 0
+    )
     assert not classifier.training
     with torch.no_grad():
         predicted = classifier(data.test_images).argmax(dim=1)
@@ -294,7 +343,9 @@ def test_batches(data: ImageData) -> None:
     assert 1.18 < factors.max() <= 1.2
     labels = torch.cat([batch.labels for batch in seen])
     assert labels.bincount().tolist() == data.train_labels.bincount().tolist()
-    assert torch.cat([batch.images for batch in seen]).sum() == pytest.approx(float(data.train_images.sum()), rel=1e-5)
+    assert torch.cat([batch.images for batch in seen]).sum() == pytest.approx(
+        float(data.train_images.sum()), rel=1e-5
+    )
 
 
 def generator() -> torch.Generator:
@@ -305,7 +356,12 @@ def test_noise() -> None:
     images = torch.full((400, 8, 8), 0.5)
     noisy = add_noise(images, 0.1, generator())
     assert float((noisy - images).std()) == pytest.approx(0.1, rel=0.05)
-    assert 0 <= float(add_noise(images, 2.0, generator()).min()) <= float(add_noise(images, 2.0, generator()).max()) <= 1
+    assert (
+        0
+        <= float(add_noise(images, 2.0, generator()).min())
+        <= float(add_noise(images, 2.0, generator()).max())
+        <= 1
+    )
     torch.testing.assert_close(add_noise(images, 0.0, generator()), images, rtol=0, atol=0)
 
 
@@ -338,8 +394,12 @@ def test_landscape(model: LatentEnergyClassifier, data: ImageData) -> None:
         first = model.energy(model.start(context), context)
     steps = int(result.steps)
     assert found.energies.shape == (steps + 1,)
-    torch.testing.assert_close(found.energies[[0, -1]], torch.cat((first, result.energy)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.probabilities[-1], model.logits(result.y)[0].softmax(dim=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.energies[[0, -1]], torch.cat((first, result.energy)), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        found.probabilities[-1], model.logits(result.y)[0].softmax(dim=0), rtol=1e-4, atol=1e-5
+    )
     assert len(found.whole.path) == steps + 1
     assert len(found.close.path) == steps
     assert float(found.whole.path[-1, 0]) == pytest.approx(float(result.y.norm()), rel=1e-4)
@@ -377,7 +437,9 @@ def test_landscape_of_a_straight_path() -> None:
 
 def test_compare(model: LatentEnergyClassifier, data: ImageData) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = compare(model, data.train_images, data.train_labels, Recipe(epochs=1, batch=500), updates=4, seed=0)
+    found = compare(
+        model, data.train_images, data.train_labels, Recipe(epochs=1, batch=500), updates=4, seed=0
+    )
     assert (found["updates"], found["updates_per_epoch"]) == (4, 3)
     assert found["difference_of_losses"] < 1e-4
     for what in ("update_ms", "descent_ms"):
@@ -390,6 +452,8 @@ def test_compare(model: LatentEnergyClassifier, data: ImageData) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not MNIST.is_dir(), reason="needs the MNIST files")
 def test_mnist_in_one_epoch(tmp_path: Path) -> None:
-    report = energy(load_mnist(MNIST), tmp_path, quick=True, held_out=5000, console=Console(file=io.StringIO()))
+    report = energy(
+        load_mnist(MNIST), tmp_path, quick=True, held_out=5000, console=Console(file=io.StringIO())
+    )
     assert report["accuracy"] > 0.9
     assert report["data"]["train"] == 55_000

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="needs the repositor
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(SCRIPT), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}
+    )
 
 
 def stub(folder: Path, says: str) -> str:
@@ -69,7 +71,9 @@ def test_the_first_look_checks_before_it_measures(tmp_path: Path, capsys: pytest
     bench.run(torch.device("cpu"), tmp_path / "bench.json", 0.0, small=True)
     record = json.loads((tmp_path / "bench.json").read_text())
     sections = [row["what"].split(",")[0] for row in record["rows"]]
-    assert sections == ["bandwidth"] * 3 + ["whole descent"] * 3 + ["halting"] * 2  # what matters most comes first
+    assert (
+        sections == ["bandwidth"] * 3 + ["whole descent"] * 3 + ["halting"] * 2
+    )  # what matters most comes first
     assert all(time > 0 for row in record["rows"] for time in row["ms"].values())
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(sections)
     with pytest.raises(SystemExit, match="it differs from the first contender"):

@@ -52,7 +52,12 @@ def test_sweeps_go_where_the_goal_is_far(out: Path) -> None:
     for cell in cells(out, "priced"):
         assert cell["own"]["correlation"] > 0.2
         assert abs(cell["shuffled"]["correlation"]) < 0.2
-    assert statistics.fmean(cell["others"]["17 x 17, 0.3"]["own"]["correlation"] for cell in cells(out, "priced")) > 0.2
+    assert (
+        statistics.fmean(
+            cell["others"]["17 x 17, 0.3"]["own"]["correlation"] for cell in cells(out, "priced")
+        )
+        > 0.2
+    )
 
 
 def test_the_gate_beats_its_own_choices_dealt_at_random(out: Path) -> None:
@@ -91,7 +96,9 @@ def test_a_finished_folder_is_not_run_again(out: Path, monkeypatch: pytest.Monke
     before = (out / "maze.json").read_text()
     maze(out, seeds=SEEDS, quick=True, console=QUIET)
     after = json.loads((out / "maze.json").read_text())
-    assert {k: v for k, v in after.items() if k != "date"} == {k: v for k, v in json.loads(before).items() if k != "date"}
+    assert {k: v for k, v in after.items() if k != "date"} == {
+        k: v for k, v in json.loads(before).items() if k != "date"
+    }
 
 
 def test_another_configuration_is_refused(out: Path) -> None:
@@ -166,5 +173,9 @@ def test_one_seed_decides_nothing(out: Path, tmp_path: Path) -> None:
     report = maze(tmp_path, quick=True, console=Console(file=shown))
     text = (tmp_path / "maze.md").read_text()
     check_one_seed_report(text)
-    assert report["quick"] is True and QUICK in text and json.loads((tmp_path / "maze.json").read_text())["note"] == QUICK
+    assert (
+        report["quick"] is True
+        and QUICK in text
+        and json.loads((tmp_path / "maze.json").read_text())["note"] == QUICK
+    )
     assert " ".join(shown.getvalue().split()).count(QUICK) == 2

@@ -69,7 +69,11 @@ def test_the_shortest_way_takes_as_many_steps_as_it_says() -> None:
             # The next episode has begun: the observation is its first.
             assert (observation["position"][terminated] == env.layouts.start[terminated]).all()
         for i in np.flatnonzero(arrived):
-            assert {k: int(v[i]) for k, v in info["final_info"].items()} == {"steps": step, "shortest": step, "distance": 0}
+            assert {k: int(v[i]) for k, v in info["final_info"].items()} == {
+                "steps": step,
+                "shortest": step,
+                "distance": 0,
+            }
         open_ &= ~terminated
     assert not open_.any()
 
@@ -121,7 +125,9 @@ def test_given_layouts_come_first() -> None:
     env = MazeVectorEnv(8, 6, layouts=layouts)
     for _ in range(2):
         observation, _ = env.reset()
-        assert (observation["walls"] == layouts.walls).all() and (observation["position"] == layouts.start).all()
+        assert (observation["walls"] == layouts.walls).all() and (
+            observation["position"] == layouts.start
+        ).all()
         env.step(np.zeros(8, int))
 
 
@@ -145,7 +151,12 @@ def test_it_is_an_environment_of_gymnasium() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
-    [({"size": 2}, "size"), ({"num_envs": 0}, "num_envs"), ({"density": 0.7}, "density"), ({"max_steps": 0}, "max_steps")],
+    [
+        ({"size": 2}, "size"),
+        ({"num_envs": 0}, "num_envs"),
+        ({"density": 0.7}, "density"),
+        ({"max_steps": 0}, "max_steps"),
+    ],
 )
 def test_bad_options_are_named(arguments: dict[str, float], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected"):

@@ -48,7 +48,7 @@ from adaptcomp_ext.experiments.style import save as save_figure
 QUIET = Console(quiet=True)
 
 
-# --- folders -----------------------------------------------------------------------------------------------------------------
+# --- folders ------------------------------------------------------------------------------------------------
 def test_a_folder_is_resumed_by_its_own_configuration_only(tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
     folder = RunFolder.open(out, "stroop", {"seeds": [0, 1], "epochs": 3, "old": 1})
@@ -74,12 +74,14 @@ def test_a_folder_is_resumed_by_its_own_configuration_only(tmp_path: Path) -> No
         RunFolder.open(out, "stroop", {})
 
 
-# --- training that resumes -----------------------------------------------------------------------------------------------------
+# --- training that resumes ----------------------------------------------------------------------------------
 X = torch.randn(70, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (70,), generator=torch.Generator().manual_seed(1))
 
 
-def train(path: Path | None, epochs: int = 4, stop_after: int | None = None, pause: float = 0.0) -> tuple[nn.Module, list]:
+def train(
+    path: Path | None, epochs: int = 4, stop_after: int | None = None, pause: float = 0.0
+) -> tuple[nn.Module, list]:
     """A network with dropout and batch statistics; stops by an exception after so many epochs."""
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
@@ -116,7 +118,9 @@ def comparable(history: list) -> list:
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])
@@ -127,7 +131,9 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path, stop
     assert (tmp_path / "c.safetensors").is_file() == (stop > 0)
     net, resumed = train(tmp_path / "c.safetensors")
     assert equal(net, whole) and comparable(resumed) == comparable(history)
-    assert history[-1]["done"] == pytest.approx((15 / 20 * 16 + 16 / 20 * 16 + 17 / 20 * 16 + 18 / 20 * 16 + 19 / 20 * 6) / 70)
+    assert history[-1]["done"] == pytest.approx(
+        (15 / 20 * 16 + 16 / 20 * 16 + 17 / 20 * 16 + 18 / 20 * 16 + 19 / 20 * 6) / 70
+    )
     again, unchanged = train(tmp_path / "c.safetensors")  # nothing left to do
     assert equal(again, whole) and unchanged == resumed
 
@@ -168,7 +174,7 @@ def test_orders_depend_on_seed_and_epoch() -> None:
     assert [len(part) for part in shuffled(50, 8, 0, 0)] == [8] * 6 + [2]
 
 
-# --- cells -------------------------------------------------------------------------------------------------------------------
+# --- cells --------------------------------------------------------------------------------------------------
 def work(cell: Cell, folder: Path, tick) -> dict:
     tick("drawing", 0.5)
     with (folder / "runs.txt").open("a") as file:
@@ -239,7 +245,7 @@ def test_nobody_goes_on_when_the_run_is_killed(tmp_path: Path) -> None:
         raise AssertionError("the cells are still being worked on")
 
 
-# --- statistics --------------------------------------------------------------------------------------------------------------
+# --- statistics ---------------------------------------------------------------------------------------------
 def test_intervals() -> None:
     values = [0.91, 0.93, 0.90, 0.95]
     mean, low, high, n = mean_interval(values)
@@ -264,19 +270,27 @@ def test_mcnemar() -> None:
 
 
 def test_tables() -> None:
-    assert interval(mean_interval([0.5, 0.5])) == "50.0 ± 0.0" and interval(mean_interval([0.123]), 2) == "12.30"
+    assert (
+        interval(mean_interval([0.5, 0.5])) == "50.0 ± 0.0" and interval(mean_interval([0.123]), 2) == "12.30"
+    )
     assert points(paired([0.5], [0.4])) == "+10.00"
     assert points(paired([0.5, 0.6], [0.4, 0.4])).startswith("+15.00 [")
-    assert counted(1, "seed") == "1 seed" and counted(0, "seed") == "0 seeds" and counted(1200, "seed") == "1,200 seeds"
+    assert (
+        counted(1, "seed") == "1 seed"
+        and counted(0, "seed") == "0 seeds"
+        and counted(1200, "seed") == "1,200 seeds"
+    )
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |\n"
 
 
-# --- the page ----------------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------------------
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     import base64
 
-    png = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+    png = base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )
     for name in ("one", "two"):
         folder = RunFolder.open(tmp_path / "out" / name, name, {"seeds": [0], "note": "<b>&"})
         (folder.path / "figure.png").write_bytes(png)
@@ -293,7 +307,12 @@ def test_the_html_page_stands_alone(results: Path, tmp_path: Path) -> None:
     page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/png;base64,') == 2 and 'src="figure.png"' not in page
     assert "<h1>Title one</h1>" in page and "<strong>Holds.</strong>" in page and "<table>" in page
-    assert "<script>" not in page and "&lt;script&gt;" in page and "<b>&" not in page and '"seeds"' in page.replace("&quot;", '"')
+    assert (
+        "<script>" not in page
+        and "&lt;script&gt;" in page
+        and "<b>&" not in page
+        and '"seeds"' in page.replace("&quot;", '"')
+    )
 
 
 def test_the_markdown_page_points_to_the_pictures(results: Path, tmp_path: Path) -> None:
@@ -328,15 +347,24 @@ def test_rank_correlations() -> None:
     assert rank_correlation(a, torch.ones(2, 2)) == 0
 
 
-# --- verdicts ----------------------------------------------------------------------------------------------------------------
+# --- verdicts -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("claims", "verdict"),
     [
         ([Claim(paired([0.3, 0.4, 0.35], [0.1, 0.1, 0.1]))], "Holds"),
         ([Claim(paired([0.1, 0.1, 0.1], [0.3, 0.4, 0.35]))], "Does not hold"),
-        ([Claim(paired([0.1, 0.2, 0.5], [0.2, 0.1, 0.3]))], "Not decided: met by the mean, not by the whole interval"),
-        ([Claim(paired([0.2, 0.1, 0.3], [0.1, 0.2, 0.5]))], "Not decided: missed by the mean, not by the whole interval"),
-        ([Claim(mean_interval([0.95, 0.96, 0.97]), 0.94)], "Not decided: met by the mean, not by the whole interval"),
+        (
+            [Claim(paired([0.1, 0.2, 0.5], [0.2, 0.1, 0.3]))],
+            "Not decided: met by the mean, not by the whole interval",
+        ),
+        (
+            [Claim(paired([0.2, 0.1, 0.3], [0.1, 0.2, 0.5]))],
+            "Not decided: missed by the mean, not by the whole interval",
+        ),
+        (
+            [Claim(mean_interval([0.95, 0.96, 0.97]), 0.94)],
+            "Not decided: met by the mean, not by the whole interval",
+        ),
         ([Claim(mean_interval([0.95, 0.951, 0.952]), 0.94)], "Holds"),
         ([Claim(mean_interval([0.5]), 0.1)], "Not decided: one seed"),
         ([Claim(paired([0.5], [0.1]))], "Not decided: one seed"),
@@ -344,7 +372,10 @@ def test_rank_correlations() -> None:
         ([Claim(paired([0.105, 0.106], [0.1, 0.1]), 0.02, most=True)], "Holds"),
         ([Claim(paired([0.2, 0.201], [0.1, 0.1]), 0.02, most=True)], "Does not hold"),
         # Several: all hold, or one fails.
-        ([Claim(mean_interval([2.0, 2.1]), 0.5), Claim(mean_interval([0.1, 0.9]), 0.5)], "Not decided: met by the mean"),
+        (
+            [Claim(mean_interval([2.0, 2.1]), 0.5), Claim(mean_interval([0.1, 0.9]), 0.5)],
+            "Not decided: met by the mean",
+        ),
         ([Claim(mean_interval([2.0, 2.1]), 0.5), Claim(mean_interval([0.1, 0.11]), 0.5)], "Does not hold"),
         # No difference at all is not above 0.
         ([Claim(paired([0.1, 0.2], [0.1, 0.2]))], "Not decided: met by the mean"),
@@ -382,13 +413,15 @@ def test_a_picture_of_a_quick_run_says_so(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
-# --- full disks --------------------------------------------------------------------------------------------------------------
+# --- full disks ---------------------------------------------------------------------------------------------
 def _full(*arguments: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("what", ["text", "tensors", "picture"])
-def test_a_full_disk_leaves_the_file_that_was_there(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_file_that_was_there(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "result"
     path.write_text("the one before")
     if what == "text":
@@ -399,7 +432,9 @@ def test_a_full_disk_leaves_the_file_that_was_there(what: str, tmp_path: Path, m
         write = lambda: write_tensors(path, {"x": torch.ones(3)})  # noqa: E731
     else:
         figure = pytest.importorskip("matplotlib.figure").Figure()
-        monkeypatch.setattr(figure, "savefig", lambda where, **options: (Path(where).write_bytes(b"half"), _full()))
+        monkeypatch.setattr(
+            figure, "savefig", lambda where, **options: (Path(where).write_bytes(b"half"), _full())
+        )
         write = lambda: save_figure(figure, path, 50)  # noqa: E731
     with pytest.raises(OSError, match="No space left") as raised:
         write()
@@ -434,7 +469,9 @@ def test_a_full_disk_is_told_by_another_process(tmp_path: Path) -> None:
         ({"threads": 0}, ValueError, "threads: expected an int >= 1, got 0"),
     ],
 )
-def test_bad_numbers_of_an_experiment_are_named(change: dict[str, object], error: type, message: str, tmp_path: Path) -> None:
+def test_bad_numbers_of_an_experiment_are_named(
+    change: dict[str, object], error: type, message: str, tmp_path: Path
+) -> None:
     pytest.importorskip("sklearn")
     from adaptcomp_ext.experiments.digits import digits
 

@@ -112,7 +112,16 @@ class Interrupted(Exception):
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(out: Path, tmp_path: Path) -> None:
-    what = plan(None, congruent=[0.8], seeds=SEEDS, first_seed=0, epochs=None, quick=True, with_reaction=True, with_effort=False)
+    what = plan(
+        None,
+        congruent=[0.8],
+        seeds=SEEDS,
+        first_seed=0,
+        epochs=None,
+        quick=True,
+        with_reaction=True,
+        with_effort=False,
+    )
     folder = RunFolder.open(tmp_path, "stroop", what.config)
     some = [cell for cell in what.cells if cell.seed == 0 and cell.options["part"] == "main"]
 
@@ -144,8 +153,19 @@ def test_networks_are_as_described() -> None:
 def test_verdicts_follow_the_figures(out: Path) -> None:
     from adaptcomp_ext.experiments.stroop.summary import Results, summarise
 
-    what = plan(None, congruent=[0.8], seeds=SEEDS, first_seed=0, epochs=None, quick=True, with_reaction=True, with_effort=False)
-    found = {cell.name: json.loads((out / "cells" / cell.name / "result.json").read_text()) for cell in what.cells}
+    what = plan(
+        None,
+        congruent=[0.8],
+        seeds=SEEDS,
+        first_seed=0,
+        epochs=None,
+        quick=True,
+        with_reaction=True,
+        with_effort=False,
+    )
+    found = {
+        cell.name: json.loads((out / "cells" / cell.name / "result.json").read_text()) for cell in what.cells
+    }
     for cell in found.values():
         if "timing" in cell and "saved" in cell["timing"]:
             cell["timing"]["saved"] = 0.1
@@ -183,9 +203,15 @@ def test_the_command_line_reports(out: Path, tmp_path: Path) -> None:
 def test_one_seed_decides_nothing(out: Path, tmp_path: Path) -> None:
     shutil.copytree(out / "cells", tmp_path / "cells", ignore=shutil.ignore_patterns("*-seed-1", "*-seed-2"))
     shown = io.StringIO()
-    report = stroop(None, tmp_path, congruent=[0.8], quick=True, with_effort=False, console=Console(file=shown))
+    report = stroop(
+        None, tmp_path, congruent=[0.8], quick=True, with_effort=False, console=Console(file=shown)
+    )
     text = (tmp_path / "stroop.md").read_text()
     check_one_seed_report(text)
-    assert report["quick"] is True and QUICK in text and json.loads((tmp_path / "stroop.json").read_text())["note"] == QUICK
+    assert (
+        report["quick"] is True
+        and QUICK in text
+        and json.loads((tmp_path / "stroop.json").read_text())["note"] == QUICK
+    )
     assert " ".join(shown.getvalue().split()).count(QUICK) == 2
     assert "**Not decided: one seed.**" in text

@@ -37,8 +37,23 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_the_palette_is_the_thesis() -> None:
-    assert list(COLOURS) == ["red", "green", "yellow", "blue", "orange", "purple", "cyan", "pink", "greenyellow", "magenta"]
-    assert COLOURS["purple"] == (160, 32, 240) and COLOURS["greenyellow"] == (173, 255, 47) and GREY == (128, 128, 128)
+    assert list(COLOURS) == [
+        "red",
+        "green",
+        "yellow",
+        "blue",
+        "orange",
+        "purple",
+        "cyan",
+        "pink",
+        "greenyellow",
+        "magenta",
+    ]
+    assert (
+        COLOURS["purple"] == (160, 32, 240)
+        and COLOURS["greenyellow"] == (173, 255, 47)
+        and GREY == (128, 128, 128)
+    )
 
 
 def test_colour_is_the_definition() -> None:
@@ -64,7 +79,9 @@ def test_images_follow_from_digits_and_inks(root: Path, split: str) -> None:
     same = data.conditions == Condition.CONGRUENT
     assert torch.equal(data.inks[same], data.digits[same])
     other = data.conditions == Condition.INCONGRUENT
-    assert bool((data.inks[other] != data.digits[other]).all()) and bool((data.inks[other] < NEUTRAL_INK).all())
+    assert bool((data.inks[other] != data.digits[other]).all()) and bool(
+        (data.inks[other] < NEUTRAL_INK).all()
+    )
     assert bool((data.inks[data.conditions == Condition.NEUTRAL] == NEUTRAL_INK).all())
 
 
@@ -123,7 +140,11 @@ def test_is_a_torchvision_data_set(root: Path) -> None:
     plain = StroopMNIST(root, "test")
     assert plain[4][1] == (int(plain.digits[4]), int(plain.inks[4]))
     pixels, (digits, inks) = next(iter(DataLoader(plain, batch_size=7)))
-    assert pixels.shape == (7, 3, 6, 6) and torch.equal(digits, plain.digits[:7]) and torch.equal(inks, plain.inks[:7])
+    assert (
+        pixels.shape == (7, 3, 6, 6)
+        and torch.equal(digits, plain.digits[:7])
+        and torch.equal(inks, plain.inks[:7])
+    )
 
 
 def test_cache(root: Path, tmp_path: Path) -> None:
@@ -153,14 +174,26 @@ def test_cache(root: Path, tmp_path: Path) -> None:
     ("make", "error", "message"),
     [
         (lambda: StroopMNIST(None, "valid"), ValueError, "split: expected one of"),
-        (lambda: StroopMNIST(None, proportion_congruent=1.2), ValueError, "proportion_congruent: expected a number"),
+        (
+            lambda: StroopMNIST(None, proportion_congruent=1.2),
+            ValueError,
+            "proportion_congruent: expected a number",
+        ),
         (lambda: StroopMNIST(None, neutral="some"), TypeError, "neutral: expected a number"),
         (lambda: StroopMNIST(None, seed=-1), ValueError, "seed: expected an int >= 0"),
         (lambda: StroopMNIST(None, download=True), ValueError, "download: expected a data folder"),
         (lambda: StroopMNIST("/nowhere/at/all"), FileNotFoundError, "/nowhere/at/all: expected a folder"),
         (lambda: colour(torch.zeros(2, 3, 3), torch.zeros(2).long()), TypeError, "images: expected uint8"),
-        (lambda: colour(torch.zeros(2, 3, 3).byte(), torch.zeros(3).long()), TypeError, "inks: expected int64"),
-        (lambda: colour(torch.zeros(1, 3, 3).byte(), torch.tensor([11])), ValueError, "inks: expected 0 to 10, got 11"),
+        (
+            lambda: colour(torch.zeros(2, 3, 3).byte(), torch.zeros(3).long()),
+            TypeError,
+            "inks: expected int64",
+        ),
+        (
+            lambda: colour(torch.zeros(1, 3, 3).byte(), torch.tensor([11])),
+            ValueError,
+            "inks: expected 0 to 10, got 11",
+        ),
         (lambda: StroopMNIST(None).recoloured(7), ValueError, "7 is not a valid Condition"),
     ],
 )
@@ -169,7 +202,7 @@ def test_bad_input(make, error: type[Exception], message: str) -> None:
         make()
 
 
-# --- MNIST's own files -------------------------------------------------------------------------------------------------------
+# --- MNIST's own files --------------------------------------------------------------------------------------
 def test_a_wrong_checksum_is_refused_by_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
@@ -183,7 +216,9 @@ def test_a_wrong_checksum_is_refused_by_name(root: Path, monkeypatch: pytest.Mon
     (root / NAMES[2]).write_bytes(bytes(content))
     with pytest.raises(ValueError, match=rf"{NAMES[2]}: expected MNIST's file") as raised:
         load_mnist(root)
-    assert sums["test_images"] in str(raised.value) and hashlib.md5(bytes(content)).hexdigest() in str(raised.value)
+    assert sums["test_images"] in str(raised.value) and hashlib.md5(bytes(content)).hexdigest() in str(
+        raised.value
+    )
 
 
 def test_what_is_there_is_not_fetched(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

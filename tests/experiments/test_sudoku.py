@@ -21,7 +21,13 @@ from adaptcomp_ext.experiments.sudoku import evaluation, sudoku
 from adaptcomp_ext.experiments.sudoku.figure import way_of
 from adaptcomp_ext.experiments.sudoku.model import Energy, FeedForward, Recurrent, units
 from adaptcomp_ext.experiments.sudoku.nine import NINE_BLANKS, NineByNine, random_grid, singles_solve
-from adaptcomp_ext.experiments.sudoku.puzzles import BLANKS, FourByFour, Puzzles, all_grids, position_symmetries
+from adaptcomp_ext.experiments.sudoku.puzzles import (
+    BLANKS,
+    FourByFour,
+    Puzzles,
+    all_grids,
+    position_symmetries,
+)
 from adaptcomp_ext.experiments.sudoku.report import _verdict
 from adaptcomp_ext.experiments.sudoku.training import (
     EnergySolver,
@@ -156,7 +162,11 @@ def deadly(grid: Tensor) -> list[int]:
             for below in range(top + 9, 81, 9):
                 cells = [top, right, below, below + right - top]
                 same_band, same_stack = top // 27 == below // 27, top % 9 // 3 == right % 9 // 3
-                if same_band != same_stack and grid[cells[0]] == grid[cells[3]] and grid[cells[1]] == grid[cells[2]]:
+                if (
+                    same_band != same_stack
+                    and grid[cells[0]] == grid[cells[3]]
+                    and grid[cells[1]] == grid[cells[2]]
+                ):
                     return cells
     raise AssertionError("no such cells in this grid")
 
@@ -168,14 +178,21 @@ def test_nine_by_nine() -> None:
     assert set(train.blanks.tolist()) <= set(NINE_BLANKS)
     assert test.blanks.tolist() == [blanks for blanks in NINE_BLANKS for _ in range(3)]
     assert singles_solve(train).all()
-    for puzzles, ours, others in ((train, source.train_grids, source.test_grids), (test, source.test_grids, source.train_grids)):
+    for puzzles, ours, others in (
+        (train, source.train_grids, source.test_grids),
+        (test, source.test_grids, source.train_grids),
+    ):
         assert (puzzles.solution[:, None] == ours).all(dim=2).any(dim=1).all()
         assert not (puzzles.solution[:, None] == others).all(dim=2).any()
     assert puzzles.board().shape == (24, 81, 10)
     torch.manual_seed(0)
     board = test.board()
     assert Energy(3, 8)(first_answer(board, generator()), board).shape == (24,)
-    assert FeedForward(3, 8)(board).shape == Recurrent(3, 8)(first_answer(board, generator()), board).shape == (24, 81, 9)
+    assert (
+        FeedForward(3, 8)(board).shape
+        == Recurrent(3, 8)(first_answer(board, generator()), board).shape
+        == (24, 81, 9)
+    )
 
 
 def test_board() -> None:
@@ -221,7 +238,9 @@ def test_energy_sees_no_places(source: FourByFour) -> None:
     energy = Energy(2, 16).double()
     board = source.train(5, generator()).board().double()
     answer = first_answer(board, generator()).double()
-    for symmetry in position_symmetries()[::2]:  # every other one reflects the board as well: rows are no columns
+    for symmetry in position_symmetries()[
+        ::2
+    ]:  # every other one reflects the board as well: rows are no columns
         torch.testing.assert_close(energy(answer[:, symmetry], board[:, symmetry]), energy(answer, board))
 
 
@@ -235,7 +254,9 @@ def test_energy_descends_in_any_batch(source: FourByFour) -> None:
         together = solver(answer, board)
         alone = [solver(answer[i : i + 1], board[i : i + 1]) for i in range(7)]
     torch.testing.assert_close(together.y, torch.cat([each.y for each in alone]), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(together.energy, torch.cat([each.energy for each in alone]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        together.energy, torch.cat([each.energy for each in alone]), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_stepwise_gradient_is_that_of_a_loop(source: FourByFour) -> None:
@@ -320,14 +341,23 @@ def test_solved() -> None:
     given = torch.zeros(3, 16, dtype=torch.bool)
     given[1, 0] = True
     answer = torch.nn.functional.one_hot(solution, 4).float()
-    answer[1:, 0] = torch.tensor([0.0, 9.0, 0.0, 0.0])  # wrong, in a given cell of the second and in a blank one of the third
+    answer[1:, 0] = torch.tensor(
+        [0.0, 9.0, 0.0, 0.0]
+    )  # wrong, in a given cell of the second and in a blank one of the third
     assert evaluation.solved(answer, Puzzles(solution, given)).tolist() == [True, True, False]
 
 
 def test_by_blanks() -> None:
     attempt = evaluation.Attempt(torch.tensor([True, False, True]), torch.tensor([2, 4, 7]))
     few, many = evaluation.by_blanks(attempt, torch.tensor([4, 4, 9]))
-    assert few == {"blanks": 4, "puzzles": 2, "solved": 0.5, "steps": 3.0, "sd": 1.0, "quartiles": [2.5, 3.0, 3.5]}
+    assert few == {
+        "blanks": 4,
+        "puzzles": 2,
+        "solved": 0.5,
+        "steps": 3.0,
+        "sd": 1.0,
+        "quartiles": [2.5, 3.0, 3.5],
+    }
     assert (many["blanks"], many["solved"], many["steps"], many["sd"]) == (9, 1.0, 7.0, 0.0)
 
 
@@ -346,7 +376,8 @@ def test_auc() -> None:
 
 
 def test_auc_within_and_alike() -> None:
-    # Within either puzzle the right answer lies lower; across them the easy one's wrong answer lies lower than all.
+    # Within either puzzle the right answer lies lower; across them the easy one's wrong answer lies lower
+    # than all.
     energy = torch.tensor([[0.0, 1.0], [10.0, 11.0], [5.0, 6.0]])
     right = torch.tensor([[True, False], [True, False], [True, True]])
     assert evaluation.auc_within(energy, right) == 1.0
@@ -422,7 +453,10 @@ def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
         assert few["best_of"]["1"] == pytest.approx(1 - few["wrong"] / report["puzzles"]["test"])
     assert 0 < run["kinds"]["test"] < run["kinds"]["train"]
     assert list(run["of_any_kind"]) == ["feed_forward", "recurrent", "energy"]
-    assert report["summary"]["energy"]["solved"] == {"mean": run["energy"]["stopped"][0]["solved"], "sd": None}
+    assert report["summary"]["energy"]["solved"] == {
+        "mean": run["energy"]["stopped"][0]["solved"],
+        "sd": None,
+    }
     assert report["summary"]["feed_forward"]["solved"]["mean"] == run["feed_forward"]["solved"]
     assert report["recipe"]["updates"] == 20
     assert report["puzzles"]["size"] == 4
@@ -431,10 +465,21 @@ def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
 
 def test_printed(ran: tuple[dict[str, Any], Path, str]) -> None:
     _, _, printed = ran
-    for words in ("feed-forward", "recurrent", "held-out puzzles", "Held out: 68 of the 288 grids", "sudoku.png", "n = 8"):
+    for words in (
+        "feed-forward",
+        "recurrent",
+        "held-out puzzles",
+        "Held out: 68 of the 288 grids",
+        "sudoku.png",
+        "n = 8",
+    ):
         assert words in printed
     assert "The energy solves" in printed and printed.count("Not decided: one seed") == 2
-    assert "±" not in printed and "does better" not in printed and "Quick run (--quick)" in " ".join(printed.split())
+    assert (
+        "±" not in printed
+        and "does better" not in printed
+        and "Quick run (--quick)" in " ".join(printed.split())
+    )
 
 
 def test_what_is_better_is_what_the_seeds_agree_on() -> None:
@@ -452,12 +497,20 @@ def test_what_is_better_is_what_the_seeds_agree_on() -> None:
         for i in range(3)
     ]
     first, *rest = _verdict(runs)
-    assert first.startswith("The energy solves 96.0 %, the feed-forward network 80.0 %: +16.0 [") and first.endswith("(more).")
+    assert first.startswith(
+        "The energy solves 96.0 %, the feed-forward network 80.0 %: +16.0 ["
+    ) and first.endswith("(more).")
     said = {line.partition(":")[0]: line for line in rest}
     assert "steps on the hardest" in said["The energy does better"]
-    assert all(what in said["The recurrent network does better"] for what in ("steps (5.0 against 3.1)", "time to train"))
+    assert all(
+        what in said["The recurrent network does better"]
+        for what in ("steps (5.0 against 3.1)", "time to train")
+    )
     undecided = said["Not decided, the interval holds 0"]
-    assert "share solved, % (96.0 against 96.0)" in undecided and "time to solve, ms (10 against 10)" in undecided
+    assert (
+        "share solved, % (96.0 against 96.0)" in undecided
+        and "time to solve, ms (10 against 10)" in undecided
+    )
 
 
 def test_no_random_state_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,7 +526,9 @@ def test_no_random_state_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("adaptcomp_ext.experiments.sudoku.sudoku", lambda out, **options: given.update(out=out, **options))
+    monkeypatch.setattr(
+        "adaptcomp_ext.experiments.sudoku.sudoku", lambda out, **options: given.update(out=out, **options)
+    )
     out = tmp_path / "a" / "b"
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "sudoku", "--out", str(out), "--seeds", "5", "--seed", "2", "--quick"])

@@ -42,7 +42,11 @@ class OneMaze(gymnasium.Env):
         self.observation_space, self.action_space = like.single_observation_space, like.single_action_space
 
     def seen(self) -> dict[str, np.ndarray]:
-        return {"walls": self.now.walls[0].astype(np.int8), "position": self.at.copy(), "goal": self.now.goal[0]}
+        return {
+            "walls": self.now.walls[0].astype(np.int8),
+            "position": self.at.copy(),
+            "goal": self.now.goal[0],
+        }
 
     def far(self) -> np.int64:
         return np.int64(self.now.distance[0][tuple(self.at)])
@@ -83,7 +87,13 @@ class OneControl(gymnasium.Env):
         self.steps += 1
         seen = [self.task.step(action.astype(float)) for _ in range(2)]
         late = self.steps >= self.like.max_steps
-        return self.like._flat(seen[-1].observation), sum(s.reward for s in seen), False, late, {"broken": np.False_}
+        return (
+            self.like._flat(seen[-1].observation),
+            sum(s.reward for s in seen),
+            False,
+            late,
+            {"broken": np.False_},
+        )
 
 
 def both_ways(make: Callable[..., VectorEnv], mode: AutoresetMode) -> tuple[VectorEnv, VectorEnv]:
@@ -142,7 +152,9 @@ def test_who_has_ended_waits_where_nobody_else_begins(make: Callable[..., Vector
         _, _, terminated, truncated, _ = env.step(env.action_space.sample())
         over = terminated | truncated
     which = int(np.flatnonzero(over)[0])
-    with pytest.raises(RuntimeError, match=rf"step: expected reset\(.*whose episodes have ended, got none for {which}"):
+    with pytest.raises(
+        RuntimeError, match=rf"step: expected reset\(.*whose episodes have ended, got none for {which}"
+    ):
         env.step(env.action_space.sample())
     env.reset(options={"reset_mask": over})
     env.step(env.action_space.sample())
@@ -152,14 +164,20 @@ def test_who_has_ended_waits_where_nobody_else_begins(make: Callable[..., Vector
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"reset_mask": [True] * 3}, TypeError, r"options\['reset_mask'\]: expected a NumPy array of bool, got list"),
+        (
+            {"reset_mask": [True] * 3},
+            TypeError,
+            r"options\['reset_mask'\]: expected a NumPy array of bool, got list",
+        ),
         ({"reset_mask": np.ones(2, bool)}, ValueError, r"expected shape \(3,\), got \(2,\)"),
         ({"reset_mask": np.zeros(3, bool)}, ValueError, "expected at least one True"),
         ({"mask": np.ones(3, bool)}, ValueError, "options: expected no key but 'reset_mask', got 'mask'"),
         ([1], TypeError, "options: expected a dict or None, got list"),
     ],
 )
-def test_bad_options_of_a_reset_are_named(make: Callable[..., VectorEnv], options: Any, error: type, message: str) -> None:
+def test_bad_options_of_a_reset_are_named(
+    make: Callable[..., VectorEnv], options: Any, error: type, message: str
+) -> None:
     env = make()
     with pytest.raises(ValueError, match="at the first reset"):
         env.reset(options={"reset_mask": np.arange(3) > 0})
@@ -170,7 +188,9 @@ def test_bad_options_of_a_reset_are_named(make: Callable[..., VectorEnv], option
 
 @BOTH
 def test_bad_modes_are_named(make: Callable[..., VectorEnv]) -> None:
-    with pytest.raises(ValueError, match=r"autoreset_mode: expected an AutoresetMode of Gymnasium, .*'NextStep'.*got 'now'"):
+    with pytest.raises(
+        ValueError, match=r"autoreset_mode: expected an AutoresetMode of Gymnasium, .*'NextStep'.*got 'now'"
+    ):
         make(autoreset_mode="now")
     with pytest.raises(ValueError, match="render_mode: expected 'rgb_array' or None, got 'human'"):
         make(render_mode="human")
@@ -179,7 +199,7 @@ def test_bad_modes_are_named(make: Callable[..., VectorEnv]) -> None:
             make().reset(seed=seed)
 
 
-# --- seeds -------------------------------------------------------------------------------------------------------------------
+# --- seeds --------------------------------------------------------------------------------------------------
 class Base(VectorEnv):
     num_envs = 3
 
@@ -234,7 +254,7 @@ def test_a_generator_that_is_set_draws_what_follows(make: Callable[..., VectorEn
     assert all(map(same, course(one), course(other)))
 
 
-# --- wrappers ----------------------------------------------------------------------------------------------------------------
+# --- wrappers -----------------------------------------------------------------------------------------------
 OPTIONS: dict[str, dict[str, Any]] = {
     "DtypeObservation": {"dtype": np.float64},
     "ClipReward": {"min_reward": -1, "max_reward": 1},
@@ -247,7 +267,9 @@ OF_OBSERVATIONS = ("FlattenObservation", "DtypeObservation", "NormalizeObservati
 @BOTH
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", [*EVERYWHERE, *OF_OBSERVATIONS])
-def test_gymnasiums_wrappers_go_around_them(make: Callable[..., VectorEnv], name: str, mode: AutoresetMode) -> None:
+def test_gymnasiums_wrappers_go_around_them(
+    make: Callable[..., VectorEnv], name: str, mode: AutoresetMode
+) -> None:
     if name in OF_OBSERVATIONS and mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED):
         pytest.skip("Gymnasium's wrappers of observations refuse this mode")
     if name == "NormalizeObservation" and mode is AutoresetMode.DISABLED:
@@ -280,7 +302,7 @@ def test_episodes_are_counted_by_gymnasiums_statistics(mode: AutoresetMode) -> N
     assert list(env.length_queue) == [5] * 6
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------------------
 def test_a_maze_is_drawn() -> None:
     env = maze(2, 5, 0.3)
     with pytest.raises(RuntimeError, match=r"render: expected a reset\(\)"):

@@ -57,7 +57,7 @@ def build(**options) -> ACC:
     return ACC(nn.Identity(), mlp(), Counted(mlp(32)), **options).double()
 
 
-# --- the gated answer -------------------------------------------------------------------------------------------------------
+# --- the gated answer ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("answer", ["control", "mixture"])
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_answers_like_masking_and_runs_only_what_is_called(answer: str, rate: float) -> None:
@@ -75,7 +75,9 @@ def test_answers_like_masking_and_runs_only_what_is_called(answer: str, rate: fl
     torch.testing.assert_close(result.output.exp(), expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(result.output.exp().sum(1), torch.ones(50, dtype=D))
     torch.testing.assert_close(result.default, default, rtol=0, atol=0)
-    torch.testing.assert_close(result.control, torch.where(called[:, None], control, default), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        result.control, torch.where(called[:, None], control, default), rtol=1e-12, atol=1e-12
+    )
     torch.testing.assert_close(result.score, normalised_entropy(default), rtol=0, atol=0)
 
 
@@ -84,7 +86,11 @@ def test_gradients_reach_both_through_the_gated_answer() -> None:
     acc.gate.calibrate(acc.both(values((40, 5), D))[0], 0.5)
     x = values((40, 5), D).requires_grad_()
     acc(x).output.sum().backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for name, p in acc.named_parameters() if not name.startswith("gate"))
+    assert all(
+        p.grad is not None and bool(p.grad.any())
+        for name, p in acc.named_parameters()
+        if not name.startswith("gate")
+    )
     assert x.grad is not None and bool(x.grad.any(dim=1).all())
 
 
@@ -148,7 +154,7 @@ def test_lives_like_a_module() -> None:
         assert half(x.float()).output.dtype in (torch.bfloat16, torch.float32)
 
 
-# --- the loss ---------------------------------------------------------------------------------------------------------------
+# --- the loss -----------------------------------------------------------------------------------------------
 def reference(acc: ACC, x, y, objective: Objective, rows: int, share: float) -> torch.Tensor:
     """From the formula, one row after another."""
     default, control = acc.both(x)
@@ -162,7 +168,12 @@ def reference(acc: ACC, x, y, objective: Objective, rows: int, share: float) -> 
         p = p if objective.mutual else p.detach()
         q = (default[i] / objective.temperature).softmax(0)
         kl = (p * (p / q).log()).sum()
-        total = total + weight * second[i] + objective.hard * first[i] + objective.effort * objective.temperature**2 * kl
+        total = (
+            total
+            + weight * second[i]
+            + objective.hard * first[i]
+            + objective.effort * objective.temperature**2 * kl
+        )
     description = ac.nn.description_length(acc.default)
     return total / len(y) + share * objective.beta * description / rows
 
@@ -178,7 +189,9 @@ def reference(acc: ACC, x, y, objective: Objective, rows: int, share: float) -> 
 )
 def test_loss_is_the_formula(objective: Objective) -> None:
     torch.manual_seed(0)
-    acc = ACC(nn.Identity(), mlp(), mlp(16), CLASSES, objective=objective).double().eval()  # in evaluation there is no noise
+    acc = (
+        ACC(nn.Identity(), mlp(), mlp(16), CLASSES, objective=objective).double().eval()
+    )  # in evaluation there is no noise
     x, y = values((9, 5), D), torch.randint(0, CLASSES, (9,), generator=generator(1))
     parts = acc.loss(x, y, rows=50, beta_factor=0.5)
     expected = reference(acc, x, y, objective, 50, 0.5)
@@ -200,7 +213,9 @@ def test_a_need_that_is_nothing_weighs_all_alike() -> None:
     from adaptcomp_ext.models.acc.loss import need_weights
 
     assert need_weights(torch.zeros(3), 20.0).tolist() == [1, 1, 1]
-    torch.testing.assert_close(need_weights(torch.tensor([0.0, 1.0, 2.0]), 20.0), torch.tensor([0.0, 1.0, 2.0]))
+    torch.testing.assert_close(
+        need_weights(torch.tensor([0.0, 1.0, 2.0]), 20.0), torch.tensor([0.0, 1.0, 2.0])
+    )
     assert float(need_weights(torch.tensor([0.0] * 99 + [1.0]), 20.0).max()) == 20
 
 
@@ -236,12 +251,14 @@ def test_the_value_price_is_low_where_control_helps() -> None:
     assert float(idle.mean()) > 0.9
 
 
-# --- gates ------------------------------------------------------------------------------------------------------------------
+# --- gates --------------------------------------------------------------------------------------------------
 def test_scores() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [50.0, 0.0, 0.0, 0.0], [1.0, 1.0, -50.0, -50.0]], dtype=D)
     entropy = EntropyGate().score(logits)
     torch.testing.assert_close(entropy, torch.tensor([1.0, 0.0, 0.5], dtype=D), rtol=0, atol=1e-12)
-    torch.testing.assert_close(MarginGate().score(logits), torch.tensor([1.0, 0.0, 1.0], dtype=D), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        MarginGate().score(logits), torch.tensor([1.0, 0.0, 1.0], dtype=D), rtol=0, atol=1e-12
+    )
     x = values((6, CLASSES), D)
     p = x.softmax(1)
     torch.testing.assert_close(EntropyGate().score(x), -(p * p.log()).sum(1) / math.log(CLASSES))
@@ -323,7 +340,9 @@ def test_learned_gates_find_the_value_of_control(kind: type, seed: int) -> None:
     score = gate.score(default).detach()
     assert bool((score >= 0).all())
     assert stats.spearmanr(score, value).statistic > 0.6
-    saved = F.cross_entropy(default, targets, reduction="none") - F.cross_entropy(control, targets, reduction="none")
+    saved = F.cross_entropy(default, targets, reduction="none") - F.cross_entropy(
+        control, targets, reduction="none"
+    )
     assert float(score.mean()) == pytest.approx(float(saved.clamp(-5, 5).mean()), rel=0.25)  # in nats
     if kind is ValueGate:
         gate.calibrate(default, 0.2)
@@ -360,7 +379,7 @@ def test_a_gate_of_ones_own() -> None:
         Gate()(torch.zeros(1, 2))
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------------
+# --- bad input ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -374,8 +393,16 @@ def test_a_gate_of_ones_own() -> None:
         (lambda: build(mixture=1.5), ValueError, "mixture: expected a number in"),
         (lambda: build(classes=1), ValueError, "classes: expected an int >= 2"),
         (lambda: build(classes=5)(values((3, 5), D)), ValueError, "default: expected class logits of shape"),
-        (lambda: build().loss(values((3, 5), D), torch.zeros(3, dtype=D), rows=3), ValueError, "targets: expected int64"),
-        (lambda: build().loss(values((3, 5), D), torch.zeros(3).long(), rows=0), ValueError, "rows: expected an int >= 1"),
+        (
+            lambda: build().loss(values((3, 5), D), torch.zeros(3, dtype=D), rows=3),
+            ValueError,
+            "targets: expected int64",
+        ),
+        (
+            lambda: build().loss(values((3, 5), D), torch.zeros(3).long(), rows=0),
+            ValueError,
+            "rows: expected an int >= 1",
+        ),
         (
             lambda: build().loss(values((3, 5), D), torch.zeros(3).long(), rows=3, beta_factor=2.0),
             ValueError,
@@ -387,11 +414,19 @@ def test_a_gate_of_ones_own() -> None:
         (lambda: Objective(need=1), TypeError, "need: expected a bool"),
         (lambda: Objective(need_cap=0.5), ValueError, "need_cap: expected a number in"),
         (lambda: Effort(4, "price"), ValueError, "objective: expected one of"),
-        (lambda: EntropyGate().calibrate(torch.zeros(0, 3), 0.5), ValueError, "logits: expected at least one row"),
+        (
+            lambda: EntropyGate().calibrate(torch.zeros(0, 3), 0.5),
+            ValueError,
+            "logits: expected at least one row",
+        ),
         (lambda: EntropyGate().calibrate(torch.zeros(4, 3), 1.5), ValueError, "rate: expected a number in"),
         (lambda: EntropyGate()(torch.zeros(4)), ValueError, "logits: expected class logits"),
         (lambda: BatchMeanGate(len, 3), TypeError, "gate: expected a Gate"),
-        (lambda: ValueGate(4)(torch.zeros(2, 3)), ValueError, r"logits: expected class logits of shape \[n, 4\]"),
+        (
+            lambda: ValueGate(4)(torch.zeros(2, 3)),
+            ValueError,
+            r"logits: expected class logits of shape \[n, 4\]",
+        ),
         (
             lambda: ValueGate(3).fit(torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(1).long()),
             ValueError,

@@ -11,9 +11,25 @@ import torch.nn.functional as F
 from helpers import values
 from torch import nn
 
-from adaptcomp_ext.models.acc import ACC, EntropyGate, KLGate, MarginGate, Objective, ValueGate, confidence_features
+from adaptcomp_ext.models.acc import (
+    ACC,
+    EntropyGate,
+    KLGate,
+    MarginGate,
+    Objective,
+    ValueGate,
+    confidence_features,
+)
 from adaptcomp_ext.models.acc.features import kl_divergence
-from adaptcomp_ext.models.agents import DepthGate, DepthPlanner, PlanGate, Planner, PlanningAgent, WorldModel, divergence
+from adaptcomp_ext.models.agents import (
+    DepthGate,
+    DepthPlanner,
+    PlanGate,
+    Planner,
+    PlanningAgent,
+    WorldModel,
+    divergence,
+)
 from adaptcomp_ext.models.energy import LatentEnergyClassifier
 
 D = torch.float64
@@ -26,7 +42,7 @@ def finite_gradients(module: nn.Module) -> bool:
     return all(p.grad is None or bool(p.grad.isfinite().all()) for p in module.parameters())
 
 
-# --- ACC --------------------------------------------------------------------------------------------------------------------
+# --- ACC ----------------------------------------------------------------------------------------------------
 @halves
 def test_scores_are_those_of_the_same_logits_in_float32(dtype: torch.dtype) -> None:
     logits = (values((50, CLASSES)) * torch.linspace(0.1, 30, 50)[:, None]).to(dtype)
@@ -57,7 +73,13 @@ def test_a_divergence_far_below_the_rounding_of_one(dtype: torch.dtype) -> None:
 def test_loss_and_gradients(dtype: torch.dtype, how: str, effort: float | str) -> None:
     torch.manual_seed(0)
     nets = [nn.Sequential(nn.Linear(5, n), nn.Tanh(), nn.Linear(n, CLASSES)) for n in (8, 16)]
-    acc = ACC(nn.Identity(), *nets, classes=CLASSES, variational=False, objective=Objective(effort=effort, mutual=True)).to(dtype)
+    acc = ACC(
+        nn.Identity(),
+        *nets,
+        classes=CLASSES,
+        variational=False,
+        objective=Objective(effort=effort, mutual=True),
+    ).to(dtype)
     exact = copy.deepcopy(acc).double()
     x, y = values((16, 5)).to(dtype), torch.arange(16) % CLASSES
     want = exact.loss(x.double(), y, rows=16)
@@ -68,7 +90,9 @@ def test_loss_and_gradients(dtype: torch.dtype, how: str, effort: float | str) -
     for name in ("total", "default", "control", "distill", "effort"):
         part = getattr(got, name)
         assert part.dtype == torch.float32
-        assert float(part.detach()) == pytest.approx(float(getattr(want, name).detach()), rel=8 * torch.finfo(dtype).eps)
+        assert float(part.detach()) == pytest.approx(
+            float(getattr(want, name).detach()), rel=8 * torch.finfo(dtype).eps
+        )
     got.total.backward()
     want.total.backward()
     assert finite_gradients(acc)
@@ -77,7 +101,9 @@ def test_loss_and_gradients(dtype: torch.dtype, how: str, effort: float | str) -
         (*exact.default.parameters(), *exact.control.parameters()),
         strict=True,
     ):
-        torch.testing.assert_close(p.grad.double(), q.grad, rtol=0, atol=16 * torch.finfo(dtype).eps * float(q.grad.abs().max()))
+        torch.testing.assert_close(
+            p.grad.double(), q.grad, rtol=0, atol=16 * torch.finfo(dtype).eps * float(q.grad.abs().max())
+        )
 
 
 @halves
@@ -100,17 +126,21 @@ def test_a_threshold_is_not_rounded(dtype: torch.dtype) -> None:
 @halves
 def test_learned_gates(dtype: torch.dtype, kind: type) -> None:
     torch.manual_seed(0)
-    default = (torch.rand(600, 1) * 5 * F.one_hot(torch.arange(600) % CLASSES, CLASSES) + torch.randn(600, CLASSES)).to(dtype)
+    default = (
+        torch.rand(600, 1) * 5 * F.one_hot(torch.arange(600) % CLASSES, CLASSES) + torch.randn(600, CLASSES)
+    ).to(dtype)
     default[:, 3] = -math.inf  # a feature that is constant: its least deviation would be zero in float16
     control, y = (default * 2).to(dtype), torch.arange(600) % 3
     gate, exact = kind(CLASSES).to(dtype), kind(CLASSES)
     gate.fit(default, control, y)
     exact.fit(default.float(), control.float(), y)
     assert next(gate.net.parameters()).dtype == dtype and gate.deviation.dtype == torch.float32
-    torch.testing.assert_close(gate.score(default), exact.score(default.float()), rtol=32 * torch.finfo(dtype).eps, atol=1e-3)
+    torch.testing.assert_close(
+        gate.score(default), exact.score(default.float()), rtol=32 * torch.finfo(dtype).eps, atol=1e-3
+    )
 
 
-# --- agents -----------------------------------------------------------------------------------------------------------------
+# --- agents -------------------------------------------------------------------------------------------------
 def narrowed(how: str, dtype: torch.dtype, module: nn.Module, *tensors: torch.Tensor):
     """Module and tensors in half precision, or as they are where autocast narrows them."""
     if how == "autocast":
@@ -131,7 +161,11 @@ def world(scale: float = 1.0) -> WorldModel:
 def test_the_latent_is_a_distribution_wherever_its_units_are(dtype: torch.dtype, how: str) -> None:
     """exp(15) is beyond float16, and exp(−15) below what it can be divided by."""
     model = world()
-    x = torch.tensor([[15.0, 14.0, *[0.0] * 6], [-15.0] * 8, [40.0, *[-40.0] * 7]]).repeat(1, 2).requires_grad_()
+    x = (
+        torch.tensor([[15.0, 14.0, *[0.0] * 6], [-15.0] * 8, [40.0, *[-40.0] * 7]])
+        .repeat(1, 2)
+        .requires_grad_()
+    )
     simplex, narrow = narrowed(how, dtype, model.simplex, x)
     with torch.autocast("cpu", dtype, enabled=how == "autocast"):
         got = simplex(narrow)
@@ -215,7 +249,7 @@ def test_the_plan_gate_learns_its_scale(dtype: torch.dtype) -> None:
         gate.calibrate("value", torch.tensor([0.0, math.nan]), 0.5)
 
 
-# --- energies ---------------------------------------------------------------------------------------------------------------
+# --- energies -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", ["half", "autocast"])
 @halves
 def test_the_energy_classifier(dtype: torch.dtype, how: str) -> None:

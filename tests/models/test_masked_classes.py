@@ -47,7 +47,9 @@ class Fewer(Masked):
 def build(kind: type, seed: int = 0, **options) -> ACC:
     torch.manual_seed(seed)
     classes = CLASSES if kind is Masked else len(LEFT)
-    return ACC(nn.Identity(), kind(4, CLASSES), kind(4, CLASSES), classes=classes, variational=False, **options).double()
+    return ACC(
+        nn.Identity(), kind(4, CLASSES), kind(4, CLASSES), classes=classes, variational=False, **options
+    ).double()
 
 
 def weights(acc: ACC) -> list[nn.Parameter]:
@@ -58,14 +60,19 @@ def masked(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([logits, logits.new_full((len(logits), 2), -INF)], 1)
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------------
+# --- scores -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_scores_of_masked_logits(dtype: torch.dtype) -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.0, -INF, -INF], [1.0, -INF, -INF, -INF, -INF], [3.0, 3.0, -INF, -INF, -INF]], dtype=dtype)
+    logits = torch.tensor(
+        [[2.0, 1.0, 0.0, -INF, -INF], [1.0, -INF, -INF, -INF, -INF], [3.0, 3.0, -INF, -INF, -INF]],
+        dtype=dtype,
+    )
     p = [math.exp(k) / (1 + math.e + math.e**2) for k in (2, 1, 0)]
     entropy = [-sum(q * math.log(q) for q in p) / math.log(5), 0.0, math.log(2) / math.log(5)]
     assert EntropyGate().score(logits).tolist() == pytest.approx(entropy, abs=1e-6)
-    assert BatchMeanGate(EntropyGate(), 3).score(logits).tolist() == pytest.approx([sum(entropy) / 3] * 3, abs=1e-6)
+    assert BatchMeanGate(EntropyGate(), 3).score(logits).tolist() == pytest.approx(
+        [sum(entropy) / 3] * 3, abs=1e-6
+    )
     assert MarginGate().score(logits).tolist() == pytest.approx([1 - p[0] + p[1], 0.0, 1.0], abs=1e-6)
     gate = EntropyGate()
     assert gate.calibrate(logits, 1 / 3) == pytest.approx(1 / 3)
@@ -79,7 +86,9 @@ def test_gradients_of_scores(score) -> None:
     got, want = score(logits), score(fewer)
     if score is normalised_entropy:
         want = want * math.log(3) / math.log(5)
-    if score is confidence_features:  # all but the entropy; then the logits less their mean, and the probabilities
+    if (
+        score is confidence_features
+    ):  # all but the entropy; then the logits less their mean, and the probabilities
         assert bool((got[:, [10, 11, 15, 16]] == 0).all())
         got, want = got[:, [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14]], want[:, 1:]
     torch.testing.assert_close(got, want)
@@ -111,7 +120,9 @@ def test_divergence_over_one_mask(temperature: float) -> None:
     want = (a * (a / b).log()).sum(1)
     got = kl_divergence(*masks, temperature)
     torch.testing.assert_close(got, want)
-    for g, e in zip(torch.autograd.grad(got.sum(), masks), torch.autograd.grad(want.sum(), (p, q)), strict=True):
+    for g, e in zip(
+        torch.autograd.grad(got.sum(), masks), torch.autograd.grad(want.sum(), (p, q)), strict=True
+    ):
         torch.testing.assert_close(g[:, LEFT], e)
         assert not g[:, 3:].any()
 
@@ -131,7 +142,7 @@ def test_divergence_over_two_masks() -> None:
     assert bool(torch.autograd.grad(got.sum(), narrow)[0].isfinite().all())
 
 
-# --- the answer and the loss ------------------------------------------------------------------------------------------------
+# --- the answer and the loss --------------------------------------------------------------------------------
 @pytest.mark.parametrize("answer", ["control", "mixture"])
 def test_answers(answer: str) -> None:
     acc, fewer = (build(kind, answer=answer, mixture=0.3) for kind in (Masked, Fewer))
@@ -143,7 +154,9 @@ def test_answers(answer: str) -> None:
     assert bool((result.output[:, 3:] == -INF).all())
     torch.testing.assert_close(result.output[:, LEFT], want.output)
     y = torch.arange(30) % 3
-    got, want = (torch.autograd.grad(F.nll_loss(r.output, y), weights(m)) for r, m in ((result, acc), (want, fewer)))
+    got, want = (
+        torch.autograd.grad(F.nll_loss(r.output, y), weights(m)) for r, m in ((result, acc), (want, fewer))
+    )
     for g, e in zip(got, want, strict=True):
         torch.testing.assert_close(g, e)
 
@@ -206,7 +219,7 @@ def test_a_label_that_is_masked_makes_the_loss_infinite_and_spoils_no_gradient()
         assert all(bool(p.grad.isfinite().all()) for p in acc.parameters() if p.grad is not None)
 
 
-# --- learned gates ----------------------------------------------------------------------------------------------------------
+# --- learned gates ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", [ValueGate, KLGate])
 def test_learned_gates_find_the_value_of_control_behind_a_mask(kind: type) -> None:
     torch.manual_seed(0)
@@ -227,12 +240,22 @@ def test_learned_gates_find_the_value_of_control_behind_a_mask(kind: type) -> No
     ("spoil", "message"),
     [
         ("label", r"targets: expected classes that are not masked, got 4 in row 2"),
-        ("default", r"default: expected logits, of which -inf masks a class but not all, got \[-inf.* in row 1"),
-        ("control", r"control: expected logits, of which -inf masks a class but not all, got \[nan.* in row 1"),
+        (
+            "default",
+            r"default: expected logits, of which -inf masks a class but not all, got \[-inf.* in row 1",
+        ),
+        (
+            "control",
+            r"control: expected logits, of which -inf masks a class but not all, got \[nan.* in row 1",
+        ),
     ],
 )
 def test_what_no_gate_can_be_fitted_on(spoil: str, message: str) -> None:
-    default, control, targets = masked(values((8, 3))), masked(values((8, 3), seed=1)), torch.zeros(8, dtype=torch.int64)
+    default, control, targets = (
+        masked(values((8, 3))),
+        masked(values((8, 3), seed=1)),
+        torch.zeros(8, dtype=torch.int64),
+    )
     if spoil == "label":
         targets[2] = 4
     elif spoil == "default":

@@ -8,7 +8,15 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.models.agents import DepthGate, DepthPlanner, PlanGate, Planner, PlanningAgent, WorldModel, divergence
+from adaptcomp_ext.models.agents import (
+    DepthGate,
+    DepthPlanner,
+    PlanGate,
+    Planner,
+    PlanningAgent,
+    WorldModel,
+    divergence,
+)
 from adaptcomp_ext.models.agents.mppi import Plan
 
 SMALL = {"samples": 64, "elites": 12, "habits": 4}
@@ -54,10 +62,14 @@ def test_planning_finds_the_best_action() -> None:
     planner = Planner(model, iterations=6, tol=0.0, **SMALL)
     found = planner.plan(z)
     assert float((found.mean[:, 0, 0] - (2 * z[:, 0] - 1)).abs().mean()) < 0.05
-    assert bool((whole(planner, z, found) >= found.habit - 1e-6).all()) and bool((found.iterations == 6).all())
+    assert bool((whole(planner, z, found) >= found.habit - 1e-6).all()) and bool(
+        (found.iterations == 6).all()
+    )
 
 
-@pytest.mark.parametrize(("given", "horizon", "steps"), [(1, 0, 1), (3, 0, 3), (5, 0, 5), (1, 3, 3), (2, 3, 3), (5, 3, 5)])
+@pytest.mark.parametrize(
+    ("given", "horizon", "steps"), [(1, 0, 1), (3, 0, 3), (5, 0, 5), (1, 3, 3), (2, 3, 3), (5, 3, 5)]
+)
 def test_scores_are_the_discounted_mean_of_what_the_model_says(given: int, horizon: int, steps: int) -> None:
     model = world()
     planner = Planner(model, horizon=3, discount=0.9, **SMALL)
@@ -143,7 +155,9 @@ def test_the_gain_is_that_of_the_first_action() -> None:
     class Later(Known):
         def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
             after, reward = super().step(latent, action)
-            return after - 1, torch.where(latent[..., 0] > 0, torch.zeros_like(reward), -action[..., 0].square())
+            return after - 1, torch.where(
+                latent[..., 0] > 0, torch.zeros_like(reward), -action[..., 0].square()
+            )
 
     model = world(Later)
     with torch.no_grad():
@@ -179,7 +193,11 @@ def test_nothing_is_gained_where_all_but_enough_is_won() -> None:
     torch.manual_seed(0)
     little, much = (Planner(model, discount=0.0, enough=enough, **SMALL) for enough in (0.9, 1.0))
     plan = much.plan(z)
-    assert float(plan.habit.min()) > 0.9 and float(little.glance(z).abs().max()) == 0 and float(much.glance(z).min()) > 0
+    assert (
+        float(plan.habit.min()) > 0.9
+        and float(little.glance(z).abs().max()) == 0
+        and float(much.glance(z).min()) > 0
+    )
     assert torch.equal(little.gain(plan.first, plan.habit), torch.zeros(20))
     worth, habit = torch.tensor([0.95, 0.5, 0.2]), torch.tensor([0.8, 0.3, 0.3])
     torch.testing.assert_close(little.gain(worth, habit), torch.tensor([0.1, 0.2, -0.1]))
@@ -224,11 +242,14 @@ def test_the_divergence_is_that_of_two_normals_before_the_tanh() -> None:
 
 
 def test_a_habit_at_the_end_of_its_range_is_pulled_back() -> None:
-    # Where the tanh is flat, a divergence taken after it has no gradient left: the habit would stay wrong for good.
+    # Where the tanh is flat, a divergence taken after it has no gradient left: the habit would stay wrong for
+    # good.
     raw = torch.full((1, 2), 9.0, requires_grad=True)
     divergence(torch.zeros(1, 2), torch.full((1, 2), 0.3), raw, torch.zeros(1, 2)).sum().backward()
     assert raw.grad is not None and bool((raw.grad > 1).all())
-    assert torch.isfinite(divergence(torch.ones(1, 2), torch.ones(1, 2), raw.detach(), torch.zeros(1, 2))).all()
+    assert torch.isfinite(
+        divergence(torch.ones(1, 2), torch.ones(1, 2), raw.detach(), torch.zeros(1, 2))
+    ).all()
 
 
 @pytest.mark.parametrize("width", [1.0, 0.03])
@@ -280,7 +301,9 @@ def test_a_glance_promises_what_its_best_first_action_is_worth(monkeypatch: pyte
     z = states(model, 7)
     seen: list[Tensor] = []
     real = planner.score
-    monkeypatch.setattr(planner, "score", lambda z, actions, horizon: seen.append(actions) or real(z, actions, horizon))
+    monkeypatch.setattr(
+        planner, "score", lambda z, actions, horizon: seen.append(actions) or real(z, actions, horizon)
+    )
     glance = planner.glance(z)
     (tried,) = seen
     worth = real(z, tried, planner.horizon)
@@ -312,7 +335,10 @@ def test_gates_at_their_ends() -> None:
         assert float(gate(z, log_std, glance).float().mean()) == rate
     gate.kind = "value"
     gate.thresholds[0] = 1e9
-    assert not bool(gate(z, log_std, glance).any()) and 0 < float(gate(z, log_std, glance, explore=True).float().mean()) < 1
+    assert (
+        not bool(gate(z, log_std, glance).any())
+        and 0 < float(gate(z, log_std, glance, explore=True).float().mean()) < 1
+    )
     broken = z.clone()
     broken[3] = torch.nan
     assert gate(broken, log_std, glance).nonzero()[:, 0].tolist() == [3]
@@ -351,7 +377,9 @@ def test_a_level_gains_what_its_first_action_is_worth_when_all_that_follows_is_p
         with torch.no_grad():
             after, reward = model.step(z, action)
         discount = planner.planner.discount
-        worths.append((1 - discount) * reward.clamp(max=1.0) + discount * planner.plan(after, torch.full((9,), 3)).worth)
+        worths.append(
+            (1 - discount) * reward.clamp(max=1.0) + discount * planner.plan(after, torch.full((9,), 3)).worth
+        )
     torch.testing.assert_close(gains, torch.stack(worths, 1).diff(dim=1), rtol=1e-3, atol=1e-5)
     assert float(gains.abs().max()) > 1e-3
 
@@ -363,7 +391,9 @@ def test_the_depth_gate_learns_gains_of_either_sign() -> None:
     truth = torch.stack([1e-3 * log_std[:, 0], -2e-3 * latent[:, 0]], 1)
     gate = DepthGate(16, 1, levels=(1, 4))
     assert bool((gate.gains(latent, log_std) == 0).all())
-    history = gate.fit(latent[:1200], log_std[:1200], truth[:1200] + 0.3 * truth.std(0) * torch.randn(1200, 2))
+    history = gate.fit(
+        latent[:1200], log_std[:1200], truth[:1200] + 0.3 * truth.std(0) * torch.randn(1200, 2)
+    )
     assert history[-1] < 0.4 * history[0]
     with torch.no_grad():
         error = gate.gains(latent[1200:], log_std[1200:]) - truth[1200:]
@@ -376,7 +406,8 @@ def test_the_depth_is_the_best_by_what_is_predicted(monkeypatch: pytest.MonkeyPa
     gate = DepthGate(16, 1, levels=(1, 2, 4), price=0.01)
     gains = torch.tensor([[0.0, 0.0, 0.0], [0.05, 0.0, 0.0], [0.0, 0.0, 0.09], [0.02, 0.03, 0.05]])
     monkeypatch.setattr(gate, "gains", lambda z, log_std: gains)
-    # Costs 0.01, 0.02, 0.04: the third row goes through two levels that do not pay for themselves, for one that pays for all.
+    # Costs 0.01, 0.02, 0.04: the third row goes through two levels that do not pay for themselves, for one
+    # that pays for all.
     assert gate(torch.zeros(4, 16), torch.zeros(4, 1)).tolist() == [0, 1, 3, 3]
 
 
@@ -387,7 +418,9 @@ def test_the_slow_values_follow() -> None:
             p.add_(1.0)
     before = copy.deepcopy(model.slow_q)
     model.follow(0.25)
-    for slow, old, fast in zip(model.slow_q.parameters(), before.parameters(), model.q.parameters(), strict=True):
+    for slow, old, fast in zip(
+        model.slow_q.parameters(), before.parameters(), model.q.parameters(), strict=True
+    ):
         torch.testing.assert_close(slow, 0.75 * old + 0.25 * fast)
 
 
@@ -400,7 +433,10 @@ def test_the_slow_values_follow() -> None:
         (lambda m: Planner(m, tol=-1.0), "tol: "),
         (lambda m: DepthPlanner(Planner(m), levels=(2, 1)), "levels: expected increasing"),
         (lambda m: WorldModel(5, 1, latent=12), "latent: expected a multiple of 8, got 12"),
-        (lambda m: DepthPlanner(Planner(m)).plan(torch.zeros(2, 16), torch.tensor([0, 9])), "depth: expected 0 to 4"),
+        (
+            lambda m: DepthPlanner(Planner(m)).plan(torch.zeros(2, 16), torch.tensor([0, 9])),
+            "depth: expected 0 to 4",
+        ),
     ],
 )
 def test_bad_options_are_named(build, message: str) -> None:

@@ -89,7 +89,13 @@ def test_no_row_and_no_sweep() -> None:
 )
 def test_bad_input_is_named(change: dict[str, object], name: str) -> None:
     walls, position, goal = mazes(4, 5)
-    arguments = {"walls": walls, "position": position, "goal": goal, "sweeps": torch.ones(4, dtype=torch.int64), **change}
+    arguments = {
+        "walls": walls,
+        "position": position,
+        "goal": goal,
+        "sweeps": torch.ones(4, dtype=torch.int64),
+        **change,
+    }
     with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
         sweep_plan(**arguments)  # type: ignore[arg-type]
 
@@ -127,4 +133,6 @@ def test_features_do_not_depend_on_the_size_of_the_maze() -> None:
     walls, position, goal = mazes(8, 9, seed=2)
     larger = torch.ones(8, 13, 13, dtype=torch.bool)
     larger[:, 2:11, 2:11] = walls
-    torch.testing.assert_close(agent.features(walls, position, goal), agent.features(larger, position + 2, goal + 2))
+    torch.testing.assert_close(
+        agent.features(walls, position, goal), agent.features(larger, position + 2, goal + 2)
+    )

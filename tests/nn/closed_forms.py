@@ -9,7 +9,13 @@ from torch import Tensor, nn
 import adaptcomp_ext as ac
 
 ACTIVATIONS = ("softplus", "silu", "tanh", "gelu")
-KINDS = (*(f"mlp-{a}" for a in ACTIVATIONS), *(f"deep-{a}" for a in ACTIVATIONS), "hopfield", "quadratic", "linear rows")
+KINDS = (
+    *(f"mlp-{a}" for a in ACTIVATIONS),
+    *(f"deep-{a}" for a in ACTIVATIONS),
+    "hopfield",
+    "quadratic",
+    "linear rows",
+)
 SHORT = ("mlp-silu", "deep-softplus", "hopfield", "quadratic", "linear rows")
 """One of each kind of kernel."""
 
@@ -26,19 +32,31 @@ OPTIONS = {
     "if lower": dict(step_size=1.87, max_steps=8, tol=1e-3, accept="if_lower"),
     "backtracking": dict(step_size=3.7, max_steps=8, tol=1e-3, accept="if_lower", backtracking=0.5),
     "all": dict(
-        step_size=1.5, max_steps=8, tol=1e-3, accept="if_lower", noise=0.05, momentum=0.5, clip=2.0, clamp=(-1.5, 1.5), seed=3
+        step_size=1.5,
+        max_steps=8,
+        tol=1e-3,
+        accept="if_lower",
+        noise=0.05,
+        momentum=0.5,
+        clip=2.0,
+        clamp=(-1.5, 1.5),
+        seed=3,
     ),
 }
 
 
-def energy(kind: str, dim: int = 5, width: int = 9, context: int = 3, dtype=torch.float64, device="cpu", seed=0) -> nn.Module:
+def energy(
+    kind: str, dim: int = 5, width: int = 9, context: int = 3, dtype=torch.float64, device="cpu", seed=0
+) -> nn.Module:
     """Of one seed in every dtype the same numbers, rounded."""
 
     def numbers(*shape: int, of: int = 0) -> Tensor:
         return values(shape, torch.float64, device, seed + of)
 
     if kind == "hopfield":
-        return ac.HopfieldEnergy(nn.Parameter(numbers(width, dim)), nn.Parameter(torch.tensor(1.3))).to(device, dtype)
+        return ac.HopfieldEnergy(nn.Parameter(numbers(width, dim)), nn.Parameter(torch.tensor(1.3))).to(
+            device, dtype
+        )
     if kind in ("quadratic", "linear rows"):
         # Not symmetric: only the symmetric part counts. Eigenvalues of that between 0.2 and 2 or so.
         a = numbers(dim, dim)
@@ -54,7 +72,9 @@ def energy(kind: str, dim: int = 5, width: int = 9, context: int = 3, dtype=torc
     return network.to(dtype)
 
 
-def contexts(kind: str, rows: int, dim: int = 5, context: int = 3, dtype=torch.float64, device="cpu", seed=50) -> list[Tensor]:
+def contexts(
+    kind: str, rows: int, dim: int = 5, context: int = 3, dtype=torch.float64, device="cpu", seed=50
+) -> list[Tensor]:
     if kind == "linear rows":
         return [values((rows, dim), dtype, device, seed)]
     network = kind.startswith(("mlp", "deep"))
@@ -67,4 +87,8 @@ def points(rows: int, dim: int = 5, dtype=torch.float64, device="cpu", seed=100)
 
 def step_sizes(rows: int, mean: float, dtype=torch.float64, device="cpu", seed=7) -> Tensor:
     """[rows], between 0.7 and 1.3 of the mean."""
-    return (mean * (0.7 + 0.6 * torch.rand(rows, generator=generator(seed), dtype=torch.float64))).to(dtype).to(device)
+    return (
+        (mean * (0.7 + 0.6 * torch.rand(rows, generator=generator(seed), dtype=torch.float64)))
+        .to(dtype)
+        .to(device)
+    )

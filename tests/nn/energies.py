@@ -57,7 +57,9 @@ class Mlp(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = nn.Sequential(nn.Linear(2 * dim, hidden), act(), nn.Linear(hidden, 1)).to(dtype).to(device)
+            self.net = (
+                nn.Sequential(nn.Linear(2 * dim, hidden), act(), nn.Linear(hidden, 1)).to(dtype).to(device)
+            )
 
     def forward(self, y, x):
         return self.net(torch.cat([y, x], 1)).squeeze(1) + y.square().sum(1) * 0.5
@@ -131,7 +133,9 @@ def by_hand(
 
 def noise_of(seed, samples, max_steps, dtype):
     """[M, B, D]"""
-    return torch.stack([ac.reference.normals(seed, samples, k, DIM) for k in range(1, max_steps + 1)]).to(dtype)
+    return torch.stack([ac.reference.normals(seed, samples, k, DIM) for k in range(1, max_steps + 1)]).to(
+        dtype
+    )
 
 
 OPTIONS = {
@@ -148,7 +152,14 @@ OPTIONS = {
     "backtracking, momentum": {"accept": "if_lower", "step_size": 1.0, "backtracking": 0.6, "momentum": 0.5},
     "if lower, noise": {"accept": "if_lower", "noise": 0.1},
     "everything": {
-        **{"accept": "if_lower", "step_size": 0.8, "backtracking": 0.5, "momentum": 0.5, "clip": 1.0, "clamp": (-1.2, 1.1)},
+        **{
+            "accept": "if_lower",
+            "step_size": 0.8,
+            "backtracking": 0.5,
+            "momentum": 0.5,
+            "clip": 1.0,
+            "clamp": (-1.2, 1.1),
+        },
         **{"noise": 0.02, "stop": "gradient", "tol": 0.1},
     },
 }

@@ -1,9 +1,8 @@
 """A dense halting loop in plain PyTorch, obviously correct and slow, and the small steps and heads the tests run.
 
-Every row runs all the steps; afterwards the formulas of the papers say which of them count. Nothing here uses the package's own
-reference. The arithmetic of `Cell` and `Head` is element-wise and exact in IEEE operations, so that a row comes out with the same
-bits wherever it stands in a block.
-"""
+Every row runs all the steps; afterwards the formulas of the papers say which of them count. Nothing here uses
+the package's own reference. The arithmetic of `Cell` and `Head` is element-wise and exact in IEEE operations,
+so that a row comes out with the same bits wherever it stands in a block."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ WITH_HEAD = ["act", "ponder", "ponder_eval"]
 DIM = 4
 
 
-# --- steps and heads ----------------------------------------------------------------------------------------------------------
+# --- steps and heads ----------------------------------------------------------------------------------------
 class Cell(nn.Module):
     """h ← z / (1 + |z|) with z = a h + c reversed(h) + x."""
 
@@ -123,7 +122,7 @@ def scaled(state):
     return first(state)[:, :3] * 4 - 0.5
 
 
-# --- pytrees ------------------------------------------------------------------------------------------------------------------
+# --- pytrees ------------------------------------------------------------------------------------------------
 class Tree(nn.Module):
     """`cell` on a state of a given form, which beside h holds an int64 count and a tensor of its own shape."""
 
@@ -160,7 +159,7 @@ def leaves(tree):
     return torch.utils._pytree.tree_leaves(tree)
 
 
-# --- policies -----------------------------------------------------------------------------------------------------------------
+# --- policies -----------------------------------------------------------------------------------------------
 def make_policy(name, batch, dtype=torch.float32, device="cpu", threshold=None, wide=False, **options):
     if name == "act":
         return ac.ACT(Head(dtype, device, wide=wide), threshold=threshold or 0.9)
@@ -169,7 +168,9 @@ def make_policy(name, batch, dtype=torch.float32, device="cpu", threshold=None, 
     if name in ("max_prob", "margin", "entropy"):
         return ac.Confidence(threshold or {"max_prob": 0.42, "margin": 0.1, "entropy": 0.06}[name], name)
     if name in ("relative", "absolute"):
-        return ac.Convergence({"relative": 0.3, "absolute": 0.2}[name], name, patience=2 if name == "absolute" else 1)
+        return ac.Convergence(
+            {"relative": 0.3, "absolute": 0.2}[name], name, patience=2 if name == "absolute" else 1
+        )
     if name == "fixed_int":
         return ac.FixedSteps(3)
     if name == "fixed_tensor":
@@ -177,15 +178,27 @@ def make_policy(name, batch, dtype=torch.float32, device="cpu", threshold=None, 
     return Budget(Head(dtype, device, wide=wide), weighted=name == "weighted_budget")
 
 
-def make(name, batch=7, form="tensor", dtype=torch.float32, device="cpu", seed=0, requires_grad=False, **options):
+def make(
+    name, batch=7, form="tensor", dtype=torch.float32, device="cpu", seed=0, requires_grad=False, **options
+):
     """step, policy, h and x of a problem whose rows halt at different steps."""
     g = torch.Generator().manual_seed(seed + 1)
-    h = torch.randn(batch, DIM, generator=g, dtype=torch.float64).to(dtype).to(device).requires_grad_(requires_grad)
-    x = torch.randn(batch, DIM, generator=g, dtype=torch.float64).to(dtype).to(device).requires_grad_(requires_grad)
+    h = (
+        torch.randn(batch, DIM, generator=g, dtype=torch.float64)
+        .to(dtype)
+        .to(device)
+        .requires_grad_(requires_grad)
+    )
+    x = (
+        torch.randn(batch, DIM, generator=g, dtype=torch.float64)
+        .to(dtype)
+        .to(device)
+        .requires_grad_(requires_grad)
+    )
     return Tree(Cell(dtype, device, seed), form), make_policy(name, batch, dtype, device, **options), h, x
 
 
-# --- the dense loop -----------------------------------------------------------------------------------------------------------
+# --- the dense loop -----------------------------------------------------------------------------------------
 class Dense(NamedTuple):
     output: Tensor
     state: Any
@@ -269,7 +282,9 @@ def dense(step, policy, state, *inputs, max_steps, min_steps=1, readout=None, sa
         steps, halted = first_true(halt, max_steps), halt.any(0)
     elif isinstance(policy, ac.Convergence):
         flat = read.detach().reshape(max_steps, batch, -1).to(scalar)
-        change = torch.cat([torch.full((1, batch), math.inf, device=device), (flat[1:] - flat[:-1]).norm(dim=2)])
+        change = torch.cat(
+            [torch.full((1, batch), math.inf, device=device), (flat[1:] - flat[:-1]).norm(dim=2)]
+        )
         still = change <= policy.tol * (flat.norm(dim=2) if policy.norm == "relative" else 1.0)
         held = still.clone()
         for back in range(1, policy.patience):
@@ -318,7 +333,10 @@ def dense(step, policy, state, *inputs, max_steps, min_steps=1, readout=None, sa
 
 def philox(seed, sample, step):
     """Philox 4x32-10 in Python integers (Salmon et al. 2011): uniform in [0, 1), 24 bits."""
-    return (philox4x32([sample & M32, sample >> 32 & M32, step & M32, step >> 32], [seed & M32, seed >> 32])[0] >> 8) / 2**24
+    return (
+        philox4x32([sample & M32, sample >> 32 & M32, step & M32, step >> 32], [seed & M32, seed >> 32])[0]
+        >> 8
+    ) / 2**24
 
 
 M32 = 2**32 - 1
@@ -332,7 +350,7 @@ def philox4x32(c, k):
     return c
 
 
-# --- comparing ----------------------------------------------------------------------------------------------------------------
+# --- comparing ----------------------------------------------------------------------------------------------
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
@@ -351,7 +369,9 @@ def check(result, expected, dtype=None):
     assert result.steps.dtype == torch.int64 and result.status.dtype == torch.int8
     assert torch.equal(result.status, expected.status)
     close(result.output, expected.output)
-    assert torch.utils._pytree.tree_structure(result.state) == torch.utils._pytree.tree_structure(expected.state)
+    assert torch.utils._pytree.tree_structure(result.state) == torch.utils._pytree.tree_structure(
+        expected.state
+    )
     for got, want in zip(leaves(result.state), leaves(expected.state), strict=True):
         close(got, want)
     close(result.cost, expected.cost, dtype)
@@ -360,7 +380,9 @@ def check(result, expected, dtype=None):
         close(result.log_prob, expected.log_prob, dtype)
     assert (result.trace is None) == (expected.trace is None)
     if expected.trace is not None:
-        assert torch.equal(result.trace.row, expected.trace[2]) and torch.equal(result.trace.step, expected.trace[3])
+        assert torch.equal(result.trace.row, expected.trace[2]) and torch.equal(
+            result.trace.step, expected.trace[3]
+        )
         close(result.trace.outputs, expected.trace[0])
         close(result.trace.weights, expected.trace[1].to(result.trace.weights.dtype), dtype)
 
@@ -370,7 +392,9 @@ def identical(a, b):
     a, b = torch.as_tensor(a).detach().contiguous(), torch.as_tensor(b).detach().contiguous()
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if a.numel() and a.dim() else torch.equal(a, b)
+    return (
+        torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if a.numel() and a.dim() else torch.equal(a, b)
+    )
 
 
 @contextlib.contextmanager

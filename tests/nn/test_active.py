@@ -166,7 +166,7 @@ def test_the_event_is_recorded_on_the_stream_of_the_tensors_device(monkeypatch):
     assert [stream.device for stream in Event.log] == [other]
 
 
-# --- the argument of AdaptiveHalt -----------------------------------------------------------------------------------------
+# --- the argument of AdaptiveHalt ---------------------------------------------------------------------------
 def double(h):
     return h * 2
 
@@ -191,7 +191,8 @@ def test_the_default_is_the_step_before_last_also_for_modules_that_were_pickled_
 
 
 @pytest.mark.parametrize(
-    ("lag", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), (2.0, TypeError), ("2", TypeError)]
+    ("lag", "error"),
+    [(0, ValueError), (-1, ValueError), (True, TypeError), (2.0, TypeError), ("2", TypeError)],
 )
 def test_no_other_lag_is_taken(lag, error):
     with pytest.raises(error, match=r"lag: expected an int >= 1 or None, got"):

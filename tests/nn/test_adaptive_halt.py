@@ -54,7 +54,7 @@ def numbered(batch, device="cpu"):
     return h, torch.stack([torch.arange(batch, device=device, dtype=torch.float32)] * 2, 1)
 
 
-# --- which rows the step sees -------------------------------------------------------------------------------------------------
+# --- which rows the step sees -------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", ALL_MODES)
 def test_only_active_rows_are_stepped_when_compact(how):
     n = torch.tensor([3, 1, 4, 1, 5, 2, 6, 5, 3, 5])
@@ -119,7 +119,9 @@ def test_rows_left_behind_do_no_harm_when_they_diverge(how):
     a = torch.tensor(1.0, requires_grad=True)
     x = torch.tensor([[10.0], [1.0]])  # 2, 2**10, 2**100, infinity
     with mode(how):
-        result = ac.AdaptiveHalt(lambda h, x: (h * a) ** x, ac.FixedSteps(torch.tensor([2, 9])), 9, compact=False)(h, x)
+        result = ac.AdaptiveHalt(
+            lambda h, x: (h * a) ** x, ac.FixedSteps(torch.tensor([2, 9])), 9, compact=False
+        )(h, x)
     assert result.steps.tolist() == [2, 9] and result.status.tolist() == [HALTED, HALTED]
     assert result.output[:, 0].tolist() == [2.0**100, 2.0]
     if how in WITH_GRADIENTS:
@@ -127,7 +129,7 @@ def test_rows_left_behind_do_no_harm_when_they_diverge(how):
         assert bool(a.grad.isfinite()) and bool(h.grad.isfinite().all())
 
 
-# --- ModuleList: early exit ---------------------------------------------------------------------------------------------------
+# --- ModuleList: early exit ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", ALL_MODES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_module_list_gives_each_step_its_layer(name, how, device):
@@ -158,7 +160,7 @@ def test_module_list_ends_at_the_smaller_of_its_length_and_max_steps():
     assert order == [0, 1, 2, 3, 0, 1]
 
 
-# --- the edges ----------------------------------------------------------------------------------------------------------------
+# --- the edges ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", ALL_MODES)
 @pytest.mark.parametrize("batch", [0, 1, 2])
 @pytest.mark.parametrize("name", POLICIES)
@@ -198,7 +200,9 @@ def test_state_shapes(shape, how, compact, device):
 
 @pytest.mark.parametrize("how", ALL_MODES)
 @pytest.mark.parametrize(
-    "dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool, torch.float16, torch.bfloat16], ids=str
+    "dtype",
+    [torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool, torch.float16, torch.bfloat16],
+    ids=str,
 )
 def test_state_leaves_of_any_dtype_are_carried(dtype, how, device):
     """A leaf of an odd size, which the step hands on, between two floating-point ones."""
@@ -207,9 +211,9 @@ def test_state_leaves_of_any_dtype_are_carried(dtype, how, device):
     h = torch.zeros(batch, 2, device=device)
     n = torch.arange(batch, device=device) % 4 + 1
     with mode(how):
-        result = ac.AdaptiveHalt(lambda s: (s[0] + 1, s[1].clone(), s[2] * 2), ac.FixedSteps(n), 9, compact=True)(
-            (h, kept, h + 1)
-        )
+        result = ac.AdaptiveHalt(
+            lambda s: (s[0] + 1, s[1].clone(), s[2] * 2), ac.FixedSteps(n), 9, compact=True
+        )((h, kept, h + 1))
     assert torch.equal(result.state[1], kept) and result.state[1].dtype == dtype
     assert torch.equal(result.state[2][:, 0], 2.0**n)
 
@@ -248,7 +252,7 @@ def test_result_is_a_named_tuple_and_a_pytree(device):
     assert ac.Status(int(result.status[0])).name == "HALTED" and HALTED == ac.Status.HALTED
 
 
-# --- memory formats -----------------------------------------------------------------------------------------------------------
+# --- memory formats -----------------------------------------------------------------------------------------
 def transposed(t):
     return t.t().contiguous().t()
 
@@ -309,7 +313,7 @@ def test_expanded_tensors(how, device):
     assert b.output.shape == (6, DIM)
 
 
-# --- what a step may return ---------------------------------------------------------------------------------------------------
+# --- what a step may return ---------------------------------------------------------------------------------
 def same(h, x):
     return h
 
@@ -348,7 +352,9 @@ def test_step_may_return_what_it_was_given(name, step, how, device):
 
 @pytest.mark.parametrize("how", ["no_grad", "inference"])
 @pytest.mark.parametrize("compact", COMPACT)
-@pytest.mark.parametrize("name", BUILT_IN)  # the others look at the state before the step, which is overwritten
+@pytest.mark.parametrize(
+    "name", BUILT_IN
+)  # the others look at the state before the step, which is overwritten
 def test_step_may_write_to_a_buffer_of_its_own_and_return_it(name, compact, how, device):
     step, policy, h, x = make(name, 9, device=device)
     buffer = torch.full((9, DIM), 5.0, device=device)
@@ -372,7 +378,9 @@ def test_step_may_return_one_tensor_for_two_leaves(how, device):
         return h, h
 
     with mode(how):
-        result = ac.AdaptiveHalt(step, ac.FixedSteps(n), 5, compact=True)((torch.ones(4, 2, device=device),) * 2)
+        result = ac.AdaptiveHalt(step, ac.FixedSteps(n), 5, compact=True)(
+            (torch.ones(4, 2, device=device),) * 2
+        )
     assert torch.equal(result.state[0][:, 0], 2.0**n) and torch.equal(result.state[1], result.state[0])
 
 
@@ -399,13 +407,15 @@ def test_parameters_as_state(how, device):
     assert result.output[:, 0].tolist() == [2, 4, 8] and type(result.state) is torch.Tensor
 
 
-# --- user-defined policies ----------------------------------------------------------------------------------------------------
+# --- user-defined policies ----------------------------------------------------------------------------------
 def test_documented_example_of_a_policy(device):
     class Still(ac.Policy):
         def decide(self, view):
             return ac.Decision(halt=(view.state - view.previous).norm(dim=1) < 1e-3)
 
-    result = ac.AdaptiveHalt(lambda h: h * 0.5, Still(), 60)(torch.tensor([[1.0], [1e-4], [100.0]], device=device))
+    result = ac.AdaptiveHalt(lambda h: h * 0.5, Still(), 60)(
+        torch.tensor([[1.0], [1e-4], [100.0]], device=device)
+    )
     assert result.steps.tolist() == [10, 1, 17]
 
 
@@ -425,5 +435,7 @@ def test_policy_with_readout_and_trace(device):
     step, _, h, x = make("budget", 6, device=device)
     result = ac.AdaptiveHalt(step, Traced(Head(device=device), weighted=True), 5, readout=scaled)(h, x)
     assert result.trace.outputs.shape == (int(result.steps.sum()), 3)
-    total = torch.zeros_like(result.output).index_add(0, result.trace.row, result.trace.outputs * result.trace.weights[:, None])
+    total = torch.zeros_like(result.output).index_add(
+        0, result.trace.row, result.trace.outputs * result.trace.weights[:, None]
+    )
     torch.testing.assert_close(total, result.output)

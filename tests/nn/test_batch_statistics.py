@@ -101,7 +101,9 @@ def test_the_mode_is_asked_at_every_call():
 def test_a_layer_that_cannot_be_seen_is_named_when_one_row_is_left():
     step = Block(nn.BatchNorm1d(3))
     halt = ac.AdaptiveHalt(lambda h: step(h), ac.FixedSteps(torch.tensor([1, 1, 1, 1, 1, 3])), 4)
-    with pytest.raises(ValueError, match=r"^step: expected one row to be enough, got a layer .*use compact=False"):
+    with pytest.raises(
+        ValueError, match=r"^step: expected one row to be enough, got a layer .*use compact=False"
+    ):
         halt(X)
     halt.compact = False
     assert halt(X).steps.tolist() == [1, 1, 1, 1, 1, 3]

@@ -31,7 +31,12 @@ def test_the_network_is_an_ordinary_one(activation):
 
 def test_a_network_without_context():
     network = ac.MLPEnergy(4, 0, 6)
-    assert network.weight_x is None and set(dict(network.named_parameters())) == {"weight_y", "bias1", "out", "out_bias"}
+    assert network.weight_x is None and set(dict(network.named_parameters())) == {
+        "weight_y",
+        "bias1",
+        "out",
+        "out_bias",
+    }
     assert network(values((3, 4))).shape == (3,)
     result = ac.EnergyDescent(network, max_steps=3)(values((3, 4)).requires_grad_())
     result.y.sum().backward()
@@ -60,7 +65,9 @@ def test_energies_of_half_precision_are_computed_in_float32(kind, dtype):
         with ac.reference_kernels():
             reference = ac.EnergyDescent(network, **options)(y, *context)
     assert (kernel.steps - reference.steps).abs().max() <= (2 if dtype == torch.float16 else 8)
-    torch.testing.assert_close(reference.energy, kernel.energy, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(
+        reference.energy, kernel.energy, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps
+    )
 
 
 def test_networks_start_like_linear_layers():
@@ -75,7 +82,9 @@ def test_one_hopfield_step_is_attention():
     patterns, queries = values((50, 16), torch.float64), values((9, 16), torch.float64, seed=1)
     for beta in (0.25, 4.0):
         one = ac.EnergyDescent(ac.HopfieldEnergy(patterns, beta), step_size=1.0, max_steps=1)(queries)
-        attention = F.scaled_dot_product_attention(queries[None], patterns[None], patterns[None], scale=beta)[0]
+        attention = F.scaled_dot_product_attention(queries[None], patterns[None], patterns[None], scale=beta)[
+            0
+        ]
         torch.testing.assert_close(one.y, attention)
 
 
@@ -92,7 +101,9 @@ def test_the_minimum_of_a_quadratic_energy_solves_the_system():
     a = a @ a.T / 6 + torch.eye(6)
     b = values((9, 6), torch.float64, seed=1)
     solve = ac.EnergyDescent(ac.QuadraticEnergy(a), step_size=0.3, max_steps=2000, tol=1e-12, stop="gradient")
-    torch.testing.assert_close(solve(torch.zeros(9, 6, dtype=torch.float64), b).y, torch.linalg.solve(a, b.T).T)
+    torch.testing.assert_close(
+        solve(torch.zeros(9, 6, dtype=torch.float64), b).y, torch.linalg.solve(a, b.T).T
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,12 +174,20 @@ def test_under_autocast_the_kernels_keep_their_precision():
         (lambda: ac.MLPEnergy(4, 1, 4, ridge=-1.0), ValueError, "ridge: expected a number in"),
         (lambda: ac.HopfieldEnergy(torch.zeros(3), 1.0), ValueError, "patterns: expected shape"),
         (lambda: ac.HopfieldEnergy(torch.zeros(0, 3), 1.0), ValueError, "patterns: expected shape"),
-        (lambda: ac.HopfieldEnergy(torch.zeros(2, 3, dtype=torch.int64), 1.0), TypeError, "patterns: expected float32"),
+        (
+            lambda: ac.HopfieldEnergy(torch.zeros(2, 3, dtype=torch.int64), 1.0),
+            TypeError,
+            "patterns: expected float32",
+        ),
         (lambda: ac.HopfieldEnergy(torch.zeros(2, 3), 0.0), ValueError, "beta: expected a number in"),
         (lambda: ac.HopfieldEnergy(torch.zeros(2, 3), torch.ones(1)), TypeError, "beta: expected a float"),
         (lambda: ac.QuadraticEnergy(torch.zeros(2, 3), torch.zeros(2)), ValueError, "A: expected shape"),
         (lambda: ac.QuadraticEnergy(torch.eye(2), torch.zeros(3)), ValueError, "b: expected shape"),
-        (lambda: ac.QuadraticEnergy(torch.eye(2), torch.zeros(2).double()), TypeError, "b: expected torch.float32"),
+        (
+            lambda: ac.QuadraticEnergy(torch.eye(2), torch.zeros(2).double()),
+            TypeError,
+            "b: expected torch.float32",
+        ),
     ],
 )
 def test_bad_energies(make, error, words):
@@ -199,14 +218,26 @@ MAKE = {
     "quadratic": lambda: ac.QuadraticEnergy(nn.Parameter(torch.eye(4)), nn.Parameter(torch.ones(4))),
 }
 SPOILT = {
-    "on meta": (lambda p: nn.Parameter(p.detach().to("meta")), ValueError, "expected a tensor on cpu like y, got one on meta"),
+    "on meta": (
+        lambda p: nn.Parameter(p.detach().to("meta")),
+        ValueError,
+        "expected a tensor on cpu like y, got one on meta",
+    ),
     "of integers": (
         lambda p: nn.Parameter(p.detach().int(), requires_grad=False),
         TypeError,
         "expected .*float32.*got .*torch.int32",
     ),
-    "of another shape": (lambda p: nn.Parameter(torch.ones(7, 7, 7)), ValueError, r"expected .*got .*\[7, 7.*\]"),
-    "sparse": (lambda p: nn.Parameter(p.detach().view(1, -1).to_sparse()), TypeError, "expected a dense tensor"),
+    "of another shape": (
+        lambda p: nn.Parameter(torch.ones(7, 7, 7)),
+        ValueError,
+        r"expected .*got .*\[7, 7.*\]",
+    ),
+    "sparse": (
+        lambda p: nn.Parameter(p.detach().view(1, -1).to_sparse()),
+        TypeError,
+        "expected a dense tensor",
+    ),
     "missing": (lambda p: None, TypeError, "expected a .*got NoneType"),
 }
 OWN = [(kind, name) for kind, make in MAKE.items() for name, _ in make().named_parameters()]
@@ -243,7 +274,11 @@ def test_tensors_of_any_layout_and_width_may_be_assigned(kind):
 
 def test_constants_of_a_network_are_checked_at_every_call():
     network = ac.MLPEnergy(4, 0, 6)
-    for name, value, error in (("activation", "relu", ValueError), ("ridge", -1.0, ValueError), ("ridge", "no", TypeError)):
+    for name, value, error in (
+        ("activation", "relu", ValueError),
+        ("ridge", -1.0, ValueError),
+        ("ridge", "no", TypeError),
+    ):
         before = getattr(network, name)
         setattr(network, name, value)
         with pytest.raises(error, match=f"{name}: expected"):

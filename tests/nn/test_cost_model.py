@@ -14,7 +14,9 @@ SIZES = [1, 2, 3, 10, 100, 1000]
 
 
 def schedule(weights=10_000, dim=64, **prices):
-    return make_schedule(weights, [torch.zeros(1, dim)], [torch.zeros(1, dim)], CostModel(**prices) if prices else CostModel())
+    return make_schedule(
+        weights, [torch.zeros(1, dim)], [torch.zeros(1, dim)], CostModel(**prices) if prices else CostModel()
+    )
 
 
 def test_expensive_steps_pack_at_once():

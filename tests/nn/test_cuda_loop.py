@@ -10,7 +10,19 @@ from helpers import SYNCHRONISED
 
 import adaptcomp_ext as ac
 
-from .helpers import COMPACT, DIM, POLICIES, TOLERANCE, check, dense, identical, leaves, make, mode, tree_arguments
+from .helpers import (
+    COMPACT,
+    DIM,
+    POLICIES,
+    TOLERANCE,
+    check,
+    dense,
+    identical,
+    leaves,
+    make,
+    mode,
+    tree_arguments,
+)
 
 UNTRACED = [name for name in POLICIES if name != "ponder"]
 
@@ -117,7 +129,9 @@ def test_cpu_and_cuda_agree(name, how, cuda):
     state, inputs = tree_arguments("nested", h, x)
     with mode(how):
         result = ac.AdaptiveHalt(step, policy, 7)(state, *inputs)
-    assert torch.equal(result.steps.cpu(), expected.steps) and torch.equal(result.status.cpu(), expected.status)
+    assert torch.equal(result.steps.cpu(), expected.steps) and torch.equal(
+        result.status.cpu(), expected.status
+    )
     tolerance = TOLERANCE[torch.float64]
     torch.testing.assert_close(result.output.cpu(), expected.output, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(result.cost.cpu(), expected.cost, atol=tolerance, rtol=tolerance)

@@ -24,7 +24,17 @@ RECORDS = {
 
 
 def test_the_records_are_all_there():
-    expected = {"HaltResult", "EnergyResult", "Trace", "View", "Decision", "Run", "ActStep", "PonderNetStep", "DescentUpdate"}
+    expected = {
+        "HaltResult",
+        "EnergyResult",
+        "Trace",
+        "View",
+        "Decision",
+        "Run",
+        "ActStep",
+        "PonderNetStep",
+        "DescentUpdate",
+    }
     assert expected <= set(RECORDS)
 
 
@@ -66,5 +76,10 @@ def test_a_repr_names_plain_functions():
     assert "step=Callable, max_steps" in repr(ac.AdaptiveHalt(Callable(), ac.FixedSteps(1)))
     assert "step=<lambda>, max_steps" in repr(ac.AdaptiveHalt(lambda s: s, ac.FixedSteps(1)))
     module = repr(ac.AdaptiveHalt(nn.Linear(2, 2), ac.ACT(nn.Linear(2, 1)), readout=nn.Identity()))
-    assert "(step): Linear" in module and "(head): Linear" in module and "step=" not in module and "head=" not in module
+    assert (
+        "(step): Linear" in module
+        and "(head): Linear" in module
+        and "step=" not in module
+        and "head=" not in module
+    )
     assert "energy=grow, step_size" in repr(ac.EnergyDescent(grow))

@@ -44,7 +44,7 @@ def same_bits(a, b, rows=slice(None)):
         assert identical(got[rows], want[rows] if isinstance(want, torch.Tensor) else want)
 
 
-# --- against the definition and the reference ---------------------------------------------------------------------------------
+# --- against the definition and the reference ---------------------------------------------------------------
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_by_hand(device, name):
     options = options_of(name, keep_trace=True)
@@ -57,7 +57,9 @@ def test_every_option_by_hand(device, name):
     assert result.steps.tolist() == [r.steps for r in rows]
     assert result.status.tolist() == [r.status for r in rows]
     torch.testing.assert_close(result.y.cpu(), torch.stack([r.y for r in rows]), atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(result.energy.cpu().detach(), torch.tensor([r.energy for r in rows], dtype=torch.float64))
+    torch.testing.assert_close(
+        result.energy.cpu().detach(), torch.tensor([r.energy for r in rows], dtype=torch.float64)
+    )
     trace = result.trace
     assert trace.step.tolist() == sorted(trace.step.tolist())
     assert trace.outputs.shape[0] == int(result.steps.sum())
@@ -66,7 +68,9 @@ def test_every_option_by_hand(device, name):
         assert trace.step[mine].tolist() == list(range(1, r.steps + 1))
         assert trace.weights[mine].tolist() == [0.0] * (r.steps - 1) + [1.0] * (r.steps > 0)
         if r.steps:
-            torch.testing.assert_close(trace.outputs[mine].cpu(), torch.stack(r.trace), atol=1e-12, rtol=1e-12)
+            torch.testing.assert_close(
+                trace.outputs[mine].cpu(), torch.stack(r.trace), atol=1e-12, rtol=1e-12
+            )
     order = trace.step * 1000 + trace.row
     assert bool((order[1:] > order[:-1]).all())
 
@@ -74,7 +78,9 @@ def test_every_option_by_hand(device, name):
 def test_the_options_meet_every_way_to_end():
     statuses = {int(s) for name in OPTIONS for s in run(name, torch.float64).status}
     assert statuses == {HALTED, MAX_STEPS, NONFINITE, REJECTED}
-    assert all(len(run(name).steps.unique()) > 2 for name in ("plain", "momentum", "backtracking", "gradient rule"))
+    assert all(
+        len(run(name).steps.unique()) > 2 for name in ("plain", "momentum", "backtracking", "gradient rule")
+    )
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -84,9 +90,11 @@ def test_kernels_and_reference_agree(device, dtype, name):
     with ac.reference_kernels():
         want = run(name, dtype, device, keep_trace=True)
     assert got.y.dtype == want.y.dtype == dtype
-    assert got.energy.dtype == want.energy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    # A row whose change of energy comes within rounding of the tolerance may end a step apart, and the clip's norm is added up in
-    # another order.
+    assert (
+        got.energy.dtype == want.energy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    )
+    # A row whose change of energy comes within rounding of the tolerance may end a step apart, and the clip's
+    # norm is added up in another order.
     alike = (got.steps == want.steps) & (got.status == want.status)
     assert int(alike.sum()) >= 36 if dtype in (torch.bfloat16, torch.float16) else bool(alike.all())
     tolerance = TOLERANCE[dtype]
@@ -121,7 +129,7 @@ def test_small_cases(device, batch):
         assert run("everything", dtype, device, batch=batch).y.shape == (batch, DIM)
 
 
-# --- rows ---------------------------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_row_alone_has_the_bits_it_has_in_a_batch(device, dtype, name):
@@ -145,9 +153,17 @@ def test_the_number_of_threads_changes_no_bit(threads):
     for count in (1, 2, 4, 1):
         threads(count)
         results.append(
-            ac.EnergyDescent(energy, 0.2, 12, 15.0, momentum=0.3, clip=9.0, noise=1e-3, accept="if_lower", gradient="detached")(
-                y0, x
-            )
+            ac.EnergyDescent(
+                energy,
+                0.2,
+                12,
+                15.0,
+                momentum=0.3,
+                clip=9.0,
+                noise=1e-3,
+                accept="if_lower",
+                gradient="detached",
+            )(y0, x)
         )
     assert len(results[0].steps.unique()) > 1
     for other in results[1:]:
@@ -220,8 +236,13 @@ def test_step_sizes_of_the_call_and_of_each_row(device):
     descend = ac.EnergyDescent(Wells(device=device), 0.7, 5, 0.0)
     per_row = descend(y0, x, step_size=sizes)
     for b in range(6):
-        same_bits(descend(y0[b : b + 1], x[b : b + 1], step_size=sizes[b].item()), [t[b : b + 1] for t in per_row[:4]])
-        same_bits(descend(y0[b : b + 1], x[b : b + 1], step_size=sizes[b]), [t[b : b + 1] for t in per_row[:4]])
+        same_bits(
+            descend(y0[b : b + 1], x[b : b + 1], step_size=sizes[b].item()),
+            [t[b : b + 1] for t in per_row[:4]],
+        )
+        same_bits(
+            descend(y0[b : b + 1], x[b : b + 1], step_size=sizes[b]), [t[b : b + 1] for t in per_row[:4]]
+        )
     host = descend(y0, x, step_size=torch.tensor(0.1))  # without dimensions it may stay on the host
     same_bits(host, descend(y0, x, step_size=0.1))
 
@@ -255,7 +276,9 @@ def test_points_of_more_dimensions_and_of_none(device):
 def test_an_empty_batch(device, gradient):
     energy = Bowl(torch.float32, device)
     y0 = torch.zeros(0, DIM, device=device, requires_grad=True)
-    result = ac.EnergyDescent(energy, 0.1, 5, gradient=gradient, keep_trace=True)(y0, torch.zeros(0, DIM, device=device))
+    result = ac.EnergyDescent(energy, 0.1, 5, gradient=gradient, keep_trace=True)(
+        y0, torch.zeros(0, DIM, device=device)
+    )
     assert result.y.shape == (0, DIM)
     assert [t.shape[0] for t in (result.energy, result.steps, result.status, *result.trace)] == [0] * 7
     (result.y.sum() + result.energy.sum()).backward()
@@ -275,7 +298,7 @@ def test_context_of_any_dtype(device):
     torch.testing.assert_close(result.y[mask], table[kind][mask], atol=1e-3, rtol=1e-3)
 
 
-# --- not finite ---------------------------------------------------------------------------------------------------------------
+# --- not finite ---------------------------------------------------------------------------------------------
 def barrier(y, x):
     """Infinite or NaN where a row steps out of the positive numbers."""
     term = y - x * y.log()
@@ -329,7 +352,7 @@ def test_a_nan_energy_is_not_accepted(device):
     assert result.energy.tolist() == [1.0] * 2
 
 
-# --- if_lower -----------------------------------------------------------------------------------------------------------------
+# --- if_lower -----------------------------------------------------------------------------------------------
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -343,7 +366,15 @@ def test_if_lower_never_raises_an_energy(seed, step_size, momentum, backtracking
     energy = Mlp(seed=seed) if mlp else Wells(seed=seed)
     y0, x = problem(9, seed=seed)
     result = ac.EnergyDescent(
-        energy, step_size, 8, 1e-4, accept="if_lower", momentum=momentum, backtracking=backtracking, noise=noise, keep_trace=True
+        energy,
+        step_size,
+        8,
+        1e-4,
+        accept="if_lower",
+        momentum=momentum,
+        backtracking=backtracking,
+        noise=noise,
+        keep_trace=True,
     )(y0, x)
     outputs, _, row, _ = result.trace
     with torch.no_grad():
@@ -371,7 +402,9 @@ def test_one_rejection_ends_a_row_exactly_when_nothing_would_change(device):
     # The first step has no velocity to drop.
     assert steps(momentum=0.5) == (1, REJECTED)
     y0 = torch.full((2, 1), 1.0, device=device)
-    result = ac.EnergyDescent(lambda y: y.abs().sum(1), 0.3, 20, 0.0, accept="if_lower", momentum=0.9, keep_trace=True)(y0)
+    result = ac.EnergyDescent(
+        lambda y: y.abs().sum(1), 0.3, 20, 0.0, accept="if_lower", momentum=0.9, keep_trace=True
+    )(y0)
     # With velocity it is tried again, without: from where it is, the plain step.
     assert result.status[0].item() == REJECTED
     tries = result.trace.outputs[result.trace.row == 0][:, 0]

@@ -1,7 +1,7 @@
 """The backward pass evaluates the energy again: it has to be the energy of the call, or an error says that it is not.
 
-Right gradients come from the descent by hand, differentiated by plain autograd while everything is still as it was.
-"""
+Right gradients come from the descent by hand, differentiated by plain autograd while everything is still as
+it was."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def unrolled(energy, y0=Y0, *context, steps=STEPS, last=None):
 
 
 def descent(energy, gradient="unrolled", max_steps=STEPS, **options):
-    return ac.EnergyDescent(energy, step_size=ALPHA, max_steps=max_steps, tol=0.0, gradient=gradient, **options)
+    return ac.EnergyDescent(
+        energy, step_size=ALPHA, max_steps=max_steps, tol=0.0, gradient=gradient, **options
+    )
 
 
 def right(energy, mode, *context):
@@ -43,7 +45,9 @@ def right(energy, mode, *context):
     if mode == "detached":
         return None, energy(unrolled(energy, Y0, *context).detach(), *context)
     last = mode[1] if isinstance(mode, tuple) else None
-    steps = 400 if mode == "implicit" else STEPS  # long enough to be at the minimum, where both gradients are one
+    steps = (
+        400 if mode == "implicit" else STEPS
+    )  # long enough to be at the minimum, where both gradients are one
     y = unrolled(energy, Y0, *context, steps=steps, last=last)
     return y, energy(y, *context)
 
@@ -76,7 +80,9 @@ class Layered(nn.Module):
 
     def forward(self, y, x):
         z = torch.tanh(self.net(y + self.shift)) @ self.tied
-        quadratic = (self.w * (y - x) ** 2).sum(1) * self.level * self.scales[1] + self.config["ridge"] * (y * y).sum(1)
+        quadratic = (self.w * (y - x) ** 2).sum(1) * self.level * self.scales[1] + self.config["ridge"] * (
+            y * y
+        ).sum(1)
         return (quadratic + 0.3 * z.sum(1) * self.other.power) * (1.0 if self.training else 1.3)
 
 
@@ -92,7 +98,9 @@ def test_functional_call(mode):
         loss(*right(lambda y, x: functional_call(module, tensors, (y, x)), mode, X)), list(tensors.values())
     )
     result = functional_call(
-        descent(module, mode, 400 if mode == "implicit" else STEPS), {f"energy.{k}": v for k, v in tensors.items()}, (Y0, X)
+        descent(module, mode, 400 if mode == "implicit" else STEPS),
+        {f"energy.{k}": v for k, v in tensors.items()},
+        (Y0, X),
     )
     outputs = (None if mode == "detached" else result.y), result.energy
     got = torch.autograd.grad(loss(*outputs), list(tensors.values()))
@@ -118,7 +126,9 @@ def test_one_inner_update_differentiated_twice():
         return unrolled(lambda y, x: functional_call(module, given, (y, x)), Y0, X)
 
     def ours(tensors):
-        return functional_call(descend, {f"energy.{k}": t for k, t in zip(names_, tensors, strict=True)}, (Y0, X)).y
+        return functional_call(
+            descend, {f"energy.{k}": t for k, t in zip(names_, tensors, strict=True)}, (Y0, X)
+        ).y
 
     expected = torch.autograd.grad(outer(by_hand), list(module.parameters()))
     for a, b in zip(torch.autograd.grad(outer(ours), list(module.parameters())), expected, strict=True):
@@ -195,7 +205,10 @@ def test_what_changes_between_call_and_backward_pass(change, way, mode):
     got = torch.autograd.grad(loss(*outputs), parameters)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
-    after = {k: id(v) for k, v in [*module.named_parameters(), *module.named_buffers(), *module.named_modules()]}, module.training
+    after = (
+        {k: id(v) for k, v in [*module.named_parameters(), *module.named_buffers(), *module.named_modules()]},
+        module.training,
+    )
     assert before == after  # and what it was changed to is left as it is
 
 
@@ -319,9 +332,21 @@ def test_what_cannot_be_put_back_is_found_out(gradient):
         NOT_FOLLOWED.w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
 
     for energy, change, words in (
-        (in_place, lambda: frozen.mul_(2.0), r"energy: expected the same energies in the backward pass.*frozen \(in place\)"),
-        (in_a_long_list, lambda: many.__setitem__(999, 2.0), "energy: expected the same energies in the backward pass"),
-        (in_a_python_module, another, "energy: expected the backward pass to find the tensors that the call had found"),
+        (
+            in_place,
+            lambda: frozen.mul_(2.0),
+            r"energy: expected the same energies in the backward pass.*frozen \(in place\)",
+        ),
+        (
+            in_a_long_list,
+            lambda: many.__setitem__(999, 2.0),
+            "energy: expected the same energies in the backward pass",
+        ),
+        (
+            in_a_python_module,
+            another,
+            "energy: expected the backward pass to find the tensors that the call had found",
+        ),
     ):
         result = descent(energy, gradient)(Y0, X)
         change()
@@ -329,7 +354,7 @@ def test_what_cannot_be_put_back_is_found_out(gradient):
             (result.y.sum() if result.y.requires_grad else result.energy.sum()).backward()
 
 
-# --- hooks --------------------------------------------------------------------------------------------------------------------
+# --- hooks --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("hook", [lambda g: -g, lambda g: g.clamp(-0.01, 0.02)], ids=["minus", "clamp"])
 def test_hooks_see_the_whole_gradient_once(mode, hook):
@@ -371,7 +396,7 @@ def test_a_hook_on_a_leaf_out_of_reach_is_refused():
         result.y.sum().backward()
 
 
-# --- energies that change from evaluation to evaluation -----------------------------------------------------------------------
+# --- energies that change from evaluation to evaluation -----------------------------------------------------
 class Changing(nn.Module):
     """With dropout, a weight of which the spectral norm is estimated on the way, or a counter."""
 
@@ -401,7 +426,9 @@ def test_evaluations_that_differ_from_step_to_step(kind):
         state, count = {k: v.clone() for k, v in module.state_dict().items()}, module.count
         torch.manual_seed(9)
         found = torch.autograd.grad(y.sum(), [p for p in module.parameters() if p.requires_grad])
-        assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())  # the backward pass changes nothing
+        assert all(
+            torch.equal(v, state[k]) for k, v in module.state_dict().items()
+        )  # the backward pass changes nothing
         return y, found, module.count == count, torch.rand(1)
 
     y, got, same_count, drawn = gradients(lambda m: descent(m)(Y0, X).y)
@@ -428,7 +455,9 @@ def test_random_numbers_are_refused_where_the_rows_differ():
     module = Changing("dropout")
     uneven = ac.EnergyDescent(module, step_size=ALPHA, max_steps=6, tol=0.3)(Y0, X)
     assert len(uneven.steps.unique()) > 1
-    with pytest.raises(RuntimeError, match=r"energy: expected one that gives the same values.*draws random numbers"):
+    with pytest.raises(
+        RuntimeError, match=r"energy: expected one that gives the same values.*draws random numbers"
+    ):
         uneven.y.sum().backward()
     for options in ({"gradient": "implicit"}, {"accept": "if_lower"}):
         with pytest.raises(RuntimeError, match=r"energy: expected .*the same values at every evaluation"):
@@ -439,7 +468,7 @@ def test_random_numbers_are_refused_where_the_rows_differ():
     descent(module)(Y0, X).energy.sum().backward()
 
 
-# --- what is kept -------------------------------------------------------------------------------------------------------------
+# --- what is kept -------------------------------------------------------------------------------------------
 def test_an_earlier_result_in_an_attribute_is_let_go():
     class Keeper(nn.Module):
         def __init__(self):

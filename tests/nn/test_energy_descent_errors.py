@@ -30,16 +30,36 @@ BAD_OPTIONS = [
     ({"step_size": "0.1"}, TypeError, "step_size: expected a number, got str"),
     ({"step_size": True}, TypeError, "step_size: expected a number, got bool"),
     ({"step_size": torch.tensor(1)}, TypeError, "step_size: expected a floating-point tensor"),
-    ({"step_size": torch.tensor(-0.5)}, ValueError, "step_size: expected positive finite numbers, got a minimum of -0.5"),
-    ({"step_size": torch.tensor([0.1, 0.0, 0.1, 0.1, 0.1])}, ValueError, "step_size: expected positive finite numbers"),
-    ({"step_size": torch.tensor([0.1, math.nan, 0.1, 0.1, 0.1])}, ValueError, "step_size: expected positive finite numbers"),
+    (
+        {"step_size": torch.tensor(-0.5)},
+        ValueError,
+        "step_size: expected positive finite numbers, got a minimum of -0.5",
+    ),
+    (
+        {"step_size": torch.tensor([0.1, 0.0, 0.1, 0.1, 0.1])},
+        ValueError,
+        "step_size: expected positive finite numbers",
+    ),
+    (
+        {"step_size": torch.tensor([0.1, math.nan, 0.1, 0.1, 0.1])},
+        ValueError,
+        "step_size: expected positive finite numbers",
+    ),
     (
         {"step_size": torch.ones(5).to(torch.float8_e4m3fn)},
         TypeError,
         "step_size: expected a floating-point tensor .*got .*float8",
     ),
-    ({"step_size": torch.ones(2, 2)}, ValueError, r"step_size: expected a number or a tensor of shape \[\] or \[B\]"),
-    ({"step_size": torch.tensor(0.1, device="meta")}, TypeError, "step_size: expected a dense tensor with data"),
+    (
+        {"step_size": torch.ones(2, 2)},
+        ValueError,
+        r"step_size: expected a number or a tensor of shape \[\] or \[B\]",
+    ),
+    (
+        {"step_size": torch.tensor(0.1, device="meta")},
+        TypeError,
+        "step_size: expected a dense tensor with data",
+    ),
     ({"max_steps": 0}, ValueError, "max_steps: expected an int >= 1, got 0"),
     ({"max_steps": 2.0}, TypeError, "max_steps: expected an int, got float"),
     ({"max_steps": True}, TypeError, "max_steps: expected an int, got bool"),
@@ -73,7 +93,11 @@ BAD_OPTIONS = [
     ({"gradient": ("truncated", 1.5)}, TypeError, "gradient: k of .* expected an int, got float"),
     ({"keep_trace": 1}, TypeError, "keep_trace: expected a bool, got int 1"),
     ({"backtracking": 0.5}, ValueError, 'backtracking: expected None unless accept="if_lower", got 0.5'),
-    ({"backtracking": 1.0, "accept": "if_lower"}, ValueError, r"backtracking: expected a number in \(0, 1\), got 1.0"),
+    (
+        {"backtracking": 1.0, "accept": "if_lower"},
+        ValueError,
+        r"backtracking: expected a number in \(0, 1\), got 1.0",
+    ),
     ({"backtracking": 0, "accept": "if_lower"}, ValueError, "backtracking: .*got 0"),
     ({"backtracking": "half", "accept": "if_lower"}, TypeError, "backtracking: expected a number, got str"),
     ({"seed": -1}, ValueError, "seed: expected an int >= 0, got -1"),
@@ -82,12 +106,16 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "error", "message"), BAD_OPTIONS, ids=[str(i) for i in range(len(BAD_OPTIONS))])
+@pytest.mark.parametrize(
+    ("options", "error", "message"), BAD_OPTIONS, ids=[str(i) for i in range(len(BAD_OPTIONS))]
+)
 def test_options(options, error, message):
     with pytest.raises(error, match=message):
         ac.EnergyDescent(**{"energy": square, **options})
     # Options that are plain attributes are checked again at a call.
-    if "energy" not in options and not any(isinstance(v, torch.Tensor) and v.is_meta for v in options.values()):
+    if "energy" not in options and not any(
+        isinstance(v, torch.Tensor) and v.is_meta for v in options.values()
+    ):
         descend = ac.EnergyDescent(square)
         for name, value in options.items():
             setattr(descend, name, value)
@@ -120,14 +148,22 @@ BAD_ARGUMENTS = [
         ValueError,
         r"step_size: expected a number or a tensor of shape \[\] or \[5\], got .*\[4\]",
     ),
-    (Y, (), {"step_size": torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0])}, ValueError, "step_size: expected positive finite"),
+    (
+        Y,
+        (),
+        {"step_size": torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0])},
+        ValueError,
+        "step_size: expected positive finite",
+    ),
     (Y, (), {"seed": -3}, ValueError, "seed: expected an int >= 0, got -3"),
     (Y, (), {"seed": "x"}, TypeError, "seed: expected an int"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("y0", "context", "options", "error", "message"), BAD_ARGUMENTS, ids=[str(i) for i in range(len(BAD_ARGUMENTS))]
+    ("y0", "context", "options", "error", "message"),
+    BAD_ARGUMENTS,
+    ids=[str(i) for i in range(len(BAD_ARGUMENTS))],
 )
 @pytest.mark.parametrize("reference", [False, True])
 def test_arguments(y0, context, options, error, message, reference):
@@ -164,8 +200,16 @@ def test_other_devices(device):
 
 WEIGHT = torch.ones(DIM, requires_grad=True)
 BAD_ENERGIES = [
-    (lambda y: y.square().sum(), ValueError, r"energy: expected it to return shape \[5\]; one energy for each row.*got \[\]"),
-    (lambda y: y.square().sum(1, keepdim=True), ValueError, r"energy: expected it to return shape \[5\], got \[5, 1\]"),
+    (
+        lambda y: y.square().sum(),
+        ValueError,
+        r"energy: expected it to return shape \[5\]; one energy for each row.*got \[\]",
+    ),
+    (
+        lambda y: y.square().sum(1, keepdim=True),
+        ValueError,
+        r"energy: expected it to return shape \[5\], got \[5, 1\]",
+    ),
     (lambda y: y.square().sum(1)[:4], ValueError, r"energy: expected it to return shape \[5\], got \[4\]"),
     (lambda y: y.square().sum(1).long(), TypeError, "energy: expected it to return float32.*got torch.int64"),
     (lambda y: y.sum(1).to(torch.complex64), TypeError, "energy: .*got torch.complex64"),
@@ -174,13 +218,27 @@ BAD_ENERGIES = [
     (lambda y: y.sum(1).to_sparse(), TypeError, "energy: expected it to return a dense tensor"),
     (lambda y: torch.zeros(5), ValueError, "energy: expected it to depend on y, got .* without a graph"),
     (lambda y: y.detach().sum(1), ValueError, "energy: expected it to depend on y"),
-    (lambda y: (y.detach() * WEIGHT).sum(1), ValueError, "energy: expected it to depend on y, .*does not reach y"),
-    (lambda y: y.square().mean().expand(5), ValueError, "energy: expected each row's energy to depend on that row alone"),
-    (lambda y: (y - y.mean(0)).square().sum(1), ValueError, "energy: expected each row's energy to depend on that row alone"),
+    (
+        lambda y: (y.detach() * WEIGHT).sum(1),
+        ValueError,
+        "energy: expected it to depend on y, .*does not reach y",
+    ),
+    (
+        lambda y: y.square().mean().expand(5),
+        ValueError,
+        "energy: expected each row's energy to depend on that row alone",
+    ),
+    (
+        lambda y: (y - y.mean(0)).square().sum(1),
+        ValueError,
+        "energy: expected each row's energy to depend on that row alone",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("energy", "error", "message"), BAD_ENERGIES, ids=[str(i) for i in range(len(BAD_ENERGIES))])
+@pytest.mark.parametrize(
+    ("energy", "error", "message"), BAD_ENERGIES, ids=[str(i) for i in range(len(BAD_ENERGIES))]
+)
 @pytest.mark.parametrize("gradient", ["unrolled", "stepwise", "implicit", "detached"])
 def test_what_an_energy_returns(energy, error, message, gradient):
     descend = ac.EnergyDescent(energy, gradient=gradient)
@@ -267,7 +325,9 @@ def test_tensors_whose_storage_was_released_are_named():
         "sample_ids": "ac.EnergyDescent(ENERGY, noise=0.1)(Y, sample_ids=released(6, dtype=torch.int64))",
         "y0": "ac.EnergyDescent(ENERGY)(released(6, 3))",
     }
-    lines = [f"{n} {e}: {c.replace('ENERGY', e)}" for n, c in cases.items() for e in ("function", "quadratic")]
+    lines = [
+        f"{n} {e}: {c.replace('ENERGY', e)}" for n, c in cases.items() for e in ("function", "quadratic")
+    ]
     own = ("weight_y", "weight_x", "bias1", "out", "out_bias")
     lines += [f"{n} own: ac.EnergyDescent(with_own(network, {n!r}))(Y, torch.ones(6, 2))" for n in own]
     said = run_cases("\n".join(lines), "import copy\n" + textwrap.dedent(RELEASED))

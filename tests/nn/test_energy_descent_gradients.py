@@ -24,7 +24,14 @@ UNROLLED = {
     "if lower": {"accept": "if_lower", "step_size": 0.6},
     "backtracking": {"accept": "if_lower", "step_size": 1.0, "backtracking": 0.6, "momentum": 0.5},
     "everything": {
-        **{"accept": "if_lower", "step_size": 0.7, "backtracking": 0.5, "momentum": 0.5, "clip": 1.0, "clamp": (-1.2, 1.1)},
+        **{
+            "accept": "if_lower",
+            "step_size": 0.7,
+            "backtracking": 0.5,
+            "momentum": 0.5,
+            "clip": 1.0,
+            "clamp": (-1.2, 1.1),
+        },
         "noise": 0.02,
     },
 }
@@ -43,7 +50,9 @@ class Problem:
         sizes = torch.linspace(0.8, 1.2, batch, dtype=dtype, device=device) * size
         self.size = (sizes if per_row else torch.tensor(size, dtype=dtype, device=device)).requires_grad_()
         self.sigma = torch.tensor(sigma, dtype=dtype, device=device, requires_grad=True) if sigma else None
-        self.descend = ac.EnergyDescent(self.energy, noise=0.0 if self.sigma is None else self.sigma, **options)
+        self.descend = ac.EnergyDescent(
+            self.energy, noise=0.0 if self.sigma is None else self.sigma, **options
+        )
 
     @property
     def leaves(self):
@@ -74,7 +83,7 @@ def close(got, want, tolerance=1e-9):
         torch.testing.assert_close(g, w, atol=tolerance * (1 + w.abs().max().item()), rtol=tolerance)
 
 
-# --- unrolled -----------------------------------------------------------------------------------------------------------------
+# --- unrolled -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("per_row", [True, False])
 @pytest.mark.parametrize("name", UNROLLED)
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
@@ -147,7 +156,9 @@ def test_by_hand(device):
     torch.testing.assert_close(result.y[:, 0], keep**5 * y0[:, 0])
     torch.testing.assert_close(result.energy, 0.5 * k * (keep**5 * y0[:, 0]) ** 2)
     got = grads(result.y.sum() + result.energy.sum(), [y0, k, alpha])
-    close(got, grads((keep**5 * y0[:, 0]).sum() + (0.5 * k * (keep**5 * y0[:, 0]) ** 2).sum(), [y0, k, alpha]))
+    close(
+        got, grads((keep**5 * y0[:, 0]).sum() + (0.5 * k * (keep**5 * y0[:, 0]) ** 2).sum(), [y0, k, alpha])
+    )
 
 
 def test_a_learnable_step_size_and_noise_of_the_module(device):
@@ -301,7 +312,7 @@ def test_what_is_changed_in_place_before_the_backward_pass_is_noticed(changed):
         result.y.sum().backward()
 
 
-# --- truncated ----------------------------------------------------------------------------------------------------------------
+# --- truncated ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("last", [1, 3, 5, 6, 20])
 @pytest.mark.parametrize("name", ["plain", "momentum", "backtracking"])
 def test_truncated_is_the_end_of_the_descent_alone(device, name, last):
@@ -334,7 +345,7 @@ def test_truncated_passes_to_the_start_of_the_rows_that_took_fewer_steps(device)
     assert bool((g[~few] == 0).all())
 
 
-# --- stepwise -----------------------------------------------------------------------------------------------------------------
+# --- stepwise -----------------------------------------------------------------------------------------------
 def test_stepwise_against_a_loop_by_hand(device):
     p = Problem("plain", device, gradient="stepwise", keep_trace=True, tol=0.0, max_steps=4)
     result = p.run()
@@ -349,7 +360,10 @@ def test_stepwise_against_a_loop_by_hand(device):
     got = grads(result.trace.outputs.pow(3).sum(), p.leaves, retain_graph=True)
     close(got, grads(torch.cat(points).pow(3).sum(), p.leaves, retain_graph=True))
     assert bool((got[0] == 0).all())
-    close(grads(result.y.pow(3).sum(), p.leaves, retain_graph=True), grads(points[-1].pow(3).sum(), p.leaves, retain_graph=True))
+    close(
+        grads(result.y.pow(3).sum(), p.leaves, retain_graph=True),
+        grads(points[-1].pow(3).sum(), p.leaves, retain_graph=True),
+    )
     one = result.trace.step == 2
     close(grads(result.trace.outputs[one].pow(3).sum(), p.leaves), grads(points[1].pow(3).sum(), p.leaves))
 
@@ -373,8 +387,11 @@ def test_stepwise_trains_a_landscape():
     assert losses[-1] < 0.5 * losses[0]
 
 
-# --- implicit -----------------------------------------------------------------------------------------------------------------
-CONVEX = {"quadratic": Bowl, "softplus": lambda dtype, device: Mlp(nn.Softplus, dtype=dtype, device=device, seed=3)}
+# --- implicit -----------------------------------------------------------------------------------------------
+CONVEX = {
+    "quadratic": Bowl,
+    "softplus": lambda dtype, device: Mlp(nn.Softplus, dtype=dtype, device=device, seed=3),
+}
 
 
 @pytest.mark.parametrize("clamp", [None, (-0.2, 0.4)], ids=["free", "clamped"])
@@ -422,13 +439,19 @@ def test_rows_of_an_implicit_gradient_do_not_wait_for_each_other(device):
         stiff = torch.stack([torch.ones_like(s), s], 1)
         return ((y - x) ** 2 * stiff).sum(1) + (y[:, 0] * y[:, 1]) * 0.5
 
-    y0, x = torch.zeros(8, 2, dtype=torch.float64, device=device), torch.randn(8, 2, dtype=torch.float64, device=device)
+    y0, x = (
+        torch.zeros(8, 2, dtype=torch.float64, device=device),
+        torch.randn(8, 2, dtype=torch.float64, device=device),
+    )
     x.requires_grad_()
     descend = ac.EnergyDescent(energy, 0.4 / scale, 3, 0.0, gradient="implicit")
     (together,) = torch.autograd.grad(descend(y0, x, scale).y.square().sum(), x)
     for b in range(8):
         (alone,) = torch.autograd.grad(
-            descend(y0[b : b + 1], x[b : b + 1], scale[b : b + 1], step_size=0.4 / scale[b].item()).y.square().sum(), x
+            descend(y0[b : b + 1], x[b : b + 1], scale[b : b + 1], step_size=0.4 / scale[b].item())
+            .y.square()
+            .sum(),
+            x,
         )
         torch.testing.assert_close(alone[b], together[b])
 
@@ -441,7 +464,7 @@ def test_implicit_twice_is_refused_by_name(device):
         g.sum().backward()
 
 
-# --- detached, and the energies -----------------------------------------------------------------------------------------------
+# --- detached, and the energies -----------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", [*ALL_MODES.values(), "implicit", "detached"], ids=str)
 def test_the_energy_has_a_gradient_in_every_mode(device, mode):
     y0, x = problem(5, torch.float64, device, requires_grad=True)
@@ -494,7 +517,7 @@ def test_an_energy_that_is_linear_in_y(device):
     assert bool((g == 1).all())
 
 
-# --- what was rejected or not finite ------------------------------------------------------------------------------------------
+# --- what was rejected or not finite ------------------------------------------------------------------------
 class Barrier(nn.Module):
     """y − x w log y: NaN, with its derivatives, where a row has stepped out of the positive numbers."""
 
@@ -517,7 +540,9 @@ def test_a_row_that_breaks_passes_no_nan_back(device, mode, accept):
     y0[2] = -1.0  # before it starts
     leaves = [t.requires_grad_() for t in (y0, x, size)]
     energy = Barrier(device)
-    result = ac.EnergyDescent(energy, 0.1, 6, 0.0, gradient=mode, accept=accept, keep_trace=True)(y0, x, step_size=size)
+    result = ac.EnergyDescent(energy, 0.1, 6, 0.0, gradient=mode, accept=accept, keep_trace=True)(
+        y0, x, step_size=size
+    )
     assert result.status[:3].tolist() == [NONFINITE] * 3
     assert result.steps[:3].tolist() == [2, 1, 0]
     loss = result.y.square().sum() + result.energy[[0, 1, 3, 4, 5]].sum() + result.trace.outputs.sum()
@@ -531,7 +556,9 @@ def test_a_row_that_breaks_passes_no_nan_back(device, mode, accept):
     want = grads(result.y.square().sum() + result.energy.sum() + result.trace.outputs.sum(), rest)
     close([g[3:] for g in got[:3]], want, 1e-12)
     if mode == "unrolled":
-        slope = torch.tensor([[1 + 1 - 0.7 / 1.5], [0.0]], dtype=torch.float64, device=device)  # of trace and energy
+        slope = torch.tensor(
+            [[1 + 1 - 0.7 / 1.5], [0.0]], dtype=torch.float64, device=device
+        )  # of trace and energy
         torch.testing.assert_close(got[0][1:3], 2 * y0.detach()[1:3] + slope)
 
 

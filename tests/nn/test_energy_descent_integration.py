@@ -25,7 +25,9 @@ MODES = ["unrolled", ("truncated", 2), "stepwise", "implicit", "detached"]
 def module_of(gradient="unrolled", energy=None):
     """With an energy whose rows have the same bits wherever they are in memory, which those of a BLAS may not."""
     size = nn.Parameter(torch.tensor(0.1))
-    return ac.EnergyDescent(Wells() if energy is None else energy, size, 5, 1e-3, gradient=gradient, keep_trace=True)
+    return ac.EnergyDescent(
+        Wells() if energy is None else energy, size, 5, 1e-3, gradient=gradient, keep_trace=True
+    )
 
 
 def train(descend, y0, x):
@@ -214,7 +216,10 @@ def test_a_descent_within_a_descent(gradient):
     with ac.reference_kernels():
         want = ac.EnergyDescent(energy, 0.1, 3, 0.0, gradient=gradient)(y0, x)
     torch.testing.assert_close(result.y, want.y)
-    found = [torch.autograd.grad(r.y.square().sum() + r.energy.sum(), [x], allow_unused=True)[0] for r in (result, want)]
+    found = [
+        torch.autograd.grad(r.y.square().sum() + r.energy.sum(), [x], allow_unused=True)[0]
+        for r in (result, want)
+    ]
     torch.testing.assert_close(*found)
 
 
@@ -253,7 +258,7 @@ raise SystemExit(os.waitpid(child, 0)[1])
     assert done.returncode == 0, done.stderr
 
 
-# --- CUDA ---------------------------------------------------------------------------------------------------------------------
+# --- CUDA ---------------------------------------------------------------------------------------------------
 @pytest.fixture
 def cuda():
     if not ac.build_info()["cuda"]:
@@ -289,7 +294,9 @@ def test_cpu_and_cuda_agree(cuda, name, gradient):
     found = []
     for device in ("cpu", cuda):
         y0, x = problem(300, torch.float64, device, requires_grad=True)
-        descend = ac.EnergyDescent(Wells(torch.float64, device), gradient=gradient, keep_trace=True, **options_of(name))
+        descend = ac.EnergyDescent(
+            Wells(torch.float64, device), gradient=gradient, keep_trace=True, **options_of(name)
+        )
         result = descend(y0, x)
         loss = result.y.square().sum() + result.energy.sum() + result.trace.outputs.sum()
         leaves = [y0, x, *descend.parameters()]

@@ -17,7 +17,12 @@ def test_results_may_be_written_to(device, closed, gradient):
     y0, (x,) = points(9, device=device), contexts("mlp-silu", 9, device=device)
     x.requires_grad_()
     descend = ac.EnergyDescent(
-        module if closed else lambda y, x: module(y, x), 0.3, max_steps=12, tol=3e-2, gradient=gradient, keep_trace=True
+        module if closed else lambda y, x: module(y, x),
+        0.3,
+        max_steps=12,
+        tol=3e-2,
+        gradient=gradient,
+        keep_trace=True,
     )
 
     def gradients(write):

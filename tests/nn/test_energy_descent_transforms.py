@@ -36,11 +36,16 @@ def descent(energy, gradient="unrolled", of="start"):
 @pytest.mark.parametrize("how", [*DIFFERENTIATION, *RECORDING])
 def test_transforms_are_refused(how, energy, of, reference):
     transform = DIFFERENTIATION[how][0] if how in DIFFERENTIATION else RECORDING[how]
-    with ac.reference_kernels() if reference else contextlib.nullcontext(), pytest.raises(RuntimeError) as caught:
+    with (
+        ac.reference_kernels() if reference else contextlib.nullcontext(),
+        pytest.raises(RuntimeError) as caught,
+    ):
         transform(descent(ENERGIES[energy], of=of))
     text = " ".join(str(caught.value).split())
     assert "EnergyDescent does not support" in text
-    assert any(way in text for way in ("call it", "use torch.autograd", "torch.compile without fullgraph=True"))
+    assert any(
+        way in text for way in ("call it", "use torch.autograd", "torch.compile without fullgraph=True")
+    )
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", "stepwise", "implicit", "detached"])
@@ -58,8 +63,12 @@ def test_dual_numbers_are_refused_in_every_mode(gradient, grad):
 @pytest.mark.parametrize("energy", ["step size", "function", "parameter in closed form"])
 def test_a_tangent_that_does_not_come_with_the_points_is_noticed(energy, reference):
     with ac.reference_kernels() if reference else contextlib.nullcontext(), forward_ad.dual_level():
-        number = forward_ad.make_dual(torch.tensor(0.2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
-        descend = ac.EnergyDescent(lambda y: (y * y).sum(1), max_steps=2, step_size=number if energy == "step size" else 0.1)
+        number = forward_ad.make_dual(
+            torch.tensor(0.2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+        )
+        descend = ac.EnergyDescent(
+            lambda y: (y * y).sum(1), max_steps=2, step_size=number if energy == "step size" else 0.1
+        )
         if energy == "function":
             descend.energy = lambda y: (number * y * y).sum(1)
         elif energy != "step size":
@@ -73,7 +82,9 @@ def test_a_tangent_that_does_not_come_with_the_points_is_noticed(energy, referen
 def test_backward_passes_in_batches_are_refused(energy):
     x = X.clone().requires_grad_()
     y = descent(ENERGIES[energy])(x)
-    with pytest.raises(RuntimeError, match="The backward pass of EnergyDescent does not support batches of gradients"):
+    with pytest.raises(
+        RuntimeError, match="The backward pass of EnergyDescent does not support batches of gradients"
+    ):
         torch.autograd.grad(y, x, torch.ones(2, *y.shape, dtype=y.dtype), is_grads_batched=True)
 
 
@@ -103,7 +114,9 @@ def test_modes_that_only_look_on_change_nothing(energy):
 def test_a_compiled_model_is_split_there_and_says_so_where_it_must_not():
     model = nn.Sequential(nn.Linear(3, 3).double())
     function = lambda x: descent(ENERGIES["function"])(model(x))  # noqa: E731
-    with pytest.raises(RuntimeError, match=r"EnergyDescent does not support torch\.compile\(fullgraph=True\)"):
+    with pytest.raises(
+        RuntimeError, match=r"EnergyDescent does not support torch\.compile\(fullgraph=True\)"
+    ):
         torch.compile(function, fullgraph=True, backend="eager")(X)
     torch.testing.assert_close(torch.compile(function, backend="eager")(X), function(X))
 
@@ -116,7 +129,9 @@ def test_an_ensemble_by_vmap_is_refused(energy, gradient, grad, reference):
     """The batch is in the energy's parameters: no argument of the call has it."""
     stacked = {name: p.detach().expand(2, *p.shape) for name, p in NETWORK.named_parameters()}
     descend = ac.EnergyDescent(ENERGIES["network"], step_size=0.1, max_steps=2, gradient=gradient)
-    by_function = ac.EnergyDescent(lambda y, c: functional_call(NETWORK, given, (y, c)), max_steps=2, gradient=gradient)
+    by_function = ac.EnergyDescent(
+        lambda y, c: functional_call(NETWORK, given, (y, c)), max_steps=2, gradient=gradient
+    )
 
     def run(parameters):
         nonlocal given
@@ -129,7 +144,9 @@ def test_an_ensemble_by_vmap_is_refused(energy, gradient, grad, reference):
     with (
         torch.set_grad_enabled(grad),
         ac.reference_kernels() if reference else contextlib.nullcontext(),
-        pytest.raises(RuntimeError, match=r"EnergyDescent does not support torch\.vmap.*: .* one sample after the other"),
+        pytest.raises(
+            RuntimeError, match=r"EnergyDescent does not support torch\.vmap.*: .* one sample after the other"
+        ),
     ):
         torch.vmap(run)(stacked)
 
@@ -148,7 +165,9 @@ def test_an_energy_that_can_be_differentiated_only_once_says_so(gradient):
         descend(X).energy.sum().backward()
         assert all(p.grad is not None for p in network.parameters())
         return
-    with pytest.raises(RuntimeError, match=r'^energy: expected one that torch can differentiate twice.*backend="eager"'):
+    with pytest.raises(
+        RuntimeError, match=r'^energy: expected one that torch can differentiate twice.*backend="eager"'
+    ):
         descend(X).y.sum().backward()
 
 
@@ -157,7 +176,10 @@ CLOSED = {
     "quadratic": (ac.QuadraticEnergy(nn.Parameter(A)), (X, B)),
     "quadratic of buffers": (ac.QuadraticEnergy(A.clone(), B[0].clone()), (X,)),
     "quadratic transposed": (ac.QuadraticEnergy(torch.randn(3, 3, dtype=torch.float64).T), (X, B)),
-    "hopfield": (ac.HopfieldEnergy(nn.Parameter(B.clone()), nn.Parameter(torch.ones(1, dtype=torch.float64))), (X,)),
+    "hopfield": (
+        ac.HopfieldEnergy(nn.Parameter(B.clone()), nn.Parameter(torch.ones(1, dtype=torch.float64))),
+        (X,),
+    ),
     "hopfield of buffers": (ac.HopfieldEnergy(B.clone(), 2.0), (X,)),
 }
 

@@ -20,7 +20,7 @@ def halt(step=lambda h, *_: h, policy=IDENTITY, max_steps=3, **options):
     return ac.AdaptiveHalt(step, policy, max_steps, **options)
 
 
-# --- the constructor ----------------------------------------------------------------------------------------------------------
+# --- the constructor ----------------------------------------------------------------------------------------
 BAD_OPTIONS = [
     ({"step": 3}, TypeError, "step: expected a callable.*got int 3"),
     ({"step": None}, TypeError, "step: expected a callable.*got NoneType"),
@@ -41,11 +41,17 @@ BAD_OPTIONS = [
     ({"min_steps": False}, TypeError, "min_steps: expected an int, got bool False"),
     ({"min_steps": 2.5}, TypeError, "min_steps: expected an int, got float 2.5"),
     ({"min_steps": 4}, ValueError, "min_steps: expected at most max_steps = 3, got 4"),
-    ({"min_steps": 3, "step": nn.ModuleList([nn.Identity()] * 2)}, ValueError, "min_steps: .*at most max_steps = 2, got 3"),
+    (
+        {"min_steps": 3, "step": nn.ModuleList([nn.Identity()] * 2)},
+        ValueError,
+        "min_steps: .*at most max_steps = 2, got 3",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("options", "error", "message"), BAD_OPTIONS, ids=[str(i) for i in range(len(BAD_OPTIONS))])
+@pytest.mark.parametrize(
+    ("options", "error", "message"), BAD_OPTIONS, ids=[str(i) for i in range(len(BAD_OPTIONS))]
+)
 def test_constructor(options, error, message):
     with pytest.raises(error, match=message):
         halt(**options)
@@ -74,7 +80,11 @@ BAD_POLICIES = [
     (lambda: ac.Convergence(-1e-3), ValueError, "tol: .*got -0.001"),
     (lambda: ac.Convergence(float("nan")), ValueError, "tol: .*got nan"),
     (lambda: ac.Convergence("small"), TypeError, "tol: .*got str"),
-    (lambda: ac.Convergence(1e-3, "max"), ValueError, "norm: expected one of 'relative', 'absolute', got 'max'"),
+    (
+        lambda: ac.Convergence(1e-3, "max"),
+        ValueError,
+        "norm: expected one of 'relative', 'absolute', got 'max'",
+    ),
     (lambda: ac.Convergence(1e-3, patience=0), ValueError, "patience: expected an int >= 1, got 0"),
     (lambda: ac.PonderNet(HEAD, "geometric"), ValueError, "prior: .*'geometric'"),
     (lambda: ac.PonderNet(HEAD, 0.0), ValueError, "prior: .*got 0.0"),
@@ -95,11 +105,17 @@ BAD_POLICIES = [
     ),
     (lambda: ac.FixedSteps(torch.tensor([[1]])), TypeError, r"n: .*got a tensor of shape \[1, 1\]"),
     (lambda: ac.FixedSteps(torch.tensor([1], dtype=torch.int32)), TypeError, "n: .*torch.int32"),
-    (lambda: ac.FixedSteps(torch.tensor([2, 0])), ValueError, "n: expected at least 1 step for every row, got 0"),
+    (
+        lambda: ac.FixedSteps(torch.tensor([2, 0])),
+        ValueError,
+        "n: expected at least 1 step for every row, got 0",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("build", "error", "message"), BAD_POLICIES, ids=[str(i) for i in range(len(BAD_POLICIES))])
+@pytest.mark.parametrize(
+    ("build", "error", "message"), BAD_POLICIES, ids=[str(i) for i in range(len(BAD_POLICIES))]
+)
 def test_policy_options(build, error, message):
     with pytest.raises(error, match=message):
         build()
@@ -112,9 +128,11 @@ def test_seed_has_room_for_63_bits():
             ac.PonderNet(HEAD, seed=seed)
 
 
-# --- the arguments of a call --------------------------------------------------------------------------------------------------
+# --- the arguments of a call --------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", MODES)
-@pytest.mark.parametrize("bad", NOT_TENSORS, ids=[type(bad).__name__ + str(i) for i, bad in enumerate(NOT_TENSORS)])
+@pytest.mark.parametrize(
+    "bad", NOT_TENSORS, ids=[type(bad).__name__ + str(i) for i, bad in enumerate(NOT_TENSORS)]
+)
 def test_state_and_inputs_that_are_no_tensors(bad, how):
     with mode(how):
         with pytest.raises(TypeError, match=r"state.*expected a Tensor"):
@@ -152,7 +170,9 @@ def test_tensors_of_a_wrong_kind(bad, error, message, how):
 @pytest.mark.parametrize("how", MODES)
 def test_batch_sizes_that_differ(how):
     with mode(how):
-        with pytest.raises(ValueError, match=r"state \(leaf 1\): expected 5 rows like the state, got shape \[4, 4\]"):
+        with pytest.raises(
+            ValueError, match=r"state \(leaf 1\): expected 5 rows like the state, got shape \[4, 4\]"
+        ):
             halt()((H, H[:4]))
         with pytest.raises(ValueError, match=r"inputs\[1\]: expected 5 rows like the state, got shape \[6\]"):
             halt()(H, H, torch.zeros(6))
@@ -203,7 +223,7 @@ def test_cuda_tensors_need_a_build_with_cuda(monkeypatch):
         _checks.check_device("state", torch.device("mps"))
 
 
-# --- what the step returns ----------------------------------------------------------------------------------------------------
+# --- what the step returns ----------------------------------------------------------------------------------
 BAD_STEPS = [
     (lambda h: None, TypeError, "step: .*"),
     (lambda h: 1.0, TypeError, "step: expected Tensors in the state, got float 1.0"),
@@ -218,7 +238,11 @@ BAD_STEPS = [
     (lambda h: h.double(), TypeError, "step: .*keep the state's dtype torch.float32, got torch.float64"),
     (lambda h: h.long(), TypeError, "step: .*keep the state's dtype torch.float32, got torch.int64"),
     (lambda h: h.to("meta"), ValueError, "step: .*keep the state on cpu, got meta"),
-    (lambda h: h.to_sparse(), TypeError, "step: expected dense tensors in the state, got layout torch.sparse_coo"),
+    (
+        lambda h: h.to_sparse(),
+        TypeError,
+        "step: expected dense tensors in the state, got layout torch.sparse_coo",
+    ),
 ]
 
 
@@ -248,7 +272,7 @@ def test_step_that_changes_a_nested_state(how):
             halt(lambda s: (s[0], s[1].float()))((H, torch.arange(5)))
 
 
-# --- heads and readouts -------------------------------------------------------------------------------------------------------
+# --- heads and readouts -------------------------------------------------------------------------------------
 BAD_HEADS = [
     (lambda h: None, TypeError, "head: expected it to return a Tensor, got NoneType"),
     (lambda h: h, ValueError, r"head: expected one logit per row, shape \[5\] or \[5, 1\], got \[5, 4\]"),
@@ -258,7 +282,11 @@ BAD_HEADS = [
     (lambda h: h.sum(), ValueError, r"head: .*got \[\]"),
     (lambda h: h[:, 0].long(), TypeError, "head: expected floating-point logits, got torch.int64"),
     (lambda h: h[:, 0] > 0, TypeError, "head: expected floating-point logits, got torch.bool"),
-    (lambda h: h[:, 0].to(torch.complex64), TypeError, "head: expected floating-point logits, got torch.complex64"),
+    (
+        lambda h: h[:, 0].to(torch.complex64),
+        TypeError,
+        "head: expected floating-point logits, got torch.complex64",
+    ),
     (lambda h: h[:, 0].to("meta"), ValueError, "head: .*on cpu.*meta"),
     (lambda h: h[:, 0].to_sparse(), TypeError, "head: expected dense logits, got layout torch.sparse_coo"),
 ]
@@ -285,7 +313,9 @@ BAD_READOUTS = [
 
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize(("readout", "error", "message"), BAD_READOUTS, ids=[str(i) for i in range(len(BAD_READOUTS))])
+@pytest.mark.parametrize(
+    ("readout", "error", "message"), BAD_READOUTS, ids=[str(i) for i in range(len(BAD_READOUTS))]
+)
 def test_readouts(readout, error, message, name, how):
     step, policy, h, x = make(name, 5)
     with mode(how), pytest.raises(error, match=message):
@@ -295,7 +325,9 @@ def test_readouts(readout, error, message, name, how):
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", ["act", "ponder", "fixed_int", "weighted_budget"])
 @pytest.mark.parametrize(
-    "change", [lambda t: t[:, :2], lambda t: t.double(), lambda t: t[:, :, None]], ids=["narrow", "dtype", "dim"]
+    "change",
+    [lambda t: t[:, :2], lambda t: t.double(), lambda t: t[:, :, None]],
+    ids=["narrow", "dtype", "dim"],
 )
 def test_readout_that_changes_between_steps(change, name, how):
     calls = []
@@ -324,13 +356,15 @@ def test_weighted_policies_want_floating_point_to_add_up(name, how):
 def test_confidence_wants_class_logits(how):
     with mode(how):
         for bad in (H[:, 0], H[:, :1], H[:, :, None], H[:, :0]):
-            with pytest.raises(ValueError, match=r"readout: Confidence expects class logits of shape \[n, C\] with C >= 2"):
+            with pytest.raises(
+                ValueError, match=r"readout: Confidence expects class logits of shape \[n, C\] with C >= 2"
+            ):
                 halt(policy=ac.Confidence(0.5))(bad)
         with pytest.raises(TypeError, match=r"readout: expected float32, .*torch.int64"):
             halt(policy=ac.Confidence(0.5))(torch.zeros(5, 3, dtype=torch.int64))
 
 
-# --- what a user's own policy decides -----------------------------------------------------------------------------------------
+# --- what a user's own policy decides -----------------------------------------------------------------------
 NO = torch.zeros(5, dtype=torch.bool)
 BAD_DECISIONS = [
     (NO, TypeError, "decide: expected it to return a Decision"),
@@ -344,7 +378,11 @@ BAD_DECISIONS = [
     (ac.Decision(NO, weight=H[:3, 0]), ValueError, r"Decision.weight: .*\[3\]"),
     (ac.Decision(NO, cost=H[:, :1]), ValueError, r"Decision.cost: .*\[5, 1\]"),
     (ac.Decision(NO, cost=NO), TypeError, "Decision.cost: expected a floating-point Tensor"),
-    (ac.Decision(NO, log_prob=1.0), TypeError, "Decision.log_prob: expected a floating-point Tensor, got float"),
+    (
+        ac.Decision(NO, log_prob=1.0),
+        TypeError,
+        "Decision.log_prob: expected a floating-point Tensor, got float",
+    ),
     (ac.Decision(NO, carry=(H[:3],)), ValueError, r"Decision.carry\[0\]: expected 5 rows"),
     (ac.Decision(NO, carry=(H, 3)), TypeError, r"Decision.carry\[1\]: expected a Tensor, got int"),
 ]
@@ -367,7 +405,9 @@ class Fixed(ac.Policy):
 
 
 @pytest.mark.parametrize("how", MODES)
-@pytest.mark.parametrize(("decision", "error", "message"), BAD_DECISIONS, ids=[str(i) for i in range(len(BAD_DECISIONS))])
+@pytest.mark.parametrize(
+    ("decision", "error", "message"), BAD_DECISIONS, ids=[str(i) for i in range(len(BAD_DECISIONS))]
+)
 def test_decisions(decision, error, message, how):
     with mode(how), pytest.raises(error, match=message):
         halt(lambda h: h * 1, Fixed(decision))(H)
@@ -375,14 +415,18 @@ def test_decisions(decision, error, message, how):
 
 def test_decisions_that_change_between_steps():
     some = ac.Decision(NO, cost=H[:, 0])
-    for decisions in ((some, ac.Decision(NO)), (ac.Decision(NO), some), (some, ac.Decision(NO, log_prob=H[:, 0]))):
+    for decisions in (
+        (some, ac.Decision(NO)),
+        (ac.Decision(NO), some),
+        (some, ac.Decision(NO, log_prob=H[:, 0])),
+    ):
         with pytest.raises(ValueError, match=r"decide: .*same fields"):
             halt(lambda h: h * 1, Fixed(*decisions))(H)
     with pytest.raises(ValueError, match="decide: expected a weight"):
         halt(lambda h: h * 1, Fixed(ac.Decision(NO), weighted=True))(H)
 
 
-# --- after an error -----------------------------------------------------------------------------------------------------------
+# --- after an error -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", [*MODES, "inference"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_step_that_raises_leaves_nothing_broken(name, how, device):
@@ -409,5 +453,7 @@ def test_a_step_that_raises_leaves_nothing_broken(name, how, device):
             raises.clear()
             again = model(h, x)
         assert torch.equal(again.output, expected.output) and torch.equal(again.steps, expected.steps)
-        for a, b in zip(before, (h, x, *step.parameters(), *policy.buffers(), *policy.parameters()), strict=True):
+        for a, b in zip(
+            before, (h, x, *step.parameters(), *policy.buffers(), *policy.parameters()), strict=True
+        ):
             assert torch.equal(a, b)

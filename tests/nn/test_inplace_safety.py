@@ -28,7 +28,9 @@ def block(seed=0, device="cpu"):
 
 def run(step, *arguments, how="no_grad", compact=True, device="cpu", readout=None):
     with mode(how):
-        return ac.AdaptiveHalt(step, ac.FixedSteps(N.to(device)), 6, compact=compact, readout=readout)(*arguments)
+        return ac.AdaptiveHalt(step, ac.FixedSteps(N.to(device)), 6, compact=compact, readout=readout)(
+            *arguments
+        )
 
 
 @pytest.mark.parametrize("form", ["tensor", "nested"])
@@ -100,7 +102,11 @@ def test_what_the_step_kept_of_its_result_stays_as_it_was(keep, how):
         result = run(step, h, how=how, compact=compact)
         for kept, copy in zip(step.kept, step.copies, strict=True):
             got = read_kept(keep, kept, copy)
-            want = {"view": copy[:, 1:], "view_of_all": copy.view(-1), "expanded": copy[None].expand(2, *copy.shape)}
+            want = {
+                "view": copy[:, 1:],
+                "view_of_all": copy.view(-1),
+                "expanded": copy[None].expand(2, *copy.shape),
+            }
             assert torch.equal(got, want.get(keep, copy))
         assert torch.equal(result.output, run(lambda h: h + 1, h, how=how, compact=False).output)
 
@@ -151,9 +157,9 @@ def test_readouts_heads_and_policies_may_keep_what_they_see(how):
 
     with mode(how):
         policy = ac.PonderNet(lambda h: seen("head", h)[:, 0]).eval()
-        ac.AdaptiveHalt(lambda h, x: h * 0.9 + x, policy, 6, readout=lambda h: seen("readout", h), compact=True)(
-            block(), block(1)
-        )
+        ac.AdaptiveHalt(
+            lambda h, x: h * 0.9 + x, policy, 6, readout=lambda h: seen("readout", h), compact=True
+        )(block(), block(1))
     assert len(kept) > 4
     for tag, state, copy in kept:
         assert torch.equal(state, copy), tag
@@ -281,7 +287,9 @@ def test_results_are_not_shared_with_the_arguments_or_the_next_call(name, how):
         assert not pointers & {h.untyped_storage().data_ptr(), x.untyped_storage().data_ptr()}
         halt(h * 2, x)
         ac.AdaptiveHalt(step, policy, 4)(h, x)
-    assert all(identical(a, b) for a, b in zip([t for t in leaves(one) if t is not None], copies, strict=True))
+    assert all(
+        identical(a, b) for a, b in zip([t for t in leaves(one) if t is not None], copies, strict=True)
+    )
 
 
 @pytest.mark.parametrize("how", MODES)
@@ -438,13 +446,16 @@ def test_what_the_users_functions_resize_is_refused_before_its_rows_are_moved():
             assert error in ("ValueError", "TypeError") and argument == f"{name}:", line
 
 
-# --- functions that use their memory again: without gradients, the results are those of functions that do not ---------------
+# --- functions that use their memory again: without gradients, the results are those of functions that do not
+# ---------------
 class StillnessAt(ac.Policy):
     """Halts where the readout has moved less than before, by a carry in the readout's own memory."""
 
     def decide(self, view):
         before = view.carry[0] if view.carry else torch.zeros_like(view.readout)
-        return ac.Decision((view.readout - before).norm(dim=1) < 0.6, carry=(view.readout.view_as(view.readout),))
+        return ac.Decision(
+            (view.readout - before).norm(dim=1) < 0.6, carry=(view.readout.view_as(view.readout),)
+        )
 
 
 def reusing(place):
@@ -461,7 +472,9 @@ def reusing(place):
 
 @pytest.mark.parametrize("how", ["no_grad", "inference", "reference"])
 @pytest.mark.parametrize("place", ["step", "buffer", "readout"])
-@pytest.mark.parametrize("policy", [lambda: ac.PonderNet(lambda h: h[:, 0]), StillnessAt, lambda: ac.ACT(lambda h: h[:, 0] - 1)])
+@pytest.mark.parametrize(
+    "policy", [lambda: ac.PonderNet(lambda h: h[:, 0]), StillnessAt, lambda: ac.ACT(lambda h: h[:, 0] - 1)]
+)
 def test_functions_that_use_their_memory_again(policy, place, how):
     def results(place, compact, apart):
         step, readout = reusing(place)
@@ -477,7 +490,9 @@ def test_functions_that_use_their_memory_again(policy, place, how):
 def test_a_readout_without_a_gradient_may_use_its_memory_again_in_training():
     def trace(place):
         step, readout = reusing(place)
-        halt = ac.AdaptiveHalt(step, ac.PonderNet(lambda h: h[:, 0].detach()), 6, readout=lambda h: readout(h).detach())
+        halt = ac.AdaptiveHalt(
+            step, ac.PonderNet(lambda h: h[:, 0].detach()), 6, readout=lambda h: readout(h).detach()
+        )
         return halt(block(), block(1).requires_grad_()).trace
 
     assert torch.equal(trace("readout").outputs, trace(None).outputs)
@@ -491,7 +506,9 @@ def test_what_the_gradient_needs_must_not_be_changed_in_place(policy, how):
     def run(step, readout=None):
         x = block(1).requires_grad_()
         with mode(how):
-            result = ac.AdaptiveHalt(step, policy(lambda h: h[:, 0] - 9), 5, readout=readout)(torch.zeros(BATCH, DIM), x)
+            result = ac.AdaptiveHalt(step, policy(lambda h: h[:, 0] - 9), 5, readout=readout)(
+                torch.zeros(BATCH, DIM), x
+            )
         (gradient,) = torch.autograd.grad(result.output.square().sum() + result.cost.sum(), x)
         return result.output, gradient
 
@@ -506,7 +523,9 @@ def test_what_the_gradient_needs_must_not_be_changed_in_place(policy, how):
         try:
             got = attempt()
         except RuntimeError as error:
-            assert re.match("step(: | or readout: )expected|one of the variables needed for gradient", str(error)), error
+            assert re.match(
+                "step(: | or readout: )expected|one of the variables needed for gradient", str(error)
+            ), error
         else:
             for value, right in zip(got, plain, strict=True):
                 torch.testing.assert_close(value, right)

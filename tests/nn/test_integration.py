@@ -24,7 +24,7 @@ def same(a, b):
         assert (x is None and y is None) or identical(x, y)
 
 
-# --- torch.compile ------------------------------------------------------------------------------------------------------------
+# --- torch.compile ------------------------------------------------------------------------------------------
 class Graphs:
     """A backend that runs eagerly and counts the graphs it was given."""
 
@@ -60,7 +60,10 @@ def test_a_compiled_step_is_not_compiled_again_for_every_size(how, graphs):
 def test_a_compiled_step_trains(name, graphs):
     step, policy, h, x = make(name, 17, requires_grad=True)
     compiled = torch.compile(step, dynamic=True, backend=graphs)
-    eager, got = (torch.autograd.grad(ac.AdaptiveHalt(run, policy, 6)(h, x).output.sum(), h)[0] for run in (step, compiled))
+    eager, got = (
+        torch.autograd.grad(ac.AdaptiveHalt(run, policy, 6)(h, x).output.sum(), h)[0]
+        for run in (step, compiled)
+    )
     torch.testing.assert_close(got, eager)
     assert graphs.count <= 3
 
@@ -91,7 +94,9 @@ def test_a_model_with_a_halting_loop_in_it_can_be_compiled(name, how, graphs):
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 def test_a_compiled_step_in_a_compiled_model(how, graphs):
     cell = Cell()
-    halt = ac.AdaptiveHalt(torch.compile(cell, dynamic=True, backend=graphs), ac.FixedSteps(torch.arange(9) + 1), 9)
+    halt = ac.AdaptiveHalt(
+        torch.compile(cell, dynamic=True, backend=graphs), ac.FixedSteps(torch.arange(9) + 1), 9
+    )
     h, x = torch.randn(9, DIM), torch.randn(9, DIM)
     with mode(how):
         got = torch.compile(lambda h, x: halt(h + 1, x).output * 2, backend=graphs)(h, x)
@@ -99,7 +104,7 @@ def test_a_compiled_step_in_a_compiled_model(how, graphs):
     assert 3 <= graphs.count <= 5
 
 
-# --- autocast -----------------------------------------------------------------------------------------------------------------
+# --- autocast -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", MODES)
 def test_autocast(how):
     """The step and the head compute in bfloat16; the state keeps its dtype."""
@@ -112,7 +117,13 @@ def test_autocast(how):
         return out + x.to(out.dtype)
 
     h, x = torch.randn(9, DIM), torch.randn(9, DIM)
-    for policy in (ac.ACT(head), ac.PonderNet(head), ac.PonderNet(head).eval(), ac.Confidence(0.5), ac.FixedSteps(2)):
+    for policy in (
+        ac.ACT(head),
+        ac.PonderNet(head),
+        ac.PonderNet(head).eval(),
+        ac.Confidence(0.5),
+        ac.FixedSteps(2),
+    ):
         halt = ac.AdaptiveHalt(step, policy, 4, readout=lambda h: read(h))
         with mode(how):
             with torch.autocast("cpu", torch.bfloat16):
@@ -134,7 +145,7 @@ def test_autocast_does_not_excuse_an_integer():
         ac.AdaptiveHalt(lambda h: h.long(), ac.FixedSteps(2), 3)(torch.zeros(2, 1))
 
 
-# --- copies -------------------------------------------------------------------------------------------------------------------
+# --- copies -------------------------------------------------------------------------------------------------
 def module_of(name):
     step, policy, h, x = make(name, 9, seed=3)
     return ac.AdaptiveHalt(step, policy, 5, min_steps=2, compact="auto"), h, x
@@ -186,7 +197,14 @@ def test_parameters_are_those_of_step_head_and_readout():
     step, policy, _, _ = make("act")
     halt = ac.AdaptiveHalt(step, policy, 3, readout=nn.Linear(DIM, 2))
     names = {n for n, _ in halt.named_parameters()}
-    assert names == {"step.cell.a", "step.cell.c", "policy.head.k", "policy.head.bias", "readout.weight", "readout.bias"}
+    assert names == {
+        "step.cell.a",
+        "step.cell.c",
+        "policy.head.k",
+        "policy.head.bias",
+        "readout.weight",
+        "readout.bias",
+    }
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -209,7 +227,7 @@ def test_training_switch_reaches_the_policy():
     assert halt.train()(h, x).trace is not None and halt.eval()(h, x).trace is None
 
 
-# --- parallelism --------------------------------------------------------------------------------------------------------------
+# --- parallelism --------------------------------------------------------------------------------------------
 @pytest.fixture
 def process_group():
     with socket.socket() as s:
@@ -245,7 +263,13 @@ def test_the_number_of_threads_changes_no_bit(name, threads):
             h.grad = None
             (result.output**2).sum().backward()
             with torch.no_grad():
-                got.append([*leaves(result), h.grad, *leaves(ac.AdaptiveHalt(step, policy, 5, compact=compact)(h, x))])
+                got.append(
+                    [
+                        *leaves(result),
+                        h.grad,
+                        *leaves(ac.AdaptiveHalt(step, policy, 5, compact=compact)(h, x)),
+                    ]
+                )
     for other in got[1:]:
         same(got[0], other)
 
@@ -261,7 +285,10 @@ def test_python_threads_do_not_disturb_each_other():
         for _ in range(15):
             with torch.no_grad(), mode("reference" if i % 2 else "no_grad"):
                 result = halt(h, x)
-            if not (torch.equal(result.steps, expected.steps) and torch.allclose(result.output, expected.output, atol=1e-6)):
+            if not (
+                torch.equal(result.steps, expected.steps)
+                and torch.allclose(result.output, expected.output, atol=1e-6)
+            ):
                 wrong.append(i)
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
@@ -292,7 +319,7 @@ assert os.waitpid(child, 0)[1] == 0
     assert done.returncode == 0, done.stderr
 
 
-# --- grad modes ---------------------------------------------------------------------------------------------------------------
+# --- grad modes ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("compact", COMPACT)
 @pytest.mark.parametrize("name", POLICIES)
 def test_inference_mode(name, compact):
@@ -324,7 +351,9 @@ def test_no_grad_inside_the_step(name):
 def test_a_loop_within_a_loop(how):
     """The step is a halting loop itself."""
     inner = ac.AdaptiveHalt(lambda h: h + 1, ac.FixedSteps(3), 5)
-    outer = ac.AdaptiveHalt(lambda h: inner(h).output, ac.FixedSteps(torch.tensor([1, 2, 4])), 5, compact=True)
+    outer = ac.AdaptiveHalt(
+        lambda h: inner(h).output, ac.FixedSteps(torch.tensor([1, 2, 4])), 5, compact=True
+    )
     with mode(how):
         assert outer(torch.zeros(3, 1)).output[:, 0].tolist() == [3, 6, 12]
 

@@ -49,11 +49,15 @@ def test_how_stale_the_count_is_changes_no_bit(name, how, compact, late):
 
 
 @pytest.mark.parametrize("name", ["plain", "backtracking, momentum", "everything"])
-@pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 2), "stepwise", "implicit", "detached"], ids=str)
+@pytest.mark.parametrize(
+    "gradient", ["unrolled", ("truncated", 2), "stepwise", "implicit", "detached"], ids=str
+)
 def test_how_stale_the_count_is_changes_no_bit_of_a_descent(late, gradient, name, monkeypatch):
     results = []
     for lag in LAGS:
-        monkeypatch.setattr("adaptcomp_ext.nn._descent_state.ActiveCount", functools.partial(_active.ActiveCount, lag=lag))
+        monkeypatch.setattr(
+            "adaptcomp_ext.nn._descent_state.ActiveCount", functools.partial(_active.ActiveCount, lag=lag)
+        )
         y0, x = problem(300, device=late, requires_grad=True)
         descend = ac.EnergyDescent(Wells(device=late), gradient=gradient, keep_trace=True, **options_of(name))
         result = descend(y0, x)
@@ -76,7 +80,9 @@ def test_blocks_shrink_to_the_bucket_of_the_count_that_the_lag_allows(how, lag, 
 
     n = torch.arange(1000, device=late) % 10 + 1
     with mode(how):
-        result = ac.AdaptiveHalt(step, ac.FixedSteps(n), 12, compact=True, lag=lag)(torch.zeros(1000, 4, device=late))
+        result = ac.AdaptiveHalt(step, ac.FixedSteps(n), 12, compact=True, lag=lag)(
+            torch.zeros(1000, 4, device=late)
+        )
     assert torch.equal(result.steps, n)
     # One step more for each by which the host is late; then it knows that no row is left.
     running = [1000] * (lag - 1) + [1000 - 100 * k for k in range(10)]
@@ -119,11 +125,13 @@ def test_gradients_past_a_divergence_stay_finite(compact, late):
     a = torch.ones((), device=late, requires_grad=True)
     x = torch.where(torch.arange(64, device=late)[:, None] < 32, 10.0, 1.0)
     n = torch.where(torch.arange(64, device=late) < 32, 2, 9)
-    ac.AdaptiveHalt(lambda h, x: (h * a) ** x, ac.FixedSteps(n), 9, compact=compact)(h, x).output[32:].sum().backward()
+    ac.AdaptiveHalt(lambda h, x: (h * a) ** x, ac.FixedSteps(n), 9, compact=compact)(h, x).output[
+        32:
+    ].sum().backward()
     assert bool(a.grad.isfinite()) and bool(h.grad.isfinite().all())
 
 
-# --- launches -----------------------------------------------------------------------------------------------------------------
+# --- launches -----------------------------------------------------------------------------------------------
 FREE = {
     "empty",
     "empty_like",
@@ -188,11 +196,15 @@ def test_a_step_takes_four_launches_at_most(name, how, monkeypatch):
     for kernels, copies, before, after in counted.between:
         shrinks = after < before
         assert (kernels, copies) == ((3, 1) if shrinks or how == "grad" else (1, 1))
-    outermost = sorted((e for e in profile.function_events if e.cpu_parent is None), key=lambda e: e.time_range.start)
+    outermost = sorted(
+        (e for e in profile.function_events if e.cpu_parent is None), key=lambda e: e.time_range.start
+    )
     names = [e.name for e in outermost]
     last = len(names) - 1 - names[::-1].index("users")
     first = [i for i, n in enumerate(names) if n == "users"][2 * (1 + (name in ("act", "ponder_eval")))]
-    launched = [n for n in names[first:last] if n.startswith("aten::") and n.removeprefix("aten::") not in FREE]
+    launched = [
+        n for n in names[first:last] if n.startswith("aten::") and n.removeprefix("aten::") not in FREE
+    ]
     assert set(launched) <= {"aten::copy_"}
     assert launched.count("aten::copy_") <= len(counted.between)
 

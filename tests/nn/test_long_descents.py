@@ -28,7 +28,14 @@ def outcome(descend, y0, *context):
         total = total + result.trace.outputs.cos().sum()
     own = [p for p in descend.parameters() if p.requires_grad]
     grads = torch.autograd.grad(total, [y0, *own], allow_unused=True)
-    return [result.y, result.energy, result.steps, result.status, *(result.trace or ()), *(g for g in grads if g is not None)]
+    return [
+        result.y,
+        result.energy,
+        result.steps,
+        result.status,
+        *(result.trace or ()),
+        *(g for g in grads if g is not None),
+    ]
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 2**63 - 1), "stepwise", "implicit"], ids=str)
@@ -43,7 +50,13 @@ def test_a_bound_that_is_never_met_costs_nothing(kind, gradient, trace):
 
     def run(most):
         descend = ac.EnergyDescent(
-            module, step_size=0.1, max_steps=most, tol=1e-3, stop="gradient", keep_trace=trace, gradient=gradient
+            module,
+            step_size=0.1,
+            max_steps=most,
+            tol=1e-3,
+            stop="gradient",
+            keep_trace=trace,
+            gradient=gradient,
         )
         return outcome(descend, y0, *context)
 
@@ -137,7 +150,9 @@ def test_ctrl_c_stops_a_kernel_within_a_second(threads):
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=child, cwd=OUTSIDE)
     expected = []
     for kind in ("network", "deep", "hopfield", "quadratic"):
-        expected += [f"{kind}{which} interrupted in time after 1" for which in ("", " backward")] + ["goes on True"]
+        expected += [f"{kind}{which} interrupted in time after 1" for which in ("", " backward")] + [
+            "goes on True"
+        ]
     expected += ["lone interrupted in time after 1", "handled interrupted in time after 2"]
     assert done.stdout.splitlines() == expected, done.stdout + done.stderr
     assert done.returncode == 0

@@ -1,8 +1,8 @@
 """Classes masked with −inf: every policy gives what it gives without those classes; NaN and +inf end a row as before.
 
-−inf is an ordinary value in a readout of the user's, in the leaf of the state that is that readout, in the state where
-`Confidence` reads it, and in a halting logit. It is none in the rest of the state, where it comes of a step that diverges.
-"""
+−inf is an ordinary value in a readout of the user's, in the leaf of the state that is that readout, in the
+state where `Confidence` reads it, and in a halting logit. It is none in the rest of the state, where it comes
+of a step that diverges."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_masked_classes_are_as_good_as_none(name, how, device):
     mask = MASK.to(device)
     for compact in COMPACT:
         masked, tensors = run(name, lambda h: scores(h).masked_fill(mask, -INF), device, compact, how)
-        fewer, tensors_of_fewer = run(name, lambda h: scores(h)[:, LEFT], device, compact, how, classes=len(LEFT))
+        fewer, tensors_of_fewer = run(
+            name, lambda h: scores(h)[:, LEFT], device, compact, how, classes=len(LEFT)
+        )
         assert NONFINITE not in masked.status.tolist()
         assert name == "ponder" or len(set(masked.steps.tolist())) > 1
         assert identical(masked.steps, fewer.steps) and identical(masked.status, fewer.status)
@@ -72,7 +74,10 @@ def test_masked_classes_are_as_good_as_none(name, how, device):
         if how == "no_grad":
             continue
         target = torch.arange(ROWS, device=device) % len(LEFT)
-        loss = F.cross_entropy(masked.output, torch.tensor(LEFT, device=device)[target]) + masked.cost.float().mean()
+        loss = (
+            F.cross_entropy(masked.output, torch.tensor(LEFT, device=device)[target])
+            + masked.cost.float().mean()
+        )
         loss_of_fewer = F.cross_entropy(fewer.output, target) + fewer.cost.float().mean()
         torch.testing.assert_close(loss, loss_of_fewer)
         got, want = gradients(loss, tensors), gradients(loss_of_fewer, tensors_of_fewer)
@@ -86,9 +91,13 @@ def test_the_trace_of_pondernet_holds_the_masks(how, device):
     mask = MASK.to(device)
     result, tensors = run("ponder", lambda h: scores(h).masked_fill(mask, -INF), device, how=how)
     assert bool((result.trace.outputs[:, mask] == -INF).all())
-    loss = (F.cross_entropy(result.trace.outputs, result.trace.row % 1, reduction="none") * result.trace.weights).sum()
+    loss = (
+        F.cross_entropy(result.trace.outputs, result.trace.row % 1, reduction="none") * result.trace.weights
+    ).sum()
     fewer, tensors_of_fewer = run("ponder", lambda h: scores(h)[:, LEFT], device, how=how, classes=3)
-    want = (F.cross_entropy(fewer.trace.outputs, fewer.trace.row % 1, reduction="none") * fewer.trace.weights).sum()
+    want = (
+        F.cross_entropy(fewer.trace.outputs, fewer.trace.row % 1, reduction="none") * fewer.trace.weights
+    ).sum()
     torch.testing.assert_close(loss, want)
     for g, e in zip(gradients(loss, tensors), gradients(want, tensors_of_fewer), strict=True):
         torch.testing.assert_close(g, e)
@@ -110,7 +119,9 @@ def test_masks_that_differ_from_row_to_row(name, how, dtype, device):
     }[name]
     state = (torch.zeros(n, 1, dtype=dtype, device=device), left)
     with mode(how):
-        result = ac.AdaptiveHalt(lambda s: s, policy, 3, readout=lambda s: torch.where(s[1], logits, -INF))(state)
+        result = ac.AdaptiveHalt(lambda s: s, policy, 3, readout=lambda s: torch.where(s[1], logits, -INF))(
+            state
+        )
     p = torch.where(left, logits.double(), -INF).softmax(1).amax(1)
     steps = torch.where(p >= 0.5, 1, 3) if name == "max_prob" else torch.full((n,), 2, device=device)
     status = torch.where((p >= 0.5) | (name != "max_prob"), HALTED, MAX_STEPS)
@@ -142,17 +153,21 @@ def test_nan_plus_infinity_and_a_row_without_classes_end_it(name, how, value, de
     assert result.status[4] == NONFINITE and result.steps[4] == 1
     assert bool((result.status[others] != NONFINITE).all())
     if how != "no_grad":
-        F.cross_entropy(result.output, torch.zeros(ROWS, dtype=torch.int64, device=device), reduction="none").nansum().backward()
+        F.cross_entropy(
+            result.output, torch.zeros(ROWS, dtype=torch.int64, device=device), reduction="none"
+        ).nansum().backward()
         assert not h.grad[4].any() and bool(h.grad.isfinite().all()) and bool(h.grad[others].any())
 
 
-# --- the state ----------------------------------------------------------------------------------------------------------------
+# --- the state ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", MODES)
 def test_the_state_is_masked_where_confidence_reads_it(how, device):
     def step(logits):
         return torch.where(logits > -INF, logits * 2, -INF)
 
-    logits = torch.tensor([[1.0, 0.5, -INF], [0.1, 0.0, -INF], [-INF, -INF, -INF], [-INF, 1.0, -INF]], device=device)
+    logits = torch.tensor(
+        [[1.0, 0.5, -INF], [0.1, 0.0, -INF], [-INF, -INF, -INF], [-INF, 1.0, -INF]], device=device
+    )
     with mode(how):
         result = ac.AdaptiveHalt(step, ac.Confidence(0.9), 4)(logits)
     assert result.status.tolist() == [HALTED, MAX_STEPS, NONFINITE, HALTED]  # 2ⁿ · 0.5 ≥ log 9 at n = 3
@@ -195,12 +210,14 @@ def test_elsewhere_in_the_state_minus_infinity_ends_the_row(name, how, device):
     target[1, 0] = -INF
     with mode(how):
         result = ac.AdaptiveHalt(
-            lambda s: (s[0] * 1, s[1] * 1), make_policy(name, CLASSES, device) if name != "fixed" else ac.FixedSteps(2), 3
+            lambda s: (s[0] * 1, s[1] * 1),
+            make_policy(name, CLASSES, device) if name != "fixed" else ac.FixedSteps(2),
+            3,
         )((h, other))
     assert (result.status == NONFINITE).tolist() == [False, True, False]
 
 
-# --- halting logits -----------------------------------------------------------------------------------------------------------
+# --- halting logits -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", ["act", "ponder", "ponder_eval"])
 def test_a_halting_logit_of_minus_infinity_is_a_step_at_which_no_row_halts(name, how, device):
@@ -216,7 +233,11 @@ def test_a_halting_logit_of_minus_infinity_is_a_step_at_which_no_row_halts(name,
             state = (h, torch.zeros(ROWS, dtype=torch.int64, device=device))
             halt = ac.AdaptiveHalt(lambda s: (cell(s[0], 0.3), s[1] + 1), policy, STEPS, min_steps=min_steps)
             result = halt(state)
-        g = None if how == "no_grad" else gradients(result.output.sum() + result.cost.float().sum(), [h, *policy.parameters()])
+        g = (
+            None
+            if how == "no_grad"
+            else gradients(result.output.sum() + result.cost.float().sum(), [h, *policy.parameters()])
+        )
         return result, g
 
     masked = make_policy(name, CLASSES, device)
@@ -245,11 +266,13 @@ def test_never_halting_runs_to_the_last_step(how, device):
     with mode(how):
         result = ac.AdaptiveHalt(lambda h: h + 1, policy, 4)(h)
     assert result.status.tolist() == [MAX_STEPS] * 3
-    assert torch.equal(result.output, torch.full((3, DIM), 5.0, device=device))  # the remainder is the only weight
+    assert torch.equal(
+        result.output, torch.full((3, DIM), 5.0, device=device)
+    )  # the remainder is the only weight
     assert result.cost.tolist() == [5.0] * 3
 
 
-# --- convergence --------------------------------------------------------------------------------------------------------------
+# --- convergence --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("norm", ["relative", "absolute"])
 @pytest.mark.parametrize("how", MODES)
 def test_a_class_that_is_masked_anew_is_a_change(norm, how, device):
@@ -271,5 +294,7 @@ def test_a_class_that_is_masked_anew_is_a_change(norm, how, device):
 @pytest.mark.parametrize("how", MODES)
 def test_a_norm_that_overflows_halts_nothing(how, device):
     with mode(how):
-        result = ac.AdaptiveHalt(lambda h: h * 1.01, ac.Convergence(1e-6), 4)(torch.full((2, DIM), 1e20, device=device))
+        result = ac.AdaptiveHalt(lambda h: h * 1.01, ac.Convergence(1e-6), 4)(
+            torch.full((2, DIM), 1e20, device=device)
+        )
     assert result.status.tolist() == [MAX_STEPS] * 2

@@ -38,7 +38,7 @@ def run_cases(cases: str, preamble: str = "") -> dict[str, str]:
     return said
 
 
-# --- a policy's own tensor ----------------------------------------------------------------------------------------------------
+# --- a policy's own tensor ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", MODES)
 def test_numbers_of_steps_assigned_later_count_whatever_their_strides(how):
     policy = ac.FixedSteps(torch.ones(6, dtype=torch.int64))
@@ -57,7 +57,11 @@ def test_numbers_of_steps_assigned_later_count_whatever_their_strides(how):
 @pytest.mark.parametrize(
     ("n", "error", "message"),
     [
-        (N.int(), TypeError, "FixedSteps n: expected an int, or an int64 tensor of shape \\[B\\], got .*int32"),
+        (
+            N.int(),
+            TypeError,
+            "FixedSteps n: expected an int, or an int64 tensor of shape \\[B\\], got .*int32",
+        ),
         (N.float(), TypeError, "FixedSteps n: .*float32"),
         (N.half(), TypeError, "FixedSteps n: .*float16"),
         (N[:, None], TypeError, "FixedSteps n: .*\\[6, 1\\]"),
@@ -103,7 +107,7 @@ def test_a_long_expanded_number_of_steps_is_not_read_past_its_end():
     assert said["steps"] == f"[0, 0, {rows}]"
 
 
-# --- lazy values --------------------------------------------------------------------------------------------------------------
+# --- lazy values --------------------------------------------------------------------------------------------
 def negated(h):
     """-h, which torch leaves to whoever reads it."""
     out = torch.complex(h, h).conj().imag
@@ -126,11 +130,14 @@ def test_values_that_torch_negates_lazily(how, rows):
         result = halt(torch.zeros(rows, 1), x)  # h = sigmoid(2), sigmoid(4): the second step is the last
         assert result.steps.tolist() == [2] * rows
         torch.testing.assert_close(
-            result.output, -2 * torch.sigmoid(torch.tensor(2.0)) - 4 * torch.sigmoid(-torch.tensor(2.0)) + torch.zeros(rows, 1)
+            result.output,
+            -2 * torch.sigmoid(torch.tensor(2.0))
+            - 4 * torch.sigmoid(-torch.tensor(2.0))
+            + torch.zeros(rows, 1),
         )
 
 
-# --- devices ------------------------------------------------------------------------------------------------------------------
+# --- devices ------------------------------------------------------------------------------------------------
 DEFAULTS = """
     w = nn.Parameter(torch.ones(3))
     x, h0, n = torch.randn(6, 3), torch.zeros(6, 3), torch.tensor([1, 4, 2, 3, 3, 4])
@@ -178,7 +185,7 @@ def test_a_default_device_other_than_the_states(device):
     assert said["route"] == "[1, 8, 2, 6, 6, 8]" and said["act"] == "cpu"
 
 
-# --- no memory ----------------------------------------------------------------------------------------------------------------
+# --- no memory ----------------------------------------------------------------------------------------------
 STRANGE = """
     import functools
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -255,9 +262,24 @@ PLACES = {
     "branch": "ac.route(n > 1, lambda a: make(a), x, otherwise=x)",
     "mask": "ac.route(make(n > 1), torch.tanh, x, otherwise=x)",
 }
-KINDS = ["fake", "released", "quantized", "nested", "jagged", "lazy", "functional", "meta", "coo", "csr", "mkldnn", "scalar"]
+KINDS = [
+    "fake",
+    "released",
+    "quantized",
+    "nested",
+    "jagged",
+    "lazy",
+    "functional",
+    "meta",
+    "coo",
+    "csr",
+    "mkldnn",
+    "scalar",
+]
 KINDS += ["list", "numpy"]
-SERVED = {("functional", name) for name in ("state", "inputs[0]", "otherwise", "tensors[0]", "branch", "mask")}
+SERVED = {
+    ("functional", name) for name in ("state", "inputs[0]", "otherwise", "tensors[0]", "branch", "mask")
+}
 """torch's own functionalization takes these apart before they get to a kernel, if they are made by hand, or it is the step that
 has made one."""
 SERVED |= {("mkldnn", "step")}
@@ -266,7 +288,11 @@ SERVED |= {("mkldnn", "step")}
 
 def test_what_is_no_dense_tensor_with_data_is_refused_by_name_wherever_it_comes_from():
     """None of these ends the process, in training or inference, under any policy."""
-    cases = [f"{kind} {place}: globals().update(kind={kind!r}) or {call}" for kind in KINDS for place, call in PLACES.items()]
+    cases = [
+        f"{kind} {place}: globals().update(kind={kind!r}) or {call}"
+        for kind in KINDS
+        for place, call in PLACES.items()
+    ]
     for where, message in run_cases("\n".join(cases), STRANGE).items():
         kind, name = where.split(" ", 1)
         if (kind, name) in SERVED:
@@ -304,7 +330,10 @@ def test_a_decision_in_a_dtype_that_no_kernel_reads_is_refused(how):
             z = torch.zeros(view.row.shape[0])
             return ac.Decision(halt=z > 1, logits=z.to(torch.float8_e4m3fn))
 
-    with mode(how), pytest.raises(TypeError, match=r"Decision.logits: expected a floating-point Tensor, got .*float8"):
+    with (
+        mode(how),
+        pytest.raises(TypeError, match=r"Decision.logits: expected a floating-point Tensor, got .*float8"),
+    ):
         ac.AdaptiveHalt(lambda h: h, Own(), max_steps=2)(torch.zeros(3, 1))
 
 
@@ -325,14 +354,26 @@ def test_an_interrupt_in_the_middle_of_the_boundary_is_not_swallowed():
 def test_the_raw_operators_refuse_what_they_would_read_wrongly():
     raw, x, z, n = torch.ops.adaptcomp, torch.randn(6, 3), torch.randn(6), torch.arange(6)
     for call, error, message in (
-        (lambda: raw.act_step(z, n, 1, 1, 3, 0.9), TypeError, "accumulated: expected torch.float32, got torch.int64"),
+        (
+            lambda: raw.act_step(z, n, 1, 1, 3, 0.9),
+            TypeError,
+            "accumulated: expected torch.float32, got torch.int64",
+        ),
         (lambda: raw.act_step(z, z[:3], 1, 1, 3, 0.9), ValueError, "accumulated: expected 6 elements, got 3"),
-        (lambda: raw.pondernet_step(z, z[:3], 1, 1, 3, -1.0, -1.0), ValueError, "log_survival: expected 6 elements, got 3"),
+        (
+            lambda: raw.pondernet_step(z, z[:3], 1, 1, 3, -1.0, -1.0),
+            ValueError,
+            "log_survival: expected 6 elements, got 3",
+        ),
         (lambda: raw.gather_rows([x], n.int()), TypeError, "index: expected torch.int64, got torch.int32"),
         (lambda: raw.gather_rows([x.sum()], n), ValueError, "expected a batch dimension first"),
         (lambda: raw.gather_rows([x], n[0]), ValueError, "expected a batch dimension first"),
         (lambda: raw.compact_index(z), TypeError, "keep: expected torch.bool, got torch.float32"),
-        (lambda: raw.descent_normals(z, 3, 0, 1, False), TypeError, "sample: expected torch.int64, got torch.float32"),
+        (
+            lambda: raw.descent_normals(z, 3, 0, 1, False),
+            TypeError,
+            "sample: expected torch.int64, got torch.float32",
+        ),
     ):
         with pytest.raises(error, match=message):
             call()

@@ -61,7 +61,9 @@ def path(how):
 def run(policy, how):
     width = 20_000 if how == "training, large" else 2
     readout = (lambda s: s[:, :2]) if isinstance(policy, ac.Confidence) else None
-    halt = ac.AdaptiveHalt(lambda h: h + 1, policy, M, readout=readout, compact=False if how == "masked" else "auto")
+    halt = ac.AdaptiveHalt(
+        lambda h: h + 1, policy, M, readout=readout, compact=False if how == "masked" else "auto"
+    )
     with path(how):
         return halt(torch.zeros(B, width, requires_grad=how.startswith("training")))
 
@@ -84,7 +86,9 @@ def test_a_subclass_decides(name, how):
 def test_a_method_assigned_to_a_policy_decides(name, how):
     policy = MAKE[name]()
     decide = policy.decide
-    policy.decide = lambda view: decide(view)._replace(halt=torch.full_like(view.row, view.step >= 3, dtype=torch.bool))
+    policy.decide = lambda view: decide(view)._replace(
+        halt=torch.full_like(view.row, view.step >= 3, dtype=torch.bool)
+    )
     assert run(policy, how).steps.tolist() == [3] * B
     del policy.decide
     assert run(policy, how).steps.tolist() == [FIRST.get(name, 1)] * B
@@ -152,7 +156,9 @@ def test_properties_and_checks_of_a_subclass_hold(how):
         def check_readout(self, readout):
             raise ValueError("not this readout")
 
-    assert run(Last(lambda s: torch.full_like(s[:, 0], -1.0)), how).output[:, 0].tolist() == [4.0] * B  # 4 * 0.27 > 0.99
+    assert (
+        run(Last(lambda s: torch.full_like(s[:, 0], -1.0)), how).output[:, 0].tolist() == [4.0] * B
+    )  # 4 * 0.27 > 0.99
     assert run(Falling(0.5), how).steps.tolist() == [3] * B
     with pytest.raises(ValueError, match="not this readout"):
         run(Picky(1), how)
@@ -172,7 +178,9 @@ def test_a_prior_of_a_subclass_is_the_prior():
 def test_a_subclass_that_overrides_nothing_is_fused(name):
     plain = getattr(ac, name)
     sub = type(
-        "Sub", (plain,), {"__init__": lambda self, *a: plain.__init__(self, *a), "extra_repr": lambda self: "", "extra": 3}
+        "Sub",
+        (plain,),
+        {"__init__": lambda self, *a: plain.__init__(self, *a), "extra_repr": lambda self: "", "extra": 3},
     )
     assert fused_decision(MAKE[name](sub), RUN) is not None
     assert fused_decision(MAKE[name](late(plain)), RUN) is None
@@ -201,7 +209,7 @@ def test_hooks_of_a_head_run():
     assert run(policy, "inference").steps.tolist() == [M] * B
 
 
-# --- begin ----------------------------------------------------------------------------------------------------------------
+# --- begin --------------------------------------------------------------------------------------------------
 class Warm(ac.ACT):
     """Half of the halting probability is spent before the first step."""
 
@@ -233,9 +241,13 @@ CARRIES = {
 @pytest.mark.parametrize("how", PATHS)
 @pytest.mark.parametrize("carry", CARRIES.values(), ids=list(CARRIES))
 def test_a_carry_is_copied(carry, how, cls):
-    result = run(cls(lambda s: torch.full_like(s[:, 0], -1.0), carry), how)  # 0.27 a step: 2 of them reach 0.99
+    result = run(
+        cls(lambda s: torch.full_like(s[:, 0], -1.0), carry), how
+    )  # 0.27 a step: 2 of them reach 0.99
     assert result.steps.tolist() == [2] * B
-    torch.testing.assert_close(result.output[:, 0].detach(), torch.full((B,), 0.26894143 * 1 + (0.5 - 0.26894143) * 2))
+    torch.testing.assert_close(
+        result.output[:, 0].detach(), torch.full((B,), 0.26894143 * 1 + (0.5 - 0.26894143) * 2)
+    )
     assert carry.tolist() == [0.5] * B
 
 
@@ -270,22 +282,41 @@ def test_what_the_kernel_carries_is_one_number_a_row(carry):
         run(Fused(lambda s: s[:, 0], carry), "inference")
 
 
-# --- fuse -----------------------------------------------------------------------------------------------------------------
+# --- fuse ---------------------------------------------------------------------------------------------------
 F = halting.Fused
 
 
 @pytest.mark.parametrize(
     "fused",
     [
-        *("act", 3, (1, None), F(halting.GIVEN), F(99), F("act"), F(halting.ACT, carried=True, has_cost=True)),
+        *(
+            "act",
+            3,
+            (1, None),
+            F(halting.GIVEN),
+            F(99),
+            F("act"),
+            F(halting.ACT, carried=True, has_cost=True),
+        ),
         *(
             F(halting.ACT, head=torch.sum),
             F(halting.PONDER_SAMPLE, head=torch.sum, carried=True),
             F(halting.CONFIDENCE, threshold="1"),
         ),
-        *(F(halting.CONFIDENCE, parameter=7), F(halting.FIXED_STEPS, parameter=1.5), F(halting.FIXED_STEPS, parameter=2**70)),
-        *(F(halting.FIXED_STEPS, torch.ones(B)), F(halting.FIXED_STEPS, torch.ones(B + 1, dtype=torch.int64))),
-        *(F(halting.FIXED_STEPS, head=torch.sum), F(halting.CONFIDENCE, torch.ones(B)), F(halting.FIXED_STEPS, [1] * B)),
+        *(
+            F(halting.CONFIDENCE, parameter=7),
+            F(halting.FIXED_STEPS, parameter=1.5),
+            F(halting.FIXED_STEPS, parameter=2**70),
+        ),
+        *(
+            F(halting.FIXED_STEPS, torch.ones(B)),
+            F(halting.FIXED_STEPS, torch.ones(B + 1, dtype=torch.int64)),
+        ),
+        *(
+            F(halting.FIXED_STEPS, head=torch.sum),
+            F(halting.CONFIDENCE, torch.ones(B)),
+            F(halting.FIXED_STEPS, [1] * B),
+        ),
     ],
 )
 def test_a_fuse_that_the_kernel_cannot_read_is_refused(fused):
@@ -305,6 +336,8 @@ def test_a_fuse_that_the_kernel_cannot_read_is_refused(fused):
 def test_a_budget_for_the_kernel_may_lie_anywhere():
     class Mine(ac.Policy):
         def fuse(self):
-            return F(halting.FIXED_STEPS, torch.stack([torch.arange(B) % 3 + 1, torch.zeros(B)], 1).long()[:, 0])
+            return F(
+                halting.FIXED_STEPS, torch.stack([torch.arange(B) % 3 + 1, torch.zeros(B)], 1).long()[:, 0]
+            )
 
     assert run(Mine(), "inference").steps.tolist() == [1, 2, 3, 1, 2, 3]

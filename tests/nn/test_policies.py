@@ -105,13 +105,15 @@ def test_gradients_equal_those_of_the_dense_loop(name, compact, how, device):
             torch.testing.assert_close(g, w, atol=1e-10, rtol=1e-9)
 
 
-# --- finite differences -------------------------------------------------------------------------------------------------------
+# --- finite differences -------------------------------------------------------------------------------------
 def differentiable(policy_of, max_steps, readout=None, with_trace=False):
     """AdaptiveHalt as a function of the state, an input and the parameters, in float64."""
 
     def run(h, x, a, c, k):
         policy = policy_of(lambda h: h[:, 0] * k[0] + h[:, 1] * k[1] - 1)
-        halt = ac.AdaptiveHalt(lambda h, x: torch.tanh(h * a + h.flip(1) * c + x), policy, max_steps, readout=readout)
+        halt = ac.AdaptiveHalt(
+            lambda h, x: torch.tanh(h * a + h.flip(1) * c + x), policy, max_steps, readout=readout
+        )
         result = halt(h, x)
         extra = (result.trace.outputs, result.trace.weights) if with_trace else ()
         return (result.output, result.state, result.cost, *extra)
@@ -159,14 +161,17 @@ def test_act_gradient_in_the_halting_probability_has_the_closed_form(device):
     slope = h * (1 - h)
     for k in range(3):
         (g,) = torch.autograd.grad(result.output[0, k], logits, retain_graph=True)
-        want = [float((states[n, 0, k] - states[last - 1, 0, k]) * slope[n]) if n < last - 1 else 0.0 for n in range(4)]
+        want = [
+            float((states[n, 0, k] - states[last - 1, 0, k]) * slope[n]) if n < last - 1 else 0.0
+            for n in range(4)
+        ]
         assert torch.allclose(g[0], torch.tensor(want, dtype=torch.float64, device=device))
     (g,) = torch.autograd.grad(result.cost[0], logits)
     want = [float(-slope[n]) if n < last - 1 else 0.0 for n in range(4)]
     assert torch.allclose(g[0], torch.tensor(want, dtype=torch.float64, device=device))
 
 
-# --- ACT ----------------------------------------------------------------------------------------------------------------------
+# --- ACT ----------------------------------------------------------------------------------------------------
 def test_act_weights_sum_to_one_and_cost_is_steps_plus_remainder(device):
     step, policy, h, x = make("act", 50, device=device)
     one = ac.AdaptiveHalt(step, policy, 9, readout=lambda h: torch.ones_like(h[:, :1]))(h, x)
@@ -190,7 +195,7 @@ def test_a_row_that_runs_out_of_steps_says_so(device):
     assert ac.AdaptiveHalt(lambda h: h, ac.FixedSteps(4), 4)(h).status.tolist() == [HALTED] * 3
 
 
-# --- PonderNet ----------------------------------------------------------------------------------------------------------------
+# --- PonderNet ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("epsilon", [0.0, 0.05, 0.4])
 @pytest.mark.parametrize("prior", [0.2, "uniform"])
 def test_ponder_distribution_sums_to_one_and_kl_is_not_negative(prior, epsilon, device):
@@ -212,7 +217,9 @@ def test_ponder_kl_vanishes_where_the_distribution_is_the_prior(prior, device):
     p = torch.softmax(n * (0.0 if prior == "uniform" else torch.log1p(torch.tensor(-0.2)).item()), 0)
     hazard = p / p.flip(0).cumsum(0).flip(0)
     policy = ac.PonderNet(lambda k: torch.logit(hazard.to(device)[k[:, 0].long() - 1], eps=1e-9), prior)
-    result = ac.AdaptiveHalt(lambda k: k + 1, policy, m)(torch.zeros(3, 1, dtype=torch.float64, device=device))
+    result = ac.AdaptiveHalt(lambda k: k + 1, policy, m)(
+        torch.zeros(3, 1, dtype=torch.float64, device=device)
+    )
     assert torch.allclose(result.cost, torch.zeros_like(result.cost), atol=1e-9)
     assert torch.allclose(result.output[:, 0], ((n + 1) * p).sum().to(device), atol=1e-9)
 
@@ -228,7 +235,9 @@ def test_ponder_loss_per_step_has_the_gradient_of_the_dense_computation(device):
     """Sum of p_n * loss_n: the trace against every row run to the end."""
 
     def gradients(run):
-        step, policy, h, x = make("ponder", 8, dtype=torch.float64, device=device, requires_grad=True, epsilon=0.1)
+        step, policy, h, x = make(
+            "ponder", 8, dtype=torch.float64, device=device, requires_grad=True, epsilon=0.1
+        )
         target = torch.arange(8, device=device) % DIM
         outputs, weights, row, _ = run(step, policy, h, x).trace
         loss = torch.nn.functional.cross_entropy(outputs, target[row], reduction="none")
@@ -263,7 +272,9 @@ def test_ponder_draws_depend_on_seed_sample_and_step_alone(how, device):
     hazard = 0.3
     policy = ac.PonderNet(lambda h: torch.logit(h[:, 0] * 0 + hazard), seed=2**35 + 1).eval()
     with mode(how):
-        steps = ac.AdaptiveHalt(lambda h: h, policy, 9)(torch.zeros(6, 1, device=device), sample_ids=ids).steps
+        steps = ac.AdaptiveHalt(lambda h: h, policy, 9)(
+            torch.zeros(6, 1, device=device), sample_ids=ids
+        ).steps
     want = [next((n for n in range(1, 9) if philox(2**35 + 1, i, n) < hazard), 9) for i in ids.tolist()]
     assert steps.tolist() == want
     assert steps[0] == steps[3]
@@ -293,7 +304,7 @@ def test_seeds_differ_and_repeat(device):
     assert torch.equal(state, torch.get_rng_state())  # torch's own generator is left alone
 
 
-# --- Confidence, FixedSteps, and users' own -----------------------------------------------------------------------------------
+# --- Confidence, FixedSteps, and users' own -----------------------------------------------------------------
 @pytest.mark.parametrize("measure", ["max_prob", "margin", "entropy"])
 def test_certain_logits_exit_at_once_and_uniform_ones_never(measure, device):
     logits = torch.tensor([[900.0, 0.0, -900.0], [0.0, 0.0, 0.0]], device=device)
@@ -302,7 +313,9 @@ def test_certain_logits_exit_at_once_and_uniform_ones_never(measure, device):
 
 
 def test_confidence_exits_at_exactly_the_threshold(device):
-    result = ac.AdaptiveHalt(lambda h: h * 2, ac.Confidence(0.5, "max_prob"), 3)(torch.zeros(2, 2, device=device))
+    result = ac.AdaptiveHalt(lambda h: h * 2, ac.Confidence(0.5, "max_prob"), 3)(
+        torch.zeros(2, 2, device=device)
+    )
     assert result.steps.tolist() == [1, 1]
 
 
@@ -335,7 +348,9 @@ def test_convergence_of_a_fixed_point_iteration(device):
     assert result.steps.tolist() == sorted(result.steps.tolist()) and result.steps[0] < result.steps[2]
 
 
-@pytest.mark.parametrize("name", [n for n in POLICIES if n not in ("act", "ponder", "budget", "weighted_budget")])
+@pytest.mark.parametrize(
+    "name", [n for n in POLICIES if n not in ("act", "ponder", "budget", "weighted_budget")]
+)
 def test_cost_without_one_of_its_own_is_the_number_of_steps(name, device):
     step, policy, h, x = make(name, 9, device=device)
     result = ac.AdaptiveHalt(step, policy, 5)(h, x)
@@ -371,7 +386,9 @@ def test_policy_sees_matching_rows_of_everything(device):
         for how in ("grad", "no_grad"):
             with mode(how):
                 # With a longer lag the host calls once more, before it knows that no row is left.
-                halt = ac.AdaptiveHalt(lambda s: s + rows.new_tensor([0.0, 1.0]), Watch(), 8, compact=compact, lag=1)
+                halt = ac.AdaptiveHalt(
+                    lambda s: s + rows.new_tensor([0.0, 1.0]), Watch(), 8, compact=compact, lag=1
+                )
                 result = halt(state)
             assert torch.equal(result.steps, torch.arange(12, device=device) % 4 + 1)
     assert max(seen) == 4

@@ -8,10 +8,26 @@ from hypothesis import strategies as st
 
 import adaptcomp_ext as ac
 
-from .helpers import COMPACT, POLICIES, WITH_GRADIENTS, Tree, check, dense, identical, leaves, make, mode, scaled, tree_arguments
+from .helpers import (
+    COMPACT,
+    POLICIES,
+    WITH_GRADIENTS,
+    Tree,
+    check,
+    dense,
+    identical,
+    leaves,
+    make,
+    mode,
+    scaled,
+    tree_arguments,
+)
 
 SETTINGS = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
@@ -81,7 +97,9 @@ def test_against_the_dense_loop(p):
         result = ac.AdaptiveHalt(step, policy, compact=p["compact"], **bounds)(state, *inputs)
     expected = dense(step, policy, state, *inputs, **bounds)
     keep = expected.status != ac.Status.NONFINITE
-    check(masked(result, keep), masked(expected, keep), torch.float32 if p["dtype"] == torch.bfloat16 else None)
+    check(
+        masked(result, keep), masked(expected, keep), torch.float32 if p["dtype"] == torch.bfloat16 else None
+    )
 
 
 @given(programs())

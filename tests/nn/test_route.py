@@ -41,7 +41,11 @@ def case(size, dtype=torch.float32, device="cpu", width=3):
 
 def gradients(out, upstream, *wanted):
     """Zeros where nothing depends on an input, as where the branch was not called."""
-    found = torch.autograd.grad(out, wanted, upstream, allow_unused=True) if out.requires_grad else [None] * len(wanted)
+    found = (
+        torch.autograd.grad(out, wanted, upstream, allow_unused=True)
+        if out.requires_grad
+        else [None] * len(wanted)
+    )
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
 
 
@@ -58,7 +62,9 @@ def test_the_bits_of_masking_forward_and_backward(device, poison, size, dtype):
             want = masked(chosen, branch, x, z, otherwise)
             assert_bitwise(got, want)
             g = values((size, 3), dtype, device, seed=5)
-            for found, expected in zip(*(gradients(out, g, x, z, otherwise) for out in (got, want)), strict=True):
+            for found, expected in zip(
+                *(gradients(out, g, x, z, otherwise) for out in (got, want)), strict=True
+            ):
                 torch.testing.assert_close(found, expected, rtol=0, atol=0)  # but for the sign of zeros
     if size:
         poison.check()
@@ -71,7 +77,10 @@ def test_the_gradient_of_a_weight_is_the_masked_one(device):
         g = values((33, 3), torch.float64, device, seed=5)
         found = [
             gradients(out, g, branch.a)
-            for out in (ac.route(chosen, branch, x, z, otherwise=otherwise), masked(chosen, branch, x, z, otherwise))
+            for out in (
+                ac.route(chosen, branch, x, z, otherwise=otherwise),
+                masked(chosen, branch, x, z, otherwise),
+            )
         ]
         torch.testing.assert_close(*found, rtol=1e-13, atol=1e-13)
 
@@ -83,7 +92,13 @@ def test_differentiable_twice(device, numerical, pattern):
     branch, x, z, otherwise = case(5, torch.float64, device)
 
     def call(x, z, otherwise, a):
-        return ac.route(chosen, lambda p, q: torch.func.functional_call(branch, {"a": a}, (p, q)), x, z, otherwise=otherwise)
+        return ac.route(
+            chosen,
+            lambda p, q: torch.func.functional_call(branch, {"a": a}, (p, q)),
+            x,
+            z,
+            otherwise=otherwise,
+        )
 
     assert numerical(call, (x, z, otherwise, branch.a))
 
@@ -91,7 +106,9 @@ def test_differentiable_twice(device, numerical, pattern):
 def test_otherwise_may_come_last(device):
     chosen = mask("random", 7, device)
     branch, x, z, otherwise = case(7, device=device)
-    assert_bitwise(ac.route(chosen, branch, x, z, otherwise), ac.route(chosen, branch, x, z, otherwise=otherwise))
+    assert_bitwise(
+        ac.route(chosen, branch, x, z, otherwise), ac.route(chosen, branch, x, z, otherwise=otherwise)
+    )
 
 
 class Pair(NamedTuple):
@@ -133,7 +150,8 @@ def test_any_memory_layout(device, layout):
         x, z, otherwise = (laid_out(layout, 33, 4, torch.float32, device, seed=s) for s in (1, 2, 3))
         branch = Branch(device=device, width=4)
         assert_bitwise(
-            ac.route(chosen, branch, x, z, otherwise=otherwise).contiguous(), masked(chosen, branch, x, z, otherwise).contiguous()
+            ac.route(chosen, branch, x, z, otherwise=otherwise).contiguous(),
+            masked(chosen, branch, x, z, otherwise).contiguous(),
         )
 
 
@@ -245,11 +263,15 @@ def test_autocast_converts_to_the_dtype_of_otherwise(device, pattern):
         assert out.dtype == torch.float32
         assert torch.equal(out[chosen], layer(x[chosen]).float())
         assert ac.route(chosen, layer, x, otherwise=otherwise.bfloat16()).dtype == torch.bfloat16
-        with pytest.raises(TypeError, match=r"branch: expected a result of torch.int64 like otherwise, got torch.bfloat16"):
+        with pytest.raises(
+            TypeError, match=r"branch: expected a result of torch.int64 like otherwise, got torch.bfloat16"
+        ):
             ac.route(chosen, layer, x, otherwise=otherwise.long())
     out.sum().backward()
     assert layer.weight.grad.dtype == torch.float32
-    with pytest.raises(TypeError, match=r"branch: expected a result of torch.float64 like otherwise, got torch.float32"):
+    with pytest.raises(
+        TypeError, match=r"branch: expected a result of torch.float64 like otherwise, got torch.float32"
+    ):
         ac.route(chosen, layer, x, otherwise=otherwise.double())
 
 
@@ -271,7 +293,7 @@ def test_waits_for_the_device_once():
     assert sum(SYNCHRONISED in str(w.message) for w in log) == 1
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------------------
+# --- bad input ----------------------------------------------------------------------------------------------
 M, X, Y = torch.tensor([True, False, True, False, True]), torch.zeros(5, 3), torch.zeros(5, 2)
 
 
@@ -288,26 +310,70 @@ def untouched(*_):
         (ValueError, r"mask: expected a tensor with data, got one on meta", (M.to("meta"), untouched, X, Y)),
         (TypeError, r"branch: expected a callable, got int 3", (M, 3, X, Y)),
         (TypeError, r"otherwise: expected a Tensor or a pytree of Tensors, got nothing", (M, untouched)),
-        (TypeError, r"tensors: expected at least one Tensor or pytree of Tensors, got none", (M, untouched, Y)),
+        (
+            TypeError,
+            r"tensors: expected at least one Tensor or pytree of Tensors, got none",
+            (M, untouched, Y),
+        ),
         (TypeError, r"tensors\[1\]: expected a Tensor, got int 3", (M, untouched, X, 3, Y)),
-        (ValueError, r"tensors\[0\]: expected 5 rows like the mask, got shape \[4, 3\]", (M, untouched, X[:4], Y)),
-        (ValueError, r"tensors\[0\] \(leaf 1\): expected 5 rows like the mask", (M, untouched, (X, X[:4]), Y)),
-        (ValueError, r"tensors\[0\]: expected a tensor with data, got one on meta", (M, untouched, X.to("meta"), Y)),
+        (
+            ValueError,
+            r"tensors\[0\]: expected 5 rows like the mask, got shape \[4, 3\]",
+            (M, untouched, X[:4], Y),
+        ),
+        (
+            ValueError,
+            r"tensors\[0\] \(leaf 1\): expected 5 rows like the mask",
+            (M, untouched, (X, X[:4]), Y),
+        ),
+        (
+            ValueError,
+            r"tensors\[0\]: expected a tensor with data, got one on meta",
+            (M, untouched, X.to("meta"), Y),
+        ),
         (ValueError, r"tensors\[0\]: expected a batch dimension first", (M, untouched, torch.tensor(1.0), Y)),
-        (ValueError, r"otherwise: expected 5 rows like the mask, got shape \[6, 2\]", (M, untouched, X, torch.zeros(6, 2))),
+        (
+            ValueError,
+            r"otherwise: expected 5 rows like the mask, got shape \[6, 2\]",
+            (M, untouched, X, torch.zeros(6, 2)),
+        ),
         (TypeError, r"otherwise: expected a Tensor, got str 'no'", (M, untouched, X, "no")),
-        (TypeError, r"branch: expected a result with the structure of otherwise", (M, lambda x: (x, x), X, X)),
-        (TypeError, r"branch \(leaf 1\): expected a Tensor as result, got int 3", (M, lambda x: (x, 3), X, (X, X))),
+        (
+            TypeError,
+            r"branch: expected a result with the structure of otherwise",
+            (M, lambda x: (x, x), X, X),
+        ),
+        (
+            TypeError,
+            r"branch \(leaf 1\): expected a Tensor as result, got int 3",
+            (M, lambda x: (x, 3), X, (X, X)),
+        ),
         (TypeError, r"branch: expected a Tensor as result, got int 3", (M, lambda x: 3, X, X)),
-        (ValueError, r"branch: expected a result of shape \[3, 2\] like otherwise, got \[3, 3\]", (M, lambda x: x, X, Y)),
-        (ValueError, r"branch: expected a result of shape \[3, 3\] like otherwise, got \[5, 3\]", (M, lambda x: X, X, X)),
-        (ValueError, r"branch: expected a result on cpu like otherwise, got one on meta", (M, lambda x: x.to("meta"), X, X)),
+        (
+            ValueError,
+            r"branch: expected a result of shape \[3, 2\] like otherwise, got \[3, 3\]",
+            (M, lambda x: x, X, Y),
+        ),
+        (
+            ValueError,
+            r"branch: expected a result of shape \[3, 3\] like otherwise, got \[5, 3\]",
+            (M, lambda x: X, X, X),
+        ),
+        (
+            ValueError,
+            r"branch: expected a result on cpu like otherwise, got one on meta",
+            (M, lambda x: x.to("meta"), X, X),
+        ),
         (
             TypeError,
             r"branch: expected a result of torch.float32 like otherwise, got torch.float64",
             (M, lambda x: x.double(), X, X),
         ),
-        (TypeError, r"branch: expected a dense result, got layout torch.sparse_coo", (M, lambda x: x.to_sparse(), X, X)),
+        (
+            TypeError,
+            r"branch: expected a dense result, got layout torch.sparse_coo",
+            (M, lambda x: x.to_sparse(), X, X),
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

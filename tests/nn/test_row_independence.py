@@ -34,7 +34,9 @@ NAN, INF = float("nan"), float("inf")
 STEPS = 6
 
 
-def per_row(name, batch, chosen, compact, form="tuple", how="grad", dtype=torch.float32, device="cpu", max_steps=STEPS):
+def per_row(
+    name, batch, chosen, compact, form="tuple", how="grad", dtype=torch.float32, device="cpu", max_steps=STEPS
+):
     """Results and gradients of the chosen rows of a batch, run by themselves in that order: lists of [len(chosen), ...]."""
     step, policy, h, x = make(name, batch, form, dtype, device)
     chosen = torch.as_tensor(chosen, device=device)
@@ -99,8 +101,9 @@ def test_many_rows_and_threads_change_nothing(threads, device):
             assert identical(a, b) and identical(a[300:310], c)
 
 
-# --- a NaN or an infinity in one row ------------------------------------------------------------------------------------------
-# Where it appears, at which step, and in which row.
+# --- a NaN or an infinity in one row
+# ------------------------------------------------------------------------------------------ Where it appears,
+# at which step, and in which row.
 PLACES = ["state", "second leaf", "input", "readout", "logit"]
 BAD_ROW, BAD_STEP, BATCH = 4, 3, 9
 
@@ -184,7 +187,8 @@ def test_a_broken_row_ends_as_nonfinite_at_that_step_and_harms_no_other(name, pl
             loss.backward()
         assert identical(h.grad[others], h0.grad[others]) and identical(x.grad[others], x0.grad[others])
         if place != "input" and not (place == "state" and "budget" in name):
-            # Where the user's own step, head and policy are finite: the rest is what their backward makes of a zero times NaN.
+            # Where the user's own step, head and policy are finite: the rest is what their backward makes of
+            # a zero times NaN.
             for p in parameters if place != "state" else parameters[:2]:
                 assert p.grad is None or bool(p.grad.isfinite().all())
             assert bool(h.grad[BAD_ROW].isfinite().all())
@@ -237,7 +241,9 @@ def test_the_cost_of_a_broken_row_is_that_of_the_steps_before(place, how, device
     with mode(how):
         result = ac.AdaptiveHalt(step, ac.PonderNet(head, prior="uniform"), last)(count, breaks)
     assert result.status.tolist() == [1, NONFINITE, 1]
-    cost = [p * (math.log(p) + math.log(last)) for p in [0.5**n for n in range(1, last)] + [0.5 ** (last - 1)]]
+    cost = [
+        p * (math.log(p) + math.log(last)) for p in [0.5**n for n in range(1, last)] + [0.5 ** (last - 1)]
+    ]
     expected = torch.tensor([sum(cost), sum(cost[:2]), sum(cost)], device=device)
     torch.testing.assert_close(result.cost.detach(), expected)
     if how != "no_grad":

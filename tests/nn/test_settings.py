@@ -83,7 +83,13 @@ def test_settings_of_a_module_are_checked_whenever_they_are_assigned(name, good,
 def test_bounds_assigned_later_are_checked_at_the_call(how):
     halt = ac.AdaptiveHalt(torch.tanh, ac.FixedSteps(2), max_steps=4)
     with mode(how):
-        for name, value in (("max_steps", "4"), ("max_steps", 0), ("max_steps", None), ("min_steps", 1.0), ("min_steps", 5)):
+        for name, value in (
+            ("max_steps", "4"),
+            ("max_steps", 0),
+            ("max_steps", None),
+            ("min_steps", 1.0),
+            ("min_steps", 5),
+        ):
             other = copy.deepcopy(halt)
             setattr(other, name, value)
             with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
@@ -133,7 +139,16 @@ def exchanged(descend, name, value):
         ({}, lambda d: exchanged(d, "step_size", nn.Parameter(torch.tensor(0.125))), 0.875),
         ({}, lambda d: setattr(d, "energy", lambda y: half_square(y) / 2), 0.75),
     ],
-    ids=["steps", "size", "clip", "clamp", "clamp in place", "size in place", "size as a parameter", "energy"],
+    ids=[
+        "steps",
+        "size",
+        "clip",
+        "clamp",
+        "clamp in place",
+        "size in place",
+        "size as a parameter",
+        "energy",
+    ],
 )
 def test_a_descent_heeds_what_has_changed_since_the_last_call(options, change, expected):
     descend = ac.EnergyDescent(half_square, **{"step_size": 0.5, "max_steps": 1, "tol": 0.0, **options})
@@ -174,7 +189,9 @@ def test_a_seed_of_the_call_is_of_that_call_only():
     descend = ac.EnergyDescent(half_square, max_steps=1, noise=1.0, seed=3)
     y = torch.ones(3, 1)
     own = descend(y).y
-    assert torch.equal(descend(y, seed=4).y, ac.EnergyDescent(half_square, max_steps=1, noise=1.0, seed=4)(y).y)
+    assert torch.equal(
+        descend(y, seed=4).y, ac.EnergyDescent(half_square, max_steps=1, noise=1.0, seed=4)(y).y
+    )
     assert torch.equal(descend(y).y, own)
     with pytest.raises(ValueError, match="seed: expected an int >= 0, got -1"):
         descend(y, seed=-1)

@@ -80,10 +80,12 @@ def test_nothing_dead_changes_nothing() -> None:
 
 def test_a_removal_leaves_others_dead() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 2))
+    net = nn.Sequential(
+        nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 2)
+    )
     with torch.no_grad():
-        # Unit 2 of the third layer is read by nobody. It alone reads units 0 and 1 of the second, which alone read unit 4 of the
-        # first.
+        # Unit 2 of the third layer is read by nobody. It alone reads units 0 and 1 of the second, which alone
+        # read unit 4 of the first.
         net[6].weight[:, 2] = 0
         net[4].weight[:, :2] = 0
         net[4].weight[2, :2] = 1
@@ -123,7 +125,9 @@ def test_batch_normalisation(dimensions: int) -> None:
         net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
         shape = (5, 4)
     else:
-        net = nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3, bias=False))
+        net = nn.Sequential(
+            nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3, bias=False)
+        )
         shape = (5, 4, 7, 7)
     norm = net[1]
     norm.running_mean.normal_()
@@ -139,11 +143,20 @@ def test_batch_normalisation(dimensions: int) -> None:
 
 @pytest.mark.parametrize(
     ("padding", "mode", "units"),
-    [(1, "zeros", 6), ("same", "zeros", 6), (1, "circular", 5), (1, "replicate", 5), (0, "zeros", 5), ("valid", "zeros", 5)],
+    [
+        (1, "zeros", 6),
+        ("same", "zeros", 6),
+        (1, "circular", 5),
+        (1, "replicate", 5),
+        (0, "zeros", 5),
+        ("valid", "zeros", 5),
+    ],
 )
 def test_constants_are_folded_only_where_that_is_exact(padding, mode: str, units: int) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 3, 3, padding=padding, padding_mode=mode))
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 3, 3, padding=padding, padding_mode=mode)
+    )
     kill_rows(net[0], 2)  # from then on σ(bias), not 0
     assert len(same(net, (2, 2, 9, 9))[0].weight) == units
 
@@ -151,18 +164,29 @@ def test_constants_are_folded_only_where_that_is_exact(padding, mode: str, units
 def test_a_constant_zero_passes_any_padding() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.AvgPool2d(3, stride=1, padding=1), nn.Conv2d(6, 3, 3, padding=1, bias=False)
+        nn.Conv2d(2, 6, 3),
+        nn.ReLU(),
+        nn.AvgPool2d(3, stride=1, padding=1),
+        nn.Conv2d(6, 3, 3, padding=1, bias=False),
     )
     kill_rows(net[0], 2, 3)
     with torch.no_grad():
-        net[0].bias[2], net[0].bias[3] = -1.0, 1.0  # the second is a constant 1, which the average changes at the border
+        net[0].bias[2], net[0].bias[3] = (
+            -1.0,
+            1.0,
+        )  # the second is a constant 1, which the average changes at the border
     assert len(same(net, (2, 2, 9, 9))[0].weight) == 5
 
 
 class Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.d = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 5, 3), nn.Linear(5, 6), nn.Linear(6, 2)
+        self.a, self.b, self.c, self.d = (
+            nn.Conv2d(1, 4, 3),
+            nn.Conv2d(4, 5, 3),
+            nn.Linear(5, 6),
+            nn.Linear(6, 2),
+        )
 
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.a(x)), 2)
@@ -271,7 +295,9 @@ def test_linear_over_more_dimensions() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3))
     kill_rows(net[0], 1, 5)
     assert len(same(net, (2, 5, 4))[0].weight) == 4
-    flat = nn.Sequential(nn.Linear(4, 6), nn.Flatten(), nn.Linear(30, 3))  # units and positions are mixed by the flattening
+    flat = nn.Sequential(
+        nn.Linear(4, 6), nn.Flatten(), nn.Linear(30, 3)
+    )  # units and positions are mixed by the flattening
     kill_rows(flat[0], 1)
     assert len(same(flat, (2, 5, 4))[0].weight) == 6
 
@@ -316,7 +342,9 @@ class Branching(nn.Module):
 def test_bad_input() -> None:
     with pytest.raises(TypeError, match=r"module: expected an nn.Module, got str"):
         ac.shrink("net")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"module: expected a network that torch.fx can trace, but tracing Branching failed"):
+    with pytest.raises(
+        ValueError, match=r"module: expected a network that torch.fx can trace, but tracing Branching failed"
+    ):
         ac.shrink(Branching())
 
 
@@ -332,7 +360,9 @@ def test_random_nets_and_masks(data) -> None:
     layers: list[nn.Module] = []
     before = 2
     for width in widths:
-        layers.append(nn.Conv2d(before, width, 3, padding=padding) if convolutional else nn.Linear(before, width))
+        layers.append(
+            nn.Conv2d(before, width, 3, padding=padding) if convolutional else nn.Linear(before, width)
+        )
         if convolutional and data.draw(st.booleans()):
             layers.append(nn.BatchNorm2d(width))
         layers.append(activation())

@@ -23,7 +23,11 @@ class Net(nn.Module):
 
     def __init__(self, inputs: int = 4, hidden: int = 4, outputs: int = 3) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs), nn.Linear(hidden, outputs)
+        self.a, self.b, self.c = (
+            nn.Linear(inputs, hidden),
+            nn.Linear(hidden, outputs),
+            nn.Linear(hidden, outputs),
+        )
         with torch.no_grad():
             self.a.weight[1] = 0
             self.b.weight[:, 2] = 0
@@ -312,7 +316,9 @@ def whole(module: nn.Module, *others: torch.Tensor) -> None:
     small = ac.shrink(module)
     x = values((5, 4), D)
     torch.testing.assert_close(small(x, *others), module(x, *others))
-    assert {k: v.shape for k, v in small.named_parameters()} == {k: v.shape for k, v in module.named_parameters()}
+    assert {k: v.shape for k, v in small.named_parameters()} == {
+        k: v.shape for k, v in module.named_parameters()
+    }
     assert set(vars(small)) == set(vars(module)) - {"hidden"} | ({"hidden"} & set(vars(small)))
     small.train()(x, *others)
 
@@ -556,7 +562,11 @@ def test_nothing_of_the_tracing_stays() -> None:
 
     module = Counts().eval()
     small = ac.shrink(module)
-    assert module.calls == 0 == small.calls and set(vars(small)) == set(vars(module)) and len(small.a.weight) == 2
+    assert (
+        module.calls == 0 == small.calls
+        and set(vars(small)) == set(vars(module))
+        and len(small.a.weight) == 2
+    )
     copy.deepcopy(small)
 
 
@@ -572,7 +582,9 @@ def test_variational_layers_with_hooks_or_inside_each_other(hook: bool) -> None:
     torch.manual_seed(0)
     inner = ac.VariationalDropout(nn.Linear(4, 4), per="unit")
     module = nn.Sequential(
-        inner, nn.ReLU(), ac.VariationalDropout(nn.Sequential(ac.VariationalDropout(nn.Linear(4, 3))), features=3)
+        inner,
+        nn.ReLU(),
+        ac.VariationalDropout(nn.Sequential(ac.VariationalDropout(nn.Linear(4, 3))), features=3),
     )
     module = module.double().eval()
     with torch.no_grad():
@@ -588,7 +600,9 @@ def test_variational_layers_with_hooks_or_inside_each_other(hook: bool) -> None:
 
 def test_a_transformer_is_left_whole() -> None:
     torch.manual_seed(0)
-    layer = ac.nn.variational(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)).double().eval()
+    layer = (
+        ac.nn.variational(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)).double().eval()
+    )
     layer.linear1.prune(0.5)
     x = values((2, 3, 8), D)
     for module in (layer, nn.Sequential(layer, nn.Linear(8, 2).double())):
@@ -607,10 +621,18 @@ def test_inference_mode_makes_parameters_that_train() -> None:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"module: expected parameters and buffers with values, got 0.weight on the meta device"):
+    with pytest.raises(
+        ValueError,
+        match=r"module: expected parameters and buffers with values, got 0.weight on the meta device",
+    ):
         ac.shrink(nn.Sequential(nn.Linear(3, 2, device="meta")))
-    for compiled in (torch.compile(Control(), backend="eager"), torch.jit.trace(Control(), torch.zeros(2, 4))):
-        with pytest.raises(TypeError, match="module: expected a network in Python, as it was before it was compiled, got "):
+    for compiled in (
+        torch.compile(Control(), backend="eager"),
+        torch.jit.trace(Control(), torch.zeros(2, 4)),
+    ):
+        with pytest.raises(
+            TypeError, match="module: expected a network in Python, as it was before it was compiled, got "
+        ):
             ac.shrink(compiled)
     own = Control()
     own.forward = lambda x: x
@@ -623,7 +645,9 @@ def test_refused_by_name() -> None:
         def __deepcopy__(self, memo):
             raise RuntimeError("no copies")
 
-    with pytest.raises(TypeError, match=r"module: expected a module that copy.deepcopy can copy, got Locked: no copies"):
+    with pytest.raises(
+        TypeError, match=r"module: expected a module that copy.deepcopy can copy, got Locked: no copies"
+    ):
         ac.shrink(Locked(3, 2))
 
     class InTraining(Net):
@@ -642,7 +666,9 @@ class Random(nn.Module):
     def __init__(self, habits: list[str], width: int) -> None:
         super().__init__()
         self.habits = habits
-        self.layers = nn.ModuleList([nn.Linear(width, width, bias=i % 3 != 2) for i in range(len(habits) + 1)])
+        self.layers = nn.ModuleList(
+            [nn.Linear(width, width, bias=i % 3 != 2) for i in range(len(habits) + 1)]
+        )
         self.norms = nn.ModuleList([nn.BatchNorm1d(width) for _ in habits])
         self.act = nn.ReLU(inplace=True)
         for habit, layer in zip(habits, self.layers, strict=False):
@@ -676,10 +702,26 @@ class Random(nn.Module):
         return self.layers[-1](x) + extra
 
 
-HABITS = ["plain", "plain", "normed", "residual", "tied", "penalty", "doubled", "in place", "branch", "hooked", "parametrised"]
+HABITS = [
+    "plain",
+    "plain",
+    "normed",
+    "residual",
+    "tied",
+    "penalty",
+    "doubled",
+    "in place",
+    "branch",
+    "hooked",
+    "parametrised",
+]
 
 
-@given(st.lists(st.sampled_from(HABITS), min_size=1, max_size=5), st.integers(0, 9999), st.sampled_from([0.3, 0.7, 0.95]))
+@given(
+    st.lists(st.sampled_from(HABITS), min_size=1, max_size=5),
+    st.integers(0, 9999),
+    st.sampled_from([0.3, 0.7, 0.95]),
+)
 @settings(max_examples=60, deadline=None)
 def test_random_habits(habits: list[str], seed: int, share: float) -> None:
     torch.manual_seed(seed)
@@ -689,7 +731,11 @@ def test_random_habits(habits: list[str], seed: int, share: float) -> None:
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
         for layer in module.layers:
-            weight = layer.weight if not nn.utils.parametrize.is_parametrized(layer) else layer.parametrizations.weight.original1
+            weight = (
+                layer.weight
+                if not nn.utils.parametrize.is_parametrized(layer)
+                else layer.parametrizations.weight.original1
+            )
             weight[torch.rand(4) < share] = 0
             weight[:, torch.rand(4) < share] = 0
             if weight is not layer.weight:
@@ -697,5 +743,7 @@ def test_random_habits(habits: list[str], seed: int, share: float) -> None:
     small = ac.shrink(module)
     x = values((5, 4), D)
     torch.testing.assert_close(small.eval()(x), module.eval()(x), rtol=1e-9, atol=1e-9)
-    assert sum(p.numel() for p in small.parameters()) <= sum(p.numel() for p in module.parameters()) + 4 * len(module.layers)
+    assert sum(p.numel() for p in small.parameters()) <= sum(
+        p.numel() for p in module.parameters()
+    ) + 4 * len(module.layers)
     small.train()(x).sum().backward()

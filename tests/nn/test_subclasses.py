@@ -39,7 +39,9 @@ class Wrapped(Tensor):
 
     @staticmethod
     def __new__(cls, inner):
-        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, requires_grad=inner.requires_grad)
+        return Tensor._make_wrapper_subclass(
+            cls, inner.shape, dtype=inner.dtype, requires_grad=inner.requires_grad
+        )
 
     def __init__(self, inner):
         self.inner = inner
@@ -76,7 +78,11 @@ def run(kind, place, name, compact="auto"):
         compact=compact,
     )
     result = halt(dress(state, "state"), dress(x, "input"))
-    gradients = torch.autograd.grad(result.output.sum() + result.cost.sum(), (w, x)) if torch.is_grad_enabled() else ()
+    gradients = (
+        torch.autograd.grad(result.output.sum() + result.cost.sum(), (w, x))
+        if torch.is_grad_enabled()
+        else ()
+    )
     return result, gradients
 
 
@@ -112,7 +118,10 @@ def test_the_arithmetic_of_a_subclass_counts_at_every_step(how):
         halt = ac.AdaptiveHalt(lambda h, x: h + x, ac.FixedSteps(n), max_steps=4, compact=True)
         x = torch.full((4, 1), 0.2)
         want = (0.2 * n[:, None]).clamp(max=0.5)
-        for state, rows in ((torch.zeros(4, 1).as_subclass(Bounded), x), (torch.zeros(4, 1), x.as_subclass(Bounded))):
+        for state, rows in (
+            (torch.zeros(4, 1).as_subclass(Bounded), x),
+            (torch.zeros(4, 1), x.as_subclass(Bounded)),
+        ):
             result = halt(state, rows)
             close(result.output.as_subclass(Tensor), want)
             assert type(result.output) is type(result.state) is Bounded
@@ -135,7 +144,9 @@ def test_what_the_users_functions_see():
     for grad in (True, False):
         seen.clear()
         with torch.set_grad_enabled(grad):
-            result = ac.AdaptiveHalt(step, ac.FixedSteps(torch.tensor([1, 2, 3])), 4, readout=readout, compact=True)(state, x)
+            result = ac.AdaptiveHalt(
+                step, ac.FixedSteps(torch.tensor([1, 2, 3])), 4, readout=readout, compact=True
+            )(state, x)
         assert seen == [("step", Tensor, Image, Tensor, Tensor), ("readout", Tensor, Image)] * 3
         assert type(result.output) is Image and [type(t) for t in result.state] == [Tensor, Image]
         assert result.output.as_subclass(Tensor).tolist() == [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
@@ -163,11 +174,18 @@ def test_a_class_of_parameters():
 @pytest.mark.parametrize("how", ["grad", "no_grad", "reference"])
 @pytest.mark.parametrize("mask", [[True, False, True], [False] * 3, [True] * 3])
 def test_route(how, mask):
-    chosen, x, y = torch.tensor(mask), torch.randn(3, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    chosen, x, y = (
+        torch.tensor(mask),
+        torch.randn(3, 2, requires_grad=True),
+        torch.randn(3, 2, requires_grad=True),
+    )
     with mode(how):
         want = ac.route(chosen, torch.tanh, x, otherwise=y)
         for dressed in ("chosen", "x", "y", "branch"):
-            c, a, b = (t.as_subclass(Image) if n == dressed else t for n, t in (("chosen", chosen), ("x", x), ("y", y)))
+            c, a, b = (
+                t.as_subclass(Image) if n == dressed else t
+                for n, t in (("chosen", chosen), ("x", x), ("y", y))
+            )
             seen = []
 
             def branch(rows, seen=seen, dressed=dressed):
@@ -215,7 +233,9 @@ def test_ops(grad):
         lambda a, b: (ac.ops.confidence(torch.stack([a, b], 1)),),
         lambda a, b: ac.ops.descent_update(a[:, None], b[:, None], torch.tensor(0.1)),
     ):
-        for got, want in zip(call(logits, spent), call(logits.as_subclass(Tensor), spent.as_subclass(Tensor)), strict=True):
+        for got, want in zip(
+            call(logits, spent), call(logits.as_subclass(Tensor), spent.as_subclass(Tensor)), strict=True
+        ):
             assert type(got) is Tensor and torch.equal(got, want)
 
 
@@ -314,11 +334,15 @@ def test_tensors_of_torch_with_a_dispatch_and_unfinished_collectives():
         assert said[name] == "('Tensor', True)", (name, said[name])
     assert said["gradient"] == said["route"] == said["compact"] == said["descent"] == "True"
     assert said["n"] == "[1, 4, 2, 3, 3, 4]"
-    assert said["dtensor"].startswith("TypeError: state: expected a tensor with data") and "to_local()" in said["dtensor"]
+    assert (
+        said["dtensor"].startswith("TypeError: state: expected a tensor with data")
+        and "to_local()" in said["dtensor"]
+    )
     assert said["masked"].startswith("TypeError: inputs[0]: ") and "MaskedTensor" in said["masked"]
 
 
-# --- descents: points, contexts, settings and the energy's own tensors are taken as the plain tensors they are ------------------
+# --- descents: points, contexts, settings and the energy's own tensors are taken as the plain tensors they
+# are ------------------
 ENERGIES = {
     "function": lambda: lambda y, c: ((y - c) ** 2).sum(1),
     "mlp": lambda: ac.MLPEnergy(3, 3, 8),
@@ -331,7 +355,9 @@ def lazily_negated(t):
     return torch._neg_view(-t)
 
 
-@pytest.mark.parametrize("change", [lambda t: t.as_subclass(Image), lazily_negated], ids=["subclass", "negated"])
+@pytest.mark.parametrize(
+    "change", [lambda t: t.as_subclass(Image), lazily_negated], ids=["subclass", "negated"]
+)
 @pytest.mark.parametrize("gradient", ["unrolled", "stepwise", "implicit", "detached"])
 @pytest.mark.parametrize("name", ENERGIES)
 def test_descents(name, gradient, change):
@@ -360,7 +386,10 @@ def test_descents(name, gradient, change):
             }
             if change is not lazily_negated:
                 found["sample_ids"] = descend(y, *context, ids=change(ids))
-            for tensor, _ in [*getattr(energy, "named_parameters", list)(), *getattr(energy, "named_buffers", list)()]:
+            for tensor, _ in [
+                *getattr(energy, "named_parameters", list)(),
+                *getattr(energy, "named_buffers", list)(),
+            ]:
                 other = ENERGIES[name]()
                 other.load_state_dict(energy.state_dict())
                 value = change(getattr(other, tensor).detach())

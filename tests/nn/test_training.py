@@ -91,7 +91,9 @@ def test_memory_grows_with_the_sum_of_the_steps_and_not_with_batch_times_max_ste
 def test_longer_max_steps_cost_nothing_once_all_rows_have_halted():
     h = torch.randn(64, 32, requires_grad=True)
     n = torch.arange(64) % 4 + 1
-    few, many = (saved_bytes(lambda m=m: ac.AdaptiveHalt(lambda h: h.tanh(), ac.FixedSteps(n), m)(h)) for m in (4, 400))
+    few, many = (
+        saved_bytes(lambda m=m: ac.AdaptiveHalt(lambda h: h.tanh(), ac.FixedSteps(n), m)(h)) for m in (4, 400)
+    )
     assert few == many
 
 
@@ -105,7 +107,9 @@ def test_inputs_without_gradient_get_none(device):
 
     n = torch.arange(8, device=device) % 4 + 1
     h = torch.randn(8, DIM, device=device, requires_grad=True)
-    ac.AdaptiveHalt(step, ac.FixedSteps(n), 4, compact=True)(h, torch.randn(8, DIM, device=device)).output.sum().backward()
+    ac.AdaptiveHalt(step, ac.FixedSteps(n), 4, compact=True)(
+        h, torch.randn(8, DIM, device=device)
+    ).output.sum().backward()
     assert seen == [(True, False)] * 4
 
 

@@ -108,7 +108,10 @@ def test_differentiation_is_refused_on_the_kernels_and_right_on_the_reference(ho
 @pytest.mark.parametrize("policy", ["fixed", "ponder"])
 @pytest.mark.parametrize("how", RECORDING)
 def test_recording_and_batching_are_refused(how, policy, reference):
-    with ac.reference_kernels() if reference else contextlib.nullcontext(), pytest.raises(RuntimeError) as caught:
+    with (
+        ac.reference_kernels() if reference else contextlib.nullcontext(),
+        pytest.raises(RuntimeError) as caught,
+    ):
         RECORDING[how](halting(POLICIES[policy]))
     text = " ".join(str(caught.value).split())
     assert "AdaptiveHalt does not support" in text
@@ -138,7 +141,9 @@ SCRIPTED = {
 def test_scripting_is_refused(name):
     module = SCRIPTED[name]
     for model in (module, nn.Sequential(nn.Identity(), module)):
-        with pytest.raises(RuntimeError, match=rf"^{name} does not support torch\.jit\.script: .* use torch\.compile"):
+        with pytest.raises(
+            RuntimeError, match=rf"^{name} does not support torch\.jit\.script: .* use torch\.compile"
+        ):
             torch.jit.script(model)
 
 
@@ -179,7 +184,10 @@ def test_a_tangent_that_only_the_users_functions_bring_is_noticed(where, grad):
 
 def test_a_batch_that_only_the_step_brings_is_noticed():
     scale = torch.ones(2, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match=r"AdaptiveHalt does not support torch\.vmap, and step returned a tensor with a batch"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"AdaptiveHalt does not support torch\.vmap, and step returned a tensor with a batch",
+    ):
         torch.vmap(lambda c: halting(FIXED, lambda h, x: h + c * x)(X))(scale)
     # What has no batch is as it is outside.
     for policy in POLICIES.values():
@@ -225,7 +233,9 @@ def test_a_batch_of_gradients_is_refused(policy):
     cell = lambda h, x: torch.tanh(h + x)  # noqa: E731
     choose = ac.ACT(lambda h: h[:, 0]) if policy == "act" else ac.Convergence(0.3)
     function = halting(choose, cell)
-    with pytest.raises(RuntimeError, match=r"^The backward pass of AdaptiveHalt does not support batches of gradients"):
+    with pytest.raises(
+        RuntimeError, match=r"^The backward pass of AdaptiveHalt does not support batches of gradients"
+    ):
         torch.autograd.functional.jacobian(lambda x: function(x)[:2, 0], x, vectorize=True)
 
 
@@ -235,5 +245,7 @@ def test_a_gradient_with_a_tangent_is_refused():
     out = halting(ACT)(x)
     with forward_ad.dual_level():
         slope = forward_ad.make_dual(torch.ones_like(X), torch.ones_like(X))
-        with pytest.raises(RuntimeError, match=r"backward pass of AdaptiveHalt does not support forward-mode"):
+        with pytest.raises(
+            RuntimeError, match=r"backward pass of AdaptiveHalt does not support forward-mode"
+        ):
             torch.autograd.grad(out, x, slope)

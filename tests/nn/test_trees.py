@@ -61,7 +61,11 @@ TREES = {
         },
         lambda s: s["x"]["a"] + s["y"][0] + s["y"][1]["q"],
     ),
-    "named tuple": (Pair(z, {"a": z, "b": z}), lambda s: Pair(s.a, {"b": s.b["b"], "a": s.b["a"] + 1}), lambda s: s.b["a"]),
+    "named tuple": (
+        Pair(z, {"a": z, "b": z}),
+        lambda s: Pair(s.a, {"b": s.b["b"], "a": s.b["a"] + 1}),
+        lambda s: s.b["a"],
+    ),
     "dataclass": (Cell(z, z), lambda s: Cell(s.h + 1, s.c), lambda s: s.h),
     "with None": ((z, None), lambda s: (s[0] + 1, s[1]), lambda s: s[0]),
     "dictionary with None": ({"n": None, "a": z}, lambda s: {"a": s["a"] + 1, "n": s["n"]}, lambda s: s["a"]),
@@ -108,13 +112,16 @@ def test_results_of_a_branch(name):
 )
 def test_another_structure_is_refused(state, step):
     for how in MODES:
-        with mode(how), pytest.raises(TypeError, match=r"(?s)^step: expected a state with the structure .*got"):
+        with (
+            mode(how),
+            pytest.raises(TypeError, match=r"(?s)^step: expected a state with the structure .*got"),
+        ):
             ac.AdaptiveHalt(step, ac.FixedSteps(3), 4, readout=lambda s: z)(state)
     with pytest.raises((TypeError, ValueError), match=r"(?s)^branch.*: expected .*got"):
         ac.route(N > 2, step, pytree.tree_map(lambda t: t, state), otherwise=state)
 
 
-# --- None among the inputs ----------------------------------------------------------------------------------------------------
+# --- None among the inputs ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("compact", [True, False, "auto"])
 @pytest.mark.parametrize("how", MODES)
 def test_none_is_handed_to_the_step(how, compact):
@@ -125,7 +132,9 @@ def test_none_is_handed_to_the_step(how, compact):
         return h + data["x"]
 
     with mode(how):
-        result = ac.AdaptiveHalt(step, ac.FixedSteps(N), 5, compact=compact)(z, None, {"bias": None, "x": x}, (None, None))
+        result = ac.AdaptiveHalt(step, ac.FixedSteps(N), 5, compact=compact)(
+            z, None, {"bias": None, "x": x}, (None, None)
+        )
     assert result.output[:, 0].tolist() == (N * torch.arange(B)).tolist()
 
 
@@ -140,7 +149,7 @@ def test_none_is_handed_to_a_branch():
         assert got[:, 0].tolist() == mask.long().tolist()
 
 
-# --- containers ---------------------------------------------------------------------------------------------------------------
+# --- containers ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("compact", [True, "auto"])
 @pytest.mark.parametrize("how", ["no_grad", "inference", "grad"])
 @pytest.mark.parametrize("kind", [dict, list, tuple])
@@ -164,7 +173,9 @@ def test_a_container_that_the_step_kept_stays_as_it_was(kind, how, compact):
     modes = {"no_grad": torch.no_grad, "inference": torch.inference_mode, "grad": torch.enable_grad}
     with modes[how]():
         first = lambda s: pytree.tree_leaves(s)[0]  # noqa: E731
-        result = ac.AdaptiveHalt(step, ac.FixedSteps(N), 5, readout=first, compact=compact)(make(x * 0, x * 0), make(x, x * 2))
+        result = ac.AdaptiveHalt(step, ac.FixedSteps(N), 5, readout=first, compact=compact)(
+            make(x * 0, x * 0), make(x, x * 2)
+        )
     assert result.output[:, 0].tolist() == (N * torch.arange(B)).tolist()
     for tree, copy in zip(kept, copies, strict=True):
         for t, was in zip(pytree.tree_leaves(tree), copy, strict=True):
@@ -183,7 +194,7 @@ def test_a_step_may_empty_its_containers(how):
     assert list(x) == ["x"] and len(more) == 1
 
 
-# --- numbers of steps ---------------------------------------------------------------------------------------------------------
+# --- numbers of steps ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", MODES)
 def test_a_bound_that_is_never_reached_costs_nothing(how):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -39,7 +39,9 @@ def test_an_energy_of_lazy_modules(how, gradient, accept):
     for _ in range(2):
         module.zero_grad()
         result = descend(Y0, X)
-        (result.y.sum() + result.energy.sum()).backward() if result.y.requires_grad else result.energy.sum().backward()
+        (
+            result.y.sum() + result.energy.sum()
+        ).backward() if result.y.requires_grad else result.energy.sum().backward()
         results.append((result.y, result.energy, *(p.grad.clone() for p in module.parameters())))
     for first, second in zip(*results, strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -29,13 +29,17 @@ def exact_kl(log_alpha: float) -> float:
     total = 0.0
     edges = sorted({-12.0, min(max(pole, -12.0), 12.0), 12.0})
     for low, high in itertools.pairwise(edges):
-        total += integrate.quad(lambda e: math.log(abs(1 + spread * e) + 1e-300) * density(e), low, high, limit=400)[0]
+        total += integrate.quad(
+            lambda e: math.log(abs(1 + spread * e) + 1e-300) * density(e), low, high, limit=400
+        )[0]
     return -log_alpha / 2 + total + (0.57721566490153286 + math.log(2)) / 2
 
 
 @pytest.mark.parametrize("log_alpha", [-8.0, -5.0, -3.0, -1.0, 0.0, 0.7, 2.0, 3.0, 6.0])
 def test_molchanov_kl_is_the_integral(log_alpha: float) -> None:
-    assert float(molchanov_kl(torch.tensor(log_alpha, dtype=D))) == pytest.approx(exact_kl(log_alpha), abs=0.01)
+    assert float(molchanov_kl(torch.tensor(log_alpha, dtype=D))) == pytest.approx(
+        exact_kl(log_alpha), abs=0.01
+    )
 
 
 @pytest.mark.parametrize("log_alpha", [-8.0, -5.0, -3.0, -1.0, 0.0])
@@ -47,7 +51,9 @@ def test_kl_is_what_samples_say() -> None:
     epsilon = torch.randn(2_000_000, dtype=D, generator=generator(0))
     for log_alpha in (-2.0, 0.0):
         sampled = -log_alpha / 2 + (1 + math.exp(log_alpha / 2) * epsilon).abs().log().mean() + 0.635181
-        assert float(molchanov_kl(torch.tensor(log_alpha, dtype=D))) == pytest.approx(float(sampled), abs=0.012)
+        assert float(molchanov_kl(torch.tensor(log_alpha, dtype=D))) == pytest.approx(
+            float(sampled), abs=0.012
+        )
 
 
 def test_kl_falls_to_nothing() -> None:
@@ -102,7 +108,9 @@ def test_local_reparametrisation_has_the_moments_of_sampled_weights(case: int) -
         plain = copy.deepcopy(layer)
         drawn = []
         for _ in range(samples):
-            plain.weight.copy_(layer.weight + alpha.sqrt() * layer.weight.abs() * torch.randn_like(layer.weight))
+            plain.weight.copy_(
+                layer.weight + alpha.sqrt() * layer.weight.abs() * torch.randn_like(layer.weight)
+            )
             drawn.append(plain(x))
         weights = torch.stack(drawn)
     spread = weights.std(dim=0)
@@ -166,7 +174,10 @@ def test_gradients(per: str) -> None:
 @pytest.mark.parametrize("per", ["weight", "unit"])
 def test_description_length_counts_every_weight(per: str) -> None:
     net = variational(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), per=per)
-    expected = sum(float(molchanov_kl(part.log_alpha.detach()).mean()) * part.layer.weight.numel() for part in (net[0], net[2]))
+    expected = sum(
+        float(molchanov_kl(part.log_alpha.detach()).mean()) * part.layer.weight.numel()
+        for part in (net[0], net[2])
+    )
     assert float(description_length(net).detach()) == pytest.approx(expected, rel=1e-5)
     assert float(description_length(nn.Linear(2, 2))) == 0
     assert sparsity(nn.Linear(2, 2)) == 0
@@ -249,18 +260,46 @@ def test_variational_copies_and_wraps() -> None:
     ("make", "error", "message"),
     [
         (lambda: ac.VariationalDropout("x"), TypeError, "layer: expected an nn.Module"),
-        (lambda: ac.VariationalDropout(ac.VariationalDropout(nn.Linear(2, 2))), TypeError, "layer: expected one without"),
+        (
+            lambda: ac.VariationalDropout(ac.VariationalDropout(nn.Linear(2, 2))),
+            TypeError,
+            "layer: expected one without",
+        ),
         (lambda: ac.VariationalDropout(nn.Linear(2, 2), form="dense"), ValueError, "form: expected one of"),
         (lambda: ac.VariationalDropout(nn.Linear(2, 2), per="layer"), ValueError, "per: expected one of"),
-        (lambda: ac.VariationalDropout(nn.GRUCell(2, 2), form="sparse"), TypeError, "form='sparse' expects a linear"),
-        (lambda: ac.VariationalDropout(nn.Linear(2, 2), threshold="3"), TypeError, "threshold: expected a number"),
-        (lambda: ac.VariationalDropout(nn.GRUCell(2, 2), log_alpha=0.5), ValueError, "log_alpha: expected a number"),
+        (
+            lambda: ac.VariationalDropout(nn.GRUCell(2, 2), form="sparse"),
+            TypeError,
+            "form='sparse' expects a linear",
+        ),
+        (
+            lambda: ac.VariationalDropout(nn.Linear(2, 2), threshold="3"),
+            TypeError,
+            "threshold: expected a number",
+        ),
+        (
+            lambda: ac.VariationalDropout(nn.GRUCell(2, 2), log_alpha=0.5),
+            ValueError,
+            "log_alpha: expected a number",
+        ),
         (lambda: ac.VariationalDropout(nn.Identity()), ValueError, "features: expected the number of units"),
-        (lambda: ac.VariationalDropout(nn.Identity(), features=0), ValueError, "features: expected an int >= 1"),
+        (
+            lambda: ac.VariationalDropout(nn.Identity(), features=0),
+            ValueError,
+            "features: expected an int >= 1",
+        ),
         (lambda: ac.VariationalDropout(nn.Linear(2, 3), features=2), ValueError, "features: expected 3"),
         (lambda: ac.VariationalDropout(nn.GRUCell(2, 2)).kept, ValueError, "kept: expected form"),
-        (lambda: ac.VariationalDropout(nn.LSTMCell(2, 2))(torch.zeros(1, 2)), TypeError, "layer: expected it to return one"),
-        (lambda: ac.VariationalDropout(nn.Identity(), features=3)(torch.zeros(1, 2)), ValueError, "expected 3 units"),
+        (
+            lambda: ac.VariationalDropout(nn.LSTMCell(2, 2))(torch.zeros(1, 2)),
+            TypeError,
+            "layer: expected it to return one",
+        ),
+        (
+            lambda: ac.VariationalDropout(nn.Identity(), features=3)(torch.zeros(1, 2)),
+            ValueError,
+            "expected 3 units",
+        ),
         (lambda: variational(3), TypeError, "module: expected an nn.Module"),
         (lambda: variational(nn.ReLU()), ValueError, "expected a network with linear or convolution layers"),
         (lambda: description_length(3), TypeError, "module: expected an nn.Module"),

@@ -38,7 +38,9 @@ def test_transformer_layers_evaluate_as_their_pruned_dense_layers(masked: bool, 
     mask = torch.arange(5) >= torch.tensor([[5], [3], [4]]) if masked else None
     with torch.set_grad_enabled(grad), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nested tensors are a prototype
-        torch.testing.assert_close(noisy(x, src_key_padding_mask=mask), dense(x, src_key_padding_mask=mask), rtol=0, atol=0)
+        torch.testing.assert_close(
+            noisy(x, src_key_padding_mask=mask), dense(x, src_key_padding_mask=mask), rtol=0, atol=0
+        )
     noisy.train()
     assert not torch.equal(noisy(x), noisy(x))
 
@@ -62,14 +64,20 @@ def test_pair_with_a_transformer_habit() -> None:
 
 def test_attention_that_never_calls_its_output_product() -> None:
     attention = nn.MultiheadAttention(8, 2)
-    with pytest.raises(TypeError, match=r"layer: expected one that is called, got NonDynamicallyQuantizableLinear"):
+    with pytest.raises(
+        TypeError, match=r"layer: expected one that is called, got NonDynamicallyQuantizableLinear"
+    ):
         ac.VariationalDropout(attention.out_proj)
     with pytest.raises(ValueError, match="expected a network with linear or convolution layers"):
         variational(attention)
-    attention.out_proj = ac.VariationalDropout(nn.Linear(8, 8))  # a plain one is read all the same, and says so
+    attention.out_proj = ac.VariationalDropout(
+        nn.Linear(8, 8)
+    )  # a plain one is read all the same, and says so
     x = torch.randn(5, 2, 8)
     torch.testing.assert_close(attention(x, x, x)[0], attention(x, x, x)[0], rtol=0, atol=0)
-    with pytest.warns(UserWarning, match="the weight of its Linear was read in training, but the layer was never called"):
+    with pytest.warns(
+        UserWarning, match="the weight of its Linear was read in training, but the layer was never called"
+    ):
         description_length(attention)
     attention.out_proj.prune(0.5)
     dense = copy.deepcopy(attention).eval()
@@ -93,7 +101,9 @@ def test_a_forward_that_reads_the_weight() -> None:
     net.encode.prune(0.5)
     x = torch.randn(4, 6)
     decoded, penalty = net.train()(x)
-    torch.testing.assert_close(penalty, net.encode.layer.weight.square().sum(), rtol=0, atol=0)  # θ, without noise
+    torch.testing.assert_close(
+        penalty, net.encode.layer.weight.square().sum(), rtol=0, atol=0
+    )  # θ, without noise
     (decoded.sum() + penalty).backward()
     assert net.encode.layer.weight.grad.isfinite().all()
     with warnings.catch_warnings():
@@ -108,7 +118,12 @@ def test_a_forward_that_reads_the_weight() -> None:
 def test_geometry_is_the_layers() -> None:
     layer = ac.VariationalDropout(nn.Conv2d(2, 6, (3, 1), stride=2, padding=1, groups=2, bias=False))
     assert (layer.in_channels, layer.out_channels, layer.groups) == (2, 6, 2)
-    assert (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == ((3, 1), (2, 2), (1, 1), (1, 1))
+    assert (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (
+        (3, 1),
+        (2, 2),
+        (1, 1),
+        (1, 1),
+    )
     assert layer.bias is None and layer.weight is layer.layer.weight
     with pytest.raises(AttributeError):
         layer.in_features  # noqa: B018
@@ -157,11 +172,15 @@ def layers() -> list[tuple[nn.Module, torch.Tensor]]:
     ]
 
 
-@pytest.mark.parametrize("inside", [False, True])  # whether the backward pass runs in the autocast block, as it does in many
+@pytest.mark.parametrize(
+    "inside", [False, True]
+)  # whether the backward pass runs in the autocast block, as it does in many
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("case", range(5))
 @pytest.mark.parametrize("per", ["weight", "unit"])
-def test_gradients_under_autocast_are_those_of_float32(case: int, dtype: torch.dtype, per: str, inside: bool) -> None:
+def test_gradients_under_autocast_are_those_of_float32(
+    case: int, dtype: torch.dtype, per: str, inside: bool
+) -> None:
     torch.manual_seed(case)
     layer, x = layers()[case]
     noisy = ac.VariationalDropout(layer, per=per)
@@ -229,7 +248,9 @@ def test_transforms_under_autocast(per: str) -> None:
 
     x = torch.randn(4, 1, 3)
     each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="different")(parameters, x)
-    assert all(value.shape == (4, *parameters[name].shape) and value.isfinite().all() for name, value in each.items())
+    assert all(
+        value.shape == (4, *parameters[name].shape) and value.isfinite().all() for name, value in each.items()
+    )
     _, tangent = torch.func.jvp(lambda x: loss(parameters, x), (x,), (torch.ones_like(x),))
     assert tangent.isfinite()
     noisy(x.requires_grad_()).sum().backward()
@@ -251,7 +272,9 @@ def test_half_modules(make, per: str, dtype: torch.dtype) -> None:
     noisy.prune(0.5)
     half = copy.deepcopy(noisy).to(dtype)
     kl = half.kl()
-    assert kl.dtype == torch.float32 and float(kl.detach()) == pytest.approx(exact, rel=2e-3 if dtype == torch.float16 else 2e-2)
+    assert kl.dtype == torch.float32 and float(kl.detach()) == pytest.approx(
+        exact, rel=2e-3 if dtype == torch.float16 else 2e-2
+    )
     assert half.sparsity() == pytest.approx(0.5, abs=0.02)
     x = torch.rand(2, *((64,) if isinstance(noisy.layer, nn.Linear) else (8, 5, 5)))
     x[0] = 0
@@ -310,7 +333,13 @@ def test_the_threshold_is_not_rounded() -> None:
     layer = ac.VariationalDropout(nn.Linear(16, 4), threshold=0.1)
     first = float(layer.threshold)
     assert first == pytest.approx(0.1, rel=1e-7)
-    for moved in (layer.half(), layer.bfloat16(), layer.float(), layer.to("meta"), layer.to_empty(device="cpu")):
+    for moved in (
+        layer.half(),
+        layer.bfloat16(),
+        layer.float(),
+        layer.to("meta"),
+        layer.to_empty(device="cpu"),
+    ):
         assert moved.threshold.dtype == torch.float32  # there are devices without float64
     assert layer.double().threshold.dtype == torch.float64
     assert float(layer.threshold) == first
@@ -428,14 +457,18 @@ def test_hooks_that_come_later() -> None:
     noisy.layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
     noisy.prune(0.5)
     x = torch.randn(3, 6)
-    with pytest.raises(TypeError, match=r"layer: form='sparse' expects a layer without hooks, .* got Linear with hooks"):
+    with pytest.raises(
+        TypeError, match=r"layer: form='sparse' expects a layer without hooks, .* got Linear with hooks"
+    ):
         noisy.train()(x)
     out = noisy.eval()(x)  # the hook sees the pruned layer
     assert len(seen) == 1 and seen[0] is out
     torch.testing.assert_close(out, F.linear(x, noisy.weight, noisy.bias), rtol=0, atol=0)
     noisy.layer = LowRank(6, 4)
     for mode in (True, False):
-        with pytest.raises(TypeError, match=r"expects a layer with the forward of nn.Linear, .* got LowRank with its own"):
+        with pytest.raises(
+            TypeError, match=r"expects a layer with the forward of nn.Linear, .* got LowRank with its own"
+        ):
             noisy.train(mode)(x)
 
 
@@ -462,7 +495,11 @@ def test_parametrised_layers(name: str, make, per: str) -> None:
 def test_compiled_layers_have_noise() -> None:
     layer = torch.compile(nn.Linear(3, 2), backend="eager")
     x = torch.randn(4, 3)
-    for module in (layer, nn.Sequential(layer), torch.compile(nn.Sequential(nn.Linear(3, 2)), backend="eager")):
+    for module in (
+        layer,
+        nn.Sequential(layer),
+        torch.compile(nn.Sequential(nn.Linear(3, 2)), backend="eager"),
+    ):
         noisy = variational(module)
         assert not torch.equal(noisy(x), noisy(x))
         torch.testing.assert_close(noisy.eval()(x), module(x))
@@ -474,7 +511,9 @@ def test_lazy_and_complex_layers() -> None:
     with pytest.raises(TypeError, match=r"expects real floating-point weights, got torch.complex64"):
         ac.VariationalDropout(nn.Linear(3, 2, dtype=torch.complex64), form="sparse")
     with pytest.raises(TypeError, match="layer: expected it to return one real floating-point Tensor"):
-        ac.VariationalDropout(nn.Linear(3, 2, dtype=torch.complex64))(torch.zeros(1, 3, dtype=torch.complex64))
+        ac.VariationalDropout(nn.Linear(3, 2, dtype=torch.complex64))(
+            torch.zeros(1, 3, dtype=torch.complex64)
+        )
     with pytest.raises(TypeError, match="inputs: expected one, as Linear takes, got 2"):
         ac.VariationalDropout(nn.Linear(3, 2))(torch.zeros(1, 3), torch.zeros(1, 3))
 
@@ -546,7 +585,9 @@ def test_sparse_noise_goes_to_its_unit(make, shape: tuple[int, ...], per: str) -
         noise.fill_(-40.0)
         noise[2] = 0.0
     x = torch.randn(shape)
-    dim = len(shape) - 1 if isinstance(noisy.layer, nn.Linear) else len(shape) - (noisy.layer.weight.dim() - 1)
+    dim = (
+        len(shape) - 1 if isinstance(noisy.layer, nn.Linear) else len(shape) - (noisy.layer.weight.dim() - 1)
+    )
     change = (noisy(x) - noisy.layer(x)).abs()
     assert change.shape == noisy.layer(x).shape
     if x.numel():

@@ -18,17 +18,26 @@ from adaptcomp_ext.ops.mlp_energy import _Product
 from .closed_forms import KINDS, OPTIONS, SHORT, contexts, energy, points, step_sizes
 
 WIDE = dict(dim=17, width=35, context=6)
-SIZES = [dict(dim=1, width=1, context=1), dict(dim=5, width=9, context=3), dict(dim=16, width=32, context=4), WIDE]
+SIZES = [
+    dict(dim=1, width=1, context=1),
+    dict(dim=5, width=9, context=3),
+    dict(dim=16, width=32, context=4),
+    WIDE,
+]
 
 
-def descents(kind, rows, dtype, device, options, gradient="unrolled", keep_trace=True, size=None, spread=True):
+def descents(
+    kind, rows, dtype, device, options, gradient="unrolled", keep_trace=True, size=None, spread=True
+):
     """A function of the tensors a descent depends on, and those tensors: y0, step size, parameters, context."""
     size = size or SIZES[1]
     options = dict(options)
     module = energy(kind, dtype=dtype, device=device, **size)
     mean = options.pop("step_size")
     descend = ac.EnergyDescent(module, gradient=gradient, keep_trace=keep_trace, **options)
-    alpha = step_sizes(rows, mean, dtype, device) if spread else torch.tensor(mean, dtype=dtype, device=device)
+    alpha = (
+        step_sizes(rows, mean, dtype, device) if spread else torch.tensor(mean, dtype=dtype, device=device)
+    )
     y0 = points(rows, size["dim"], dtype, device)
     context = contexts(kind, rows, size["dim"], size["context"], dtype, device)
     parameters = dict(module.named_parameters())
@@ -59,7 +68,9 @@ class _replaced:
 
 def loss(result, seed=9):
     total = 0.0
-    outputs = [result.y, result.energy] if result.trace is None else [result.y, result.energy, result.trace.outputs]
+    outputs = (
+        [result.y, result.energy] if result.trace is None else [result.y, result.energy, result.trace.outputs]
+    )
     for i, t in enumerate(outputs):
         total = total + (t * values(t.shape, torch.float64, str(t.device), seed + i).to(t.dtype)).sum()
     return total
@@ -161,14 +172,19 @@ def test_every_instruction_set(instruction_set, kind, dtype):
                 exact, exact_grads = with_gradients(exact_function, [t.double() for t in tensors])
             tolerance = 1e-9 if dtype == torch.float64 else 2e-5
             for g, e in zip((got.y, got.energy, *grads), (exact.y, exact.energy, *exact_grads), strict=True):
-                torch.testing.assert_close(g.double(), e, rtol=tolerance, atol=tolerance * e.detach().abs().max().item())
+                torch.testing.assert_close(
+                    g.double(), e, rtol=tolerance, atol=tolerance * e.detach().abs().max().item()
+                )
 
 
 @pytest.mark.parametrize("kind", ["mlp-softplus", "deep-gelu", "hopfield"])
 def test_rows_alone_in_every_instruction_set(instruction_set, kind):
     module = energy(kind, dtype=torch.float32, **WIDE)
     descend = ac.EnergyDescent(module, 0.2, max_steps=9, tol=1e-2)
-    given = [points(13, WIDE["dim"], torch.float32), *contexts(kind, 13, WIDE["dim"], WIDE["context"], torch.float32)]
+    given = [
+        points(13, WIDE["dim"], torch.float32),
+        *contexts(kind, 13, WIDE["dim"], WIDE["context"], torch.float32),
+    ]
     whole = descend(*given)
     for row in (0, 6, 12):
         assert_bitwise(descend(*(t[row : row + 1] for t in given)).y, whole.y[row : row + 1])
@@ -191,7 +207,9 @@ def test_gradient_modes_match_the_reference(device, kind, option, gradient):
 @pytest.mark.parametrize("option", ["plain", "clip and momentum", "noise", "clamp"])
 def test_gradcheck_in_every_argument(kind, option):
     size = dict(dim=3, width=4, context=2)
-    function, tensors = descents(kind, 3, torch.float64, "cpu", {**OPTIONS[option], "max_steps": 3}, size=size)
+    function, tensors = descents(
+        kind, 3, torch.float64, "cpu", {**OPTIONS[option], "max_steps": 3}, size=size
+    )
 
     def outputs(*inputs):
         result = function(*inputs)
@@ -204,7 +222,9 @@ def test_gradcheck_in_every_argument(kind, option):
 @pytest.mark.parametrize("option", ["plain", "momentum", "all"])
 def test_gradgradcheck(kind, option):
     size = dict(dim=2, width=3, context=1)
-    function, tensors = descents(kind, 2, torch.float64, "cpu", {**OPTIONS[option], "max_steps": 2}, size=size)
+    function, tensors = descents(
+        kind, 2, torch.float64, "cpu", {**OPTIONS[option], "max_steps": 2}, size=size
+    )
     assert gradgradcheck(lambda *t: function(*t)[:2], [t.requires_grad_() for t in tensors])
 
 
@@ -252,12 +272,16 @@ def test_a_row_is_bitwise_the_same_alone_and_in_any_order(device, kind, option, 
     with torch.no_grad():
         whole = descend(y0, *context, step_size=alpha, sample_ids=ids)
         order = torch.randperm(rows, generator=generator(3)).to(device)
-        shuffled = descend(y0[order], *(c[order] for c in context), step_size=alpha[order], sample_ids=ids[order])
+        shuffled = descend(
+            y0[order], *(c[order] for c in context), step_size=alpha[order], sample_ids=ids[order]
+        )
         for name in ("y", "energy", "steps", "status"):
             assert_bitwise(getattr(shuffled, name), getattr(whole, name)[order])
         for row in (0, 7, 44):
             alone = descend(
-                *(t[row : row + 1] for t in (y0, *context)), step_size=alpha[row : row + 1], sample_ids=ids[row : row + 1]
+                *(t[row : row + 1] for t in (y0, *context)),
+                step_size=alpha[row : row + 1],
+                sample_ids=ids[row : row + 1],
             )
             for name in ("y", "energy", "steps", "status"):
                 assert_bitwise(getattr(alone, name), getattr(whole, name)[row : row + 1])
@@ -272,7 +296,9 @@ def test_the_rows_gradients_do_not_depend_on_their_neighbours(device, kind):
     weight = values((rows, WIDE["dim"]), device=device, seed=4)
 
     def gradients(select):
-        tensors = [t[select].requires_grad_() for t in (points(rows, WIDE["dim"], torch.float32, device), *context)]
+        tensors = [
+            t[select].requires_grad_() for t in (points(rows, WIDE["dim"], torch.float32, device), *context)
+        ]
         return torch.autograd.grad((descend(*tensors).y * weight[select]).sum(), tensors)
 
     together = gradients(slice(None))
@@ -316,7 +342,9 @@ def test_the_product_with_a_context(instruction_set, device, poison, transposed)
         bias = values((columns,), torch.float64, device, 2).requires_grad_()
         got = _Product.apply(transposed, x, weight, bias)
         torch.testing.assert_close(got, x @ (weight if transposed else weight.T) + bias)
-    tensors = [values(s, torch.float64, device, i).requires_grad_() for i, s in enumerate(((3, 4), (4, 4), (4,)))]
+    tensors = [
+        values(s, torch.float64, device, i).requires_grad_() for i, s in enumerate(((3, 4), (4, 4), (4,)))
+    ]
     assert gradcheck(lambda *t: _Product.apply(transposed, *t), tensors)
     assert gradgradcheck(lambda *t: _Product.apply(transposed, *t), tensors)
 
@@ -388,7 +416,9 @@ def test_layouts(device, layout):
 @pytest.mark.parametrize("kind", SHORT)
 @pytest.mark.parametrize("rows", [0, 1, 2, 15, 16, 17])
 def test_sizes_and_one_step(device, kind, rows):
-    function, tensors = descents(kind, rows, torch.float64, device, {"step_size": 0.3, "max_steps": 1, "tol": 0.0})
+    function, tensors = descents(
+        kind, rows, torch.float64, device, {"step_size": 0.3, "max_steps": 1, "tol": 0.0}
+    )
     got, grads = with_gradients(function, tensors)
     with ac.reference_kernels():
         expected, exact = with_gradients(function, tensors)

@@ -7,7 +7,16 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS, ROWS, Unchanged, assert_as_good_as_torch, assert_bitwise, generator, gradients, values
+from helpers import (
+    FLOATS,
+    ROWS,
+    Unchanged,
+    assert_as_good_as_torch,
+    assert_bitwise,
+    generator,
+    gradients,
+    values,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
@@ -19,7 +28,9 @@ THRESHOLD = 0.9
 def block(rows, dtype, scalar, device, seed=0):
     """Logits and accumulated probabilities; no row within rounding of the threshold, where dtypes may disagree on who halts."""
     logits = values((rows,), dtype, device, seed)
-    accumulated = (torch.rand(rows, generator=generator(seed + 1), dtype=torch.float64) * 0.8).to(scalar).to(device)
+    accumulated = (
+        (torch.rand(rows, generator=generator(seed + 1), dtype=torch.float64) * 0.8).to(scalar).to(device)
+    )
     close = (accumulated.double() + logits.double().sigmoid() - THRESHOLD).abs() < 1e-2
     return logits, torch.where(close, torch.zeros_like(accumulated), accumulated)
 
@@ -152,7 +163,9 @@ def test_a_nan_row_harms_no_neighbour(device):
 
 
 def test_reaching_the_threshold_exactly_is_enough(device):
-    out = step(torch.zeros(1, device=device), torch.full((1,), 0.25, device=device), "running", threshold=0.75)
+    out = step(
+        torch.zeros(1, device=device), torch.full((1,), 0.25, device=device), "running", threshold=0.75
+    )
     assert out.halt.item()
     assert out.weight.item() == 0.75
 
@@ -164,7 +177,7 @@ def test_max_steps_alone_takes_the_remainder_without_claiming_to_halt(device):
     assert out.cost.item() == 8.75
 
 
-# --- the steps put together -------------------------------------------------------------------------------------------------
+# --- the steps put together ---------------------------------------------------------------------------------
 MOST = 6
 
 
@@ -177,7 +190,9 @@ def rollout(logits, states, threshold=THRESHOLD, min_steps=1):
     steps = torch.zeros(batch, dtype=torch.int64, device=logits.device)
     weights = []
     for n in range(1, MOST + 1):
-        out = ac.ops.act_step(logits[n - 1], accumulated, step=n, min_steps=min_steps, max_steps=MOST, threshold=threshold)
+        out = ac.ops.act_step(
+            logits[n - 1], accumulated, step=n, min_steps=min_steps, max_steps=MOST, threshold=threshold
+        )
         weight = torch.where(active, out.weight, 0)
         weights.append(weight)
         output = output + weight[:, None] * states[n - 1]
@@ -255,7 +270,7 @@ def test_with_min_steps_the_early_probabilities_count_as_zero(problem):
         torch.testing.assert_close(got, want)
 
 
-# --- the mistakes of public code --------------------------------------------------------------------------------------------
+# --- the mistakes of public code ----------------------------------------------------------------------------
 def constant(h, device):
     logits = torch.full((MOST, 1), math.log(h / (1 - h)), dtype=torch.float64, device=device)
     return logits, torch.arange(1.0, MOST + 1, dtype=torch.float64, device=device)[:, None, None]

@@ -20,7 +20,7 @@ from adaptcomp_ext.ops import halting
 raw = torch.ops.adaptcomp
 
 
-# --- registration -----------------------------------------------------------------------------------------------------------
+# --- registration -------------------------------------------------------------------------------------------
 def halt_rows_arguments(device, weighted=True, running=False):
     x = values((5, 3), device=device)
     row, halt = torch.tensor([4, 0, -1, 2, 6], device=device), mask("alternating", 5, device)
@@ -29,13 +29,33 @@ def halt_rows_arguments(device, weighted=True, running=False):
     totals, steps = [torch.zeros(7, device=device)], torch.zeros(7, dtype=torch.int64, device=device)
     status = torch.zeros(7, dtype=torch.int8, device=device)
     count = torch.tensor(4, device=device) if running else None
-    return (row, halt, weight, x, output, [x * 2], results, [values((5,), device=device)], totals, steps, status, count, 2, 1, 4)
+    return (
+        row,
+        halt,
+        weight,
+        x,
+        output,
+        [x * 2],
+        results,
+        [values((5,), device=device)],
+        totals,
+        steps,
+        status,
+        count,
+        2,
+        1,
+        4,
+    )
 
 
 def raw_calls(device):
     """(op, arguments) for every op in the namespace."""
     z, keep = values((7,), device=device), mask("random", 7, device)
-    x = [values((7, 3), device=device), values((7,), torch.int64, device), values((7, 2, 2), torch.bfloat16, device)]
+    x = [
+        values((7, 3), device=device),
+        values((7,), torch.int64, device),
+        values((7, 2, 2), torch.bfloat16, device),
+    ]
     index = torch.tensor([5, 0, -1, 3], device=device)
     act, ponder = (2, 1, 4, 0.9), (2, 1, 4, -1.5, -math.inf)
     grads = [values((7,), device=device, seed=s) for s in (1, 2)]
@@ -51,7 +71,16 @@ def raw_calls(device):
         ("descent_update", (x[0], x[0] * 2, z.abs(), None, None, 0.0, 1.5, -math.inf, 0.7)),
         (
             "descent_update",
-            (x[2], x[2] * 2, z[0].abs(), *[values((7, 2, 2), device=device, seed=s) for s in (1, 2)], 0.5, 0.0, -1.0, 1.0),
+            (
+                x[2],
+                x[2] * 2,
+                z[0].abs(),
+                *[values((7, 2, 2), device=device, seed=s) for s in (1, 2)],
+                0.5,
+                0.0,
+                -1.0,
+                1.0,
+            ),
         ),
         ("descent_normals", (x[1], 9, 5, 3, False)),
         ("compact_index", (keep,)),
@@ -72,14 +101,20 @@ def raw_calls(device):
 @pytest.mark.parametrize(("name", "arguments"), raw_calls("cpu"))
 def test_opcheck_with_all_its_utilities(device, name, arguments):
     if name == "halt_rows" and not on_cuda(device) and arguments[11] is not None:
-        arguments = (*arguments[:11], None, *arguments[12:])  # the count lives on the device; the host has its own
+        arguments = (
+            *arguments[:11],
+            None,
+            *arguments[12:],
+        )  # the count lives on the device; the host has its own
     arguments = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), arguments)
     torch.library.opcheck(getattr(raw, name).default, arguments)
 
 
 def test_every_op_of_the_namespace_is_checked():
     registered = {
-        schema.name.split("::")[1] for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("adaptcomp::")
+        schema.name.split("::")[1]
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("adaptcomp::")
     }
     assert registered
     assert registered <= {parameter.values[0] for parameter in raw_calls("cpu")}
@@ -87,7 +122,9 @@ def test_every_op_of_the_namespace_is_checked():
 
 def test_the_halting_op_bumps_the_version_of_what_it_writes_and_of_nothing_else(device):
     arguments = halt_rows_arguments(device, running=on_cuda(device))
-    _, _, weight, readout, output, leaves, results, increments, totals, steps, status, running = arguments[:12]
+    _, _, weight, readout, output, leaves, results, increments, totals, steps, status, running = arguments[
+        :12
+    ]
     written = [t for t in (output, *results, *totals, steps, status, running) if t is not None]
     read = [weight, readout, *leaves, *increments, arguments[0], arguments[1]]
     before = [t._version for t in written], [t._version for t in read]
@@ -142,10 +179,12 @@ def call(op, x, keep):
         rows, index = ac.ops.compact(keep, [x, x[:, None] * 2])
         return (*rows, index)
     assert op == "scatter"
-    return ac.ops.scatter_rows([x, x[:, None] * 2], torch.arange(x.shape[0], device=x.device).flip(0) - 1, x.shape[0] + 2)
+    return ac.ops.scatter_rows(
+        [x, x[:, None] * 2], torch.arange(x.shape[0], device=x.device).flip(0) - 1, x.shape[0] + 2
+    )
 
 
-# --- torch.compile ----------------------------------------------------------------------------------------------------------
+# --- torch.compile ------------------------------------------------------------------------------------------
 def check_compiled(op, device, backend):
     torch._dynamo.reset()
     shapes = []
@@ -166,7 +205,9 @@ def check_compiled(op, device, backend):
         for function in (call, compiled):
             leaf = x.clone().requires_grad_()
             out = [t for t in function(op, leaf, keep) if t.is_floating_point()]
-            found += torch.autograd.grad(out, leaf, [values(t.shape, device=device, seed=i) for i, t in enumerate(out)])
+            found += torch.autograd.grad(
+                out, leaf, [values(t.shape, device=device, seed=i) for i, t in enumerate(out)]
+            )
         torch.testing.assert_close(*found)
     assert len(shapes) <= 2, "compiled anew for each batch size"
 
@@ -186,7 +227,9 @@ def test_a_compiled_function_runs_inside_reference_kernels_too():
     x, keep = values((5,)), mask("random", 5)
     with ac.reference_kernels():
         for g, w in zip(
-            torch.compile(call, fullgraph=True, backend="aot_eager")("act", x, keep), call("act", x, keep), strict=True
+            torch.compile(call, fullgraph=True, backend="aot_eager")("act", x, keep),
+            call("act", x, keep),
+            strict=True,
         ):
             torch.testing.assert_close(g, w)
 
@@ -197,7 +240,7 @@ def test_compiles_with_the_default_compiler(device, op):
     check_compiled(op, device, "inductor")
 
 
-# --- threads and processes --------------------------------------------------------------------------------------------------
+# --- threads and processes ----------------------------------------------------------------------------------
 LARGE = 4096  # rows; at 512 bytes each enough for several threads
 
 
@@ -211,7 +254,9 @@ def everything_large(device="cpu"):
     act = ac.ops.act_step(z, z.sigmoid() / 2, step=2, max_steps=5, threshold=0.9)
     ponder = ac.ops.pondernet_step(z, -z.abs(), step=2, max_steps=5, log_prior=-1.5)
     out = [rows, back, padded, *act[:3], *ponder[:3], *halting_outputs(x, z, keep)]
-    grads = torch.autograd.grad(out, [x, z], [values(t.shape, device=device, seed=i) for i, t in enumerate(out)])
+    grads = torch.autograd.grad(
+        out, [x, z], [values(t.shape, device=device, seed=i) for i, t in enumerate(out)]
+    )
     confidences = [ac.ops.confidence(x, m) for m in ("max_prob", "margin", "entropy")]
     return [*out, *grads, *confidences]
 
@@ -311,7 +356,7 @@ def test_a_forked_child_works_and_does_not_hang(before, after):
     assert done.returncode == 0, done.stderr
 
 
-# --- what a PyTorch user expects --------------------------------------------------------------------------------------------
+# --- what a PyTorch user expects ----------------------------------------------------------------------------
 @pytest.mark.parametrize("op", ["act", "pondernet", "padded", "scatter", "confidence"])
 def test_meta_tensors_give_shapes_and_dtypes(op):
     x, keep = values((7,)), mask("random", 7)
@@ -338,7 +383,9 @@ def test_gradients_of_the_reference_are_the_kernels(device, op):
     for context in (ac.reference_kernels(), torch.enable_grad()):
         with context:
             out = [t for t in call(op, x, keep) if t.is_floating_point()]
-            found += torch.autograd.grad(out, x, [values(t.shape, t.dtype, device, seed=i) for i, t in enumerate(out)])
+            found += torch.autograd.grad(
+                out, x, [values(t.shape, t.dtype, device, seed=i) for i, t in enumerate(out)]
+            )
     torch.testing.assert_close(*found)
 
 
@@ -357,19 +404,29 @@ def test_build_info_tells_what_was_built_and_what_runs():
     assert info["compiler"]
 
 
-# --- bad arguments ----------------------------------------------------------------------------------------------------------
+# --- bad arguments ------------------------------------------------------------------------------------------
 FLOATS, INTS = torch.zeros(3), torch.zeros(3, dtype=torch.int64)
 KEEP, X = torch.tensor([True, False, True]), torch.zeros(3, 2)
 
 
 def act(logits=FLOATS, accumulated=FLOATS, step=1, min_steps=1, max_steps=4, threshold=0.9):
-    return ac.ops.act_step(logits, accumulated, step=step, min_steps=min_steps, max_steps=max_steps, threshold=threshold)
+    return ac.ops.act_step(
+        logits, accumulated, step=step, min_steps=min_steps, max_steps=max_steps, threshold=threshold
+    )
 
 
-def ponder(logits=FLOATS, log_survival=FLOATS, step=1, min_steps=1, max_steps=4, log_prior=-1.0, log_epsilon=-9.0):
+def ponder(
+    logits=FLOATS, log_survival=FLOATS, step=1, min_steps=1, max_steps=4, log_prior=-1.0, log_epsilon=-9.0
+):
     return ac.ops.pondernet_step(
         *(logits, log_survival),
-        **{"step": step, "min_steps": min_steps, "max_steps": max_steps, "log_prior": log_prior, "log_epsilon": log_epsilon},
+        **{
+            "step": step,
+            "min_steps": min_steps,
+            "max_steps": max_steps,
+            "log_prior": log_prior,
+            "log_epsilon": log_epsilon,
+        },
     )
 
 
@@ -387,29 +444,98 @@ BAD = [
             bad(function, (INTS, X), TypeError, r"keep: expected dtype torch.bool, got torch.int64"),
             bad(function, (KEEP[None], X), ValueError, r"keep: expected shape \[B\], got \[1, 3\]"),
             bad(function, (KEEP[0], X), ValueError, r"keep: expected shape \[B\], got \[\]"),
-            bad(function, (KEEP.to_sparse(), X), TypeError, r"keep: expected a dense tensor, got layout torch.sparse_coo"),
-            bad(function, (KEEP, 5), TypeError, r"tensors: expected a Tensor or a sequence of Tensors, got int 5"),
-            bad(function, (KEEP, [X, None]), TypeError, r"tensors\[1\]: expected a Tensor, got NoneType None"),
-            bad(function, (KEEP, [X, X[:2]]), ValueError, r"tensors\[1\]: expected 3 rows .* got shape \[2, 2\]"),
+            bad(
+                function,
+                (KEEP.to_sparse(), X),
+                TypeError,
+                r"keep: expected a dense tensor, got layout torch.sparse_coo",
+            ),
+            bad(
+                function,
+                (KEEP, 5),
+                TypeError,
+                r"tensors: expected a Tensor or a sequence of Tensors, got int 5",
+            ),
+            bad(
+                function, (KEEP, [X, None]), TypeError, r"tensors\[1\]: expected a Tensor, got NoneType None"
+            ),
+            bad(
+                function,
+                (KEEP, [X, X[:2]]),
+                ValueError,
+                r"tensors\[1\]: expected 3 rows .* got shape \[2, 2\]",
+            ),
             bad(function, (KEEP, X[0, 0]), ValueError, r"tensors\[0\]: expected 3 rows .* got shape \[\]"),
-            bad(function, (KEEP, X.to_sparse()), TypeError, r"tensors\[0\]: expected a dense tensor, got layout"),
-            bad(function, (KEEP, X.to("meta")), ValueError, r"tensors\[0\]: expected a tensor on cpu, got one on meta"),
+            bad(
+                function,
+                (KEEP, X.to_sparse()),
+                TypeError,
+                r"tensors\[0\]: expected a dense tensor, got layout",
+            ),
+            bad(
+                function,
+                (KEEP, X.to("meta")),
+                ValueError,
+                r"tensors\[0\]: expected a tensor on cpu, got one on meta",
+            ),
         )
     ),
     bad(ac.ops.scatter_rows, (X, [0, 1, 2], 3), TypeError, r"index: expected a Tensor, got list"),
-    bad(ac.ops.scatter_rows, (X, INTS.int(), 3), TypeError, r"index: expected int64 of shape \[K\], got .* torch.int32"),
-    bad(ac.ops.scatter_rows, (X, INTS[None], 3), TypeError, r"index: expected int64 of shape \[K\], got .* \[1, 3\]"),
-    bad(ac.ops.scatter_rows, (X, INTS[:2], 3), ValueError, r"tensors\[0\]: expected 2 rows .* got shape \[3, 2\]"),
-    bad(ac.ops.scatter_rows, (X, INTS + 3, 3), ValueError, r"index: expected entries less than size = 3, got 3"),
+    bad(
+        ac.ops.scatter_rows,
+        (X, INTS.int(), 3),
+        TypeError,
+        r"index: expected int64 of shape \[K\], got .* torch.int32",
+    ),
+    bad(
+        ac.ops.scatter_rows,
+        (X, INTS[None], 3),
+        TypeError,
+        r"index: expected int64 of shape \[K\], got .* \[1, 3\]",
+    ),
+    bad(
+        ac.ops.scatter_rows,
+        (X, INTS[:2], 3),
+        ValueError,
+        r"tensors\[0\]: expected 2 rows .* got shape \[3, 2\]",
+    ),
+    bad(
+        ac.ops.scatter_rows,
+        (X, INTS + 3, 3),
+        ValueError,
+        r"index: expected entries less than size = 3, got 3",
+    ),
     bad(ac.ops.scatter_rows, (X, INTS, 3.0), TypeError, r"size: expected an int, got float 3.0"),
     bad(ac.ops.scatter_rows, (X, INTS, True), TypeError, r"size: expected an int, got bool True"),
     bad(ac.ops.scatter_rows, (X, INTS, -1), ValueError, r"size: expected an int >= 0, got -1"),
-    bad(ac.ops.scatter_rows, (None, INTS, 3), TypeError, r"tensors: expected a Tensor or a sequence of Tensors, got NoneType"),
+    bad(
+        ac.ops.scatter_rows,
+        (None, INTS, 3),
+        TypeError,
+        r"tensors: expected a Tensor or a sequence of Tensors, got NoneType",
+    ),
     bad(ac.ops.confidence, (None,), TypeError, r"logits: expected a Tensor, got NoneType None"),
-    bad(ac.ops.confidence, (INTS[None],), TypeError, r"logits: expected float32, float64, bfloat16 or float16, got torch.int64"),
-    bad(ac.ops.confidence, (FLOATS,), ValueError, r"logits: expected shape \[rows, C\] with C >= 2, got \[3\]"),
-    bad(ac.ops.confidence, (X[:, :1],), ValueError, r"logits: expected shape \[rows, C\] with C >= 2, got \[3, 1\]"),
-    bad(ac.ops.confidence, (X, "max"), ValueError, r"measure: expected one of 'max_prob', 'margin', 'entropy', got 'max'"),
+    bad(
+        ac.ops.confidence,
+        (INTS[None],),
+        TypeError,
+        r"logits: expected float32, float64, bfloat16 or float16, got torch.int64",
+    ),
+    bad(
+        ac.ops.confidence, (FLOATS,), ValueError, r"logits: expected shape \[rows, C\] with C >= 2, got \[3\]"
+    ),
+    bad(
+        ac.ops.confidence,
+        (X[:, :1],),
+        ValueError,
+        r"logits: expected shape \[rows, C\] with C >= 2, got \[3, 1\]",
+    ),
+    bad(
+        ac.ops.confidence,
+        (X, "max"),
+        ValueError,
+        r"measure: expected one of 'max_prob', 'margin', 'entropy', got 'max'",
+    ),
     bad(ac.ops.confidence, (X, 0), ValueError, r"measure: expected one of .* got 0"),
     *(
         case
@@ -418,10 +544,20 @@ BAD = [
             bad(function, {"logits": 1.0}, TypeError, r"logits: expected a Tensor, got float 1.0"),
             bad(function, {"logits": INTS}, TypeError, r"logits: expected float32, .* got torch.int64"),
             bad(function, {"logits": X}, ValueError, r"logits: expected shape \[rows\], got \[3, 2\]"),
-            bad(function, {"logits": FLOATS.to("meta")}, ValueError, rf"{second}: expected a tensor on meta, got one on cpu"),
+            bad(
+                function,
+                {"logits": FLOATS.to("meta")},
+                ValueError,
+                rf"{second}: expected a tensor on meta, got one on cpu",
+            ),
             bad(function, {second: None}, TypeError, rf"{second}: expected a Tensor, got NoneType"),
             bad(function, {second: FLOATS[:2]}, ValueError, rf"{second}: expected shape \[3\], got \[2\]"),
-            bad(function, {second: FLOATS.half()}, TypeError, rf"{second}: expected float32 or float64, got torch.float16"),
+            bad(
+                function,
+                {second: FLOATS.half()},
+                TypeError,
+                rf"{second}: expected float32 or float64, got torch.float16",
+            ),
             bad(function, {second: INTS}, TypeError, rf"{second}: expected float32, .* got torch.int64"),
             bad(function, {"step": 0}, ValueError, r"step: expected an int >= 1, got 0"),
             bad(function, {"step": 1.5}, TypeError, r"step: expected an int, got float 1.5"),
@@ -442,8 +578,18 @@ BAD = [
         for case in (
             bad(ponder, {name: "a"}, TypeError, rf"{name}: expected a number, got str 'a'"),
             bad(ponder, {name: None}, TypeError, rf"{name}: expected a number, got NoneType None"),
-            bad(ponder, {name: math.nan}, ValueError, rf"{name}: expected the logarithm of a probability, at most 0, got nan"),
-            bad(ponder, {name: 0.2}, ValueError, rf"{name}: expected the logarithm of a probability, at most 0, got 0.2"),
+            bad(
+                ponder,
+                {name: math.nan},
+                ValueError,
+                rf"{name}: expected the logarithm of a probability, at most 0, got nan",
+            ),
+            bad(
+                ponder,
+                {name: 0.2},
+                ValueError,
+                rf"{name}: expected the logarithm of a probability, at most 0, got 0.2",
+            ),
         )
     ),
 ]
@@ -459,7 +605,9 @@ def test_a_bad_argument_is_named_with_what_was_expected_and_what_came(function, 
 def test_without_cuda_compiled_in_the_error_is_one_clear_sentence():
     from adaptcomp_ext.ops._checks import check_device
 
-    with pytest.raises(RuntimeError, match=r"logits is on cuda:0, but adaptcomp_ext was built without CUDA: reinstall"):
+    with pytest.raises(
+        RuntimeError, match=r"logits is on cuda:0, but adaptcomp_ext was built without CUDA: reinstall"
+    ):
         check_device("logits", torch.device("cuda:0"))
 
 

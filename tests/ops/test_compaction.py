@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import DTYPES, FEW_ROWS, FLOATS, LAYOUTS, PATTERNS, ROWS, WIDTHS, Unchanged, assert_bitwise, laid_out, mask, values
+from helpers import (
+    DTYPES,
+    FEW_ROWS,
+    FLOATS,
+    LAYOUTS,
+    PATTERNS,
+    ROWS,
+    WIDTHS,
+    Unchanged,
+    assert_bitwise,
+    laid_out,
+    mask,
+    values,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -53,7 +66,9 @@ def test_matches_indexing_in_every_size_and_writes_all_it_promises(device, poiso
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
 @pytest.mark.parametrize("rows", FEW_ROWS)
 def test_small_cases(device, rows, dtype):
-    check_all_three(mask("random", rows, device), [values((rows, width), dtype, device) for width in (1, 3, 8, 17)])
+    check_all_three(
+        mask("random", rows, device), [values((rows, width), dtype, device) for width in (1, 3, 8, 17)]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.float64], ids=str)
@@ -143,7 +158,11 @@ def test_offsets_beyond_two_to_the_thirty_first(device):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.booleans(), max_size=80), st.integers(0, 20), st.sampled_from([torch.float32, torch.int64, torch.bfloat16]))
+@given(
+    st.lists(st.booleans(), max_size=80),
+    st.integers(0, 20),
+    st.sampled_from([torch.float32, torch.int64, torch.bfloat16]),
+)
 def test_compact_then_scatter_keeps_exactly_the_kept_rows(keep, width, dtype):
     keep = torch.tensor(keep, dtype=torch.bool)
     check_all_three(keep, [values((keep.shape[0], width), dtype)])
@@ -157,7 +176,7 @@ def test_a_row_is_moved_alike_in_any_batch(device):
         assert_bitwise(alone[0], rows[j])
 
 
-# --- gradients -----------------------------------------------------------------------------------------------------------------
+# --- gradients ----------------------------------------------------------------------------------------------
 def gradient_cases(device):
     x = values((6, 3), torch.float64, device, seed=1).requires_grad_()
     y = values((6,), torch.float64, device, seed=2).requires_grad_()
@@ -233,6 +252,8 @@ def test_the_reference_agrees(device, op):
         expected, *expected_rest = getattr(ac.ops, op)(keep, tensors)
         back = ac.ops.scatter_rows(expected, expected_rest[0], 33)
     for got, want in zip(
-        (*rows, *rest, *ac.ops.scatter_rows(rows, rest[0], 33)), (*expected, *expected_rest, *back), strict=True
+        (*rows, *rest, *ac.ops.scatter_rows(rows, rest[0], 33)),
+        (*expected, *expected_rest, *back),
+        strict=True,
     ):
         assert_bitwise(got, want)

@@ -6,7 +6,17 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS, LAYOUTS, ROWS, Unchanged, assert_as_good_as_torch, assert_bitwise, generator, laid_out, values
+from helpers import (
+    FLOATS,
+    LAYOUTS,
+    ROWS,
+    Unchanged,
+    assert_as_good_as_torch,
+    assert_bitwise,
+    generator,
+    laid_out,
+    values,
+)
 
 import adaptcomp_ext as ac
 
@@ -17,7 +27,8 @@ CLASSES = (2, 3, 7, 8, 15, 16, 17, 64, 257, 1000)
 def check_against_reference(logits, measure):
     with Unchanged(logits):
         got = ac.ops.confidence(logits, measure)
-    # max p and the margin are differences of sums near one, and the entropy is one minus a quotient: a few roundings of one.
+    # max p and the margin are differences of sums near one, and the entropy is one minus a quotient: a few
+    # roundings of one.
     exact = ac.reference.confidence(logits.double(), measure)
     same = ac.reference.confidence(logits, measure)
     assert_as_good_as_torch(got + 1, same + 1, exact + 1, rounding=4.0)
@@ -115,7 +126,12 @@ def test_masked_classes_are_as_good_as_none(device, dtype, classes, fill):
         assert got[0].item() == 1  # a single class
         with ac.reference_kernels():
             torch.testing.assert_close(ac.ops.confidence(logits, measure), got, rtol=0, atol=2e-6)
-        for threshold in (0.25, 0.5, 0.9, 1.0):  # the halting kernel decides most rows without all the exponentials
+        for threshold in (
+            0.25,
+            0.5,
+            0.9,
+            1.0,
+        ):  # the halting kernel decides most rows without all the exponentials
             halt = ac.AdaptiveHalt(lambda s: s, ac.Confidence(threshold, measure), max_steps=2)
             assert torch.equal(halt(logits).status == ac.Status.HALTED, got >= threshold)
 

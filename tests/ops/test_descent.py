@@ -7,7 +7,16 @@ import random
 
 import pytest
 import torch
-from helpers import FLOATS, LAYOUTS, Unchanged, assert_as_good_as_torch, assert_bitwise, generator, laid_out, values
+from helpers import (
+    FLOATS,
+    LAYOUTS,
+    Unchanged,
+    assert_as_good_as_torch,
+    assert_bitwise,
+    generator,
+    laid_out,
+    values,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
@@ -29,13 +38,19 @@ OPTIONS = {
 
 def rule_of(options):
     low, high = options.get("clamp", (-math.inf, math.inf))
-    return DescentRule(1, momentum=options.get("momentum", 0.0), clip=options.get("clip", 0.0), low=low, high=high)
+    return DescentRule(
+        1, momentum=options.get("momentum", 0.0), clip=options.get("clip", 0.0), low=low, high=high
+    )
 
 
 def block(rows, width, dtype, device, options, per_row=True, noise=True, seed=0):
     wide = compute_dtype(dtype)
     y, gradient = (values((rows, width), dtype, device, seed + i) for i in range(2))
-    size = values((rows,), wide, device, seed + 2).abs() + 0.05 if per_row else torch.tensor(0.3, dtype=wide, device=device)
+    size = (
+        values((rows,), wide, device, seed + 2).abs() + 0.05
+        if per_row
+        else torch.tensor(0.3, dtype=wide, device=device)
+    )
     velocity = values((rows, width), wide, device, seed + 3) if "momentum" in options else None
     shaken = values((rows, width), wide, device, seed + 4) * 0.1 if noise else None
     return y, gradient, size, velocity, shaken
@@ -55,7 +70,9 @@ def test_matches_the_reference_in_every_size(device, poison, dtype, name):
             with Unchanged(*(t for t in tensors if t is not None)):
                 got = update(*tensors, options)
             same = ac.reference.descent_update(*tensors, rule_of(options))
-            exact = ac.reference.descent_update(*(None if t is None else t.double() for t in tensors), rule_of(options))
+            exact = ac.reference.descent_update(
+                *(None if t is None else t.double() for t in tensors), rule_of(options)
+            )
             for g, s, e in zip(got, same, exact, strict=True):
                 assert g.dtype == s.dtype
                 assert_as_good_as_torch(g, s, e, rounding=6.0, scale=1.0)
@@ -68,7 +85,9 @@ def test_small_cases(device, rows):
     for dtype in (torch.float32, torch.bfloat16):
         tensors = block(rows, 17, dtype, device, OPTIONS["all"])
         assert update(*tensors, OPTIONS["all"]).point.shape == (rows, 17)
-    assert descent.normals(DescentRule(1), torch.arange(rows, device=device), 2, torch.zeros(rows, 3, device=device)).shape == (
+    assert descent.normals(
+        DescentRule(1), torch.arange(rows, device=device), 2, torch.zeros(rows, 3, device=device)
+    ).shape == (
         rows,
         3,
     )
@@ -79,12 +98,16 @@ def test_any_layout(device, layout):
     y, gradient, size, velocity, noise = block(9, 12, torch.float32, device, OPTIONS["all"])
     strange = [laid_out(layout, 9, 12, torch.float32, device, seed=s) for s in range(4)]
     got = update(strange[0], strange[1], size, strange[2], strange[3], OPTIONS["all"])
-    want = update(*(t.contiguous() for t in strange[:2]), size, *(t.contiguous() for t in strange[2:]), OPTIONS["all"])
+    want = update(
+        *(t.contiguous() for t in strange[:2]), size, *(t.contiguous() for t in strange[2:]), OPTIONS["all"]
+    )
     for g, w in zip(got, want, strict=True):
         assert_bitwise(g, w)
     sizes = torch.rand(18, device=device)[::2]
     for g, w in zip(
-        update(y, gradient, sizes, velocity, noise, {}), update(y, gradient, sizes.contiguous(), velocity, noise, {}), strict=True
+        update(y, gradient, sizes, velocity, noise, {}),
+        update(y, gradient, sizes.contiguous(), velocity, noise, {}),
+        strict=True,
     ):
         assert_bitwise(g, w)
 
@@ -92,7 +115,10 @@ def test_any_layout(device, layout):
 def test_rows_of_more_dimensions_are_flattened(device):
     y, gradient, size, velocity, noise = block(5, 24, torch.float32, device, OPTIONS["all"])
     got = update(
-        *(t.view(5, 2, 3, 4) for t in (y, gradient)), size, *(t.view(5, 2, 3, 4) for t in (velocity, noise)), OPTIONS["all"]
+        *(t.view(5, 2, 3, 4) for t in (y, gradient)),
+        size,
+        *(t.view(5, 2, 3, 4) for t in (velocity, noise)),
+        OPTIONS["all"],
     )
     for g, w in zip(got, update(y, gradient, size, velocity, noise, OPTIONS["all"]), strict=True):
         assert_bitwise(g, w.view(5, 2, 3, 4))
@@ -110,11 +136,15 @@ def test_a_row_alone_gives_the_bits_it_gives_in_a_batch(device, name, threads):
         y, gradient, size, velocity, noise = block(300, 129, torch.float32, device, options)
         together = update(y, gradient, size, velocity, noise, options)
         order = torch.randperm(300, generator=generator(3)).to(device)
-        shuffled = update(*(None if t is None else t[order] for t in (y, gradient, size, velocity, noise)), options)
+        shuffled = update(
+            *(None if t is None else t[order] for t in (y, gradient, size, velocity, noise)), options
+        )
         for g, w in zip(shuffled, together, strict=True):
             assert_bitwise(g, w[order])
         for i in (0, 1, 150, 299):
-            alone = update(*(None if t is None else t[i : i + 1] for t in (y, gradient, size, velocity, noise)), options)
+            alone = update(
+                *(None if t is None else t[i : i + 1] for t in (y, gradient, size, velocity, noise)), options
+            )
             for g, w in zip(alone, together, strict=True):
                 assert_bitwise(g, w[i : i + 1])
 
@@ -125,12 +155,18 @@ def test_is_differentiable_twice(device, check, name):
     options = OPTIONS[name]
     for per_row in (True, False):
         tensors = block(5, 3, torch.float64, device, options, per_row=per_row)
-        names = [n for n, t in zip(("y", "gradient", "size", "velocity", "noise"), tensors, strict=True) if t is not None]
+        names = [
+            n
+            for n, t in zip(("y", "gradient", "size", "velocity", "noise"), tensors, strict=True)
+            if t is not None
+        ]
         leaves = [t.requires_grad_() for t in tensors if t is not None]
 
         def run(*given, names=names):
             named = dict(zip(names, given, strict=True))
-            return tuple(update(*(named.get(n) for n in ("y", "gradient", "size", "velocity", "noise")), options))
+            return tuple(
+                update(*(named.get(n) for n in ("y", "gradient", "size", "velocity", "noise")), options)
+            )
 
         assert check(run, leaves)
 
@@ -140,11 +176,18 @@ def test_is_differentiable_twice(device, check, name):
 def test_gradients_match_autograd_through_the_reference(device, dtype, name):
     options = OPTIONS[name]
     tensors = block(33, 17, dtype, device, options)
-    upstream = values((33, 17), torch.float32, device, seed=9), values((33, 17), torch.float32, device, seed=10)
+    upstream = (
+        values((33, 17), torch.float32, device, seed=9),
+        values((33, 17), torch.float32, device, seed=10),
+    )
     found = []
     for run, double in ((update, False), (None, False), (None, True)):
-        leaves = [None if t is None else (t.double() if double else t).detach().requires_grad_() for t in tensors]
-        point, after = run(*leaves, options) if run else ac.reference.descent_update(*leaves, rule_of(options))
+        leaves = [
+            None if t is None else (t.double() if double else t).detach().requires_grad_() for t in tensors
+        ]
+        point, after = (
+            run(*leaves, options) if run else ac.reference.descent_update(*leaves, rule_of(options))
+        )
         loss = (point * upstream[0].to(point.dtype)).sum() + (after * upstream[1].to(after.dtype)).sum()
         found.append(torch.autograd.grad(loss, [t for t in leaves if t is not None]))
     for got, same, exact in zip(*found, strict=True):
@@ -174,7 +217,9 @@ def test_a_nan_row_shows_and_harms_no_neighbour(device):
 def test_compiles_whole(device, name):
     torch._dynamo.reset()
     options = OPTIONS[name]
-    compiled = torch.compile(lambda *tensors: tuple(update(*tensors, options)), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *tensors: tuple(update(*tensors, options)), fullgraph=True, backend="aot_eager"
+    )
     for rows in (5, 9):
         tensors = block(rows, 3, torch.float32, device, options)
         got, want = [], []
@@ -187,7 +232,7 @@ def test_compiles_whole(device, name):
     torch._dynamo.reset()
 
 
-# --- noise --------------------------------------------------------------------------------------------------------------------
+# --- noise --------------------------------------------------------------------------------------------------
 M32 = 2**32 - 1
 
 
@@ -210,7 +255,9 @@ def by_hand(seed, sample, step, element):
 
 def normals(seed, samples, step, elements, dtype, device):
     like = torch.zeros(len(samples), elements, dtype=dtype, device=device)
-    return descent.normals(DescentRule(1, seed=seed), torch.tensor(samples, device=device, dtype=torch.int64), step, like)
+    return descent.normals(
+        DescentRule(1, seed=seed), torch.tensor(samples, device=device, dtype=torch.int64), step, like
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -219,14 +266,22 @@ def test_noise_by_hand(device, dtype):
     for elements in (1, 4, 5, 11):
         seed, step = chosen.randrange(2**63), chosen.randrange(1, 2**20)
         samples = [0, 1, 2**40 + 7, chosen.randrange(2**63)]
-        want = torch.tensor([[by_hand(seed, s, step, e) for e in range(elements)] for s in samples], dtype=dtype, device=device)
+        want = torch.tensor(
+            [[by_hand(seed, s, step, e) for e in range(elements)] for s in samples],
+            dtype=dtype,
+            device=device,
+        )
         torch.testing.assert_close(normals(seed, samples, step, elements, dtype, device), want)
         with ac.reference_kernels():
             torch.testing.assert_close(normals(seed, samples, step, elements, dtype, device), want)
 
 
 def test_noise_is_standard_normal_and_never_the_same(device):
-    parts = [normals(seed, list(range(50)), step, 40, torch.float64, device) for seed in (0, 1) for step in (1, 2, 3)]
+    parts = [
+        normals(seed, list(range(50)), step, 40, torch.float64, device)
+        for seed in (0, 1)
+        for step in (1, 2, 3)
+    ]
     x = torch.cat(parts).flatten()
     assert x.unique().numel() == x.numel()
     n = x.numel()
@@ -235,7 +290,7 @@ def test_noise_is_standard_normal_and_never_the_same(device):
     assert abs((x**4).mean().item() - 3) < 4 * math.sqrt(96 / n)
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 Y = torch.zeros(4, 3)
 A = torch.tensor(0.1)
 BAD = [
@@ -250,7 +305,12 @@ BAD = [
     ((Y, Y, A.double()), {}, TypeError, "step_size: expected torch.float32"),
     ((Y, Y, torch.ones(3)), {}, ValueError, r"step_size: expected shape \[\] or \[4\], got \[3\]"),
     ((Y, Y, A), {"velocity": Y.double()}, TypeError, "velocity: expected torch.float32"),
-    ((Y.half(), Y.half(), A), {"velocity": Y.half()}, TypeError, "velocity: expected torch.float32, got torch.float16"),
+    (
+        (Y.half(), Y.half(), A),
+        {"velocity": Y.half()},
+        TypeError,
+        "velocity: expected torch.float32, got torch.float16",
+    ),
     ((Y, Y, A), {"noise": Y[:, :1]}, ValueError, "noise: expected the shape of y"),
     ((Y, Y, A), {"momentum": 1.0}, ValueError, r"momentum: expected a number in \[0, 1\), got 1.0"),
     ((Y, Y, A), {"momentum": "much"}, TypeError, "momentum: expected a number, got str"),
@@ -263,7 +323,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "options", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))]
+)
 def test_bad_arguments(arguments, options, error, message):
     with pytest.raises(error, match=message):
         ac.ops.descent_update(*arguments, **options)

@@ -32,7 +32,12 @@ from adaptcomp_ext.ops._backend import compute_dtype
 
 PADDING, RUNNING, HALTED, MAX_STEPS, NONFINITE = -1, 0, 1, 2, 3
 UNTOUCHED = 9
-STAGES = {"before min_steps": (1, 2, 8), "running": (3, 1, 8), "last": (8, 1, 8), "far on": ((7 << 32) + 3, 1, 1 << 40)}
+STAGES = {
+    "before min_steps": (1, 2, 8),
+    "running": (3, 1, 8),
+    "last": (8, 1, 8),
+    "far on": ((7 << 32) + 3, 1, 1 << 40),
+}
 
 
 @dataclass
@@ -63,7 +68,12 @@ class Block:
         leaves, carried = [new(t) for t in self.leaves], [new(t) for t in self.carried]
         weight, readout = new(self.weight), new(self.readout)
         return replace(
-            self, leaves=leaves, carried=carried, weight=weight, readout=readout, increments=[new(t) for t in self.increments]
+            self,
+            leaves=leaves,
+            carried=carried,
+            weight=weight,
+            readout=readout,
+            increments=[new(t) for t in self.increments],
         )
 
     def read(self):
@@ -79,7 +89,9 @@ class Block:
         return halting.Results(
             steps=torch.full((self.batch,), UNTOUCHED, device=self.row.device),
             status=torch.full((self.batch,), UNTOUCHED, dtype=torch.int8, device=self.row.device),
-            leaves=[t.new_full((self.batch, *t.shape[1:]), UNTOUCHED, requires_grad=False) for t in self.leaves],
+            leaves=[
+                t.new_full((self.batch, *t.shape[1:]), UNTOUCHED, requires_grad=False) for t in self.leaves
+            ],
             totals=[scalars[0].new_full((self.batch,), UNTOUCHED) for _ in self.increments],
             output=output,
         )
@@ -113,7 +125,12 @@ class Block:
         leaves, carried = self.pack(results, flag, plan)
         running = flag == RUNNING
         packed = [t[running] if plan is None else t[: int(running.sum())] for t in (*leaves, *carried)]
-        out = [*results.leaves, *results.totals, *packed, *([] if results.output is None else [results.output])]
+        out = [
+            *results.leaves,
+            *results.totals,
+            *packed,
+            *([] if results.output is None else [results.output]),
+        ]
         return tuple(t for t in out if t.is_floating_point())
 
 
@@ -143,7 +160,10 @@ def make_block(
         row=row.to(device),
         halt=mask(pattern, rows, device, seed),
         leaves=leaves,
-        carried=[values((rows, 2), dtype, device, seed + 20), *([values((rows,), torch.int64, device)] if integers else [])],
+        carried=[
+            values((rows, 2), dtype, device, seed + 20),
+            *([values((rows,), torch.int64, device)] if integers else []),
+        ],
         weight=values((rows,), scalar, device, seed + 30) if weighted else None,
         readout=values((rows, 4), dtype, device, seed + 40) if readout == "apart" else readout,
         increments=[values((rows,), scalar, device, seed + 50 + i) for i in range(sums)],
@@ -174,7 +194,9 @@ def check_against_reference(block):
     assert_bitwise(flag, same_flag)
     if not on_cuda(flag.device):
         assert running == int((flag == RUNNING).sum())
-    for g, s in zip((got.steps, got.status, *got.leaves), (same.steps, same.status, *same.leaves), strict=True):
+    for g, s in zip(
+        (got.steps, got.status, *got.leaves), (same.steps, same.status, *same.leaves), strict=True
+    ):
         assert_bitwise(g, s)
     for g, s, e in zip(got.totals, same.totals, exact.totals, strict=True):
         assert_as_good_as_torch(g, s, e)
@@ -192,7 +214,9 @@ def test_matches_the_reference_in_every_size(device, poison, dtype, kind):
         check_against_reference(make_block(rows, device, dtype, **KINDS[kind]))
     for stage in STAGES:
         for pattern in ("all", "none", "alternating"):
-            check_against_reference(make_block(33, device, dtype, pattern=pattern, stage=stage, **KINDS[kind]))
+            check_against_reference(
+                make_block(33, device, dtype, pattern=pattern, stage=stage, **KINDS[kind])
+            )
     poison.check()
 
 
@@ -200,7 +224,9 @@ def test_matches_the_reference_in_every_size(device, poison, dtype, kind):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_matches_the_reference_in_every_width(device, dtype, weighted):
     for width in (0, *WIDTHS):
-        check_against_reference(make_block(33, device, dtype, widths=(width, 1, 2 * width), weighted=weighted))
+        check_against_reference(
+            make_block(33, device, dtype, widths=(width, 1, 2 * width), weighted=weighted)
+        )
 
 
 @pytest.mark.sanitizer
@@ -286,7 +312,11 @@ def test_a_non_finite_row_ends_and_harms_no_neighbour(device, weighted, value, w
     assert results.status[block.row[7]] == NONFINITE
     others, other_rows = torch.arange(33) != 7, torch.arange(block.batch) != int(block.row[7])
     assert_bitwise(flag[others], clean_flag[others])
-    pairs = zip((*results.leaves, *results.totals, results.output), (*clean.leaves, *clean.totals, clean.output), strict=True)
+    pairs = zip(
+        (*results.leaves, *results.totals, results.output),
+        (*clean.leaves, *clean.totals, clean.output),
+        strict=True,
+    )
     for got, want in pairs:
         assert_bitwise(got[other_rows], want[other_rows])
 
@@ -300,14 +330,19 @@ def test_an_element_that_is_not_finite_ends_its_row_wherever_it_is(device, width
 
 
 def test_a_row_alone_gives_the_bits_it_gives_in_a_block(device):
-    block = make_block(64, device, widths=(17, 64), weighted=True, readout="leaf", integers=False, padding=False)
+    block = make_block(
+        64, device, widths=(17, 64), weighted=True, readout="leaf", integers=False, padding=False
+    )
     block = block.with_tensors([t.requires_grad_() for t in block.tensors()])
     results, flag, _ = block.end()
     together = (results, gradients_of_everything(block))
     for i in (0, 5, 63):
         alone = Block(
             *(block.row[i : i + 1], block.halt[i : i + 1]),
-            *([t.detach()[i : i + 1].requires_grad_() for t in group] for group in (block.leaves, block.carried)),
+            *(
+                [t.detach()[i : i + 1].requires_grad_() for t in group]
+                for group in (block.leaves, block.carried)
+            ),
             block.weight.detach()[i : i + 1].requires_grad_(),
             "leaf",
             [t.detach()[i : i + 1].requires_grad_() for t in block.increments],
@@ -316,7 +351,9 @@ def test_a_row_alone_gives_the_bits_it_gives_in_a_block(device):
         results, alone_flag, _ = alone.end()
         r = int(block.row[i])
         assert alone_flag[0] == flag[i]
-        for got, want in zip((results.output, *results.leaves), (together[0].output, *together[0].leaves), strict=True):
+        for got, want in zip(
+            (results.output, *results.leaves), (together[0].output, *together[0].leaves), strict=True
+        ):
             assert_bitwise(got[r], want[r])
         for got, want in zip(gradients_of_everything(alone), together[1], strict=True):
             assert_bitwise(got, want[i : i + 1])
@@ -328,7 +365,7 @@ def gradients_of_everything(block):
     return gradients(out, block.tensors(), [torch.full_like(t, 0.3) for t in out])
 
 
-# --- packing ----------------------------------------------------------------------------------------------------------------
+# --- packing ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("pattern", ["none", "alternating", "random"])
 def test_packing_keeps_the_running_rows_in_order(device, rows, pattern):
@@ -372,20 +409,28 @@ def test_the_plan_is_the_references(device, poison, pattern, rows):
                 plan = halting.plan_packing(f, row, size)
             with ac.reference_kernels():
                 want = halting.plan_packing(f, row, size)
-            for got, expected in zip((plan.index, plan.place, plan.row), (want.index, want.place, want.row), strict=True):
+            for got, expected in zip(
+                (plan.index, plan.place, plan.row), (want.index, want.place, want.row), strict=True
+            ):
                 assert_bitwise(got, expected)
     poison.check()
 
 
 def test_the_plan_of_a_small_block(device):
     """The example of csrc/halting/halting.h."""
-    flag, row = torch.tensor([0, 1, 0, -1, 0], dtype=torch.int8, device=device), torch.tensor([7, 2, 5, -1, 3], device=device)
+    flag, row = (
+        torch.tensor([0, 1, 0, -1, 0], dtype=torch.int8, device=device),
+        torch.tensor([7, 2, 5, -1, 3], device=device),
+    )
     plan = halting.plan_packing(flag, row, 5)
     assert plan.index.tolist() == [0, 2, 4, 0, 2]
     assert plan.row.tolist() == [7, 5, 3, -1, -1]
     assert plan.place.tolist() == [0, -1, 1, -1, 2]
     with ac.reference_kernels():
-        assert halting.plan_packing(flag, row, 3).index.tolist() == halting.plan_packing(flag, row, 5).index[:3].tolist()
+        assert (
+            halting.plan_packing(flag, row, 3).index.tolist()
+            == halting.plan_packing(flag, row, 5).index[:3].tolist()
+        )
 
 
 def test_padding_holds_copies_of_running_rows(device):
@@ -420,7 +465,7 @@ def test_offsets_beyond_two_to_the_thirty_first(device):
     assert results.status.sum() == HALTED
 
 
-# --- gradients --------------------------------------------------------------------------------------------------------------
+# --- gradients ----------------------------------------------------------------------------------------------
 def check_gradients(block, packing, scale=1.0):
     """Against autograd through the reference, by the tolerance rule."""
     block = block.with_tensors([t.detach().requires_grad_() for t in block.tensors()])
@@ -495,10 +540,12 @@ def test_rows_that_end_non_finite_have_gradient_zero(device):
         assert bool(g.isfinite().all())
 
 
-# --- masked classes -----------------------------------------------------------------------------------------------------------
+# --- masked classes -----------------------------------------------------------------------------------------
 def make_masked(rows, width, weighted, dtype, device):
     """Rows of which all but one have masks; see `test_minus_infinity_masks_a_class_of_the_readout`."""
-    block = make_block(rows, device, dtype, weighted=weighted, readout="apart", padding=False, pattern="none", integers=False)
+    block = make_block(
+        rows, device, dtype, weighted=weighted, readout="apart", padding=False, pattern="none", integers=False
+    )
     block.readout = values((rows, width), dtype, device, seed=7)
     block.readout[mask("random", rows * width, device, seed=1).view(rows, width)] = -math.inf
     block.readout[0] = 1
@@ -539,11 +586,15 @@ def test_minus_infinity_masks_a_class_of_the_readout(device, width, dtype, weigh
 
     with_gradient.pack(results, flag, None)
     upstream = values(results.output.shape, results.output.dtype, device, seed=3)
-    g_weight, g_readout = torch.autograd.grad(results.output, (with_gradient.weight, with_gradient.readout), upstream)
+    g_weight, g_readout = torch.autograd.grad(
+        results.output, (with_gradient.weight, with_gradient.readout), upstream
+    )
     g = torch.where(sound[:, None], upstream[block.row], 0)
     assert_bitwise(g_readout, torch.where(sound[:, None], weight * g, 0).to(dtype))
     unmasked = torch.where(masked | ~sound[:, None], 0, readout)
-    torch.testing.assert_close(g_weight, (g.double() * unmasked.double()).sum(1).to(g_weight.dtype), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        g_weight, (g.double() * unmasked.double()).sum(1).to(g_weight.dtype), rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -551,7 +602,10 @@ def test_masks_of_the_readout_have_the_gradients_of_the_reference(device, weight
     block = make_masked(33, 7, weighted, torch.float64, device)
     block = block.with_tensors([t.requires_grad_() for t in block.tensors()])
     out = block.outputs("padded")
-    upstream = [torch.where(t.detach().isfinite(), values(t.shape, t.dtype, device, seed=i), 0) for i, t in enumerate(out)]
+    upstream = [
+        torch.where(t.detach().isfinite(), values(t.shape, t.dtype, device, seed=i), 0)
+        for i, t in enumerate(out)
+    ]
     with ac.reference_kernels():
         expected = gradients(block.outputs("padded"), block.tensors(), upstream)
     for g, e in zip(gradients(out, block.tensors(), upstream), expected, strict=True):
@@ -570,19 +624,35 @@ def test_the_leaf_that_is_the_readout_is_masked_like_it(device, shared, where):
     for weighted in (False, True) if where == "readout" else (False,):
         block.weight = torch.ones(9, device=device) if weighted else None
         for read_leaf, bad in ((shared, [3, 4]), (-1, [2, 3, 4])):
-            options = dict(step=1, min_steps=1, max_steps=4, weight=block.weight, readout=block.readout, read_leaf=read_leaf)
+            options = dict(
+                step=1,
+                min_steps=1,
+                max_steps=4,
+                weight=block.weight,
+                readout=block.readout,
+                read_leaf=read_leaf,
+            )
             flag, _ = halting.halt_rows(block.fresh_results(), block.row, block.halt, block.leaves, **options)
             with ac.reference_kernels():
-                same, _ = halting.halt_rows(block.fresh_results(), block.row, block.halt, block.leaves, **options)
+                same, _ = halting.halt_rows(
+                    block.fresh_results(), block.row, block.halt, block.leaves, **options
+                )
             assert (flag == NONFINITE).nonzero()[:, 0].tolist() == bad
             assert_bitwise(flag, same)
 
 
-# --- decisions that the kernel takes ----------------------------------------------------------------------------------------
+# --- decisions that the kernel takes ------------------------------------------------------------------------
 def decide(block, decision, **options):
     n, least, most = STAGES[block.stage]
     flag, _ = halting.halt_rows(
-        block.fresh_results(), block.row, decision, block.leaves, step=n, min_steps=least, max_steps=most, **options
+        block.fresh_results(),
+        block.row,
+        decision,
+        block.leaves,
+        step=n,
+        min_steps=least,
+        max_steps=most,
+        **options,
     )
     return flag
 
@@ -640,7 +710,7 @@ def test_the_kernels_sampling(device, dtype):
         assert_bitwise(flag, expected)
 
 
-# --- half-width numbers, all of them ----------------------------------------------------------------------------------------
+# --- half-width numbers, all of them ------------------------------------------------------------------------
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -665,7 +735,17 @@ def test_every_half_is_read_exactly(device, dtype):
         output=torch.full((256, 256), -0.0, device=device),
     )
     row, halt = torch.arange(256, device=device), torch.zeros(256, dtype=torch.bool, device=device)
-    halting.halt_rows(results, row, halt, [], step=1, min_steps=1, max_steps=2, weight=torch.ones(256, device=device), readout=x)
+    halting.halt_rows(
+        results,
+        row,
+        halt,
+        [],
+        step=1,
+        min_steps=1,
+        max_steps=2,
+        weight=torch.ones(256, device=device),
+        readout=x,
+    )
     assert_same_numbers(results.output, x.float())
 
 
@@ -694,10 +774,16 @@ def floats_around(dtype):
     limit = torch.tensor(torch.finfo(dtype).max, dtype=torch.float64)
     step = limit - torch.finfo(dtype).max * (1 - torch.finfo(dtype).eps / 2)
     edge = torch.stack([limit + step * k for k in (0.25, 0.5, 0.75, 1, 2)]).float()
-    arbitrary = torch.randint(-(1 << 31), 1 << 31, (1 << 16,), generator=generator(1)).to(torch.int32).view(torch.float32)
+    arbitrary = (
+        torch.randint(-(1 << 31), 1 << 31, (1 << 16,), generator=generator(1))
+        .to(torch.int32)
+        .view(torch.float32)
+    )
     infinite = torch.tensor([math.inf])
     around = [torch.nextafter(middle, infinite), torch.nextafter(middle, -infinite)]
-    every = torch.cat([x.float(), middle, *around, edge, -edge, arbitrary, torch.tensor([math.inf, -math.inf, math.nan])])
+    every = torch.cat(
+        [x.float(), middle, *around, edge, -edge, arbitrary, torch.tensor([math.inf, -math.inf, math.nan])]
+    )
     return torch.nn.functional.pad(every, (0, -every.numel() % 512))
 
 
@@ -708,7 +794,9 @@ def test_every_half_is_written_rounded_to_nearest_even(device, dtype):
     row = torch.arange(rows, device=device)
     flag = torch.zeros(rows, dtype=torch.int8, device=device)
     readout, weight = torch.zeros(rows, 512, dtype=dtype, device=device), torch.ones(rows, device=device)
-    got, *_ = halting._halting_kernels.halt_backward(row, flag, None, weight, readout, g, [], [], [], dtype, False)
+    got, *_ = halting._halting_kernels.halt_backward(
+        row, flag, None, weight, readout, g, [], [], [], dtype, False
+    )
     assert_same_numbers(got, g.to(dtype))
 
 
@@ -716,13 +804,21 @@ def test_every_half_is_written_rounded_to_nearest_even(device, dtype):
 def test_every_half_is_known_to_be_finite_or_not(device, dtype):
     x = every_pattern(dtype, device).view(-1, 1)
     block = Block(
-        torch.arange(1 << 16, device=device), torch.zeros(1 << 16, dtype=torch.bool, device=device), [x], [], None, None, []
+        torch.arange(1 << 16, device=device),
+        torch.zeros(1 << 16, dtype=torch.bool, device=device),
+        [x],
+        [],
+        None,
+        None,
+        [],
     )
     block.batch = 1 << 16
     results, flag, _ = block.end()
     assert_bitwise(flag == NONFINITE, ~x[:, 0].isfinite())
     ended = flag > 0
-    assert torch.equal(bits(results.leaves[0][ended]), bits(x[ended]))  # a row that ends is copied as it is, NaN and all
+    assert torch.equal(
+        bits(results.leaves[0][ended]), bits(x[ended])
+    )  # a row that ends is copied as it is, NaN and all
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -730,7 +826,12 @@ def test_every_half_is_known_to_be_a_logit_or_not(device, dtype):
     x = every_pattern(dtype, device).view(-1, 1)
     x = torch.cat([x, torch.zeros_like(x)], 1)
     block = Block(
-        *(torch.arange(1 << 16, device=device), torch.zeros(1 << 16, dtype=torch.bool, device=device), [torch.zeros_like(x)], []),
+        *(
+            torch.arange(1 << 16, device=device),
+            torch.zeros(1 << 16, dtype=torch.bool, device=device),
+            [torch.zeros_like(x)],
+            [],
+        ),
         *(None, x, []),
     )
     block.batch = 1 << 16

@@ -7,7 +7,16 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS, ROWS, Unchanged, assert_as_good_as_torch, assert_bitwise, generator, gradients, values
+from helpers import (
+    FLOATS,
+    ROWS,
+    Unchanged,
+    assert_as_good_as_torch,
+    assert_bitwise,
+    generator,
+    gradients,
+    values,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
@@ -24,7 +33,9 @@ STAGES = {
 def block(rows, dtype, scalar, device, seed=0):
     """Logits and log survivals; no row within rounding of being truncated."""
     logits = values((rows,), dtype, device, seed)
-    survival = (-2 * torch.rand(rows, generator=generator(seed + 1), dtype=torch.float64)).to(scalar).to(device)
+    survival = (
+        (-2 * torch.rand(rows, generator=generator(seed + 1), dtype=torch.float64)).to(scalar).to(device)
+    )
     close = (survival.double() + torch.nn.functional.logsigmoid(-logits.double()) + 1).abs() < 1e-2
     return logits, torch.where(close, torch.full_like(survival, -3.0), survival)
 
@@ -32,7 +43,13 @@ def block(rows, dtype, scalar, device, seed=0):
 def step(logits, log_survival, stage):
     n, least, most, log_prior, log_epsilon = STAGES[stage]
     return ac.ops.pondernet_step(
-        logits, log_survival, step=n, min_steps=least, max_steps=most, log_prior=log_prior, log_epsilon=log_epsilon
+        logits,
+        log_survival,
+        step=n,
+        min_steps=least,
+        max_steps=most,
+        log_prior=log_prior,
+        log_epsilon=log_epsilon,
     )
 
 
@@ -102,7 +119,9 @@ def test_each_output_has_its_own_gradient(device, used):
 def test_non_contiguous_and_misaligned_arguments(device):
     logits, survival = block(66, torch.float32, torch.float32, device)
     for cut in (slice(None, None, 2), slice(1, None), slice(3, 40, 3)):
-        for g, w in zip(step(logits[cut], survival[cut], "running"), step(logits, survival, "running"), strict=True):
+        for g, w in zip(
+            step(logits[cut], survival[cut], "running"), step(logits, survival, "running"), strict=True
+        ):
             assert_bitwise(g, w[cut].contiguous())
 
 
@@ -128,7 +147,7 @@ def test_a_nan_row_harms_no_neighbour(device):
         assert_bitwise(g[others], w[others])
 
 
-# --- the distribution -------------------------------------------------------------------------------------------------------
+# --- the distribution ---------------------------------------------------------------------------------------
 MOST = 7
 
 
@@ -142,7 +161,11 @@ def distribution(logits, log_prior, min_steps=1, log_epsilon=-math.inf):
     most, batch = logits.shape
     survival = torch.zeros(batch, dtype=logits.dtype, device=logits.device)
     active = torch.ones(batch, dtype=torch.bool, device=logits.device)
-    weights, cost, steps = [], torch.zeros_like(survival), torch.zeros(batch, dtype=torch.int64, device=logits.device)
+    weights, cost, steps = (
+        [],
+        torch.zeros_like(survival),
+        torch.zeros(batch, dtype=torch.int64, device=logits.device),
+    )
     for n in range(1, most + 1):
         out = ac.ops.pondernet_step(
             logits[n - 1],
@@ -180,7 +203,9 @@ def test_the_weights_are_the_distribution_and_sum_to_one(logits):
     assert bool((steps == MOST).all())
 
 
-@pytest.mark.parametrize("prior", [log_geometric(0.2), torch.full((MOST,), -math.log(MOST))], ids=["geometric", "uniform"])
+@pytest.mark.parametrize(
+    "prior", [log_geometric(0.2), torch.full((MOST,), -math.log(MOST))], ids=["geometric", "uniform"]
+)
 def test_the_cost_is_the_divergence_from_the_renormalised_prior(logits, prior):
     assert prior.exp().sum().item() == pytest.approx(1)
     _, cost, _ = distribution(logits, prior)
@@ -273,11 +298,13 @@ def test_a_logit_of_minus_infinity_is_a_hazard_of_zero(logits, reference):
 
 def test_a_certain_hazard_keeps_its_survival_in_log_space(device):
     out = step(torch.tensor([80.0, -80.0], device=device), torch.zeros(2, device=device), "running")
-    assert out.log_survival[0].item() == pytest.approx(-80)  # log(1 − sigmoid(80)) is minus infinity in float32
+    assert out.log_survival[0].item() == pytest.approx(
+        -80
+    )  # log(1 − sigmoid(80)) is minus infinity in float32
     assert out.weight[1].item() == pytest.approx(math.exp(-80), rel=1e-5)
 
 
-# --- the mistakes of public code --------------------------------------------------------------------------------------------
+# --- the mistakes of public code ----------------------------------------------------------------------------
 def test_mistake_a_reversed_divergence(logits):
     _, cost, _ = distribution(logits, log_geometric(0.2))
     p, prior = dense(logits)[0], log_geometric(0.2).to(logits)[:, None]
@@ -289,7 +316,9 @@ def test_mistake_a_reversed_divergence(logits):
 def test_mistake_a_prior_that_is_not_renormalised(device, prior, min_steps):
     torch.manual_seed(0)
     head = torch.nn.Linear(3, 1, dtype=torch.float64, device=device)
-    halt = ac.AdaptiveHalt(lambda s: s + 0.1, ac.PonderNet(head, prior=prior), max_steps=MOST, min_steps=min_steps)
+    halt = ac.AdaptiveHalt(
+        lambda s: s + 0.1, ac.PonderNet(head, prior=prior), max_steps=MOST, min_steps=min_steps
+    )
     x = values((5, 3), torch.float64, device)
     z = torch.stack([head(x + 0.1 * n)[:, 0] for n in range(min_steps, MOST + 1)])
     steps = MOST - min_steps + 1
@@ -300,17 +329,21 @@ def test_mistake_a_prior_that_is_not_renormalised(device, prior, min_steps):
 
 def sampled_steps(hazard, rows, most, seed, device):
     z = math.log(hazard / (1 - hazard))
-    halt = ac.AdaptiveHalt(lambda s: s + 1, ac.PonderNet(lambda s: s * 0 + z, seed=seed).eval(), max_steps=most)
+    halt = ac.AdaptiveHalt(
+        lambda s: s + 1, ac.PonderNet(lambda s: s * 0 + z, seed=seed).eval(), max_steps=most
+    )
     with torch.no_grad():
         return halt(torch.zeros(rows, device=device)).steps
 
 
 def test_mistake_the_probability_in_the_place_of_the_hazard(device):
     steps = sampled_steps(0.2, 8192, 20, 1, device).double()
-    assert steps.mean().item() == pytest.approx((1 - 0.8**20) / 0.2, abs=0.15)  # 4.9; with pₙ as the hazard it is 9.4
+    assert steps.mean().item() == pytest.approx(
+        (1 - 0.8**20) / 0.2, abs=0.15
+    )  # 4.9; with pₙ as the hazard it is 9.4
 
 
-# --- noise ------------------------------------------------------------------------------------------------------------------
+# --- noise --------------------------------------------------------------------------------------------------
 def signed(word):
     return word - (1 << 64) if word >> 63 else word
 
@@ -331,7 +364,9 @@ def test_philox_gives_the_published_answers(device, seed, sample, step, word):
 
 def test_uniform_is_uniform_and_independent_over_samples_steps_and_seeds(device):
     sample = torch.arange(1 << 16, device=device)
-    draws = torch.stack([ac.reference.uniform(seed, sample, n) for seed, n in ((0, 1), (0, 2), (1, 1), (1 << 40, 1))]).cpu()
+    draws = torch.stack(
+        [ac.reference.uniform(seed, sample, n) for seed, n in ((0, 1), (0, 2), (1, 1), (1 << 40, 1))]
+    ).cpu()
     assert bool(((draws >= 0) & (draws < 1)).all())
     for u in draws:
         counts = torch.histc(u, 64, 0, 1).double()

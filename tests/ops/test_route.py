@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import DTYPES, FEW_ROWS, FLOATS, LAYOUTS, PATTERNS, WIDTHS, Unchanged, assert_bitwise, laid_out, mask, values
+from helpers import (
+    DTYPES,
+    FEW_ROWS,
+    FLOATS,
+    LAYOUTS,
+    PATTERNS,
+    WIDTHS,
+    Unchanged,
+    assert_bitwise,
+    laid_out,
+    mask,
+    values,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -27,7 +39,9 @@ def named(chosen, form):
 def check(chosen, whole, otherwise, form="compact"):
     """Merge the chosen rows of `whole` into `otherwise`, and compare with indexing."""
     index = named(chosen, form)
-    rows = [w[index.clamp(min=0)] if w.shape[0] else w[:0] for w in whole]  # of a padded index the tail is anything
+    rows = [
+        w[index.clamp(min=0)] if w.shape[0] else w[:0] for w in whole
+    ]  # of a padded index the tail is anything
     with Unchanged(chosen, index, *rows, *otherwise):
         merged = ac.ops.merge_rows(rows, index, otherwise)
     for got, w, o in zip(merged, whole, otherwise, strict=True):
@@ -61,12 +75,16 @@ def test_small_cases(device, rows, dtype, form):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout(device, poison, layout, dtype):
     for size in (1, 33, 257):
-        whole, otherwise = ([laid_out(layout, size, w, dtype, device, seed=s + w) for w in (1, 3, 8, 17)] for s in (0, 50))
+        whole, otherwise = (
+            [laid_out(layout, size, w, dtype, device, seed=s + w) for w in (1, 3, 8, 17)] for s in (0, 50)
+        )
         chosen = mask("random", size, device)
         check(chosen, whole, otherwise)
         kept = int(chosen.sum())
         rows = [laid_out(layout, kept, w, dtype, device, seed=w) for w in (1, 3, 8, 17)]
-        for r, got, o in zip(rows, ac.ops.merge_rows(rows, named(chosen, "compact"), otherwise), otherwise, strict=True):
+        for r, got, o in zip(
+            rows, ac.ops.merge_rows(rows, named(chosen, "compact"), otherwise), otherwise, strict=True
+        ):
             expected = o.clone(memory_format=torch.contiguous_format)
             expected[chosen] = r
             assert_bitwise(got, expected)
@@ -75,7 +93,9 @@ def test_any_memory_layout(device, poison, layout, dtype):
 
 @pytest.mark.sanitizer
 def test_misaligned_rows(device):
-    whole, otherwise = ([laid_out("misaligned", 33, w, torch.bfloat16, device, seed=s) for w in (1, 7, 8, 16)] for s in (1, 2))
+    whole, otherwise = (
+        [laid_out("misaligned", 33, w, torch.bfloat16, device, seed=s) for w in (1, 7, 8, 16)] for s in (1, 2)
+    )
     check(mask("random", 33, device), whole, otherwise)
 
 
@@ -86,7 +106,9 @@ def test_every_rank_and_empty_rows_in_one_call(device):
 
 
 def test_many_tensors_of_different_dtypes_in_one_call(device):
-    whole, otherwise = ([values((65, 1 + i % 5), DTYPES[i % 8], device, seed=s + i) for i in range(70)] for s in (0, 100))
+    whole, otherwise = (
+        [values((65, 1 + i % 5), DTYPES[i % 8], device, seed=s + i) for i in range(70)] for s in (0, 100)
+    )
     check(mask("random", 65, device), whole, otherwise)
 
 
@@ -131,7 +153,11 @@ def test_offsets_beyond_two_to_the_thirty_first(device):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.booleans(), max_size=80), st.integers(0, 20), st.sampled_from([torch.float32, torch.int64, torch.bfloat16]))
+@given(
+    st.lists(st.booleans(), max_size=80),
+    st.integers(0, 20),
+    st.sampled_from([torch.float32, torch.int64, torch.bfloat16]),
+)
 def test_any_mask(chosen, width, dtype):
     chosen = torch.tensor(chosen, dtype=torch.bool)
     whole, otherwise = ([values((chosen.shape[0], width), dtype, seed=s)] for s in (1, 2))
@@ -161,12 +187,18 @@ def test_one_thread_and_several_give_the_same_bits(threads, count):
         assert_bitwise(together, alone)
 
 
-# --- gradients -----------------------------------------------------------------------------------------------------------------
+# --- gradients ----------------------------------------------------------------------------------------------
 def gradient_cases(device, form):
     chosen = mask("random", 6, device, seed=3)
     index = named(chosen, form)
-    rows = [values((index.shape[0], *tail), torch.float64, device, seed=i).requires_grad_() for i, tail in enumerate([(3,), ()])]
-    otherwise = [values((6, *tail), torch.float64, device, seed=9 + i).requires_grad_() for i, tail in enumerate([(3,), ()])]
+    rows = [
+        values((index.shape[0], *tail), torch.float64, device, seed=i).requires_grad_()
+        for i, tail in enumerate([(3,), ()])
+    ]
+    otherwise = [
+        values((6, *tail), torch.float64, device, seed=9 + i).requires_grad_()
+        for i, tail in enumerate([(3,), ()])
+    ]
     return index, rows, otherwise
 
 
@@ -263,7 +295,7 @@ def test_gradients_of_the_reference_are_the_kernels(device):
         assert_bitwise(got, want)
 
 
-# --- torch.compile and CUDA ----------------------------------------------------------------------------------------------------
+# --- torch.compile and CUDA ---------------------------------------------------------------------------------
 def both_ways(x, o, keep):
     (rows,), index, _ = ac.ops.compact_padded(keep, x)
     return ac.ops.merge_rows([rows * 2], index, [o])[0]
@@ -305,33 +337,69 @@ def test_never_waits_for_the_device_and_runs_in_a_graph():
     assert_bitwise(captured, torch.where(keep[:, None], x * 2, o).detach())
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------------------
+# --- bad input ----------------------------------------------------------------------------------------------
 X, INDEX = torch.zeros(5, 3), torch.tensor([1, 3])
 
 
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),
     [
-        (TypeError, r"index: expected int64 of shape \[K\], got a tensor of shape \[2\], torch.int32", (X[:2], INDEX.int(), X)),
+        (
+            TypeError,
+            r"index: expected int64 of shape \[K\], got a tensor of shape \[2\], torch.int32",
+            (X[:2], INDEX.int(), X),
+        ),
         (TypeError, r"index: expected a Tensor, got list \[1, 3\]", (X[:2], [1, 3], X)),
-        (ValueError, r"rows\[0\]: expected 2 rows in the first dimension, got shape \[3, 3\]", (X[:3], INDEX, X)),
+        (
+            ValueError,
+            r"rows\[0\]: expected 2 rows in the first dimension, got shape \[3, 3\]",
+            (X[:3], INDEX, X),
+        ),
         (TypeError, r"rows: expected a Tensor or a sequence of Tensors, got int 3", (3, INDEX, X)),
         (TypeError, r"otherwise\[0\]: expected a Tensor, got int 3", (X[:2], INDEX, [3])),
         (ValueError, r"rows: expected 2 tensors like otherwise, got 1", ([X[:2]], INDEX, [X, X])),
-        (ValueError, r"otherwise\[1\]: expected 5 rows in the first dimension", ([X[:2]] * 2, INDEX, [X, X[:4]])),
+        (
+            ValueError,
+            r"otherwise\[1\]: expected 5 rows in the first dimension",
+            ([X[:2]] * 2, INDEX, [X, X[:4]]),
+        ),
         (
             ValueError,
             r"otherwise\[0\]: expected 0 rows in the first dimension, got shape \[\]",
             (X[:2], INDEX, torch.tensor(1.0)),
         ),
-        (TypeError, r"rows\[0\]: expected torch.float32 like otherwise\[0\], got torch.float64", (X[:2].double(), INDEX, X)),
-        (ValueError, r"rows\[0\]: expected shape \[K, 3\] like otherwise\[0\], got \[2, 2\]", (X[:2, :2], INDEX, X)),
-        (ValueError, r"index: expected at most 1 entries, the rows of otherwise, got 2", (X[:2], INDEX, X[:1])),
-        (ValueError, r"index: expected distinct entries in ascending order, less than 3", (X[:2], INDEX, X[:3])),
+        (
+            TypeError,
+            r"rows\[0\]: expected torch.float32 like otherwise\[0\], got torch.float64",
+            (X[:2].double(), INDEX, X),
+        ),
+        (
+            ValueError,
+            r"rows\[0\]: expected shape \[K, 3\] like otherwise\[0\], got \[2, 2\]",
+            (X[:2, :2], INDEX, X),
+        ),
+        (
+            ValueError,
+            r"index: expected at most 1 entries, the rows of otherwise, got 2",
+            (X[:2], INDEX, X[:1]),
+        ),
+        (
+            ValueError,
+            r"index: expected distinct entries in ascending order, less than 3",
+            (X[:2], INDEX, X[:3]),
+        ),
         (ValueError, r"index: .* in ascending order, .* got tensor\(\[3, 1\]\)", (X[:2], INDEX.flip(0), X)),
         (ValueError, r"index: expected distinct entries", (X[:2], INDEX[:1].expand(2), X)),
-        (ValueError, r"index: .* negative ones only at the end, got tensor\(\[-1,  3\]\)", (X[:2], torch.tensor([-1, 3]), X)),
-        (ValueError, r"otherwise\[0\]: expected a tensor on cpu, got one on meta", (X[:2], INDEX, X.to("meta"))),
+        (
+            ValueError,
+            r"index: .* negative ones only at the end, got tensor\(\[-1,  3\]\)",
+            (X[:2], torch.tensor([-1, 3]), X),
+        ),
+        (
+            ValueError,
+            r"otherwise\[0\]: expected a tensor on cpu, got one on meta",
+            (X[:2], INDEX, X.to("meta")),
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

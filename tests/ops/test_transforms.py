@@ -27,7 +27,9 @@ OPS = {
     "scatter_rows": lambda x, at: ac.ops.scatter_rows(x[:3].sin(), at[1], 6)[0],
     "merge_rows": lambda x, at: ac.ops.merge_rows(x[:3].sin(), at[1], x)[0],
     "act_step": lambda x, at: ac.ops.act_step(x[:, 0], x[:, 1].sigmoid(), step=2, max_steps=5).weight,
-    "pondernet_step": lambda x, at: ac.ops.pondernet_step(x[:, 0], -x[:, 1].exp(), step=2, max_steps=5, log_prior=-1.0).cost,
+    "pondernet_step": lambda x, at: (
+        ac.ops.pondernet_step(x[:, 0], -x[:, 1].exp(), step=2, max_steps=5, log_prior=-1.0).cost
+    ),
     "descent_update": lambda x, at: ac.ops.descent_update(x, x.sin(), at[2]).point,
     "route": lambda x, at: ac.route(at[0], torch.sin, x, otherwise=x * x),
 }
@@ -64,7 +66,10 @@ DIFFERENTIATION = {
 def test_differentiation_is_refused_on_the_kernels_and_right_on_the_reference(how, name, grad):
     transform, ordinary = DIFFERENTIATION[how]
     called = name if name == "route" else f"ops.{name}"
-    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=rf"^{called} does not support .*reference_kernels\(\)"):
+    with (
+        torch.set_grad_enabled(grad),
+        pytest.raises(RuntimeError, match=rf"^{called} does not support .*reference_kernels\(\)"),
+    ):
         transform(of(name))
     want = ordinary(of(name))
     with torch.set_grad_enabled(grad or how in ("grad", "jacrev")), ac.reference_kernels():
@@ -72,7 +77,10 @@ def test_differentiation_is_refused_on_the_kernels_and_right_on_the_reference(ho
 
 
 def test_confidence_only_decides_in_forward_mode_too():
-    for run in (lambda: jvp(ac.ops.confidence), lambda: torch.func.jvp(ac.ops.confidence, (X,), (torch.ones_like(X),))[1]):
+    for run in (
+        lambda: jvp(ac.ops.confidence),
+        lambda: torch.func.jvp(ac.ops.confidence, (X,), (torch.ones_like(X),))[1],
+    ):
         assert not run().any()
     assert dual(ac.ops.confidence) is None
     with ac.reference_kernels():
@@ -168,7 +176,9 @@ def test_fake_tensors_have_the_shapes(name, grad):
 
 @pytest.mark.parametrize("name", OPS)
 def test_batches_of_gradients_are_refused(name):
-    with pytest.raises(RuntimeError, match=r"^The backward pass of ops\.\w+ does not support batches of gradients"):
+    with pytest.raises(
+        RuntimeError, match=r"^The backward pass of ops\.\w+ does not support batches of gradients"
+    ):
         jacobian(of(name), X, vectorize=True)
     with ac.reference_kernels():
         torch.testing.assert_close(jacobian(of(name), X, vectorize=True), jacobian(of(name), X))
@@ -207,9 +217,13 @@ def test_a_mode_sees_the_op_that_is_called_straight_without_one(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in OPS if name != "merge_rows"])  # which looks at the order of its index
+@pytest.mark.parametrize(
+    "name", [name for name in OPS if name != "merge_rows"]
+)  # which looks at the order of its index
 def test_a_wrapper_of_functionalization_outside_it_goes_through_the_dispatcher(name):
-    wrapped = OPS[name](torch._to_functional_tensor(X), [torch._to_functional_tensor(t) for t in (MASK, INDEX, A)])
+    wrapped = OPS[name](
+        torch._to_functional_tensor(X), [torch._to_functional_tensor(t) for t in (MASK, INDEX, A)]
+    )
     torch._sync(wrapped)
     assert torch.equal(torch._from_functional_tensor(wrapped), OPS[name](X, [MASK, INDEX, A]))
 
@@ -218,7 +232,10 @@ def test_a_tangent_that_only_the_branch_brings_is_noticed():
     weight = torch.tensor(2.0, dtype=torch.float64)
     with forward_ad.dual_level():
         given = forward_ad.make_dual(weight, torch.ones_like(weight))
-        with pytest.raises(RuntimeError, match=r"route does not support forward-mode .*branch returned a tensor with a tangent"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"route does not support forward-mode .*branch returned a tensor with a tangent",
+        ):
             ac.route(MASK, lambda x: given * x, X, otherwise=X)
         with ac.reference_kernels():
             got = forward_ad.unpack_dual(ac.route(MASK, lambda x: given * x, X, otherwise=X)).tangent

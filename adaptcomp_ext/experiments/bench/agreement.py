@@ -20,4 +20,6 @@ def difference(got: Tensor, want: Tensor) -> float:
 def require(name: str, what: str, found: float, allowed: float, than: str) -> None:
     """Raise DisagreementError if the difference of a contender from the form ``than`` is too large, or not a number."""
     if not found <= allowed:
-        raise DisagreementError(f"{name}: {what} differs from the {than} form by {found:.2e}, allowed {allowed:.0e}")
+        raise DisagreementError(
+            f"{name}: {what} differs from the {than} form by {found:.2e}, allowed {allowed:.0e}"
+        )

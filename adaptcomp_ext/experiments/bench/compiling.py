@@ -20,7 +20,8 @@ def why_not(device: torch.device) -> str | None:
     try:
         torch.compile(_double)(torch.ones(8, device=device))
     except Exception as error:
-        # Whatever is missing, a C++ compiler, Triton, or a Python that Dynamo knows, says so in an exception of its own.
+        # Whatever is missing, a C++ compiler, Triton, or a Python that Dynamo knows, says so in an exception
+        # of its own.
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
@@ -28,7 +29,8 @@ def why_not(device: torch.device) -> str | None:
 class CompileCache:
     """Compiled steps of one model at a time.
 
-    TorchDynamo keeps its code per function and gives up after a few recompilations, hence the reset whenever the model changes.
+    TorchDynamo keeps its code per function and gives up after a few recompilations, hence the reset whenever
+    the model changes.
     """
 
     def __init__(self) -> None:

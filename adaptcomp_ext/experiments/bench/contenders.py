@@ -1,15 +1,15 @@
 """The contenders of the halting benchmark, as functions without arguments that are ready to be timed.
 
-========================  ==========================================================================================
-``masked``                all rows run until the last one has halted; ``torch.where`` freezes the halted ones
-``masked_compile``        the same with its step (core, head, masking) under ``torch.compile(dynamic=True)``
-``boolean``               the rows that remain are gathered after every step with index tensors
-``auto``                  ``AdaptiveHalt(compact="auto")``
-``compact``               ``AdaptiveHalt(compact=True)``
-``mask``                  ``AdaptiveHalt(compact=False)``
-``auto_compile``          ``AdaptiveHalt(compact="auto")`` around a compiled step
-``limit``                 core and head alone on tensors of each step's true number of rows: no bookkeeping at all
-========================  ==========================================================================================
+========================
+========================================================================================== ``masked``
+all rows run until the last one has halted; ``torch.where`` freezes the halted ones ``masked_compile``
+the same with its step (core, head, masking) under ``torch.compile(dynamic=True)`` ``boolean``
+the rows that remain are gathered after every step with index tensors ``auto``
+``AdaptiveHalt(compact="auto")`` ``compact``               ``AdaptiveHalt(compact=True)`` ``mask``
+``AdaptiveHalt(compact=False)`` ``auto_compile``          ``AdaptiveHalt(compact="auto")`` around a compiled
+step ``limit``                 core and head alone on tensors of each step's true number of rows: no
+bookkeeping at all ========================
+==========================================================================================
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ __all__ = ["forward_contenders", "limit", "ours", "training_call"]
 Call = Callable[[], Any]
 
 
-def ours(problem: Problem, compact: bool | str, step: Callable[..., Any] | None = None) -> Callable[[], Outcome]:
+def ours(
+    problem: Problem, compact: bool | str, step: Callable[..., Any] | None = None
+) -> Callable[[], Outcome]:
     """Return a call of AdaptiveHalt on the problem."""
     policy: nn.Module
     readout = None
@@ -93,9 +95,10 @@ def training_call(problem: Problem, call: Callable[[], Outcome]) -> Callable[[],
 def limit(problem: Problem) -> tuple[Call, list[int]]:
     """Return the call no implementation can beat, and its number of rows per step.
 
-    Core and head run on contiguous tensors of each step's true size, made beforehand as prefixes of one block, so
-    that they are as warm in the caches as a well-kept active block. In training every step's gradient of its true
-    size comes from outside as well, and every step returns those of h and x and the weights.
+    Core and head run on contiguous tensors of each step's true size, made beforehand as prefixes of one
+    block, so that they are as warm in the caches as a well-kept active block. In training every step's
+    gradient of its true size comes from outside as well, and every step returns those of h and x and the
+    weights.
     """
     config, head = problem.config, problem.head
     counts = active_counts(problem.steps)

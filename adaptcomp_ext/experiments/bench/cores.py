@@ -1,10 +1,10 @@
 """What a step is: a GRU cell, a residual MLP block, a transformer block; and a head whose halting is scripted.
 
-A head must run for real, yet each row has to halt when the script says so. The state of a policy with a head is
-therefore a pair ``(h, script)``, where ``script`` [B, 2] holds the row's remaining steps and its logit while it is
-running. Every step takes one off the first column, and the head adds to its Linear of h the running logit, or a large
-one once no step remains. All contenders run exactly these modules, so the few small operations of the script weigh on
-all of them alike.
+A head must run for real, yet each row has to halt when the script says so. The state of a policy with a head
+is therefore a pair ``(h, script)``, where ``script`` [B, 2] holds the row's remaining steps and its logit
+while it is running. Every step takes one off the first column, and the head adds to its Linear of h the
+running logit, or a large one once no step remains. All contenders run exactly these modules, so the few small
+operations of the script weigh on all of them alike.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CLASSES", "CORES", "TOKENS", "ScriptedHead", "ScriptedStep", "flops_per_row", "has_context", "state_shape"]
+__all__ = [
+    "CLASSES",
+    "CORES",
+    "TOKENS",
+    "ScriptedHead",
+    "ScriptedStep",
+    "flops_per_row",
+    "has_context",
+    "state_shape",
+]
 
 TOKENS = 16
 HEADS = 4
@@ -102,8 +111,8 @@ class ScriptedStep(nn.Module):
 class ScriptedHead(nn.Module):
     """Linear of h (mean over tokens), plus the scripted logit on output 0: ``(h, script) → [B, width]``.
 
-    The Linear's weights are small, so it is computed and trained but never decides; the benchmark verifies the step
-    counts.
+    The Linear's weights are small, so it is computed and trained but never decides; the benchmark verifies
+    the step counts.
     """
 
     first: Tensor

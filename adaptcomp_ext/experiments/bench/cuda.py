@@ -1,8 +1,8 @@
 """What only a GPU can show: no synchronisation inside the loop, and the bandwidth of the row kernels.
 
-The kernels move rows and do next to no arithmetic, so the bandwidth of a plain device copy is what they can hope for.
-Rows are 4 KB and larger, blocks far larger than the last-level cache, and many launches are timed between two events,
-so that neither launches nor caches flatter the result.
+The kernels move rows and do next to no arithmetic, so the bandwidth of a plain device copy is what they can
+hope for. Rows are 4 KB and larger, blocks far larger than the last-level cache, and many launches are timed
+between two events, so that neither launches nor caches flatter the result.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def _seconds(call: Callable[[], Any]) -> float:
 def bandwidth_rows(device: torch.device) -> list[dict[str, Any]]:
     """Measure bytes per second of compaction and of the halting step against a device copy.
 
-    Bytes are those that have to move: a copy reads and writes the block; a compaction reads the kept rows and writes
-    the whole padded block; a weighted halting step reads the readout, and reads and writes the output.
+    Bytes are those that have to move: a copy reads and writes the block; a compaction reads the kept rows and
+    writes the whole padded block; a weighted halting step reads the readout, and reads and writes the output.
     """
     found = []
     for row_bytes in ROW_BYTES:

@@ -42,7 +42,14 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
 
     panels = []
     for batch, dim in REQUIRED_SIZES:
-        shape = {"core": "gru", "batch": batch, "dim": dim, "max_steps": 16, "policy": "fixed", "training": False}
+        shape = {
+            "core": "gru",
+            "batch": batch,
+            "dim": dim,
+            "max_steps": 16,
+            "policy": "fixed",
+            "training": False,
+        }
         rows = [r for r in report["rows"] if r["error"] is None and shape.items() <= r["config"].items()]
         if len(rows) > 1:
             panels.append((batch, dim, sorted(rows, key=lambda row: row["config"]["fraction"])))
@@ -54,7 +61,11 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (batch, dim, rows) in zip(axes, panels, strict=True):
         for name, (color, style) in STYLES.items():
-            points = [(r["config"]["fraction"], r["ratios"][f"{name}/limit"]) for r in rows if f"{name}/limit" in r["ratios"]]
+            points = [
+                (r["config"]["fraction"], r["ratios"][f"{name}/limit"])
+                for r in rows
+                if f"{name}/limit" in r["ratios"]
+            ]
             if points:
                 axis.plot(*zip(*points, strict=True), style, color=color, label=LABELS[name], markersize=4)
         axis.axhline(1, color="tab:green", linewidth=1)
@@ -64,8 +75,17 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("time over the limit")
     # Not every panel has every contender.
-    lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_label() in LABELS.values()}
-    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=len(lines), fontsize="small")
-    figure.suptitle("GRU cell, M = 16, inference: what halting costs beyond the rows that run", fontsize="medium")
+    lines = {
+        line.get_label(): line
+        for axis in axes
+        for line in axis.get_lines()
+        if line.get_label() in LABELS.values()
+    }
+    figure.legend(
+        handles=list(lines.values()), loc="outside lower center", ncols=len(lines), fontsize="small"
+    )
+    figure.suptitle(
+        "GRU cell, M = 16, inference: what halting costs beyond the rows that run", fontsize="medium"
+    )
     save(figure, path, 150, bool(report.get("quick")))
     return True

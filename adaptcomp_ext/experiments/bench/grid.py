@@ -1,16 +1,18 @@
 """Which configurations are run.
 
-The full product of cores, sizes, step limits, fractions, policies and modes would take days on a small machine. The
-default grid takes, in this order of importance:
+The full product of cores, sizes, step limits, fractions, policies and modes would take days on a small
+machine. The default grid takes, in this order of importance:
 
-- the required points: GRU at (B, D) = (32, 64), (256, 128), (1024, 256), (4096, 256), M = 16, mean/M = 0.25, for
+- the required points: GRU at (B, D) = (32, 64), (256, 128), (1024, 256), (4096, 256), M = 16, mean/M = 0.25,
+  for
 every policy
   in inference, and the two largest in training for ``fixed`` and ``act``;
 - the whole axis of mean/M at those sizes, up to 1.0, where no row ever leaves and compaction can only lose;
-- the other cores, widths, batches and step limits around them, small ones included, where bookkeeping weighs most.
+- the other cores, widths, batches and step limits around them, small ones included, where bookkeeping weighs
+  most.
 
-A configuration whose masked form is estimated to take longer than the limit per call is left out, unless it is
-required; the report lists it.
+A configuration whose masked form is estimated to take longer than the limit per call is left out, unless it
+is required; the report lists it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ __all__ = ["GRIDS", "REQUIRED_SIZES", "estimate_seconds", "is_required", "machin
 REQUIRED_SIZES = ((32, 64), (256, 128), (1024, 256), (4096, 256))
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)
 
-# Seconds that one step costs at least, whatever its size: a handful of small operations and what is around them.
+# Seconds that one step costs at least, whatever its size: a handful of small operations and what is around
+# them.
 STEP_OVERHEAD = 1.5e-4
 
 

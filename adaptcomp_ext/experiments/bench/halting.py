@@ -41,9 +41,13 @@ def _previous(path: Path, fresh: dict[str, Any]) -> tuple[dict[Config, dict[str,
     if not path.exists():
         return {}, {}
     old = read_json(path)
-    if not isinstance(old, dict) or any(old.get(part) != fresh[part] for part in ("machine", "versions", "settings")):
+    if not isinstance(old, dict) or any(
+        old.get(part) != fresh[part] for part in ("machine", "versions", "settings")
+    ):
         return {}, {}
-    return {Config(**row["config"]): row for row in old["rows"] if row["error"] is None}, old["compile_seconds"]
+    return {Config(**row["config"]): row for row in old["rows"] if row["error"] is None}, old[
+        "compile_seconds"
+    ]
 
 
 def run(
@@ -83,7 +87,12 @@ def run(
         **machine.describe(device),
         "quick": quick,
         **({"note": QUICK} if quick else {}),
-        "settings": {"seconds": seconds, "limit_seconds": limit_seconds, "seed": seed, "keeps_freed_memory": keeps},
+        "settings": {
+            "seconds": seconds,
+            "limit_seconds": limit_seconds,
+            "seed": seed,
+            "keeps_freed_memory": keeps,
+        },
         "rows": [],
         "compile_seconds": {},
         "memory": [],
@@ -159,8 +168,8 @@ def bench_halting(
     seconds : float, optional
         Time for the repeats of one configuration; default 4, quick 1.
     limit_seconds : float
-        Configurations are left out if one masked inference call is estimated to take longer; three times that in
-        training.
+        Configurations are left out if one masked inference call is estimated to take longer; three times that
+        in training.
     compiled : bool
         Whether the compiled contenders take part.
     memory : bool

@@ -1,7 +1,7 @@
 """The boolean-indexing form: after every step ``state = state[active]``, written the fast way.
 
-One ``nonzero`` per step and ``index_select`` for every tensor: on a CPU several times faster than indexing each
-tensor by the mask. Nothing is gathered in a step at which no row halts.
+One ``nonzero`` per step and ``index_select`` for every tensor: on a CPU several times faster than indexing
+each tensor by the mask. Nothing is gathered in a step at which no row halts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The masked form: all B rows run every step until the last one has halted; ``torch.where`` freezes the halted ones.
 
-Each policy has one module for what happens in a step (step, head and masking together), which is run as it is or handed
-to ``torch.compile``, and one short loop around it that leaves as soon as no row is active.
+Each policy has one module for what happens in a step (step, head and masking together), which is run as it is
+or handed to ``torch.compile``, and one short loop around it that leaves as soon as no row is active.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class Outcome(NamedTuple):
 
 
 def _freeze(active: Tensor, new: State, old: State) -> State:
-    return tuple(torch.where(active.view(-1, *(1,) * (n.dim() - 1)), n, o) for n, o in zip(new, old, strict=True))
+    return tuple(
+        torch.where(active.view(-1, *(1,) * (n.dim() - 1)), n, o) for n, o in zip(new, old, strict=True)
+    )
 
 
 class FixedStep(nn.Module):

@@ -26,7 +26,9 @@ GRADIENT_TOLERANCE = 1e-3
 Model = tuple[Any, Any]
 
 
-def verify(problem: Problem, outcomes: dict[str, Outcome], gradients: dict[str, tuple[Tensor, ...]]) -> dict[str, float]:
+def verify(
+    problem: Problem, outcomes: dict[str, Outcome], gradients: dict[str, tuple[Tensor, ...]]
+) -> dict[str, float]:
     """Compare all contenders with the masked form, and its steps with the script.
 
     Returns
@@ -118,7 +120,9 @@ def measure(
             calls = {name: training_call(problem, call) for name, call in forward.items()}
         try:
             if compiled is not None:
-                label = "/".join(str(part) for part in config.model_key[:3]) + ("/train" if config.training else "/infer")
+                label = "/".join(str(part) for part in config.model_key[:3]) + (
+                    "/train" if config.training else "/infer"
+                )
                 for name in ("masked_compile", "auto_compile"):
                     compiled.first_call(f"{label}/{name}", calls[name])
             outcomes = {name: call() for name, call in forward.items()}

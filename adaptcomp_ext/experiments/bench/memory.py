@@ -60,15 +60,17 @@ def memory_rows(
 ) -> list[dict[str, Any]]:
     """Measure saved bytes of the masked form, of boolean indexing and of AdaptiveHalt over mean/M.
 
-    One core, M = 16, ``fixed`` and ``act``. ``row_steps`` is the sum of steps over all rows: ours should follow it, the
-    masked form B times the longest row.
+    One core, M = 16, ``fixed`` and ``act``. ``row_steps`` is the sum of steps over all rows: ours should
+    follow it, the masked form B times the longest row.
     """
     core = cores[0]
     found = []
     for policy in ("fixed", "act"):
         for batch, dim in sizes:
             for fraction in fractions:
-                config = Config(core, batch, dim, fraction=fraction, policy=policy, training=True, compiled=False)
+                config = Config(
+                    core, batch, dim, fraction=fraction, policy=policy, training=True, compiled=False
+                )
                 problem = make_problem(config, make_model(config, device, seed), device, seed)
                 calls = forward_contenders(problem, None)
                 ignore = [*problem.leaves, *problem.state, *problem.inputs, problem.steps]

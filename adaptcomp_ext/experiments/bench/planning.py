@@ -130,7 +130,15 @@ def bench_planning(
         ]
         for f in found
     ]
-    header = ["agent", "mean iterations", "limit, ms", "each its own, ms", "all to the end, ms", "own / limit", "all / own"]
+    header = [
+        "agent",
+        "mean iterations",
+        "limit, ms",
+        "each its own, ms",
+        "all to the end, ms",
+        "own / limit",
+        "all / own",
+    ]
     text = (
         "# Planning, each state for itself\n\n"
         f"{rows} states, {SIZES[0]['samples']} candidates, horizon 3, at most {ITERATIONS} iterations; {threads} thread(s), "
@@ -141,5 +149,7 @@ def bench_planning(
     write_json(folder / "bench_planning.json", report)
     write_text(folder / "bench_planning.md", text)
     for line in lines:
-        console.print(f"{line[0]}: {line[5]} of the limit; all states to the end take {line[6]} times as long")
+        console.print(
+            f"{line[0]}: {line[5]} of the limit; all states to the end take {line[6]} times as long"
+        )
     return report

@@ -8,10 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cores import CLASSES, CORES, HALT_LOGIT, ScriptedHead, ScriptedStep, flops_per_row, has_context, state_shape
+from .cores import (
+    CLASSES,
+    CORES,
+    HALT_LOGIT,
+    ScriptedHead,
+    ScriptedStep,
+    flops_per_row,
+    has_context,
+    state_shape,
+)
 from .schedule import scripted_steps
 
-__all__ = ["ACT_THRESHOLD", "CONFIDENCE_THRESHOLD", "POLICIES", "Config", "Problem", "make_model", "make_problem"]
+__all__ = [
+    "ACT_THRESHOLD",
+    "CONFIDENCE_THRESHOLD",
+    "POLICIES",
+    "Config",
+    "Problem",
+    "make_model",
+    "make_problem",
+]
 
 POLICIES = ("fixed", "confidence", "act")
 ACT_THRESHOLD = 0.99
@@ -118,7 +135,9 @@ def _script(config: Config, steps: Tensor) -> Tensor:
     return torch.stack([left, running], dim=1)
 
 
-def make_problem(config: Config, model: tuple[ScriptedStep, ScriptedHead | None], device: torch.device, seed: int) -> Problem:
+def make_problem(
+    config: Config, model: tuple[ScriptedStep, ScriptedHead | None], device: torch.device, seed: int
+) -> Problem:
     """Draw the tensors of one configuration."""
     generator = torch.Generator().manual_seed(seed)
     steps = scripted_steps(config.batch, config.max_steps, config.fraction, seed)

@@ -27,7 +27,14 @@ Row = Mapping[str, Any]
 
 def _where(row: Row, mode: bool = True) -> list[str]:
     c = row["config"]
-    cells = [c["core"], c["policy"], str(c["batch"]), str(c["dim"]), str(c["max_steps"]), f"{c['fraction']:g}"]
+    cells = [
+        c["core"],
+        c["policy"],
+        str(c["batch"]),
+        str(c["dim"]),
+        str(c["max_steps"]),
+        f"{c['fraction']:g}",
+    ]
     return [*cells, "train" if c["training"] else "infer"] if mode else cells
 
 
@@ -36,7 +43,10 @@ WHERE = ["core", "policy", "B", "D", "M", "mean/M"]
 
 def _over_limit(row: Row) -> list[str]:
     ratios = row["ratios"]
-    return [milliseconds(row["times_ms"]["limit"]["median"]), *(number(ratios.get(f"{n}/limit")) for n in LABELS)]
+    return [
+        milliseconds(row["times_ms"]["limit"]["median"]),
+        *(number(ratios.get(f"{n}/limit")) for n in LABELS),
+    ]
 
 
 def _worst(rows: Sequence[Row]) -> list[str]:
@@ -59,14 +69,25 @@ def _worst(rows: Sequence[Row]) -> list[str]:
         ]
     lines += ["", "Over 1 means that auto is slower.", ""]
     return lines + table(
-        [*WHERE, "mode", "auto / best of both", "auto / masked eager", "auto / boolean", "auto / masked compile"],
+        [
+            *WHERE,
+            "mode",
+            "auto / best of both",
+            "auto / masked eager",
+            "auto / boolean",
+            "auto / masked compile",
+        ],
         (
             [
                 *_where(row),
                 number(row["ratios"]["auto/best"]),
                 number(1 / row["ratios"]["masked/auto"]),
                 number(1 / row["ratios"]["boolean/auto"]),
-                number(1 / row["ratios"]["masked_compile/auto"] if "masked_compile/auto" in row["ratios"] else None),
+                number(
+                    1 / row["ratios"]["masked_compile/auto"]
+                    if "masked_compile/auto" in row["ratios"]
+                    else None
+                ),
             ]
             for row in ordered[:WORST]
         ),
@@ -150,19 +171,34 @@ def markdown(report: Mapping[str, Any]) -> str:
         *neighbours(timed, report["machine"]["cores"]),
     ]
     if failed:
-        lines += ["## Errors", "", *(f"- {Config(**row['config']).label}: {row['error']}" for row in failed), ""]
+        lines += [
+            "## Errors",
+            "",
+            *(f"- {Config(**row['config']).label}: {row['error']}" for row in failed),
+            "",
+        ]
     lines += ["## Over the limit: the required points", "", "Time over the limit's; 1 cannot be beaten.", ""]
     required = [row for row in timed if is_required(Config(**row["config"]))]
-    lines += table([*WHERE, "mode", "limit ms", *LABELS.values()], ([*_where(r), *_over_limit(r)] for r in required))
+    lines += table(
+        [*WHERE, "mode", "limit ms", *LABELS.values()], ([*_where(r), *_over_limit(r)] for r in required)
+    )
     lines += _worst(timed)
-    lines += ["## Training", "", "Forward and backward: how many times faster auto is; its time over the limit's.", ""]
+    lines += [
+        "## Training",
+        "",
+        "Forward and backward: how many times faster auto is; its time over the limit's.",
+        "",
+    ]
     lines += table(
         [*WHERE, "auto ms", "over masked eager", "over boolean", "over masked compile", "auto / limit"],
         (
             [
                 *_where(row, mode=False),
                 milliseconds(row["times_ms"]["auto"]["median"]),
-                *(number(row["ratios"].get(f"{rival}/auto")) for rival in ("masked", "boolean", "masked_compile")),
+                *(
+                    number(row["ratios"].get(f"{rival}/auto"))
+                    for rival in ("masked", "boolean", "masked_compile")
+                ),
                 number(row["ratios"]["auto/limit"]),
             ]
             for row in timed
@@ -181,9 +217,16 @@ def markdown(report: Mapping[str, Any]) -> str:
     if report["cuda"] is not None:
         lines += _cuda(report["cuda"])
     lines += ["## All configurations", "", "Limit in milliseconds, all others over the limit.", ""]
-    lines += table([*WHERE, "mode", "limit ms", *LABELS.values()], ([*_where(r), *_over_limit(r)] for r in timed))
+    lines += table(
+        [*WHERE, "mode", "limit ms", *LABELS.values()], ([*_where(r), *_over_limit(r)] for r in timed)
+    )
     if report["compile_seconds"]:
-        lines += ["## Compile times", "", "Once per model, shared by all batch sizes; not in the times above.", ""]
+        lines += [
+            "## Compile times",
+            "",
+            "Once per model, shared by all batch sizes; not in the times above.",
+            "",
+        ]
         lines += table(["model", "s"], ([name, f"{s:.1f}"] for name, s in report["compile_seconds"].items()))
     if report["skipped"]:
         lines += ["## Left out", "", "The masked form would have taken too long.", ""]

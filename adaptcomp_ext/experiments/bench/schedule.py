@@ -24,9 +24,9 @@ def _stop_probability(max_steps: int, mean: float) -> float:
 def scripted_steps(batch: int, max_steps: int, fraction: float, seed: int = 0) -> torch.Tensor:
     """Draw how many steps each row runs.
 
-    The law is a clipped geometric one, as if every row halted with the same probability at every step and were cut off
-    at ``max_steps``: most rows are short, a few are long, which is what learned halting looks like. The values are
-    stratified quantiles in a random order, so the mean does not wander with the seed.
+    The law is a clipped geometric one, as if every row halted with the same probability at every step and
+    were cut off at ``max_steps``: most rows are short, a few are long, which is what learned halting looks
+    like. The values are stratified quantiles in a random order, so the mean does not wander with the seed.
 
     Parameters
     ----------
@@ -44,7 +44,9 @@ def scripted_steps(batch: int, max_steps: int, fraction: float, seed: int = 0) -
     """
     mean = fraction * max_steps
     if not 1.0 <= mean <= max_steps:
-        raise ValueError(f"fraction: expected a mean of 1 to {max_steps} steps, got {fraction} * {max_steps} = {mean:g}")
+        raise ValueError(
+            f"fraction: expected a mean of 1 to {max_steps} steps, got {fraction} * {max_steps} = {mean:g}"
+        )
     order = torch.randperm(batch, generator=torch.Generator().manual_seed(seed))
     if mean == max_steps:
         return torch.full((batch,), max_steps, dtype=torch.int64)

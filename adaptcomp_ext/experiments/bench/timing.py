@@ -59,9 +59,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time all calls in turn, again and again, so that drift and neighbours on the machine hit all of them alike.
 
-    The order is drawn anew for each repeat, and a short call is made once more, untimed, right before the timed one:
-    as a program that keeps calling the same model would find it, nobody starts in the caches that another has left.
-    Warming up takes two rounds at least and a tenth of the time at most.
+    The order is drawn anew for each repeat, and a short call is made once more, untimed, right before the
+    timed one: as a program that keeps calling the same model would find it, nobody starts in the caches that
+    another has left. Warming up takes two rounds at least and a tenth of the time at most.
 
     Parameters
     ----------
@@ -72,10 +72,11 @@ def interleave(
     seconds : float
         Time for all repeats together.
     few, fewest, most : int
-        Repeats: at least ``few``, or ``fewest`` where ``few`` would take over twice the time; at most ``most``.
+        Repeats: at least ``few``, or ``fewest`` where ``few`` would take over twice the time; at most
+        ``most``.
     block : float
-        Milliseconds. A call that is shorter is made several times in a row, as many as fit, and counts with their mean: the
-        steady state of a program that does little else. 0: each call by itself.
+        Milliseconds. A call that is shorter is made several times in a row, as many as fit, and counts with
+        their mean: the steady state of a program that does little else. 0: each call by itself.
 
     Returns
     -------

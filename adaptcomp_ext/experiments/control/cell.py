@@ -43,7 +43,9 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     history = train(trainer, checks.after, span(tick, "training", 0.0, 0.9))
     tick("evaluation", 0.9)
     agent = trainer.agent
-    test = partial(run_episodes, agent, settings.task, cell.options["episodes"], length=cell.options["length"])
+    test = partial(
+        run_episodes, agent, settings.task, cell.options["episodes"], length=cell.options["length"]
+    )
     camera = _Camera(cell.options["length"])
     with _priced(agent, settings):
         if settings.gate == "value":
@@ -85,7 +87,8 @@ class _Checks:
             own = test(self.seed)
             entry: dict[str, Any] = {"round": number, "return": float(own.returns.mean()), "rate": own.rate}
             if settings.gate == "value":
-                # While the habit is still learning: afterwards it may do without plans, and then no gate makes a difference.
+                # While the habit is still learning: afterwards it may do without plans, and then no gate
+                # makes a difference.
                 agent.gate.calibrate("random", torch.empty(0), own.rate)
                 entry["at random"] = float(test(self.seed, "random").returns.mean())
                 entry["where"] = _where(agent, test, self.seed)
@@ -109,7 +112,11 @@ def _look_closely(
     """Other gates at the same rate; other prices; where the gate plans."""
     tick("other gates", 0.93)
     scores = {kind: test(seed + 1, kind).score for kind in ("kl", "entropy")}
-    gates = {"value": _judge(own), "always": _judge(test(seed, "always")), "never": _judge(test(seed, "never"))}
+    gates = {
+        "value": _judge(own),
+        "always": _judge(test(seed, "always")),
+        "never": _judge(test(seed, "never")),
+    }
     with _kept_thresholds(agent):
         for kind in ("kl", "entropy", "random"):
             # Calibrated on other episodes; on these the rate comes out as it does, and is reported.

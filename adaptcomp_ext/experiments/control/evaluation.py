@@ -94,9 +94,13 @@ def run_episodes(
                 before = act.following
                 observation, reward, _, truncated, _ = env.step(act.action.numpy())
                 counted = torch.from_numpy(np.where(going, reward, 0.0))
-                records.append((act.called, act.iterations, act.gain, act.divergence, act.distance, act.score, counted))
+                records.append(
+                    (act.called, act.iterations, act.gain, act.divergence, act.distance, act.score, counted)
+                )
                 going &= ~truncated
     finally:
         agent.gate.kind, agent.planner.least_std = own, least
-    called, iterations, gain, apart, distance, score, rewards = (torch.stack(part) for part in zip(*records, strict=True))
+    called, iterations, gain, apart, distance, score, rewards = (
+        torch.stack(part) for part in zip(*records, strict=True)
+    )
     return Episodes(rewards.sum(0), called, iterations, gain, apart, distance, score, rewards, env.broken)

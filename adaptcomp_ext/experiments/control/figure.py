@@ -36,11 +36,23 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
                 _band(axes[1], steps, found["curve"]["rate"], COLORS[name], NAMES[name], 100)
             seconds, last = found["seconds"], found["return"]
             axes[2].errorbar(
-                [seconds.mean], [last.mean], bars([last]), bars([seconds]), color=COLORS[name], marker="o", label=NAMES[name]
+                [seconds.mean],
+                [last.mean],
+                bars([last]),
+                bars([seconds]),
+                color=COLORS[name],
+                marker="o",
+                label=NAMES[name],
             )
-        axes[0].set(title="Learning (exploring, short episodes)", xlabel="steps, thousands", ylabel="return, per 1,000 steps")
+        axes[0].set(
+            title="Learning (exploring, short episodes)",
+            xlabel="steps, thousands",
+            ylabel="return, per 1,000 steps",
+        )
         axes[0].legend(loc="best", fontsize=8.5)
-        axes[1].set(title="How often it plans", xlabel="steps, thousands", ylabel="states planned, %", ylim=(0, 100))
+        axes[1].set(
+            title="How often it plans", xlabel="steps, thousands", ylabel="states planned, %", ylim=(0, 100)
+        )
         axes[2].set(title="What it took", xlabel="training, s", ylabel="return at the end")
         axes[2].set_xlim(left=0)
         # From 0, as returns are: the axis would else be cut to the little by which single dots differ.
@@ -50,17 +62,23 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
         plt.close(figure)
 
 
-def _band(axes: Axes, x: NDArray[Any], values: Sequence[Any], color: str, label: str, scale: float = 1.0) -> None:
+def _band(
+    axes: Axes, x: NDArray[Any], values: Sequence[Any], color: str, label: str, scale: float = 1.0
+) -> None:
     mean, half = scale * np.array([v.mean for v in values]), scale * np.array([v.half for v in values])
     axes.plot(x, mean, color=color, lw=1.6, label=label)
     axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, lw=0)
 
 
-def draw_strip(strip: Summary, path: Path, frames: Sequence[NDArray[np.uint8]] = (), quick: bool = False) -> None:
+def draw_strip(
+    strip: Summary, path: Path, frames: Sequence[NDArray[np.uint8]] = (), quick: bool = False
+) -> None:
     """An episode's rewards, and the planner's iterations in each of its states under them; pictures above where there are any."""
     rows = 3 if len(frames) else 2
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, 1, figsize=(10, 1.5 * rows + 0.6), layout="constrained", sharex=not len(frames))
+        figure, axes = plt.subplots(
+            rows, 1, figsize=(10, 1.5 * rows + 0.6), layout="constrained", sharex=not len(frames)
+        )
         if len(frames):
             axes[0].imshow(np.concatenate(list(frames), axis=1))
             axes[0].set_axis_off()

@@ -1,7 +1,8 @@
 """One update of the agent from stretches of its past: model and values, then the habit, then the gate.
 
-Values are learned from the rewards up to the end of a stretch and the slow value of its last state (uncorrected n-step returns):
-where rewards are rare, one step at a time takes too many updates to reach the states before them.
+Values are learned from the rewards up to the end of a stretch and the slow value of its last state
+(uncorrected n-step returns): where rewards are rare, one step at a time takes too many updates to reach the
+states before them.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ class Learner:
         self.agent, self.settings = agent, settings
         self.model = [p for m in (world.encoder, world.dynamics, world.q) for p in m.parameters()]
         self.habit = list(world.habit.parameters())
-        gate: dict[str, Any] = {"params": list(agent.gate.parameters()), "lr": GATE_HASTE * settings.learning_rate}
+        gate: dict[str, Any] = {
+            "params": list(agent.gate.parameters()),
+            "lr": GATE_HASTE * settings.learning_rate,
+        }
         groups: list[dict[str, Any]] = [{"params": self.model}, {"params": self.habit}, gate]
         self.optimizer = torch.optim.Adam(groups, settings.learning_rate, fused=True)
 
@@ -84,18 +88,22 @@ class Learner:
         s, world, gate = self.settings, self.agent.world, self.agent.gate
         world.habit.train()  # its noise belongs to learning alone
         piece = replay.sample(s.batch, s.horizon)
-        there = torch.arange(s.horizon) < piece.length[:, None]  # all of them, but of an episode that is shorter than a stretch
+        there = (
+            torch.arange(s.horizon) < piece.length[:, None]
+        )  # all of them, but of an episode that is shorter than a stretch
         weight = s.decay ** torch.arange(s.horizon) * there
         with torch.no_grad():
             future = world.encode(piece.observation[:, 1:])
             final = future[torch.arange(s.batch), piece.length - 1]
             move = world.habit(final)
-            # The mean of both, in the bounds that are known: the least of two, step after step, eats what little a far reward
-            # is worth (measured: a pendulum at rest stayed at 0).
+            # The mean of both, in the bounds that are known: the least of two, step after step, eats what
+            # little a far reward is worth (measured: a pendulum at rest stayed at 0).
             worth = world.value(final, move.action, slow=True).mean(0).clamp(0.0, 1.0)
             target = torch.empty_like(piece.reward)
             for t in reversed(range(s.horizon)):
-                worth = torch.where(there[:, t], (1 - s.discount) * piece.reward[:, t] + s.discount * worth, worth)
+                worth = torch.where(
+                    there[:, t], (1 - s.discount) * piece.reward[:, t] + s.discount * worth, worth
+                )
                 target[:, t] = worth
         z = world.encode(piece.observation[:, 0])
         states, rewards = [z], []
@@ -118,7 +126,8 @@ class Learner:
             ends = torch.quantile(worth[:, 0], torch.tensor([0.05, 0.95]))
             world.spread.lerp_((ends[1] - ends[0]).clamp(min=LEAST_SPREAD), SPREAD_RATE)
         habit = ((s.entropy * move.log_prob - worth / world.spread) * weight).mean()
-        # Of recent plans alone: what the planner thought when the model knew little averages to doing nothing.
+        # Of recent plans alone: what the planner thought when the model knew little averages to doing
+        # nothing.
         some = replay.planned(s.recent, s.plans)
         gate_loss = torch.full((), torch.nan)
         if some is not None:

@@ -103,7 +103,11 @@ def verdicts(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
 def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) -> str:
     """The whole report."""
     settings, seeds = config["settings"], len(config["seeds"])
-    in_tests = "" if settings["test_price"] is None else f" while it learns, {settings['test_price']:g} in evaluations"
+    in_tests = (
+        ""
+        if settings["test_price"] is None
+        else f" while it learns, {settings['test_price']:g} in evaluations"
+    )
     parts = [
         f"# Planning on demand: {settings['task']}\n",
         f"{settings['envs']} environments, action repeat 2, {settings['rounds']} rounds of {settings['episode']} "
@@ -176,7 +180,10 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
             row = [str(entry["round"]), interval(entry["rate"]), _signed(entry["− at random"])]
             for name in APART:
                 row += [interval(rate) for rate in entry[f"rate by {name}"]]
-                row += [points(entry[f"most − least {name}"]), interval(entry[f"rank correlation with {name}"], 2, 1.0)]
+                row += [
+                    points(entry[f"most − least {name}"]),
+                    interval(entry[f"rank correlation with {name}"], 2, 1.0),
+                ]
             rows.append([*row, interval(entry["rank correlation with gain"], 2, 1.0)])
         parts.append(table([*header, "score with gain"], rows))
     parts.append("## Evaluations on the way\n")

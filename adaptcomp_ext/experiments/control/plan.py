@@ -21,7 +21,12 @@ LARGE = Settings("", latent=64, hidden=128, rounds=60, updates=8, planner={"samp
 PRESETS: Mapping[str, Settings] = {
     # Values at rest, where there is nothing more to win, came out between 0.93 and 1.
     "pendulum-swingup": replace(
-        SMALL, rounds=24, price=0.0012, test_price=0.0012 / 16, bursts=0.02, planner={**SMALL.planner, "enough": 0.9}
+        SMALL,
+        rounds=24,
+        price=0.0012,
+        test_price=0.0012 / 16,
+        bursts=0.02,
+        planner={**SMALL.planner, "enough": 0.9},
     ),
     "reacher-easy": replace(SMALL, rounds=28, price=0.012),
     "walker-stand": LARGE,
@@ -38,7 +43,17 @@ def preset(task: str, *, steps: int | None = None, quick: bool = False) -> Setti
     if quick:
         planner = {**settings.planner, "samples": 64, "elites": 12, "habits": 4, "iterations": 3}
         small: dict[str, Any] = {"latent": 16, "hidden": 32, "learning": {"batch": 32}}
-        settings = replace(settings, envs=6, rounds=4, episode=40, warm=1, updates=1, first_updates=30, planner=planner, **small)
+        settings = replace(
+            settings,
+            envs=6,
+            rounds=4,
+            episode=40,
+            warm=1,
+            updates=1,
+            first_updates=30,
+            planner=planner,
+            **small,
+        )
     if steps is not None:
         round_ = settings.envs * settings.episode * ACTION_REPEAT
         settings = replace(settings, rounds=max(settings.warm + 1, -(-steps // round_)))
@@ -80,7 +95,13 @@ def plan(
         for name in AGENTS
         if name in agents
     ]
-    config = {"settings": asdict(settings), "agents": list(agents), "seeds": list(every), "quick": quick, **measured}
+    config = {
+        "settings": asdict(settings),
+        "agents": list(agents),
+        "seeds": list(every),
+        "quick": quick,
+        **measured,
+    }
     return Plan("control", config, cells)
 
 
@@ -90,5 +111,9 @@ def matched(cells: Sequence[Cell], found: Mapping[str, Mapping[str, Any]]) -> li
     for cell in cells:
         if cell.options["settings"]["gate"] == "random":
             rates = [record["rate"] for record in found[f"value-seed-{cell.seed}"]["history"]]
-            out.append(cell._replace(options={**cell.options, "settings": {**cell.options["settings"], "rates": rates}}))
+            out.append(
+                cell._replace(
+                    options={**cell.options, "settings": {**cell.options["settings"], "rates": rates}}
+                )
+            )
     return out

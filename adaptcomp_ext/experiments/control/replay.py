@@ -9,7 +9,18 @@ from torch import Tensor
 
 __all__ = ["Piece", "Planned", "Replay"]
 
-FIELDS = ("observation", "following", "action", "reward", "ended", "mean", "std", "gain", "divergence", "glance")
+FIELDS = (
+    "observation",
+    "following",
+    "action",
+    "reward",
+    "ended",
+    "mean",
+    "std",
+    "gain",
+    "divergence",
+    "glance",
+)
 
 
 class Piece(NamedTuple):
@@ -18,7 +29,8 @@ class Piece(NamedTuple):
     Attributes
     ----------
     observation : Tensor
-        [B, H + 1, O]: before each step, and after the last; where a stretch is shorter, its last one fills the rest.
+        [B, H + 1, O]: before each step, and after the last; where a stretch is shorter, its last one fills
+        the rest.
     action, reward : Tensor
         [B, H, A], [B, H]; 0 after the end of a shorter stretch.
     length : Tensor
@@ -83,7 +95,8 @@ class Replay:
             t = torch.randint(self.length - horizon + 1, (batch + batch // 8,))
             e = torch.randint(envs, t.shape)
             whole = ~self.ended[t[:, None] + torch.arange(horizon - 1), e[:, None]].any(1)
-            # An episode that is shorter than a stretch is learned from too: from its first step, the rest left blank.
+            # An episode that is shorter than a stretch is learned from too: from its first step, the rest
+            # left blank.
             fits = whole | (t == 0) | self.ended[t - 1, e]
             begin, env = torch.cat([begin, t[fits]]), torch.cat([env, e[fits]])
         begin, env = begin[:batch], env[:batch]

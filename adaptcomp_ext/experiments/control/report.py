@@ -43,7 +43,8 @@ def control(
     task : str
         One of `adaptcomp_ext.experiments.environments.control.TASKS`.
     out : Path
-        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted run goes on.
+        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted
+        run goes on.
     steps : int, optional
         Of the suite, all environments together. Default: what suits the task.
     seeds, first_seed : int
@@ -78,7 +79,9 @@ def control(
         quick=quick,
     )
     first = [cell for cell in what.cells if cell.options["settings"]["gate"] != "random"]
-    found = run_plan(what._replace(cells=first), out, run_cell, workers=workers, threads=threads, console=console)
+    found = run_plan(
+        what._replace(cells=first), out, run_cell, workers=workers, threads=threads, console=console
+    )
     # The random gate plans as often as the value gate did: known only now.
     last = matched(what.cells, found)
     folder = RunFolder.open(out, what.name, what.config)
@@ -87,6 +90,8 @@ def control(
     figure.draw(summary, out / FIGURES["main"], quick)
     if "strip" in summary:
         frames = folder.cell(f"value-seed-{first_seed}") / FRAMES_NAME
-        figure.draw_strip(summary["strip"], out / FIGURES["strip"], np.load(frames) if frames.is_file() else (), quick)
+        figure.draw_strip(
+            summary["strip"], out / FIGURES["strip"], np.load(frames) if frames.is_file() else (), quick
+        )
     said = verdicts(summary, what.config["settings"])
     return publish(what, out, summary, said, partial(write_markdown, summary, what.config), console)

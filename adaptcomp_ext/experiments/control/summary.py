@@ -18,20 +18,28 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
     """Means, intervals and differences; named tuples, which become lists in JSON."""
 
     def of(agent: str) -> list[Found]:
-        return [found[c.name] for c in sorted(cells, key=lambda c: c.seed) if c.options["settings"]["gate"] == agent]
+        return [
+            found[c.name]
+            for c in sorted(cells, key=lambda c: c.seed)
+            if c.options["settings"]["gate"] == agent
+        ]
 
     names = list(dict.fromkeys(c.options["settings"]["gate"] for c in cells))
     out: dict[str, Any] = {"agents": {name: _agent(of(name)) for name in names}}
     if "value" in names:
         value = of("value")
         out["gates"] = {kind: _gate(value, kind) for kind in KINDS}
-        out["prices"] = [_price([c["prices"][i] for c in value], value) for i in range(len(value[0]["prices"]))]
+        out["prices"] = [
+            _price([c["prices"][i] for c in value], value) for i in range(len(value[0]["prices"]))
+        ]
         out["where"] = _where([c["where"] for c in value], (*APART, "gain"))
         out["on the way"] = [
             {
                 "round": entry["round"],
                 "rate": mean_interval([c["checks"][i]["rate"] for c in value]),
-                "− at random": paired([c["checks"][i]["return"] for c in value], [c["checks"][i]["at random"] for c in value]),
+                "− at random": paired(
+                    [c["checks"][i]["return"] for c in value], [c["checks"][i]["at random"] for c in value]
+                ),
                 **_where([c["checks"][i]["where"] for c in value], APART),
             }
             for i, entry in enumerate(value[0]["checks"])
@@ -41,17 +49,28 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
             if rival in names:
                 others = of(rival)
                 out[f"value − {rival}"] = {
-                    "return": paired([c["own"]["return"] for c in value], [c["own"]["return"] for c in others]),
-                    "learning": paired([_over_training(c) for c in value], [_over_training(c) for c in others]),
+                    "return": paired(
+                        [c["own"]["return"] for c in value], [c["own"]["return"] for c in others]
+                    ),
+                    "learning": paired(
+                        [_over_training(c) for c in value], [_over_training(c) for c in others]
+                    ),
                     "checks": [
-                        paired([c["checks"][i]["return"] for c in value], [c["checks"][i]["return"] for c in others])
+                        paired(
+                            [c["checks"][i]["return"] for c in value],
+                            [c["checks"][i]["return"] for c in others],
+                        )
                         for i in range(len(value[0]["checks"]))
                     ],
                     "prices": [
-                        paired([c["prices"][i]["return"] for c in value], [c["own"]["return"] for c in others])
+                        paired(
+                            [c["prices"][i]["return"] for c in value], [c["own"]["return"] for c in others]
+                        )
                         for i in range(len(value[0]["prices"]))
                     ],
-                    "saved": mean_interval([1 - _seconds(a) / _seconds(b) for a, b in zip(value, others, strict=True)]),
+                    "saved": mean_interval(
+                        [1 - _seconds(a) / _seconds(b) for a, b in zip(value, others, strict=True)]
+                    ),
                 }
     return out
 
@@ -75,7 +94,8 @@ def _agent(cells: Sequence[Found]) -> dict[str, Any]:
         "iterations": mean_interval([c["own"]["iterations"] for c in cells]),
         "seconds": mean_interval([_seconds(c) for c in cells]),
         "share of planning": mean_interval([c["training"]["act"] / _seconds(c) for c in cells]),
-        "broken": sum(c["own"]["broken"] for c in cells) + sum(r["broken"] for c in cells for r in c["history"]),
+        "broken": sum(c["own"]["broken"] for c in cells)
+        + sum(r["broken"] for c in cells for r in c["history"]),
         "steps": cells[0]["steps"],
         "curve": {
             key: [mean_interval([c["history"][i][key] for c in cells]) for i in rounds]

@@ -39,11 +39,13 @@ class Settings:
     gate : str
         Of `adaptcomp_ext.models.agents.GATES`: which states are planned.
     price : float
-        κ of the value gate while it learns: planned where the predicted gain exceeds it, in units of the spread of values.
+        κ of the value gate while it learns: planned where the predicted gain exceeds it, in units of the
+        spread of values.
     test_price : float or None
         κ in evaluations, where a plan costs none of the time in which the agent learns. None: the same.
     rates : tuple of float or None
-        Of the random gate: which share of the states is planned, by round; the last one for all rounds after it.
+        Of the random gate: which share of the states is planned, by round; the last one for all rounds after
+        it.
     envs, rounds, episode : int
         Environments side by side; rounds; decisions of a round, after which all begin anew.
     warm : int
@@ -53,9 +55,11 @@ class Settings:
     first_updates : int
         After the warm rounds.
     wide : float
-        σ of plans is at least this at first, falling linearly to the planner's own within half of the training.
+        σ of plans is at least this at first, falling linearly to the planner's own within half of the
+        training.
     bursts : float
-        Probability per decision that a random action is held for some time, falling to 0 at 60 % of the training.
+        Probability per decision that a random action is held for some time, falling to 0 at 60 % of the
+        training.
     latent, hidden : int
         Sizes of the networks.
     planner : dict
@@ -126,10 +130,17 @@ class Trainer:
         Instead of a new one.
     """
 
-    def __init__(self, settings: Settings, seed: int, folder: Path | None = None, agent: PlanningAgent | None = None) -> None:
+    def __init__(
+        self, settings: Settings, seed: int, folder: Path | None = None, agent: PlanningAgent | None = None
+    ) -> None:
         self.settings, self.folder = settings, folder
-        self.env = ControlVectorEnv(settings.task, settings.envs, max_steps=settings.episode, autoreset_mode="SameStep")
-        (observations,), (actions,) = self.env.single_observation_space.shape or (), self.env.single_action_space.shape or ()
+        self.env = ControlVectorEnv(
+            settings.task, settings.envs, max_steps=settings.episode, autoreset_mode="SameStep"
+        )
+        (observations,), (actions,) = (
+            self.env.single_observation_space.shape or (),
+            self.env.single_action_space.shape or (),
+        )
         self.agent = build(settings, observations, actions) if agent is None else agent
         self.learner = Learner(self.agent, Learning(**settings.learning))
         self.replay = Replay(settings.rounds * settings.episode, settings.envs, observations, actions)
@@ -157,9 +168,13 @@ class Trainer:
             return
         length = self.settings.episode
         part = self.replay.part(self.kept * length, len(self.history) * length)
-        write_tensors(self.folder / f"past-{len(self.history):05d}.safetensors", {**part, "random": self._random()})
+        write_tensors(
+            self.folder / f"past-{len(self.history):05d}.safetensors", {**part, "random": self._random()}
+        )
         # The checkpoint is written last: it says how much of the past counts.
-        Checkpoint(self.folder / "agent.safetensors").save(self.agent, self.learner.optimizer, None, self.history)
+        Checkpoint(self.folder / "agent.safetensors").save(
+            self.agent, self.learner.optimizer, None, self.history
+        )
         self.kept = len(self.history)
 
     def _random(self) -> Tensor:
@@ -199,7 +214,11 @@ class Trainer:
             if warm:
                 action = bursts.apply(None, 1.0)
                 blank = torch.full_like(action, torch.nan)
-                about = {"mean": blank, "std": blank, **dict.fromkeys(("gain", "divergence", "glance"), blank[:, 0])}
+                about = {
+                    "mean": blank,
+                    "std": blank,
+                    **dict.fromkeys(("gain", "divergence", "glance"), blank[:, 0]),
+                }
             else:
                 act = agent.act(seen, before, explore=True)
                 action, before = bursts.apply(act.action, burst), act.following
@@ -229,7 +248,11 @@ class Trainer:
             if not warm and self.replay.length > self.learner.settings.horizon:
                 # The gate is a small network with an easy task, and what it costs to learn is not saved.
                 losses += [self.learner.update(self.replay, gate_too=i % 2 == 0) for i in range(s.updates)]
-            elif number == s.warm - 1 and k == s.episode - 1 and self.replay.length >= self.learner.settings.horizon:
+            elif (
+                number == s.warm - 1
+                and k == s.episode - 1
+                and self.replay.length >= self.learner.settings.horizon
+            ):
                 losses += [self.learner.update(self.replay) for _ in range(s.first_updates)]
             _lap(seconds, "learn", clock)
         decisions = s.envs * s.episode

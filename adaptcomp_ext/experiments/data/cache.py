@@ -16,7 +16,9 @@ from adaptcomp_ext.experiments.files import write_tensors
 __all__ = ["cached"]
 
 
-def cached(path: Path | None, about: dict[str, Any], build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def cached(
+    path: Path | None, about: dict[str, Any], build: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """Read tensors from a safetensors file if it was made from just this, else build them and write it.
 
     Parameters

@@ -17,8 +17,9 @@ STANDARD = ("", "MNIST/raw", "MNIST", "raw")
 def find_parts(folder: Path) -> dict[str, Path | None]:
     """Find the four files in a folder or in the folders below it in which tools put them.
 
-    Names are those of `MNIST_FILES` in upper or lower case, with ``.idx`` for ``-idx`` or not, with ``.gz`` or not; each file may
-    lie in a folder of its own name. All come from one place: no other data set fills the gaps of this one.
+    Names are those of `MNIST_FILES` in upper or lower case, with ``.idx`` for ``-idx`` or not, with ``.gz``
+    or not; each file may lie in a folder of its own name. All come from one place: no other data set fills
+    the gaps of this one.
 
     Parameters
     ----------
@@ -43,7 +44,9 @@ def find_parts(folder: Path) -> dict[str, Path | None]:
     whole = [place for place, found in others.items() if all(found.values())]
     if len(whole) > 1:
         names = ", ".join(str(place.relative_to(folder)) for place in whole[:SHOWN])
-        raise ValueError(f"{folder}: expected one data set, found several: {names}; name one of these folders")
+        raise ValueError(
+            f"{folder}: expected one data set, found several: {names}; name one of these folders"
+        )
     return others[whole[0]] if whole else fullest
 
 
@@ -68,7 +71,10 @@ def _parts(place: Path) -> dict[str, Path | None]:
 
 def _files(place: Path) -> dict[str, Path]:
     """The files of a folder by their plain names; the one that is not compressed where there are two."""
-    files = sorted((entry for entry in _entries(place) if entry.is_file()), key=lambda entry: entry.suffix.lower() != ".gz")
+    files = sorted(
+        (entry for entry in _entries(place) if entry.is_file()),
+        key=lambda entry: entry.suffix.lower() != ".gz",
+    )
     return {_plain(entry.name): entry for entry in files}
 
 

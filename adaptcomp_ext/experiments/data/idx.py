@@ -17,8 +17,8 @@ _UNSIGNED_BYTE = 0x08
 def read_idx(path: Path | str, dimensions: int) -> np.ndarray:
     """Read an IDX file of unsigned bytes.
 
-    The file starts with a four-byte magic number (0, 0, type of the elements, number of dimensions) and each dimension
-    as a big-endian 32-bit integer; the elements follow.
+    The file starts with a four-byte magic number (0, 0, type of the elements, number of dimensions) and each
+    dimension as a big-endian 32-bit integer; the elements follow.
 
     Parameters
     ----------
@@ -52,11 +52,15 @@ def parse_idx(path: Path | str, content: bytes, dimensions: int) -> np.ndarray:
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, _UNSIGNED_BYTE, dimensions))
     if content[:4] != magic:
-        raise ValueError(f"{path}: expected the magic number 0x{magic.hex()}, found 0x{content[:4].hex() or '(empty)'}")
+        raise ValueError(
+            f"{path}: expected the magic number 0x{magic.hex()}, found 0x{content[:4].hex() or '(empty)'}"
+        )
     if len(content) < header:
         raise ValueError(f"{path}: expected a header of {header} bytes, found {len(content)} bytes in all")
     shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
     elements = math.prod(shape)
     if len(content) != header + elements:
-        raise ValueError(f"{path}: expected {header + elements} bytes for shape {list(shape)}, found {len(content)}")
+        raise ValueError(
+            f"{path}: expected {header + elements} bytes for shape {list(shape)}, found {len(content)}"
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()

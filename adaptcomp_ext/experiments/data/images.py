@@ -73,7 +73,9 @@ def load_digits(test_rows: int = 500, seed: int = 0) -> ImageData:
     labels = torch.from_numpy(digits.target).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     test, train = order[:test_rows], order[test_rows:]
-    return ImageData("scikit-learn digits (embedded, not MNIST)", images[train], labels[train], images[test], labels[test])
+    return ImageData(
+        "scikit-learn digits (embedded, not MNIST)", images[train], labels[train], images[test], labels[test]
+    )
 
 
 def find_images(data: Path | str | None, download: bool = False) -> ImageData:
@@ -91,10 +93,10 @@ def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
     Parameters
     ----------
     folder : Path or str
-        Where ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their ``t10k`` counterparts are, each with or
-        without ``.gz``; also as other tools leave them: ``train-images.idx3-ubyte``, a folder for each file, upper case,
-        torchvision's root with ``MNIST/raw`` below it. Data sets in the same files and format (Fashion-MNIST) work as well, and
-        are not called MNIST.
+        Where ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and their ``t10k`` counterparts are,
+        each with or without ``.gz``; also as other tools leave them: ``train-images.idx3-ubyte``, a folder
+        for each file, upper case, torchvision's root with ``MNIST/raw`` below it. Data sets in the same files
+        and format (Fashion-MNIST) work as well, and are not called MNIST.
     download : bool
         Whether missing files are fetched into the folder first, through torchvision.
 
@@ -103,8 +105,8 @@ def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
     FileNotFoundError
         If the folder does not exist or files are missing; the message lists them, and what is there.
     ValueError
-        If a file is not what its name says, if there are several data sets below the folder, or if the checksum of one file is
-        not MNIST's although that of another is.
+        If a file is not what its name says, if there are several data sets below the folder, or if the
+        checksum of one file is not MNIST's although that of another is.
     OSError
         If the download fails.
     """
@@ -113,7 +115,9 @@ def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
         fetch_mnist(folder)
     if not folder.is_dir():
         found_instead = "a file" if folder.exists() else "no such folder"
-        raise FileNotFoundError(f"{folder}: expected a folder with the four MNIST files, found {found_instead}")
+        raise FileNotFoundError(
+            f"{folder}: expected a folder with the four MNIST files, found {found_instead}"
+        )
     paths = find_parts(folder)
     missing = [MNIST_FILES[part][0] for part, path in paths.items() if path is None]
     if missing:
@@ -121,7 +125,10 @@ def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
             f"{folder}: missing {', '.join(missing)} (each may also end in .gz, or lie in MNIST/raw); {what_is_there(folder)}"
         )
     contents = {part: (path, read_whole(path)) for part, path in paths.items() if path is not None}
-    found = {part: (path, parse_idx(path, content, MNIST_FILES[part][1])) for part, (path, content) in contents.items()}
+    found = {
+        part: (path, parse_idx(path, content, MNIST_FILES[part][1]))
+        for part, (path, content) in contents.items()
+    }
     name = "MNIST" if _is_mnist(contents) else f"IDX images in {folder.name} (not MNIST)"
 
     side = found["train_images"][1].shape[-1]
@@ -130,9 +137,13 @@ def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
         image_path, images = found[f"{half}_images"]
         label_path, labels = found[f"{half}_labels"]
         if images.shape[1:] != (side, side) or not len(images):
-            raise ValueError(f"{image_path}: expected images of {side}x{side}, found shape {list(images.shape)}")
+            raise ValueError(
+                f"{image_path}: expected images of {side}x{side}, found shape {list(images.shape)}"
+            )
         if len(labels) != len(images):
-            raise ValueError(f"{label_path}: expected {len(images)} labels, one per image, found {len(labels)}")
+            raise ValueError(
+                f"{label_path}: expected {len(images)} labels, one per image, found {len(labels)}"
+            )
         if labels.max() > 9:
             raise ValueError(f"{label_path}: expected labels 0 to 9, found {labels.max()}")
         tensors[f"{half}_images"] = torch.from_numpy(images).float() / 255
@@ -141,7 +152,10 @@ def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
 
 
 def _is_mnist(contents: dict[str, tuple[Path, bytes]]) -> bool:
-    sums = {part: hashlib.md5(content, usedforsecurity=False).hexdigest() for part, (_, content) in contents.items()}
+    sums = {
+        part: hashlib.md5(content, usedforsecurity=False).hexdigest()
+        for part, (_, content) in contents.items()
+    }
     wrong = [part for part in sums if sums[part] != _MD5[part]]
     if wrong and len(wrong) < len(sums):
         path = contents[wrong[0]][0]

@@ -79,7 +79,10 @@ def colour(images: Tensor, inks: Tensor, threshold: int = THRESHOLD) -> Tensor:
 
 
 def draw_inks(
-    digits: Tensor, proportion_congruent: float, neutral: float = 0.0, generator: torch.Generator | None = None
+    digits: Tensor,
+    proportion_congruent: float,
+    neutral: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw an ink for each digit.
 
@@ -88,7 +91,8 @@ def draw_inks(
     digits : Tensor
         int64 [N], 0 to 9.
     proportion_congruent : float
-        In [0, 1]: the probability that an item that is not neutral has its digit's ink; else one of the nine others, uniformly.
+        In [0, 1]: the probability that an item that is not neutral has its digit's ink; else one of the nine
+        others, uniformly.
     neutral : float
         In [0, 1]: the probability that an item is neutral.
     generator : torch.Generator, optional
@@ -121,15 +125,17 @@ class StroopMNIST(Dataset[Any]):
     Parameters
     ----------
     root : Path or str, optional
-        Folder with MNIST's four IDX files. None: scikit-learn's 8×8 digits, an embedded stand-in; `name` says so.
+        Folder with MNIST's four IDX files. None: scikit-learn's 8×8 digits, an embedded stand-in; `name` says
+        so.
     split : str
-        "train": 50,000 of MNIST's 60,000 training images, the same ones always; "held-out": the other 10,000; "test": its
-        10,000 test images. (Of scikit-learn's digits 1,081, 216 and 500.)
+        "train": 50,000 of MNIST's 60,000 training images, the same ones always; "held-out": the other 10,000;
+        "test": its 10,000 test images. (Of scikit-learn's digits 1,081, 216 and 500.)
     proportion_congruent : float, optional
-        In [0, 1]: the probability that an item is congruent. Default: 0.8; for the test split 0, all incongruent.
+        In [0, 1]: the probability that an item is congruent. Default: 0.8; for the test split 0, all
+        incongruent.
     neutral : float
-        In [0, 1]: the probability that an item is neutral: grey, an ink that belongs to no digit. The rest is divided by
-        `proportion_congruent`.
+        In [0, 1]: the probability that an item is neutral: grey, an ink that belongs to no digit. The rest is
+        divided by `proportion_congruent`.
     seed : int
         Of the inks. The split does not depend on it.
     download : bool
@@ -180,7 +186,9 @@ class StroopMNIST(Dataset[Any]):
         self.name, grey, self.digits = _grey(root, split, download)
         self._grey = grey
         generator = torch.Generator().manual_seed(3 * self.seed + SPLITS.index(split))
-        self.inks, self.conditions = draw_inks(self.digits, self.proportion_congruent, self.neutral, generator)
+        self.inks, self.conditions = draw_inks(
+            self.digits, self.proportion_congruent, self.neutral, generator
+        )
         about = {
             "format": _FORMAT,
             "split": split,
@@ -193,7 +201,10 @@ class StroopMNIST(Dataset[Any]):
         }
         path = None
         if cache is not None:
-            path = Path(cache) / f"stroop-{split}-{self.proportion_congruent!r}-{self.neutral!r}-{self.seed}.safetensors"
+            path = (
+                Path(cache)
+                / f"stroop-{split}-{self.proportion_congruent!r}-{self.neutral!r}-{self.seed}.safetensors"
+            )
         self.images = _coloured(path, about, grey, self.inks)
 
     def recoloured(self, condition: Condition | int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,8 @@ class Outcome(NamedTuple):
 class Timing(NamedTuple):
     """Wall-clock per batch, in milliseconds: median and quartiles.
 
-    The ratios are medians over the rounds of the quotient within one round, in which what slows the whole round cancels.
+    The ratios are medians over the rounds of the quotient within one round, in which what slows the whole
+    round cancels.
     """
 
     median: float
@@ -135,11 +136,15 @@ def agreement(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``predictions`` and ``steps``: in how many rows any of them differs; ``logits``: the largest difference.
+        ``predictions`` and ``steps``: in how many rows any of them differs; ``logits``: the largest
+        difference.
     """
     reference = outcomes["masked"]
     classes = reference.logits.argmax(dim=1)
-    predictions, steps = torch.zeros_like(classes, dtype=torch.bool), torch.zeros_like(classes, dtype=torch.bool)
+    predictions, steps = (
+        torch.zeros_like(classes, dtype=torch.bool),
+        torch.zeros_like(classes, dtype=torch.bool),
+    )
     difference = 0.0
     for outcome in outcomes.values():
         predictions |= outcome.logits.argmax(dim=1) != classes
@@ -148,7 +153,9 @@ def agreement(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     return {"predictions": int(predictions.sum()), "steps": int(steps.sum()), "logits": difference}
 
 
-def compare(reader: GlimpseReader, images: Tensor, seconds: float) -> tuple[dict[str, Timing], dict[str, Any]]:
+def compare(
+    reader: GlimpseReader, images: Tensor, seconds: float
+) -> tuple[dict[str, Timing], dict[str, Any]]:
     """Time the four on one batch in turn, and check that they agree.
 
     Parameters

@@ -130,7 +130,9 @@ def _classes(axis: Axes, report: Mapping[str, Any]) -> None:
     means = [group["mean_steps"] for group in groups]
     axis.bar(range(len(groups)), means, color=OURS, width=0.72)
     for i, mean in enumerate(means):
-        axis.annotate(f"{mean:.1f}", (i, mean), (0, 3), textcoords="offset points", ha="center", fontsize=9, color=MUTED)
+        axis.annotate(
+            f"{mean:.1f}", (i, mean), (0, 3), textcoords="offset points", ha="center", fontsize=9, color=MUTED
+        )
     axis.set_xticks(range(len(groups)), [str(group["value"]) for group in groups], fontsize=11, color=INK)
     axis.set(ylim=(0, max(means) * 1.15), ylabel="looks", xlabel="digit")
     axis.set_title("Mean looks per digit", pad=8)
@@ -146,10 +148,14 @@ def _clock(axis: Axes, report: Mapping[str, Any]) -> None:
         axis.barh(i, middle, color=OURS if name == "adaptive" else OTHERS, height=0.66)
         axis.errorbar(middle, i, xerr=spread, color=INK, linewidth=1, capsize=2)
         text = f"{middle:.1f} ms" + ("" if name == "limit" else f"   {timing['over_limit']:.2f} × the limit")
-        axis.annotate(text, (timing["high"], i), (7, 0), textcoords="offset points", va="center", fontsize=9.5)
+        axis.annotate(
+            text, (timing["high"], i), (7, 0), textcoords="offset points", va="center", fontsize=9.5
+        )
         axis.text(0, i, f"{label}  ", ha="right", va="center", fontsize=9.5, color=INK)
     axis.axvline(limit, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axis.set(ylim=(len(LABELS) - 0.5, -0.5), yticks=[], xlabel="milliseconds per batch (median and quartiles)")
+    axis.set(
+        ylim=(len(LABELS) - 0.5, -0.5), yticks=[], xlabel="milliseconds per batch (median and quartiles)"
+    )
     axis.set_xlim(0, max(timing["high"] for timing in times.values()) * 1.6)
     threads = report["machine"]["threads"]
     plural = "s" if threads > 1 else ""

@@ -13,8 +13,8 @@ __all__ = ["GlimpseReader", "GlimpseStep"]
 class GlimpseStep(nn.Module):
     """One look: choose a place from what is known so far, read the window there, update what is known.
 
-    The window is a soft one (a normalised Gaussian around each of its points, after DRAW), so that the choice of the
-    place has a gradient.
+    The window is a soft one (a normalised Gaussian around each of its points, after DRAW), so that the choice
+    of the place has a gradient.
 
     Parameters
     ----------
@@ -72,7 +72,9 @@ class GlimpseReader(nn.Module):
         Number of classes.
     """
 
-    def __init__(self, side: int, window: int, dim: int = 256, max_steps: int = 16, classes: int = 10) -> None:
+    def __init__(
+        self, side: int, window: int, dim: int = 256, max_steps: int = 16, classes: int = 10
+    ) -> None:
         super().__init__()
         self.max_steps = max_steps
         self.threshold = 0.99

@@ -50,13 +50,17 @@ def recipe_for(data: ImageData) -> Recipe:
     return Recipe(window=data.side // 2, epochs=2)
 
 
-def _train(reader: GlimpseReader, data: ImageData, recipe: Recipe, seed: int, console: Console) -> list[Epoch]:
+def _train(
+    reader: GlimpseReader, data: ImageData, recipe: Recipe, seed: int, console: Console
+) -> list[Epoch]:
     updates = recipe.epochs * -(-len(data.train_images) // recipe.batch)
     bar = Progress(
         TextColumn("training"),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
-        TextColumn("loss {task.fields[loss]:.3f}   right {task.fields[right]:6.1%}   steps {task.fields[steps]:5.2f}"),
+        TextColumn(
+            "loss {task.fields[loss]:.3f}   right {task.fields[right]:6.1%}   steps {task.fields[steps]:5.2f}"
+        ),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -95,8 +99,8 @@ def demo(
     seed : int
         Of weights, order and jitter.
     threads : int
-        Threads of torch, in training and while measuring. On a machine that does something else as well, a second one
-        waits more than it works.
+        Threads of torch, in training and while measuring. On a machine that does something else as well, a
+        second one waits more than it works.
     seconds : float
         For all repeats of the timing together.
     console : Console, optional
@@ -132,7 +136,12 @@ def demo(
     report: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **about,
-        "data": {"name": data.name, "train": len(data.train_images), "test": len(data.test_images), "side": data.side},
+        "data": {
+            "name": data.name,
+            "train": len(data.train_images),
+            "test": len(data.test_images),
+            "side": data.side,
+        },
         "recipe": asdict(recipe),
         "seed": seed,
         "training": {"seconds": training_seconds, "epochs": [epoch._asdict() for epoch in history]},
@@ -203,4 +212,6 @@ def _print(report: dict[str, Any], console: Console) -> None:
             f"{rows:,} images: matrix products round differently in batches of different sizes."
         )
     else:
-        console.print(f"All ways give the same prediction and the same number of steps for each of the {rows:,} images.")
+        console.print(
+            f"All ways give the same prediction and the same number of steps for each of the {rows:,} images."
+        )

@@ -68,7 +68,11 @@ def _jitter(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    reader: GlimpseReader, data: ImageData, recipe: Recipe, seed: int, progress: Callable[[float, float, float], None]
+    reader: GlimpseReader,
+    data: ImageData,
+    recipe: Recipe,
+    seed: int,
+    progress: Callable[[float, float, float], None],
 ) -> list[Epoch]:
     """Train the reader in place.
 

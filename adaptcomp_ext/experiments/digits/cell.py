@@ -1,7 +1,7 @@
 """One way of deciding how much to compute, and one seed.
 
-What was tried for the readers under ACT, on scikit-learn's digits and with an eye on their test images, seed 0: accuracy and
-steps.
+What was tried for the readers under ACT, on scikit-learn's digits and with an eye on their test images, seed
+0: accuracy and steps.
 
 =========================================================  ======  =====
 learning rate 3e-3, 8 epochs, price 0.03                   85.8 %   8.5
@@ -156,7 +156,8 @@ def _judge(model: Reader, test: _Looked, hard: Tensor, policy: ac.Policy | None)
         order = steps.argsort(stable=True)
         found["fewest"], found["most"] = order[:EXAMPLES].tolist(), order[-EXAMPLES:].tolist()
         found["examples"] = {str(i): int(steps[i]) for i in found["fewest"] + found["most"]}
-    # Under ACT the answer is a mean over the steps: there the control is held against the same steps' last readout.
+    # Under ACT the answer is a mean over the steps: there the control is held against the same steps' last
+    # readout.
     dealt = steps[torch.randperm(len(steps))]
     found["shuffled"] = accuracy(model.read(test.images, ac.FixedSteps(dealt)).output, test.digits)
     found["own steps"] = accuracy(model.read(test.images, ac.FixedSteps(steps)).output, test.digits)
@@ -184,10 +185,23 @@ def _pair(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     model = build_pair(train.side)
     recipe = Recipe(**cell.options["pair_recipe"])
-    train_acc(model, train, recipe, cell.seed, folder / "pair.safetensors", lambda done: tick("habit and control", 0.9 * done))
+    train_acc(
+        model,
+        train,
+        recipe,
+        cell.seed,
+        folder / "pair.safetensors",
+        lambda done: tick("habit and control", 0.9 * done),
+    )
     tick("gates", 0.92)
-    default = {p: logits(lambda x: model.default(model.encoder(x)), s.images) for p, s in (("held", held), ("test", test))}
-    control = {p: logits(lambda x: model.control(model.encoder(x)), s.images) for p, s in (("held", held), ("test", test))}
+    default = {
+        p: logits(lambda x: model.default(model.encoder(x)), s.images)
+        for p, s in (("held", held), ("test", test))
+    }
+    control = {
+        p: logits(lambda x: model.control(model.encoder(x)), s.images)
+        for p, s in (("held", held), ("test", test))
+    }
     half = len(held.digits) // 2
     value = ValueGate(10)
     value.fit(default["held"][:half], control["held"][:half], held.digits[:half], seed=cell.seed)

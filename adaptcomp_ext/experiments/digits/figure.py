@@ -14,7 +14,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save, span_at_least
+from adaptcomp_ext.experiments.style import (
+    INK,
+    MUTED,
+    ORANGE,
+    OTHERS,
+    OURS,
+    STYLE,
+    WRONG,
+    bars,
+    save,
+    span_at_least,
+)
 
 from .markdown import SHOWN
 
@@ -47,7 +58,13 @@ def _compute(axes: Axes, summary: Summary) -> None:
     _curve(axes, shuffled, "the same steps, dealt at random", color=OURS, marker="o", ls=":", mfc="white")
     _curve(axes, list(summary["act"].values()), "ACT, by price", color=ORANGE, marker="s", ls="")
     _curve(axes, list(summary["ponder"].values()), "PonderNet, by prior", color=WRONG, marker="^", ls="")
-    _curve(axes, list(summary["acc"]["value"].values()), "habit and control (whole image)", color="#3f9c6c", marker="D")
+    _curve(
+        axes,
+        list(summary["acc"]["value"].values()),
+        "habit and control (whole image)",
+        color="#3f9c6c",
+        marker="D",
+    )
     axes.set_xscale("log")
     axes.set_xlabel("multiply–adds of an image, millions")
     axes.set_ylabel("right, %")
@@ -60,10 +77,19 @@ def _price(axes: Axes, summary: Summary) -> None:
     names = list(summary["act"])
     steps = [f["steps"] for f in summary["act"].values()]
     axes.bar(range(len(names)), [s.mean for s in steps], 0.6, color=ORANGE)
-    axes.errorbar(range(len(names)), [s.mean for s in steps], bars(steps), fmt="none", ecolor=INK, elinewidth=1)
+    axes.errorbar(
+        range(len(names)), [s.mean for s in steps], bars(steps), fmt="none", ecolor=INK, elinewidth=1
+    )
     for i, found in enumerate(summary["act"].values()):
         text = f"{100 * found['accuracy'].mean:.1f} %"
-        axes.annotate(text, (i, found["steps"].mean), xytext=(0, 8), textcoords="offset points", ha="center", color=MUTED)
+        axes.annotate(
+            text,
+            (i, found["steps"].mean),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            color=MUTED,
+        )
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
     axes.set_xlabel("price of a step, nats")
@@ -84,16 +110,25 @@ def _classes(axes: Axes, summary: Summary) -> None:
 
 
 def draw_examples(
-    images: Tensor, few: Sequence[int], many: Sequence[int], steps: Mapping[str, int], path: Path, quick: bool = False
+    images: Tensor,
+    few: Sequence[int],
+    many: Sequence[int],
+    steps: Mapping[str, int],
+    path: Path,
+    quick: bool = False,
 ) -> None:
     """The test images with the fewest and the most steps; images float32 [N, H, W]."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, len(few), figsize=(1.15 * len(few), 3.0), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            2, len(few), figsize=(1.15 * len(few), 3.0), layout="constrained", squeeze=False
+        )
         for row, items in zip(axes, (few, many), strict=True):
             for one, item in zip(row, items, strict=True):
                 one.imshow(images[item].numpy(), cmap="gray_r", interpolation="nearest")
                 one.set_title(str(steps[str(item)]), loc="center")
                 one.set_axis_off()
-        figure.suptitle(f"Fewest and most steps (confidence {SHOWN})", color=INK, x=0.01, ha="left", fontsize=11)
+        figure.suptitle(
+            f"Fewest and most steps (confidence {SHOWN})", color=INK, x=0.01, ha="left", fontsize=11
+        )
         save(figure, path, 120, quick)
         plt.close(figure)

@@ -85,7 +85,14 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
                 interval(found["masked_over_compacted"], 2, 1.0) if "masked_over_compacted" in found else "–",
             ]
         )
-    header = ["reader", "steps", "multiply–adds", "right, %", "− same steps at random", "rank correlation with difficulty"]
+    header = [
+        "reader",
+        "steps",
+        "multiply–adds",
+        "right, %",
+        "− same steps at random",
+        "rank correlation with difficulty",
+    ]
     parts.append(table([*header, "masked / compacted time"], rows))
     rows = [
         [
@@ -98,14 +105,22 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
         for gate in GATES
         for rate, found in summary["acc"][gate].items()
     ]
-    parts.append(table(["habit and control", "called, %", "multiply–adds", "right, %", "− control everywhere"], rows))
+    parts.append(
+        table(["habit and control", "called, %", "multiply–adds", "right, %", "− control everywhere"], rows)
+    )
     parts.append("## Who gets the steps\n")
     digits = [str(d) for d in range(10)]
     last = list(summary["act"])[-1]
     rows = [
         [f"ACT, price {last}: steps", *(interval(v, 2, 1.0) for v in summary["act"][last]["by_class"])],
-        [f"confidence {SHOWN}: steps", *(interval(v, 2, 1.0) for v in summary["confidence"][SHOWN]["by_class"])],
-        ["ACC, value gate, 10 %: calls, %", *(interval(v) for v in summary["acc"]["value"]["0.1"]["by_class"])],
+        [
+            f"confidence {SHOWN}: steps",
+            *(interval(v, 2, 1.0) for v in summary["confidence"][SHOWN]["by_class"]),
+        ],
+        [
+            "ACC, value gate, 10 %: calls, %",
+            *(interval(v) for v in summary["acc"]["value"]["0.1"]["by_class"]),
+        ],
     ]
     parts.append(table(["digit", *digits], rows))
     return "\n".join(parts)

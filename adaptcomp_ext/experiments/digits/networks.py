@@ -47,9 +47,13 @@ class Reader(nn.Module):
         """What is known before the first look, [rows, dim]."""
         return self.first.expand(rows, -1)
 
-    def read(self, images: Tensor, policy: ac.Policy | None = None, compact: bool | str = "auto") -> ac.HaltResult:
+    def read(
+        self, images: Tensor, policy: ac.Policy | None = None, compact: bool | str = "auto"
+    ) -> ac.HaltResult:
         """Read images float32 [B, H, W] under its own policy or another; ``output``: logits [B, 10]."""
-        halt = ac.AdaptiveHalt(self.look, policy or self.policy, MAX_STEPS, readout=self.readout, compact=compact)
+        halt = ac.AdaptiveHalt(
+            self.look, policy or self.policy, MAX_STEPS, readout=self.readout, compact=compact
+        )
         return halt(self.start(len(images)), images)
 
     def every_step(self, images: Tensor) -> list[Tensor]:
@@ -65,7 +69,9 @@ class Reader(nn.Module):
         side, dim, features = self.side, self.dim, self.features
         window = WINDOW * side * side + WINDOW * WINDOW * side
         cell = 3 * (features + dim) * dim
-        return window + (WINDOW * WINDOW + 2) * features + cell + 2 * dim + CLASSES * dim + (dim if halts else 0)
+        return (
+            window + (WINDOW * WINDOW + 2) * features + cell + 2 * dim + CLASSES * dim + (dim if halts else 0)
+        )
 
 
 def build_pair(side: int) -> ac.models.ACC:
@@ -73,6 +79,10 @@ def build_pair(side: int) -> ac.models.ACC:
     kernel, stride = (5, 2) if side >= LARGE else (3, 1)
     left = ((side - kernel) // stride + 1) // 2
     habit = nn.Sequential(
-        nn.Conv2d(1, 16, kernel, stride=stride), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * left * left, CLASSES)
+        nn.Conv2d(1, 16, kernel, stride=stride),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * left * left, CLASSES),
     )
     return ac.models.ACC(Scale(), habit, build_cnn(side, 1), CLASSES, objective=Objective())

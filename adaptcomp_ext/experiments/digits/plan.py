@@ -43,7 +43,9 @@ def plan(data: Path | None, *, seeds: int, first_seed: int, epochs: int | None, 
         for price in prices:
             cells.append(Cell(f"act-{price:g}-seed-{seed}", {**common, "part": "act", "price": price}, seed))
         for prior in priors:
-            cells.append(Cell(f"ponder-{prior:g}-seed-{seed}", {**common, "part": "ponder", "prior": prior}, seed))
+            cells.append(
+                Cell(f"ponder-{prior:g}-seed-{seed}", {**common, "part": "ponder", "prior": prior}, seed)
+            )
     config = {
         "data": found.name,
         "train": rows,

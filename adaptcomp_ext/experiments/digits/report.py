@@ -39,7 +39,8 @@ def digits(
     data : Path, optional
         Folder with MNIST's four IDX files; scikit-learn's digits without one.
     out : Path
-        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted run goes on.
+        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted
+        run goes on.
     seeds, first_seed : int
         Number of seeds; first seed.
     epochs : int, optional
@@ -63,5 +64,9 @@ def digits(
     figure.draw(summary, out / FIGURES["main"], quick)
     shown = found[f"depth-seed-{first_seed}"]["confidence"][SHOWN]
     images = find_images(data).test_images
-    figure.draw_examples(images, shown["fewest"], shown["most"], shown["examples"], out / FIGURES["examples"], quick)
-    return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
+    figure.draw_examples(
+        images, shown["fewest"], shown["most"], shown["examples"], out / FIGURES["examples"], quick
+    )
+    return publish(
+        what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console
+    )

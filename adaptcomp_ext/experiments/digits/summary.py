@@ -19,11 +19,16 @@ Found = Mapping[str, Any]
 def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, Any]:
     """Means, intervals and differences; named tuples, which become lists in JSON.
 
-    Compute is in multiply–adds of an image: steps times what a look costs, or the habit's and the called share of control's.
+    Compute is in multiply–adds of an image: steps times what a look costs, or the habit's and the called
+    share of control's.
     """
 
     def of(part: str, **options: Any) -> list[Found]:
-        chosen = [c for c in cells if c.options["part"] == part and all(c.options.get(k) == v for k, v in options.items())]
+        chosen = [
+            c
+            for c in cells
+            if c.options["part"] == part and all(c.options.get(k) == v for k, v in options.items())
+        ]
         return [found[c.name] for c in sorted(chosen, key=lambda c: c.seed)]
 
     def values(part: str, key: str) -> list[Any]:
@@ -34,7 +39,9 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
         "act": {f"{v:g}": _reader(of("act", price=v)) for v in values("act", "price")},
         "ponder": {f"{v:g}": _reader(of("ponder", prior=v)) for v in values("ponder", "prior")},
         "fixed": {str(n): _steps(depth, lambda cell, n=n: cell["fixed"][str(n)]) for n in DEPTHS},  # type: ignore[misc]
-        "confidence": {f"{t:g}": _steps(depth, partial(_at_threshold, threshold=f"{t:g}")) for t in THRESHOLDS},
+        "confidence": {
+            f"{t:g}": _steps(depth, partial(_at_threshold, threshold=f"{t:g}")) for t in THRESHOLDS
+        },
         "confidence timing": _timing(depth),
         "acc": {gate: {f"{r:g}": _gated(pair, gate, f"{r:g}") for r in RATES} for gate in GATES},
         "acc timing": {
@@ -55,7 +62,9 @@ def _steps(cells: Sequence[Found], get: Callable[[Found], Found]) -> dict[str, A
     out: dict[str, Any] = {
         "accuracy": mean_interval([s["accuracy"] for s in some]),
         "steps": mean_interval([s["steps"] for s in some]),
-        "multiply_adds": mean_interval([s["steps"] * cell["step"] for s, cell in zip(some, cells, strict=True)]),
+        "multiply_adds": mean_interval(
+            [s["steps"] * cell["step"] for s, cell in zip(some, cells, strict=True)]
+        ),
         "by_class": [mean_interval([s["by_class"][d] for s in some]) for d in range(10)],
     }
     if all("rank_correlation" in s for s in some):
@@ -82,7 +91,11 @@ def _gated(cells: Sequence[Found], gate: str, rate: str) -> dict[str, Any]:
     return {
         "accuracy": mean_interval([s["accuracy"] for s in some]),
         "rate": mean_interval([s["rate"] for s in some]),
-        "multiply_adds": mean_interval([c["default"] + s["rate"] * c["control"] for c, s in zip(cost, some, strict=True)]),
+        "multiply_adds": mean_interval(
+            [c["default"] + s["rate"] * c["control"] for c, s in zip(cost, some, strict=True)]
+        ),
         "by_class": [mean_interval([s["by_class"][d] for s in some]) for d in range(10)],
-        "− always": paired([s["accuracy"] for s in some], [cell["gates"][gate]["1"]["accuracy"] for cell in cells]),
+        "− always": paired(
+            [s["accuracy"] for s in some], [cell["gates"][gate]["1"]["accuracy"] for cell in cells]
+        ),
     }

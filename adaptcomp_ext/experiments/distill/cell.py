@@ -56,7 +56,9 @@ def _after(cell: Cell, recipe: Recipe, folder: Path, tick: Tick) -> dict[str, An
     side = train.side
     torch.manual_seed(cell.seed)
     teacher = nn.Sequential(Scale(), build_teacher(side))
-    train_classifier(teacher, train, recipe, cell.seed, folder / "teacher.safetensors", span(tick, "π₂", 0.0, 0.25))
+    train_classifier(
+        teacher, train, recipe, cell.seed, folder / "teacher.safetensors", span(tick, "π₂", 0.0, 0.25)
+    )
     soft = logits(teacher, train.images)
     students: dict[str, float] = {}
     ways: list[float | None] = [None, *TEMPERATURES]
@@ -71,7 +73,11 @@ def _after(cell: Cell, recipe: Recipe, folder: Path, tick: Tick) -> dict[str, An
         else:
             _distil(student, soft, temperature, train, recipe, cell.seed, where, spot)
         students[label] = accuracy(logits(student, test.images), test.digits)
-    return {"data": name, "teacher": accuracy(logits(teacher, test.images), test.digits), "students": students}
+    return {
+        "data": name,
+        "teacher": accuracy(logits(teacher, test.images), test.digits),
+        "students": students,
+    }
 
 
 def _distil(
@@ -113,18 +119,28 @@ def _online(cell: Cell, recipe: Recipe, folder: Path, tick: Tick) -> dict[str, A
         return found
     shape = (CHANNELS, side, side)
     whole = build_student(side).eval()
-    found["multiply_adds"] = {"default": multiply_adds(whole, shape), "control": multiply_adds(pair.control, shape)}
+    found["multiply_adds"] = {
+        "default": multiply_adds(whole, shape),
+        "control": multiply_adds(pair.control, shape),
+    }
     found["shrunk"] = {"as it is": _judge(whole, ac.shrink(pair.default), shape, test, cell)}
     if form == "units":
         noisy, soft = pair.default, logits(control, train.images)
         for i, share in enumerate(SHARES):
             small = _pruned(noisy, share)
             before = accuracy(logits(nn.Sequential(Scale(), small), test.images), test.digits)
-            tuning = replace(recipe, epochs=max(1, recipe.epochs // 3), learning_rate=FINE_TUNING * recipe.learning_rate)
+            tuning = replace(
+                recipe, epochs=max(1, recipe.epochs // 3), learning_rate=FINE_TUNING * recipe.learning_rate
+            )
             spot = span(tick, f"π₁ less {100 * share:g} % of its units", 0.6 + 0.1 * i, 0.7 + 0.1 * i)
             where = folder / f"small-{share:g}.safetensors"
-            _distil(nn.Sequential(Scale(), small), soft, temperature, train, tuning, cell.seed + 1, where, spot)
-            found["shrunk"][f"{share:g}"] = {**_judge(whole, small, shape, test, cell), "before tuning": before}
+            _distil(
+                nn.Sequential(Scale(), small), soft, temperature, train, tuning, cell.seed + 1, where, spot
+            )
+            found["shrunk"][f"{share:g}"] = {
+                **_judge(whole, small, shape, test, cell),
+                "before tuning": before,
+            }
             if share == cell.options["share"]:
                 pair.default = small
         tick("the gated pair", 0.92)
@@ -142,7 +158,9 @@ def _pruned(network: nn.Module, share: float) -> nn.Module:
 
 
 @torch.no_grad()
-def _judge(whole: nn.Module, small: nn.Module, shape: tuple[int, ...], test: Grey, cell: Cell) -> dict[str, Any]:
+def _judge(
+    whole: nn.Module, small: nn.Module, shape: tuple[int, ...], test: Grey, cell: Cell
+) -> dict[str, Any]:
     keep_freed_memory()
     small.eval()
     images = test.images[:BATCH].float() / 255
@@ -171,7 +189,10 @@ def _gated(pair: ac.models.ACC, held: Grey, test: Grey, cell: Cell) -> dict[str,
         gate.calibrate(of_held, rate)
         called = gate(of_test)
         answers = torch.where(called[:, None], of_control, of_test)
-        by_rate[f"{rate:g}"] = {"rate": float(called.double().mean()), "accuracy": accuracy(answers, test.digits)}
+        by_rate[f"{rate:g}"] = {
+            "rate": float(called.double().mean()),
+            "accuracy": accuracy(answers, test.digits),
+        }
     gate.calibrate(of_held, cell.options["rate"])
     timing = compare_gated(pair, test.images[:BATCH], cell.options["timing_seconds"])
     return {"by_rate": by_rate, "control": accuracy(of_control, test.digits), "timing": timing}

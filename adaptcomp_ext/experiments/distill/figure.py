@@ -12,7 +12,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save, span_at_least
+from adaptcomp_ext.experiments.style import (
+    INK,
+    MUTED,
+    ORANGE,
+    OTHERS,
+    OURS,
+    STYLE,
+    WRONG,
+    bars,
+    save,
+    span_at_least,
+)
 
 from .markdown import gated_cost
 from .summary import LABELS
@@ -35,7 +46,9 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
 
 def _ways(axes: Axes, summary: Summary) -> None:
     named = [("labels alone", summary["after"][LABELS], OTHERS)]
-    named += [(f"after, T = {way}", value, "#6aa6d8") for way, value in summary["after"].items() if way != LABELS]
+    named += [
+        (f"after, T = {way}", value, "#6aa6d8") for way, value in summary["after"].items() if way != LABELS
+    ]
     named += [
         (f"online, {name.partition(', ')[2]}", found["default"], OURS)
         for name, found in summary["online"].items()
@@ -44,7 +57,9 @@ def _ways(axes: Axes, summary: Summary) -> None:
     for i, (_, value, look) in enumerate(named):
         axes.errorbar(100 * value.mean, i, xerr=bars([value], 100), color=look, marker="o", ms=7, lw=2)
     axes.axvline(100 * summary["teacher"].mean, color=MUTED, lw=1)
-    axes.annotate("π₂ alone", (100 * summary["teacher"].mean, -0.75), color=MUTED, fontsize=9, ha="right", va="center")
+    axes.annotate(
+        "π₂ alone", (100 * summary["teacher"].mean, -0.75), color=MUTED, fontsize=9, ha="right", va="center"
+    )
     axes.set_yticks(range(len(named)), [name for name, _, _ in named])
     axes.set_ylim(len(named) - 0.4, -1.1)
     axes.set_xlabel("right, %")
@@ -60,10 +75,21 @@ def _shrinking(axes: Axes, summary: Summary) -> None:
         x = [s["faster"].mean for s in some.values()]
         y = [s["accuracy"] for s in some.values()]
         spread = bars([s["faster"] for s in some.values()])
-        axes.errorbar(x, [100 * v.mean for v in y], yerr=bars(y, 100), xerr=spread, color=look, marker="o", ms=5, label=label)
+        axes.errorbar(
+            x,
+            [100 * v.mean for v in y],
+            yerr=bars(y, 100),
+            xerr=spread,
+            color=look,
+            marker="o",
+            ms=5,
+            label=label,
+        )
         for name, a, b in zip(some, x, y, strict=True):
             text = "whole" if name == "as it is" else f"−{100 * float(name):g} %"
-            axes.annotate(text, (a, 100 * b.mean), xytext=(5, 5), textcoords="offset points", color=INK, fontsize=9)
+            axes.annotate(
+                text, (a, 100 * b.mean), xytext=(5, 5), textcoords="offset points", color=INK, fontsize=9
+            )
     axes.set_xlabel("times as fast, shrunk")
     axes.set_ylabel("right, %")
     axes.set_title("Units removed from π₁")
@@ -76,11 +102,32 @@ def _pair(axes: Axes, summary: Summary) -> None:
     control = summary["multiply_adds"]["control"]
     x = [100 * gated_cost(summary, found["rate"].mean) / control for found in rates.values()]
     y = [found["accuracy"] for found in rates.values()]
-    axes.errorbar(x, [100 * v.mean for v in y], yerr=bars(y, 100), color=OURS, marker="o", ms=5, label="π₁, and π₂ where called")
+    axes.errorbar(
+        x,
+        [100 * v.mean for v in y],
+        yerr=bars(y, 100),
+        color=OURS,
+        marker="o",
+        ms=5,
+        label="π₁, and π₂ where called",
+    )
     everywhere = summary["gated"]["control"]
-    axes.errorbar(100, 100 * everywhere.mean, yerr=bars([everywhere], 100), color=ORANGE, marker="s", label="π₂ everywhere")
+    axes.errorbar(
+        100,
+        100 * everywhere.mean,
+        yerr=bars([everywhere], 100),
+        color=ORANGE,
+        marker="s",
+        label="π₂ everywhere",
+    )
     for rate, a, b in zip(rates, x, y, strict=True):
-        axes.annotate(f"{100 * float(rate):g} %", (a, 100 * b.mean), xytext=(4, -12), textcoords="offset points", fontsize=8.5)
+        axes.annotate(
+            f"{100 * float(rate):g} %",
+            (a, 100 * b.mean),
+            xytext=(4, -12),
+            textcoords="offset points",
+            fontsize=8.5,
+        )
     axes.set_xlabel("multiply–adds, % of π₂'s")
     axes.set_ylabel("right, %")
     axes.set_title("The pair, by calls of held-out images")

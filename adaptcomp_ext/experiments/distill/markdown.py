@@ -104,7 +104,15 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     rows = [["labels alone", "–", interval(summary["after"][LABELS], 2), "–", "–"]]
     for way, value in summary["after"].items():
         if way != LABELS:
-            rows.append([f"after training, T = {way}", "none", interval(value, 2), interval(summary["teacher"], 2), "–"])
+            rows.append(
+                [
+                    f"after training, T = {way}",
+                    "none",
+                    interval(value, 2),
+                    interval(summary["teacher"], 2),
+                    "–",
+                ]
+            )
     for name, found in summary["online"].items():
         form, temperature = name.split(", ")
         noise = {"dense": "none", "units": "of units", "sparse": "of weights"}[form]
@@ -128,7 +136,15 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
                     points(s["− dense"]),
                 ]
             )
-    header = ["π₁", "units (first seed)", "multiply–adds", "times as fast", "before tuning, %", "right, %", "− dense π₁"]
+    header = [
+        "π₁",
+        "units (first seed)",
+        "multiply–adds",
+        "times as fast",
+        "before tuning, %",
+        "right, %",
+        "− dense π₁",
+    ]
     parts.append(table(header, rows))
     parts.append(
         f"## The pair: π₁ without {100 * SHARE:g} % of its units, π₂ where π₁'s entropy is high\n\n"

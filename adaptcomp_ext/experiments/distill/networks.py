@@ -43,4 +43,11 @@ def build_student(side: int) -> nn.Sequential:
 
 def build_pair(side: int, form: str, objective: Objective) -> ac.models.ACC:
     """Both, π₁ with the noise of that form."""
-    return ac.models.ACC(Scale(), build_student(side), build_teacher(side), CLASSES, variational=FORMS[form], objective=objective)
+    return ac.models.ACC(
+        Scale(),
+        build_student(side),
+        build_teacher(side),
+        CLASSES,
+        variational=FORMS[form],
+        objective=objective,
+    )

@@ -38,7 +38,8 @@ def distill(
     data : Path, optional
         Folder with MNIST's four IDX files; scikit-learn's digits without one.
     out : Path
-        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted run goes on.
+        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted
+        run goes on.
     seeds, first_seed : int
         Number of seeds; first seed.
     epochs : int, optional
@@ -60,4 +61,6 @@ def distill(
     found = run_plan(what, out, run_cell, workers=workers, threads=threads, console=console)
     summary = summarise(what.cells, found)
     draw(summary, out / FIGURE, quick)
-    return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
+    return publish(
+        what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console
+    )

@@ -23,7 +23,11 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
     """Means, intervals and differences; named tuples, which become lists in JSON."""
 
     def of(part: str, **options: Any) -> list[Found]:
-        chosen = [c for c in cells if c.options["part"] == part and all(c.options.get(k) == v for k, v in options.items())]
+        chosen = [
+            c
+            for c in cells
+            if c.options["part"] == part and all(c.options.get(k) == v for k, v in options.items())
+        ]
         return [found[c.name] for c in sorted(chosen, key=lambda c: c.seed)]
 
     after = of("after")
@@ -46,7 +50,9 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
         "differences": {
             "online, T = 4 − none": paired([cell["default"] for cell in dense], labels),
             "after, T = 4 − none": paired([cell["students"]["4"] for cell in after], labels),
-            "online − after, T = 4": paired([cell["default"] for cell in dense], [cell["students"]["4"] for cell in after]),
+            "online − after, T = 4": paired(
+                [cell["default"] for cell in dense], [cell["students"]["4"] for cell in after]
+            ),
         },
         "shrunk": {
             "units": _shrunk(pairs["units, T = 4"], dense, labels, ["as it is", *(f"{s:g}" for s in SHARES)]),
@@ -57,7 +63,9 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
     }
 
 
-def _shrunk(some: Sequence[Found], dense: Sequence[Found], labels: Sequence[float], names: Sequence[str]) -> dict[str, Any]:
+def _shrunk(
+    some: Sequence[Found], dense: Sequence[Found], labels: Sequence[float], names: Sequence[str]
+) -> dict[str, Any]:
     def over(name: str, get: Callable[[Found], float]) -> Any:
         return mean_interval([float(get(cell["shrunk"][name])) for cell in some])
 
@@ -68,7 +76,9 @@ def _shrunk(some: Sequence[Found], dense: Sequence[Found], labels: Sequence[floa
             "faster": over(name, lambda s: s["faster"]),
             "multiply_adds": over(name, lambda s: s["multiply_adds"]),
             "units": some[0]["shrunk"][name]["units"],
-            "− with noise, whole": paired([c["shrunk"][name]["accuracy"] for c in some], [c["default"] for c in some]),
+            "− with noise, whole": paired(
+                [c["shrunk"][name]["accuracy"] for c in some], [c["default"] for c in some]
+            ),
             "− labels alone": paired([c["shrunk"][name]["accuracy"] for c in some], labels),
             "− dense": paired([c["shrunk"][name]["accuracy"] for c in some], [c["default"] for c in dense]),
         }
@@ -84,14 +94,19 @@ def _gated(some: Sequence[Found]) -> dict[str, Any]:
         by_rate[rate] = {
             "rate": mean_interval([cell["rate"] for cell in cells]),
             "accuracy": mean_interval([cell["accuracy"] for cell in cells]),
-            "− control": paired([cell["accuracy"] for cell in cells], [cell["gated"]["control"] for cell in some]),
+            "− control": paired(
+                [cell["accuracy"] for cell in cells], [cell["gated"]["control"] for cell in some]
+            ),
         }
     return {
         "by_rate": by_rate,
         "control": mean_interval([cell["gated"]["control"] for cell in some]),
         "timed_rate": mean_interval([cell["gated"]["timing"]["rate"] for cell in some]),
         "control_over_gated": mean_interval(
-            [cell["gated"]["timing"]["ms"]["control"] / cell["gated"]["timing"]["ms"]["gated"] for cell in some]
+            [
+                cell["gated"]["timing"]["ms"]["control"] / cell["gated"]["timing"]["ms"]["gated"]
+                for cell in some
+            ]
         ),
         "saved": mean_interval([cell["gated"]["timing"]["saved"] for cell in some]),
         "units": [cell["shrunk"]["0.5"]["multiply_adds"] for cell in some],

@@ -33,7 +33,9 @@ def draw(landscapes: Mapping[str, Landscape], path: Path, quick: bool = False) -
         figure = Figure(figsize=(18, 1.0 + 3.7 * rows), facecolor="white")
         FigureCanvasAgg(figure)
         height = figure.get_figheight()
-        figure.text(0.02, 1 - 0.48 / height, "Down the energy, one digit at a time", fontsize=19, weight="bold")
+        figure.text(
+            0.02, 1 - 0.48 / height, "Down the energy, one digit at a time", fontsize=19, weight="bold"
+        )
         about = (
             "○ start   ● minimum.  Each plane holds the path's two ends and the direction in which it strays most from the line "
             "between them. Contours: energies above the lowest one on the plane, at equal ratios."
@@ -43,7 +45,14 @@ def draw(landscapes: Mapping[str, Landscape], path: Path, quick: bool = False) -
             rows,
             5,
             width_ratios=(0.74, 1.1, 1.1, 0.9, 0.9),
-            **{"left": 0.02, "right": 0.988, "top": 1 - 1.4 / height, "bottom": 0.55 / height, "wspace": 0.22, "hspace": 0.42},
+            **{
+                "left": 0.02,
+                "right": 0.988,
+                "top": 1 - 1.4 / height,
+                "bottom": 0.55 / height,
+                "wspace": 0.22,
+                "hspace": 0.42,
+            },
         )
         for i, (name, landscape) in enumerate(landscapes.items()):
             _image(figure.add_subplot(grid[i, 0]), landscape, TITLES[name])
@@ -62,7 +71,9 @@ def _image(axis: Axes, landscape: Landscape, title: str) -> None:
     steps, predicted = len(landscape.energies) - 1, int(landscape.probabilities[-1].argmax())
     axis.set_title(title, pad=8)
     axis.set_xlabel(
-        f"a {landscape.label}, read as {predicted} in {steps} step{'s' if steps > 1 else ''}", color=INK, fontsize=10.5
+        f"a {landscape.label}, read as {predicted} in {steps} step{'s' if steps > 1 else ''}",
+        color=INK,
+        fontsize=10.5,
     )
 
 
@@ -77,7 +88,9 @@ def _map(axis: Axes, plane: Map, title: str) -> None:
     along, across = plane.path.numpy().T
     axis.plot(along, across, "-", color=ORANGE, linewidth=1.4)
     axis.plot(along[1:-1], across[1:-1], "o", color=ORANGE, markersize=3.5)
-    axis.plot(along[0], across[0], "o", color=ORANGE, markersize=7, markerfacecolor="white", markeredgewidth=1.6)
+    axis.plot(
+        along[0], across[0], "o", color=ORANGE, markersize=7, markerfacecolor="white", markeredgewidth=1.6
+    )
     axis.plot(along[-1], across[-1], "o", color=ORANGE, markersize=7, markeredgecolor="white")
     axis.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     axis.set_xlabel(f"towards the minimum; {plane.explained:.1%} of the path in the plane", fontsize=9)
@@ -103,7 +116,9 @@ def _beliefs(axis: Axes, landscape: Landscape) -> None:
     colours = iter((WRONG, OTHERS, MUTED))
     for label in shown:
         colour = OURS if label == landscape.label else next(colours)
-        axis.plot(steps, p[:, label].numpy(), "o-", color=colour, linewidth=1.6, markersize=4, label=str(label))
+        axis.plot(
+            steps, p[:, label].numpy(), "o-", color=colour, linewidth=1.6, markersize=4, label=str(label)
+        )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="steps", xlim=(-0.4, len(p) - 0.6), ylim=(-0.03, 1.03))
     axis.legend(loc="best", title="class")

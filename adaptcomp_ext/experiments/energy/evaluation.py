@@ -73,7 +73,9 @@ def read(model: LatentEnergyClassifier, images: Tensor, labels: Tensor) -> Readi
     """Read images [N, H, W] as the model's descent is set."""
     results = [model(some) for some in images.split(BATCH)]
     predicted = torch.cat([model.logits(result.y).argmax(dim=1) for result in results])
-    steps, status, energy = (torch.cat([getattr(result, name) for result in results]) for name in ("steps", "status", "energy"))
+    steps, status, energy = (
+        torch.cat([getattr(result, name) for result in results]) for name in ("steps", "status", "energy")
+    )
     return Reading(predicted, steps, status, energy, predicted == labels)
 
 
@@ -81,7 +83,8 @@ def read(model: LatentEnergyClassifier, images: Tensor, labels: Tensor) -> Readi
 def hardness(classifier: nn.Module, images: Tensor) -> Tensor:
     """1 − (p₁ − p₂) of a classifier's two largest probabilities, float64 [N]: 0 is easy, 1 undecided.
 
-    Summed as 2 p₂ + p₃ + …, so that it still tells two images apart of which the classifier is all but certain.
+    Summed as 2 p₂ + p₃ + …, so that it still tells two images apart of which the classifier is all but
+    certain.
     """
     logits = torch.cat([classifier(some) for some in images.split(BATCH)])
     p = logits.double().softmax(dim=1).sort(dim=1, descending=True).values
@@ -141,7 +144,9 @@ def by_tolerance(
     return found
 
 
-def under_corruption(model: LatentEnergyClassifier, images: Tensor, labels: Tensor, seed: int) -> dict[str, list[dict[str, Any]]]:
+def under_corruption(
+    model: LatentEnergyClassifier, images: Tensor, labels: Tensor, seed: int
+) -> dict[str, list[dict[str, Any]]]:
     """Accuracy and mean steps with noise of each scale, and with a patch of each size."""
     found: dict[str, list[dict[str, Any]]] = {}
     ways: dict[str, tuple[Callable[[Tensor, float, torch.Generator], Tensor], tuple[float, ...]]] = {

@@ -33,7 +33,9 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         figure = Figure(figsize=(15, 8.6), facecolor="white")
         FigureCanvasAgg(figure)
         _title(figure, report)
-        grid = figure.add_gridspec(2, 3, left=0.05, right=0.985, top=0.82, bottom=0.08, hspace=0.5, wspace=0.24)
+        grid = figure.add_gridspec(
+            2, 3, left=0.05, right=0.985, top=0.82, bottom=0.08, hspace=0.5, wspace=0.24
+        )
         _histogram(figure.add_subplot(grid[0, 0]), report)
         _difficulty(figure.add_subplot(grid[0, 1]), report)
         _corrupted_steps(figure.add_subplot(grid[0, 2]), report)
@@ -70,7 +72,12 @@ def _histogram(axis: Axes, report: Mapping[str, Any]) -> None:
     axis.axvline(mean, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     _note(axis, f"mean {mean:.1f}", mean, max(bars), ha="left", xytext=(5, 2))
     beyond = f" ({total - shown} images beyond, up to {report['steps']['max']})" if total > shown else ""
-    axis.set(xlabel=f"steps to the minimum{beyond}", ylabel="images", ylim=(0, max(bars) * 1.12), xlim=(0.3, last + 0.7))
+    axis.set(
+        xlabel=f"steps to the minimum{beyond}",
+        ylabel="images",
+        ylim=(0, max(bars) * 1.12),
+        xlim=(0.3, last + 0.7),
+    )
     axis.set_title("Steps per image", pad=8)
 
 
@@ -79,15 +86,26 @@ def _difficulty(axis: Axes, report: Mapping[str, Any]) -> None:
     x, y = range(1, len(groups) + 1), [group["mean_steps"] for group in groups]
     axis.bar(x, y, color=OURS, width=0.76)
     for i, group in zip(x, groups, strict=True):
-        _note(axis, f"{group['accuracy']:.1%}" if group["accuracy"] < 1 else "100%", i, group["mean_steps"], fontsize=8.5)
+        _note(
+            axis,
+            f"{group['accuracy']:.1%}" if group["accuracy"] < 1 else "100%",
+            i,
+            group["mean_steps"],
+            fontsize=8.5,
+        )
     axis.set_xticks(list(x))
     axis.set(ylim=(0, max(y) * 1.14), ylabel="mean steps")
-    axis.set_xlabel("tenths by the margin of an independent classifier, easiest first\n(above the bars: share read right)")
+    axis.set_xlabel(
+        "tenths by the margin of an independent classifier, easiest first\n(above the bars: share read right)"
+    )
     axis.set_title(f"Steps against difficulty: {y[0]:.1f} to {y[-1]:.1f}", pad=8)
 
 
 def _corrupted_steps(axis: Axes, report: Mapping[str, Any]) -> None:
-    names = {"noise": ("noise, standard deviation", OURS, "o-"), "patch": ("patch, share of the side", ORANGE, "s-")}
+    names = {
+        "noise": ("noise, standard deviation", OURS, "o-"),
+        "patch": ("patch, share of the side", ORANGE, "s-"),
+    }
     for name, (label, colour, style) in names.items():
         groups = report["corrupted"][name]
         x, y = [group["strength"] for group in groups], [group["mean_steps"] for group in groups]
@@ -95,7 +113,14 @@ def _corrupted_steps(axis: Axes, report: Mapping[str, Any]) -> None:
         for i, group in enumerate(groups):
             if i in (0, len(groups) // 2, len(groups) - 1) and (i or name == "noise"):
                 below = name == "patch"
-                _note(axis, f"{group['accuracy']:.1%}", x[i], y[i], color=colour, xytext=(0, -14 if below else 7))
+                _note(
+                    axis,
+                    f"{group['accuracy']:.1%}",
+                    x[i],
+                    y[i],
+                    color=colour,
+                    xytext=(0, -14 if below else 7),
+                )
     axis.margins(x=0.07, y=0.2)
     axis.legend(loc="upper left")
     axis.set(xlabel="strength (percentages: share read right)", ylabel="mean steps")
@@ -107,7 +132,9 @@ def _budget(axis: Axes, report: Mapping[str, Any]) -> None:
     x = [group["max_steps"] for group in groups]
     lines = {"accuracy": ("all images", OURS, "o-"), "accuracy_hardest": ("hardest tenth", ORANGE, "s-")}
     for key, (label, colour, style) in lines.items():
-        axis.plot(x, [group[key] for group in groups], style, color=colour, label=label, linewidth=1.8, markersize=5)
+        axis.plot(
+            x, [group[key] for group in groups], style, color=colour, label=label, linewidth=1.8, markersize=5
+        )
         axis.axhline(control[key], color=colour, linewidth=1, linestyle=(0, (4, 3)), alpha=0.8)
         _note(axis, f"{groups[-1][key]:.1%}", x[-1], groups[-1][key], color=colour, xytext=(0, -14))
     axis.axhline(-1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="ordinary classifier")
@@ -128,7 +155,16 @@ def _tolerance(axis: Axes, report: Mapping[str, Any]) -> None:
     for i, group in enumerate(groups):
         text = f"{group['tol']:g}\n{group['accuracy']:.2%}"
         chosen = group["tol"] == report["tol"]
-        _note(axis, text, x[i], ratio[i], xytext=(8, -18), ha="left", fontsize=8, weight="bold" if chosen else "normal")
+        _note(
+            axis,
+            text,
+            x[i],
+            ratio[i],
+            xytext=(8, -18),
+            ha="left",
+            fontsize=8,
+            weight="bold" if chosen else "normal",
+        )
     axis.margins(x=0.16, y=0.2)
     axis.set(xlabel="mean steps", ylabel="steps, hardest over easiest tenth")
     axis.set_title("Tolerance of the stop, and share read right", pad=8)
@@ -139,7 +175,11 @@ def _seconds(axis: Axes, report: Mapping[str, Any]) -> None:
     updates, descent = timing["seconds_per_epoch"], timing["descent_ms"]
     seconds = {name: descent[name] * timing["updates_per_epoch"] / 1e3 for name in ("kernels", "plain")}
     rows = [
-        (f"whole epochs as trained, {training['images']:,} images: kernels", training["seconds_per_epoch"], OURS),
+        (
+            f"whole epochs as trained, {training['images']:,} images: kernels",
+            training["seconds_per_epoch"],
+            OURS,
+        ),
         ("updates alone: kernels", updates["kernels"], OURS),
         ("updates alone: plain autograd", updates["plain"], OTHERS),
         ("their descents, forward and backward: kernels", seconds["kernels"], OURS),
@@ -148,7 +188,15 @@ def _seconds(axis: Axes, report: Mapping[str, Any]) -> None:
     for i, (label, value, colour) in enumerate(rows):
         axis.barh(i, value, color=colour, height=0.36)
         axis.text(0, i - 0.24, label, fontsize=9, color=INK, va="bottom")
-        _note(axis, f"{value:.2f} s" if value < 10 else f"{value:.1f} s", value, i, xytext=(6, -3), ha="left", fontsize=9.5)
+        _note(
+            axis,
+            f"{value:.2f} s" if value < 10 else f"{value:.1f} s",
+            value,
+            i,
+            xytext=(6, -3),
+            ha="left",
+            fontsize=9.5,
+        )
     axis.set(ylim=(len(rows) - 0.6, -0.75), yticks=[], xlim=(0, 1.2 * max(value for _, value, _ in rows)))
     axis.set_xlabel(f"seconds per epoch (from the second on: from {timing['updates']} updates)")
     axis.set_title(f"An epoch of training, {threads} thread{'s' if threads > 1 else ''}", pad=8)

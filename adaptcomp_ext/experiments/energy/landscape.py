@@ -22,8 +22,8 @@ MARGIN, LEAST = 0.35, 0.6
 class Map(NamedTuple):
     """The energy on a plane through the ends of a path, and the path in it.
 
-    The plane's first axis points from the first point to the last; the second is the first principal direction of what the path
-    has beside it.
+    The plane's first axis points from the first point to the last; the second is the first principal
+    direction of what the path has beside it.
     """
 
     path: Tensor
@@ -106,9 +106,10 @@ def choose(reading: Reading, first: Reading, hard: Tensor) -> dict[str, int]:
     Returns
     -------
     dict
-        ``easy``: the median by steps of the easiest tenth. ``hard``: of those in the hardest tenth that came to rest and were
-        read right, the one with more steps than nine tenths of them. ``turned``: of those read right at rest, but not after one
-        step (`first`), the one with the most steps. A rule that no image fulfils has no entry.
+        ``easy``: the median by steps of the easiest tenth. ``hard``: of those in the hardest tenth that came
+        to rest and were read right, the one with more steps than nine tenths of them. ``turned``: of those
+        read right at rest, but not after one step (`first`), the one with the most steps. A rule that no
+        image fulfils has no entry.
     """
     order = hard.argsort(stable=True)
     tenth = max(len(order) // 10, 1)

@@ -67,7 +67,9 @@ def hold_out(data: ImageData, count: int, seed: int = 0) -> ImageData:
     return ImageData(data.name, images[kept], labels[kept], images[held], labels[held])
 
 
-def _train(model: LatentEnergyClassifier, data: ImageData, recipe: Recipe, seed: int, console: Console) -> list[Epoch]:
+def _train(
+    model: LatentEnergyClassifier, data: ImageData, recipe: Recipe, seed: int, console: Console
+) -> list[Epoch]:
     updates = recipe.epochs * -(-len(data.train_images) // recipe.batch)
     bar = Progress(
         TextColumn("training through the descent"),
@@ -173,7 +175,8 @@ def energy(
             tolerances = by_tolerance(model, images, labels, hard, TOLERANCES)
             corrupted = under_corruption(model, images, labels, seed)
             landscapes = {
-                name: survey(model, images[row], int(labels[row])) for name, row in choose(reading, first, hard).items()
+                name: survey(model, images[row], int(labels[row]))
+                for name, row in choose(reading, first, hard).items()
             }
         with console.status("timing updates on the kernels and on plain autograd"):
             updates = QUICK_TIMED_UPDATES if quick else TIMED_UPDATES
@@ -248,7 +251,9 @@ def _print(report: dict[str, Any], console: Console) -> None:
     steps, training, timing = report["steps"], report["training"], report["timing"]
     first, control, groups = report["after_the_first_step"], report["classifier"], report["by_difficulty"]
     summary = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    summary.add_row("accuracy", f"[bold]{report['accuracy']:.2%}[/]  (the ordinary classifier: {control['accuracy']:.2%})")
+    summary.add_row(
+        "accuracy", f"[bold]{report['accuracy']:.2%}[/]  (the ordinary classifier: {control['accuracy']:.2%})"
+    )
     summary.add_row(
         "steps",
         f"[bold]{steps['mean']:.2f}[/] on average, {steps['min']} to {steps['max']}; {steps['ended_by_the_limit']} images ended "
@@ -265,7 +270,9 @@ def _print(report: dict[str, Any], console: Console) -> None:
         f"{first['accuracy']:.2%} after one step; the descent mends {first['mended']} of {report['data']['test']:,} and spoils "
         f"{first['spoilt']}",
     )
-    summary.add_row("training", f"{training['seconds']:.0f} s, [bold]{training['seconds_per_epoch']:.1f} s[/] per epoch")
+    summary.add_row(
+        "training", f"{training['seconds']:.0f} s, [bold]{training['seconds_per_epoch']:.1f} s[/] per epoch"
+    )
     seconds = timing["seconds_per_epoch"]
     summary.add_row(
         "updates alone",
@@ -284,7 +291,9 @@ def _print(report: dict[str, Any], console: Console) -> None:
     for group in report["by_tolerance"]:
         ratio = f"{group['hardest_over_easiest']:.2f}"
         style = "bold" if group["tol"] == report["tol"] else None
-        table.add_row(f"{group['tol']:g}", f"{group['accuracy']:.2%}", f"{group['mean_steps']:.2f}", ratio, style=style)
+        table.add_row(
+            f"{group['tol']:g}", f"{group['accuracy']:.2%}", f"{group['mean_steps']:.2f}", ratio, style=style
+        )
     console.print(table)
 
     table = _table("Harder images", "", "strength", "accuracy", "mean steps")

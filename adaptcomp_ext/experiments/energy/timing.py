@@ -103,14 +103,18 @@ def compare(
     Returns
     -------
     dict
-        Milliseconds per update (forward, backward and optimiser, the batch given) and of the descent in it alone (forward and
-        backward, the features given); seconds per epoch of updates; the median ratios of plain to kernels within one update; the
-        difference of the two first losses.
+        Milliseconds per update (forward, backward and optimiser, the batch given) and of the descent in it
+        alone (forward and backward, the features given); seconds per epoch of updates; the median ratios of
+        plain to kernels within one update; the difference of the two first losses.
     """
     per_epoch = -(-len(images) // recipe.batch)
-    recipe = replace(recipe, epochs=max(recipe.epochs, -(-(WARM_UP + updates) // per_epoch)))  # the schedule has to last
+    recipe = replace(
+        recipe, epochs=max(recipe.epochs, -(-(WARM_UP + updates) // per_epoch))
+    )  # the schedule has to last
     contenders = {
-        "kernels": _Contender(model, lambda model, batch: every_step_loss(model, batch)[0], recipe, len(images)),
+        "kernels": _Contender(
+            model, lambda model, batch: every_step_loss(model, batch)[0], recipe, len(images)
+        ),
         "plain": _Contender(model, plain_loss, recipe, len(images)),
     }
     kernels, plain = contenders.values()
@@ -127,7 +131,11 @@ def compare(
                 losses.append(contender.take(batch))
             if i == 0:
                 difference = abs(losses[0] - losses[1])
-    found: dict[str, Any] = {"updates": updates, "updates_per_epoch": per_epoch, "difference_of_losses": difference}
+    found: dict[str, Any] = {
+        "updates": updates,
+        "updates_per_epoch": per_epoch,
+        "difference_of_losses": difference,
+    }
     for what in ("update_ms", "descent_ms"):
         times = [getattr(contender, what)[WARM_UP:] for contender in (kernels, plain)]
         found[what] = {name: statistics.fmean(some) for name, some in zip(contenders, times, strict=True)}

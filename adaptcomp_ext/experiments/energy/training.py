@@ -1,25 +1,27 @@
 """Training through the inference: the loss after every step of a descent of random length; and of the ordinary classifier.
 
-What was tried for MNIST, on 5,000 held-out training images, six epochs, one seed, all else as in `Recipe`: accuracy, and the mean
-steps of the hardest tenth over those of the easiest. Differences of 0.3 % and of 0.3 are within what another seed does.
+What was tried for MNIST, on 5,000 held-out training images, six epochs, one seed, all else as in `Recipe`:
+accuracy, and the mean steps of the hardest tenth over those of the easiest. Differences of 0.3 % and of 0.3
+are within what another seed does.
 
-=================================================  ========  =====  =================================================
-as it is                                           97.6 %    2.3
-unrolled gradient instead of stepwise              97.8 %    2.3
-loss on the last point only, of 2 to 6 steps       97.6 %    1.2    nothing asks for speed: α falls to 0.66
-no loss on the first point                         97.7 %    1.6    α falls to 0.69
-no latent; 32 latents                              97.6 %    2.4    digits do not need one
-128 hidden units; 256                              97.7 %    2.0    256: 97.6 % and 1.4
-two hidden layers of 64                            97.8 %    1.4
-softplus; tanh                                     97.4 %    2.0    tanh: 97.7 % and 1.1, and it hardly comes to rest
-no corruption in training                          97.7 %    2.5    but 45 % instead of 91 % right at the strongest noise
-=================================================  ========  =====  =================================================
+=================================================  ========  =====
+================================================= as it is                                           97.6 %
+2.3 unrolled gradient instead of stepwise              97.8 %    2.3 loss on the last point only, of 2 to 6
+steps       97.6 %    1.2    nothing asks for speed: α falls to 0.66 no loss on the first point
+97.7 %    1.6    α falls to 0.69 no latent; 32 latents                              97.6 %    2.4    digits do
+not need one 128 hidden units; 256                              97.7 %    2.0    256: 97.6 % and 1.4 two
+hidden layers of 64                            97.8 %    1.4 softplus; tanh
+97.4 %    2.0    tanh: 97.7 % and 1.1, and it hardly comes to rest no corruption in training
+97.7 %    2.5    but 45 % instead of 91 % right at the strongest noise
+=================================================  ========  =====
+=================================================
 
-Losses weighted by their step: the same. In inference, a fixed step without backtracking leaves 5 % of the images going to and fro
-until the limit, 29 % at the strongest noise. Pixels instead of features as the context, with 256 or 512 units, were less accurate
-(97.0 to 97.5 %), slower, and had ratios of 1.0 to 1.2; but there the descent is worth something: up to 5 % more occluded images
-are read right at rest than after one step. Behind an encoder it is worth nothing on these digits: the first step finds the class,
-and the others settle it.
+Losses weighted by their step: the same. In inference, a fixed step without backtracking leaves 5 % of the
+images going to and fro until the limit, 29 % at the strongest noise. Pixels instead of features as the
+context, with 256 or 512 units, were less accurate (97.0 to 97.5 %), slower, and had ratios of 1.0 to 1.2; but
+there the descent is worth something: up to 5 % more occluded images are read right at rest than after one
+step. Behind an encoder it is worth nothing on these digits: the first step finds the class, and the others
+settle it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,17 @@ from adaptcomp_ext.models import LatentEnergyClassifier
 from .corruption import corrupt
 from .model import setting
 
-__all__ = ["Batch", "Epoch", "Recipe", "Updates", "batches", "every_step_loss", "practising", "train", "train_classifier"]
+__all__ = [
+    "Batch",
+    "Epoch",
+    "Recipe",
+    "Updates",
+    "batches",
+    "every_step_loss",
+    "practising",
+    "train",
+    "train_classifier",
+]
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,9 @@ def batches(images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Gen
 
 def practising(descend: ac.EnergyDescent) -> contextlib.AbstractContextManager[None]:
     """Let a descent take all its steps, and keep all points."""
-    return setting(descend, max_steps=descend.max_steps, tol=0.0, keep_trace=True, accept="always", backtracking=None)
+    return setting(
+        descend, max_steps=descend.max_steps, tol=0.0, keep_trace=True, accept="always", backtracking=None
+    )
 
 
 def every_step_loss(model: LatentEnergyClassifier, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -121,7 +135,9 @@ class Updates:
         self.model = model
         self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
         total = recipe.epochs * -(-rows // recipe.batch)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.learning_rate, total_steps=total)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.learning_rate, total_steps=total
+        )
 
     def __call__(self, loss: Tensor) -> None:
         """Make one."""
@@ -174,7 +190,9 @@ def train(
                 sums += seen * len(batch.labels)
                 progress(*seen.tolist())
             loss_mean, accuracy = (sums / len(images)).tolist()
-            history.append(Epoch(loss_mean, accuracy, float(model.step_size.detach()), time.perf_counter() - begin))
+            history.append(
+                Epoch(loss_mean, accuracy, float(model.step_size.detach()), time.perf_counter() - begin)
+            )
     model.eval()
     return history
 

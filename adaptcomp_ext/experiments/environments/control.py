@@ -58,9 +58,11 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
     max_steps : int, optional
         Actions of an episode. Default: as many as make the suite's 1,000 steps; fewer begin anew more often.
     autoreset_mode : AutoresetMode or str
-        When an ended episode is followed by the next one (see the notes). Default: Gymnasium's own, ``NEXT_STEP``.
+        When an ended episode is followed by the next one (see the notes). Default: Gymnasium's own,
+        ``NEXT_STEP``.
     render_mode : str or None
-        "rgb_array" (the default): `render` returns pictures. None: it returns None. Nothing is drawn before `render` is called.
+        "rgb_array" (the default): `render` returns pictures. None: it returns None. Nothing is drawn before
+        `render` is called.
 
     Attributes
     ----------
@@ -69,21 +71,23 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
 
     Notes
     -----
-    Observations: float32 [N, O], the suite's, one after another. Actions: float32 [N, A] in −1..1, scaled to the task's. Rewards:
-    float64 [N], 0 to `action_repeat`. Episodes are truncated after `max_steps` and never terminate; so all N end together,
-    unless one breaks. One whose observation or reward is not finite, or whose simulation fails, is truncated at once:
-    its reward is 0, the last finite observation stands for the bad one, ``info["broken"]`` marks it, and the others go on.
+    Observations: float32 [N, O], the suite's, one after another. Actions: float32 [N, A] in −1..1, scaled to
+    the task's. Rewards: float64 [N], 0 to `action_repeat`. Episodes are truncated after `max_steps` and never
+    terminate; so all N end together, unless one breaks. One whose observation or reward is not finite, or
+    whose simulation fails, is truncated at once: its reward is 0, the last finite observation stands for the
+    bad one, ``info["broken"]`` marks it, and the others go on.
 
-    Autoreset modes are Gymnasium's, as in its ``SyncVectorEnv``. ``NEXT_STEP``: the step that ends an episode returns its last
-    observation; the step after it ignores that environment's action, begins the next episode and returns its first observation
-    with reward 0. ``SAME_STEP``: the step that ends an episode already returns the next one's first observation, with the last
-    one's under ``info["final_obs"]``, an array of N objects, each an observation or None, and what `info` said of the last step
-    under ``info["final_info"]``; the masks ``_final_obs`` and ``_final_info`` say where. ``DISABLED``: an ended episode waits for
-    ``reset(options={"reset_mask": mask})``, mask bool [N]; a step before that is refused. Gymnasium's wrappers of observations
-    refuse ``SAME_STEP``.
+    Autoreset modes are Gymnasium's, as in its ``SyncVectorEnv``. ``NEXT_STEP``: the step that ends an episode
+    returns its last observation; the step after it ignores that environment's action, begins the next episode
+    and returns its first observation with reward 0. ``SAME_STEP``: the step that ends an episode already
+    returns the next one's first observation, with the last one's under ``info["final_obs"]``, an array of N
+    objects, each an observation or None, and what `info` said of the last step under ``info["final_info"]``;
+    the masks ``_final_obs`` and ``_final_info`` say where. ``DISABLED``: an ended episode waits for
+    ``reset(options={"reset_mask": mask})``, mask bool [N]; a step before that is refused. Gymnasium's
+    wrappers of observations refuse ``SAME_STEP``.
 
-    After ``reset(seed=s)`` `np_random_seed` is s, and the start of every episode follows from it. Without any seed it is drawn by
-    the machine, as in Gymnasium, and `np_random_seed` says which it was.
+    After ``reset(seed=s)`` `np_random_seed` is s, and the start of every episode follows from it. Without any
+    seed it is drawn by the machine, as in Gymnasium, and `np_random_seed` says which it was.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": list(RENDER_MODES)}  # noqa: RUF012 (as in Gymnasium)
@@ -107,7 +111,8 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self.autoreset_mode = check_autoreset_mode(autoreset_mode)
         self.render_mode = check_render_mode(render_mode)
         domain, name = task.split("-")
-        # The seeds are replaced at the first reset; without any, the suite would ask the machine for entropy here already.
+        # The seeds are replaced at the first reset; without any, the suite would ask the machine for entropy
+        # here already.
         self._suite = [suite.load(domain, name, task_kwargs={"random": i}) for i in range(num_envs)]
         spec = self._suite[0].action_spec()
         self._middle = (spec.maximum + spec.minimum) / 2
@@ -118,19 +123,26 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         seconds = self._suite[0].control_timestep() * action_repeat
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": max(1, round(1 / seconds))}
+        self.metadata = {
+            **self.metadata,
+            "autoreset_mode": self.autoreset_mode,
+            "render_fps": max(1, round(1 / seconds)),
+        }
         self.broken = 0
         self._observation: NDArray[np.float32] | None = None
         self._steps = np.zeros(num_envs, np.int64)
         self._ended = np.zeros(num_envs, bool)
-        self._followed: np.random.Generator | None = None  # the generator from which the copies' own were seeded
+        self._followed: np.random.Generator | None = (
+            None  # the generator from which the copies' own were seeded
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin N episodes, or those of ``options["reset_mask"]``, bool [N].
 
-        A seed makes the states repeatable from which these environments start, now and later. Without one their courses go on.
+        A seed makes the states repeatable from which these environments start, now and later. Without one
+        their courses go on.
         """
         if seed is not None:
             check_int("seed", seed, 0, bounded=False)  # NumPy draws seeds of 128 bits
@@ -147,13 +159,17 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
 
     def step(
         self, actions: NDArray[Any]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    ) -> tuple[
+        NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+    ]:
         """Hold each action for `action_repeat` steps of the suite."""
         if self._observation is None:
             raise RuntimeError("step: expected a reset() before the first step")
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape or actions.dtype.kind != "f":
-            raise ValueError(f"actions: expected floating point of shape {self.action_space.shape}, got {describe(actions)}")
+            raise ValueError(
+                f"actions: expected floating point of shape {self.action_space.shape}, got {describe(actions)}"
+            )
         if not np.isfinite(actions).all():
             raise ValueError("actions: expected finite numbers, got others")
         if self.autoreset_mode is AutoresetMode.DISABLED:
@@ -243,8 +259,8 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         Raises
         ------
         RuntimeError
-            If MuJoCo has no library to draw with. It is chosen when this module is imported: set ``MUJOCO_GL`` to egl, osmesa or
-            glfw in the environment before.
+            If MuJoCo has no library to draw with. It is chosen when this module is imported: set
+            ``MUJOCO_GL`` to egl, osmesa or glfw in the environment before.
         """
         if self.render_mode is None:
             return None

@@ -49,7 +49,8 @@ def distances(walls: NDArray[np.bool_], goal: NDArray[np.int64]) -> NDArray[np.i
     """Steps to the goal from each cell, by flooding all mazes at once: walls [N, S, S], goal [N, 2] → int16 [N, S, S]."""
     n, size, _ = walls.shape
     width = size + 2
-    # All mazes as one line of cells, each with a rim: a shift that runs from one into the next meets walls on both sides.
+    # All mazes as one line of cells, each with a rim: a shift that runs from one into the next meets walls on
+    # both sides.
     open_ = np.zeros((n, width, width), bool)
     open_[:, 1:-1, 1:-1] = ~walls
     front = np.zeros_like(open_)

@@ -45,27 +45,31 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     layouts : Layouts, optional
         The first N episodes' mazes, at every `reset`; those after them are drawn. Default: all are drawn.
     autoreset_mode : AutoresetMode or str
-        When an ended episode is followed by the next one (see the notes). Default: Gymnasium's own, ``NEXT_STEP``.
+        When an ended episode is followed by the next one (see the notes). Default: Gymnasium's own,
+        ``NEXT_STEP``.
     render_mode : str or None
-        "rgb_array" (the default): `render` returns pictures. None: it returns None. Nothing is drawn before `render` is called.
+        "rgb_array" (the default): `render` returns pictures. None: it returns None. Nothing is drawn before
+        `render` is called.
 
     Notes
     -----
-    Observations: ``walls`` int8 [N, S, S], ``position`` and ``goal`` int64 [N, 2] (row, column). Actions: up, right, down,
-    left; a step into a wall or off the grid stays where it is. Reward: 1 at the goal, less 0.01 a step. ``info["distance"]``,
-    int16 [N], is how many steps remain on a shortest way from the observed position: for analysis, no part of the observation.
+    Observations: ``walls`` int8 [N, S, S], ``position`` and ``goal`` int64 [N, 2] (row, column). Actions: up,
+    right, down, left; a step into a wall or off the grid stays where it is. Reward: 1 at the goal, less 0.01
+    a step. ``info["distance"]``, int16 [N], is how many steps remain on a shortest way from the observed
+    position: for analysis, no part of the observation.
 
-    Autoreset modes are Gymnasium's, as in its ``SyncVectorEnv``. ``NEXT_STEP``: the step that ends an episode returns its last
-    observation; the step after it ignores that environment's action, begins the next episode and returns its first observation
-    with reward 0. ``SAME_STEP``: the step that ends an episode already returns the next one's first observation, with the last
-    one's under ``info["final_obs"]``, an array of N objects, each an observation or None, and int64 arrays [N] of the episode's
-    ``steps``, ``shortest`` way and remaining ``distance`` under ``info["final_info"]``; the masks ``_final_obs`` and
-    ``_final_info`` say where. ``DISABLED``: an ended episode waits for ``reset(options={"reset_mask": mask})``, mask bool [N]; a
-    step before that is refused. Outside ``SAME_STEP`` ``info`` itself has ``steps`` and ``shortest`` of the episodes that end
-    (masks ``_steps``, ``_shortest``).
+    Autoreset modes are Gymnasium's, as in its ``SyncVectorEnv``. ``NEXT_STEP``: the step that ends an episode
+    returns its last observation; the step after it ignores that environment's action, begins the next episode
+    and returns its first observation with reward 0. ``SAME_STEP``: the step that ends an episode already
+    returns the next one's first observation, with the last one's under ``info["final_obs"]``, an array of N
+    objects, each an observation or None, and int64 arrays [N] of the episode's ``steps``, ``shortest`` way
+    and remaining ``distance`` under ``info["final_info"]``; the masks ``_final_obs`` and ``_final_info`` say
+    where. ``DISABLED``: an ended episode waits for ``reset(options={"reset_mask": mask})``, mask bool [N]; a
+    step before that is refused. Outside ``SAME_STEP`` ``info`` itself has ``steps`` and ``shortest`` of the
+    episodes that end (masks ``_steps``, ``_shortest``).
 
-    Gymnasium's wrappers of observations refuse ``SAME_STEP``; those for arrays (``NormalizeObservation``, ``DtypeObservation``)
-    refuse dictionaries, and go around ``FlattenObservation``.
+    Gymnasium's wrappers of observations refuse ``SAME_STEP``; those for arrays (``NormalizeObservation``,
+    ``DtypeObservation``) refuse dictionaries, and go around ``FlattenObservation``.
     """
 
     metadata = {  # noqa: RUF012 (as in Gymnasium)
@@ -89,7 +93,9 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.density = check_number("density", density, 0.0, LARGEST_DENSITY, ends="[]")
         self.max_steps = STEPS_PER_SIDE * size if max_steps is None else check_int("max_steps", max_steps, 1)
         if layouts is not None and layouts.walls.shape != (num_envs, size, size):
-            raise ValueError(f"layouts: expected walls of shape {(num_envs, size, size)}, got {layouts.walls.shape}")
+            raise ValueError(
+                f"layouts: expected walls of shape {(num_envs, size, size)}, got {layouts.walls.shape}"
+            )
         self.autoreset_mode = check_autoreset_mode(autoreset_mode)
         self.render_mode = check_render_mode(render_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -111,7 +117,9 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._ready = False
         self._ended = np.zeros(num_envs, bool)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Begin N episodes, or those of ``options["reset_mask"]``, bool [N]. A seed makes everything that follows repeatable."""
         if seed is not None:
             check_int("seed", seed, 0, bounded=False)  # NumPy draws seeds of 128 bits
@@ -132,7 +140,9 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._ready = True
         return self._observe(), {"distance": self._distance()}
 
-    def step(self, actions: NDArray[Any]) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Move in every maze."""
         if not self._ready:
             raise RuntimeError("step: expected a reset() before the first step")
@@ -140,7 +150,9 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise ValueError(f"actions: expected {self.num_envs} integers, got {describe(actions)}")
         if actions.size and (actions.min() < 0 or actions.max() >= len(MOVES)):
-            raise ValueError(f"actions: expected values from 0 to {len(MOVES) - 1}, got {actions.min()} to {actions.max()}")
+            raise ValueError(
+                f"actions: expected values from 0 to {len(MOVES) - 1}, got {actions.min()} to {actions.max()}"
+            )
         if self.autoreset_mode is AutoresetMode.DISABLED:
             refuse_ended(self._ended)
         begins = self._ended.copy()  # only in mode NEXT_STEP are there any
@@ -196,7 +208,9 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             self._used += len(some.start)
             count -= len(some.start)
             parts.append(some)
-        return parts[0] if len(parts) == 1 else Layouts(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+        return (
+            parts[0] if len(parts) == 1 else Layouts(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+        )
 
     def _open(self, which: NDArray[np.int64], given: Layouts | None = None) -> None:
         new = self._draw(len(which)) if given is None else given.take(which)
@@ -215,12 +229,21 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         walls, position, goal = self._walls[which], self._position[which], self.layouts.goal[which]
         for k, i in enumerate(which):
             last[i] = {"walls": walls[k], "position": position[k], "goal": goal[k]}
-        return {"final_obs": last, "_final_obs": mask, "final_info": self._about(which), "_final_info": mask.copy()}
+        return {
+            "final_obs": last,
+            "_final_obs": mask,
+            "final_info": self._about(which),
+            "_final_info": mask.copy(),
+        }
 
     def _about(self, which: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """Steps, shortest way and remaining distance of these episodes, each int64 [N], 0 elsewhere."""
         about: dict[str, NDArray[np.int64]] = {}
-        values: tuple[NDArray[Any], ...] = (self._steps[which], self.layouts.take(which).shortest, self._distance()[which])
+        values: tuple[NDArray[Any], ...] = (
+            self._steps[which],
+            self.layouts.take(which).shortest,
+            self._distance()[which],
+        )
         for name, value in zip(("steps", "shortest", "distance"), values, strict=True):
             about[name] = np.zeros(self.num_envs, np.int64)
             about[name][which] = value
@@ -231,4 +254,8 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     def _observe(self) -> Observation:
         # Copies: what the caller keeps of one step must not change at the next.
-        return {"walls": self._walls.copy(), "position": self._position.copy(), "goal": self.layouts.goal.copy()}
+        return {
+            "walls": self._walls.copy(),
+            "position": self._position.copy(),
+            "goal": self.layouts.goal.copy(),
+        }

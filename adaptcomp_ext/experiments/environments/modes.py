@@ -23,7 +23,9 @@ def check_autoreset_mode(mode: object) -> AutoresetMode:
         return AutoresetMode(mode)
     except ValueError:
         names = ", ".join(repr(known.value) for known in AutoresetMode)
-        raise ValueError(f"autoreset_mode: expected an AutoresetMode of Gymnasium, or one of {names}, got {mode!r}") from None
+        raise ValueError(
+            f"autoreset_mode: expected an AutoresetMode of Gymnasium, or one of {names}, got {mode!r}"
+        ) from None
 
 
 def check_render_mode(mode: object) -> str | None:
@@ -62,7 +64,9 @@ def check_reset_mask(options: object, count: int, started: bool) -> NDArray[np.b
     if not mask.any():
         raise ValueError("options['reset_mask']: expected at least one True, got none")
     if not (started or mask.all()):
-        raise ValueError("options['reset_mask']: expected True for every environment at the first reset, got some False")
+        raise ValueError(
+            "options['reset_mask']: expected True for every environment at the first reset, got some False"
+        )
     return mask
 
 

@@ -53,7 +53,9 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     found: dict[str, Any] = {
         "history": history,
         "mean gain": gains.mean(0).tolist(),
-        "rank correlation with gain": [rank_correlation(e, g) for e, g in zip(expected.T, gains[learned:].T, strict=True)],
+        "rank correlation with gain": [
+            rank_correlation(e, g) for e, g in zip(expected.T, gains[learned:].T, strict=True)
+        ],
         "fixed": {},
         "adaptive": {},
     }
@@ -71,7 +73,10 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
             **_judge(own, planner),
             "shuffled": _judge(dealt, planner),
             "correlations": _correlations(own),
-            "strip": {"reward": own.reward[:SHOWN, shown].tolist(), "horizon": own.horizon[:SHOWN, shown].tolist()},
+            "strip": {
+                "reward": own.reward[:SHOWN, shown].tolist(),
+                "horizon": own.horizon[:SHOWN, shown].tolist(),
+            },
         }
     return found
 

@@ -23,13 +23,22 @@ def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
         for name, parts, color, marker in (
             ("the same everywhere", summary["fixed"], OTHERS, "o"),
             ("chosen by state", summary["adaptive"], OURS, "o"),
-            ("the same, dealt at random", {k: v["shuffled"] for k, v in summary["adaptive"].items()}, OURS, "x"),
+            (
+                "the same, dealt at random",
+                {k: v["shuffled"] for k, v in summary["adaptive"].items()},
+                OURS,
+                "x",
+            ),
         ):
             found = list(parts.values())
             half = bars([f["return"] for f in found])
             x, y = [f["steps imagined"].mean for f in found], [f["return"].mean for f in found]
-            axes[0].errorbar(x, y, half, color=color, marker=marker, ms=5, lw=1.4 if marker == "o" else 0, label=name)
-        axes[0].set(title="What looking ahead is worth", xlabel="steps imagined by each candidate", ylabel="return")
+            axes[0].errorbar(
+                x, y, half, color=color, marker=marker, ms=5, lw=1.4 if marker == "o" else 0, label=name
+            )
+        axes[0].set(
+            title="What looking ahead is worth", xlabel="steps imagined by each candidate", ylabel="return"
+        )
         axes[0].set_ylim(0, 1.15 * max(1.0, axes[0].get_ylim()[1]))
         axes[0].legend(loc="best", fontsize=8.5)
         width = 0.8 / len(summary["adaptive"])
@@ -43,6 +52,8 @@ def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
         strip = summary["strip"]
         axes[2].bar(range(len(strip["horizon"])), strip["horizon"], 1.0, color=OURS)
         axes[2].plot([4 * r for r in strip["reward"]], color=OTHERS, lw=1.2)
-        axes[2].set(title="An episode: H, and the reward (line)", xlabel="decision, at the lowest price", ylabel="H")
+        axes[2].set(
+            title="An episode: H, and the reward (line)", xlabel="decision, at the lowest price", ylabel="H"
+        )
         save(figure, path, 130, quick)
         plt.close(figure)

@@ -53,7 +53,14 @@ def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> s
         rows.append([f"H = {h} everywhere", *_row(found, shares), "–"])
     for price, found in summary["adaptive"].items():
         rows.append([f"chosen, price {price}", *_row(found, shares), points(found["− shuffled"], 0, 1.0)])
-    header = ["horizon", "return", "mean H", "imagined", *(f"H = {h}, %" for h in shares), "− dealt at random"]
+    header = [
+        "horizon",
+        "return",
+        "mean H",
+        "imagined",
+        *(f"H = {h}, %" for h in shares),
+        "− dealt at random",
+    ]
     parts.append(table(header, rows))
     parts.append("## What a level gains\n")
     parts.append(
@@ -62,11 +69,15 @@ def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> s
         "values. The gate's expectation is compared in a fifth of the states, which it did not learn from.\n"
     )
     gains = zip(config["levels"], summary["mean gain"], summary["rank correlation with gain"], strict=True)
-    rows = [[f"H = {level}", interval(gain, 3, 1000.0), interval(known, 2, 1.0)] for level, gain, known in gains]
+    rows = [
+        [f"H = {level}", interval(gain, 3, 1000.0), interval(known, 2, 1.0)] for level, gain, known in gains
+    ]
     parts.append(table(["level", "mean gain", "rank correlation of the gate's expectation"], rows))
     parts.append("## What the chosen horizon goes with (rank correlation)\n")
     names = list(next(iter(summary["adaptive"].values()))["correlations"])
-    rows = [[p, *(interval(f["correlations"][n], 2, 1.0) for n in names)] for p, f in summary["adaptive"].items()]
+    rows = [
+        [p, *(interval(f["correlations"][n], 2, 1.0) for n in names)] for p, f in summary["adaptive"].items()
+    ]
     parts.append(table(["price", *names], rows))
     return "\n".join(parts)
 

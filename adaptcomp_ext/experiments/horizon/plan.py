@@ -29,4 +29,6 @@ def plan(task: str, *, seeds: int, first_seed: int, steps: int | None, quick: bo
     }
     every = seeds_from(first_seed, seeds)
     cells = [Cell(f"seed-{seed}", {"settings": asdict(settings), **measured}, seed) for seed in every]
-    return Plan("horizon", {"settings": asdict(settings), "seeds": list(every), "quick": quick, **measured}, cells)
+    return Plan(
+        "horizon", {"settings": asdict(settings), "seeds": list(every), "quick": quick, **measured}, cells
+    )

@@ -38,7 +38,8 @@ def horizon(
     task : str
         One of `adaptcomp_ext.experiments.environments.control.TASKS`.
     out : Path
-        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted run goes on.
+        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted
+        run goes on.
     steps : int, optional
         Of the suite, in training. Default: what suits the task.
     seeds, first_seed : int
@@ -60,4 +61,6 @@ def horizon(
     found = run_plan(what, out, run_cell, workers=workers, threads=threads, console=console)
     summary = summarise(what.cells, found)
     figure.draw(summary, out / FIGURE, quick)
-    return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
+    return publish(
+        what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console
+    )

@@ -27,7 +27,8 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
                 **_of([c["adaptive"][price] for c in some]),
                 "shuffled": _of([c["adaptive"][price]["shuffled"] for c in some]),
                 "− shuffled": paired(
-                    [c["adaptive"][price]["return"] for c in some], [c["adaptive"][price]["shuffled"]["return"] for c in some]
+                    [c["adaptive"][price]["return"] for c in some],
+                    [c["adaptive"][price]["shuffled"]["return"] for c in some],
                 ),
                 "correlations": {
                     name: mean_interval([c["adaptive"][price]["correlations"][name] for c in some])

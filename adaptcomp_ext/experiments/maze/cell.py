@@ -38,7 +38,10 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     history = train(agent, settings, cell.seed, span(tick, "training", 0.0, 0.8))
     write_tensors(folder / AGENT_NAME, agent.state_dict())
     every = max(1, len(history) // CURVE)
-    found: dict[str, Any] = {"curve": [_mean(history[i : i + every]) for i in range(0, len(history), every)], "every": every}
+    found: dict[str, Any] = {
+        "curve": [_mean(history[i : i + every]) for i in range(0, len(history), every)],
+        "every": every,
+    }
     with torch.no_grad():
         found.update(_measure(agent, settings, cell, tick))
     return found
@@ -81,7 +84,9 @@ def _measure(agent: MazeAgent, settings: Settings, cell: Cell, tick: Tick) -> di
         found[name] = run_trial(agent, layouts, settings.density, cell.seed, sweeps).summary()
     tick("other mazes", 0.85)
     fixed = FIXED if cell.options["agent"] == "priced" else (16,)
-    found["fixed"] = {str(k): run_trial(agent, layouts, settings.density, cell.seed, k).summary() for k in fixed}
+    found["fixed"] = {
+        str(k): run_trial(agent, layouts, settings.density, cell.seed, k).summary() for k in fixed
+    }
     found["others"] = {}
     for size, density in cell.options["others"]:
         some = unseen_layouts(cell.options["larger"], size, density)
@@ -103,7 +108,14 @@ def _by_distance(trial: Trial) -> list[dict[str, float]]:
         at = (trial.at_distance >= low) & (trial.at_distance <= high)
         if int(at.sum()):
             some = trial.at_sweeps[at]
-            out.append({"low": low, "high": high, "sweeps": float(some.mean()), "none": float((some == 0).float().mean())})
+            out.append(
+                {
+                    "low": low,
+                    "high": high,
+                    "sweeps": float(some.mean()),
+                    "none": float((some == 0).float().mean()),
+                }
+            )
     return out
 
 

@@ -62,7 +62,9 @@ class Trial(NamedTuple):
         }
 
 
-def run_trial(agent: MazeAgent, layouts: Layouts, density: float, seed: int, sweeps: Chooser | int | None = None) -> Trial:
+def run_trial(
+    agent: MazeAgent, layouts: Layouts, density: float, seed: int, sweeps: Chooser | int | None = None
+) -> Trial:
     """Walk through each maze once, sampling choices and moves.
 
     Parameters
@@ -76,14 +78,19 @@ def run_trial(agent: MazeAgent, layouts: Layouts, density: float, seed: int, swe
     seed : int
         Of what is sampled.
     sweeps : int or callable, optional
-        All states get so many; or ``sweeps(chosen, step)`` changes what the gate chose, int64 [N]. Default: the gate's.
+        All states get so many; or ``sweeps(chosen, step)`` changes what the gate chose, int64 [N]. Default:
+        the gate's.
     """
     count, size = layouts.walls.shape[:2]
     env = MazeVectorEnv(count, size, density, layouts=layouts, autoreset_mode="SameStep")
     observation, info = env.reset(seed=seed)
     generator = torch.Generator().manual_seed(seed)
     going = torch.ones(count, dtype=torch.bool)
-    success, steps, spent = torch.zeros(count, dtype=torch.bool), torch.zeros(count).double(), torch.zeros(count).double()
+    success, steps, spent = (
+        torch.zeros(count, dtype=torch.bool),
+        torch.zeros(count).double(),
+        torch.zeros(count).double(),
+    )
     records: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     while bool(going.any()):
         seen = observe(observation)

@@ -13,7 +13,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from adaptcomp_ext.experiments.style import INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save, span_at_least
+from adaptcomp_ext.experiments.style import (
+    INK,
+    MUTED,
+    ORANGE,
+    OTHERS,
+    OURS,
+    STYLE,
+    WRONG,
+    bars,
+    save,
+    span_at_least,
+)
 
 __all__ = ["draw", "draw_example"]
 
@@ -40,13 +51,31 @@ def _pareto(axes: Axes, summary: Summary) -> None:
     fixed = list(summary["fixed"].values())
     efficiency = [f["efficiency"] for f in fixed]
     x = [f["sweeps_per_step"].mean for f in fixed]
-    axes.errorbar(x, [v.mean for v in efficiency], bars(efficiency), color=OTHERS, marker="o", ms=4.5, lw=1.6, label="K fixed")
-    _point(axes, summary["controls"]["shuffled"], "the gate's K, dealt at random", color=OURS, marker="o", mfc="white")
+    axes.errorbar(
+        x,
+        [v.mean for v in efficiency],
+        bars(efficiency),
+        color=OTHERS,
+        marker="o",
+        ms=4.5,
+        lw=1.6,
+        label="K fixed",
+    )
+    _point(
+        axes,
+        summary["controls"]["shuffled"],
+        "the gate's K, dealt at random",
+        color=OURS,
+        marker="o",
+        mfc="white",
+    )
     _point(axes, summary["agents"]["priced"], "the gate's K, with a price", color=OURS, marker="o")
     _point(axes, summary["agents"]["free"], "the gate's K, no price", color=ORANGE, marker="s")
     for name, label in (("fixed-8", "trained with K = 8"), ("fixed-16", "trained with K = 16")):
         if name in summary["agents"]:
-            _point(axes, summary["agents"][name], label, color=WRONG, marker="^" if name == "fixed-8" else "v")
+            _point(
+                axes, summary["agents"][name], label, color=WRONG, marker="^" if name == "fixed-8" else "v"
+            )
     axes.set_xlabel("sweeps a step")
     axes.set_ylabel("path efficiency (shortest way / way taken)")
     axes.set_title("What thinking is worth")
@@ -64,7 +93,16 @@ def _distance(axes: Axes, summary: Summary) -> None:
         found = summary["by_distance"][name]
         middle = [(e["low"] + e["high"]) / 2 for e in found]
         values = [e["sweeps"] for e in found]
-        axes.errorbar(middle, [v.mean for v in values], bars(values), color=color, marker=marker, ms=4.5, lw=1.6, label=label)
+        axes.errorbar(
+            middle,
+            [v.mean for v in values],
+            bars(values),
+            color=color,
+            marker=marker,
+            ms=4.5,
+            lw=1.6,
+            label=label,
+        )
     axes.set_xlabel("steps to the goal")
     axes.set_ylabel("sweeps")
     axes.set_ylim(0, 34)
@@ -95,7 +133,9 @@ def draw_example(example: Summary, path: Path, quick: bool = False) -> None:
         axes[0].imshow(walls, cmap="gray_r", vmin=0, vmax=1.6, interpolation="nearest")
         line = np.concatenate([places, [example["goal"]]])
         axes[0].plot(line[:, 1], line[:, 0], color=MUTED, lw=1.2, zorder=1)
-        axes[0].scatter(places[:, 1], places[:, 0], 12 + 7 * np.array(sweeps), color=OURS, alpha=0.8, zorder=2, lw=0)
+        axes[0].scatter(
+            places[:, 1], places[:, 0], 12 + 7 * np.array(sweeps), color=OURS, alpha=0.8, zorder=2, lw=0
+        )
         axes[0].scatter(*example["goal"][::-1], 110, marker="*", color=ORANGE, zorder=3)
         axes[0].set_title("Sweeps along the way (area)")
         axes[0].set_axis_off()

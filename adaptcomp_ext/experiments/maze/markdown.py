@@ -88,17 +88,30 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     rows = [_row(NAMES[name], found) for name, found in summary["agents"].items()]
     rows += [_row(f"priced, {name}", found) for name, found in summary["controls"].items()]
     rows += [_row(f"priced, made to do K = {k}", found) for k, found in summary["fixed"].items()]
-    header = ["agent", "arrive, %", "path efficiency", "sweeps a step", "sweeps an episode", "r(sweeps, distance)"]
+    header = [
+        "agent",
+        "arrive, %",
+        "path efficiency",
+        "sweeps a step",
+        "sweeps an episode",
+        "r(sweeps, distance)",
+    ]
     parts.append(table(header, rows))
     parts.append("## Other mazes (priced)\n")
     rows = []
     for where, found in summary["others"].items():
-        rows += [_row(f"{where} walls, own K", found["own"]), _row(f"{where} walls, K = 16", found["fixed 16"])]
+        rows += [
+            _row(f"{where} walls, own K", found["own"]),
+            _row(f"{where} walls, K = 16", found["fixed 16"]),
+        ]
     parts.append(table(header, rows))
     parts.append("## Sweeps by distance\n")
     for name, found in summary["by_distance"].items():
         cells = [f"{e['low']}–{e['high']}" if e["low"] != e["high"] else f"{e['low']}" for e in found]
-        rows = [["sweeps", *(interval(e["sweeps"], 1, 1.0) for e in found)], ["none, %", *(interval(e["none"]) for e in found)]]
+        rows = [
+            ["sweeps", *(interval(e["sweeps"], 1, 1.0) for e in found)],
+            ["none, %", *(interval(e["none"]) for e in found)],
+        ]
         parts.append(table([f"{name}: steps to go", *cells], rows))
     parts.append("## On the clock\n")
     rows = [
@@ -110,7 +123,9 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
         ]
         for t in summary["timing"]
     ]
-    parts.append(table(["ms an episode", "gated", "masked", "K = 16", "masked / gated", "K = 16 / gated"], rows))
+    parts.append(
+        table(["ms an episode", "gated", "masked", "K = 16", "masked / gated", "K = 16 / gated"], rows)
+    )
     return "\n".join(parts)
 
 

@@ -36,7 +36,8 @@ def maze(
     Parameters
     ----------
     out : Path
-        Folder of the results. One that holds another configuration is refused; an interrupted run goes on, cell by cell.
+        Folder of the results. One that holds another configuration is refused; an interrupted run goes on,
+        cell by cell.
     seeds, first_seed : int
         Number of seeds; first seed.
     updates : int, optional
@@ -63,4 +64,6 @@ def maze(
     summary = summarise(what.cells, found)
     figure.draw(summary, out / FIGURES["main"], quick)
     figure.draw_example(summary["example"], out / FIGURES["example"], quick)
-    return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
+    return publish(
+        what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console
+    )

@@ -27,7 +27,9 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
         "controls": {},
         "fixed": {k: _trial([cell["fixed"][k] for cell in priced]) for k in priced[0]["fixed"]},
         "others": {
-            where: {who: _trial([cell["others"][where][who] for cell in priced]) for who in ("own", "fixed 16")}
+            where: {
+                who: _trial([cell["others"][where][who] for cell in priced]) for who in ("own", "fixed 16")
+            }
             for where in priced[0]["others"]
         },
         "by_distance": {
@@ -45,8 +47,13 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
     for control in ("shuffled", "fixed at the mean"):
         out["controls"][control] = {
             **_trial([cell[control] for cell in priced]),
-            "own −": paired([cell["own"]["efficiency"] for cell in priced], [cell[control]["efficiency"] for cell in priced]),
-            "own − success": paired([cell["own"]["success"] for cell in priced], [cell[control]["success"] for cell in priced]),
+            "own −": paired(
+                [cell["own"]["efficiency"] for cell in priced],
+                [cell[control]["efficiency"] for cell in priced],
+            ),
+            "own − success": paired(
+                [cell["own"]["success"] for cell in priced], [cell[control]["success"] for cell in priced]
+            ),
         }
     for rival in ("fixed-8", "fixed-16"):
         if rival in names:

@@ -46,12 +46,18 @@ class _Walk:
 def compare(agent: MazeAgent, mazes: int, size: int, density: float, seconds: float) -> dict[str, Any]:
     """Milliseconds of an episode, environment and all, with `mazes` side by side: as the gate decides, the same masked, K = 16.
 
-    The contenders take turns; the ratios are medians of pairs of turns, each turn per episode that the contender ends on average.
+    The contenders take turns; the ratios are medians of pairs of turns, each turn per episode that the
+    contender ends on average.
     """
     keep_freed_memory()
-    ways: Mapping[str, tuple[int | None, bool]] = {"gated": (None, True), "masked": (None, False), "fixed 16": (16, True)}
+    ways: Mapping[str, tuple[int | None, bool]] = {
+        "gated": (None, True),
+        "masked": (None, False),
+        "fixed 16": (16, True),
+    }
     contenders = {
-        name: _Walk(agent, MazeVectorEnv(mazes, size, density, autoreset_mode="SameStep"), *way) for name, way in ways.items()
+        name: _Walk(agent, MazeVectorEnv(mazes, size, density, autoreset_mode="SameStep"), *way)
+        for name, way in ways.items()
     }
     for _ in range(6):  # past the first episodes, which all begin together
         for walk in contenders.values():
@@ -67,7 +73,9 @@ def compare(agent: MazeAgent, mazes: int, size: int, density: float, seconds: fl
         "size": size,
         "ms": {name: 1e3 * statistics.median(values) for name, values in each.items()},
         **{
-            f"{name} / gated": statistics.median(a / b for a, b in zip(each[name], each["gated"], strict=True))
+            f"{name} / gated": statistics.median(
+                a / b for a, b in zip(each[name], each["gated"], strict=True)
+            )
             for name in ("masked", "fixed 16")
         },
     }

@@ -70,7 +70,9 @@ def observe(observation: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.from_numpy(observation[key]) for key in ("walls", "position", "goal"))  # type: ignore[return-value]
 
 
-def train(agent: MazeAgent, settings: Settings, seed: int, tick: Callable[[float], None] | None = None) -> list[dict[str, float]]:
+def train(
+    agent: MazeAgent, settings: Settings, seed: int, tick: Callable[[float], None] | None = None
+) -> list[dict[str, float]]:
     """Train an agent in fresh mazes; a record for each update."""
     env = MazeVectorEnv(settings.mazes, settings.size, settings.density, autoreset_mode="SameStep")
     observation, info = env.reset(seed=seed)
@@ -93,12 +95,16 @@ def train(agent: MazeAgent, settings: Settings, seed: int, tick: Callable[[float
             if truncated.any():
                 # A cut episode goes on as far as its value is concerned.
                 at = np.flatnonzero(truncated)
-                cut = {k: np.stack([info["final_obs"][i][k] for i in at]) for k in ("walls", "position", "goal")}
+                cut = {
+                    k: np.stack([info["final_obs"][i][k] for i in at]) for k in ("walls", "position", "goal")
+                }
                 remaining = torch.from_numpy(info["final_info"]["distance"][at])
                 with torch.no_grad():
                     reward[at] += settings.discount * agent.value(agent.features(*observe(cut)), remaining)
             ended = torch.from_numpy(terminated | truncated)
-            steps.append(_Step(decided.seen, distance, decided.action, decided.choice, decided.log_prob, reward, ended))
+            steps.append(
+                _Step(decided.seen, distance, decided.action, decided.choice, decided.log_prob, reward, ended)
+            )
             done += int((terminated | truncated).sum())
             success += int(terminated.sum())
             if terminated.any():
@@ -121,12 +127,19 @@ def train(agent: MazeAgent, settings: Settings, seed: int, tick: Callable[[float
 
 
 def _improve(
-    agent: MazeAgent, optimizer: torch.optim.Optimizer, settings: Settings, steps: list[_Step], last: Tensor, far: Tensor
+    agent: MazeAgent,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    steps: list[_Step],
+    last: Tensor,
+    far: Tensor,
 ) -> dict[str, float]:
     features = torch.stack([s.seen.features for s in steps])
     plan = torch.stack([s.seen.plan for s in steps])
     rest: list[tuple[Tensor, ...]] = [s[1:] for s in steps]
-    distance, action, choice, log_prob, reward, ended = (torch.stack(part) for part in zip(*rest, strict=True))
+    distance, action, choice, log_prob, reward, ended = (
+        torch.stack(part) for part in zip(*rest, strict=True)
+    )
     with torch.no_grad():
         value = agent.value(torch.cat([features.flatten(0, 1), last]), torch.cat([distance.flatten(), far]))
     value = value.view(len(steps) + 1, -1)
@@ -140,7 +153,12 @@ def _improve(
     target = (advantage + value[:-1]).flatten()
     advantage = advantage.flatten()
     seen = Seen(features.flatten(0, 1), plan.flatten(0, 1))
-    distance, action, choice, log_prob = distance.flatten(), action.flatten(), choice.flatten(), log_prob.flatten()
+    distance, action, choice, log_prob = (
+        distance.flatten(),
+        action.flatten(),
+        choice.flatten(),
+        log_prob.flatten(),
+    )
     planned = seen.plan[:, 4]
     totals = torch.zeros(3)
     batches = 0
@@ -158,7 +176,9 @@ def _improve(
             gain = advantage[rows]
             gain = (gain - gain.mean()) / (gain.std() + 1e-8)
             odds = (new - log_prob[rows]).exp()
-            surrogate = torch.minimum(odds * gain, odds.clamp(1 - settings.clip, 1 + settings.clip) * gain).mean()
+            surrogate = torch.minimum(
+                odds * gain, odds.clamp(1 - settings.clip, 1 + settings.clip) * gain
+            ).mean()
             error = F.mse_loss(agent.value(some.features, distance[rows]), target[rows])
             # Only where there was a plan is there anything for the habit to learn from it.
             apart = (moves.detach().exp() * (moves.detach() - habit.log_softmax(1))).sum(1)

@@ -143,7 +143,9 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run_processes(folder: RunFolder, cells: list[Cell], worker: Worker, workers: int, threads: int, bars: Progress) -> None:
+def _run_processes(
+    folder: RunFolder, cells: list[Cell], worker: Worker, workers: int, threads: int, bars: Progress
+) -> None:
     # Not forked: a child of a process that has used OpenMP hangs in its first parallel region.
     context = multiprocessing.get_context("spawn")
     manager = SyncManager(ctx=context)
@@ -152,10 +154,13 @@ def _run_processes(folder: RunFolder, cells: list[Cell], worker: Worker, workers
     others = set(multiprocessing.active_children())
     with manager, ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         ticks: Any = manager.Queue()
-        tasks = {cell.name: bars.add_task(cell.name, total=1.0, what="waiting", start=False) for cell in cells}
+        tasks = {
+            cell.name: bars.add_task(cell.name, total=1.0, what="waiting", start=False) for cell in cells
+        }
         with _interrupts_later():
             running: dict[Future[dict[str, Any]], Cell] = {
-                pool.submit(_run_elsewhere, worker, cell, folder.cell(cell.name), threads, ticks): cell for cell in cells
+                pool.submit(_run_elsewhere, worker, cell, folder.cell(cell.name), threads, ticks): cell
+                for cell in cells
             }
         try:
             while running:

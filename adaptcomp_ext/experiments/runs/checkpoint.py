@@ -72,10 +72,16 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 about = json.loads(file.metadata()["about"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            model.load_state_dict({k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
+            model.load_state_dict(
+                {k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")}
+            )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: expected a checkpoint of this model, found something else ({error})") from None
-        state: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in about["scalars"].items()}
+            raise ValueError(
+                f"{self.path}: expected a checkpoint of this model, found something else ({error})"
+            ) from None
+        state: dict[int, dict[str, Any]] = {
+            int(index): dict(slots) for index, slots in about["scalars"].items()
+        }
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)

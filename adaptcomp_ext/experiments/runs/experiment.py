@@ -39,11 +39,17 @@ def seeds_from(first_seed: int, seeds: int) -> range:
     return range(first_seed, first_seed + check_int("seeds", seeds, 1))
 
 
-def run_plan(plan: Plan, out: Path, worker: Worker, *, workers: int, threads: int, console: Console) -> dict[str, dict[str, Any]]:
+def run_plan(
+    plan: Plan, out: Path, worker: Worker, *, workers: int, threads: int, console: Console
+) -> dict[str, dict[str, Any]]:
     """Open the folder, which refuses another configuration, and run what is not finished; the results of all cells by name."""
     folder = RunFolder.open(out, plan.name, plan.config)
     config = plan.config
-    subject = f"[bold]{config['data']}[/]: {config['train']:,} training images" if "data" in config else f"[bold]{plan.name}[/]"
+    subject = (
+        f"[bold]{config['data']}[/]: {config['train']:,} training images"
+        if "data" in config
+        else f"[bold]{plan.name}[/]"
+    )
     console.print(f"{subject}; {len(plan.cells)} cells in {out}")
     if config.get("quick"):
         console.print(f"[bold]{QUICK}[/]")
@@ -93,7 +99,8 @@ def publish(
     }
     write_json(out / f"{plan.name}.json", report)
     write_text(
-        out / f"{plan.name}.md", _marked(markdown(f"{about['machine']['cpu']}, torch {about['versions']['torch']}"), quick)
+        out / f"{plan.name}.md",
+        _marked(markdown(f"{about['machine']['cpu']}, torch {about['versions']['torch']}"), quick),
     )
     console.print(Markdown("\n".join(f"- {verdict}" for verdict in verdicts)))
     if quick:

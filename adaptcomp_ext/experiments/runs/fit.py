@@ -43,8 +43,8 @@ def fit(
     model : nn.Module
         In training mode for each epoch, in evaluation mode for `after` and at the end.
     loss : callable
-        ``loss(index, done) -> (loss, others)``: of the rows `index`, `done` in [0, 1) being the share of all updates made before
-        this one; `others` are scalars to be averaged over the epoch.
+        ``loss(index, done) -> (loss, others)``: of the rows `index`, `done` in [0, 1) being the share of all
+        updates made before this one; `others` are scalars to be averaged over the epoch.
     optimizer, schedule
         Stepped after every update.
     clip : float, optional

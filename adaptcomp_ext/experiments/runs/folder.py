@@ -43,14 +43,17 @@ class RunFolder:
         Raises
         ------
         ValueError
-            If the folder holds another experiment, or this one in another configuration. Nothing is touched then.
+            If the folder holds another experiment, or this one in another configuration. Nothing is touched
+            then.
         """
         path = Path(path)
         wanted = json.loads(json.dumps({"experiment": experiment, "config": dict(config)}))
         if (path / CONFIG_NAME).is_file():
             found = read_json(path / CONFIG_NAME)
             if found != wanted:
-                raise ValueError(f"{path}: {_difference(found, wanted)}; nothing was overwritten: choose another output folder")
+                raise ValueError(
+                    f"{path}: {_difference(found, wanted)}; nothing was overwritten: choose another output folder"
+                )
         else:
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / CONFIG_NAME, wanted)
@@ -78,5 +81,9 @@ def _difference(found: Any, wanted: Any) -> str:
         return f"expected a folder of {wanted['experiment']!r}, found one of {other!r}"
     ours, theirs = wanted["config"], found.get("config") or {}
     keys = sorted({*ours, *theirs}, key=str)
-    parts = [f"{k} = {theirs.get(k)!r} there, {ours.get(k)!r} asked for" for k in keys if theirs.get(k) != ours.get(k)]
+    parts = [
+        f"{k} = {theirs.get(k)!r} there, {ours.get(k)!r} asked for"
+        for k in keys
+        if theirs.get(k) != ours.get(k)
+    ]
     return f"it holds another configuration of {wanted['experiment']!r}: {'; '.join(parts)}"

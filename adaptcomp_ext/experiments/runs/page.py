@@ -55,10 +55,14 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
             continue  # another program's
         report = path.parent / f"{about['experiment']}.md"
         if report.is_file():
-            runs.append(Run(path.parent, about["experiment"], about["config"], report.read_text(encoding="utf-8")))
+            runs.append(
+                Run(path.parent, about["experiment"], about["config"], report.read_text(encoding="utf-8"))
+            )
     if not runs:
         where = ", ".join(map(str, folders))
-        raise FileNotFoundError(f"{where}: expected finished experiments (config.json beside NAME.md), found none")
+        raise FileNotFoundError(
+            f"{where}: expected finished experiments (config.json beside NAME.md), found none"
+        )
     return runs
 
 
@@ -94,7 +98,9 @@ def _markdown(runs: Sequence[Run], beside: Path) -> str:
 def _html(runs: Sequence[Run]) -> str:
     import markdown
 
-    contents = "".join(f'<li><a href="#run{i}">{html.escape(run.experiment)}</a></li>' for i, run in enumerate(runs))
+    contents = "".join(
+        f'<li><a href="#run{i}">{html.escape(run.experiment)}</a></li>' for i, run in enumerate(runs)
+    )
     parts = []
     for i, run in enumerate(runs):
         # What a report says is text: only the marks of Markdown become tags.
@@ -111,6 +117,10 @@ def _html(runs: Sequence[Run]) -> str:
 def _embedded(folder: Path, source: re.Match[str]) -> str:
     name = source[1]
     picture = folder / html.unescape(name)
-    if picture.suffix != ".png" or not picture.resolve().is_relative_to(folder.resolve()) or not picture.is_file():
+    if (
+        picture.suffix != ".png"
+        or not picture.resolve().is_relative_to(folder.resolve())
+        or not picture.is_file()
+    ):
         return f'src="{name}"'
     return f'src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode("ascii")}"'

@@ -51,8 +51,8 @@ class Claim(NamedTuple):
 def judged(text: str, *claims: Claim) -> str:
     """`text` with the verdict before it, in Markdown.
 
-    "Holds" where every claim's interval lies on its right side, "Does not hold" where one lies on the wrong side; between them
-    what the means say, as that. Claims of one seed are not decided.
+    "Holds" where every claim's interval lies on its right side, "Does not hold" where one lies on the wrong
+    side; between them what the means say, as that. Claims of one seed are not decided.
     """
     if any(claim.alone for claim in claims):
         verdict = ONE_SEED

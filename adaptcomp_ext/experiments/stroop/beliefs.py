@@ -21,7 +21,8 @@ def choose(stream: Stream) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        At most four, each of another digit: ``item`` (its place in the test split), ``digit``, ``ink``, and both beliefs.
+        At most four, each of another digit: ``item`` (its place in the test split), ``digit``, ``ink``, and
+        both beliefs.
     """
     default, control = stream.default.softmax(1), stream.control.softmax(1)
     habit = default.argmax(1) == stream.inks

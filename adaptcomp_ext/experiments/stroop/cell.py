@@ -56,10 +56,14 @@ def _main(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     side = train.images.shape[-1]
     torch.manual_seed(cell.seed)
     acc = build_acc(side, Objective())
-    history = train_acc(acc, train, recipe, cell.seed, folder / "acc.safetensors", span(tick, "ACC", 0.0, 0.45))
+    history = train_acc(
+        acc, train, recipe, cell.seed, folder / "acc.safetensors", span(tick, "ACC", 0.0, 0.45)
+    )
     torch.manual_seed(cell.seed)
     cnn = build_baseline(side, weights(acc))
-    train_classifier(cnn, train, recipe, cell.seed, folder / "cnn.safetensors", span(tick, "the CNN alone", 0.45, 0.85))
+    train_classifier(
+        cnn, train, recipe, cell.seed, folder / "cnn.safetensors", span(tick, "the CNN alone", 0.45, 0.85)
+    )
 
     tick("gates", 0.85)
     streams = gates.read_test(acc, test)
@@ -70,7 +74,10 @@ def _main(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     alone = {
         "default": {c: accuracy(streams[c].default, streams[c].digits) for c in conditions},
         "control": {c: accuracy(streams[c].control, streams[c].digits) for c in conditions},
-        "cnn": {c: accuracy(logits(cnn, test.recoloured(Condition[c.upper()])[0]), test.digits) for c in conditions},
+        "cnn": {
+            c: accuracy(logits(cnn, test.recoloured(Condition[c.upper()])[0]), test.digits)
+            for c in conditions
+        },
     }
 
     tick("timing", 0.95)
@@ -84,7 +91,10 @@ def _main(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         "data": train.name,
         "accuracy": alone,
         "parameters": {"acc": weights(acc), "cnn": weights(cnn)},
-        "multiply_adds": {"default": multiply_adds(acc.default, shape), "control": multiply_adds(acc.control, shape)},
+        "multiply_adds": {
+            "default": multiply_adds(acc.default, shape),
+            "control": multiply_adds(acc.control, shape),
+        },
         "training": history,
         "timing": compare_gated(acc, batch, cell.options["timing_seconds"]),
         "beliefs": beliefs.choose(streams["incongruent"]),
@@ -97,7 +107,9 @@ def _effort(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     acc = build_acc(train.images.shape[-1], EFFORTS[cell.options["effort"]])
     recipe = Recipe(**cell.options["recipe"])
-    history = train_acc(acc, train, recipe, cell.seed, folder / "acc.safetensors", span(tick, "ACC", 0.0, 0.95))
+    history = train_acc(
+        acc, train, recipe, cell.seed, folder / "acc.safetensors", span(tick, "ACC", 0.0, 0.95)
+    )
     streams = gates.read_test(acc, test)
     conditions = [condition.name.lower() for condition in Condition]
     return {

@@ -15,7 +15,19 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from adaptcomp_ext.experiments.data import COLOURS
-from adaptcomp_ext.experiments.style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save, span_at_least
+from adaptcomp_ext.experiments.style import (
+    FAINT,
+    INK,
+    MUTED,
+    ORANGE,
+    OTHERS,
+    OURS,
+    STYLE,
+    WRONG,
+    bars,
+    save,
+    span_at_least,
+)
 
 from .gates import RATES
 from .summary import CONDITIONS, MIXED, TABLE_RATE, TASKS
@@ -61,7 +73,9 @@ def _bars(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None:
         values = [get(main[p]) for p in settings]
         at = np.arange(len(settings)) + (i - (len(looks) - 1) / 2) * width
         axes.bar(at, [100 * v.mean for v in values], width * 0.92, color=look, label=name)
-        axes.errorbar(at, [100 * v.mean for v in values], bars(values, 100), fmt="none", ecolor=INK, elinewidth=1)
+        axes.errorbar(
+            at, [100 * v.mean for v in values], bars(values, 100), fmt="none", ecolor=INK, elinewidth=1
+        )
     axes.set_xticks(range(len(settings)), [f"{100 * float(p):g} %" for p in settings])
     axes.set_xlabel("congruent in training")
     axes.set_ylabel("right, %")
@@ -76,10 +90,22 @@ def _curves(axes: Axes, found: Mapping[str, Any], p: str) -> None:
         at = [found["gates"][MIXED][gate][f"{r:g}"] for r in RATES]
         x = [100 * v[f"{MIXED}/rate"].mean for v in at]
         y = [v[f"{MIXED}/control"] for v in at]
-        axes.errorbar(x, [100 * v.mean for v in y], bars(y, 100), color=look, ls=line, marker="o", ms=4, lw=1.6, label=name)
+        axes.errorbar(
+            x,
+            [100 * v.mean for v in y],
+            bars(y, 100),
+            color=look,
+            ls=line,
+            marker="o",
+            ms=4,
+            lw=1.6,
+            label=name,
+        )
     always = 100 * found["always"][MIXED].mean
     axes.axhline(always, color=MUTED, lw=1)
-    axes.annotate("control everywhere", (0, always), xytext=(2, 3), textcoords="offset points", color=MUTED, fontsize=9)
+    axes.annotate(
+        "control everywhere", (0, always), xytext=(2, 3), textcoords="offset points", color=MUTED, fontsize=9
+    )
     axes.set_xlabel("rows that call control, %")
     axes.set_ylabel("right, %")
     axes.set_xlim(left=0)
@@ -93,8 +119,16 @@ def _calls(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None
     for i, condition in enumerate(CONDITIONS):
         values = [main[p]["gates"]["as trained"]["value"][TABLE_RATE][f"{condition}/rate"] for p in settings]
         at = np.arange(len(settings)) + (i - 1) * width
-        axes.bar(at, [100 * v.mean for v in values], width * 0.92, color=CONDITION_COLOURS[condition], label=condition)
-        axes.errorbar(at, [100 * v.mean for v in values], bars(values, 100), fmt="none", ecolor=INK, elinewidth=1)
+        axes.bar(
+            at,
+            [100 * v.mean for v in values],
+            width * 0.92,
+            color=CONDITION_COLOURS[condition],
+            label=condition,
+        )
+        axes.errorbar(
+            at, [100 * v.mean for v in values], bars(values, 100), fmt="none", ecolor=INK, elinewidth=1
+        )
     axes.set_xticks(range(len(settings)), [f"{100 * float(p):g} %" for p in settings])
     axes.set_xlabel("congruent in training")
     axes.set_ylabel("rows that call control, %")
@@ -103,20 +137,31 @@ def _calls(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None
     axes.legend(loc="upper left", ncols=3, fontsize=8.5)
 
 
-def draw_beliefs(items: Sequence[Mapping[str, Any]], images: Tensor, title: str, path: Path, quick: bool = False) -> None:
+def draw_beliefs(
+    items: Sequence[Mapping[str, Any]], images: Tensor, title: str, path: Path, quick: bool = False
+) -> None:
     """Both beliefs about single incongruent items, side by side; images uint8 [N, 3, H, W] in the order of the items."""
     names = list(COLOURS)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            len(items), 3, figsize=(10, 2.1 * len(items) + 0.4), width_ratios=(1, 3, 3), layout="constrained", squeeze=False
+            len(items),
+            3,
+            figsize=(10, 2.1 * len(items) + 0.4),
+            width_ratios=(1, 3, 3),
+            layout="constrained",
+            squeeze=False,
         )
         for row, (item, image) in enumerate(zip(items, images, strict=True)):
             picture, *others = axes[row]
             picture.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             picture.set_axis_off()
             picture.set_title(f"a {names[item['ink']]} {item['digit']}")
-            for one, who, name in zip(others, ("default", "control"), ("habit π₁", "control π₂"), strict=True):
-                colours = [WRONG if d == item["ink"] else OURS if d == item["digit"] else OTHERS for d in range(10)]
+            for one, who, name in zip(
+                others, ("default", "control"), ("habit π₁", "control π₂"), strict=True
+            ):
+                colours = [
+                    WRONG if d == item["ink"] else OURS if d == item["digit"] else OTHERS for d in range(10)
+                ]
                 one.bar(range(10), item[who], color=colours)
                 one.set_xticks(range(10))
                 one.set_ylim(0, 1)
@@ -133,12 +178,16 @@ def draw_reaction(reaction: Mapping[str, Any], path: Path, quick: bool = False) 
     proportions = {float(n.split()[1]): f for n, f in reaction.items() if n.startswith("congruent ")}
     high = max(proportions)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 4, figsize=(15, 3.9), layout="constrained", width_ratios=(1.2, 1.2, 1, 1))
+        figure, axes = plt.subplots(
+            1, 4, figsize=(15, 3.9), layout="constrained", width_ratios=(1.2, 1.2, 1, 1)
+        )
         for one, task, title in zip(axes, TASKS, ("Reading the digit", "Naming the ink"), strict=False):
             for i, condition in enumerate(CONDITIONS):
                 values = [f[task]["steps"][condition] for f in proportions.values()]
                 at = np.arange(len(values)) + (i - 1) * 0.27
-                one.bar(at, [v.mean for v in values], 0.25, color=CONDITION_COLOURS[condition], label=condition)
+                one.bar(
+                    at, [v.mean for v in values], 0.25, color=CONDITION_COLOURS[condition], label=condition
+                )
                 one.errorbar(at, [v.mean for v in values], bars(values), fmt="none", ecolor=INK, elinewidth=1)
             one.set_xticks(range(len(proportions)), [f"{100 * p:g} %" for p in proportions])
             one.set_xlabel("congruent in practice")
@@ -153,7 +202,9 @@ def draw_reaction(reaction: Mapping[str, Any], path: Path, quick: bool = False) 
             axes[2].errorbar(x, [e.mean for e in effects], bars(effects), color=look, marker="o", label=label)
             practice = proportions[high][task]["practice"]
             updates = [(i + 1) * proportions[high]["updates"] for i in range(len(practice))]
-            axes[3].errorbar(updates, [e.mean for e in practice], bars(practice), color=look, marker="o", label=label)
+            axes[3].errorbar(
+                updates, [e.mean for e in practice], bars(practice), color=look, marker="o", label=label
+            )
         for one in axes[2:]:
             one.axhline(0, color=FAINT, lw=1)
             one.set_ylabel("incongruent − congruent, steps")

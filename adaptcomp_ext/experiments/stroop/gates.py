@@ -89,7 +89,11 @@ def held_out(model: ac.models.ACC, data: StroopMNIST) -> tuple[Stream, Stream, S
     for condition in (Condition.CONGRUENT, Condition.INCONGRUENT):
         images, inks = data.recoloured(condition, seed=1)
         sides.append(_read(model, images[half:], data.digits[half:], inks[half:]))
-    return as_trained.part(slice(0, half)), as_trained.part(slice(half, None)), _mixed(sides[0], sides[1], seed=2)
+    return (
+        as_trained.part(slice(0, half)),
+        as_trained.part(slice(half, None)),
+        _mixed(sides[0], sides[1], seed=2),
+    )
 
 
 def build_gates(fitting: Stream, seed: int) -> dict[str, Gate]:
@@ -148,9 +152,10 @@ def survey(
     Returns
     -------
     dict
-        ``gates``: by calibration ("as trained" or "mixed"), gate and rate: on each test stream the call rate, and the accuracy of
-        "control" (π₂ alone where it ran) and "mixture" answers; ``always``; ``never``; ``mcnemar``: p of the entropy and the
-        value gate's answers against the random gate's on the mixed stream at each rate; ``entropy``: mean normalised entropies.
+        ``gates``: by calibration ("as trained" or "mixed"), gate and rate: on each test stream the call rate,
+        and the accuracy of "control" (π₂ alone where it ran) and "mixture" answers; ``always``; ``never``;
+        ``mcnemar``: p of the entropy and the value gate's answers against the random gate's on the mixed
+        stream at each rate; ``entropy``: mean normalised entropies.
     """
     torch.manual_seed(seed)
     found: dict[str, Any] = {"gates": {}}

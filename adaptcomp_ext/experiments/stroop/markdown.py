@@ -94,7 +94,9 @@ def _reaction_verdicts(reaction: Summary) -> list[str]:
         for task in TASKS:
             grows = paired(high[task]["effects"], low[task]["effects"])
             parts.append(f"{points(grows, 2, 1.0)} steps ({task})")
-        out.append(f"On items whose own proportion stays at one half, the effect at 80 % less that at 20 %: {'; '.join(parts)}.")
+        out.append(
+            f"On items whose own proportion stays at one half, the effect at 80 % less that at 20 %: {'; '.join(parts)}."
+        )
     much, little = reaction.get("reading 0.9"), reaction.get("reading 0.1")
     if much and little:
         listed = [
@@ -136,13 +138,17 @@ def _main_tables(main: Summary) -> list[str]:
         named = {
             f"CNN ({first['parameters']['cnn']:,} weights)": [acc["cnn"][c] for c in CONDITIONS],
             "habit π₁ alone": [acc["default"][c] for c in CONDITIONS],
-            f"control π₂ alone (ACC: {first['parameters']['acc']:,} weights)": [acc["control"][c] for c in CONDITIONS],
+            f"control π₂ alone (ACC: {first['parameters']['acc']:,} weights)": [
+                acc["control"][c] for c in CONDITIONS
+            ],
             f"ACC, value gate, {100 * float(TABLE_RATE):g} % of held-out items called": [
                 how["value"][TABLE_RATE][f"{c}/control"] for c in CONDITIONS
             ],
             "… answering with the mixture": [how["value"][TABLE_RATE][f"{c}/mixture"] for c in CONDITIONS],
             "ACC, entropy gate": [how["entropy"][TABLE_RATE][f"{c}/control"] for c in CONDITIONS],
-            "ACC, one decision for each batch": [how["batch-mean"][TABLE_RATE][f"{c}/control"] for c in CONDITIONS],
+            "ACC, one decision for each batch": [
+                how["batch-mean"][TABLE_RATE][f"{c}/control"] for c in CONDITIONS
+            ],
             "ACC, random gate": [how["random"][TABLE_RATE][f"{c}/control"] for c in CONDITIONS],
         }
         for name, values in named.items():
@@ -150,15 +156,21 @@ def _main_tables(main: Summary) -> list[str]:
         calls = [interval(how["value"][TABLE_RATE][f"{c}/rate"]) for c in CONDITIONS]
         rows.append([f"{float(p) * 100:g} %", "calls of the value gate", *calls])
     parts.append(table(["congruent in training", "who", *CONDITIONS], rows))
-    parts.append("## Gates at equal call rates on the mixed stream (half congruent, half incongruent), per cent right\n")
+    parts.append(
+        "## Gates at equal call rates on the mixed stream (half congruent, half incongruent), per cent right\n"
+    )
     rows = []
     for p, found in main.items():
         for gate in GATES:
             values = [found["gates"][MIXED][gate][f"{r:g}"] for r in RATES]
-            rows.append([f"{float(p) * 100:g} %", gate, *(interval(v[f"{MIXED}/control"], 2) for v in values)])
+            rows.append(
+                [f"{float(p) * 100:g} %", gate, *(interval(v[f"{MIXED}/control"], 2) for v in values)]
+            )
         always = interval(found["always"][MIXED], 2)
         mixture = interval(found["always_mixture"][MIXED], 2)
-        rows.append([f"{float(p) * 100:g} %", f"always: π₂ {always}, mixture {mixture}", *("" for _ in RATES)])
+        rows.append(
+            [f"{float(p) * 100:g} %", f"always: π₂ {always}, mixture {mixture}", *("" for _ in RATES)]
+        )
     parts.append(table(["congruent in training", "gate", *(f"{100 * r:g} % called" for r in RATES)], rows))
     parts.append("## Normalised entropy, and time\n")
     rows = []
@@ -177,8 +189,15 @@ def _effort_table(effort: Summary, config: Mapping[str, Any]) -> str:
     for name, found in effort.items():
         acc = found["accuracy"]
         prices = ", ".join(f"{price:.2f}" for price in found["price"])
-        rows.append([name, *(f"{100 * acc[w][c]:.1f}" for w in ("default", "control") for c in CONDITIONS), prices])
-    header = ["price of effort", *(f"π₁ {c}" for c in CONDITIONS), *(f"π₂ {c}" for c in CONDITIONS), "mean λ, epoch by epoch"]
+        rows.append(
+            [name, *(f"{100 * acc[w][c]:.1f}" for w in ("default", "control") for c in CONDITIONS), prices]
+        )
+    header = [
+        "price of effort",
+        *(f"π₁ {c}" for c in CONDITIONS),
+        *(f"π₂ {c}" for c in CONDITIONS),
+        "mean λ, epoch by epoch",
+    ]
     return "## The price of effort, 95 % congruent, one seed\n\n" + table(header, rows)
 
 
@@ -198,7 +217,15 @@ def _reaction_tables(reaction: Summary) -> list[str]:
                     interval(found["masked_over_compacted"], 2, 1.0),
                 ]
             )
-    header = ["practised", "task", *CONDITIONS, "interference", "facilitation", "incongruent − congruent", "% right"]
+    header = [
+        "practised",
+        "task",
+        *CONDITIONS,
+        "interference",
+        "facilitation",
+        "incongruent − congruent",
+        "% right",
+    ]
     parts.append(table([*header, "masked / compacted time"], rows))
     parts.append(
         "Interference: incongruent less neutral; facilitation: neutral less congruent. *Unbiased items*: the proportion was that "

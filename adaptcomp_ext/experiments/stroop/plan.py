@@ -35,7 +35,8 @@ def plan(
     Parameters
     ----------
     data : Path, optional
-        MNIST's folder; scikit-learn's digits without one. It is read here: what is missing is said before anything runs.
+        MNIST's folder; scikit-learn's digits without one. It is read here: what is missing is said before
+        anything runs.
     congruent : sequence of float
         Proportions congruent of the training sets.
     seeds, first_seed : int
@@ -68,7 +69,13 @@ def plan(
                 cells.append(Cell(f"reaction-{_file_name(setting.name)}-seed-{seed}", options, seed))
     if with_effort:
         for i, name in enumerate(EFFORTS):
-            options = {**common, "part": "effort", "effort": name, "congruent": EFFORT_CONGRUENT, "recipe": recipe}
+            options = {
+                **common,
+                "part": "effort",
+                "effort": name,
+                "congruent": EFFORT_CONGRUENT,
+                "recipe": recipe,
+            }
             cells.append(Cell(f"effort-{i}-seed-{first_seed}", options, first_seed))
     config = {
         "data": train.name,

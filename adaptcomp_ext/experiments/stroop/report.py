@@ -43,7 +43,8 @@ def stroop(
     data : Path, optional
         Folder with MNIST's four IDX files; scikit-learn's digits without one.
     out : Path
-        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted run goes on.
+        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted
+        run goes on.
     congruent : sequence of float
         Proportions congruent of the training sets, each in [0, 1].
     seeds, first_seed : int
@@ -83,7 +84,9 @@ def stroop(
         _draw_beliefs(data, results, out / FIGURES["beliefs"], quick)
     if summary["reaction"]:
         figure.draw_reaction(summary["reaction"], out / FIGURES["reaction"], quick)
-    return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
+    return publish(
+        what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console
+    )
 
 
 def _draw_beliefs(data: Path | None, results: Results, path: Path, quick: bool) -> None:

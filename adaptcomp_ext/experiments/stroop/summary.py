@@ -32,7 +32,11 @@ class Results:
 
     def of(self, part: str, **options: Any) -> list[Found]:
         """The results of the cells with these options, in the order of their seeds."""
-        chosen = [c for c in self.cells if c.options["part"] == part and all(c.options.get(k) == v for k, v in options.items())]
+        chosen = [
+            c
+            for c in self.cells
+            if c.options["part"] == part and all(c.options.get(k) == v for k, v in options.items())
+        ]
         return [self.found[c.name] for c in sorted(chosen, key=lambda c: c.seed)]
 
     def values(self, part: str, key: str) -> list[Any]:
@@ -40,7 +44,9 @@ class Results:
         return list(dict.fromkeys(c.options[key] for c in self.cells if c.options["part"] == part))
 
 
-def gate_values(cells: Sequence[Found], how: str, gate: str, rate: str, stream: str, what: str) -> list[float]:
+def gate_values(
+    cells: Sequence[Found], how: str, gate: str, rate: str, stream: str, what: str
+) -> list[float]:
     """One figure of a gate at one rate, for each seed."""
     return [float(cell["gates"][how][gate][rate][stream][what]) for cell in cells]
 
@@ -94,7 +100,10 @@ def _main(cells: Sequence[Found]) -> dict[str, Any]:
             for s in (*CONDITIONS, MIXED)
         },
         "entropy": {
-            c: {who: over(lambda cell, c=c, who=who: cell["entropy"][c][who]) for who in ("default", "control")}  # type: ignore[misc]
+            c: {
+                who: over(lambda cell, c=c, who=who: cell["entropy"][c][who])  # type: ignore[misc]
+                for who in ("default", "control")
+            }
             for c in CONDITIONS
         },
         "parameters": cells[0]["parameters"],
@@ -124,10 +133,13 @@ def _main(cells: Sequence[Found]) -> dict[str, Any]:
         differences[f"value − random gate at {share}, mixed"] = paired(value, random)
         differences[f"value gate at {share} − always, mixed"] = paired(value, always)
         differences[f"calls of incongruent − congruent items at {share}, value gate"] = paired(
-            gated(MIXED, "value", rate, MIXED, "rate_incongruent"), gated(MIXED, "value", rate, MIXED, "rate_congruent")
+            gated(MIXED, "value", rate, MIXED, "rate_incongruent"),
+            gated(MIXED, "value", rate, MIXED, "rate_congruent"),
         )
     out["differences"] = differences
-    out["mcnemar"] = {f"{rate:g}": max(cell["mcnemar"][f"{rate:g}"]["value"] for cell in cells) for rate in RATES}
+    out["mcnemar"] = {
+        f"{rate:g}": max(cell["mcnemar"][f"{rate:g}"]["value"] for cell in cells) for rate in RATES
+    }
     return out
 
 
@@ -137,7 +149,9 @@ def _reaction(cells: Sequence[Found]) -> dict[str, Any]:
         steps = {c: [cell["final"][f"{task}/{c}/steps"] for cell in cells] for c in CONDITIONS}
         out[task] = {
             "steps": {c: mean_interval(values) for c, values in steps.items()},
-            "right": {c: mean_interval([cell["final"][f"{task}/{c}/right"] for cell in cells]) for c in CONDITIONS},
+            "right": {
+                c: mean_interval([cell["final"][f"{task}/{c}/right"] for cell in cells]) for c in CONDITIONS
+            },
             "effect": paired(steps["incongruent"], steps["congruent"]),
             "interference": paired(steps["incongruent"], steps["neutral"]),
             "facilitation": paired(steps["neutral"], steps["congruent"]),

@@ -32,8 +32,8 @@ __all__ = [
 ALLOWED = (1, 2, 3, 5, 9, 16, 32, 64)
 STARTS = (1, 2, 4, 8)
 FEW_STEPS = (1, 2, 3, 64)
-# How much the energy, or any probability of the recurrent network, may still change where it stops; the first one is the one used
-# wherever only one is.
+# How much the energy, or any probability of the recurrent network, may still change where it stops; the first
+# one is the one used wherever only one is.
 ENERGY_TOLERANCES = (1e-3, 1e-1, 3e-2, 1e-2, 3e-3, 3e-4, 1e-4)
 RECURRENT_TOLERANCES = (3e-2, 3e-1, 1e-1, 1e-2)
 
@@ -57,7 +57,9 @@ def by_blanks(attempt: Attempt, blanks: Tensor) -> list[dict[str, Any]]:
     for value in blanks.unique().tolist():
         here = blanks == value
         steps = attempt.steps[here].double()
-        low, middle, high = torch.quantile(steps, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+        low, middle, high = torch.quantile(
+            steps, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        ).tolist()
         rows.append(
             {
                 "blanks": value,
@@ -80,7 +82,8 @@ def best_of(energy: Tensor, right: Tensor, starts: int) -> float:
 def auc(energy: Tensor, right: Tensor) -> float | None:
     """How often a right answer has less energy than a wrong one, over all such pairs of the n answers; ties count one half.
 
-    1 if the energy tells them apart without fail, 0.5 if it says nothing, None if all are right or all are wrong.
+    1 if the energy tells them apart without fail, 0.5 if it says nothing, None if all are right or all are
+    wrong.
     """
     return _ordered(energy[right][:, None], energy[~right][None])
 
@@ -156,11 +159,11 @@ def examine_energy(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[st
     Returns
     -------
     dict
-        ``allowed``: share solved after so many steps, nothing stopped before. ``stopped``: for each tolerance of the stop rule.
-        ``few_steps``: with at most so many steps, the stop rule on, several random starts for each puzzle: share solved by
-        the best of n by energy, how many first answers are wrong, and how well the energy tells right from wrong: across
-        puzzles, across puzzles alike in their number of blanks, and within puzzles.
-        ``milliseconds``: for all puzzles, with the stop rule.
+        ``allowed``: share solved after so many steps, nothing stopped before. ``stopped``: for each tolerance
+        of the stop rule. ``few_steps``: with at most so many steps, the stop rule on, several random starts
+        for each puzzle: share solved by the best of n by energy, how many first answers are wrong, and how
+        well the energy tells right from wrong: across puzzles, across puzzles alike in their number of
+        blanks, and within puzzles. ``milliseconds``: for all puzzles, with the stop rule.
     """
     generator = torch.Generator().manual_seed(seed)
     board = puzzles.board()
@@ -191,7 +194,9 @@ def examine_energy(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[st
     return {
         "step_size": float(solver.log_step.exp()),
         "allowed": _allowed(right, ALLOWED),
-        "stopped": [_stopped(_descend(solver, first, puzzles, tol, most), puzzles, tol) for tol in ENERGY_TOLERANCES],
+        "stopped": [
+            _stopped(_descend(solver, first, puzzles, tol, most), puzzles, tol) for tol in ENERGY_TOLERANCES
+        ],
         "few_steps": few,
         "milliseconds": _timed(lambda: _descend(solver, first, puzzles, ENERGY_TOLERANCES[0], most)),
     }
@@ -202,8 +207,12 @@ def stopped(solver: EnergySolver | Recurrent, puzzles: Puzzles, seed: int) -> di
     """Let a solver work on puzzles until it stops, at the first of its tolerances; the entry of ``stopped`` for that."""
     first, most = first_answer(puzzles.board(), torch.Generator().manual_seed(seed)), ALLOWED[-1]
     if isinstance(solver, Recurrent):
-        return _stopped(_settle(solver, first, puzzles, RECURRENT_TOLERANCES[0], most), puzzles, RECURRENT_TOLERANCES[0])
-    return _stopped(_descend(solver, first, puzzles, ENERGY_TOLERANCES[0], most), puzzles, ENERGY_TOLERANCES[0])
+        return _stopped(
+            _settle(solver, first, puzzles, RECURRENT_TOLERANCES[0], most), puzzles, RECURRENT_TOLERANCES[0]
+        )
+    return _stopped(
+        _descend(solver, first, puzzles, ENERGY_TOLERANCES[0], most), puzzles, ENERGY_TOLERANCES[0]
+    )
 
 
 def _settle(solver: Recurrent, answer: Tensor, puzzles: Puzzles, tolerance: float, most: int) -> Attempt:
@@ -233,7 +242,9 @@ def examine_recurrent(solver: Recurrent, puzzles: Puzzles, seed: int) -> dict[st
         right.append(solved(answer, puzzles))
     return {
         "allowed": _allowed(torch.stack(right), ALLOWED),
-        "stopped": [_stopped(_settle(solver, first, puzzles, tol, most), puzzles, tol) for tol in RECURRENT_TOLERANCES],
+        "stopped": [
+            _stopped(_settle(solver, first, puzzles, tol, most), puzzles, tol) for tol in RECURRENT_TOLERANCES
+        ],
         "milliseconds": _timed(lambda: _settle(solver, first, puzzles, RECURRENT_TOLERANCES[0], most)),
     }
 

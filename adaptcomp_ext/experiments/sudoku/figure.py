@@ -125,7 +125,13 @@ def _boards(figure: Figure, way: Way) -> None:
         for spine in axis.spines.values():
             spine.set_visible(False)
         when = "start" if step == 0 else f"step {step}"
-        axis.set_title(f"{when}    E = {float(way.energies[step]):.3g}", fontsize=10, weight="normal", loc="center", color=MUTED)
+        axis.set_title(
+            f"{when}    E = {float(way.energies[step]):.3g}",
+            fontsize=10,
+            weight="normal",
+            loc="center",
+            color=MUTED,
+        )
     figure.text(0.025, 0.878, "One puzzle on its way down", fontsize=11, weight="bold")
     legend = "black: given     blue: right     red: wrong     the fainter, the less sure"
     figure.text(0.985, 0.612, legend, fontsize=9.5, color=MUTED, ha="right")
@@ -135,7 +141,13 @@ def _allowed(axis: Axes, report: Mapping[str, Any]) -> None:
     runs = report["runs"]
     allowed = [int(steps) for steps in runs[0]["energy"]["allowed"]]
     for name, color in (("recurrent", ORANGE), ("energy", OURS)):
-        _line(axis, allowed, [[100 * run[name]["allowed"][str(n)] for run in runs] for n in allowed], color, name)
+        _line(
+            axis,
+            allowed,
+            [[100 * run[name]["allowed"][str(n)] for run in runs] for n in allowed],
+            color,
+            name,
+        )
     plain = 100 * _mean(runs, lambda run: run["feed_forward"]["solved"])
     axis.axhline(plain, color=OTHERS, linestyle=(0, (4, 3)), label="feed-forward")
     axis.set_xscale("log", base=2)
@@ -155,7 +167,13 @@ def _solved(axis: Axes, report: Mapping[str, Any]) -> None:
         ("energy", OURS, lambda run: run["energy"]["stopped"][0]["by_blanks"]),
     )
     for name, color, of in groups:
-        _line(axis, blanks, [[100 * of(run)[i]["solved"] for run in runs] for i in range(len(blanks))], color, name)
+        _line(
+            axis,
+            blanks,
+            [[100 * of(run)[i]["solved"] for run in runs] for i in range(len(blanks))],
+            color,
+            name,
+        )
     axis.set_xticks(blanks)
     axis.set(xlabel="blanks", ylabel="solved, %")
     axis.set_title("Solved, by blanks", pad=8)
@@ -168,7 +186,8 @@ def _steps(axis: Axes, report: Mapping[str, Any]) -> None:
         blanks = [row["blanks"] for row in rows[0]]
         means = [statistics.fmean(row[i]["steps"] for row in rows) for i in range(len(blanks))]
         quartiles = [
-            [statistics.fmean(row[i]["quartiles"][which] for row in rows) for i in range(len(blanks))] for which in (0, 2)
+            [statistics.fmean(row[i]["quartiles"][which] for row in rows) for i in range(len(blanks))]
+            for which in (0, 2)
         ]
         axis.fill_between(blanks, quartiles[0], quartiles[1], color=color, alpha=0.15, linewidth=0)
         axis.plot(blanks, means, "o-", color=color, markersize=4)
@@ -195,11 +214,15 @@ def _starts(axis: Axes, report: Mapping[str, Any]) -> None:
     axis.set_title("Best of several starts, by energy", pad=8)
 
 
-def _line(axis: Axes, x: Sequence[int], y: Sequence[Sequence[float]], color: str, label: str, alpha: float = 1.0) -> None:
+def _line(
+    axis: Axes, x: Sequence[int], y: Sequence[Sequence[float]], color: str, label: str, alpha: float = 1.0
+) -> None:
     """Means over seeds, with bars of one standard deviation where there are several."""
     spread = [statistics.stdev(values) for values in y] if len(y[0]) > 1 else None
     means = [statistics.fmean(values) for values in y]
-    axis.errorbar(x, means, yerr=spread, fmt="o-", color=color, markersize=4, linewidth=1.5, label=label, alpha=alpha)
+    axis.errorbar(
+        x, means, yerr=spread, fmt="o-", color=color, markersize=4, linewidth=1.5, label=label, alpha=alpha
+    )
 
 
 def _mean(items: Sequence[Any], of: Callable[[Any], float]) -> float:

@@ -1,8 +1,9 @@
 """Three solvers on one body: an energy to descend, a feed-forward network, a recurrent one.
 
-The body looks at the cells of a board as tokens and lets rows, columns and boxes carry messages between them. It knows no cell
-by its place, only by its company, and treats all rows alike, all columns, and all boxes. Tensors within it are cells first, so
-that everything is a matrix product of contiguous matrices: the second-order graph of an energy runs through all of it.
+The body looks at the cells of a board as tokens and lets rows, columns and boxes carry messages between them.
+It knows no cell by its place, only by its company, and treats all rows alike, all columns, and all boxes.
+Tensors within it are cells first, so that everything is a matrix product of contiguous matrices: the
+second-order graph of an energy runs through all of it.
 """
 
 from __future__ import annotations

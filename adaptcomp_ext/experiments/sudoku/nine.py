@@ -82,8 +82,8 @@ def singles_solve(puzzles: Puzzles) -> Tensor:
 class NineByNine:
     """9×9 puzzles with 10 to 45 blanks, made for the occasion.
 
-    The grids held out are other random ones. There are 5·10⁹ kinds of grids under the symmetries of Sudoku, so that twins
-    of training grids, which a 4×4 grid has in plenty, are not to be expected.
+    The grids held out are other random ones. There are 5·10⁹ kinds of grids under the symmetries of Sudoku,
+    so that twins of training grids, which a 4×4 grid has in plenty, are not to be expected.
 
     Parameters
     ----------
@@ -118,7 +118,9 @@ class NineByNine:
     def test(self, rows: int, generator: torch.Generator) -> Puzzles:
         """Make held-out puzzles, equally many for each number of blanks, or one more."""
         counts = [len(range(i, rows, len(self.blanks))) for i in range(len(self.blanks))]
-        return _join([_make(self.test_grids, *each, generator) for each in zip(self.blanks, counts, strict=True)])
+        return _join(
+            [_make(self.test_grids, *each, generator) for each in zip(self.blanks, counts, strict=True)]
+        )
 
 
 def _make(grids: Tensor, blanks: int, rows: int, generator: torch.Generator) -> Puzzles:

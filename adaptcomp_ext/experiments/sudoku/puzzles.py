@@ -1,10 +1,10 @@
 """All 4×4 Sudoku grids, their puzzles, and a split that keeps puzzles of the same kind on one side.
 
-There are 288 grids, and the symmetries of Sudoku (relabelled digits; rows, columns, bands and stacks exchanged; reflection)
-make two kinds of them. A network that treats all rows, all columns and all boxes alike cannot tell a puzzle from its mirror
-image, so holding out grids alone holds out next to nothing: nearly every puzzle of a held-out grid would have a twin among the
-puzzles trained on. `FourByFour` therefore holds out *kinds of puzzles* as well, a kind being a puzzle with all that the 3,072
-symmetries make of it.
+There are 288 grids, and the symmetries of Sudoku (relabelled digits; rows, columns, bands and stacks
+exchanged; reflection) make two kinds of them. A network that treats all rows, all columns and all boxes alike
+cannot tell a puzzle from its mirror image, so holding out grids alone holds out next to nothing: nearly every
+puzzle of a held-out grid would have a twin among the puzzles trained on. `FourByFour` therefore holds out
+*kinds of puzzles* as well, a kind being a puzzle with all that the 3,072 symmetries make of it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def all_grids() -> Tensor:
 
 def position_symmetries() -> Tensor:
     """Return the 128 ways of exchanging rows, columns, bands, stacks and both axes: int64 [128, 16], ``grid[symmetry]``."""
-    lines = [(*a, *b) for x, y in (((0, 1), (2, 3)), ((2, 3), (0, 1))) for a in (x, x[::-1]) for b in (y, y[::-1])]
+    lines = [
+        (*a, *b) for x, y in (((0, 1), (2, 3)), ((2, 3), (0, 1))) for a in (x, x[::-1]) for b in (y, y[::-1])
+    ]
     cells = torch.arange(CELLS).view(SIDE, SIDE)
     moved = [cells[list(rows)][:, list(columns)] for rows in lines for columns in lines]
     return torch.stack([way.flatten() for each in moved for way in (each, each.T)])
@@ -104,8 +106,8 @@ def _relabel(grids: Tensor) -> Tensor:
 class FourByFour:
     """Every 4×4 puzzle with 4 to 11 blanks and one solution, those to train on and those held out.
 
-    A puzzle is held out if both its grid and its kind are: no training puzzle becomes a held-out one by any symmetry of Sudoku.
-    A fifth of the kinds of each number of blanks are held out, and 68 of the 288 grids.
+    A puzzle is held out if both its grid and its kind are: no training puzzle becomes a held-out one by any
+    symmetry of Sudoku. A fifth of the kinds of each number of blanks are held out, and 68 of the 288 grids.
 
     Parameters
     ----------
@@ -147,13 +149,17 @@ class FourByFour:
             for blanks in BLANKS:
                 here = (~patterns).sum(dim=1) == blanks
                 names, kind = kinds[here].unique(return_inverse=True)
-                held_out = torch.randperm(len(names), generator=generator) < max(1, round(HELD_OUT_KINDS * len(names)))
+                held_out = torch.randperm(len(names), generator=generator) < max(
+                    1, round(HELD_OUT_KINDS * len(names))
+                )
                 for part, chosen in (("train", ~held_out), ("test", held_out)):
                     pools[part, standard, blanks] = patterns[here][chosen[kind]]
                     self.kinds[part] += int(chosen.sum())
                 pools["any", standard, blanks] = patterns[here]
         self._pools = {
-            part: _Pools([pools[part, standard, blanks] for standard in range(len(standards)) for blanks in BLANKS])
+            part: _Pools(
+                [pools[part, standard, blanks] for standard in range(len(standards)) for blanks in BLANKS]
+            )
             for part in ("train", "test", "any")
         }
 

@@ -93,12 +93,16 @@ def sudoku(
     out.mkdir(parents=True, exist_ok=True)
     recipe = replace(Recipe(), updates=QUICK_UPDATES) if quick else Recipe()
     blanks = _SOURCES[size].blanks
-    console.print(f"[bold]{size}×{size} Sudoku[/], {blanks[0]} to {blanks[-1]} blanks, one solution each. {HELD_OUT[size]}")
+    console.print(
+        f"[bold]{size}×{size} Sudoku[/], {blanks[0]} to {blanks[-1]} blanks, one solution each. {HELD_OUT[size]}"
+    )
     runs: list[dict[str, Any]] = []
     with settings(threads, first_seed):
         for seed in every:
             source = _SOURCES[size](seed)
-            puzzles = source.test(QUICK_PUZZLES if quick else TEST_PUZZLES[size], torch.Generator().manual_seed(seed))
+            puzzles = source.test(
+                QUICK_PUZZLES if quick else TEST_PUZZLES[size], torch.Generator().manual_seed(seed)
+            )
             run, energy = _run(source, puzzles, recipe, seed, console)
             runs.append(run)
             if seed == first_seed:
@@ -123,19 +127,31 @@ def sudoku(
     return report
 
 
-def _run(source: Source, puzzles: Puzzles, recipe: Recipe, seed: int, console: Console) -> tuple[dict[str, Any], EnergySolver]:
+def _run(
+    source: Source, puzzles: Puzzles, recipe: Recipe, seed: int, console: Console
+) -> tuple[dict[str, Any], EnergySolver]:
     """Train and examine the three solvers."""
     torch.manual_seed(seed)
     energy = EnergySolver(source.box, recipe)
     recurrent, feed_forward = Recurrent(source.box, recipe.width), FeedForward(source.box, recipe.width)
     seconds = {
         "feed_forward": _train(
-            "feed_forward", lambda tick: train_feed_forward(feed_forward, source, recipe, seed, tick), recipe, seed, console
+            "feed_forward",
+            lambda tick: train_feed_forward(feed_forward, source, recipe, seed, tick),
+            recipe,
+            seed,
+            console,
         ),
         "recurrent": _train(
-            "recurrent", lambda tick: train_recurrent(recurrent, source, recipe, seed, tick), recipe, seed, console
+            "recurrent",
+            lambda tick: train_recurrent(recurrent, source, recipe, seed, tick),
+            recipe,
+            seed,
+            console,
         ),
-        "energy": _train("energy", lambda tick: train_energy(energy, source, recipe, seed, tick), recipe, seed, console),
+        "energy": _train(
+            "energy", lambda tick: train_energy(energy, source, recipe, seed, tick), recipe, seed, console
+        ),
     }
     with console.status(f"seed {seed}: {len(puzzles.given):,} held-out puzzles"):
         found = {
@@ -158,7 +174,9 @@ def _run(source: Source, puzzles: Puzzles, recipe: Recipe, seed: int, console: C
     return {"seed": seed, **found}, energy
 
 
-def _train(name: str, call: Callable[[Callable[[float], None]], float], recipe: Recipe, seed: int, console: Console) -> float:
+def _train(
+    name: str, call: Callable[[Callable[[float], None]], float], recipe: Recipe, seed: int, console: Console
+) -> float:
     bar = Progress(
         TextColumn(f"seed {seed}, {LABELS[name]:12}"),
         BarColumn(),
@@ -233,9 +251,12 @@ def _print(report: dict[str, Any], console: Console) -> None:
     console.print(_right_from_wrong(runs))
     if "of_any_kind" in runs[0]:
         shares = (
-            f"{LABELS[name]} {_shown(_over([run['of_any_kind'][name]['solved'] for run in runs]), 1, 100)} %" for name in SOLVERS
+            f"{LABELS[name]} {_shown(_over([run['of_any_kind'][name]['solved'] for run in runs]), 1, 100)} %"
+            for name in SOLVERS
         )
-        console.print(f"Puzzles of the held-out grids that may have twins among those trained on: {', '.join(shares)} solved.")
+        console.print(
+            f"Puzzles of the held-out grids that may have twins among those trained on: {', '.join(shares)} solved."
+        )
     for line in _verdict(runs):
         console.print(line)
 
@@ -261,7 +282,10 @@ def _comparison(report: dict[str, Any]) -> Table:
             f"{line['seconds']['mean']:.0f}",
             _shown(line["solved"], 1, 100),
             _shown(line.get("steps"), 1),
-            *("-" if line.get(key) is None else f"{line[key]['mean']:.1f}" for key in ("steps_easiest", "steps_hardest")),
+            *(
+                "-" if line.get(key) is None else f"{line[key]['mean']:.1f}"
+                for key in ("steps_easiest", "steps_hardest")
+            ),
             "-" if line.get("correlation") is None else f"{line['correlation']['mean']:.2f}",
             f"{line['milliseconds']['mean']:.0f}",
             style="bold" if name == "energy" else None,
@@ -282,7 +306,9 @@ def _by_tolerance(runs: list[dict[str, Any]]) -> Table:
     names = ["", "tolerance", "solved, %", "steps", f"at {blanks[0]} blanks", f"at {blanks[-1]}"]
     table = _table("Where the stop rule stops", names)
     for name in SOLVERS[1:]:
-        by_tolerance = zip(*(sorted(run[name]["stopped"], key=lambda each: -each["tolerance"]) for run in runs), strict=True)
+        by_tolerance = zip(
+            *(sorted(run[name]["stopped"], key=lambda each: -each["tolerance"]) for run in runs), strict=True
+        )
         for rows in by_tolerance:
             table.add_row(
                 LABELS[name],
@@ -322,7 +348,8 @@ COMPARED = (
     ("seconds", "time to train, s", -1, 0, 1),
     ("hardest_over_easiest", "steps on the hardest for each on the easiest", 1, 1, 1),
 )
-"""Of the two solvers that iterate: what is compared, whether more is better (1) or worse (−1), decimals, factor."""
+"""Of the two solvers that iterate: what is compared, whether more is better (1) or worse (−1), decimals,
+factor."""
 
 
 def _verdict(runs: list[dict[str, Any]]) -> list[str]:
@@ -339,7 +366,11 @@ def _verdict(runs: list[dict[str, Any]]) -> list[str]:
     gain = paired(ours, theirs)
     mean, other = 100 * statistics.fmean(ours), 100 * statistics.fmean(theirs)
     text = f"The energy solves {mean:.1f} %, the feed-forward network {other:.1f} %: {points(gain, 1)} points"
-    found: dict[str, list[str]] = {"The energy does better": [], "The recurrent network does better": [], "": []}
+    found: dict[str, list[str]] = {
+        "The energy does better": [],
+        "The recurrent network does better": [],
+        "": [],
+    }
     for key, what, sign, digits, times in COMPARED:
         ours, theirs = over("energy", key), over("recurrent", key)
         difference = paired(ours, theirs)

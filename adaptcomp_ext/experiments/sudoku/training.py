@@ -87,7 +87,9 @@ def first_answer(board: Tensor, generator: torch.Generator) -> Tensor:
 
 def loss_of(answer: Tensor, puzzles: Puzzles) -> Tensor:
     """Cross-entropy of logits [n, cells, side], averaged over the blank cells of a puzzle, then over puzzles."""
-    each = F.cross_entropy(answer.flatten(0, 1), puzzles.solution.flatten(), reduction="none").view_as(puzzles.given)
+    each = F.cross_entropy(answer.flatten(0, 1), puzzles.solution.flatten(), reduction="none").view_as(
+        puzzles.given
+    )
     blank = ~puzzles.given
     return ((each * blank).sum(dim=1) / blank.sum(dim=1)).mean()
 
@@ -126,11 +128,16 @@ def train(
     of_puzzles, of_loss = torch.Generator().manual_seed(2 * seed), torch.Generator().manual_seed(2 * seed + 1)
     step = [p for name, p in solver.named_parameters() if name == "log_step"]
     others = [p for name, p in solver.named_parameters() if name != "log_step"]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": step, "lr": recipe.learning_rate * recipe.step_rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": step, "lr": recipe.learning_rate * recipe.step_rate},
+    ]
     optimizer = torch.optim.Adam(groups, lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda done: min(1.0, (done + 1) / recipe.warm_up) * 0.5 * (1 + math.cos(math.pi * done / recipe.updates)),
+        lambda done: (
+            min(1.0, (done + 1) / recipe.warm_up) * 0.5 * (1 + math.cos(math.pi * done / recipe.updates))
+        ),
     )
     solver.train()
     for _ in range(recipe.updates):
@@ -149,10 +156,13 @@ def _steps(recipe: Recipe, generator: torch.Generator) -> int:
     return int(torch.randint(1, recipe.steps + 1, (), generator=generator))
 
 
-def train_energy(solver: EnergySolver, source: Source, recipe: Recipe, seed: int, progress: Progress) -> float:
+def train_energy(
+    solver: EnergySolver, source: Source, recipe: Recipe, seed: int, progress: Progress
+) -> float:
     """Train an energy so that every step down it, from anywhere on the way, leads towards the solution.
 
-    The answer is detached between steps, and the loss taken after every step through that step's own second-order graph.
+    The answer is detached between steps, and the loss taken after every step through that step's own
+    second-order graph.
     """
     solver.descend.tol, solver.descend.keep_trace = 0.0, True
 
@@ -169,7 +179,9 @@ def train_energy(solver: EnergySolver, source: Source, recipe: Recipe, seed: int
     return seconds
 
 
-def train_feed_forward(solver: FeedForward, source: Source, recipe: Recipe, seed: int, progress: Progress) -> float:
+def train_feed_forward(
+    solver: FeedForward, source: Source, recipe: Recipe, seed: int, progress: Progress
+) -> float:
     """Train a feed-forward network on the same loss."""
 
     def loss(puzzles: Puzzles, generator: torch.Generator) -> Tensor:
@@ -178,7 +190,9 @@ def train_feed_forward(solver: FeedForward, source: Source, recipe: Recipe, seed
     return train(solver, loss, source, recipe, seed, progress)
 
 
-def train_recurrent(solver: Recurrent, source: Source, recipe: Recipe, seed: int, progress: Progress) -> float:
+def train_recurrent(
+    solver: Recurrent, source: Source, recipe: Recipe, seed: int, progress: Progress
+) -> float:
     """Train a recurrent network as the energy is trained: random start, a loss after every step, detached between steps."""
 
     def loss(puzzles: Puzzles, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,8 @@ from adaptcomp_ext.models.agents import PlanningAgent
 __all__ = ["KEEPS", "LARGEST", "run_cell", "successor"]
 
 KEEPS = ("nothing", "habit", "everything")
-"""What goes from one task to the next: nothing; π₁ with the encoder that it reads, π₂'s parts being made anew; all networks."""
+"""What goes from one task to the next: nothing; π₁ with the encoder that it reads, π₂'s parts being made
+anew; all networks."""
 LARGEST = 1000.0  # the largest return
 
 
@@ -52,7 +53,9 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     for i, task in enumerate(order):
         own = replace(settings, task=task, warm=settings.warm if i == 0 else 0)
-        where = (folder.parent / cell.options["begin"] if i == 0 and keep != "nothing" else folder) / f"{i}-{task}"
+        where = (
+            folder.parent / cell.options["begin"] if i == 0 and keep != "nothing" else folder
+        ) / f"{i}-{task}"
         where.mkdir(exist_ok=True)
         # Each task begins from a state of its own, so that one that is taken up again ends as it would have.
         torch.manual_seed(1000 * cell.seed + i)

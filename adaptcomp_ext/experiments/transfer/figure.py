@@ -25,7 +25,9 @@ COLORS = {"nothing": OTHERS, "habit": OURS, "everything": ORANGE}
 def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
     """Return over training of each task, where it is not the first of its order."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(summary["curves"]), figsize=(13.5, 4.1), layout="constrained", sharey=True)
+        figure, axes = plt.subplots(
+            1, len(summary["curves"]), figsize=(13.5, 4.1), layout="constrained", sharey=True
+        )
         for one, (task, curves) in zip(axes, summary["curves"].items(), strict=True):
             for keep, runs in curves.items():
                 x, color = np.arange(1, len(runs[0]) + 1), COLORS[keep]

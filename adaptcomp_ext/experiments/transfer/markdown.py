@@ -22,7 +22,13 @@ def verdicts(summary: Found) -> list[str]:
     for keep in KEEPS[1:]:
         found = summary["later"][keep]
         whole = found["− scratch"]
-        how = "lower than" if whole.below else "higher than" if whole.above else "not proven to differ from that"
+        how = (
+            "lower than"
+            if whole.below
+            else "higher than"
+            if whole.above
+            else "not proven to differ from that"
+        )
         kept = f"Where {NAMES[keep].replace(' is kept', '')} is kept, the mean regret over the three tasks"
         said = f"{ONE_SEED}. {kept} less that" if whole.low is None else f"{kept} is {how}"
         out.append(
@@ -50,5 +56,7 @@ def write_markdown(summary: Found, config: Mapping[str, Any], machine: str) -> s
         found = summary["later"][keep]
         each = [points(found[key], 0, 1.0) for key in ("− scratch", "regret", "early regret")]
         rows.append([NAMES[keep], interval(summary["total"][keep], 0, 1.0), *each])
-    parts.append(table(["what is kept", "regret", "− scratch", "2nd and 3rd task", "their first quarter"], rows))
+    parts.append(
+        table(["what is kept", "regret", "− scratch", "2nd and 3rd task", "their first quarter"], rows)
+    )
     return "\n".join(parts)

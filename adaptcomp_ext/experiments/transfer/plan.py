@@ -36,5 +36,10 @@ def plan(*, orders: int, seeds: int, first_seed: int, steps: int | None, quick: 
         for order in ORDERS[:orders]
         for keep in KEEPS[1:]
     ]
-    config = {**common, "orders": [list(order) for order in ORDERS[:orders]], "seeds": list(every), "quick": quick}
+    config = {
+        **common,
+        "orders": [list(order) for order in ORDERS[:orders]],
+        "seeds": list(every),
+        "quick": quick,
+    }
     return Plan("transfer", config, [*scratch.values(), *later])

@@ -36,7 +36,8 @@ def transfer(
     Parameters
     ----------
     out : Path
-        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted run goes on.
+        Folder of the results and checkpoints. One that holds another configuration is refused; an interrupted
+        run goes on.
     steps : int, optional
         Of the suite, for each task. Default: what suits the walker.
     orders : int
@@ -60,11 +61,15 @@ def transfer(
         raise ValueError(f"orders: expected 1 to {len(ORDERS)}, got {orders}")
     what = plan(orders=orders, seeds=seeds, first_seed=first_seed, steps=steps, quick=quick)
     scratch = [cell for cell in what.cells if "begin" not in cell.options]
-    found = run_plan(what._replace(cells=scratch), out, run_cell, workers=workers, threads=threads, console=console)
+    found = run_plan(
+        what._replace(cells=scratch), out, run_cell, workers=workers, threads=threads, console=console
+    )
     # The orders begin where these have ended.
     later = [cell for cell in what.cells if "begin" in cell.options]
     folder = RunFolder.open(out, what.name, what.config)
     found.update(run_cells(folder, later, run_cell, workers=workers, threads=threads, console=console))
     summary = summarise(what.cells, found)
     figure.draw(summary, out / FIGURE, quick)
-    return publish(what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console)
+    return publish(
+        what, out, summary, verdicts(summary), partial(write_markdown, summary, what.config), console
+    )

@@ -18,8 +18,8 @@ Found = Mapping[str, Any]
 def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, Any]:
     """Regret of tasks that are not the first of their order, paired with the same task and seed from scratch.
 
-    The orders of a seed share its trainings from scratch and are no independent runs: they are averaged, and intervals are over
-    seeds.
+    The orders of a seed share its trainings from scratch and are no independent runs: they are averaged, and
+    intervals are over seeds.
     """
     scratch = {
         (cell.seed, task["task"]): task
@@ -29,11 +29,15 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
     }
     out: dict[str, Any] = {"total": {}, "later": {}, "curves": {}}
     seeds = sorted({seed for seed, _ in scratch})
-    out["total"]["nothing"] = mean_interval([_mean([scratch[seed, task]["regret"] for task in TASKS]) for seed in seeds])
+    out["total"]["nothing"] = mean_interval(
+        [_mean([scratch[seed, task]["regret"] for task in TASKS]) for seed in seeds]
+    )
     for keep in KEEPS[1:]:
         some = [cell for cell in cells if cell.options["keep"] == keep]
         ours = [found[cell.name]["regret"] for cell in some]
-        theirs = [_mean([scratch[cell.seed, task]["regret"] for task in cell.options["order"]]) for cell in some]
+        theirs = [
+            _mean([scratch[cell.seed, task]["regret"] for task in cell.options["order"]]) for cell in some
+        ]
         later = [found[cell.name]["tasks"][1:] for cell in some]
         of = [cell.seed for cell in some]
         out["total"][keep] = mean_interval(_by_seed(ours, of))._replace(n=len(some))
@@ -42,7 +46,10 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
             **{
                 key: _paired(
                     [_mean([task[key] for task in tasks]) for tasks in later],
-                    [_mean([scratch[c.seed, task["task"]][key] for task in tasks]) for c, tasks in zip(some, later, strict=True)],
+                    [
+                        _mean([scratch[c.seed, task["task"]][key] for task in tasks])
+                        for c, tasks in zip(some, later, strict=True)
+                    ],
                     of,
                 )
                 for key in ("regret", "early regret")
@@ -65,7 +72,10 @@ def summarise(cells: Sequence[Cell], found: Mapping[str, Found]) -> dict[str, An
 
 def _by_seed(values: Sequence[float], seeds: Sequence[int]) -> list[float]:
     """The mean over the orders of each seed."""
-    return [_mean([v for v, seed in zip(values, seeds, strict=True) if seed == one]) for one in dict.fromkeys(seeds)]
+    return [
+        _mean([v for v, seed in zip(values, seeds, strict=True) if seed == one])
+        for one in dict.fromkeys(seeds)
+    ]
 
 
 def _paired(ours: Sequence[float], theirs: Sequence[float], seeds: Sequence[int]) -> Difference:

@@ -49,7 +49,9 @@ def build_cnn(side: int, channels: int, hidden: int = 128) -> nn.Sequential:
 
 def weights(module: nn.Module) -> int:
     """Weights and biases; the noise of variational dropout, which inference does not have, is not counted."""
-    return sum(p.numel() for name, p in module.named_parameters() if not name.endswith(("log_variance", "log_noise")))
+    return sum(
+        p.numel() for name, p in module.named_parameters() if not name.endswith(("log_variance", "log_noise"))
+    )
 
 
 def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:

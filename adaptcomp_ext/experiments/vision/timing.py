@@ -31,8 +31,8 @@ def compare_gated(model: ac.models.ACC, images: Tensor, seconds: float) -> dict[
     Returns
     -------
     dict
-        Medians in milliseconds (``ms``) and medians of ratios within interleaved rounds: ``saved``, the share of the time of
-        "both" that "gated" saves; ``control_over_default``; and the call rate on this batch.
+        Medians in milliseconds (``ms``) and medians of ratios within interleaved rounds: ``saved``, the share
+        of the time of "both" that "gated" saves; ``control_over_default``; and the call rate on this batch.
     """
     keep_freed_memory()
 

@@ -48,11 +48,15 @@ def recipe_for(rows: int, quick: bool) -> Recipe:
     return Recipe(epochs=10 if quick else 30, batch=32)
 
 
-def _updates(model: nn.Module, recipe: Recipe, rows: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def _updates(
+    model: nn.Module, recipe: Recipe, rows: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     noise = [p for name, p in model.named_parameters() if name.endswith(("log_variance", "log_noise"))]
     known = {id(p) for p in noise}
     weights = [p for p in model.parameters() if id(p) not in known]
-    groups = [{"params": weights, "weight_decay": 1e-2}] + ([{"params": noise, "weight_decay": 0.0}] if noise else [])
+    groups = [{"params": weights, "weight_decay": 1e-2}] + (
+        [{"params": noise, "weight_decay": 0.0}] if noise else []
+    )
     optimizer = torch.optim.AdamW(groups)
     peaks = [recipe.learning_rate, NOISE_RATE * recipe.learning_rate][: len(groups)]
     total = recipe.epochs * -(-rows // recipe.batch)
@@ -121,12 +125,19 @@ def train_classifier(
 
 
 def train_acc(
-    model: ac.models.ACC, data: Labelled, recipe: Recipe, seed: int, checkpoint: Path, tick: Callable[[float], None]
+    model: ac.models.ACC,
+    data: Labelled,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path,
+    tick: Callable[[float], None],
 ) -> list[dict[str, float]]:
     """`ACC.loss`."""
 
     def loss(index: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = model.loss(data.images[index], data.digits[index], rows=len(data.digits), beta_factor=min(1.0, 2 * done))
+        parts = model.loss(
+            data.images[index], data.digits[index], rows=len(data.digits), beta_factor=min(1.0, 2 * done)
+        )
         return parts.total, {name: getattr(parts, name) for name in parts._fields[1:]}
 
     return _train(model, loss, data, recipe, seed, checkpoint, tick)

@@ -18,15 +18,16 @@ EFFORTS = ("value", "literal")
 class Effort(nn.Module):
     """λ(s) ≥ 0 of each row, and what it learns from.
 
-    "literal" is the thesis' own: λ(s) = softplus(o(s)) descends on its own term λ(s)·KL. That term's derivative in λ is KL ≥ 0,
-    so λ falls to 0 in every run: the price disappears. It is here to show that.
+    "literal" is the thesis' own: λ(s) = softplus(o(s)) descends on its own term λ(s)·KL. That term's
+    derivative in λ is KL ≥ 0, so λ falls to 0 in every run: the price disappears. It is here to show that.
 
-    "value" gives it an objective of its own: o(s) predicts, by Poisson regression, v(s) = exp(o(s)), the loss ℓ₁ − ℓ₂ that
-    control saves, and
+    "value" gives it an objective of its own: o(s) predicts, by Poisson regression, v(s) = exp(o(s)), the loss
+    ℓ₁ − ℓ₂ that control saves, and
 
         λ(s) = 1 / (1 + v(s))
 
-    so that deviating is cheap where control is expected to be worth it (v in nats), and costs the full price where it is not.
+    so that deviating is cheap where control is expected to be worth it (v in nats), and costs the full price
+    where it is not.
 
     Parameters
     ----------
@@ -51,7 +52,9 @@ class Effort(nn.Module):
     def _log_value(self, default: Tensor) -> Tensor:
         features = confidence_features(check_logits("default", default)).detach()
         # Logits have no scale: without this one of them, far out, would decide alone.
-        return wide(self.net(F.layer_norm(features, features.shape[1:]).to(next(self.net.parameters()).dtype))[:, 0])
+        return wide(
+            self.net(F.layer_norm(features, features.shape[1:]).to(next(self.net.parameters()).dtype))[:, 0]
+        )
 
     def forward(self, default: Tensor, deviation: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
         """Price the deviation of each row.
@@ -63,7 +66,8 @@ class Effort(nn.Module):
         deviation : Tensor
             The term that is priced, [n]; its gradient is scaled by λ.
         saved : Tensor
-            ℓ₁ − ℓ₂, [n]; no gradient flows back. A row where it is not finite, because a label is masked, teaches nothing.
+            ℓ₁ − ℓ₂, [n]; no gradient flows back. A row where it is not finite, because a label is masked,
+            teaches nothing.
 
         Returns
         -------
@@ -78,6 +82,8 @@ class Effort(nn.Module):
             return (price * deviation).mean(), price.detach()
         price = torch.sigmoid(-out).detach()
         known = saved.detach().isfinite()
-        own = F.poisson_nll_loss(out.masked_fill(~known, 0), saved.detach().masked_fill(~known, 0), log_input=True)
+        own = F.poisson_nll_loss(
+            out.masked_fill(~known, 0), saved.detach().masked_fill(~known, 0), log_input=True
+        )
         # Added less its own value: the loss that is reported is the deviation's, the gradient has both.
         return (price * deviation).mean() + own - own.detach(), price

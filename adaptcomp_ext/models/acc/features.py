@@ -10,7 +10,14 @@ from torch import Tensor
 from adaptcomp_ext.models._precision import wide
 from adaptcomp_ext.ops._checks import check_floating
 
-__all__ = ["check_logits", "confidence_features", "feature_count", "kl_divergence", "margin", "normalised_entropy"]
+__all__ = [
+    "check_logits",
+    "confidence_features",
+    "feature_count",
+    "kl_divergence",
+    "margin",
+    "normalised_entropy",
+]
 
 LARGEST = 3
 """How many of the largest log-probabilities are features of their own."""
@@ -30,8 +37,8 @@ def check_logits(name: str, value: object, classes: int | None = None) -> Tensor
 def normalised_entropy(logits: Tensor) -> Tensor:
     """H(softmax) / log C of each row, in [0, 1]: [n, C] → [n], float32 (float64 for float64). Differentiable.
 
-    It does not depend on the number of classes as H does. A class whose logit is −∞ counts in C and has no part in H:
-    0 log 0 = 0. NaN for a row in which no class is left.
+    It does not depend on the number of classes as H does. A class whose logit is −∞ counts in C and has no
+    part in H: 0 log 0 = 0. NaN for a row in which no class is left.
     """
     log_p = wide(check_logits("logits", logits)).log_softmax(dim=1)
     p = log_p.exp()
@@ -47,8 +54,8 @@ def margin(logits: Tensor) -> Tensor:
 def kl_divergence(p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(p ‖ q) of each row in nats, both softened by the temperature: two [n, C] → [n], float32 (float64 for float64).
 
-    Differentiable in both. A class that p excludes (its logit is −∞) has no part in it. Infinite where q excludes a class that p
-    does not; the gradient is then finite in q only.
+    Differentiable in both. A class that p excludes (its logit is −∞) has no part in it. Infinite where q
+    excludes a class that p does not; the gradient is then finite in q only.
     """
     log_p = (wide(p_logits) / temperature).log_softmax(dim=1)
     log_q = (wide(q_logits) / temperature).log_softmax(dim=1)
@@ -72,10 +79,10 @@ def confidence_features(logits: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        [n, F], float32 (float64 for float64): normalised entropy; largest probability; margin of the two largest
-        log-probabilities; log-sum-exp of the logits; the three largest log-probabilities (fewer where C < 3), at least −87; all
-        logits less their mean; all probabilities. A class of probability 0, as one whose logit is −∞, has no part in the mean,
-        and 0 for its distance from it.
+        [n, F], float32 (float64 for float64): normalised entropy; largest probability; margin of the two
+        largest log-probabilities; log-sum-exp of the logits; the three largest log-probabilities (fewer where
+        C < 3), at least −87; all logits less their mean; all probabilities. A class of probability 0, as one
+        whose logit is −∞, has no part in the mean, and 0 for its distance from it.
     """
     logits = wide(check_logits("logits", logits))
     log_p = logits.log_softmax(dim=1)

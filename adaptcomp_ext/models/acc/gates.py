@@ -22,8 +22,9 @@ class Gate(Precise):
     Attributes
     ----------
     threshold : Tensor
-        Scalar buffer, float64, also in a model of half precision. A row is called where its score is *larger*. Starts at 0; set
-        by `calibrate`, because a price set by hand is bang-bang: it calls nearly everything or nearly nothing.
+        Scalar buffer, float64, also in a model of half precision. A row is called where its score is
+        *larger*. Starts at 0; set by `calibrate`, because a price set by hand is bang-bang: it calls nearly
+        everything or nearly nothing.
 
     Notes
     -----
@@ -57,14 +58,16 @@ class Gate(Precise):
         Parameters
         ----------
         logits : Tensor
-            The habit's, [n, C], n ≥ 1, on held-out rows: rows like those the gate will see, which neither network was trained on.
+            The habit's, [n, C], n ≥ 1, on held-out rows: rows like those the gate will see, which neither
+            network was trained on.
         rate : float
             In [0, 1].
 
         Returns
         -------
         float
-            The share called on `logits` with the new threshold: at most `rate` rounded to whole rows, less where scores are tied.
+            The share called on `logits` with the new threshold: at most `rate` rounded to whole rows, less
+            where scores are tied.
         """
         rate = check_fraction("rate", rate, zero=True)
         score = scores_to_calibrate_on(self, logits)
@@ -83,7 +86,9 @@ def scores_to_calibrate_on(gate: Gate, logits: Tensor) -> Tensor:
         raise ValueError("logits: expected at least one row to calibrate on, got none")
     if bool(score.isnan().any()):
         row = int(score.isnan().nonzero()[0])
-        raise ValueError(f"logits: expected rows with a score, got NaN in row {row}: is a logit NaN, or every class masked?")
+        raise ValueError(
+            f"logits: expected rows with a score, got NaN in row {row}: is a logit NaN, or every class masked?"
+        )
     return score
 
 
@@ -146,7 +151,9 @@ class _FixedGate(Gate):
     def calibrate(self, logits: Tensor, rate: float) -> float:
         """Refuse any other rate than the gate's own."""
         if check_fraction("rate", rate, zero=True) != self.rate:
-            raise ValueError(f"rate: expected {self.rate:g}, the only rate of {type(self).__name__}, got {rate}")
+            raise ValueError(
+                f"rate: expected {self.rate:g}, the only rate of {type(self).__name__}, got {rate}"
+            )
         return self.rate
 
 

@@ -1,12 +1,13 @@
 """Gates that learn what control is worth, from the habit's confidence, on held-out rows.
 
-The value of calling control is the loss that it saves, ℓ₁ − ℓ₂ in nats (Shenhav, Botvinick & Cohen 2013: the expected value of
-control, less its price). Regressed jointly with the networks, or on rows that they were trained on, such a gate calls everything
-or nothing; on held-out rows, without dropout noise, and read off the habit's confidence, it works.
+The value of calling control is the loss that it saves, ℓ₁ − ℓ₂ in nats (Shenhav, Botvinick & Cohen 2013: the
+expected value of control, less its price). Regressed jointly with the networks, or on rows that they were
+trained on, such a gate calls everything or nothing; on held-out rows, without dropout noise, and read off the
+habit's confidence, it works.
 
-Two noisy views of that value are at hand. Labels give ℓ₁ − ℓ₂ itself, on few rows where it is not nearly 0. Control's own belief
-gives Σ_c π₂(c)·(log π₂(c) − log π₁(c)) = KL(π₂ ‖ π₁): what control thinks it saves; far less noisy, but only as honest as
-control.
+Two noisy views of that value are at hand. Labels give ℓ₁ − ℓ₂ itself, on few rows where it is not nearly 0.
+Control's own belief gives Σ_c π₂(c)·(log π₂(c) − log π₁(c)) = KL(π₂ ‖ π₁): what control thinks it saves; far
+less noisy, but only as honest as control.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from adaptcomp_ext.ops._checks import check_int
 __all__ = ["KLGate", "LearnedGate", "ValueGate"]
 
 LARGEST_VALUE = 5.0
-"""Values are clipped here, in nats: a single row that control saves from certainty would outweigh all others."""
+"""Values are clipped here, in nats: a single row that control saves from certainty would outweigh all
+others."""
 LEAST_DEVIATION = 1e-6
 LEAST_ROWS = 2
 LEAST_UPDATES = 800
@@ -34,10 +36,11 @@ class LearnedGate(Gate):
 
     ::
 
-        score = exp(w₂ᵀ silu(W₁ (f − mean) / deviation + b₁) + b₂)      f = confidence_features(habit's logits)
+        score = exp(w₂ᵀ silu(W₁ (f − mean) / deviation + b₁) + b₂)      f = confidence_features(habit's
+        logits)
 
-    fitted by the Poisson deviance Σ exp(o) − t·o, whose minimum is the mean of t: a logarithmic scale, on which small values
-    count as well, without taking the logarithm of what may be negative.
+    fitted by the Poisson deviance Σ exp(o) − t·o, whose minimum is the mean of t: a logarithmic scale, on
+    which small values count as well, without taking the logarithm of what may be negative.
 
     Parameters
     ----------
@@ -55,7 +58,9 @@ class LearnedGate(Gate):
         super().__init__()
         self.classes = check_int("classes", classes, 2)
         features = feature_count(classes)
-        self.net = nn.Sequential(nn.Linear(features, check_int("hidden", hidden, 1)), nn.SiLU(), nn.Linear(hidden, 1))
+        self.net = nn.Sequential(
+            nn.Linear(features, check_int("hidden", hidden, 1)), nn.SiLU(), nn.Linear(hidden, 1)
+        )
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(features))
 
@@ -108,12 +113,14 @@ class LearnedGate(Gate):
 
         Notes
         -----
-        Classes may be masked by logits of −∞. A gate in half precision is fitted in float32 and rounded at the end.
+        Classes may be masked by logits of −∞. A gate in half precision is fitted in float32 and rounded at
+        the end.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is not as described; if a row has no class left, or a label that habit and control both mask.
+            If an argument is not as described; if a row has no class left, or a label that habit and control
+            both mask.
         """
         default = check_logits("default", default, self.classes).detach()
         control = check_logits("control", control, self.classes).detach()
@@ -121,11 +128,17 @@ class LearnedGate(Gate):
         rows = len(default)
         if rows < LEAST_ROWS:
             raise ValueError(f"default: expected at least {LEAST_ROWS} rows to fit on, got {rows}")
-        epochs = max(20, -(-LEAST_UPDATES // -(-rows // batch))) if epochs is None else check_int("epochs", epochs, 1)
+        epochs = (
+            max(20, -(-LEAST_UPDATES // -(-rows // batch)))
+            if epochs is None
+            else check_int("epochs", epochs, 1)
+        )
         if len(control) != rows:
             raise ValueError(f"control: expected {rows} rows like default, got {len(control)}")
         if targets.dtype != torch.int64 or targets.shape != (rows,):
-            raise ValueError(f"targets: expected int64 of shape [{rows}], got {targets.dtype} of shape {list(targets.shape)}")
+            raise ValueError(
+                f"targets: expected int64 of shape [{rows}], got {targets.dtype} of shape {list(targets.shape)}"
+            )
         value = self.value(default, control, targets).to(self.mean.dtype).clamp(-LARGEST_VALUE, LARGEST_VALUE)
         features = confidence_features(default).to(self.mean.dtype)
         for name, logits in (("default", default), ("control", control)):
@@ -136,7 +149,9 @@ class LearnedGate(Gate):
                 raise ValueError(f"{name}: expected {expected}, got {logits[row].tolist()} in row {row}")
         if bool(value.isnan().any()):  # the difference of two infinite losses
             row = int(value.isnan().nonzero()[0])
-            raise ValueError(f"targets: expected classes that are not masked, got {int(targets[row])} in row {row}")
+            raise ValueError(
+                f"targets: expected classes that are not masked, got {int(targets[row])} in row {row}"
+            )
         # In float64, where the mean of equal numbers is that number.
         self.mean.copy_(features.double().mean(dim=0))
         self.deviation.copy_(features.double().std(dim=0).clamp(min=LEAST_DEVIATION))
@@ -148,7 +163,9 @@ class LearnedGate(Gate):
         finally:
             self.net.to(dtype)
 
-    def _fit_net(self, features: Tensor, value: Tensor, epochs: int, batch: int, learning_rate: float, seed: int) -> list[float]:
+    def _fit_net(
+        self, features: Tensor, value: Tensor, epochs: int, batch: int, learning_rate: float, seed: int
+    ) -> list[float]:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
             for layer in self.net:
@@ -156,7 +173,9 @@ class LearnedGate(Gate):
                     layer.reset_parameters()
             return self._fit(features, value, epochs, batch, learning_rate)
 
-    def _fit(self, features: Tensor, value: Tensor, epochs: int, batch: int, learning_rate: float) -> list[float]:
+    def _fit(
+        self, features: Tensor, value: Tensor, epochs: int, batch: int, learning_rate: float
+    ) -> list[float]:
         optimizer = torch.optim.AdamW(self.net.parameters(), weight_decay=0.01)
         updates = epochs * -(-len(features) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=updates)
@@ -178,7 +197,8 @@ class LearnedGate(Gate):
 class ValueGate(LearnedGate):
     """Call where the expected value of control exceeds its price: ``threshold`` is the price κ, in nats.
 
-    Regresses the mean of the two views of the value, (ℓ₁ − ℓ₂ + KL(π₂ ‖ π₁)) / 2: the labels keep it honest, the belief quiet.
+    Regresses the mean of the two views of the value, (ℓ₁ − ℓ₂ + KL(π₂ ‖ π₁)) / 2: the labels keep it honest,
+    the belief quiet.
     """
 
     @property
@@ -189,8 +209,13 @@ class ValueGate(LearnedGate):
     def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:
         """Half what control saves by the labels, half what it believes to save."""
         default, control = wide(default), wide(control)
-        saved = F.cross_entropy(default, targets, reduction="none") - F.cross_entropy(control, targets, reduction="none")
-        return (saved.clamp(-LARGEST_VALUE, LARGEST_VALUE) + kl_divergence(control, default).clamp(max=LARGEST_VALUE)) / 2
+        saved = F.cross_entropy(default, targets, reduction="none") - F.cross_entropy(
+            control, targets, reduction="none"
+        )
+        return (
+            saved.clamp(-LARGEST_VALUE, LARGEST_VALUE)
+            + kl_divergence(control, default).clamp(max=LARGEST_VALUE)
+        ) / 2
 
 
 class KLGate(LearnedGate):

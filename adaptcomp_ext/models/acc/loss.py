@@ -26,12 +26,13 @@ class Objective:
 
         w·ℓ₂  +  hard·ℓ₁  +  λ(s)·T²·KL(π₂ᵀ ‖ π₁ᵀ)  +  β·KL(q(w) ‖ p(w)) / N
 
-    ℓ₁, ℓ₂: cross-entropies of habit and control; π^T: softened by the temperature T (Hinton et al. 2015: T² keeps the gradients'
-    scale); the last term: the description length of the habit's weights, from variational dropout.
+    ℓ₁, ℓ₂: cross-entropies of habit and control; π^T: softened by the temperature T (Hinton et al. 2015: T²
+    keeps the gradients' scale); the last term: the description length of the habit's weights, from
+    variational dropout.
 
-    Classes may be masked by logits of −∞, the same ones for habit and control: the terms are those of the other classes. They are
-    infinite where a label is masked, and the KL where the habit excludes a class that control does not. Everything is computed in
-    float32 (float64 for float64 logits).
+    Classes may be masked by logits of −∞, the same ones for habit and control: the terms are those of the
+    other classes. They are infinite where a label is masked, and the KL where the habit excludes a class that
+    control does not. Everything is computed in float32 (float64 for float64 logits).
 
     Attributes
     ----------
@@ -42,16 +43,16 @@ class Objective:
     hard : float
         Weight of the habit's own labels; the published code has 1/T².
     need : bool
-        Whether control learns in proportion to what the habit fails at: w = ℓ₁ / mean(ℓ₁), at most `need_cap`, without gradient.
-        The rows that control will be called for are then the rows that it learns from. (Nam et al. 2020 weight by ℓ₁/(ℓ₁ + ℓ₂) to
-        the same end.) False: w = 1.
+        Whether control learns in proportion to what the habit fails at: w = ℓ₁ / mean(ℓ₁), at most
+        `need_cap`, without gradient. The rows that control will be called for are then the rows that it
+        learns from. (Nam et al. 2020 weight by ℓ₁/(ℓ₁ + ℓ₂) to the same end.) False: w = 1.
     need_cap : float
         ≥ 1.
     beta : float
         β ≥ 0.
     mutual : bool
-        Whether the KL's gradient reaches control as well, as in the thesis: then control also pays for deviating from habit.
-        False: it only teaches the habit.
+        Whether the KL's gradient reaches control as well, as in the thesis: then control also pays for
+        deviating from habit. False: it only teaches the habit.
     """
 
     effort: float | str = 1.0
@@ -66,7 +67,9 @@ class Objective:
         infinity = float("inf")
         if isinstance(self.effort, str):
             if self.effort not in EFFORTS:
-                raise ValueError(f"effort: expected a number or one of {', '.join(map(repr, EFFORTS))}, got {self.effort!r}")
+                raise ValueError(
+                    f"effort: expected a number or one of {', '.join(map(repr, EFFORTS))}, got {self.effort!r}"
+                )
         else:
             check_number("effort", self.effort, 0, infinity, ends="[)")
         check_number("temperature", self.temperature, 0, infinity, ends="()")
@@ -130,7 +133,9 @@ def acc_loss(
     default, control = wide(default), wide(control)
     default_loss = F.cross_entropy(default, targets, reduction="none")
     control_loss = F.cross_entropy(control, targets, reduction="none")
-    weights = need_weights(default_loss, objective.need_cap) if objective.need else torch.ones_like(default_loss)
+    weights = (
+        need_weights(default_loss, objective.need_cap) if objective.need else torch.ones_like(default_loss)
+    )
     teacher = control if objective.mutual else control.detach()
     distill = objective.temperature**2 * kl_divergence(teacher, default, objective.temperature)
     if effort is None:

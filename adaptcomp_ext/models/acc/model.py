@@ -57,8 +57,8 @@ class ACC(nn.Module):
     Parameters
     ----------
     encoder : nn.Module
-        ``encoder(x) -> s``: a Tensor or a pytree of Tensors, rows first. ``nn.Identity()`` where habit and control read the input
-        each for itself.
+        ``encoder(x) -> s``: a Tensor or a pytree of Tensors, rows first. ``nn.Identity()`` where habit and
+        control read the input each for itself.
     default : nn.Module
         π₁: ``default(s) -> logits`` [B, C]. See `variational`.
     control : nn.Module
@@ -68,13 +68,13 @@ class ACC(nn.Module):
     gate : Gate, optional
         Default: an `EntropyGate`. May be replaced between calls; calibrate it on held-out rows.
     answer : str
-        "control": π₂ alone where it ran; "mixture": the thesis' linear combination, which can be worse than π₂ alone where habit
-        is wrong with confidence.
+        "control": π₂ alone where it ran; "mixture": the thesis' linear combination, which can be worse than
+        π₂ alone where habit is wrong with confidence.
     mixture : float
         w in [0, 1], π₂'s share of the mixture.
     variational : bool or mapping
-        True: the linear and convolution layers of a copy of `default` are wrapped in `VariationalDropout`; a mapping: its
-        options; False: `default` is used as it is.
+        True: the linear and convolution layers of a copy of `default` are wrapped in `VariationalDropout`; a
+        mapping: its options; False: `default` is used as it is.
     objective : Objective, optional
         The weights of `loss`.
 
@@ -85,11 +85,13 @@ class ACC(nn.Module):
 
     Notes
     -----
-    After the thesis of A. Kamanda (2023), whose formal ground is MDL-C (Moskovitz et al. 2022). There the gate was one decision
-    for a whole batch; here it is one for each row (`BatchMeanGate` is the old one). Gradients flow through `forward` into habit,
-    control and encoder, but training is meant to go through `loss`, where everything runs.
+    After the thesis of A. Kamanda (2023), whose formal ground is MDL-C (Moskovitz et al. 2022). There the
+    gate was one decision for a whole batch; here it is one for each row (`BatchMeanGate` is the old one).
+    Gradients flow through `forward` into habit, control and encoder, but training is meant to go through
+    `loss`, where everything runs.
 
-    *Masked classes:* logits of −∞ exclude a class, with the probability 0, in the answer, in the gates and in the loss.
+    *Masked classes:* logits of −∞ exclude a class, with the probability 0, in the answer, in the gates and in
+    the loss.
 
     *Not promised:* that a gate calls the rate it was calibrated to on rows of another kind.
 
@@ -121,7 +123,9 @@ class ACC(nn.Module):
         if gate is not None and not isinstance(gate, Gate):
             raise TypeError(f"gate: expected a Gate or None, got {describe(gate)}")
         if not isinstance(variational, (bool, Mapping)):
-            raise TypeError(f"variational: expected a bool or a mapping of options, got {describe(variational)}")
+            raise TypeError(
+                f"variational: expected a bool or a mapping of options, got {describe(variational)}"
+            )
         if objective is not None and not isinstance(objective, Objective):
             raise TypeError(f"objective: expected an Objective or None, got {describe(objective)}")
         check_choice("answer", answer, ANSWERS)
@@ -170,7 +174,10 @@ class ACC(nn.Module):
         shares = default.new_tensor([1 - self.mixture, self.mixture]).log()
         # Where both exclude a class, the gradient of log(0 + 0) would be NaN.
         masked = (log_default == -math.inf) & (log_control == -math.inf)
-        parts = ((share + t).masked_fill(masked, 0) for share, t in zip(shares, (log_default, log_control), strict=True))
+        parts = (
+            (share + t).masked_fill(masked, 0)
+            for share, t in zip(shares, (log_default, log_control), strict=True)
+        )
         mixed = torch.logaddexp(*parts).masked_fill(masked, -math.inf)
         return torch.where(called[:, None], mixed, log_default)
 
@@ -192,7 +199,8 @@ class ACC(nn.Module):
         rows : int
             N, rows of the training set, over which the description length is spread.
         beta_factor : float
-            In [0, 1]: the share of β in force, for a warm-up, without which variational dropout prunes before it has learned.
+            In [0, 1]: the share of β in force, for a warm-up, without which variational dropout prunes before
+            it has learned.
 
         Returns
         -------
@@ -203,9 +211,19 @@ class ACC(nn.Module):
         default, control = self.both(x)
         if targets.dtype != torch.int64 or targets.shape != default.shape[:1]:
             expected = f"int64 of shape [{len(default)}]"
-            raise ValueError(f"targets: expected {expected}, got {targets.dtype} of shape {list(targets.shape)}")
+            raise ValueError(
+                f"targets: expected {expected}, got {targets.dtype} of shape {list(targets.shape)}"
+            )
         description = description_length(self.default)
-        return acc_loss(self.objective, self.effort, default, control, targets, description, share * self.objective.beta / rows)
+        return acc_loss(
+            self.objective,
+            self.effort,
+            default,
+            control,
+            targets,
+            description,
+            share * self.objective.beta / rows,
+        )
 
     def extra_repr(self) -> str:
         """The answer and the objective."""

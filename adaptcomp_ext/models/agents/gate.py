@@ -14,7 +14,8 @@ from adaptcomp_ext.ops._checks import check_choice, check_fraction, check_int
 __all__ = ["GATES", "PlanGate"]
 
 GATES = ("value", "kl", "entropy", "random", "always", "never")
-"""What calls the planner: the predicted gain; the predicted divergence of plan and habit; the habit's own doubt; chance."""
+"""What calls the planner: the predicted gain; the predicted divergence of plan and habit; the habit's own
+doubt; chance."""
 
 NOVICE = 2.3  # a gain of a hundredth is predicted at first: an agent that knows nothing plans everywhere
 UNIT = 0.001  # of gains, so that the regression's targets are near 1
@@ -28,17 +29,18 @@ class PlanGate(Precise):
 
     ::
 
-        "value":    exp(w₁ᵀh(f)) predicts the gain: what the model expects of the plan's first action less of the habit's
-        "kl":       exp(w₂ᵀh(f)) predicts KL(π₂ ‖ π₁) of the first action
-        "entropy":  the habit's mean log standard deviation
-        "random":   uniform in [0, 1)
-    f = latent state, the habit's log standard deviation, logarithm of what a glance at a few actions promises (`Planner.glance`)
+        "value":    exp(w₁ᵀh(f)) predicts the gain: what the model expects of the plan's first action less of
+        the habit's "kl":       exp(w₂ᵀh(f)) predicts KL(π₂ ‖ π₁) of the first action "entropy":  the habit's
+        mean log standard deviation "random":   uniform in [0, 1)
+    f = latent state, the habit's log standard deviation, logarithm of what a glance at a few actions promises
+    (`Planner.glance`)
 
-    Both predictions are fitted, by the Poisson deviance as in `adaptcomp_ext.models.acc.ValueGate`, on states where the planner
-    ran. What a plan gains over the habit changes faster than it can be learned from the state alone; a glance costs little
-    beside a plan, and is of today. Gains and glances are in units of the spread of values (`WorldModel.spread`): before
-    there is anything to win a small gain counts, afterwards it does not, so that the agent deliberates at first and less with
-    practice. A gain is that of one decision, habit following: a thousandth of the spread is much, for there are many decisions.
+    Both predictions are fitted, by the Poisson deviance as in `adaptcomp_ext.models.acc.ValueGate`, on states
+    where the planner ran. What a plan gains over the habit changes faster than it can be learned from the
+    state alone; a glance costs little beside a plan, and is of today. Gains and glances are in units of the
+    spread of values (`WorldModel.spread`): before there is anything to win a small gain counts, afterwards it
+    does not, so that the agent deliberates at first and less with practice. A gain is that of one decision,
+    habit following: a thousandth of the spread is much, for there are many decisions.
 
     Parameters
     ----------
@@ -49,7 +51,8 @@ class PlanGate(Precise):
     price : float
         κ: the threshold of the value gate; of the others, see `calibrate`.
     explore : float
-        Share of the states that are planned whatever the score, so that what is not called is not forgotten; where asked for.
+        Share of the states that are planned whatever the score, so that what is not called is not forgotten;
+        where asked for.
 
     Attributes
     ----------
@@ -62,13 +65,17 @@ class PlanGate(Precise):
     variance: Tensor
     precise: tuple[str, ...] = ("middle", "thresholds", "variance")
 
-    def __init__(self, latent: int, actions: int, hidden: int = 64, price: float = 0.003, explore: float = 0.02) -> None:
+    def __init__(
+        self, latent: int, actions: int, hidden: int = 64, price: float = 0.003, explore: float = 0.02
+    ) -> None:
         super().__init__()
         inputs = check_int("latent", latent, 1) + check_int("actions", actions, 1) + 1
         # A latent state's units differ little from state to state: unscaled, the gate tells few gains apart.
         self.register_buffer("middle", torch.zeros(inputs))
         self.register_buffer("variance", torch.ones(inputs))
-        self.net = nn.Sequential(nn.Linear(inputs, check_int("hidden", hidden, 1)), nn.SiLU(), nn.Linear(hidden, 2))
+        self.net = nn.Sequential(
+            nn.Linear(inputs, check_int("hidden", hidden, 1)), nn.SiLU(), nn.Linear(hidden, 2)
+        )
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
         nn.init.constant_(last.bias, NOVICE)
@@ -128,7 +135,9 @@ class PlanGate(Precise):
             called = called | (torch.rand(score.shape, device=score.device) < self.explore)
         return called
 
-    def loss(self, latent: Tensor, log_std: Tensor, glance: Tensor, gain: Tensor, divergence: Tensor) -> Tensor:
+    def loss(
+        self, latent: Tensor, log_std: Tensor, glance: Tensor, gain: Tensor, divergence: Tensor
+    ) -> Tensor:
         """Deviance of both predictions on rows that were planned; scalar. The running scale of the inputs follows these rows."""
         with torch.no_grad():
             variance, middle = torch.var_mean(self.features(latent, log_std, glance), 0, correction=0)

@@ -30,7 +30,8 @@ class DeepPlan(NamedTuple):
     horizon : Tensor
         int64 [B]: H; 0 where nothing was planned.
     worth : Tensor
-        [B]: what the model expects of the plan, followed by the habit until the deepest horizon; in units of the largest reward.
+        [B]: what the model expects of the plan, followed by the habit until the deepest horizon; in units of
+        the largest reward.
     """
 
     action: Tensor
@@ -71,13 +72,20 @@ class DepthPlanner:
         """
         batch, size = len(latent), self.planner.world.actions
         if check_tensor("depth", depth).shape != (batch,) or depth.dtype != torch.int64:
-            raise ValueError(f"depth: expected int64 of shape [{batch}], got {depth.dtype} of shape {list(depth.shape)}")
+            raise ValueError(
+                f"depth: expected int64 of shape [{batch}], got {depth.dtype} of shape {list(depth.shape)}"
+            )
         if batch and (int(depth.min()) < 0 or int(depth.max()) > len(self.levels)):
-            raise ValueError(f"depth: expected 0 to {len(self.levels)}, got {int(depth.min())} to {int(depth.max())}")
+            raise ValueError(
+                f"depth: expected 0 to {len(self.levels)}, got {int(depth.min())} to {int(depth.max())}"
+            )
         planner, deepest = self.planner, self.levels[-1]
         drawn = planner.samples - planner.habits - 1
-        # One noise for all rows, as in Planner: which other rows plan, and how deep, changes nothing for a row.
-        noise = torch.randn(len(self.levels), self.iterations, drawn, deepest, size, device=latent.device, dtype=latent.dtype)
+        # One noise for all rows, as in Planner: which other rows plan, and how deep, changes nothing for a
+        # row.
+        noise = torch.randn(
+            len(self.levels), self.iterations, drawn, deepest, size, device=latent.device, dtype=latent.dtype
+        )
         rolled = planner.habit_plans(latent, deepest)
         level = 0
 
@@ -115,10 +123,10 @@ class DepthPlanner:
     def gains(self, latent: Tensor) -> Tensor:
         """What each level adds to the decision that is taken: z [n, L] → [n, levels], of either sign.
 
-        All depths are planned, each one's first action is followed by a plan of the deepest horizon from where it leads to,
-        and what the model expects of that is compared. What a plan promises for itself would not do: it grows with
-        its length, because more of its actions are better than the habit's, although a plan that is made anew in every state uses
-        the first one only.
+        All depths are planned, each one's first action is followed by a plan of the deepest horizon from
+        where it leads to, and what the model expects of that is compared. What a plan promises for itself
+        would not do: it grows with its length, because more of its actions are better than the habit's,
+        although a plan that is made anew in every state uses the first one only.
 
         Notes
         -----
@@ -141,8 +149,8 @@ class DepthGate(Precise):
 
         depth = argmax over d of  Σ_{k ≤ d} ( ĝₖ(s) − price · Hₖ )          d = 0: habit
 
-    ĝₖ predicts what level k gains over the one before it (`DepthPlanner.gains`) by least squares, in units of the spread of
-    values; a level costs in proportion to its horizon. Before `fit` all gains are 0.
+    ĝₖ predicts what level k gains over the one before it (`DepthPlanner.gains`) by least squares, in units of
+    the spread of values; a level costs in proportion to its horizon. Before `fit` all gains are 0.
 
     Parameters
     ----------
@@ -163,7 +171,12 @@ class DepthGate(Precise):
     precise: tuple[str, ...] = ("cost", "center", "scale", "unit")
 
     def __init__(
-        self, latent: int, actions: int, levels: Sequence[int] = (1, 2, 4, 8), hidden: int = 64, price: float = 0.0001
+        self,
+        latent: int,
+        actions: int,
+        levels: Sequence[int] = (1, 2, 4, 8),
+        hidden: int = 64,
+        price: float = 0.0001,
     ) -> None:
         super().__init__()
         self.price = check_number("price", price, 0.0, float("inf"), ends="[)")
@@ -191,7 +204,14 @@ class DepthGate(Precise):
         return torch.cat([torch.zeros_like(net[:, :1]), net], 1).argmax(1)
 
     def fit(
-        self, latent: Tensor, log_std: Tensor, gains: Tensor, *, epochs: int = 10, batch: int = 64, seed: int = 0
+        self,
+        latent: Tensor,
+        log_std: Tensor,
+        gains: Tensor,
+        *,
+        epochs: int = 10,
+        batch: int = 64,
+        seed: int = 0,
     ) -> list[float]:
         """Learn to predict gains [n, K] from states where every depth was tried.
 

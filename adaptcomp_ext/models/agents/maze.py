@@ -16,9 +16,12 @@ __all__ = ["SWEEPS", "Deliberation", "MazeAgent", "Seen"]
 
 SWEEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """The numbers of sweeps that the gate chooses from."""
-WORST = -4.0  # of an advantage: how bad a move is when the plan knows that it is worse than this, or nothing of it
+WORST = (
+    -4.0
+)  # of an advantage: how bad a move is when the plan knows that it is worse than this, or nothing of it
 NOVICE = 5.0
-"""The gate's first bias, for the most sweeps: the agent begins by deliberating, and learns where it can be spared."""
+"""The gate's first bias, for the most sweeps: the agent begins by deliberating, and learns where it can be
+spared."""
 MOVES = ("up", "right", "down", "left")
 GOAL_FEATURES = 4 + len(SWEEPS) - 1
 
@@ -74,7 +77,9 @@ def _draw(log_probs: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    net = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+    net = nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
     last = net[-1]
     assert isinstance(last, nn.Linear)
     nn.init.normal_(last.weight, std=0.01)
@@ -91,23 +96,25 @@ class MazeAgent(WithConstants):
         π₁ = softmax(h)                                               K ~ softmax(g), one of `SWEEPS`
         π₂ = softmax(h + β · advantage of each move after K sweeps)
 
-    A row with K = 0, or whose sweeps do not reach it, acts from habit. The rows that plan go through `AdaptiveHalt`, each for
-    its own K (`sweep_plan`).
+    A row with K = 0, or whose sweeps do not reach it, acts from habit. The rows that plan go through
+    `AdaptiveHalt`, each for its own K (`sweep_plan`).
 
     Parameters
     ----------
     reach : int
         Cells that the habit sees to each side.
     hidden : int
-        Units of each of two hidden layers, which habit and gate share: a gate that is read in every state has to be cheap beside
-        what it saves.
+        Units of each of two hidden layers, which habit and gate share: a gate that is read in every state has
+        to be cheap beside what it saves.
 
     Notes
     -----
-    The critic, which only training needs, is told the true remaining distance (asymmetric actor-critic: Pinto et al. 2018): what
-    a few sweeps more or less change is small against what a value read off the neighbourhood leaves unexplained.
+    The critic, which only training needs, is told the true remaining distance (asymmetric actor-critic: Pinto
+    et al. 2018): what a few sweeps more or less change is small against what a value read off the
+    neighbourhood leaves unexplained.
 
-    A plan is not remembered from one step to the next: K is what a decision costs. Nothing here depends on the size of the maze.
+    A plan is not remembered from one step to the next: K is what a decision costs. Nothing here depends on
+    the size of the maze.
     """
 
     def __init__(self, reach: int = 3, hidden: int = 128) -> None:
@@ -132,12 +139,20 @@ class MazeAgent(WithConstants):
         return {"numbers": torch.tensor(SWEEPS)}
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, meta: Any, strict: bool, missing: list[str], *lists: Any
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        meta: Any,
+        strict: bool,
+        missing: list[str],
+        *lists: Any,
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, *lists)
         name = prefix + "prior"
         if name in missing and not self.prior.is_meta and abs(float(self.prior.logsumexp(0))) < 1e-3:
-            missing.remove(name)  # written before the prior was part of it; this agent's own is a distribution, and serves
+            missing.remove(
+                name
+            )  # written before the prior was part of it; this agent's own is a distribution, and serves
 
     def features(self, walls: Tensor, position: Tensor, goal: Tensor) -> Tensor:
         """What habit, gate and critic read: walls around [−1 free, 1 wall or outside], direction and distance of the goal."""
@@ -154,7 +169,9 @@ class MazeAgent(WithConstants):
         beyond = ((length - self.numbers[1:]) / 4).clamp(-1, 1)
         return torch.cat([near, offset / 8, offset.clamp(-1, 1), beyond], 1)
 
-    def look(self, walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, compact: bool | str = True) -> Tensor:
+    def look(
+        self, walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, compact: bool | str = True
+    ) -> Tensor:
         """Plan, each row for its number of sweeps → [B, 5], as in `Seen`."""
         value = sweep_plan(walls, position, goal, sweeps, compact)
         best = value.max(1, keepdim=True).values
@@ -193,7 +210,8 @@ class MazeAgent(WithConstants):
         walls, position, goal : Tensor
             [B, S, S] and int64 [B, 2] twice.
         sweeps : Tensor, optional
-            int64 [B]: given instead of chosen; ``choice`` is then −1, and the log-probability the action's alone.
+            int64 [B]: given instead of chosen; ``choice`` is then −1, and the log-probability the action's
+            alone.
         compact : bool or "auto"
             As for `AdaptiveHalt`.
         generator : torch.Generator, optional

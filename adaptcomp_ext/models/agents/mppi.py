@@ -30,9 +30,10 @@ class Plan(NamedTuple):
     mean, std : Tensor
         [B, H, A]: the plan, and what is still open about it.
     first : Tensor
-        [B]: what the model expects of the plan's first action, followed by the habit's mean actions, in units of the largest
-        reward: a discounted mean of what is to come. It is what an agent gets that plans anew in every state: what the whole
-        plan promises (`Planner.score` of ``mean``) grows with its length, and is never cashed in.
+        [B]: what the model expects of the plan's first action, followed by the habit's mean actions, in units
+        of the largest reward: a discounted mean of what is to come. It is what an agent gets that plans anew
+        in every state: what the whole plan promises (`Planner.score` of ``mean``) grows with its length, and
+        is never cashed in.
     habit : Tensor
         [B]: the same for following the habit's mean actions from the beginning.
     iterations : Tensor
@@ -51,9 +52,9 @@ class Planner:
 
     ::
 
-        candidates: the plan's mean, the habit's roll-outs, samples N(μ, σ²)
-        score = (1 − γ) Σ γᵗ r(zₜ, aₜ) + γᴴ Q(z_H, π₁(z_H))
-        elites: the best of them, weighted by exp((score − best) / temperature)      μ, σ ← their weighted mean, deviation
+        candidates: the plan's mean, the habit's roll-outs, samples N(μ, σ²) score = (1 − γ) Σ γᵗ r(zₜ, aₜ) +
+        γᴴ Q(z_H, π₁(z_H)) elites: the best of them, weighted by exp((score − best) / temperature)      μ, σ ←
+        their weighted mean, deviation
 
     Each row is one state; it leaves `AdaptiveHalt` when ‖Δμ‖ / √(HA) ≤ tol, or after `iterations`.
 
@@ -64,7 +65,8 @@ class Planner:
     horizon : int
         H.
     samples, elites, habits : int
-        Candidates in all, the best of them, and how many are the habit's roll-outs (the first one of mean actions).
+        Candidates in all, the best of them, and how many are the habit's roll-outs (the first one of mean
+        actions).
     iterations : int
         At most so many.
     tol : float
@@ -76,12 +78,13 @@ class Planner:
     discount : float
         γ.
     enough : float
-        From here on a state counts as won (`gain`), in units of the largest reward: satisficing (Simon 1956). 1: never.
+        From here on a state counts as won (`gain`), in units of the largest reward: satisficing (Simon 1956).
+        1: never.
 
     Notes
     -----
-    Noise is drawn once per call and iteration and shared by all rows: what a row's plan becomes does not depend on which other
-    rows plan, and drawing costs nothing against the roll-outs.
+    Noise is drawn once per call and iteration and shared by all rows: what a row's plan becomes does not
+    depend on which other rows plan, and drawing costs nothing against the roll-outs.
     """
 
     def __init__(
@@ -115,16 +118,17 @@ class Planner:
     def gain(self, plan: Tensor, habit: Tensor) -> Tensor:
         """How much more a plan is expected to bring than the habit, both counted up to `enough`.
 
-        One decision is worth a hundredth of a value at γ = 0.99, and values are not learned to a hundredth: without it, a
-        pendulum that stands upright is planned for ever, for what the model believes is missing there.
+        One decision is worth a hundredth of a value at γ = 0.99, and values are not learned to a hundredth:
+        without it, a pendulum that stands upright is planned for ever, for what the model believes is missing
+        there.
         """
         return plan.clamp(max=self.enough) - habit.clamp(max=self.enough)
 
     def score(self, latent: Tensor, actions: Tensor, horizon: int = 0) -> Tensor:
         """What the model expects of action sequences of any length, which the habit's mean actions follow up to `horizon`.
 
-        z [n, L], a [n, C, k, A] → [n, C], float32 at least; of k actions, max(k, horizon) steps are looked at. No reward or
-        value is above 1, the largest: where all is won already, a plan cannot promise more.
+        z [n, L], a [n, C, k, A] → [n, C], float32 at least; of k actions, max(k, horizon) steps are looked
+        at. No reward or value is above 1, the largest: where all is won already, a plan cannot promise more.
         """
         n, candidates, given, size = actions.shape
         steps = max(given, horizon)
@@ -138,7 +142,9 @@ class Planner:
         last = self.world.value(z, self.world.habit.best(z)).mean(0).clamp_(max=1.0)
         return total.add_(last, alpha=self.discount**steps).view(n, candidates)
 
-    def improve(self, mean: Tensor, std: Tensor, latent: Tensor, habit: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def improve(
+        self, mean: Tensor, std: Tensor, latent: Tensor, habit: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One iteration.
 
         Parameters
@@ -163,10 +169,16 @@ class Planner:
         best = score.topk(self.elites, dim=1)
         elite = wide(candidates.gather(1, best.indices[:, :, None, None].expand(-1, -1, *mean.shape[1:])))
         spread = (best.values[:, :1] - best.values[:, -1:]).clamp(min=1e-6)
-        weight = ((best.values - best.values[:, :1]) / (self.temperature * spread)).softmax(1)[:, :, None, None]
+        weight = ((best.values - best.values[:, :1]) / (self.temperature * spread)).softmax(1)[
+            :, :, None, None
+        ]
         new = (weight * elite).sum(1)
         deviation = (weight * (elite - new[:, None]).square()).sum(1).sqrt_().clamp_(self.least_std, 2.0)
-        return new.to(mean.dtype), deviation.to(std.dtype), score[:, 0]  # the first candidate is the habit's mean roll-out
+        return (
+            new.to(mean.dtype),
+            deviation.to(std.dtype),
+            score[:, 0],
+        )  # the first candidate is the habit's mean roll-out
 
     def habit_plans(self, latent: Tensor, horizon: int | None = None, count: int | None = None) -> Tensor:
         """Roll-outs of the habit, the first of mean actions: z [n, L] → [n, count, H, A]; as many as `habits` by default."""
@@ -187,7 +199,8 @@ class Planner:
     def glance(self, latent: Tensor) -> Tensor:
         """What the best of a few random actions around the habit's gains over the habit's: z [n, L] → [n], at least 0.
 
-        Cheap beside a plan of hundreds of candidates and several iterations, and a hint of what its first action would gain.
+        Cheap beside a plan of hundreds of candidates and several iterations, and a hint of what its first
+        action would gain.
         """
         habit = self.world.habit.best(latent)[:, None]
         noise = torch.randn(GLANCED, habit.shape[2], device=latent.device, dtype=latent.dtype)
@@ -204,8 +217,8 @@ class Planner:
         latent : Tensor
             z [B, L].
         before : Tensor, optional
-            [B, H, A]: the plan of the step before, shifted by one; where a row is all NaN, and by default, the habit's mean
-            roll-out instead.
+            [B, H, A]: the plan of the step before, shifted by one; where a row is all NaN, and by default,
+            the habit's mean roll-out instead.
         policy : Policy, optional
             When a row stops. Default: `Convergence` of its mean at `tol`.
 
@@ -220,7 +233,9 @@ class Planner:
             mean = torch.where(before.isnan().flatten(1).any(1)[:, None, None], mean, before)
         std = torch.full_like(mean, FIRST_STD)
         drawn = self.samples - self.habits - 1
-        noise = torch.randn(self.iterations, drawn, self.horizon, size, device=latent.device, dtype=latent.dtype)
+        noise = torch.randn(
+            self.iterations, drawn, self.horizon, size, device=latent.device, dtype=latent.dtype
+        )
         count = 0
 
         def improve(state: tuple[Tensor, ...], latent: Tensor, habit: Tensor) -> tuple[Tensor, ...]:
@@ -231,8 +246,14 @@ class Planner:
         if policy is None:
             still = self.tol * math.sqrt(self.horizon * size)
             policy = Convergence(still, norm="absolute") if self.tol > 0 else FixedSteps(self.iterations)
-        halt = AdaptiveHalt(improve, policy, max_steps=self.iterations, readout=lambda state: state[0], compact=True)
-        start = (mean.contiguous(), std, torch.zeros(batch, device=latent.device, dtype=compute_dtype(latent.dtype)))
+        halt = AdaptiveHalt(
+            improve, policy, max_steps=self.iterations, readout=lambda state: state[0], compact=True
+        )
+        start = (
+            mean.contiguous(),
+            std,
+            torch.zeros(batch, device=latent.device, dtype=compute_dtype(latent.dtype)),
+        )
         found = halt(start, latent, habit)
         mean, std, worth = found.state
         first = self.score(latent, mean[:, None, :1], self.horizon)[:, 0]

@@ -32,9 +32,9 @@ class Act(NamedTuple):
     mean, std : Tensor
         [B, A]: of the plan's first action.
     gain : Tensor
-        [B]: what the model expects of the plan's first action more than of the habit's, the habit following either, in units of
-        the largest reward, up to what is enough (`Planner.gain`). It may be negative: a plan is the best of what it tried as a
-        whole.
+        [B]: what the model expects of the plan's first action more than of the habit's, the habit following
+        either, in units of the largest reward, up to what is enough (`Planner.gain`). It may be negative: a
+        plan is the best of what it tried as a whole.
     divergence : Tensor
         [B]: KL(π₂ ‖ π₁) of the first action, in nats, both taken as normals before the tanh.
     distance : Tensor
@@ -93,7 +93,8 @@ class PlanningAgent(nn.Module):
 
     Notes
     -----
-    Only the states that the gate calls pass through the planner (`route`), and each leaves it when its own plan has settled.
+    Only the states that the gate calls pass through the planner (`route`), and each leaves it when its own
+    plan has settled.
     """
 
     def __init__(self, world: WorldModel, gate: PlanGate, **planner: Any) -> None:

@@ -27,8 +27,8 @@ def value_sweep(value: Tensor, step: Tensor, count: int = 1) -> Tensor:
     Parameters
     ----------
     value, step : Tensor
-        int16 [n, H, W], contiguous, each maze with a rim of walls: v; −1 where a cell is free, `UNKNOWN` where there is a wall,
-        20,000 at the goal.
+        int16 [n, H, W], contiguous, each maze with a rim of walls: v; −1 where a cell is free, `UNKNOWN`
+        where there is a wall, 20,000 at the goal.
     count : int
         How many sweeps, at least 1.
 
@@ -37,9 +37,9 @@ def value_sweep(value: Tensor, step: Tensor, count: int = 1) -> Tensor:
     Tensor
         int16 [n, H, W], new. The rim stays `UNKNOWN`.
     """
-    # All mazes as one line of cells: a shift that runs from one into the next meets a rim on both sides. Numbers of 16 bits, and
-    # one pass for each operation: measured, a quarter of the time that a padded batch of floats takes. The views are made once:
-    # for few mazes they take longer than the passes.
+    # All mazes as one line of cells: a shift that runs from one into the next meets a rim on both sides.
+    # Numbers of 16 bits, and one pass for each operation: measured, a quarter of the time that a padded batch
+    # of floats takes. The views are made once: for few mazes they take longer than the passes.
     width = value.shape[2]
     count = check_int("count", count, 1)
     add = step.view(-1)[width:-width]
@@ -61,10 +61,18 @@ def value_sweep(value: Tensor, step: Tensor, count: int = 1) -> Tensor:
 def _around(line: Tensor, width: int) -> tuple[Tensor, ...]:
     """Every cell but those of the first and last row, and its neighbours above, below, left and right."""
     last = len(line) - width
-    return line[width:last], line[: last - width], line[2 * width :], line[width - 1 : last - 1], line[width + 1 : last + 1]
+    return (
+        line[width:last],
+        line[: last - width],
+        line[2 * width :],
+        line[width - 1 : last - 1],
+        line[width + 1 : last + 1],
+    )
 
 
-def sweep_plan(walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, compact: bool | str = True) -> Tensor:
+def sweep_plan(
+    walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, compact: bool | str = True
+) -> Tensor:
     """What the four moves from `position` are worth after so many sweeps, each row having its own number.
 
     Parameters
@@ -74,24 +82,30 @@ def sweep_plan(walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, co
     position, goal : Tensor
         int64 [B, 2]: row and column.
     sweeps : Tensor
-        int64 [B], at least 0. A row with 0 never reaches the planner; a row that has had its sweeps leaves it.
+        int64 [B], at least 0. A row with 0 never reaches the planner; a row that has had its sweeps leaves
+        it.
     compact : bool or "auto"
         As for `AdaptiveHalt`.
 
     Returns
     -------
     Tensor
-        float32 [B, 4]: minus the steps from the neighbour up, right, down, left to the goal; `UNKNOWN` where that is a wall or
-        the sweeps did not reach it. K sweeps reach the cells that are at most K steps from the goal.
+        float32 [B, 4]: minus the steps from the neighbour up, right, down, left to the goal; `UNKNOWN` where
+        that is a wall or the sweeps did not reach it. K sweeps reach the cells that are at most K steps from
+        the goal.
     """
     batch, size = check_tensor("walls", walls).shape[0], walls.shape[-1]
     if walls.shape != (batch, size, size):
         raise ValueError(f"walls: expected shape [B, S, S], got {list(walls.shape)}")
     for name, place in (("position", position), ("goal", goal)):
         if check_tensor(name, place).shape != (batch, 2) or place.dtype != torch.int64:
-            raise ValueError(f"{name}: expected int64 of shape [{batch}, 2], got {place.dtype} of shape {list(place.shape)}")
+            raise ValueError(
+                f"{name}: expected int64 of shape [{batch}, 2], got {place.dtype} of shape {list(place.shape)}"
+            )
     if check_tensor("sweeps", sweeps).shape != (batch,) or sweeps.dtype != torch.int64:
-        raise ValueError(f"sweeps: expected int64 of shape [{batch}], got {sweeps.dtype} of shape {list(sweeps.shape)}")
+        raise ValueError(
+            f"sweeps: expected int64 of shape [{batch}], got {sweeps.dtype} of shape {list(sweeps.shape)}"
+        )
     check_choice("compact", compact, (True, False, "auto"))
     most = int(sweeps.max()) if batch else 0
     if batch and int(sweeps.min()) < 0:
@@ -102,8 +116,8 @@ def sweep_plan(walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, co
 
     def plan(walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor) -> Tensor:
         n = len(walls)
-        # No row leaves between two of the numbers that occur: one step of the loop for each number, not for each sweep. After as
-        # many sweeps as there are cells nothing changes.
+        # No row leaves between two of the numbers that occur: one step of the loop for each number, not for
+        # each sweep. After as many sweeps as there are cells nothing changes.
         sweeps = sweeps.clamp(max=size * size)
         occurs = torch.bincount(sweeps) > 0
         levels = occurs.nonzero()[:, 0].tolist()
@@ -116,7 +130,10 @@ def sweep_plan(walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, co
         start[rows, goal[:, 0] + 1, goal[:, 1] + 1] = 0
         policy = FixedSteps(occurs.cumsum(0)[sweeps])
         halt = AdaptiveHalt(
-            lambda value, step: value_sweep(value, step, next(more)), policy, max_steps=len(levels), compact=compact
+            lambda value, step: value_sweep(value, step, next(more)),
+            policy,
+            max_steps=len(levels),
+            compact=compact,
         )
         value = halt(start, step).output.view(n, -1)
         here = (position[:, 0] + 1) * (size + 2) + position[:, 1] + 1

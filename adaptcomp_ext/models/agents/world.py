@@ -61,7 +61,9 @@ class _Simplex(WithConstants):
     def forward(self, x: Tensor) -> Tensor:
         if self.blocks.is_meta:
             self.leave_meta(x.device)
-        if torch.is_autocast_enabled(x.device.type):  # whose product would be one of half precision, where exp(15) is infinite
+        if torch.is_autocast_enabled(
+            x.device.type
+        ):  # whose product would be one of half precision, where exp(15) is infinite
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x)
         e = wide(x).clamp(-LARGEST, LARGEST).exp()
@@ -132,7 +134,9 @@ class _Ensemble(nn.Module):
     def __init__(self, members: int, inputs: int, hidden: int) -> None:
         super().__init__()
         shapes = ((inputs, hidden), (hidden, hidden), (hidden, 1))
-        self.weights = nn.ParameterList([nn.Parameter(torch.randn(members, i, o) / math.sqrt(i)) for i, o in shapes])
+        self.weights = nn.ParameterList(
+            [nn.Parameter(torch.randn(members, i, o) / math.sqrt(i)) for i, o in shapes]
+        )
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(members, 1, o)) for _, o in shapes])
         with torch.no_grad():
             self.weights[2].zero_()
@@ -170,18 +174,23 @@ class WorldModel(nn.Module):
     Attributes
     ----------
     spread : Tensor
-        Scalar buffer: from the 5th to the 95th percentile of Q on what is learned from, running; the unit of the habit's loss.
+        Scalar buffer: from the 5th to the 95th percentile of Q on what is learned from, running; the unit of
+        the habit's loss.
     """
 
     spread: Tensor
 
-    def __init__(self, observations: int, actions: int, latent: int = 32, hidden: int = 128, variational: bool = True) -> None:
+    def __init__(
+        self, observations: int, actions: int, latent: int = 32, hidden: int = 128, variational: bool = True
+    ) -> None:
         super().__init__()
         self.actions = check_int("actions", actions, 1)
         if check_int("latent", latent, GROUP) % GROUP:
             raise ValueError(f"latent: expected a multiple of {GROUP}, got {latent}")
         self.latent = latent
-        self.encoder = _mlp(check_int("observations", observations, 1), check_int("hidden", hidden, 1), latent)
+        self.encoder = _mlp(
+            check_int("observations", observations, 1), check_int("hidden", hidden, 1), latent
+        )
         self.dynamics = _mlp(latent + actions, hidden, latent + 1)
         self.simplex = _Simplex(latent)
         self.q = _Ensemble(2, latent + actions, hidden)

@@ -25,11 +25,14 @@ class ClosedFormEnergy(nn.Module, ABC):
     __prepare_scriptable__ = refuse_scripting
 
     @abstractmethod
-    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
+    def closed_form(
+        self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False
+    ) -> ClosedForm:
         """The energy of rows like `y` as its kernels take it, in a dtype. What does not depend on y is computed here.
 
-        With `kernels` they are about to read the tensors, which are plain and contiguous then, and whatever is computed for a row
-        has bits that depend on that row alone. `EnergyDescent` has made y and the context plain and dense, on one device.
+        With `kernels` they are about to read the tensors, which are plain and contiguous then, and whatever
+        is computed for a row has bits that depend on that row alone. `EnergyDescent` has made y and the
+        context plain and dense, on one device.
         """
 
     def forward(self, y: Tensor, *context: Tensor) -> Tensor:
@@ -60,7 +63,9 @@ def check_points(y: object, dim: int, name: str, like: object) -> Tensor:
         check_initialized("y", y)
         raise ValueError(f"y: expected shape [rows, {dim}], got {list(y.shape)}")
     if not isinstance(like, Tensor) or like.dtype not in DTYPE_CODES:
-        raise TypeError(f"{name}: expected a tensor of float32, float64, bfloat16 or float16, got {describe(like)}")
+        raise TypeError(
+            f"{name}: expected a tensor of float32, float64, bfloat16 or float16, got {describe(like)}"
+        )
     if y.dtype != like.dtype and not torch.is_autocast_enabled(y.device.type):
         raise TypeError(f"y: expected {like.dtype}, the dtype of the energy, got {y.dtype}")
     return y
@@ -74,7 +79,9 @@ def own_tensor(energy: nn.Module, name: str) -> Any:
     return getattr(energy, name) if tensor is None else tensor
 
 
-def check_own(name: str, tensor: Any, shape: tuple[int, ...], y: Tensor, dtype: torch.dtype, kernels: bool) -> Tensor:
+def check_own(
+    name: str, tensor: Any, shape: tuple[int, ...], y: Tensor, dtype: torch.dtype, kernels: bool
+) -> Tensor:
     """Require one of the energy's own tensors to fit points `y`: anything may have been assigned since it was made.
 
     Returned in `dtype`.
@@ -92,10 +99,18 @@ def _is_like(tensor: Any, shape: tuple[int, ...], y: Tensor) -> bool:
         return True  # they check it themselves, at every evaluation
     if type(tensor) is not Tensor or tensor.is_nested:
         return False
-    return tensor.is_cpu and y.is_cpu and tensor.dtype in DTYPE_CODES and tensor.shape == shape and tensor.is_contiguous()
+    return (
+        tensor.is_cpu
+        and y.is_cpu
+        and tensor.dtype in DTYPE_CODES
+        and tensor.shape == shape
+        and tensor.is_contiguous()
+    )
 
 
-def check_given(name: str, tensor: Tensor, shape: tuple[int, ...], y: Tensor, dtype: torch.dtype, kernels: bool) -> Tensor:
+def check_given(
+    name: str, tensor: Tensor, shape: tuple[int, ...], y: Tensor, dtype: torch.dtype, kernels: bool
+) -> Tensor:
     """Require of a tensor that came with points `y` that it is of a shape and on their device. Returned in `dtype`."""
     if not kernels or tensor.shape != shape:
         tensor = _plain_given(name, tensor, shape, y, kernels)
@@ -138,4 +153,6 @@ def check_matrix(name: str, tensor: object) -> tuple[int, int]:
 def check_number_of_contexts(context: tuple[Tensor, ...], expected: int) -> None:
     """Require so many context tensors."""
     if len(context) != expected:
-        raise ValueError(f"context: expected {expected} tensor{'' if expected == 1 else 's'}, got {len(context)}")
+        raise ValueError(
+            f"context: expected {expected} tensor{'' if expected == 1 else 's'}, got {len(context)}"
+        )

@@ -25,21 +25,22 @@ from adaptcomp_ext.ops.hopfield_energy import hopfield_closed_form
 class HopfieldEnergy(ClosedFormEnergy):
     """E(y) = −1/β·log Σⱼ exp(β xⱼ·y) + ‖y‖²/2 of patterns xⱼ (Ramsauer et al. 2021, "Hopfield Networks is All You Need").
 
-    The gradient is y − softmax(βXy)·X, so one step of size 1 from a query is attention over the patterns, and a descent retrieves
-    a pattern, or a mean of patterns that are close to each other for their β.
+    The gradient is y − softmax(βXy)·X, so one step of size 1 from a query is attention over the patterns, and
+    a descent retrieves a pattern, or a mean of patterns that are close to each other for their β.
 
     Parameters
     ----------
     patterns : Tensor or Parameter
-        X, [N, dim_y], N ≥ 1; float32, float64, bfloat16 or float16. A Parameter is learned; another tensor is a buffer, and
-        gradients still reach what it was computed from.
+        X, [N, dim_y], N ≥ 1; float32, float64, bfloat16 or float16. A Parameter is learned; another tensor is
+        a buffer, and gradients still reach what it was computed from.
     beta : float or Parameter
-        β > 0, the inverse temperature; a Parameter without dimensions or [1] is learned, and not checked for its sign.
+        β > 0, the inverse temperature; a Parameter without dimensions or [1] is learned, and not checked for
+        its sign.
 
     Notes
     -----
-    ``energy(y) -> [n]`` for y [n, dim_y]; differentiable to any order in y, the patterns and β. It takes no context. The constant
-    terms of the paper's equation (4) are left out.
+    ``energy(y) -> [n]`` for y [n, dim_y]; differentiable to any order in y, the patterns and β. It takes no
+    context. The constant terms of the paper's equation (4) are left out.
 
     Examples
     --------
@@ -62,13 +63,17 @@ class HopfieldEnergy(ClosedFormEnergy):
         if isinstance(beta, Tensor):
             check_initialized("beta", beta)
             if not isinstance(beta, nn.Parameter) or beta.numel() != 1:
-                raise TypeError(f"beta: expected a float, or a Parameter of one element, got {describe(beta)}")
+                raise TypeError(
+                    f"beta: expected a float, or a Parameter of one element, got {describe(beta)}"
+                )
             self.beta = beta
         else:
             number = check_number("beta", beta, 0, math.inf, ends="()")
             self.register_buffer("beta", torch.tensor(number, dtype=patterns.dtype, device=patterns.device))
 
-    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
+    def closed_form(
+        self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False
+    ) -> ClosedForm:
         """The kernels' form."""
         patterns, beta = own_tensor(self, "patterns"), own_tensor(self, "beta")
         size = check_matrix("patterns", patterns)

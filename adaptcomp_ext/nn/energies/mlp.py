@@ -31,8 +31,8 @@ class MLPEnergy(ClosedFormEnergy):
         a = W_y y + W_x x + b₁          E = w·act(a) + b_o + ρ/2·‖y‖²
         with a second layer             E = w·act(W₂ act(a) + b₂) + b_o + ρ/2·‖y‖²
 
-    `EnergyDescent` runs all steps of a row on it in one kernel call, backward included, and computes the context's part of the
-    first layer once per row.
+    `EnergyDescent` runs all steps of a row on it in one kernel call, backward included, and computes the
+    context's part of the first layer once per row.
 
     Parameters
     ----------
@@ -45,23 +45,26 @@ class MLPEnergy(ClosedFormEnergy):
     activation : {"silu", "softplus", "tanh", "gelu"}
         "gelu" is the exact one, with the error function.
     ridge : float
-        ρ ≥ 0. With ρ = 0 the energy of a "tanh" network has slopes that vanish far out, and that of the others may fall without
-        end; ρ > 0 gives every row a minimum where the activation grows at most linearly, as all four do.
+        ρ ≥ 0. With ρ = 0 the energy of a "tanh" network has slopes that vanish far out, and that of the
+        others may fall without end; ρ > 0 gives every row a minimum where the activation grows at most
+        linearly, as all four do.
     device, dtype
         Of the parameters.
 
     Notes
     -----
-    ``energy(y, x) -> [n]`` for y [n, dim_y], x [n, dim_context]; differentiable to any order in both and in the parameters
-    ``weight_y`` [hidden₁, dim_y], ``weight_x`` [hidden₁, dim_context], ``bias1`` [hidden₁], ``weight2`` [hidden₂, hidden₁],
-    ``bias2`` [hidden₂], ``out`` w, ``out_bias`` [1], of which those that do not occur are None. They start like those of
-    `torch.nn.Linear`.
+    ``energy(y, x) -> [n]`` for y [n, dim_y], x [n, dim_context]; differentiable to any order in both and in
+    the parameters ``weight_y`` [hidden₁, dim_y], ``weight_x`` [hidden₁, dim_context], ``bias1`` [hidden₁],
+    ``weight2`` [hidden₂, hidden₁], ``bias2`` [hidden₂], ``out`` w, ``out_bias`` [1], of which those that do
+    not occur are None. They start like those of `torch.nn.Linear`.
 
-    In a whole descent a row has the same bits alone and in any batch, its context's part included, and so have the gradients that
-    ``result.y`` passes to it. As a plain function the network is computed by torch, which rounds a row by the number of rows that
-    come with it, and so are the gradients that ``result.energy`` passes back.
+    In a whole descent a row has the same bits alone and in any batch, its context's part included, and so
+    have the gradients that ``result.y`` passes to it. As a plain function the network is computed by torch,
+    which rounds a row by the number of rows that come with it, and so are the gradients that
+    ``result.energy`` passes back.
 
-    In a whole descent half-width parameters and points are computed with in float32, and rounded once, at the end.
+    In a whole descent half-width parameters and points are computed with in float32, and rounded once, at the
+    end.
 
     Examples
     --------
@@ -115,7 +118,9 @@ class MLPEnergy(ClosedFormEnergy):
                 if parameter is not None:
                     nn.init.uniform_(parameter, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
 
-    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
+    def closed_form(
+        self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False
+    ) -> ClosedForm:
         """The kernels' form, with W_x x + b₁ computed."""
         weight_y = own_tensor(self, "weight_y")
         check_points(y, self.dim_y, "weight_y", weight_y)

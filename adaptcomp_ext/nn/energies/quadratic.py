@@ -25,15 +25,16 @@ class QuadraticEnergy(ClosedFormEnergy):
     Parameters
     ----------
     A : Tensor or Parameter
-        [dim_y, dim_y]; float32, float64, bfloat16 or float16. Only its symmetric part counts. Not checked for being positive
-        definite: with a negative eigenvalue the energy falls without end.
+        [dim_y, dim_y]; float32, float64, bfloat16 or float16. Only its symmetric part counts. Not checked for
+        being positive definite: with a negative eigenvalue the energy falls without end.
     b : Tensor or Parameter, optional
         [dim_y]. None: every row brings its own, ``energy(y, b)`` with b [n, dim_y].
 
     Notes
     -----
-    Differentiable to any order in y, A and b. A Parameter is learned; another tensor is a buffer, and gradients still reach what
-    it was computed from. A descent converges for step sizes below 2 / (largest eigenvalue of A).
+    Differentiable to any order in y, A and b. A Parameter is learned; another tensor is a buffer, and
+    gradients still reach what it was computed from. A descent converges for step sizes below 2 / (largest
+    eigenvalue of A).
 
     Examples
     --------
@@ -60,7 +61,9 @@ class QuadraticEnergy(ClosedFormEnergy):
             else:
                 self.register_buffer(name, tensor)
 
-    def closed_form(self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False) -> ClosedForm:
+    def closed_form(
+        self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False
+    ) -> ClosedForm:
         """The kernels' form."""
         matrix, b = own_tensor(self, "A"), own_tensor(self, "b")
         dim, _ = check_matrix("A", matrix)

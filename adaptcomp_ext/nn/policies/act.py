@@ -18,22 +18,24 @@ from adaptcomp_ext.ops.act import act_step_unchecked
 class ACT(Policy):
     """Adaptive computation time (Graves 2016): halt when the halting probabilities add up to `threshold`.
 
-    hₙ = sigmoid(head(sₙ)); N is the first step with h₁ + … + h_N ≥ threshold; R = 1 − Σ_{n<N} hₙ is the remainder. The output is
-    Σ_{n<N} hₙ·readoutₙ + R·readout_N and the ponder cost ρ = N + R. Both are differentiable with N held constant, which gives
-    h_N no gradient. The same in training and in evaluation.
+    hₙ = sigmoid(head(sₙ)); N is the first step with h₁ + … + h_N ≥ threshold; R = 1 − Σ_{n<N} hₙ is the
+    remainder. The output is Σ_{n<N} hₙ·readoutₙ + R·readout_N and the ponder cost ρ = N + R. Both are
+    differentiable with N held constant, which gives h_N no gradient. The same in training and in evaluation.
 
     Parameters
     ----------
     head : callable
-        Maps the state to one logit per row, [n] or [n, 1]. A bias near −3 at the start (long thinking first) trains; 0 or more
-        traps most runs at one or two steps. A logit of −∞ is h = 0: the row does not halt here.
+        Maps the state to one logit per row, [n] or [n, 1]. A bias near −3 at the start (long thinking first)
+        trains; 0 or more traps most runs at one or two steps. A logit of −∞ is h = 0: the row does not halt
+        here.
     threshold : float
         1 − ε, in (0, 1].
 
     Notes
     -----
-    A row that `max_steps` ends below the threshold has the remainder as its last weight and the status ``MAX_STEPS``.
-    Before `min_steps` the halting probability counts as zero, so those steps have no weight in the output.
+    A row that `max_steps` ends below the threshold has the remainder as its last weight and the status
+    ``MAX_STEPS``. Before `min_steps` the halting probability counts as zero, so those steps have no weight in
+    the output.
     """
 
     _settings: ClassVar = {"head": check_head, "threshold": partial(check_fraction, "threshold")}
@@ -63,7 +65,9 @@ class ACT(Policy):
 
     def fuse(self) -> halting.Fused:
         """One step of ACT, in the halting kernel."""
-        return halting.Fused(halting.ACT, threshold=self.threshold, carried=True, has_cost=True, head=self.head)
+        return halting.Fused(
+            halting.ACT, threshold=self.threshold, carried=True, has_cost=True, head=self.head
+        )
 
     def extra_repr(self) -> str:
         """A plain function's name, and the threshold."""

@@ -21,12 +21,14 @@ class Confidence(Policy):
     threshold : float
         In (0, 1]. A row halts where its confidence is at least this.
     measure : str
-        ``"max_prob"``: the largest probability; ``"margin"``: the margin between the two largest; ``"entropy"``: 1 − H / log C.
+        ``"max_prob"``: the largest probability; ``"margin"``: the margin between the two largest;
+        ``"entropy"``: 1 − H / log C.
 
     Notes
     -----
-    Needs a readout [n, C] with C ≥ 2. A logit of −∞ masks its class, which counts in C all the same. The decision has no
-    gradient; the output's is that of the readout at the last step. The ponder cost is the number of steps.
+    Needs a readout [n, C] with C ≥ 2. A logit of −∞ masks its class, which counts in C all the same. The
+    decision has no gradient; the output's is that of the readout at the last step. The ponder cost is the
+    number of steps.
     """
 
     _settings: ClassVar = {
@@ -48,7 +50,9 @@ class Confidence(Policy):
         """Require class logits."""
         logits = check_floating("readout", readout)
         if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ValueError(f"readout: Confidence expects class logits of shape [n, C] with C >= 2, got {list(logits.shape)}")
+            raise ValueError(
+                f"readout: Confidence expects class logits of shape [n, C] with C >= 2, got {list(logits.shape)}"
+            )
 
     def decide(self, view: View) -> Decision:
         """Whether each row is sure enough."""

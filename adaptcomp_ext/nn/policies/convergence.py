@@ -22,7 +22,8 @@ class Convergence(Policy):
 
     ::
 
-        ‖rₙ − rₙ₋₁‖₂ ≤ tol · ‖rₙ‖₂  ("relative")      ‖rₙ − rₙ₋₁‖₂ ≤ tol  ("absolute")      `patience` steps running
+        ‖rₙ − rₙ₋₁‖₂ ≤ tol · ‖rₙ‖₂  ("relative")      ‖rₙ − rₙ₋₁‖₂ ≤ tol  ("absolute")      `patience` steps
+        running
 
     Parameters
     ----------
@@ -35,10 +36,11 @@ class Convergence(Policy):
 
     Notes
     -----
-    The first step has nothing to be compared with, so that no row halts before step 1 + `patience`. Norms are accumulated in
-    float32, float64 for float64 readouts; where the sum of squares overflows nothing halts. An element that is −inf, as a masked
-    class is, has not changed if it was −inf before, and is left out of ‖rₙ‖. The decision has no gradient; the output's is that
-    of the readout at the last step. The ponder cost is the number of steps.
+    The first step has nothing to be compared with, so that no row halts before step 1 + `patience`. Norms are
+    accumulated in float32, float64 for float64 readouts; where the sum of squares overflows nothing halts. An
+    element that is −inf, as a masked class is, has not changed if it was −inf before, and is left out of
+    ‖rₙ‖. The decision has no gradient; the output's is that of the readout at the last step. The ponder cost
+    is the number of steps.
     """
 
     _settings: ClassVar = {
@@ -75,7 +77,9 @@ class Convergence(Policy):
                 if masked:
                     change = torch.linalg.vector_norm(difference.nan_to_num_(0.0, math.inf, -math.inf), dim=1)
                 if self.norm == "relative":
-                    size = torch.linalg.vector_norm(now.nan_to_num(math.nan, math.inf, 0.0) if masked else now, dim=1)
+                    size = torch.linalg.vector_norm(
+                        now.nan_to_num(math.nan, math.inf, 0.0) if masked else now, dim=1
+                    )
                     is_still = (change <= self.tol * size) & (size < math.inf)
                 else:
                     is_still = change <= self.tol

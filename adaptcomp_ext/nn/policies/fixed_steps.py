@@ -20,14 +20,14 @@ class FixedSteps(Policy):
     Parameters
     ----------
     n : int or Tensor
-        The number of steps, at least 1: one for all rows, or int64 [B] for each its own. A tensor is a buffer of the module: it
-        moves with it and is part of its state_dict.
+        The number of steps, at least 1: one for all rows, or int64 [B] for each its own. A tensor is a buffer
+        of the module: it moves with it and is part of its state_dict.
 
     Notes
     -----
-    A number below 1 that was assigned later is refused on the CPU; on CUDA, where looking would wait, it counts as 1.
-    Rows asked to run for longer than `max_steps` end there, with the status ``MAX_STEPS``. The ponder cost is the number of
-    steps.
+    A number below 1 that was assigned later is refused on the CPU; on CUDA, where looking would wait, it
+    counts as 1. Rows asked to run for longer than `max_steps` end there, with the status ``MAX_STEPS``. The
+    ponder cost is the number of steps.
     """
 
     n: Tensor | int
@@ -53,9 +53,13 @@ class FixedSteps(Policy):
             return ()
         n = plain("FixedSteps n", n)
         if n.dtype != torch.int64 or n.dim() != 1 or not is_dense(n):
-            raise TypeError(f"FixedSteps n: expected an int, or an int64 tensor of shape [B], got {describe(n)}")
+            raise TypeError(
+                f"FixedSteps n: expected an int, or an int64 tensor of shape [B], got {describe(n)}"
+            )
         if n.shape[0] != run.batch:
-            raise ValueError(f"FixedSteps n: expected shape [{run.batch}] for this batch, got {list(n.shape)}")
+            raise ValueError(
+                f"FixedSteps n: expected shape [{run.batch}] for this batch, got {list(n.shape)}"
+            )
         if n.device != run.device:
             raise ValueError(f"FixedSteps n: expected a tensor on {run.device}, got one on {n.device}")
         if n.is_cpu and not (bool((n > 0).all()) if on_reference() else _C.all_positive([n, run.batch])):

@@ -22,7 +22,9 @@ def _check_prior(prior: Any) -> float | str:
     if isinstance(prior, str):
         raise ValueError(f'prior: expected a number in (0, 1) or "uniform", got {prior!r}')
     if check_fraction("prior", prior) == 1.0:
-        raise ValueError("prior: expected a number in (0, 1), got 1.0: no step after the first would be possible")
+        raise ValueError(
+            "prior: expected a number in (0, 1), got 1.0: no step after the first would be possible"
+        )
     return float(prior)
 
 
@@ -41,34 +43,41 @@ def _check_seed(seed: Any) -> int:
 class PonderNet(Policy):
     """PonderNet (Banino, Balaguer, Blundell 2021): halting as a random variable with a learned hazard.
 
-    λₙ = sigmoid(head(sₙ)) is the probability of halting at step n for a row still running; pₙ = λₙ Π_{j<n}(1 − λⱼ), and the last
-    step is forced, so that the pₙ of a row sum to one.
+    λₙ = sigmoid(head(sₙ)) is the probability of halting at step n for a row still running; pₙ = λₙ Π_{j<n}(1
+    − λⱼ), and the last step is forced, so that the pₙ of a row sum to one.
 
-    *In training mode* every row runs to `max_steps`, or to the first step with p₁ + … + pₙ > 1 − `epsilon`. The output is the
-    expectation Σ pₙ·readoutₙ, the cost is KL(p ‖ prior), and the trace holds every step: for a loss per step, weigh
-    ``loss(trace.outputs, target[trace.row])`` with ``trace.weights``.
+    *In training mode* every row runs to `max_steps`, or to the first step with p₁ + … + pₙ > 1 − `epsilon`.
+    The output is the expectation Σ pₙ·readoutₙ, the cost is KL(p ‖ prior), and the trace holds every step:
+    for a loss per step, weigh ``loss(trace.outputs, target[trace.row])`` with ``trace.weights``.
 
-    *In evaluation mode* a row halts with probability λₙ, drawn from a counter-based generator keyed by seed, sample and step.
-    The output is the readout at that step and the cost is the number of steps.
+    *In evaluation mode* a row halts with probability λₙ, drawn from a counter-based generator keyed by seed,
+    sample and step. The output is the readout at that step and the cost is the number of steps.
 
     Parameters
     ----------
     head : callable
-        Maps the state to one logit per row, [n] or [n, 1]. A logit of −∞ is λ = 0: the row does not halt here.
+        Maps the state to one logit per row, [n] or [n, 1]. A logit of −∞ is λ = 0: the row does not halt
+        here.
     prior : float or "uniform"
-        λ_p of the geometric prior ∝ λ_p (1 − λ_p)^{n−1}, in (0, 1), renormalised over the steps a row may halt at; or uniform.
+        λ_p of the geometric prior ∝ λ_p (1 − λ_p)^{n−1}, in (0, 1), renormalised over the steps a row may
+        halt at; or uniform.
     epsilon : float
         In [0, 1). Truncates training rows whose halting probability is spent. 0: never.
     seed : int
-        Of the draws in evaluation mode. The draws of a row depend on the seed, the step, and the row's sample id (its position in
-        the batch, unless ``sample_ids`` is given to the call) and on nothing else.
+        Of the draws in evaluation mode. The draws of a row depend on the seed, the step, and the row's sample
+        id (its position in the batch, unless ``sample_ids`` is given to the call) and on nothing else.
 
     Notes
     -----
     Before `min_steps` the hazard counts as zero.
     """
 
-    _settings: ClassVar = {"head": check_head, "prior": _check_prior, "epsilon": _check_epsilon, "seed": _check_seed}
+    _settings: ClassVar = {
+        "head": check_head,
+        "prior": _check_prior,
+        "epsilon": _check_epsilon,
+        "seed": _check_seed,
+    }
 
     def __init__(self, head: Any, prior: float | str = 0.2, epsilon: float = 0.0, seed: int = 0) -> None:
         super().__init__()
@@ -95,7 +104,9 @@ class PonderNet(Policy):
         """log of the prior probability of halting at `step`, normalised over `min_steps` … `max_steps`."""
         if self.prior == "uniform":
             return -math.log(run.max_steps - run.min_steps + 1)
-        log_q = math.log1p(-float(self.prior))  # geometric: weights q^(n - min_steps), summing to (1 - q^K) / (1 - q)
+        log_q = math.log1p(
+            -float(self.prior)
+        )  # geometric: weights q^(n - min_steps), summing to (1 - q^K) / (1 - q)
         possible = run.max_steps - run.min_steps + 1
         log_total = math.log(-math.expm1(possible * log_q)) - math.log(-math.expm1(log_q))
         return (step - run.min_steps) * log_q - log_total

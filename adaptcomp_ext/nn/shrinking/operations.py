@@ -58,8 +58,16 @@ _ACTIVATION_FUNCTIONS = {
 _ACTIVATION_METHODS = {"relu", "tanh", "sigmoid"}
 _DROPOUTS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _DROPOUT_FUNCTIONS = {F.dropout}
-# A maximum over a window with padding ignores the padding; an average without padding of a constant is the constant.
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+# A maximum over a window with padding ignores the padding; an average without padding of a constant is the
+# constant.
+_MAX_POOLS = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
 _MAX_POOL_FUNCTIONS = {F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool2d}
 _ADAPTIVE_AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _ADAPTIVE_AVERAGE_FUNCTIONS = {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d}
@@ -83,8 +91,8 @@ def _padded(pool: Any) -> bool:
 def passes(node: fx.Node, module: nn.Module | None, channels: bool) -> Constant | None:
     """What a node makes of units that are constant, [units] → [units]; None if it may mix units, or is not known.
 
-    NaN stands for "no longer constant". `channels`: whether units lie in dimension 1 of a convolution's output, rather than in
-    the last.
+    NaN stands for "no longer constant". `channels`: whether units lie in dimension 1 of a convolution's
+    output, rather than in the last.
     """
     if node.op == "call_module":
         return _module(module, channels)
@@ -124,8 +132,14 @@ def _function(node: fx.Node, channels: bool, source: Any) -> Constant | None:
         return lambda constant: function(constant.clone(), *rest, **options)
     if node.target in _DROPOUT_FUNCTIONS:
         training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-        return _same if training is False else _unknown_unless_zero  # noise in evaluation too, for those who sample
-    if channels and node.target in _MAX_POOL_FUNCTIONS | _ADAPTIVE_AVERAGE_FUNCTIONS and isinstance(source, fx.Node):
+        return (
+            _same if training is False else _unknown_unless_zero
+        )  # noise in evaluation too, for those who sample
+    if (
+        channels
+        and node.target in _MAX_POOL_FUNCTIONS | _ADAPTIVE_AVERAGE_FUNCTIONS
+        and isinstance(source, fx.Node)
+    ):
         return _same
     return None
 
@@ -133,8 +147,15 @@ def _function(node: fx.Node, channels: bool, source: Any) -> Constant | None:
 def flattens(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node flattens everything but the batch: channels become runs of features."""
     if node.op == "call_module":
-        return isinstance(module, nn.Flatten) and intact(module) and module.start_dim == 1 and module.end_dim == -1
-    if (node.op == "call_function" and node.target is torch.flatten) or (node.op == "call_method" and node.target == "flatten"):
+        return (
+            isinstance(module, nn.Flatten)
+            and intact(module)
+            and module.start_dim == 1
+            and module.end_dim == -1
+        )
+    if (node.op == "call_function" and node.target is torch.flatten) or (
+        node.op == "call_method" and node.target == "flatten"
+    ):
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
         end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
         return bool(start == 1 and end == -1)
@@ -147,4 +168,6 @@ def in_place(node: fx.Node, module: nn.Module | None) -> bool:
         return bool(getattr(module, "inplace", False))
     if node.target in _DROPOUT_FUNCTIONS:
         return bool(node.args[3] if len(node.args) > 3 else node.kwargs.get("inplace", False))
-    return any(value is True for value in (*node.args[1:], *node.kwargs.values()))  # whichever of them is `inplace`
+    return any(
+        value is True for value in (*node.args[1:], *node.kwargs.values())
+    )  # whichever of them is `inplace`

@@ -21,7 +21,8 @@ __all__ = ["Path", "find_paths"]
 class Reader:
     """A layer that reads a producer's units; unit j is columns j·run to (j + 1)·run of its weight.
 
-    `constants` [units]: what arrives of a unit whose incoming weights are all 0; NaN where that is not a constant.
+    `constants` [units]: what arrives of a unit whose incoming weights are all 0; NaN where that is not a
+    constant.
     """
 
     layer: Any
@@ -43,7 +44,9 @@ class Path:
         """Whether the same layers read the units in another trace too."""
 
         def parts(path: Path) -> Counter[tuple[int, int]]:
-            return Counter([(id(r.layer), r.run) for r in path.readers] + [(id(norm), 0) for norm in path.norms])
+            return Counter(
+                [(id(r.layer), r.run) for r in path.readers] + [(id(norm), 0) for norm in path.norms]
+            )
 
         return parts(self) == parts(other)
 
@@ -51,7 +54,9 @@ class Path:
         """Keep as constants what is the same constant in another trace."""
         theirs = {id(reader.layer): reader.constants for reader in other.readers}
         for reader in self.readers:
-            reader.constants = reader.constants.where(reader.constants == theirs[id(reader.layer)], float("nan"))
+            reader.constants = reader.constants.where(
+                reader.constants == theirs[id(reader.layer)], float("nan")
+            )
 
 
 def find_paths(root: nn.Module, traces: list[Trace]) -> list[Path]:
@@ -90,7 +95,9 @@ class _Follower:
             path = Path(module)
             weight = module.weight.detach()
             bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
-            if self.follow(node, bias, type(module) in CONVOLUTIONS, 1, path) and not (path.in_place and path.branches):
+            if self.follow(node, bias, type(module) in CONVOLUTIONS, 1, path) and not (
+                path.in_place and path.branches
+            ):
                 found[id(module)] = path
         return found
 
@@ -114,7 +121,9 @@ class _Follower:
         path.branches |= len(node.users) > 1
         return all(self.pass_on(node, user, constants, channels, run, path) for user in node.users)
 
-    def pass_on(self, node: fx.Node, user: fx.Node, constants: Tensor, channels: bool, run: int, path: Path) -> bool:
+    def pass_on(
+        self, node: fx.Node, user: fx.Node, constants: Tensor, channels: bool, run: int, path: Path
+    ) -> bool:
         """One step of `follow`."""
         if user.args[:1] != (node,) or sum(argument is node for argument in user.all_input_nodes) != 1:
             return False

@@ -21,55 +21,63 @@ __all__ = ["shrink"]
 def shrink(module: nn.Module, *inputs: Any) -> nn.Module:
     """Remove the units that are dead and return a smaller dense network with the same outputs in evaluation mode.
 
-    Zeros scattered over a weight save no time; rows and columns that are gone do. A unit of a linear or convolution layer is dead
+    Zeros scattered over a weight save no time; rows and columns that are gone do. A unit of a linear or
+    convolution layer is dead
 
     - if all its outgoing weights are 0: nobody reads it; or
-    - if all its incoming weights are 0: it is a constant, its bias, through whatever follows. A constant 0 is dropped, any other
-      is added to the biases that follow (a new one where there was none), where that is exact: not where a convolution pads with
-      zeros, so that its border sees less.
+    - if all its incoming weights are 0: it is a constant, its bias, through whatever follows. A constant 0 is
+      dropped, any other is added to the biases that follow (a new one where there was none), where that is
+      exact: not where a convolution pads with zeros, so that its border sees less.
 
-    A unit that is removed may leave others dead; this is repeated until none is. One unit stays in every layer.
+    A unit that is removed may leave others dead; this is repeated until none is. One unit stays in every
+    layer.
 
     Parameters
     ----------
     module : nn.Module
-        Left as it is. Traced by ``torch.fx`` in both modes: its control flow must not depend on data. Every `VariationalDropout`
-        in it becomes its pruned dense layer first.
+        Left as it is. Traced by ``torch.fx`` in both modes: its control flow must not depend on data. Every
+        `VariationalDropout` in it becomes its pruned dense layer first.
     *inputs : Any
-        An example of what `module` takes; it runs once. Without one shapes are not known, and two layouts are assumed: batch
-        normalisation behind a linear layer sees [B, C], not [B, T, C], and what is flattened behind a convolution has a batch
-        dimension. Where an assumption is wrong the smaller network stops at a size that does not fit: give an example.
+        An example of what `module` takes; it runs once. Without one shapes are not known, and two layouts are
+        assumed: batch normalisation behind a linear layer sees [B, C], not [B, T, C], and what is flattened
+        behind a convolution has a batch dimension. Where an assumption is wrong the smaller network stops at
+        a size that does not fit: give an example.
 
     Returns
     -------
     nn.Module
-        Of the same classes, with smaller layers; a plain layer for a `VariationalDropout`. In the mode `module` was in. Trains
-        on.
+        Of the same classes, with smaller layers; a plain layer for a `VariationalDropout`. In the mode
+        `module` was in. Trains on.
 
     Raises
     ------
     TypeError
         If `module` is no nn.Module, is compiled, or cannot be copied.
     ValueError
-        If it cannot be traced, has parameters on the meta device, or fails on `inputs`; the message says what failed.
+        If it cannot be traced, has parameters on the meta device, or fails on `inputs`; the message says what
+        failed.
 
     Notes
     -----
-    The outputs are the same up to the rounding of sums that are put together in another order, for inputs that are finite.
+    The outputs are the same up to the rounding of sums that are put together in another order, for inputs
+    that are finite.
 
-    Between two layers it looks through activations, dropout, pooling, batch normalisation, and the flattening of channels into
-    features. Units that anything else sees are left alone: the network's own outputs, what `forward` keeps in an attribute, sums
-    of branches (residual connections), reshapes to sizes written in the code, softmax, attention, recurrent cells. So are layers
+    Between two layers it looks through activations, dropout, pooling, batch normalisation, and the flattening
+    of channels into features. Units that anything else sees are left alone: the network's own outputs, what
+    `forward` keeps in an attribute, sums of branches (residual connections), reshapes to sizes written in the
+    code, softmax, attention, recurrent cells. So are layers
 
-    - that are called twice, share weights, have groups, hooks, parametrisations or a ``forward`` of their own;
+    - that are called twice, share weights, have groups, hooks, parametrisations or a ``forward`` of their
+      own;
     - whose weights or sizes `forward` reads itself, as tied decoders, penalties and scales do;
     - whose units other layers read in training mode, or where an optional argument is left out.
 
     So are inputs that nobody reads: the input keeps its shape.
 
-    *Not promised:* that gradients at the removed units' neighbours stay the same, or batch statistics in training mode; that
-    weights shared with a layer in a `VariationalDropout`, or views of one memory, stay shared; what methods other than `forward`
-    compute, or what hooks of the whole network and lists outside of it see.
+    *Not promised:* that gradients at the removed units' neighbours stay the same, or batch statistics in
+    training mode; that weights shared with a layer in a `VariationalDropout`, or views of one memory, stay
+    shared; what methods other than `forward` compute, or what hooks of the whole network and lists outside of
+    it see.
 
     Examples
     --------
@@ -78,16 +86,22 @@ def shrink(module: nn.Module, *inputs: Any) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an nn.Module, got {describe(module)}")
     if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
-        raise TypeError(f"module: expected a network in Python, as it was before it was compiled, got {type(module).__name__}")
+        raise TypeError(
+            f"module: expected a network in Python, as it was before it was compiled, got {type(module).__name__}"
+        )
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_meta:
-            raise ValueError(f"module: expected parameters and buffers with values, got {name} on the meta device")
+            raise ValueError(
+                f"module: expected parameters and buffers with values, got {name} on the meta device"
+            )
     with torch.inference_mode(False), torch.no_grad():
         result = _dense(copied("module", module))
         if _is_layer(result):
             return result
         traces = trace(result, inputs)
-        while any(_remove(path) for path in find_paths(result, traces)):  # one at a time: a removal changes what others see
+        while any(
+            _remove(path) for path in find_paths(result, traces)
+        ):  # one at a time: a removal changes what others see
             pass
     return result
 

@@ -57,7 +57,9 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _ABOUT_GETTERS:
-            self.read |= {self.names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.names}
+            self.read |= {
+                self.names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.names
+            }
         return func(*args, **(kwargs or {}))
 
 
@@ -67,7 +69,9 @@ def trace(module: nn.Module, inputs: Sequence[Any] = ()) -> list[Trace]:
     With `inputs` the nodes of evaluation know the shapes of their outputs.
     """
     if "forward" in vars(module):
-        raise ValueError(f"module: expected the forward of {type(module).__name__}, got another one, set on the instance")
+        raise ValueError(
+            f"module: expected the forward of {type(module).__name__}, got another one, set on the instance"
+        )
     given: list[dict[str, Any] | None] = [None]
     if defaults := _defaults(module):
         given.append(defaults)
@@ -80,7 +84,9 @@ def _defaults(module: nn.Module) -> dict[str, Any]:
     return {name: p.default for name, p in parameters.items() if isinstance(p.default, _DEFAULTS)}
 
 
-def _trace(module: nn.Module, training: bool, left_out: dict[str, Any] | None, inputs: Sequence[Any]) -> Trace:
+def _trace(
+    module: nn.Module, training: bool, left_out: dict[str, Any] | None, inputs: Sequence[Any]
+) -> Trace:
     # A copy: a traced `forward` leaves proxies in attributes, and torch.fx its constants.
     root = copied("module", module).train(training)
     names = {id(t): name for name, t in chain(root.named_parameters(), root.named_buffers())}
@@ -100,7 +106,12 @@ def _trace(module: nn.Module, training: bool, left_out: dict[str, Any] | None, i
     for node in graph.nodes:
         if node.op == "get_attr" and any(not _about(user) for user in node.users):
             reads.read.add(names.get(id(_attribute(root, str(node.target))), ""))
-    kept = {leaf.node for part in root.modules() for leaf in tree_leaves(_state(part)) if isinstance(leaf, fx.Proxy)}
+    kept = {
+        leaf.node
+        for part in root.modules()
+        for leaf in tree_leaves(_state(part))
+        if isinstance(leaf, fx.Proxy)
+    }
     found = Trace(graph, training, reads.read, sized.copy(), kept)
     if inputs and not training:
         _propagate(root, graph, inputs)
@@ -134,7 +145,11 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_buffers", "_modules")
+    }
 
 
 def _propagate(root: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
@@ -142,4 +157,6 @@ def _propagate(root: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
         with torch.no_grad():
             ShapeProp(fx.GraphModule(root, graph)).propagate(*inputs)
     except Exception as error:
-        raise ValueError(f"inputs: expected what {type(root).__name__} takes, but it failed on them: {error}") from error
+        raise ValueError(
+            f"inputs: expected what {type(root).__name__} takes, but it failed on them: {error}"
+        ) from error

@@ -32,7 +32,9 @@ __all__ = ["FORMS", "GRANULARITIES", "VariationalDropout"]
 
 FORMS = ("sparse", "gaussian")
 GRANULARITIES = ("weight", "unit")
-torch.fx.wrap("wide")  # decides by a dtype, which a value that is being traced does not have: recorded as one call
+torch.fx.wrap(
+    "wide"
+)  # decides by a dtype, which a value that is being traced does not have: recorded as one call
 _TINY = 1e-8  # θ² + this: a weight that is exactly 0 has a large α, not an infinite one
 _VARIANCE_FLOOR = 1e-16  # the square root's derivative at 0
 
@@ -43,75 +45,86 @@ def _of_layer(name: str) -> property:
 
 def _scalar(number: float, like: torch.dtype, device: torch.device) -> Tensor:
     """A threshold: float64 beside noise in float64, else float32, for there are devices without float64."""
-    return torch.tensor(number, dtype=torch.float64 if like == torch.float64 else torch.float32, device=device)
+    return torch.tensor(
+        number, dtype=torch.float64 if like == torch.float64 else torch.float32, device=device
+    )
 
 
 class VariationalDropout(nn.Module):
     """Wrap a layer so that noise of learned strength α goes through it while it trains.
 
-    form="sparse" (Molchanov, Ashukha & Vetrov 2017), for linear and convolution layers: every weight is N(θ, αθ²) independently,
-    drawn through the pre-activations (local reparametrisation: Kingma, Salimans & Welling 2015)
+    form="sparse" (Molchanov, Ashukha & Vetrov 2017), for linear and convolution layers: every weight is N(θ,
+    αθ²) independently, drawn through the pre-activations (local reparametrisation: Kingma, Salimans & Welling
+    2015)
 
         training:    out = θ*x + b + √(σ²*x²)·ε,   σ² = αθ²,   ε ~ N(0, 1) for each output of each row
         evaluation:  out = θ'*x + b,               θ' = 0 where log α > threshold, else θ
 
-    with α for each weight. With ``per="unit"`` all weights that feed a unit share one α and one draw (Kingma et al.'s correlated
-    weight noise; Neklyudov et al. 2017 prune by it), so that whole units die and `shrink` can remove them
+    with α for each weight. With ``per="unit"`` all weights that feed a unit share one α and one draw (Kingma
+    et al.'s correlated weight noise; Neklyudov et al. 2017 prune by it), so that whole units die and `shrink`
+    can remove them
 
-        training:    out = (θ*x)·(1 + √α·ε) + b,   ε ~ N(0, 1) for each unit of each row, the same at all positions
+        training:    out = (θ*x)·(1 + √α·ε) + b,   ε ~ N(0, 1) for each unit of each row, the same at all
+        positions
 
-    form="gaussian" (Kingma, Salimans & Welling 2015), for any layer: the outputs are multiplied by N(1, α), α ≤ 1 learned for
-    each unit. Nothing is pruned; in evaluation the layer is as it was.
+    form="gaussian" (Kingma, Salimans & Welling 2015), for any layer: the outputs are multiplied by N(1, α), α
+    ≤ 1 learned for each unit. Nothing is pruned; in evaluation the layer is as it was.
 
     Parameters
     ----------
     layer : nn.Module
         Becomes part of this module. Returns one real floating-point Tensor.
     form : str, optional
-        Default: "sparse" for ``nn.Linear`` and ``nn.Conv1d`` to ``nn.Conv3d``, parametrised ones included; "gaussian" for all
-        others, and for subclasses and instances with a ``forward`` of their own, with hooks or with complex weights, whose
-        output is more than the product of weights and input.
+        Default: "sparse" for ``nn.Linear`` and ``nn.Conv1d`` to ``nn.Conv3d``, parametrised ones included;
+        "gaussian" for all others, and for subclasses and instances with a ``forward`` of their own, with
+        hooks or with complex weights, whose output is more than the product of weights and input.
     per : str
         "weight" or "unit": what has an α of its own. Always "unit" for "gaussian".
     threshold : float
         On log α, in nats: 3 is a dropout rate of 0.95.
     log_alpha : float
-        Where log α starts: of every unit; for ``per="weight"`` of a weight of average size, the σ of all weights being alike.
+        Where log α starts: of every unit; for ``per="weight"`` of a weight of average size, the σ of all
+        weights being alike.
     features : int, optional
-        Number of units, for a "gaussian" layer that does not tell (``out_features``, ``out_channels``, ``hidden_size``).
+        Number of units, for a "gaussian" layer that does not tell (``out_features``, ``out_channels``,
+        ``hidden_size``).
 
     Attributes
     ----------
     threshold : Tensor
-        Scalar buffer, float32 or wider, so that a saved model is pruned as it was; takes a float too. A state_dict without it,
-        written by an older version, leaves it as it is.
+        Scalar buffer, float32 or wider, so that a saved model is pruned as it was; takes a float too. A
+        state_dict without it, written by an older version, leaves it as it is.
     weight, bias : Tensor
-        For parents that read them instead of calling the layer, as the fast path of ``nn.TransformerEncoderLayer`` does. In
-        evaluation `weight` is the pruned weight, a new tensor: write to ``layer.weight``. In training it is θ, the layer's own
-        parameter: what a parent computes from it has *no noise*; `kl` warns where the layer itself was never called. Set, they
-        become the layer's.
+        For parents that read them instead of calling the layer, as the fast path of
+        ``nn.TransformerEncoderLayer`` does. In evaluation `weight` is the pruned weight, a new tensor: write
+        to ``layer.weight``. In training it is θ, the layer's own parameter: what a parent computes from it
+        has *no noise*; `kl` warns where the layer itself was never called. Set, they become the layer's.
 
     Raises
     ------
     TypeError
-        If `layer` is no nn.Module or does not fit the form; at a call, if it was given hooks (for training) or a ``forward`` of
-        its own after it had been wrapped in form "sparse".
+        If `layer` is no nn.Module or does not fit the form; at a call, if it was given hooks (for training)
+        or a ``forward`` of its own after it had been wrapped in form "sparse".
     ValueError
         If an option is out of range, or the units do not lie where they should.
 
     Notes
     -----
-    Add ``layer.kl() / N`` to a mean loss, N being the size of the training set; warm it up, or the network is pruned before it
-    has learned. log α moves by whole nats, so its parameter wants a larger learning rate than weights (ten times is usual).
+    Add ``layer.kl() / N`` to a mean loss, N being the size of the training set; warm it up, or the network is
+    pruned before it has learned. log α moves by whole nats, so its parameter wants a larger learning rate
+    than weights (ten times is usual).
 
     A row of a linear layer is a vector of units: in [B, T, C] each of B·T has draws of its own.
 
-    Units lie in the last dimension of what a layer returns; before the positions for convolutions, transposed convolutions,
-    pools and instance normalisation, batched or not; in dimension 1 for batch and group normalisation.
+    Units lie in the last dimension of what a layer returns; before the positions for convolutions, transposed
+    convolutions, pools and instance normalisation, batched or not; in dimension 1 for batch and group
+    normalisation.
 
-    In half precision, autocast included, spreads, noise and KL are computed in float32; outputs have the layer's dtype.
+    In half precision, autocast included, spreads, noise and KL are computed in float32; outputs have the
+    layer's dtype.
 
-    The noise comes from torch's global generator. *Not promised:* the same noise for a row whatever surrounds it.
+    The noise comes from torch's global generator. *Not promised:* the same noise for a row whatever surrounds
+    it.
     """
 
     threshold: Tensor
@@ -157,7 +170,9 @@ class VariationalDropout(nn.Module):
         self.register_buffer("threshold", _scalar(self._first_threshold, like.dtype, like.device))
         if form == "sparse" and per == "weight":
             assert isinstance(layer, WEIGHTED)
-            self.log_variance = nn.Parameter(torch.empty_like(layer.weight, memory_format=torch.contiguous_format))
+            self.log_variance = nn.Parameter(
+                torch.empty_like(layer.weight, memory_format=torch.contiguous_format)
+            )
         else:
             self.log_noise = nn.Parameter(torch.empty(self.units, dtype=like.dtype, device=like.device))
         self.reset_parameters()
@@ -220,7 +235,9 @@ class VariationalDropout(nn.Module):
 
     def _along_units(self, values: Tensor) -> Tensor:
         assert isinstance(self.layer, WEIGHTED)
-        positions = getattr(self.layer, "kernel_size", ())  # not the weight's shape, which torch.fx does not know
+        positions = getattr(
+            self.layer, "kernel_size", ()
+        )  # not the weight's shape, which torch.fx does not know
         return values.view(-1, 1, *(1 for _ in positions))
 
     def _prune(self, weight: Tensor) -> Tensor:
@@ -229,9 +246,9 @@ class VariationalDropout(nn.Module):
     def kl(self) -> Tensor:
         """KL(q ‖ p) in nats, scalar, differentiable; 0 where all is noise.
 
-        "sparse": the sum over all weights of the approximation of Molchanov et al. 2017, each counted with its own marginal also
-        where a unit's weights share their noise; "gaussian": the sum over units of Kingma et al. 2015's. The bias has no
-        posterior.
+        "sparse": the sum over all weights of the approximation of Molchanov et al. 2017, each counted with
+        its own marginal also where a unit's weights share their noise; "gaussian": the sum over units of
+        Kingma et al. 2015's. The bias has no posterior.
         """
         if self.form == "gaussian":
             return kingma_kl(self.log_alpha).sum()
@@ -262,17 +279,21 @@ class VariationalDropout(nn.Module):
 
         Notes
         -----
-        A threshold of 3 takes long training to be reached by whole units. Which of them matter least shows much earlier: drop a
-        share, `shrink`, and train what is left a little further.
+        A threshold of 3 takes long training to be reached by whole units. Which of them matter least shows
+        much earlier: drop a share, `shrink`, and train what is left a little further.
         """
         part = check_fraction("share", share, zero=True)
         if self.form != "sparse" or part == 1.0:
-            raise ValueError(f'share: expected a share below 1 of a layer with form="sparse", got {share} of {self.form!r}')
+            raise ValueError(
+                f'share: expected a share below 1 of a layer with form="sparse", got {share} of {self.form!r}'
+            )
         log_alpha = self.log_alpha.detach().flatten()
         ordered = log_alpha.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).sort().values
         last = len(ordered) - int(part * len(ordered)) - 1
         low, high = ordered[last], ordered[min(last + 1, len(ordered) - 1)]
-        middle = low + (high - low) / 2  # between the two: a logarithm rounded otherwise elsewhere changes nothing
+        middle = (
+            low + (high - low) / 2
+        )  # between the two: a logarithm rounded otherwise elsewhere changes nothing
         self.register_buffer("threshold", torch.where(middle < high, middle, low))
 
     def dense(self) -> nn.Module:
@@ -301,14 +322,20 @@ class VariationalDropout(nn.Module):
             return self._product(x, self._prune(weight), bias)
         if not self._called:
             self._called = True
-        return self._unit_noise(x, weight, bias) if self.per == "unit" else self._weight_noise(x, weight, bias)
+        return (
+            self._unit_noise(x, weight, bias) if self.per == "unit" else self._weight_noise(x, weight, bias)
+        )
 
     def _only(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The one input of a linear or convolution layer."""
-        if isinstance(inputs, torch.fx.Proxy):  # this module is what torch.fx traces, and has no arguments yet to be counted
+        if isinstance(
+            inputs, torch.fx.Proxy
+        ):  # this module is what torch.fx traces, and has no arguments yet to be counted
             return inputs[0]
         if options.keys() - {"input"} or len(inputs) + len(options) != 1:
-            raise TypeError(f"inputs: expected one, as {type(self.layer).__name__} takes, got {len(inputs) + len(options)}")
+            raise TypeError(
+                f"inputs: expected one, as {type(self.layer).__name__} takes, got {len(inputs) + len(options)}"
+            )
         return inputs[0] if inputs else options["input"]
 
     def _unit_noise(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -349,13 +376,17 @@ class VariationalDropout(nn.Module):
         if isinstance(out, torch.fx.Proxy) and not self.training:
             return out  # type: ignore[return-value]  # it stands for a Tensor
         if not isinstance(out, Tensor) or not out.is_floating_point():
-            raise TypeError(f"layer: expected it to return one real floating-point Tensor, got {describe(out)}")
+            raise TypeError(
+                f"layer: expected it to return one real floating-point Tensor, got {describe(out)}"
+            )
         if not self.training:
             return out
         dim = unit_dimension(self.layer)
         place = dim if dim >= 0 else out.dim() + dim
         if not 0 <= place < out.dim() or out.shape[place] != self.units:
-            raise ValueError(f"layer: expected {self.units} units in dimension {dim} of its output, got {list(out.shape)}")
+            raise ValueError(
+                f"layer: expected {self.units} units in dimension {dim} of its output, got {list(out.shape)}"
+            )
         spread = (self.log_alpha / 2).exp().view(-1, *(1 for _ in range(out.dim() - place - 1)))
         clean = wide(out)
         return (clean * (1 + spread * torch.randn_like(clean))).to(out.dtype)
@@ -370,7 +401,13 @@ class VariationalDropout(nn.Module):
         return self
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing: list[str], *lists: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: list[str],
+        *lists: Any,
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *lists)
         if (name := prefix + "threshold") in missing:  # written before the threshold was part of it

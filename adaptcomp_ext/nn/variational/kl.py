@@ -2,8 +2,9 @@
 
     q(w) = N(θ, αθ²),   p(log|w|) ∝ 1:   KL(α) = −½ log α + E_ε log|1 + √α ε| + c,   ε ~ N(0, 1)
 
-c is free, the prior being improper. Here KL → 0 as α → ∞, so that a weight that is all noise costs nothing:
-c = −E log|ε| = (γ + log 2)/2, γ being Euler's constant. The expectation has no elementary form; both papers approximate it.
+c is free, the prior being improper. Here KL → 0 as α → ∞, so that a weight that is all noise costs nothing: c
+= −E log|ε| = (γ + log 2)/2, γ being Euler's constant. The expectation has no elementary form; both papers
+approximate it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,16 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from adaptcomp_ext.nn._plain import altered, hooked
 from adaptcomp_ext.ops._checks import check_int, describe
 
-__all__ = ["ONLY_READ", "WEIGHTED", "check_layer", "count_units", "plain", "unit_dimension", "why_not_called", "why_not_sparse"]
+__all__ = [
+    "ONLY_READ",
+    "WEIGHTED",
+    "check_layer",
+    "count_units",
+    "plain",
+    "unit_dimension",
+    "why_not_called",
+    "why_not_sparse",
+]
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers whose weights can carry the noise."""
@@ -22,18 +31,23 @@ ONLY_READ = (NonDynamicallyQuantizableLinear,)
 """Layers that their parent, nn.MultiheadAttention, never calls: noise would not reach it."""
 _WIDTHS = ("out_features", "out_channels", "hidden_size", "num_features", "num_channels", "embedding_dim")
 _CHANNELS_SECOND = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.Upsample)
-"""Layers that number dimensions from the front; torch's others with 1d, 2d or 3d in their name take unbatched inputs too."""
+"""Layers that number dimensions from the front; torch's others with 1d, 2d or 3d in their name take unbatched
+inputs too."""
 
 
 def count_units(layer: nn.Module, features: int | None) -> int:
     """Number of units of a layer, from the layer or from the user, who must not contradict it."""
-    known = next((getattr(layer, name) for name in _WIDTHS if isinstance(getattr(layer, name, None), int)), None)
+    known = next(
+        (getattr(layer, name) for name in _WIDTHS if isinstance(getattr(layer, name, None), int)), None
+    )
     shape: Any = getattr(layer, "normalized_shape", None)  # of nn.LayerNorm and nn.RMSNorm
     if known is None and isinstance(shape, tuple) and shape and isinstance(shape[-1], int):
         known = shape[-1]
     if known is None:
         if features is None:
-            raise ValueError(f"features: expected the number of units, which {type(layer).__name__} does not tell, got None")
+            raise ValueError(
+                f"features: expected the number of units, which {type(layer).__name__} does not tell, got None"
+            )
         return check_int("features", features, 1)
     if features is not None and features != known:
         raise ValueError(f"features: expected {known}, as {type(layer).__name__} has, got {features}")
@@ -58,7 +72,9 @@ def _known_dimension(layer: nn.Module) -> int | None:
         return 1
     for base in type(layer).__mro__:
         if base.__module__.startswith("torch.nn.") and base.__name__[-2:] in ("1d", "2d", "3d"):
-            return -1 - int(base.__name__[-2])  # behind the units there are as many dimensions as the name says
+            return -1 - int(
+                base.__name__[-2]
+            )  # behind the units there are as many dimensions as the name says
     return -1 if isinstance(layer, nn.Flatten) or any(hasattr(layer, name) for name in _WIDTHS) else None
 
 
@@ -93,9 +109,13 @@ def check_layer(layer: object) -> nn.Module:
         raise TypeError(f"layer: expected an nn.Module, got {describe(layer)}")
     name = type(layer).__name__
     if isinstance(layer, ONLY_READ):
-        raise TypeError(f"layer: expected one that is called, got {name}, of which nn.MultiheadAttention only reads the weight")
+        raise TypeError(
+            f"layer: expected one that is called, got {name}, of which nn.MultiheadAttention only reads the weight"
+        )
     if any(isinstance(p, UninitializedParameter) for p in layer.parameters()):
-        raise ValueError(f"layer: expected initialised parameters, got {name}: run it once before you wrap it")
+        raise ValueError(
+            f"layer: expected initialised parameters, got {name}: run it once before you wrap it"
+        )
     return layer
 
 
@@ -104,12 +124,15 @@ def plain(layer: nn.Module) -> None:
     """Make parametrised tensors of a layer plain parameters, in evaluation mode's values."""
     if not is_parametrized(layer):
         return
-    # Not by `remove_parametrizations`: it changes the layer's class, which a layer has in common with what it was copied from.
+    # Not by `remove_parametrizations`: it changes the layer's class, which a layer has in common with what it
+    # was copied from.
     assert isinstance(layer.parametrizations, nn.ModuleDict)
     mode = layer.training
     layer.eval()
     made = {
-        name: nn.Parameter(getattr(layer, name).clone(), requires_grad=any(p.requires_grad for p in how.parameters()))
+        name: nn.Parameter(
+            getattr(layer, name).clone(), requires_grad=any(p.requires_grad for p in how.parameters())
+        )
         for name, how in layer.parametrizations.items()
     }
     kind = type_before_parametrizations(layer)

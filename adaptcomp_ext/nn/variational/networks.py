@@ -27,8 +27,8 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
     Parameters
     ----------
     module : nn.Module
-        Left as it is. Layers that are in a `VariationalDropout` already stay so; a layer that is used in two places stays one;
-        layers that share one weight share one noise, which counts once.
+        Left as it is. Layers that are in a `VariationalDropout` already stay so; a layer that is used in two
+        places stays one; layers that share one weight share one noise, which counts once.
     **options
         Of `VariationalDropout`.
 
@@ -45,9 +45,10 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
 
     Notes
     -----
-    Recurrent cells have weights of their own, which are not wrapped: put them into ``VariationalDropout(cell)`` by hand. Nor are
-    the products of ``nn.MultiheadAttention``, which reads their weights and never calls them. A parent of your own that does so
-    in training gets no noise: see ``VariationalDropout.weight``. A layer that was compiled alone is wrapped as it was before.
+    Recurrent cells have weights of their own, which are not wrapped: put them into
+    ``VariationalDropout(cell)`` by hand. Nor are the products of ``nn.MultiheadAttention``, which reads their
+    weights and never calls them. A parent of your own that does so in training gets no noise: see
+    ``VariationalDropout.weight``. A layer that was compiled alone is wrapped as it was before.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an nn.Module, got {describe(module)}")
@@ -73,7 +74,9 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
         if isinstance(part, (nn.MultiheadAttention, *ONLY_READ)):
             return part
         if isinstance(compiled := getattr(part, "_orig_mod", None), WEIGHTED):
-            return replace(compiled, path)  # torch.compile has bound its forward: a layer in its place would not be called
+            return replace(
+                compiled, path
+            )  # torch.compile has bound its forward: a layer in its place would not be called
         if isinstance(part, WEIGHTED):
             if part not in wrapped:
                 wrapped[part] = wrap(part, path)
@@ -85,7 +88,9 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
 
     result = replace(copied("module", module), "")
     if not wrapped:
-        raise ValueError(f"module: expected a network with linear or convolution layers, found none in {type(module).__name__}")
+        raise ValueError(
+            f"module: expected a network with linear or convolution layers, found none in {type(module).__name__}"
+        )
     return result
 
 

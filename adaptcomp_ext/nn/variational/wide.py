@@ -12,7 +12,9 @@ from torch.autograd import forward_ad
 __all__ = ["outside_autocast", "wide"]
 
 Function = Callable[..., Tensor]
-_interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None)  # of torch.func
+_interpreter = getattr(
+    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None
+)  # of torch.func
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-// What the kernels use of CUDA's language and runtime, on the host (emulator.h), and nothing more: a kernel that uses something
-// new does not compile until it is here.
+// What the kernels use of CUDA's language and runtime, on the host (emulator.h), and nothing more: a kernel
+// that uses something new does not compile until it is here.
 #pragma once
 
-// Some of the standard library's headers use __noinline__ as the name of an attribute: they come before its definition below.
+// Some of the standard library's headers use __noinline__ as the name of an attribute: they come before its
+// definition below.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -29,7 +30,8 @@
 #define __host__
 #define __grid_constant__
 #define __launch_bounds__(...)
-// Every block's own: emulator.cpp finds the variables by this storage class, which nothing else in a CUDA file has.
+// Every block's own: emulator.cpp finds the variables by this storage class, which nothing else in a CUDA
+// file has.
 #define __shared__ thread_local
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
@@ -170,7 +172,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, K*, int, 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
   const std::tuple<P...> parameters(static_cast<P>(arguments)...);  // copied, as a launch does
-  const std::string wrong =
-      emulation::launch(config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes, [&] { std::apply(kernel, parameters); });
+  const std::string wrong = emulation::launch(config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes,
+                                              [&] { std::apply(kernel, parameters); });
   return wrong.empty() ? cudaSuccess : emulation::fail(wrong);
 }

@@ -1,9 +1,11 @@
-// CUDA blocks on the host: every thread of a block is a fiber, and all fibers run on the system thread that launches the kernel.
+// CUDA blocks on the host: every thread of a block is a fiber, and all fibers run on the system thread that
+// launches the kernel.
 //
-// A thread runs until it meets others: at a barrier or at an operation of its warp. In which order threads run between two
-// meetings is a setting, because on a device it is arbitrary: a missing barrier then shows as a result that depends on the order,
-// or as a value that nobody has written yet. The emulator also checks what a device leaves undefined: all threads of a block (or
-// all lanes of a warp) have to arrive, with a full mask, at the same call.
+// A thread runs until it meets others: at a barrier or at an operation of its warp. In which order threads
+// run between two meetings is a setting, because on a device it is arbitrary: a missing barrier then shows as
+// a result that depends on the order, or as a value that nobody has written yet. The emulator also checks
+// what a device leaves undefined: all threads of a block (or all lanes of a warp) have to arrive, with a full
+// mask, at the same call.
 #pragma once
 
 #include <cstddef>

@@ -29,7 +29,8 @@ inline void define(py::module_& m) {
           },
           [](Settings& s, const std::string& name) {
             const auto found = orders().find(name);
-            if (found == orders().end()) throw py::value_error("order: expected up, down, together or random, got " + name);
+            if (found == orders().end())
+              throw py::value_error("order: expected up, down, together or random, got " + name);
             s.order = found->second;
           })
       .def_readwrite("seed", &Settings::seed)

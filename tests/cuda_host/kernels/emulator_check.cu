@@ -1,10 +1,12 @@
-// Kernels that do what a kernel must not do, and one that does it right: what the emulator has to notice (test_emulator.py).
+// Kernels that do what a kernel must not do, and one that does it right: what the emulator has to notice
+// (test_emulator.py).
 #include <cstring>
 #include <string>
 
 #include "common/cuda.cuh"
 
-// Not in a namespace without a name, in which `extern __shared__` would declare a variable of this file alone.
+// Not in a namespace without a name, in which `extern __shared__` would declare a variable of this file
+// alone.
 namespace adaptcomp {
 
 // What every thread hands to the thread of the same place in the next warp.
@@ -97,10 +99,10 @@ constexpr Case kCases[] = {
 
 }  // namespace adaptcomp
 
-// Runs the case of that name in `blocks` blocks with shared memory for one float per thread, in the order of that number. Returns
-// what went wrong, empty if nothing did. `out`: float [blocks, kThreads].
-extern "C" __attribute__((visibility("default"))) const char* emulator_check(const char* name, int64_t blocks, int order,
-                                                                             float* out) {
+// Runs the case of that name in `blocks` blocks with shared memory for one float per thread, in the order of
+// that number. Returns what went wrong, empty if nothing did. `out`: float [blocks, kThreads].
+extern "C" __attribute__((visibility("default"))) const char* emulator_check(const char* name, int64_t blocks,
+                                                                             int order, float* out) {
   static std::string wrong;
   wrong = "no such case";
   emulation::settings().order = static_cast<emulation::Order>(order);
@@ -108,7 +110,8 @@ extern "C" __attribute__((visibility("default"))) const char* emulator_check(con
     if (std::strcmp(c.name, name) != 0) continue;
     wrong.clear();
     try {
-      adaptcomp::launch_shared(name, c.kernel, blocks, adaptcomp::kThreads * int64_t{sizeof(float)}, nullptr, out);
+      adaptcomp::launch_shared(name, c.kernel, blocks, adaptcomp::kThreads * int64_t{sizeof(float)}, nullptr,
+                               out);
     } catch (const std::exception& error) {
       wrong = error.what();
     }

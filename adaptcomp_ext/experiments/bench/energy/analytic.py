@@ -1,8 +1,9 @@
 """Hand-written descents: the gradient as a formula in torch's operations, no autograd, no allocation within the loop.
 
-This is what somebody writes who has seen the profile: the context's part once, one fused product for each layer and direction,
-and everything in place. The buffers are allocated beforehand. The activations' derivatives are written out in torch's public
-operations, or taken from the private ones of its own backward passes: one pass over memory instead of five.
+This is what somebody writes who has seen the profile: the context's part once, one fused product for each
+layer and direction, and everything in place. The buffers are allocated beforehand. The activations'
+derivatives are written out in torch's public operations, or taken from the private ones of its own backward
+passes: one pass over memory instead of five.
 """
 
 from __future__ import annotations

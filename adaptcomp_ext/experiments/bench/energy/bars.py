@@ -83,14 +83,24 @@ def judge(rows: Iterable[Row], memory: Sequence[Row] = ()) -> list[Verdict]:
         slowest = min(inferring, key=lambda row: row["ratios"]["eager/generic"])
         found = slowest["ratios"]["eager/generic"]
         verdicts.append(
-            Verdict("eager over generic, worst in inference", slowest["label"], f"≥ {GENERIC:g}", found, found >= GENERIC)
+            Verdict(
+                "eager over generic, worst in inference",
+                slowest["label"],
+                f"≥ {GENERIC:g}",
+                found,
+                found >= GENERIC,
+            )
         )
     for shape in SIZES:
         kept = [row for row in memory if tuple(row["size"]) == shape]
         if len(kept) > 1:
             found = growth(kept[0], kept[-1])
             where = f"B={shape[0]} y={shape[2]}, {kept[0]['steps']} → {kept[-1]['steps']} steps"
-            verdicts.append(Verdict("kernel: bytes kept per byte of points", where, f"≤ {MEMORY:g}", found, found <= MEMORY))
+            verdicts.append(
+                Verdict(
+                    "kernel: bytes kept per byte of points", where, f"≤ {MEMORY:g}", found, found <= MEMORY
+                )
+            )
     return verdicts
 
 
@@ -102,4 +112,8 @@ def growth(few: Row, many: Row) -> float:
 
 def _key(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two configurations the same measurement."""
-    return tuple(tuple(value) if name == "hidden" else value for name, value in sorted(config.items()) if name != "compiled")
+    return tuple(
+        tuple(value) if name == "hidden" else value
+        for name, value in sorted(config.items())
+        if name != "compiled"
+    )

@@ -1,16 +1,18 @@
 """The contenders of the benchmark, as functions without arguments that are ready to be timed.
 
-================  ====================================================================================================
-``eager``         the loop with ``torch.autograd.grad``; in training with ``create_graph=True`` and a graph of all steps
+================
+==================================================================================================== ``eager``
+the loop with ``torch.autograd.grad``; in training with ``create_graph=True`` and a graph of all steps
 ``compiled``      the loop with its step, ``torch.func.grad`` within, under ``torch.compile``; not in training
-``analytic``      the loop with the gradient as a formula, in place; in training the formula, recorded by autograd
-``private``       the same with the activations' derivatives from torch's private operations; networks only, not in training
-``generic``       ``EnergyDescent`` on the energy as a function, which it differentiates by autograd
-``kernel``        ``EnergyDescent`` on the energy's module, for which it has a kernel
-``kernel_all``    where rows stop: the kernel with all steps of all rows
-================  ====================================================================================================
+``analytic``      the loop with the gradient as a formula, in place; in training the formula, recorded by
+autograd ``private``       the same with the activations' derivatives from torch's private operations;
+networks only, not in training ``generic``       ``EnergyDescent`` on the energy as a function, which it
+differentiates by autograd ``kernel``        ``EnergyDescent`` on the energy's module, for which it has a
+kernel ``kernel_all``    where rows stop: the kernel with all steps of all rows ================
+====================================================================================================
 
-Where rows stop, the first four run all of them until the last one has, and the stopped ones stand still behind a mask.
+Where rows stop, the first four run all of them until the last one has, and the stopped ones stand still
+behind a mask.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ def _ours(problem: Problem, energy: Callable[..., Any], tol: float) -> Callable[
 def _eager(problem: Problem) -> Outcome:
     function, config = problem.function, problem.config
     if config.mode == "all":
-        return Outcome(loops.descend(function, problem.y0, problem.context, problem.step_size, config.steps), None)
+        return Outcome(
+            loops.descend(function, problem.y0, problem.context, problem.step_size, config.steps), None
+        )
 
     def slope(y: Tensor) -> Tensor:
         return loops.autograd_slope(function, y, *problem.context)
@@ -83,7 +87,9 @@ def _eager(problem: Problem) -> Outcome:
     return loops.masked_descend(advance, problem.y0, slope(problem.y0), config.steps)
 
 
-def _compile(cache: CompileCache, problem: Problem, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _compile(
+    cache: CompileCache, problem: Problem, name: str, function: Callable[..., Any]
+) -> Callable[..., Any]:
     if problem.y0.device.type != "cuda":
         return cache.get(problem.config, name, function, dynamic=False)
     compiled = cache.get(problem.config, name, function, dynamic=False, mode="reduce-overhead")

@@ -47,7 +47,9 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    by_mode = {mode: [r for r in report["rows"] if _plain(r) and r["config"]["mode"] == mode] for mode in TITLES}
+    by_mode = {
+        mode: [r for r in report["rows"] if _plain(r) and r["config"]["mode"] == mode] for mode in TITLES
+    }
     panels = [(mode, rows) for mode, rows in by_mode.items() if rows]
     rates = by_mode["all"]
     if not panels:
@@ -59,13 +61,21 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
 
     def name_sizes(axis: Any, rows: list[Mapping[str, Any]]) -> None:
         sizes = [r["config"] for r in rows]
-        axis.set_xticks(range(len(rows)), [f"B {c['batch']}\ny {c['dim']}\nh {c['hidden'][0]}" for c in sizes], fontsize="small")
+        axis.set_xticks(
+            range(len(rows)),
+            [f"B {c['batch']}\ny {c['dim']}\nh {c['hidden'][0]}" for c in sizes],
+            fontsize="small",
+        )
         axis.set_xlim(-0.5, len(rows) - 0.5)
         axis.grid(alpha=0.3, axis="y")
 
     for axis, (mode, rows) in zip(axes, panels, strict=False):
         for name, (color, style) in STYLES.items():
-            points = [(i, r["ratios"][f"{name}/kernel"]) for i, r in enumerate(rows) if f"{name}/kernel" in r["ratios"]]
+            points = [
+                (i, r["ratios"][f"{name}/kernel"])
+                for i, r in enumerate(rows)
+                if f"{name}/kernel" in r["ratios"]
+            ]
             if points:
                 axis.plot(*zip(*points, strict=True), style, color=color, label=LABELS[name], markersize=5)
         axis.axhline(1, color="tab:green", linewidth=1)
@@ -76,12 +86,24 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
     axes[0].set_ylabel("time over the kernel's")
     if rates:
         axis = axes[-1]
-        axis.bar(range(len(rates)), [100 * r["ratios"]["kernel/matmul"] for r in rates], width=0.5, color="tab:blue")
+        axis.bar(
+            range(len(rates)),
+            [100 * r["ratios"]["kernel/matmul"] for r in rates],
+            width=0.5,
+            color="tab:blue",
+        )
         axis.axhline(60, color="tab:green", linewidth=1)
         axis.set(title="rate of the arithmetic", ylabel="% of a matrix product's rate")
         name_sizes(axis, rates)
-    lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_label() in LABELS.values()}
-    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=len(lines), fontsize="small")
+    lines = {
+        line.get_label(): line
+        for axis in axes
+        for line in axis.get_lines()
+        if line.get_label() in LABELS.values()
+    }
+    figure.legend(
+        handles=list(lines.values()), loc="outside lower center", ncols=len(lines), fontsize="small"
+    )
     figure.suptitle("Energy descent on a silu network, 20 steps: time over the kernel's", fontsize="medium")
     save(figure, path, 150, bool(report.get("quick")))
     return True

@@ -25,8 +25,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def mlp(energy: ac.MLPEnergy) -> Energy:
     """Return the network's energy, on the parameters of the module.
 
-    Two products for the first layer and a sum are faster than one product of the concatenation [y, x], whose gradient would
-    contain that of x.
+    Two products for the first layer and a sum are faster than one product of the concatenation [y, x], whose
+    gradient would contain that of x.
     """
     act, ridge = ACTIVATIONS[energy.activation], energy.ridge
     weight_y, weight_x, bias1 = energy.weight_y, energy.weight_x, energy.bias1

@@ -16,7 +16,9 @@ MEMORY_STEPS = (5, 10, 20, 40)
 def at(mode: str, size: int, **changes: object) -> Config:
     """Return the configuration of a mode at one of `SIZES`."""
     batch, context, dim, hidden = SIZES[size]
-    return Config(**{"mode": mode, "batch": batch, "context": context, "dim": dim, "hidden": (hidden,), **changes})  # type: ignore[arg-type]
+    return Config(
+        **{"mode": mode, "batch": batch, "context": context, "dim": dim, "hidden": (hidden,), **changes}  # type: ignore[arg-type]
+    )
 
 
 def default() -> Iterator[Config]:

@@ -42,16 +42,22 @@ def verify(problem: Problem, outcomes: Mapping[str, Outcome]) -> float:
     """
     worst = 0.0
     stopped = outcomes["eager"].y
-    everything = loops.descend(problem.function, problem.y0, problem.context, problem.step_size, problem.config.steps)
+    everything = loops.descend(
+        problem.function, problem.y0, problem.context, problem.step_size, problem.config.steps
+    )
     for name, outcome in outcomes.items():
-        if outcome.steps is not None and (problem.steps is None or not torch.equal(outcome.steps, problem.steps)):
+        if outcome.steps is not None and (
+            problem.steps is None or not torch.equal(outcome.steps, problem.steps)
+        ):
             raise DisagreementError(f"{name}: rows stopped after other numbers of steps than they should")
         found = difference(outcome.y, everything if outcome.steps is None else stopped)
         require(name, "y", found, TOLERANCE, "eager")
         worst = max(worst, found)
         if outcome.steps is not None or problem.steps is None:
             assert outcome.energy is not None and outcomes["eager"].energy is not None
-            require(name, "the energy", difference(outcome.energy, outcomes["eager"].energy), TOLERANCE, "eager")
+            require(
+                name, "the energy", difference(outcome.energy, outcomes["eager"].energy), TOLERANCE, "eager"
+            )
     return worst
 
 
@@ -72,17 +78,20 @@ def ratios(times: Mapping[str, list[float]], flops: float) -> dict[str, float]:
     Parameters
     ----------
     times : mapping
-        Milliseconds of each round; "matmul", if it is there, is the matrix product of `PRODUCT_FLOPS` operations.
+        Milliseconds of each round; "matmul", if it is there, is the matrix product of `PRODUCT_FLOPS`
+        operations.
     flops : float
         Operations of the configuration.
 
     Returns
     -------
     dict
-        Medians over the rounds: ``"NAME/kernel"``, ``"eager/generic"``, and ``"kernel/matmul"``, the share that the rate of the
-        kernel has of the product's rate.
+        Medians over the rounds: ``"NAME/kernel"``, ``"eager/generic"``, and ``"kernel/matmul"``, the share
+        that the rate of the kernel has of the product's rate.
     """
-    found = {f"{name}/kernel": ratio(times, name, "kernel") for name in times if name not in ("kernel", "matmul")}
+    found = {
+        f"{name}/kernel": ratio(times, name, "kernel") for name in times if name not in ("kernel", "matmul")
+    }
     found["eager/generic"] = ratio(times, "eager", "generic")
     if "matmul" in times:
         found["kernel/matmul"] = ratio(times, "matmul", "kernel") * flops / PRODUCT_FLOPS
@@ -96,7 +105,9 @@ def _product(device: torch.device) -> Callable[[], Tensor]:
     return partial(torch.mm, a, b, out=out)
 
 
-def measure(config: Config, device: torch.device, seed: int, seconds: float, cache: CompileCache | None) -> dict[str, Any]:
+def measure(
+    config: Config, device: torch.device, seed: int, seconds: float, cache: CompileCache | None
+) -> dict[str, Any]:
     """Verify and time one configuration.
 
     Parameters
@@ -119,7 +130,13 @@ def measure(config: Config, device: torch.device, seed: int, seconds: float, cac
     """
     problem = make_problem(config, device, seed)
     steps = problem.steps
-    row: dict[str, Any] = {"config": config.as_dict(), "label": config.label, "error": None, "steps": None, "gflops": None}
+    row: dict[str, Any] = {
+        "config": config.as_dict(),
+        "label": config.label,
+        "error": None,
+        "steps": None,
+        "gflops": None,
+    }
     if steps is not None:
         row["steps"] = {"mean": float(steps.double().mean()), "longest": int(steps.max()), "tol": problem.tol}
     calls: dict[str, Callable[[], Any]]

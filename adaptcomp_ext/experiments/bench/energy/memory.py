@@ -37,14 +37,18 @@ def kept_and_peak(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> di
 
 
 def memory_rows(
-    device: torch.device, seed: int, sizes: Sequence[Config] | None = None, steps: Sequence[int] = MEMORY_STEPS
+    device: torch.device,
+    seed: int,
+    sizes: Sequence[Config] | None = None,
+    steps: Sequence[int] = MEMORY_STEPS,
 ) -> list[dict[str, Any]]:
     """Measure all training contenders.
 
     Returns
     -------
     list of dict
-        For each size and number of steps: ``bytes``, by contender, and ``points``, the bytes of y after every step.
+        For each size and number of steps: ``bytes``, by contender, and ``points``, the bytes of y after every
+        step.
     """
     found = []
     for config in [at("train", size) for size in MEMORY_SIZES] if sizes is None else sizes:

@@ -33,12 +33,13 @@ class Config:
     Attributes
     ----------
     mode : str
-        "all": all rows take all steps. "stop": rows stop on their own, after a quarter of the steps on average. "train": forward
-        and backward through all steps.
+        "all": all rows take all steps. "stop": rows stop on their own, after a quarter of the steps on
+        average. "train": forward and backward through all steps.
     batch, context, dim : int
         B rows with so many elements of context and of y.
     hidden : tuple of int
-        Widths of a network's layers; the number of a Hopfield network's patterns; none for a quadratic energy.
+        Widths of a network's layers; the number of a Hopfield network's patterns; none for a quadratic
+        energy.
     steps : int
         M.
     activation : str
@@ -64,7 +65,9 @@ class Config:
         """Short name for progress and messages."""
         widths = "×".join(map(str, self.hidden)) or "–"
         what = f"{self.kind} {self.activation}" if self.kind == "mlp" else self.kind
-        return f"{self.mode} {what} B={self.batch} x={self.context} y={self.dim} hidden={widths} M={self.steps}"
+        return (
+            f"{self.mode} {what} B={self.batch} x={self.context} y={self.dim} hidden={widths} M={self.steps}"
+        )
 
     @property
     def flops(self) -> float:
@@ -106,7 +109,9 @@ class Problem:
 def _make_energy(config: Config, device: torch.device, generator: torch.Generator) -> tuple[Any, Energy]:
     if config.kind == "hopfield":
         (patterns,) = config.hidden
-        hopfield = ac.HopfieldEnergy(torch.randn(patterns, config.dim, generator=generator), HOPFIELD_BETA).to(device)
+        hopfield = ac.HopfieldEnergy(
+            torch.randn(patterns, config.dim, generator=generator), HOPFIELD_BETA
+        ).to(device)
         return hopfield, functions.hopfield(hopfield)
     if config.kind == "quadratic":
         root = torch.randn(config.dim, config.dim, generator=generator) / config.dim**0.5
@@ -142,4 +147,6 @@ def make_problem(config: Config, device: torch.device, seed: int) -> Problem:
         context = (x,)
     for tensor in (y0, *context):
         tensor.requires_grad_(training)
-    return Problem(config, energy, function, y0, context, STEP_SIZE, tol, steps, draw(config.batch, config.dim))
+    return Problem(
+        config, energy, function, y0, context, STEP_SIZE, tol, steps, draw(config.batch, config.dim)
+    )

@@ -146,10 +146,17 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         The content of the JSON file.
     """
     timed = [row for row in report["rows"] if row["error"] is None]
-    by_mode = {mode: [row for row in timed if row["config"]["mode"] == mode] for mode in ("all", "stop", "train")}
+    by_mode = {
+        mode: [row for row in timed if row["config"]["mode"] == mode] for mode in ("all", "stop", "train")
+    }
     found = [
         _bars(report),
-        _times("All rows, all steps", "Inference: the point after M steps. Without a tolerance.", by_mode["all"], RIVALS),
+        _times(
+            "All rows, all steps",
+            "Inference: the point after M steps. Without a tolerance.",
+            by_mode["all"],
+            RIVALS,
+        ),
         _stopping(by_mode["stop"]),
         _times(
             "Training",

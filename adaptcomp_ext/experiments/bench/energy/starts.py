@@ -1,7 +1,8 @@
 """Starting points from which each row stops after as many steps as it should.
 
-A row's trajectory of plain descent crosses any level of its gradient's norm once, at some step K. Started N steps before, at a
-point of that very trajectory, it stops after N steps. So the schedule of steps is exact, and the energy is one like any other.
+A row's trajectory of plain descent crosses any level of its gradient's norm once, at some step K. Started N
+steps before, at a point of that very trajectory, it stops after N steps. So the schedule of steps is exact,
+and the energy is one like any other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ MARGIN = 0.01
 
 
 def starts(
-    slope: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor, wanted: Tensor, step_size: float, most: int
+    slope: Callable[[Tensor, Tensor], Tensor],
+    y: Tensor,
+    x: Tensor,
+    wanted: Tensor,
+    step_size: float,
+    most: int,
 ) -> tuple[Tensor, Tensor, float]:
     """Choose a point for every wanted number of steps.
 
@@ -55,8 +61,15 @@ def starts(
     crossing = below.to(torch.int8).argmax(dim=1)
     level = norm / tol
     before = level.gather(1, (crossing - 1).clamp(min=0)[:, None])[:, 0]
-    fits = below.any(dim=1) & (crossing >= most) & (before > 1 + MARGIN) & (level.gather(1, crossing[:, None])[:, 0] < 1 - MARGIN)
+    fits = (
+        below.any(dim=1)
+        & (crossing >= most)
+        & (before > 1 + MARGIN)
+        & (level.gather(1, crossing[:, None])[:, 0] < 1 - MARGIN)
+    )
     rows = fits.nonzero()[: wanted.shape[0], 0]
     if rows.shape[0] < wanted.shape[0]:
-        raise ValueError(f"wanted: expected at most {rows.shape[0]} rows for so many candidates, got {wanted.shape[0]}")
+        raise ValueError(
+            f"wanted: expected at most {rows.shape[0]} rows for so many candidates, got {wanted.shape[0]}"
+        )
     return path[rows, crossing[rows] - wanted], x[rows].contiguous(), tol

@@ -53,7 +53,9 @@ def verify(
 def ratios(times: Mapping[str, list[float]]) -> dict[str, float]:
     """Return each contender's time over the limit's, and each rival's over the route's: medians over the rounds."""
     found = {f"{name}/limit": ratio(times, name, "limit") for name in times if name != "limit"}
-    found.update({f"{name}/route": ratio(times, name, "route") for name in times if name not in ("limit", "route")})
+    found.update(
+        {f"{name}/route": ratio(times, name, "route") for name in times if name not in ("limit", "route")}
+    )
     return found
 
 
@@ -77,7 +79,12 @@ def measure(config: Config, device: torch.device, seed: int, seconds: float) -> 
         One row of the report. ``error`` is None, or says which contender disagreed; then there are no times.
     """
     problem = make_problem(config, device, seed)
-    row: dict[str, Any] = {"config": config.as_dict(), "label": config.label, "routed": config.routed, "error": None}
+    row: dict[str, Any] = {
+        "config": config.as_dict(),
+        "label": config.label,
+        "routed": config.routed,
+        "error": None,
+    }
     forward = contenders(problem)
     calls: dict[str, Callable[[], Any]] = dict(forward)
     with torch.set_grad_enabled(config.mode == "train"):

@@ -23,7 +23,8 @@ class Config:
     Attributes
     ----------
     mode : str
-        "infer", or "train": forward and backward into the weights, the branch's input and what the other rows are.
+        "infer", or "train": forward and backward into the weights, the branch's input and what the other rows
+        are.
     batch : int
         B.
     hidden : int
@@ -75,7 +76,9 @@ class Problem:
 
 def default() -> Iterator[Config]:
     """Yield three batch sizes, three branches and four shares in both modes."""
-    for mode, batch, hidden, share in product(MODES, (64, 1024, 16384), (64, 256, 1024), (0.1, 0.25, 0.5, 1.0)):
+    for mode, batch, hidden, share in product(
+        MODES, (64, 1024, 16384), (64, 256, 1024), (0.1, 0.25, 0.5, 1.0)
+    ):
         yield Config(mode, batch, hidden, share)
 
 
@@ -93,10 +96,21 @@ def make_problem(config: Config, device: torch.device, seed: int) -> Problem:
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        branch = nn.Sequential(nn.Linear(config.dim, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.dim)).to(device)
+        branch = nn.Sequential(
+            nn.Linear(config.dim, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.dim)
+        ).to(device)
     training = config.mode == "train"
     branch.requires_grad_(training)
     mask = torch.zeros(config.batch, dtype=torch.bool)
     mask[torch.randperm(config.batch, generator=generator)[: config.routed]] = True
-    x, otherwise, upstream = (torch.randn(config.batch, config.dim, generator=generator).to(device) for _ in range(3))
-    return Problem(config, branch, mask.to(device), x.requires_grad_(training), otherwise.requires_grad_(training), upstream)
+    x, otherwise, upstream = (
+        torch.randn(config.batch, config.dim, generator=generator).to(device) for _ in range(3)
+    )
+    return Problem(
+        config,
+        branch,
+        mask.to(device),
+        x.requires_grad_(training),
+        otherwise.requires_grad_(training),
+        upstream,
+    )

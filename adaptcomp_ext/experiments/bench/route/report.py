@@ -16,7 +16,15 @@ from .problem import DIM
 __all__ = ["markdown", "show", "tables"]
 
 RIVALS = ("masking", "boolean", "indexed")
-HEAD = ("B", "hidden", "routed", "limit ms", "route ms", "route / limit", *(f"{LABELS[name]} / route" for name in RIVALS))
+HEAD = (
+    "B",
+    "hidden",
+    "routed",
+    "limit ms",
+    "route ms",
+    "route / limit",
+    *(f"{LABELS[name]} / route" for name in RIVALS),
+)
 TITLES = {"infer": "Inference", "train": "Training: forward and backward"}
 
 CONTENDERS = f"""\
@@ -56,7 +64,9 @@ def _line(row: Mapping[str, Any]) -> list[str]:
 def tables(report: Mapping[str, Any]) -> Iterator[Table]:
     """Yield the modes that were measured, with one line for each configuration that has times."""
     for mode, title in TITLES.items():
-        lines = [_line(row) for row in report["rows"] if row["error"] is None and row["config"]["mode"] == mode]
+        lines = [
+            _line(row) for row in report["rows"] if row["error"] is None and row["config"]["mode"] == mode
+        ]
         if lines:
             yield Table(title, lines)
 

@@ -113,7 +113,13 @@ def bench_route(
         seconds = 1.0 if quick else 3.0
     with machine.threads(threads):
         report = run(
-            GRIDS["quick" if quick else "default"](), Path(out), where, seconds=seconds, seed=seed, progress=progress, quick=quick
+            GRIDS["quick" if quick else "default"](),
+            Path(out),
+            where,
+            seconds=seconds,
+            seed=seed,
+            progress=progress,
+            quick=quick,
         )
     show(report, Console())
     if quick:

@@ -1,6 +1,7 @@
 """One setting and one seed: practise, and measure the steps of each task and condition after every epoch.
 
-What was tried, on MNIST, one seed, 1,500 updates, 80 % congruent; steps to read a congruent and an incongruent item (right ones):
+What was tried, on MNIST, one seed, 1,500 updates, 80 % congruent; steps to read a congruent and an
+incongruent item (right ones):
 
 ===============================================  =====================
 noise 1.0, price of a step 0.01                  16.0 and 16.0, the limit
@@ -9,8 +10,8 @@ noise 0.5, price 0.02                            9.3 and 11.8
 noise 0.5, price 0.05, as it is                  4.5 and 7.1
 ===============================================  =====================
 
-With inks of unlike lengths in RGB neutral items were read faster than congruent ones (5.3 against 7.8 steps at 20 % congruent):
-their inks happen to be brighter, and a bright shape is easier to see in noise.
+With inks of unlike lengths in RGB neutral items were read faster than congruent ones (5.3 against 7.8 steps
+at 20 % congruent): their inks happen to be brighter, and a bright shape is easier to see in noise.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def measure_reaction(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``history``: for each epoch the loss and the `_measure` of it; ``final``, the last of these; ``timing``.
+        ``history``: for each epoch the loss and the `_measure` of it; ``final``, the last of these;
+        ``timing``.
     """
     design, recipe = Design(**cell.options["design"]), Recipe(**cell.options["recipe"])
     data = find_images(cell.options["data"])
@@ -133,7 +135,9 @@ def _measure(model: Observer, pool: Pool, design: Design, count: int) -> dict[st
     targets = torch.tensor(list(responses)).repeat(-(-count // len(responses)))[:count]
     for task, number in TASKS.items():
         for condition in Condition:
-            trials = pool.draw(torch.full((count,), number), targets, torch.full((count,), int(condition)), design)
+            trials = pool.draw(
+                torch.full((count,), number), targets, torch.full((count,), int(condition)), design
+            )
             result = model(trials)
             right = result.output.argmax(dim=1) == targets
             where = f"{task}/{condition.name.lower()}"
@@ -151,7 +155,9 @@ def _time(model: Observer, trials: Trials, seconds: float) -> dict[str, Any]:
         model.halt.compact = compact
         model(trials)
 
-    times = interleave({"compacted": lambda: run("auto"), "masked": lambda: run(False)}, clock(torch.device("cpu")), seconds)
+    times = interleave(
+        {"compacted": lambda: run("auto"), "masked": lambda: run(False)}, clock(torch.device("cpu")), seconds
+    )
     model.halt.compact = "auto"
     return {
         "rows": len(trials.images),

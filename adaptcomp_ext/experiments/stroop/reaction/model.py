@@ -15,7 +15,8 @@ __all__ = ["Observer"]
 class _Look(nn.Module):
     """One look: the item under fresh noise, with the cue, into a GRU cell. Evidence accumulates because no look is like another.
 
-    The noise comes from torch's global generator: rows that have halted draw none, so a row's noise depends on its batch.
+    The noise comes from torch's global generator: rows that have halted draw none, so a row's noise depends
+    on its batch.
     """
 
     def __init__(self, width: int, features: int, dim: int, noise: float) -> None:
@@ -45,7 +46,9 @@ class Observer(nn.Module):
         M.
     """
 
-    def __init__(self, width: int, features: int = 96, dim: int = 64, noise: float = 1.0, max_steps: int = 16) -> None:
+    def __init__(
+        self, width: int, features: int = 96, dim: int = 64, noise: float = 1.0, max_steps: int = 16
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.look = _Look(width, features, dim, noise)

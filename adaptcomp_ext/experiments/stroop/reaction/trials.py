@@ -1,7 +1,8 @@
 """Trials: a digit in an ink, and the cue to read the one or to name the other.
 
-Five responses serve both tasks: digits 0 to 4, and the inks that belong to them. A neutral item is one whose distractor is
-outside the response set: when reading, an ink of a digit from 5 to 9; when naming, a digit from 5 to 9.
+Five responses serve both tasks: digits 0 to 4, and the inks that belong to them. A neutral item is one whose
+distractor is outside the response set: when reading, an ink of a digit from 5 to 9; when naming, a digit from
+5 to 9.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ RESPONSES = 5
 READ, NAME = 0, 1
 SATURATION = 0.5
 BIASED = 3
-"""With the control for contingency: responses below this are biased, the others are congruent half of the time."""
+"""With the control for contingency: responses below this are biased, the others are congruent half of the
+time."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Design:
     neutral : float
         Share of neutral items.
     control : bool
-        Whether only responses 0 to 2 have that proportion, while 3 and 4 are congruent half of the time and never mixed with the
-        others. An effect of the proportion on 3 and 4 cannot come from which inks go with which digits.
+        Whether only responses 0 to 2 have that proportion, while 3 and 4 are congruent half of the time and
+        never mixed with the others. An effect of the proportion on 3 and 4 cannot come from which inks go
+        with which digits.
     """
 
     congruent: float
@@ -68,12 +71,17 @@ class Pool:
     """
 
     def __init__(self, data: ImageData, half: str) -> None:
-        images, labels = (data.train_images, data.train_labels) if half == "train" else (data.test_images, data.test_labels)
+        images, labels = (
+            (data.train_images, data.train_labels)
+            if half == "train"
+            else (data.test_images, data.test_labels)
+        )
         if data.side >= 20:
             images = F.avg_pool2d(images[:, None], 2)[:, 0]
         self.shapes = images.flatten(1)
         self.of = [(labels == digit).nonzero()[:, 0] for digit in range(10)]
-        # Under white noise a shape is as visible as its ink is long in RGB: all inks are brought to the same length.
+        # Under white noise a shape is as visible as its ink is long in RGB: all inks are brought to the same
+        # length.
         hues = F.normalize(torch.tensor(list(COLOURS.values()), dtype=torch.float32))
         grey = F.normalize(torch.ones(3), dim=0)
         self.hues = F.normalize(SATURATION * hues + (1 - SATURATION) * grey)

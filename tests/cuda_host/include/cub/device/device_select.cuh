@@ -8,8 +8,8 @@ namespace cub {
 struct DeviceSelect {
   // With null scratch it says how much it wants.
   template <class In, class Flag, class Out, class Count>
-  static cudaError_t Flagged(void* scratch, size_t& bytes, In in, const Flag* flags, Out* out, Count* count, int64_t n,
-                             cudaStream_t) {
+  static cudaError_t Flagged(void* scratch, size_t& bytes, In in, const Flag* flags, Out* out, Count* count,
+                             int64_t n, cudaStream_t) {
     const size_t wanted = 256 + static_cast<size_t>(n);
     if (!scratch) {
       bytes = wanted;
