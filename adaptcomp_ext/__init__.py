@@ -1,4 +1,4 @@
-"""Adaptive computation for PyTorch: think longer about hard inputs, stop early on easy ones, and save the time.
+"""Adaptive computation for PyTorch: easy inputs halt early, hard inputs get more steps, and time is saved.
 
 A batch is B rows. Each row runs a step until it halts; only the active rows are kept, so that a halted row
 costs nothing.
@@ -12,8 +12,9 @@ try:
     from adaptcomp_ext import _C
 except ImportError as error:
     raise ImportError(
-        "adaptcomp_ext's compiled module could not be loaded. Install the package with `pip install .`. A Python started in the "
-        "source folder finds the sources there instead of the installed package: start it somewhere else."
+        "adaptcomp_ext's compiled module could not be loaded. Install the package with `pip install .`. "
+        "A Python started in the source folder finds the sources there instead of the installed package: "
+        "start it somewhere else."
     ) from error
 from adaptcomp_ext import models, ops, reference
 from adaptcomp_ext.nn import (
@@ -43,14 +44,14 @@ __version__: str = _C.build_info()["version"]
 
 
 def build_info() -> dict[str, Any]:
-    """What was compiled, and what it runs with.
+    """Describe the compiled module and the torch it runs with.
 
     Returns
     -------
     dict
-        ``version``; ``compiler``; ``instruction_set`` in use by the CPU kernels that are compiled for several
-        ("base", "avx2" or "avx512"); ``cuda`` (bool: compiled in), ``cuda_compiler`` and
-        ``cuda_architectures``; ``openmp`` (version of the standard, 0 without) and ``openmp_threads``;
+        ``version``; ``compiler``; ``instruction_set``: the one that the CPU kernels use on this machine
+        ("base", "avx2" or "avx512"); ``cuda``: bool, whether CUDA was compiled in; ``cuda_compiler`` and
+        ``cuda_architectures``; ``openmp``: the version of the standard, 0 without OpenMP; ``openmp_threads``;
         ``torch``, ``torch_cuda`` and ``torch_threads``: the torch in use.
     """
     return {

@@ -2,10 +2,10 @@
 
 Each op has the name of its family in ``csrc``, `adaptcomp_ext.reference`, ``tests`` and ``benchmarks``.
 
-A subclass of ``torch.Tensor`` without a ``__torch_dispatch__`` is taken as the plain tensor it is: rows that
-are moved keep their class (but no attributes of the object), numbers that are computed for rows are plain
-tensors. A subclass with one is refused, but for that of an asynchronous collective, which is waited for, and
-those of torch's tracers.
+A subclass of ``torch.Tensor`` without a ``__torch_dispatch__`` is treated as a plain tensor: rows that are
+moved keep the class (but no attributes of the object), and numbers computed for rows are plain tensors. A
+subclass with a ``__torch_dispatch__`` raises TypeError, except for an asynchronous collective's, which is
+waited for, and those of torch's tracers.
 """
 
 from adaptcomp_ext.ops._backend import reference_kernels

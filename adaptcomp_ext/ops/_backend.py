@@ -1,4 +1,4 @@
-"""Which implementation the ops run on, and how tensors cross into the compiled module."""
+"""The choice between kernels and reference, and the passing of tensors to the compiled module."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _on_reference: contextvars.ContextVar[bool] = contextvars.ContextVar("adaptcomp_
 CPU: int = _C.CPU
 HAS_CUDA: bool = _C.build_info()["cuda"]
 EMULATED: bool = _C.EMULATED
-"""Whether the CUDA kernels were compiled for the host, for tests (tests/cuda_host): CPU tensors then go every
-way of CUDA's."""
+"""Whether the CUDA kernels were compiled for the host, for tests (tests/cuda_host). CPU tensors then take all
+code paths of CUDA tensors."""
 
 # The codes of csrc/common/dtype.h.
 OPAQUE = 4
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-# The compiled module knows torch by what it is given here.
+# The compiled module includes no torch headers; it uses torch through these objects.
 _C.use_torch(
     *(Tensor, nn.Parameter, with_memory, torch.empty, getattr(torch._C, "_storage_Use_Count", None)),
     [*DTYPE_CODES, torch.int64, torch.int8, torch.bool, torch.uint8],
@@ -34,7 +34,7 @@ _C.use_torch(
 
 @contextlib.contextmanager
 def reference_kernels() -> Iterator[None]:
-    """Run everything inside the ``with`` block on the plain PyTorch reference instead of the compiled kernels.
+    """Run the ``with`` block on the plain PyTorch reference instead of the compiled kernels.
 
     Applies to the current thread or task only, and covers backward passes whose forward ran inside the block.
     A function compiled with ``torch.compile`` runs on the kernels wherever it is called.
@@ -52,7 +52,7 @@ def reference_kernels() -> Iterator[None]:
 
 
 def on_reference() -> bool:
-    """Whether the reference was asked for. Not seen, and so never, while torch.compile traces."""
+    """Whether `reference_kernels` is active; False while torch.compile traces."""
     # The first is a constant to the compiler, which cannot trace what follows, and the cheapest of the three.
     return (
         not torch.compiler.is_dynamo_compiling() and _on_reference.get() and not torch.compiler.is_compiling()
@@ -60,17 +60,17 @@ def on_reference() -> bool:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which values of `dtype` are accumulated: float32 or wider."""
+    """Return the dtype in which values of `dtype` are accumulated: float32 or wider."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def dtype_code(dtype: torch.dtype) -> int:
-    """The code of a dtype the kernels compute with; ``OPAQUE`` for one they only copy."""
+    """Return the code of a dtype that the kernels compute with; ``OPAQUE`` for one that they only copy."""
     return DTYPE_CODES.get(dtype, OPAQUE)
 
 
 def row_size(tensor: Tensor) -> int:
-    """Elements in one row, an empty batch included."""
+    """Return the number of elements of one row, also of an empty batch."""
     size = 1
     for extent in tensor.shape[1:]:
         size *= extent
@@ -83,7 +83,7 @@ def is_differentiable(tensor: Tensor) -> bool:
 
 
 def needs_grad(tensors: Iterable[Tensor]) -> bool:
-    """Whether what is computed from `tensors` now is to have a gradient."""
+    """Whether a result computed from `tensors` now needs a gradient."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor.requires_grad:
@@ -92,17 +92,17 @@ def needs_grad(tensors: Iterable[Tensor]) -> bool:
 
 
 def on_cuda(device: torch.device) -> bool:
-    """Whether tensors on `device` are served as those of a CUDA device are: by its kernels, and by a host that does not wait."""
+    """Whether tensors on `device` go through the CUDA kernels, for which the host does not wait."""
     return EMULATED or device.type == "cuda"
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Where `device`, of CUDA, is the current one."""
+    """Make the CUDA device `device` the current one inside a ``with`` block."""
     return contextlib.nullcontext() if EMULATED else torch.cuda.device(device)
 
 
 def capturing() -> bool:
-    """Whether what is called now becomes part of a CUDA graph."""
+    """Whether calls are being captured in a CUDA graph."""
     return not EMULATED and torch.cuda.is_current_stream_capturing()
 
 
@@ -111,7 +111,7 @@ _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def place(device: torch.device) -> tuple[int, int]:
-    """Device index and current stream, the last two integers of every call."""
+    """Return device index and current stream, the last two integers of every call."""
     if EMULATED:
         return 0, 0
     if device == _CPU_DEVICE:
@@ -122,7 +122,7 @@ def place(device: torch.device) -> tuple[int, int]:
 
 
 def contiguous(name: str, tensor: Tensor) -> Tensor:
-    """Real numbers as a plain contiguous tensor with its values in memory, as the compiled module reads and keeps it."""
+    """Return a plain contiguous tensor with its values in memory, as the compiled module keeps it."""
     kind = type(tensor)
     if kind is not Tensor and kind is not nn.Parameter:
         tensor = plain(name, tensor)

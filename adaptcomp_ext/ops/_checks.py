@@ -15,7 +15,7 @@ _STRIDED = torch.strided
 
 
 def describe(value: object) -> str:
-    """A value as an error message shows it: shape and dtype for a tensor, type and value otherwise."""
+    """Describe a value for an error message: shape and dtype for a tensor, type and value otherwise."""
     if isinstance(value, Tensor):
         if value.is_nested:
             return "a nested tensor"
@@ -30,8 +30,8 @@ def describe(value: object) -> str:
 
 
 def check_tensor(name: str, value: object) -> Tensor:
-    """Require a dense tensor on a device that this build serves, and make it a plain one."""
-    if (  # the usual case first: every test counts in a call of few rows
+    """Require a dense tensor on a device that this build serves, and return it as a plain tensor."""
+    if (  # the usual case first: in a call of few rows every test costs
         type(value) is Tensor
         and value.is_cpu
         and value.layout is _STRIDED
@@ -50,12 +50,12 @@ def check_tensor(name: str, value: object) -> Tensor:
 
 
 def check_device(name: str, device: torch.device) -> None:
-    """Require CPU, or CUDA where it was compiled in."""
-    kind = device.type  # a string that is made anew each time
+    """Require the CPU, or CUDA where it was compiled in."""
+    kind = device.type  # each access makes a new string
     if kind == "cuda" and not HAS_CUDA:
         raise RuntimeError(
-            f"{name} is on {device}, but adaptcomp_ext was built without CUDA: reinstall it where nvcc is found, "
-            "or move the tensors to the CPU."
+            f"{name} is on {device}, but adaptcomp_ext was built without CUDA: reinstall it on a machine "
+            "with nvcc, or move the tensors to the CPU."
         )
     if kind not in ("cpu", "cuda", "meta"):
         raise ValueError(f"{name}: expected a CPU or CUDA tensor, got one on {device}")
@@ -64,7 +64,7 @@ def check_device(name: str, device: torch.device) -> None:
 def check_rows(
     name: str, value: object, rows: int, device: torch.device, position: int | None = None
 ) -> Tensor:
-    """Require a tensor with `rows` rows on `device`; it has this `position` in the sequence `name`, if any."""
+    """Require a tensor with `rows` rows on `device`; `position` is its index in a sequence `name`."""
     if (  # the usual case first, as in `check_tensor`
         type(value) is Tensor
         and value.layout is _STRIDED
@@ -106,7 +106,7 @@ def check_floating(name: str, value: object) -> Tensor:
 
 
 def check_int(name: str, value: object, least: int, *, bounded: bool = True) -> int:
-    """Require an int of at least `least` that fits in 64 bits unless not `bounded` (bool is not an int here)."""
+    """Require an int (no bool) of at least `least`; it has to fit in 64 bits, unless ``bounded=False``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {describe(value)}")
     if value < least:
@@ -148,7 +148,7 @@ def check_log_probability(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     number = float(value)
-    if not number <= 1e-6:  # a computed logarithm of one may be a rounding above zero
+    if not number <= 1e-6:  # rounding may put a computed logarithm of 1 slightly above 0
         raise ValueError(f"{name}: expected the logarithm of a probability, at most 0, got {value}")
     return number
 

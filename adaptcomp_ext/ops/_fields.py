@@ -1,4 +1,4 @@
-"""Named tuples whose fields say what they are, to ``help()`` and to a tooltip."""
+"""Docstrings for the fields of named tuples, as ``help()`` and editors show them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _FIELD = re.compile(r"^(\w+) : (.+)$", re.MULTILINE)
 
 
 def documented(cls: _Class) -> _Class:
-    """Give each field of a named tuple what the class's docstring says of it under ``Attributes``.
+    """Give each field of a named tuple its description under ``Attributes`` in the class's docstring.
 
-    Left to itself, Python says "Alias for field number 0".
+    Python's default is "Alias for field number 0".
     """
     text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes\n----------\n")[2]
-    found = list(_FIELD.finditer(text))
-    for match, following in zip(found, [*found[1:], None], strict=True):
-        said = text[match.end() : None if following is None else following.start()]
-        getattr(cls, match[1]).__doc__ = f"{match[2]}. {' '.join(said.split())}"
+    fields = list(_FIELD.finditer(text))
+    for match, following in zip(fields, [*fields[1:], None], strict=True):
+        description = text[match.end() : None if following is None else following.start()]
+        getattr(cls, match[1]).__doc__ = f"{match[2]}. {' '.join(description.split())}"
     return cls

@@ -1,8 +1,8 @@
 """The torch.library namespace ``adaptcomp``: registration of the raw ops.
 
-Define and implement, without ``custom_op`` and without ``register_autograd``: a third of their cost per call.
-The raw ops are private and know no gradient; each public function wraps its own in an ``autograd.Function``
-where one is needed.
+They are registered by ``define`` and ``impl``, because ``custom_op`` and ``register_autograd`` cost three
+times as much per call. The raw ops are private and have no gradient; a public function wraps its raw op in an
+``autograd.Function`` where a gradient is needed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def register(
 ) -> Callable[..., Any]:
     """Register a kernel for CPU and CUDA with its shape function, and return the callable op.
 
-    The dispatcher takes as long as a kernel on few rows. With `tensor_at`, the position of a tensor among the
-    arguments, it is left out where it would do nothing but call the kernel, which must then write to none of
-    its arguments.
+    torch's dispatcher costs as much as a kernel on few rows. With `tensor_at`, the position of a tensor among
+    the arguments, it is bypassed where it would do nothing but call the kernel. Such a kernel must not write
+    to its arguments.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)
@@ -39,9 +39,7 @@ def register(
         if is_direct(arguments[tensor_at]):
             try:
                 return kernel(*arguments)
-            except (
-                TypeError
-            ):  # a tensor without an address, such as a wrapper that its transform has left behind
+            except TypeError:  # a tensor without an address, such as a wrapper of a transform that has ended
                 pass
         return op(*arguments)
 

@@ -1,10 +1,9 @@
-"""Tensors as the compiled module takes them: of class ``torch.Tensor`` or ``nn.Parameter``, with memory of their own.
+"""Plain tensors, as the compiled module takes them: ``torch.Tensor`` or ``nn.Parameter`` with memory.
 
-A subclass without a ``__torch_dispatch__`` (an image, an array with units) is such a tensor under another
-name: the kernels work on it as a plain tensor, and what comes out as rows of it gets its class back. A
-subclass with one (FakeTensor, DTensor, MaskedTensor) computes in a way of its own, on memory that its address
-does not show: it is refused by name, except for ``AsyncCollectiveTensor``, the result of a collective that is
-under way, which is waited for.
+A subclass without a ``__torch_dispatch__`` (an image, an array with units) is treated as a plain tensor, and
+rows copied from it get its class back. A subclass with a ``__torch_dispatch__`` (FakeTensor, DTensor,
+MaskedTensor) may keep its values elsewhere than at its address: it raises TypeError, except for
+``AsyncCollectiveTensor``, the result of a collective that is under way, which is waited for.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Kinds = list[type[Tensor]] | None
 
 
 def plain(name: str, tensor: Tensor) -> Tensor:
-    """The same values as a ``torch.Tensor`` or ``nn.Parameter``, with its gradient. TypeError where there is no such tensor."""
+    """Return the values as a ``torch.Tensor`` or ``nn.Parameter``, differentiably, or raise TypeError."""
     kind = type(tensor)
     if kind is Tensor or kind is nn.Parameter:
         return tensor
@@ -32,13 +31,13 @@ def plain(name: str, tensor: Tensor) -> Tensor:
 
 
 def resolved(name: str, tensor: Tensor) -> Tensor:
-    """`plain`, with the values in memory that torch has left to be negated."""
+    """Return the plain tensor, with a pending negation of torch carried out."""
     tensor = plain(name, tensor)
     return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def dressed(tensor: Tensor, kind: type[Tensor] | None) -> Tensor:
-    """The same tensor as one of class `kind`, as torch itself would return it; None, Tensor, Parameter: as it is."""
+    """Return the tensor in class `kind`, as torch's own ops do; unchanged for None, Tensor and Parameter."""
     if (
         kind is None
         or kind is Tensor
@@ -50,12 +49,12 @@ def dressed(tensor: Tensor, kind: type[Tensor] | None) -> Tensor:
 
 
 def dress(tensors: Sequence[Tensor], kinds: Kinds) -> Sequence[Tensor]:
-    """Each as one of its class."""
+    """Return each tensor in its class."""
     return tensors if kinds is None else [dressed(t, kind) for t, kind in zip(tensors, kinds, strict=True)]
 
 
 def kinds_of(tensors: Sequence[object]) -> Kinds:
-    """Their classes."""
+    """Return the classes of the tensors; None if all are plain."""
     for tensor in tensors:
         kind = type(tensor)
         if kind is not Tensor and kind is not nn.Parameter:
@@ -69,23 +68,23 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def is_released(tensor: Tensor) -> bool:
-    """Whether the storage of a plain tensor was resized to nothing, as ``untyped_storage().resize_(0)`` does."""
+    """Whether a plain tensor's storage was released, as by ``untyped_storage().resize_(0)``."""
     try:
         if tensor.data_ptr() or not tensor.numel():
             return False
     except RuntimeError:
-        return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # those are for the reference
+        return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # the reference serves wrappers
     return not (tensor.is_meta or tensor._is_zerotensor() or torch._is_functional_tensor(tensor))
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
-    """Require of a plain tensor that its storage was not resized to nothing: torch's own operators would read there."""
+    """Require that a plain tensor's storage was not released: torch's operators would read it."""
     if is_released(tensor):
         _refuse(name, tensor)
 
 
 def check_initialized(name: str, tensor: Tensor) -> None:
-    """Require that a tensor is no parameter of a lazy module that has no shape yet: torch would raise at its sizes."""
+    """Require that a tensor is not a parameter of an uninitialized lazy module, which has no shape."""
     if is_lazy(tensor):
         _refuse(name, tensor)
 
@@ -96,7 +95,7 @@ def has_dispatch(tensor: Tensor) -> bool:
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Whether this is a tensor of a tracer, which has no values and is only for operators of torch."""
+    """Whether a tensor belongs to a tracer: it has no values, and only registered operators take it."""
     kind = type(tensor)
     if kind is Tensor or kind is nn.Parameter:
         return False
@@ -104,7 +103,7 @@ def is_traced(tensor: Tensor) -> bool:
 
 
 def plain_or_traced(name: str, tensor: Tensor) -> Tensor:
-    """`plain`, for an operator that tracers know too."""
+    """Return the plain tensor, or a tracer's tensor as it is, for a registered operator."""
     return tensor if is_traced(tensor) else plain(name, tensor)
 
 
@@ -124,21 +123,21 @@ def _unwrap(name: str, tensor: Tensor) -> Tensor:
             return tensor.as_subclass(Tensor)
     collectives = sys.modules.get("torch.distributed._functional_collectives")
     if collectives is not None and isinstance(tensor, collectives.AsyncCollectiveTensor):
-        # An operation that is no view waits, and autograd sees it.
+        # An operation other than a view waits for the collective, and autograd records it.
         return tensor.clone()
     _refuse(name, tensor)
 
 
 def with_memory(name: str, tensor: Tensor) -> Tensor:
-    """`plain`, for a tensor whose address the compiled module could not take."""
+    """Return a plain tensor with an address, for one whose address the compiled module could not take."""
     tensor = plain(name, tensor)
-    if tensor._is_zerotensor():  # zeros that torch has not written down
+    if tensor._is_zerotensor():  # torch has not allocated its zeros
         return tensor.clone()
     try:
-        found = tensor.data_ptr() != 0 or tensor.numel() == 0
+        has_address = tensor.data_ptr() != 0 or tensor.numel() == 0
     except Exception as error:
         _refuse(name, tensor, error)
-    if not found:
+    if not has_address:
         _refuse(name, tensor)
     return tensor
 
@@ -148,15 +147,16 @@ def _refuse(name: str, tensor: Tensor, cause: Exception | None = None) -> NoRetu
 
 
 def _problem(tensor: Tensor) -> str:
-    """Why a kernel cannot read a tensor."""
+    """Say why a kernel cannot read a tensor."""
     if is_lazy(tensor):
         return "an uninitialized one of a lazy module"
     if is_traced(tensor):
-        return f"a {type(tensor).__name__}, which has a shape and no values (from FakeTensorMode, torch.export or make_fx)"
+        kind = type(tensor).__name__
+        return f"a {kind}, which has a shape and no values (from FakeTensorMode, torch.export or make_fx)"
     if has_dispatch(tensor):
-        kind = type(tensor)
-        where = "to_local()" if kind.__name__ == "DTensor" else "the plain tensor in it"
-        return f"a {kind.__module__}.{kind.__qualname__}, whose __torch_dispatch__ stands between it and its data: pass {where}"
+        name = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        instead = "to_local()" if type(tensor).__name__ == "DTensor" else "the plain tensor in it"
+        return f"a {name}, whose __torch_dispatch__ stands between it and its data: pass {instead}"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "a wrapper of torch.func (vmap, grad, jvp and their like), which has no memory of its own"
     if torch._is_functional_tensor(tensor):
@@ -167,4 +167,5 @@ def _problem(tensor: Tensor) -> str:
         return "a nested tensor"
     if tensor.layout != torch.strided:
         return f"layout {tensor.layout}"
-    return f"a tensor of shape {list(tensor.shape)}, {tensor.dtype}, on {tensor.device} whose storage was released"
+    shape = list(tensor.shape)
+    return f"a tensor of shape {shape}, {tensor.dtype}, on {tensor.device} whose storage was released"

@@ -1,10 +1,10 @@
-"""Transforms and tracers of torch that the kernels cannot serve: each is noticed at the call and refused by one sentence.
+"""Detection of torch's transforms and tracers that the kernels cannot serve; each raises RuntimeError.
 
-The kernels read addresses and decide on the host. A tensor that stands for many tensors (``vmap``), for a
-value with a tangent (forward mode) or for no value at all (fake tensors) has no address that says so; and a
-recorded graph would replay the steps of one batch for every other. `enter` looks for all of them at the
-beginning of a call and costs a fifth of a microsecond. What reaches a call only through the user's own
-functions, such as a parameter with a tangent, is found by the `Watch` it returns.
+The kernels read addresses and decide on the host. An address does not show that a tensor stands for many
+tensors (``vmap``), has a tangent (forward mode) or has no values (fake tensors); and a recorded graph would
+replay the steps of one batch for every other batch. `enter` looks for all of them at the beginning of a call
+and costs 0.2 µs. Tensors that reach a call only through the user's own functions, such as a parameter with a
+tangent, are checked by the `Watch` it returns.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def _nothing() -> None:
     return None
 
 
-# Private names of torch. Without one of them its transform is no longer refused here, and nothing else
-# changes.
+# Private names of torch. Where a release lacks one of them, its transform is no longer refused here, and
+# nothing else changes.
 _functorch = getattr(torch._C, "_functorch", None)
 _interpreter = getattr(_functorch, "peek_interpreter_stack", _nothing)
 _interpreters = getattr(_functorch, "get_interpreter_stack", _nothing)
@@ -44,8 +44,8 @@ _before_dispatch = (
 )
 _is_legacy_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda tensor: False)
 
-# What the reference of a loop can do, being plain PyTorch; what a registered op can do; and one that takes no
-# list of tensors.
+# The transforms that the reference of a loop, being plain PyTorch, serves; those that a registered op serves;
+# and those of an op without a list of tensors among its arguments.
 DIFFERENTIATION = frozenset({"grad", "jvp", "functionalize", "forward"})
 OP = frozenset({"export", "trace", "make_fx", "fake", "functionalize"})
 OP_OF_TENSORS = OP | {"vmap"}
@@ -63,10 +63,14 @@ _NAMES = {
     "export": "torch.export",
 }
 _KINDS = {"Grad": "grad", "Jvp": "jvp", "Vmap": "vmap"}  # of functorch's interpreters
-_BY_LOOP = "rows do not depend on each other: give all samples in one batch, or call it for one sample after the other"
+_BY_LOOP = (
+    "rows do not depend on each other: give all samples in one batch, "
+    "or call it for one sample after the other"
+)
 _RECORDED = (
-    "what runs is decided by the values of the rows, and a recording would repeat what those of one batch needed: record the "
-    "other parts of the model, or use torch.compile without fullgraph=True, which leaves it out of the graph"
+    "the values of the rows decide how many steps run, and a recorded graph would repeat those of one batch: "
+    "record the other parts of the model, or use torch.compile without fullgraph=True, which leaves it out "
+    "of the graph"
 )
 _WAYS = {
     "grad": "use torch.autograd.grad",
@@ -88,32 +92,30 @@ def enter(
     reference: Collection[str] = DIFFERENTIATION,
     decides: Any = None,
 ) -> Watch | None:
-    """Raise where a transform is active that the call cannot serve; to be called before work begins.
+    """Raise, before work begins, if a transform is active that the call cannot serve.
 
     Parameters
     ----------
     called : str
-        What the user called, for the message.
+        Name of the function that the user called, for the message.
     tensors : sequence of pytree of Tensor
-        What it was given; anything else among them is ignored.
+        Its arguments; leaves that are not tensors are ignored.
     kernels, reference : collection of str
-        The transforms that the kernels serve, and those that its reference path serves, named as in this
-        module.
+        The transforms that the kernels serve, and those that the reference serves, named as in this module.
     decides : optional
-        Decides on shapes, and must not have a batch of ``vmap`` on the reference either.
+        A tensor whose values decide shapes. It must not have a batch of ``vmap``, on the reference either.
 
     Returns
     -------
     Watch or None
-        To be shown what the user's functions return; None, the usual case, where there is nothing to look
-        for.
+        A check for the results of the user's functions; None, the usual case, if there is nothing to check.
 
     Raises
     ------
     RuntimeError
-        Names the transform and the way out.
+        If the call cannot serve an active transform. The message names the transform and the way out.
     """
-    if torch.compiler.is_dynamo_compiling():  # which knows the transforms it traces through
+    if torch.compiler.is_dynamo_compiling():  # Dynamo knows the transforms that it traces through
         return None
     if (
         _interpreter() is None
@@ -127,12 +129,12 @@ def enter(
 
 
 def without_address() -> bool:
-    """Whether a kernel must be called through torch's dispatcher: a graph is being recorded, or a mode is active."""
+    """Whether a kernel must go through torch's dispatcher: a graph is being recorded, or a mode is active."""
     return torch.compiler.is_compiling() or bool(_dispatch_modes())
 
 
 def is_direct(tensor: Tensor) -> bool:
-    """Whether torch's dispatcher would do nothing with an op on `tensor` but call its kernel, where no gradient is recorded."""
+    """Whether torch's dispatcher, without a gradient, would only call the kernel of an op on `tensor`."""
     return (
         not torch.compiler.is_dynamo_compiling()
         and type(tensor) is Tensor
@@ -146,7 +148,7 @@ def is_direct(tensor: Tensor) -> bool:
 
 
 def has_values() -> bool:
-    """Whether the values of a tensor can be looked at."""
+    """Whether the values of tensors can be read: no graph is being traced, and no tensor is fake."""
     if torch.compiler.is_compiling():
         return False
     return (_interpreter() is None and not _dispatch_modes()) or not {"fake", "functionalize"}.intersection(
@@ -155,7 +157,7 @@ def has_values() -> bool:
 
 
 def on_values(look: Callable[[], int]) -> int:
-    """What `look` finds in the values of tensors, with nothing recorded of it."""
+    """Return ``look()``, a number read from tensors, without recording its operations."""
     if not _dispatch_modes() and not _before_dispatch():
         return look()
     with _python_dispatch._disable_current_modes():
@@ -163,7 +165,7 @@ def on_values(look: Callable[[], int]) -> int:
 
 
 class Watch:
-    """Looks for derivatives and batches that reach a call through what the user's functions return."""
+    """A check for tangents and batches that reach a call through the results of the user's functions."""
 
     def __init__(self, called: str, forbidden: Collection[str], reference: Collection[str]) -> None:
         self._called = called
@@ -171,7 +173,7 @@ class Watch:
         self._reference = reference
 
     def __call__(self, where: str, tree: Any) -> None:
-        """Raise if a tensor in `tree` has a tangent or a batch dimension of ``vmap`` that would be dropped."""
+        """Raise if a tensor in `tree` has a tangent or a batch of ``vmap`` that would be dropped."""
         for tensor in pytree.tree_leaves(tree):
             if not isinstance(tensor, Tensor):
                 continue
@@ -181,12 +183,12 @@ class Watch:
                 _refuse(self._called, "forward", self._reference, where)
 
     def refuse(self, kind: str) -> None:
-        """Raise if a transform is active that the call could serve only as long as nothing is differentiated."""
+        """Raise if `kind` is among the transforms that the call cannot serve."""
         if kind in self._forbidden:
             _refuse(self._called, kind, self._reference)
 
     def wrap(self, where: str, function: _Function) -> _Function:
-        """The same function, with everything it returns looked at."""
+        """Return `function` with a check of its results."""
 
         @functools.wraps(function, updated=())
         def watched(*arguments: Any, **options: Any) -> Any:
@@ -198,22 +200,23 @@ class Watch:
 
 
 def check_gradients(called: str, gradients: Iterable[Any]) -> None:
-    """In a backward pass: raise where a gradient stands for many, or has a tangent."""
+    """Raise, in a backward pass, if a gradient is a batch of gradients or has a tangent."""
     if torch.compiler.is_compiling():
         return
     dual = forward_ad._current_level >= 0
     for gradient in gradients:
         if gradient is not None and _is_legacy_batched(gradient):
             raise RuntimeError(
-                f"The backward pass of {called} does not support batches of gradients (is_grads_batched=True, or vectorize=True "
-                "of torch.autograd.functional): leave the option out, and torch takes one gradient after the other."
+                f"The backward pass of {called} does not support batches of gradients "
+                "(is_grads_batched=True, or vectorize=True of torch.autograd.functional): leave the option "
+                "out, and torch takes one gradient after the other."
             )
         if dual and gradient is not None and _has_tangent(gradient):
             _refuse(f"the backward pass of {called}", "forward", ())
 
 
 def apart(called: str, function: _Function) -> _Function:
-    """The same function, at which torch.compile splits its graph; it says why where it must not."""
+    """Exclude `function` from graphs of torch.compile; where a graph may not be split, the error says why."""
     disable: Any = torch.compiler.disable
     reason = f"{called} does not support torch.compile(fullgraph=True) and torch.export: {_RECORDED}."
     try:
@@ -237,7 +240,7 @@ def _look(
             isinstance(t, Tensor) and _loses_gradient(t) for t in pytree.tree_leaves(list(tensors))
         ):
             _refuse(called, "vmap", reference)
-    # These two harm only where a tensor has a batch or a tangent.
+    # These two do harm only if a tensor has a batch or a tangent.
     forbidden = {"vmap", "forward"}.intersection(active).difference(served)
     if not forbidden:
         return None
@@ -247,7 +250,7 @@ def _look(
 
 
 def _active() -> list[str]:
-    """The transforms, tracers and modes that are active, those first that say most."""
+    """Return the active transforms, tracers and modes, the most specific ones first."""
     kinds = ["export"] if torch.compiler.is_exporting() else []
     if _tracing_state() is not None:
         kinds.append("trace")
@@ -264,7 +267,7 @@ def _active() -> list[str]:
 
 
 def _layers(tensor: Tensor) -> Iterator[Tensor]:
-    """A tensor and what functorch has wrapped in it: under per-sample gradients, a batch in what has the gradient."""
+    """Yield a tensor and the tensors that functorch has wrapped in it, from the outside to the inside."""
     yield tensor
     while _functorch is not None and _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
@@ -272,7 +275,7 @@ def _layers(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _loses_gradient(tensor: Tensor) -> bool:
-    """Whether it needs a gradient under ``vmap``, for which the kernels' are not made; a batch itself does not show it."""
+    """Whether a tensor needs a gradient under ``vmap``, which the kernels do not provide."""
     return (
         torch.is_grad_enabled()
         and not on_reference()
@@ -293,7 +296,7 @@ def _has_tangent(tensor: Tensor) -> bool:
 def _refuse(called: str, kind: str, reference: Collection[str], where: str = "") -> NoReturn:
     way = _WAYS[kind]
     if kind in reference:
-        way += ", or run it inside adaptcomp_ext.reference_kernels(), whose plain PyTorch has it"
+        way += ", or run it inside adaptcomp_ext.reference_kernels(), whose plain PyTorch supports it"
     came = (
         f", and {where} returned a tensor with {'a batch or a gradient' if kind == 'vmap' else 'a tangent'}"
         if where

@@ -17,7 +17,7 @@ from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradi
 
 @documented
 class ActStep(NamedTuple):
-    """What one step of ACT says of each row.
+    """The result of one step of ACT, in float32 or float64 like `accumulated`.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class ActStep(NamedTuple):
 def _kernel(
     logits: Tensor, accumulated: Tensor, step: int, min_steps: int, max_steps: int, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # What is like a tensor of one dimension is contiguous.
+    # empty_like of a tensor with one dimension is contiguous.
     out = torch.empty_like(accumulated), torch.empty_like(accumulated), torch.empty_like(accumulated)
     halt = torch.empty_like(accumulated, dtype=torch.bool)
     _C.act_step(
@@ -96,8 +96,8 @@ _act_step = register(
     tensor_at=0,
 )
 _act_step_backward = register(
-    "act_step_backward(Tensor logits, Tensor accumulated, Tensor? g_weight, Tensor? g_accumulated, Tensor? g_cost, "
-    f"{_STATIC}) -> (Tensor, Tensor)",
+    "act_step_backward(Tensor logits, Tensor accumulated, Tensor? g_weight, Tensor? g_accumulated, "
+    f"Tensor? g_cost, {_STATIC}) -> (Tensor, Tensor)",
     _backward_kernel,
     lambda logits, accumulated, *rest: (torch.empty_like(accumulated), torch.empty_like(accumulated)),
 )
@@ -117,7 +117,7 @@ class _ActStep(torch.autograd.Function):
     def backward(ctx: Any, g_weight: Any, g_accumulated: Any, g_cost: Any, _: Any) -> tuple[Any, ...]:
         logits, accumulated = ctx.saved_tensors
         check_gradients("ops.act_step", (g_weight, g_accumulated, g_cost))
-        # Under create_graph the gradient has to be differentiable in its turn: the reference is.
+        # With create_graph=True the gradient has to be differentiable, as the reference's is.
         if torch.is_grad_enabled():
             backward = reference.act_step_backward
         else:
@@ -137,9 +137,9 @@ def act_step(
 ) -> ActStep:
     """Decide, for every row of a block, whether ACT halts it at this step, and with which weight.
 
-    With h = sigmoid(logit), N the first step at which h₁ + … + hₙ ≥ `threshold` (or `max_steps`), and the
-    remainder R = 1 − (h₁ + … + h_{N−1}): the weight is hₙ before N and R at N; the ponder cost N + R falls
-    due at N. Before `min_steps` the probability of halting counts as zero.
+    Let h = sigmoid(logit), N be the first step at which h₁ + … + hₙ ≥ `threshold` (or `max_steps`), and the
+    remainder be R = 1 − (h₁ + … + h_{N−1}). The weight is hₙ before N and R at N. The ponder cost is N + R at
+    N and zero before. Before `min_steps` the probability of halting is zero.
 
     Parameters
     ----------
@@ -147,11 +147,11 @@ def act_step(
         Halting logits, [rows]; float32, float64, bfloat16 or float16. −∞ is a halting probability of 0,
         without a gradient.
     accumulated : Tensor
-        h₁ + … + h_{n−1}, [rows]; float32 or float64, the dtype of the results.
+        h₁ + … + h_{n−1}, [rows], on the device of `logits`; float32 or float64, the dtype of the results.
     step : int
-        n, from 1.
+        n, counted from 1.
     min_steps, max_steps : int
-        Bounds on N.
+        Lower and upper bound of N.
     threshold : float
         1 − ε, in (0, 1].
 
@@ -159,13 +159,19 @@ def act_step(
     -------
     ActStep
         ``weight``, ``accumulated`` (this step included), ``cost`` (zero before N), and ``halt``: bool,
-        whether the threshold is reached. A row stopped by `max_steps` alone has its remainder as weight and
+        whether the threshold is reached. A row that only `max_steps` ends has its remainder as weight and
         ``halt`` false.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
 
     Notes
     -----
-    Differentiable in `logits` and `accumulated`, to any order; N is a constant, so h_N has gradient zero.
-    Graves 2016, "Adaptive Computation Time for Recurrent Neural Networks", equations 5 to 14.
+    The results are differentiable in `logits` and `accumulated`, to any order. N counts as a constant, so the
+    gradient in h_N is zero. See Graves 2016, "Adaptive Computation Time for Recurrent Neural Networks",
+    equations 5 to 14.
     """
     logits = _checks.check_row_scalars("logits", logits)
     accumulated = _checks.check_row_scalars("accumulated", accumulated, logits.shape[0])
@@ -181,7 +187,7 @@ def act_step(
 
 
 def act_step_unchecked(logits: Tensor, accumulated: Tensor, *static: Any) -> tuple[Tensor, ...]:
-    """`act_step` for the halting loop, which has checked its arguments once."""
+    """Run `act_step` without its checks, for the halting loop."""
     differentiable = torch.is_grad_enabled() and (logits.requires_grad or accumulated.requires_grad)
     enter("ops.act_step", (logits, accumulated), OP_OF_TENSORS, EVERYTHING)
     if on_reference():

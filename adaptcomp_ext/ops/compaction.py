@@ -1,4 +1,4 @@
-"""Compaction: the rows that go on, moved together, and its adjoint."""
+"""Compaction, which moves the active rows together, and its adjoint."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def _compact_index_kernel(keep: Tensor) -> Tensor:
         index, kept = _compact_index_on_cpu(keep)
         return index.resize_(kept)
     index, count = _compact_index_padded_kernel(keep)
-    return index[: int(count)]  # the count is read back: the exact size needs it
+    return index[: int(count)]  # the exact size needs the count on the host
 
 
 def _compact_index_on_cpu(keep: Tensor) -> tuple[Tensor, int]:
-    index = torch.empty_like(keep, dtype=torch.int64)  # which has one dimension, and so is contiguous
+    index = torch.empty_like(keep, dtype=torch.int64)  # contiguous, because it has one dimension
     return index, _C.compact_index([keep, keep.shape[0], index, None, None, 0, *place(keep.device)])
 
 
@@ -46,7 +46,7 @@ def _compact_index_padded_kernel(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gather_rows_kernel(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-    """The raw gather. Also called straight from the halting loop, which has checked its tensors."""
+    """Gather rows without the dispatcher, also for the halting loop, which has checked its tensors."""
     return _C.gather_rows(tensors, index, *place(index.device))
 
 
@@ -128,7 +128,7 @@ class _Scatter(torch.autograd.Function):
 
 
 def gather(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-    """The rows that `index` names, differentiable; nothing is checked."""
+    """Return the rows at `index`, differentiably and without checks."""
     if on_reference():
         return reference.gather_rows(tensors, index)
     return list(_Gather.apply(index, *tensors)) if needs_grad(tensors) else _gather_rows(list(tensors), index)
@@ -156,7 +156,7 @@ def _tensor_list(name: str, tensors: object, rows: int, device: torch.device) ->
 
 
 def _dressed(rows: list[Tensor], tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Rows of tensors in the classes of those."""
+    """Return `rows` in the classes of `tensors`, from which they come."""
     kinds = kinds_of([tensors] if isinstance(tensors, Tensor) else tensors)
     return tuple(rows if kinds is None else dress(rows, kinds))
 
@@ -173,10 +173,10 @@ def _check_keep(keep: object) -> Tensor:
 def compact(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
     """Keep the rows where `keep` is true, in all tensors at once.
 
-    - Stable: the rows keep their order. The inputs are unchanged.
-    - Any number of tensors, of any dtypes and shapes, in one pass over the rows.
-    - Differentiable, to any order, in the floating-point and complex tensors: the backward pass is the
-      matching scatter.
+    - The order is stable: rows keep their order. The inputs are unchanged.
+    - Any number of tensors, of any dtypes and shapes, is compacted in one pass over the rows.
+    - The rows are differentiable, to any order, in floating-point and complex tensors: the backward pass is
+      the matching scatter.
 
     ::
 
@@ -196,16 +196,16 @@ def compact(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Ten
     rows : tuple of Tensor
         Each [K, ...], K the number of true entries; contiguous.
     index : Tensor
-        int64 [K]: where each row came from.
+        int64 [K]: the input row that each row comes from.
 
     Raises
     ------
     TypeError, ValueError
-        If `keep` is no bool vector, or a tensor has another number of rows or another device.
+        If `keep` is not a bool vector, or a tensor has another number of rows or another device.
 
     Notes
     -----
-    K is a host number: on CUDA this call waits for the device once. `compact_padded` does not.
+    The host needs K, so that on CUDA the call waits for the device once. `compact_padded` does not wait.
     """
     mask = _check_keep(keep)
     rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
@@ -217,7 +217,7 @@ def compact(keep: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[tuple[Ten
 def compact_padded(
     keep: Tensor, tensors: Tensor | Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """`compact` at its worst-case size: the shapes do not depend on `keep`, and the host never waits.
+    """Compact into a block of B rows: the shapes do not depend on `keep`, and the host never waits.
 
     ::
 
@@ -225,7 +225,8 @@ def compact_padded(
         tensors = [a b c d e]
         rows    = [a d e 0 0]    index = [0 3 4 -1 -1]    count = 3
 
-    Safe to capture in a CUDA graph, and in ``torch.compile(fullgraph=True)``.
+    The rows are stable and differentiable as those of `compact`. The call can be captured in a CUDA graph and
+    in ``torch.compile(fullgraph=True)``.
 
     Parameters
     ----------
@@ -240,6 +241,11 @@ def compact_padded(
         int64 [B]; -1 from `count` on.
     count : Tensor
         int64 scalar on the device of `keep`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `compact` does.
     """
     mask = _check_keep(keep)
     rows = _tensor_list("tensors", tensors, mask.shape[0], mask.device)
@@ -249,12 +255,12 @@ def compact_padded(
 
 
 def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Put rows back where `compact` took them from; zero elsewhere. Differentiable: the backward pass is the gather.
+    """Put rows back at the places that `compact` took them from; the other rows are zero.
 
     Parameters
     ----------
     tensors : Tensor or sequence of Tensor
-        Each [K, ...].
+        Each [K, ...], of any dtype, on the device of `index`.
     index : Tensor
         int64 [K], distinct, less than `size`. Rows whose index is negative are left out.
     size : int
@@ -263,12 +269,17 @@ def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -
     Returns
     -------
     tuple of Tensor
-        Each [B, ...].
+        Each [B, ...], contiguous.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described; see below for what is not checked.
 
     Notes
     -----
-    Not checked: that the indices are distinct; and, on CUDA or in a compiled graph, that they are less than
-    `size`.
+    The result is differentiable, to any order: the backward pass is the gather. Not checked: that the indices
+    are distinct; and, on CUDA or in a compiled graph, that they are less than `size`.
     """
     where = _checks.check_tensor("index", index)
     if where.dtype != torch.int64 or where.dim() != 1:
@@ -285,10 +296,10 @@ def scatter_rows(tensors: Tensor | Sequence[Tensor], index: Tensor, size: int) -
 
 
 def compact_index_padded(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """For the halting loop: `compact_padded` without the tensors."""
+    """Return index and count of `compact_padded`, for the halting loop."""
     return reference.compact_index_padded(keep) if on_reference() else _compact_index_padded(keep)
 
 
 def kept_index(keep: Tensor) -> Tensor:
-    """For routing: `compact` without the tensors."""
+    """Return the index of `compact`, for `route`."""
     return reference.compact_index(keep) if on_reference() else _compact_index(keep)

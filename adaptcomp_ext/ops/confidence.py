@@ -1,4 +1,4 @@
-"""How sure a row of class logits is."""
+"""The confidence of a row of class logits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ _confidence = register(
 
 
 def confidence(logits: Tensor, measure: str = "max_prob") -> Tensor:
-    """Confidence in [0, 1] of each row of class logits: the largest probability p₁, the margin p₁ − p₂, or 1 − H/log C.
+    """Compute the confidence, in [0, 1], of each row of class logits.
+
+    With probabilities p₁ ≥ p₂ ≥ … and entropy H it is p₁, the margin p₁ − p₂, or 1 − H / log C.
 
     Parameters
     ----------
@@ -46,9 +48,17 @@ def confidence(logits: Tensor, measure: str = "max_prob") -> Tensor:
     Returns
     -------
     Tensor
-        [rows], float32 (float64 for float64 logits). A logit of −∞ masks its class, which counts in C all the
-        same; where a single class is left the confidence is 1. NaN where the row holds a NaN, or no class.
-        Not differentiable: it only decides.
+        [rows], float32 (float64 for float64 logits). A logit of −∞ masks its class, which still counts in C;
+        a row with a single class left has confidence 1. A row with a NaN, or with no class left, gives NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
+
+    Notes
+    -----
+    The result is not differentiable.
     """
     logits = _checks.check_floating("logits", logits)
     _checks.check_choice("measure", measure, tuple(MEASURES))

@@ -1,4 +1,4 @@
-"""The Hopfield energy as its whole-descent kernels take it."""
+"""The Hopfield energy in the form that its descent kernels take."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from adaptcomp_ext.ops._whole_descent import ClosedForm
 
 
 def hopfield_closed_form(patterns: Tensor, beta: Tensor) -> ClosedForm:
-    """The tensors of `reference.hopfield_energy`."""
+    """Return the closed form with the tensors of `reference.hopfield_energy`."""
     return ClosedForm("hopfield", (patterns, beta), (), (), reference.hopfield_energy, rows_at=None)

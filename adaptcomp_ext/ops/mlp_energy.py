@@ -1,4 +1,4 @@
-"""The network energy as its whole-descent kernels take it."""
+"""The network energy in the form that its descent kernels take."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def mlp_closed_form(
     activation: str,
     ridge: float,
 ) -> ClosedForm:
-    """The tensors of `reference.mlp_energy`."""
+    """Return the closed form with the tensors of `reference.mlp_energy`."""
     function = partial(reference.mlp_energy, activation=activation, ridge=ridge)
 
     sizes = (weight1.shape[0], 0 if weight2 is None else weight2.shape[0], ACTIVATION_CODES[activation])
@@ -36,10 +36,10 @@ def mlp_closed_form(
 
 
 def context_part(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W' + b, of plain contiguous tensors of one dtype, float32 or float64.
+    """Compute x W' + b for plain contiguous tensors of one dtype, float32 or float64.
 
-    A row has the same bits alone and in any batch, and so has its gradient. A matrix product of torch rounds
-    a row by the number of rows that come with it.
+    A row and its gradient have the same bits alone and in any batch. torch's matrix product does not promise
+    that: its rounding depends on the number of rows.
     """
     tensors = (x, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -49,7 +49,7 @@ def context_part(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _product(transposed: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W' + b; `transposed`: x W."""
+    """Compute x W' + b, or x W if `transposed`."""
     rows, columns = weight.shape
     inner, columns, strides = (rows, columns, (columns, 1)) if transposed else (columns, rows, (1, columns))
     out = x.new_empty((x.shape[0], columns))
@@ -72,6 +72,6 @@ class _Product(torch.autograd.Function):
         if of_x:
             product = _Product.apply if torch.is_grad_enabled() else _product
             g_x = product(not ctx.transposed, contiguous("gradient", g), weight, None)
-        if of_weight:  # a sum over rows: of no row in particular
+        if of_weight:  # a sum over rows need not be batch-invariant
             g_weight = x.mT @ g if ctx.transposed else g.mT @ x
         return None, g_x, g_weight, g.sum(dim=0) if of_bias else None

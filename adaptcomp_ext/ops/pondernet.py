@@ -17,14 +17,14 @@ from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradi
 
 @documented
 class PonderNetStep(NamedTuple):
-    """What one step of PonderNet says of each row.
+    """The result of one step of PonderNet, in float32 or float64 like `log_survival`.
 
     Attributes
     ----------
     weight : Tensor
         [rows]: pₙ, the probability of halting at this step.
     log_survival : Tensor
-        [rows], in nats: log Qₙ, of going on after it.
+        [rows], in nats: log Qₙ, the log probability of going on after this step.
     cost : Tensor
         [rows], in nats: this step's term of KL(p ‖ prior).
     halt : Tensor
@@ -46,7 +46,7 @@ def _kernel(
     log_prior: float,
     log_epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # What is like a tensor of one dimension is contiguous.
+    # empty_like of a tensor with one dimension is contiguous.
     out = torch.empty_like(log_survival), torch.empty_like(log_survival), torch.empty_like(log_survival)
     halt = torch.empty_like(log_survival, dtype=torch.bool)
     _C.pondernet_step(
@@ -126,7 +126,7 @@ class _PonderNetStep(torch.autograd.Function):
     def backward(ctx: Any, g_weight: Any, g_log_survival: Any, g_cost: Any, _: Any) -> tuple[Any, ...]:
         logits, log_survival = ctx.saved_tensors
         check_gradients("ops.pondernet_step", (g_weight, g_log_survival, g_cost))
-        # Under create_graph the gradient has to be differentiable in its turn: the reference is.
+        # With create_graph=True the gradient has to be differentiable, as the reference's is.
         if torch.is_grad_enabled():
             backward = reference.pondernet_step_backward
         else:
@@ -147,33 +147,38 @@ def pondernet_step(
 ) -> PonderNetStep:
     """Add one step to every row's halting distribution, in log space.
 
-    With the hazard λ = sigmoid(logit) and the survival Q, the weight is pₙ = λₙ Q_{n−1}; at the last step λ
-    counts as one, so that the weights of a row sum to one. The cost is this step's term of KL(p ‖ prior), pₙ
-    (log pₙ − log priorₙ).
+    With the hazard λ = sigmoid(logit) and the survival Q, the weight is pₙ = λₙ Q_{n−1}. At the last step λ
+    is taken as 1, so that the weights of a row sum to 1. The cost is this step's term of KL(p ‖ prior),
+    pₙ (log pₙ − log priorₙ).
 
     Parameters
     ----------
     logits : Tensor
         Hazard logits, [rows]; float32, float64, bfloat16 or float16. −∞ is a hazard of 0, without a gradient.
     log_survival : Tensor
-        log Q_{n−1}, [rows], zero before the first step; float32 or float64, the dtype of the results.
+        log Q_{n−1}, [rows], zero before the first step, on the device of `logits`; float32 or float64, the
+        dtype of the results.
     step, min_steps, max_steps : int
-        n from 1, and its bounds. Before `min_steps` the hazard counts as zero; at `max_steps` it counts as
-        one.
+        n, counted from 1, and its bounds. Before `min_steps` the hazard is taken as 0; at `max_steps` as 1.
     log_prior : float
-        log of the prior probability of this step.
+        Logarithm of the prior probability of this step, at most 0.
     log_epsilon : float
-        A row is truncated, as if this were its last step, where log Qₙ falls below it. Default: never.
+        Truncation: this step is a row's last one if log Qₙ falls below it. Default −∞: no truncation.
 
     Returns
     -------
     PonderNetStep
         ``weight``, ``log_survival`` (log Qₙ), ``cost``, and ``halt``: bool, true at a row's last step.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
+
     Notes
     -----
-    Differentiable in `logits` and `log_survival`, to any order. Banino, Balaguer, Blundell 2021, "PonderNet",
-    equations 3 to 6.
+    The results are differentiable in `logits` and `log_survival`, to any order. See Banino, Balaguer,
+    Blundell 2021, "PonderNet", equations 3 to 6.
     """
     logits = _checks.check_row_scalars("logits", logits)
     log_survival = _checks.check_row_scalars("log_survival", log_survival, logits.shape[0])
@@ -192,7 +197,7 @@ def pondernet_step(
 
 
 def pondernet_step_unchecked(logits: Tensor, log_survival: Tensor, *static: Any) -> tuple[Tensor, ...]:
-    """`pondernet_step` for the halting loop, which has checked its arguments once."""
+    """Run `pondernet_step` without its checks, for the halting loop."""
     differentiable = torch.is_grad_enabled() and (logits.requires_grad or log_survival.requires_grad)
     enter("ops.pondernet_step", (logits, log_survival), OP_OF_TENSORS, EVERYTHING)
     if on_reference():

@@ -1,4 +1,4 @@
-"""The quadratic energy as its whole-descent kernels take it."""
+"""The quadratic energy in the form that its descent kernels take."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from adaptcomp_ext.ops._whole_descent import ClosedForm
 
 
 def quadratic_closed_form(matrix: Tensor, linear: Tensor) -> ClosedForm:
-    """The tensors of `reference.quadratic_energy`."""
+    """Return the closed form with the tensors of `reference.quadratic_energy`."""
     return ClosedForm("quadratic", (matrix, linear), (), (), reference.quadratic_energy, rows_at=1)

@@ -1,4 +1,4 @@
-"""Routing: the rows of a branch put in their places among the others, and its adjoint."""
+"""Merging the rows of a branch with the rows that did not take it, and the adjoint."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _merge_rows = register(
     _merge_rows_fake,
     tensor_at=2,
 )
-# The gradients of the rows, unless nobody wants them, and then those of the others.
+# Returns the gradients of the rows, if `with_rows`, followed by those of the other rows.
 _split_rows = register(
     "split_rows(Tensor[] grads, Tensor index, bool with_rows) -> Tensor[]",
     _split_rows_kernel,
@@ -68,9 +68,9 @@ class _Merge(torch.autograd.Function):
         with_rows = any(ctx.needs_input_grad[2 : 2 + ctx.count])
         given = [g for g in grads if g is not None]
         check_gradients("ops.merge_rows", given)
-        found = _split(given, index, with_rows)
-        some, others = iter(found[: len(found) - len(given)]), iter(found[len(found) - len(given) :])
-        g_rows = [next(some) if g is not None and with_rows else None for g in grads]
+        split = _split(given, index, with_rows)
+        rows, others = iter(split[: len(split) - len(given)]), iter(split[len(split) - len(given) :])
+        g_rows = [next(rows) if g is not None and with_rows else None for g in grads]
         g_otherwise = [None if g is None else next(others) for g in grads]
         return (None, None, *g_rows, *g_otherwise)
 
@@ -83,16 +83,16 @@ class _Split(torch.autograd.Function):
         return tuple(_split_rows(list(grads), index, with_rows))
 
     @staticmethod
-    def backward(ctx: Any, *found: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        if not ctx.with_rows:  # what is left of the split is a projection
-            return (None, None, *_split(found, index, False))
-        count = len(found) // 2
-        return (None, None, *merge(found[:count], found[count:], index))
+        if not ctx.with_rows:  # without the rows the split is a projection, its own adjoint
+            return (None, None, *_split(grads, index, False))
+        count = len(grads) // 2
+        return (None, None, *merge(grads[:count], grads[count:], index))
 
 
 def merge(rows: Sequence[Tensor], otherwise: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-    """`merge_rows` without its checks."""
+    """Run `merge_rows` without its checks."""
     if on_reference():
         return reference.merge_rows(rows, otherwise, index)
     if needs_grad(rows) or needs_grad(otherwise):
@@ -118,13 +118,13 @@ def _check_index(index: object) -> Tensor:
 
 
 def _check_order(index: Tensor, size: int) -> None:
-    """On the CPU, where looking costs no wait: strictly ascending below `size`, negative entries at the end."""
+    """Require, on the CPU, strictly ascending entries below `size`, with negative ones only at the end."""
     if index.is_meta or on_cuda(index.device) or not has_values():
         return
     if not _C.in_order([index, index.shape[0], size]):
         raise ValueError(
-            f"index: expected distinct entries in ascending order, less than {size} (the rows of otherwise), negative ones only "
-            f"at the end, got {index}"
+            f"index: expected distinct entries in ascending order, less than {size} (the rows of otherwise), "
+            f"negative ones only at the end, got {index}"
         )
 
 
@@ -132,9 +132,9 @@ def _check_pair(i: int, rows: Tensor, otherwise: Tensor) -> None:
     if rows.dtype != otherwise.dtype:
         raise TypeError(f"rows[{i}]: expected {otherwise.dtype} like otherwise[{i}], got {rows.dtype}")
     if rows.shape[1:] != otherwise.shape[1:]:
-        expected = ["K", *otherwise.shape[1:]]
+        expected = ", ".join(map(str, ["K", *otherwise.shape[1:]]))
         raise ValueError(
-            f"rows[{i}]: expected shape [{', '.join(map(str, expected))}] like otherwise[{i}], got {list(rows.shape)}"
+            f"rows[{i}]: expected shape [{expected}] like otherwise[{i}], got {list(rows.shape)}"
         )
 
 
@@ -151,12 +151,12 @@ def _sequence(name: str, tensors: object) -> Sequence[object]:
 def merge_rows(
     rows: Tensor | Sequence[Tensor], index: Tensor, otherwise: Tensor | Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Put rows in the place of those that `compact` took, and leave the others as `otherwise` has them.
+    """Put rows in the places that `compact` took them from, and take the other rows from `otherwise`.
 
-    - Any number of tensors, of any dtypes and shapes, in one pass over the rows: each row of the result is
-      read once, where it comes from, and written once. The inputs are unchanged.
-    - Differentiable, to any order, in the floating-point and complex tensors: the backward pass is the
-      matching split, in one pass too. What `otherwise` holds in the replaced rows, a NaN included, reaches
+    - Any number of tensors, of any dtypes and shapes, is merged in one pass over the rows: each row of the
+      result is read once and written once. The inputs are unchanged.
+    - The result is differentiable, to any order, in floating-point and complex tensors: the backward pass is
+      the matching split, also in one pass. Values of `otherwise` in replaced rows, NaN included, reach
       neither result nor gradient.
 
     ::
@@ -173,35 +173,36 @@ def merge_rows(
         int64 [K], strictly ascending, less than B, as `compact` returns it. It may end in negative entries,
         as from `compact_padded`; their rows are left out.
     otherwise : Tensor or sequence of Tensor
-        As many, each [B, ...], with the dtype and the row shape of its partner.
+        One tensor for each of `rows`, [B, ...], with its dtype and row shape, on the device of `index`.
 
     Returns
     -------
     tuple of Tensor
-        Each [B, ...], contiguous; never memory of the inputs.
+        Each [B, ...], contiguous; it shares no memory with the inputs.
 
     Raises
     ------
     TypeError, ValueError
-        If a tensor does not fit its partner or the index; on the CPU also if the index is not in order.
+        If a tensor of `rows` does not fit `index` or its tensor of `otherwise`; on the CPU, also if the index
+        is not in order.
 
     Notes
     -----
-    The host never waits for a CUDA device, and the call may be captured in a CUDA graph and in
+    The host never waits for a CUDA device, and the call can be captured in a CUDA graph and in
     ``torch.compile(fullgraph=True)``. Not checked: on CUDA or in a compiled graph, that the index ascends and
-    is less than B. What another index gives is undefined.
+    is less than B; the result of any other index is undefined.
     """
     where = _check_index(index)
-    some, others = _sequence("rows", rows), _sequence("otherwise", otherwise)
-    if len(some) != len(others):
-        raise ValueError(f"rows: expected {len(others)} tensors like otherwise, got {len(some)}")
+    given, others = _sequence("rows", rows), _sequence("otherwise", otherwise)
+    if len(given) != len(others):
+        raise ValueError(f"rows: expected {len(others)} tensors like otherwise, got {len(given)}")
     if not others:
         return ()
     first = _checks.check_tensor("otherwise[0]", others[0])
     size = first.shape[0] if first.dim() else 0
     count, device = where.shape[0], where.device
     put, base = [], []
-    for i, (r, o) in enumerate(zip(some, others, strict=True)):
+    for i, (r, o) in enumerate(zip(given, others, strict=True)):
         base.append(_checks.check_rows("otherwise", o if i else first, size, device, i))
         put.append(_checks.check_rows("rows", r, count, device, i))
         _check_pair(i, put[i], base[i])

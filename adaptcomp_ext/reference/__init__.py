@@ -1,7 +1,8 @@
-"""The ops in plain PyTorch: readable, differentiable to any order, the specification the kernels are tested against.
+"""The ops in plain PyTorch: the specification that the kernels are tested against.
 
-Slow on purpose: nothing here is fused, and nothing is checked. Each module bears the name of its family in
-``csrc``, ``adaptcomp_ext.ops``, ``tests`` and ``benchmarks``.
+The functions are readable and differentiable to any order. They are slow: nothing is fused, and nothing is
+checked. Each module has the name of its family in ``csrc``, ``adaptcomp_ext.ops``, ``tests`` and
+``benchmarks``.
 """
 
 from adaptcomp_ext.reference.act import act_step, act_step_backward

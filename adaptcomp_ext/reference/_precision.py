@@ -1,4 +1,4 @@
-"""In what the reference computes: as the kernels do, never narrower than float32."""
+"""The reference computes in float32 or wider, as the kernels do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def wide(t: Tensor) -> Tensor:
-    """The same numbers in float32, float64 where they are."""
-    # Asking is cheaper than converting what is right already.
+    """Convert to float32; a float64 tensor stays float64."""
+    # The test is cheaper than a conversion that changes nothing.
     return t if t.dtype == torch.float32 or t.dtype == torch.float64 else t.to(torch.float32)

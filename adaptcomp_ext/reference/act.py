@@ -1,4 +1,4 @@
-"""Adaptive computation time (Graves 2016), one step."""
+"""One step of adaptive computation time (Graves 2016)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 def is_logit(logits: Tensor) -> Tensor:
-    """Where they are neither NaN nor +inf; −inf is a halting probability of 0."""
+    """Return where the logits are neither NaN nor +inf; −inf is a halting probability of 0."""
     return logits < math.inf
 
 
 def passing_back_where_logit(logits: Tensor) -> Tensor:
-    """The logits, without gradient where they are NaN or +inf: such a row ends, and passes nothing back."""
+    """Return the logits, detached where they are NaN or +inf: such a row ends and passes no gradient back."""
     return torch.where(is_logit(logits), logits, logits.detach())
 
 
 def act_step(
     logits: Tensor, accumulated: Tensor, step: int, min_steps: int, max_steps: int, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight, accumulated halting probability, ponder cost, and whether the threshold is reached."""
+    """Return weight, accumulated halting probability, ponder cost, and whether the threshold is reached."""
     if step < min_steps:  # the probability of halting is zero by definition
         zero = torch.zeros_like(accumulated)
         return zero, accumulated.clone(), zero.clone(), torch.zeros_like(accumulated, dtype=torch.bool)
@@ -46,7 +46,7 @@ def act_step_backward(
     max_steps: int,
     threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient in the logits and in the accumulated probability. N is a constant."""
+    """Return the gradients in the logits and in the accumulated probability. N counts as a constant."""
     zero = torch.zeros_like(accumulated)
     g_weight, g_accumulated, g_cost = (zero if g is None else g for g in (g_weight, g_accumulated, g_cost))
     if step < min_steps:

@@ -1,4 +1,4 @@
-"""How sure a row of class logits is."""
+"""The confidence of a row of class logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def confidence(logits: Tensor, measure: str) -> Tensor:
-    """The largest probability, the margin between the two largest, or one minus the normalised entropy."""
+    """Return the largest probability, the margin of the two largest, or one minus the normalised entropy."""
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     p = torch.softmax(wide, dim=1)
     if measure == "max_prob":

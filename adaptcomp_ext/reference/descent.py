@@ -1,4 +1,4 @@
-"""Descent on an energy: how a point is judged, how the next one is made, and the whole loop.
+"""Descent on an energy: the acceptance test of a point, the update to the next one, and the loop.
 
 y ← clamp(y + σ η − α s m),  m ← μ m + clip(∇E)
 """
@@ -22,20 +22,20 @@ class DescentRule(NamedTuple):
 
     max_steps: int
     tol: float = 0.0
-    """0: no row stops by the rule."""
+    """Tolerance of the stopping rule. 0: the rule is off."""
     on_gradient: bool = False
-    """Stop where ‖∇E‖ ≤ tol; else where \\|E' − E\\| ≤ tol."""
+    """Whether a row converges where ‖∇E‖ ≤ tol; else it does where \\|E' − E\\| ≤ tol."""
     if_lower: bool = False
-    """Reject a point whose energy is not at most the row's."""
+    """Whether a point is rejected whose energy is above the row's."""
     noisy: bool = False
-    """σ η is added."""
+    """Whether σ η is added."""
     momentum: float = 0.0
     clip: float = 0.0
-    """The largest norm of a gradient that is used. 0: no limit."""
+    """Upper bound on the norm of a row's gradient. 0: none."""
     low: float = -math.inf
     high: float = math.inf
     backtracking: float = 0.0
-    """What the step size is multiplied with after a rejection. 0: nothing."""
+    """Factor of the step size after a rejection. 0: the step size stays."""
     seed: int = 0
 
 
@@ -44,37 +44,37 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _spread(rows: Tensor, like: Tensor) -> Tensor:
-    """A [n] tensor, shaped to broadcast over the rows of `like`."""
+    """Shape a tensor [n] to broadcast over the rows of `like`."""
     return rows.view(-1, *(1 for _ in like.shape[1:]))
 
 
 def _per_row(numbers: Tensor | float, like: Tensor) -> Tensor | float:
-    """The same for what may also be a single number."""
+    """Shape a number or a tensor [n] to broadcast over the rows of `like`."""
     return _spread(numbers, like) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
 
 
 def _norm(rows: Tensor) -> Tensor:
-    # In double, so that no finite gradient is too long for it.
+    # In float64, where the norm of a finite gradient does not overflow.
     return torch.linalg.vector_norm(rows.unsqueeze(-1).flatten(1).to(torch.float64), dim=1)
 
 
 def judge(
     rule: DescentRule, step: int, energy: Tensor, new: Tensor, finite: Tensor, norm: Tensor, moving: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Whether each row takes the point it was given, and the status with which it ends, 0 where it goes on.
+    """Return whether each row accepts its new point, and its status: 0 where it goes on.
 
     Parameters
     ----------
     step : int
-        0 judges the starting points.
+        Number of the step; 0 judges the starting points.
     energy, new : Tensor
-        Of the row and of the point, [n].
+        Energy of the row and of the new point, [n].
     finite : Tensor
-        bool [n]: whether the point and its energy are.
+        bool [n]: whether the point and its energy are finite.
     norm : Tensor
-        Of the gradient at the point, [n], for the rule on the gradient.
+        Norm of the gradient at the point, [n], for ``rule.on_gradient``.
     moving : Tensor
-        bool [n]: a velocity other than zero took part in the step.
+        bool [n]: whether the row's velocity was not zero.
     """
     if step == 0:
         return finite, torch.where(finite, GOES_ON, NONFINITE).to(torch.int8)
@@ -91,7 +91,7 @@ def judge(
 
 
 def clipped(gradient: Tensor, clip: float) -> Tensor:
-    """The gradients of the rows, none longer than `clip` (0: no limit), in float32 (float64 for float64)."""
+    """Clip each row's gradient to the norm `clip` (0: no clipping), in float32 (float64 for float64)."""
     wide = gradient.to(_wide(gradient.dtype))
     if clip == 0:
         return wide
@@ -109,7 +109,7 @@ def descent_update(
     noise: Tensor | None,
     rule: DescentRule,
 ) -> tuple[Tensor, Tensor]:
-    """The next point, in y's dtype, and the velocity, in float32 (float64 for float64)."""
+    """Return the next point, in y's dtype, and the velocity, in float32 (float64 for float64)."""
     m = clipped(gradient, rule.clip)
     if velocity is not None:
         m = rule.momentum * velocity + m
@@ -127,10 +127,11 @@ def descent_update_backward(
     g_next: Tensor,
     g_after: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in y (and the noise), the gradient, the step size of each row, and the velocity before; `after`: the one after.
+    """Return the gradients in y (and the noise), the energy's gradient, the step sizes, and the velocity.
 
-    The clamp passes a gradient where it changes nothing. Clipping to the length c passes c/‖g‖ (v − ĝ ⟨ĝ,
-    v⟩), ĝ = g/‖g‖.
+    `after` is the velocity after the step; the last result is the gradient in the velocity before it. The
+    clamp passes a gradient where it changes nothing. Clipping to the norm c passes c/‖g‖ (v − ĝ ⟨ĝ, v⟩), with
+    ĝ = g/‖g‖.
     """
     sizes = _per_row(step_size, after)
     g_next = g_next.to(after.dtype)
@@ -155,7 +156,7 @@ def descent_update_backward(
 
 
 class Descended(NamedTuple):
-    """What `energy_descent` returns; `trace`: the outputs, row and step of every step, by step and then by row."""
+    """The result of `energy_descent`; `trace`: outputs, rows and steps, ordered by step and then by row."""
 
     y: Tensor
     energy: Tensor
@@ -175,19 +176,20 @@ def energy_descent(
     last: int | None = None,
     sample_ids: Tensor | None = None,
 ) -> Descended:
-    """The whole loop, differentiable by plain autograd.
+    """Run all steps of a descent, differentiable by plain autograd.
 
-    Each step is taken twice: first without a graph, to see what becomes of each row, and then with one, by
-    the rows that took it. So nothing that was rejected or not finite is part of the graph.
+    Each step is computed twice: first without a graph, to decide which rows accept it, then with a graph for
+    those rows. So no point that was rejected or not finite is part of the graph.
 
     Parameters
     ----------
     gradient : str
-        "unrolled" (with `last`: through that many steps of each row), "stepwise", "implicit" or "detached".
+        "unrolled" (with `last`: through the last `last` steps of each row), "stepwise", "implicit" or
+        "detached".
     """
     batch, wide = y0.shape[0], _wide(y0.dtype)
     through = gradient in ("unrolled", "stepwise") and torch.is_grad_enabled()
-    cut = None  # the first step of each row that is differentiated
+    cut = None  # each row's first differentiated step
     if last is not None and through:
         detached = energy_descent(energy, y0, context, step_size, sigma, rule, "detached", None, sample_ids)
         cut = detached.steps - last + 1
@@ -203,21 +205,21 @@ def energy_descent(
     sigma = sigma.to(wide) if isinstance(sigma, Tensor) else sigma
 
     def evaluate(y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies and gradients, as numbers."""
+        """Return energies and gradients, detached."""
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             e = energy(y, *(c.detach()[rows] for c in context))
             (g,) = torch.autograd.grad(e.sum(), y)
         return e.detach().to(wide), g
 
-    everyone = torch.arange(batch, device=y0.device)
+    all_rows = torch.arange(batch, device=y0.device)
     y = y0 if gradient == "unrolled" else y0.detach()
     velocity = torch.zeros(y0.shape, dtype=wide, device=y0.device)
-    value, g = evaluate(y, everyone)
+    value, g = evaluate(y, all_rows)
     finite = value.isfinite() & y.detach().unsqueeze(-1).flatten(1).isfinite().all(dim=1)
     scale = torch.ones_like(value)
     moving = torch.zeros_like(finite)
-    steps = torch.zeros_like(everyone)
+    steps = torch.zeros_like(all_rows)
     _, status = judge(rule, 0, value, value, finite, value, moving)
     records = []
     for k in range(1, rule.max_steps + 1):
@@ -251,8 +253,8 @@ def energy_descent(
             (slope,) = torch.autograd.grad(
                 energy(here, *(c[taken] for c in context)).sum(), here, create_graph=True
             )
-            shaken = None if noise is None else noise[accept]
-            point, m = descent_update(here, slope, sizes[taken], velocity[taken], shaken, rule)
+            taken_noise = None if noise is None else noise[accept]
+            point, m = descent_update(here, slope, sizes[taken], velocity[taken], taken_noise, rule)
         else:
             point, m = point[accept], m[accept]
         y = y.index_copy(0, taken, point)
@@ -277,13 +279,16 @@ def energy_descent(
         finite_rows = ((status != NONFINITE) | (steps > 0)).nonzero()[:, 0]
         e = energy(y[finite_rows], *(c[finite_rows] for c in context)).to(wide)
         value = value.index_copy(0, finite_rows, e)
-    empty = (y0.detach()[:0], everyone[:0], everyone[:0])
+    empty = (y0.detach()[:0], all_rows[:0], all_rows[:0])
     outputs, row, number = (torch.cat(part) for part in zip(*records, strict=True)) if records else empty
     return Descended(y, value, steps, status, (outputs, row, number))
 
 
 def _implicit(energy: Any, y: Tensor, context: Sequence[Tensor], rule: DescentRule, status: Tensor) -> Tensor:
-    """y* − H⁻¹(∇E(y*, θ) − ∇E(y*)): the value y*, with the gradient −H⁻¹ ∂²E/∂θ∂y of a minimum in the elements that are free."""
+    """Return y* − H⁻¹(∇E(y*, θ) − ∇E(y*)): y* with the gradient −H⁻¹ ∂²E/∂θ∂y of a minimum.
+
+    Elements at a bound of the clamp have no gradient.
+    """
     rows = (status != NONFINITE).nonzero()[:, 0]
     if rows.shape[0] == 0:
         return y

@@ -1,4 +1,4 @@
-"""The halting step: who ends, what is added to the output, what is written to the results."""
+"""The halting step: which rows end, what is added to the output, what is written to the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PADDING, RUNNING, HALTED, MAX_STEPS, NONFINITE = -1, 0, 1, 2, 3
 
 
 class Ended(NamedTuple):
-    """The results after the step, and what became of each row of the block."""
+    """The results after the step. `flag` has the status of each row of the block."""
 
     flag: Tensor
     output: Tensor | None
@@ -26,14 +26,14 @@ class Ended(NamedTuple):
 
 
 def _finite(t: Tensor) -> Tensor:
-    """Whether each row is finite throughout."""
+    """Return whether all elements of each row are finite."""
     return t.detach().isfinite().unsqueeze(-1).flatten(1).all(dim=1)
 
 
 def _logits(t: Tensor, weight: Tensor | None) -> Tensor:
-    """Whether each row can be class logits: −inf masks a class, and one has to be left.
+    """Return whether each row is valid class logits: −inf masks a class, and one class has to be left.
 
-    Only a sum of weights that are not negative keeps a masked class masked.
+    A negative weight would turn −inf into +inf, so that its row cannot have a masked class.
     """
     rows = t.detach().unsqueeze(-1).flatten(1)
     masked = rows.isneginf()
@@ -43,12 +43,12 @@ def _logits(t: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _wide(rows: Tensor, like: Tensor) -> Tensor:
-    """A [rows] tensor, shaped to broadcast over the trailing dimensions of `like`."""
+    """Shape a tensor [n] to broadcast over the rows of `like`."""
     return rows.view(-1, *(1 for _ in like.shape[1:]))
 
 
 def _weighted(w: Tensor, r: Tensor) -> Tensor:
-    """w·r. Without weight nothing is added, also where r is −inf; and there −inf does not change with w."""
+    """Return w·r; 0 where w is 0, even if r is −inf. A term of −inf has no gradient in w."""
     masked = r.isneginf()
     term = torch.where(masked, w.detach() * r, w * r.masked_fill(masked, 0))
     return torch.where(w == 0, w * r.nan_to_num(0, 0, 0), term)
@@ -72,10 +72,10 @@ def halt_rows(
     tested: Tensor | None = None,
     read_leaf: int = -1,
 ) -> Ended:
-    """End the rows that halt, reach `max_steps` or are not finite. Out of place.
+    """End the rows that halt, reach `max_steps` or are not finite; no argument is changed.
 
-    In the readout, and in the leaf that is the readout, −inf masks a class and is an ordinary value; so it is
-    in a halting logit.
+    −inf is valid in the readout and in the leaf that is the readout, where it masks a class, and in a halting
+    logit.
     """
     active = row >= 0
     finite = torch.ones_like(active)
@@ -106,7 +106,7 @@ def halt_rows(
     elif readout is not None and output is not None:
         output = finished(readout, output)
     new_totals = [
-        total.index_add(0, row[active], torch.where(finite, i, 0)[active])  # a step that broke adds nothing
+        total.index_add(0, row[active], torch.where(finite, i, 0)[active])
         for i, total in zip(increments, totals, strict=True)
     ]
     new_results = [finished(leaf, result) for leaf, result in zip(leaves, results, strict=True)]
@@ -116,11 +116,11 @@ def halt_rows(
 
 
 def plan_packing(flag: Tensor, row: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the rows go whose flag is RUNNING, of which there are at most `rows`, the size of the new block.
+    """Compact the rows whose flag is RUNNING, at most `rows` of them, into a block of `rows` rows.
 
-    Returns for each row of the new block the one it is a copy of, for each row of the old one its place in
-    the new one or -1, and for each row of the new block its batch row. The running rows come in order; behind
-    them copies of them, in order and over again, as padding. Where none runs there is nothing to copy: -1.
+    Return, for each row of the new block, the old row that it copies; for each old row, its place in the new
+    block or -1; and for each row of the new block, its batch row. The running rows come first, in order.
+    Copies of them, cyclically, fill the rest as padding. Where no row runs, all three are -1.
     """
     running = flag == RUNNING
     place = torch.where(running, running.cumsum(0) - 1, -1)
@@ -145,7 +145,7 @@ def halt_rows_backward(
     readout_dtype: torch.dtype | None,
     shared: bool,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    """Gradients of readout, weight, increments and leaves, after the halting step and the packing that followed it.
+    """Return the gradients in readout, weight, increments and leaves of the halting step and its compaction.
 
     If `shared`, the readout is the first leaf, and its gradient is added there.
     """
@@ -201,7 +201,7 @@ def act_halt_backward(
     bounds: tuple[int, int, int],
     threshold: float,
 ) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor | None]]:
-    """Gradients of readout, logits, accumulated probability and leaves, where ACT decided in the halting step."""
+    """Return the gradients in readout, logits, accumulated probability and leaves of ACT's halting step."""
     live = (flag == RUNNING) | (flag == HALTED) | (flag == MAX_STEPS)
     logits = torch.where(live, logits, torch.zeros_like(logits))
     weight = act_step(logits, before, *bounds, threshold)[0]

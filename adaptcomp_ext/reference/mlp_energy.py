@@ -1,4 +1,4 @@
-"""The energy of a small network, with the context's part of its first layer computed beforehand."""
+"""The energy of a small network. The context's part of the first layer is an argument."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def mlp_energy(
     activation: str,
     ridge: float,
 ) -> Tensor:
-    """E(y) = w·act(a) + b_o + ρ/2·‖y‖², a = W₁y + c, or a = W₂ act(W₁y + c) + b₂ with a second layer.
+    """Compute E(y) = w·act(a) + b_o + ρ/2·‖y‖², a = W₁y + c, or a = W₂ act(W₁y + c) + b₂ with a second layer.
 
-    y [n, dim], weight1 [hidden1, dim], context c [n, hidden1] or [hidden1], weight2 [hidden2, hidden1], bias2
-    [hidden2], out w, out_bias [1]; the energies are [n], float32 (float64 for float64).
+    The shapes are y [n, dim], weight1 W₁ [hidden1, dim], context c [n, hidden1] or [hidden1], weight2 W₂
+    [hidden2, hidden1], bias2 b₂ [hidden2], out w [hidden1] or [hidden2], out_bias b_o [1]; ridge is ρ. The
+    energies are [n], float32 (float64 for float64).
     """
     y, weight1, context, out, out_bias = (wide(t) for t in (y, weight1, context, out, out_bias))
     act = ACTIVATIONS[activation]

@@ -11,14 +11,14 @@ _LOW = 0xFFFFFFFF
 
 
 def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    # The product of two 32-bit numbers does not fit int64: take it in 16-bit halves.
+    # The product of two 32-bit numbers does not fit int64: it is computed in 16-bit halves.
     below, above = constant * (x & 0xFFFF), constant * (x >> 16)
     rest = below + ((above & 0xFFFF) << 16)
     return (above >> 16) + (rest >> 32), rest & _LOW
 
 
 def philox(seed: int, sample: Tensor, step: int, last: int | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four words of 32 bits, in int64. Key: the seed. Counter: the sample id, the step, and a word of the caller's."""
+    """Return four 32-bit words, in int64. The key is `seed`; the counter is `sample`, `step` and `last`."""
     c0, c1, c2, c3 = torch.broadcast_tensors(
         sample & _LOW,
         (sample >> 32) & _LOW,
@@ -35,14 +35,14 @@ def philox(seed: int, sample: Tensor, step: int, last: int | Tensor) -> tuple[Te
 
 
 def uniform(seed: int, sample: Tensor, step: int) -> Tensor:
-    """Uniform in [0, 1), 24 bits, one for each sample id: float32 like `sample`."""
+    """Return a uniform number in [0, 1) of 24 bits for each sample id: float32, in the shape of `sample`."""
     return (philox(seed, sample, step, step >> 32)[0] >> 8).to(torch.float32) / 16777216.0
 
 
 def normals(seed: int, sample: Tensor, step: int, elements: int) -> Tensor:
-    """Standard normal, `elements` for each sample id [n], by Box and Muller: float64 [n, elements].
+    """Return `elements` standard normals for each sample id [n], by Box and Muller: float64 [n, elements].
 
-    Words one and two of a block of four elements make the first two, words three and four the others.
+    Of each block of four elements, words one and two make the first two, words three and four the others.
     """
     block = torch.arange(1, (elements + 3) // 4 + 1, device=sample.device)
     words = torch.stack(philox(seed, sample[:, None], step, block), dim=-1).to(torch.float64)

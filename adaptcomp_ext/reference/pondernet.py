@@ -1,4 +1,4 @@
-"""PonderNet (Banino et al. 2021), one step in log space."""
+"""One step of PonderNet (Banino et al. 2021), in log space."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ def pondernet_step(
     log_prior: float,
     log_epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Probability of halting here, log survival, this step of KL(p ‖ prior), and whether it is the row's last step."""
+    """Return halting probability, log survival, this step's term of KL(p ‖ prior), and whether it is last."""
     if step < min_steps:  # the hazard is zero by definition
         zero = torch.zeros_like(log_survival)
         return zero, log_survival.clone(), zero.clone(), torch.zeros_like(log_survival, dtype=torch.bool)
     z = passing_back_where_logit(logits).to(log_survival.dtype)
-    log_survival = torch.where(
-        is_logit(logits), log_survival, log_survival.detach()
-    )  # zero times NaN would be NaN
+    # Detached, because zero times NaN would be NaN in the backward pass.
+    log_survival = torch.where(is_logit(logits), log_survival, log_survival.detach())
     after = log_survival + logsigmoid(-z)
     last = after < log_epsilon if step < max_steps else torch.ones_like(after, dtype=torch.bool)
     log_p = torch.where(last, log_survival, log_survival + logsigmoid(z))
@@ -45,7 +44,7 @@ def pondernet_step_backward(
     log_prior: float,
     log_epsilon: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient in the logits and in the log survival before the step."""
+    """Return the gradients in the logits and in the log survival before the step."""
     zero = torch.zeros_like(log_survival)
     g_weight, g_log_survival, g_cost = (zero if g is None else g for g in (g_weight, g_log_survival, g_cost))
     if step < min_steps:

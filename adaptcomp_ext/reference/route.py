@@ -1,4 +1,4 @@
-"""Routing: the rows of a branch put in their places among the others, and its adjoint."""
+"""Merging the rows of a branch with the rows that did not take it, and the adjoint."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def merge_rows(rows: Sequence[Tensor], otherwise: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-    """`otherwise`, with row j of `rows` in place of row index[j]; rows whose index is negative are left out."""
+    """Return `otherwise` with row j of `rows` in place of row index[j]; a negative index leaves it out."""
     kept = index >= 0
     return [o.contiguous().index_copy(0, index[kept], r[kept]) for r, o in zip(rows, otherwise, strict=True)]
 
 
 def split_rows(grads: Sequence[Tensor], index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The adjoint: ``g[index]``, zero where the index is negative; and `g` with zeros in the rows that `index` names."""
+    """Return the adjoint: ``g[index]``, 0 where the index is negative; and `g` with 0 in rows `index`."""
     kept = index >= 0
     rows = [g.new_zeros((index.shape[0], *g.shape[1:])) for g in grads]
     return (
