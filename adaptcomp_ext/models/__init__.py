@@ -1,4 +1,4 @@
-"""Models: habit and control with a gate between them; an energy with a latent; agents that plan where it pays."""
+"""Models: networks with habit, gate and control; a classifier that descends an energy; agents that plan."""
 
 from adaptcomp_ext.models import acc, agents
 from adaptcomp_ext.models.acc import ACC

@@ -1,4 +1,4 @@
-"""What stays in float32 in a model of half precision."""
+"""Numbers that stay in float32 in a model of half precision."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Precise", "wide"]
 
 
 def wide(t: Tensor) -> Tensor:
-    """The same numbers in float32, float64 where they are: what is small beside one is lost in half precision."""
+    """Convert to float32 (float64 stays): half precision loses differences that are small beside 1."""
     return t.to(compute_dtype(t.dtype))
 
 
 class Precise(nn.Module):
-    """A module whose buffers named in `precise` are not narrowed by ``half()``, ``bfloat16()`` or ``to(dtype)``.
+    """A module whose buffers in `precise` are not narrowed by ``half()``, ``bfloat16()`` or ``to(dtype)``.
 
-    A threshold that is rounded calls other rows than it was calibrated to, and a running mean that is rounded
-    stands still.
+    A rounded threshold would call other rows than it was calibrated to, and a rounded running mean would
+    ignore small updates.
     """
 
     precise: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A classifier that finds its answer by descending an energy in the answer and a latent."""
+"""A classifier that descends an energy of class logits and a latent."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from adaptcomp_ext.ops.descent import check_number
 
 
 class LatentEnergyClassifier(nn.Module):
-    """E(x, y, z) over class logits y and a latent z; both are descended together from 0, each row to a local minimum.
+    """A classifier that descends E(x, y, z) over class logits y and a latent z, each row to a local minimum.
 
     ::
 
-        c = encoder(x),   v = [y | z],   v ← v − α ∇E(v, c)   until E falls by no more than tol;   the class
-        is argmax y
+        c = encoder(x),   v = [y | z] = 0 at first
+        v ← v − α ∇E(v, c)   until E falls by at most tol;   the class is argmax y
 
-    E is an `MLPEnergy` with ρ > 0, so that every row has a minimum. Where its hidden units are saturated, it
-    is ρ/2·‖v‖² plus something linear, and a step of α = 1/ρ leads to the minimum at once; where it is curved,
-    the descent takes its time. α starts there and is learned as its logarithm.
+    E is an `MLPEnergy` with ρ > 0, so that every row has a minimum. Where all hidden units are saturated, E
+    is ρ/2·‖v‖² plus a linear term, and one step of α = 1/ρ reaches the minimum; elsewhere the descent takes
+    more steps. α starts at 1/ρ; its logarithm is learned.
 
     Parameters
     ----------
     encoder : nn.Module
         ``encoder(x) -> [B, dim_context]``.
     dim_context : int
-        Width of what the encoder returns.
+        Width of the encoder's output.
     classes : int
         Number of classes, the first elements of v.
     dim_latent : int
-        Elements of z; 0: none.
+        Number of elements of z; 0: no latent.
     hidden : int or pair of int
         Widths of the energy's hidden layers.
     activation : str
@@ -41,22 +41,22 @@ class LatentEnergyClassifier(nn.Module):
     ridge : float
         ρ > 0.
     max_steps : int
-        M, at least 1.
+        Upper bound on the number of steps, at least 1.
     tol : float
-        The tolerance of the stop.
+        A row converges when its energy falls by at most this.
 
     Attributes
     ----------
     descend : EnergyDescent
-        With ``accept="if_lower"`` and ``backtracking=0.5``, because a fixed step can go to and fro across a
-        narrow valley for ever; and ``gradient="stepwise"``, for a loss on the logits after every step
-        (``keep_trace=True``). All of it may be changed between calls.
+        It has ``accept="if_lower"`` and ``backtracking=0.5``, because steps of a fixed size can oscillate
+        across a narrow valley; and ``gradient="stepwise"``, for a loss on the logits after every step
+        (``keep_trace=True``). Its attributes may be changed between calls.
 
     Notes
     -----
-    The latent-variable energy is that of LeCun et al. 2006 ("A Tutorial on Energy-Based Learning"), training
-    through the descent that of Du et al. 2022 ("Learning Iterative Reasoning through Energy Minimization").
-    Unlike the former's, this energy is not bounded below by 0, and not trained to be the loss.
+    The latent-variable energy follows LeCun et al. 2006 ("A Tutorial on Energy-Based Learning"); training
+    through the descent follows Du et al. 2022 ("Learning Iterative Reasoning through Energy Minimization").
+    Unlike LeCun's, this energy is not bounded below by 0, and is not trained to equal the loss.
 
     Examples
     --------
@@ -99,35 +99,34 @@ class LatentEnergyClassifier(nn.Module):
 
     @property
     def step_size(self) -> Tensor:
-        """α, without dimensions; differentiable."""
+        """The step size α, a scalar tensor; differentiable."""
         return self.log_step_size.exp()
 
     def start(self, context: Tensor) -> Tensor:
-        """v₀ = 0, [B, classes + dim_latent], for encoded inputs [B, dim_context]."""
+        """Return v₀ = 0, [B, classes + dim_latent], for encoded inputs [B, dim_context]."""
         return context.new_zeros(context.shape[0], self.energy.dim_y)
 
     def logits(self, v: Tensor) -> Tensor:
-        """The class logits of points [..., classes + dim_latent]: [..., classes]."""
+        """Return the class logits [..., classes] of points [..., classes + dim_latent]."""
         return v[..., : self.classes]
 
     def forward(self, x: Tensor, step_size: Tensor | None = None) -> EnergyResult:
-        """Descend.
+        """Descend the energy of each row.
 
         Parameters
         ----------
         x : Tensor
-            What the encoder takes, [B, ...].
+            The encoder's input, [B, ...].
         step_size : Tensor, optional
-            Of this call, without dimensions or [B], instead of the learned one.
+            Step size of this call, scalar or [B]. Default: the learned one.
 
         Returns
         -------
         EnergyResult
             ``y`` and the trace's outputs hold [y | z]: see `logits`.
         """
-        context = self.encoder(x).to(
-            self.log_step_size.dtype
-        )  # autocast may have narrowed it, and the energy has one dtype
+        # Autocast may have narrowed the context, and the energy has one dtype.
+        context = self.encoder(x).to(self.log_step_size.dtype)
         return self.descend(
             self.start(context), context, step_size=self.step_size if step_size is None else step_size
         )

@@ -1,4 +1,4 @@
-"""Adaptive computational control: a habit that always runs, and control that runs for the rows that are worth it."""
+"""Adaptive computational control: habit runs for every row, control only for rows where a gate calls it."""
 
 from adaptcomp_ext.models.acc.effort import Effort
 from adaptcomp_ext.models.acc.features import confidence_features, normalised_entropy

@@ -1,4 +1,4 @@
-"""λ(s), the price of deviating from habit, as a network that sees nothing but the habit's confidence."""
+"""λ(s), the price of deviating from habit: a network whose only input is the habit's confidence."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ EFFORTS = ("value", "literal")
 
 
 class Effort(nn.Module):
-    """λ(s) ≥ 0 of each row, and what it learns from.
+    """A network that computes λ(s) ≥ 0 for each row, with its training objective.
 
-    "literal" is the thesis' own: λ(s) = softplus(o(s)) descends on its own term λ(s)·KL. That term's
-    derivative in λ is KL ≥ 0, so λ falls to 0 in every run: the price disappears. It is here to show that.
+    The objective "literal" is the thesis' own: λ(s) = softplus(o(s)) is trained on the term λ(s)·KL. That
+    term's derivative in λ is KL ≥ 0, so that λ falls to 0 in every run. It is kept to show this.
 
-    "value" gives it an objective of its own: o(s) predicts, by Poisson regression, v(s) = exp(o(s)), the loss
-    ℓ₁ − ℓ₂ that control saves, and
+    With "value", o(s) has an objective of its own: v(s) = exp(o(s)) predicts, by Poisson regression, the loss
+    ℓ₁ − ℓ₂ in nats that control saves, and
 
         λ(s) = 1 / (1 + v(s))
 
-    so that deviating is cheap where control is expected to be worth it (v in nats), and costs the full price
-    where it is not.
+    so that deviating is cheap where control is expected to save much, and costs the full price elsewhere.
 
     Parameters
     ----------
@@ -51,30 +50,30 @@ class Effort(nn.Module):
 
     def _log_value(self, default: Tensor) -> Tensor:
         features = confidence_features(check_logits("default", default)).detach()
-        # Logits have no scale: without this one of them, far out, would decide alone.
+        # Logits have no fixed scale: without the norm a single large one would dominate.
         return wide(
             self.net(F.layer_norm(features, features.shape[1:]).to(next(self.net.parameters()).dtype))[:, 0]
         )
 
     def forward(self, default: Tensor, deviation: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
-        """Price the deviation of each row.
+        """Multiply the deviation of each row by its price.
 
         Parameters
         ----------
         default : Tensor
             The habit's logits [n, C]; no gradient flows back.
         deviation : Tensor
-            The term that is priced, [n]; its gradient is scaled by λ.
+            The term to be priced, [n]; its gradient is scaled by λ.
         saved : Tensor
-            ℓ₁ − ℓ₂, [n]; no gradient flows back. A row where it is not finite, because a label is masked,
-            teaches nothing.
+            ℓ₁ − ℓ₂, [n]; no gradient flows back. A row where it is not finite, because its label is masked,
+            is left out of the regression.
 
         Returns
         -------
         cost : Tensor
-            Scalar, with the network's own objective in it: its gradient is what trains λ.
+            Scalar: the mean priced deviation. Its gradient includes that of the network's own objective.
         price : Tensor
-            λ(s), [n], detached.
+            λ(s), [n], detached; float32 (float64 for float64).
         """
         out = self._log_value(default)
         if self.objective == "literal":
@@ -85,5 +84,5 @@ class Effort(nn.Module):
         own = F.poisson_nll_loss(
             out.masked_fill(~known, 0), saved.detach().masked_fill(~known, 0), log_input=True
         )
-        # Added less its own value: the loss that is reported is the deviation's, the gradient has both.
+        # own − own adds the gradient of the regression and leaves the reported loss unchanged.
         return (price * deviation).mean() + own - own.detach(), price

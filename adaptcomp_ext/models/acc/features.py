@@ -1,4 +1,4 @@
-"""What class logits tell about themselves: the confidence of a habit, without any label."""
+"""Features of class logits that measure a habit's confidence without a label."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = [
 ]
 
 LARGEST = 3
-"""How many of the largest log-probabilities are features of their own."""
+"""Number of largest log-probabilities among the features."""
 LEAST_LOG = -87.0
-"""Of a feature: the logarithm of the smallest float32 that is not subnormal, in the place of log 0."""
+"""Lower bound of a log-probability feature: the logarithm of the smallest normal float32."""
 
 
 def check_logits(name: str, value: object, classes: int | None = None) -> Tensor:
@@ -35,10 +35,10 @@ def check_logits(name: str, value: object, classes: int | None = None) -> Tensor
 
 
 def normalised_entropy(logits: Tensor) -> Tensor:
-    """H(softmax) / log C of each row, in [0, 1]: [n, C] → [n], float32 (float64 for float64). Differentiable.
+    """Compute H(softmax) / log C of each row, in [0, 1]: [n, C] → [n], float32 (float64 for float64).
 
-    It does not depend on the number of classes as H does. A class whose logit is −∞ counts in C and has no
-    part in H: 0 log 0 = 0. NaN for a row in which no class is left.
+    Its range does not depend on the number of classes. It is differentiable. A class whose logit is −∞ counts
+    in C and adds 0 log 0 = 0 to H. A row without any class left gives NaN.
     """
     log_p = wide(check_logits("logits", logits)).log_softmax(dim=1)
     p = log_p.exp()
@@ -46,16 +46,16 @@ def normalised_entropy(logits: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor) -> Tensor:
-    """p₁ − p₂, the two largest probabilities' difference: [n, C] → [n], float32 (float64 for float64). Differentiable."""
+    """Compute p₁ − p₂ of the two largest probabilities, differentiably: [n, C] → [n], float32 or float64."""
     two = wide(check_logits("logits", logits)).softmax(dim=1).topk(2, dim=1).values
     return two[:, 0] - two[:, 1]
 
 
 def kl_divergence(p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(p ‖ q) of each row in nats, both softened by the temperature: two [n, C] → [n], float32 (float64 for float64).
+    """Compute KL(p ‖ q) of each row in nats, both softened by the temperature: two [n, C] → [n].
 
-    Differentiable in both. A class that p excludes (its logit is −∞) has no part in it. Infinite where q
-    excludes a class that p does not; the gradient is then finite in q only.
+    It is float32 (float64 for float64) and differentiable in both. A class that p masks (its logit is −∞)
+    adds nothing. KL is infinite where q masks a class that p does not; only its gradient in q is then finite.
     """
     log_p = (wide(p_logits) / temperature).log_softmax(dim=1)
     log_q = (wide(q_logits) / temperature).log_softmax(dim=1)
@@ -64,12 +64,12 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) 
 
 
 def feature_count(classes: int) -> int:
-    """How many `confidence_features` there are for C classes: 4 + min(3, C) + 2·C."""
+    """Return the number of `confidence_features` for C classes: 4 + min(3, C) + 2·C."""
     return 4 + min(LARGEST, classes) + 2 * classes
 
 
 def confidence_features(logits: Tensor) -> Tensor:
-    """What a gate may know about a habit's answer.
+    """Compute the features of a habit's logits that gates read; differentiable.
 
     Parameters
     ----------
@@ -80,9 +80,9 @@ def confidence_features(logits: Tensor) -> Tensor:
     -------
     Tensor
         [n, F], float32 (float64 for float64): normalised entropy; largest probability; margin of the two
-        largest log-probabilities; log-sum-exp of the logits; the three largest log-probabilities (fewer where
-        C < 3), at least −87; all logits less their mean; all probabilities. A class of probability 0, as one
-        whose logit is −∞, has no part in the mean, and 0 for its distance from it.
+        largest log-probabilities; log-sum-exp of the logits; the three largest log-probabilities (two if
+        C = 2), at least −87; all logits minus their mean; all probabilities. A class of probability 0, such
+        as one whose logit is −∞, is left out of the mean, and its difference from the mean is 0.
     """
     logits = wide(check_logits("logits", logits))
     log_p = logits.log_softmax(dim=1)

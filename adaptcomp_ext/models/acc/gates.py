@@ -1,4 +1,4 @@
-"""Which rows call control. A gate reads the habit's logits, gives each row a score, and calls where it exceeds a threshold."""
+"""Gates: a row calls control if its score, computed from the habit's logits, exceeds a threshold."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ __all__ = ["AlwaysGate", "BatchMeanGate", "EntropyGate", "Gate", "MarginGate", "
 
 
 class Gate(Precise):
-    """Base of all gates: ``score`` says how much reason there is to call control, ``threshold`` how much it takes.
+    """Base of all gates: a row calls control if its ``score`` exceeds ``threshold``.
 
-    A gate of your own overrides `score`.
+    A custom gate overrides `score`.
 
     Attributes
     ----------
     threshold : Tensor
-        Scalar buffer, float64, also in a model of half precision. A row is called where its score is
-        *larger*. Starts at 0; set by `calibrate`, because a price set by hand is bang-bang: it calls nearly
-        everything or nearly nothing.
+        Scalar buffer, float64 even in a model of half precision, 0 at first. A row is called if its score is
+        *larger*. Set it by `calibrate`: thresholds set by hand tend to call nearly all rows or nearly none.
 
     Notes
     -----
-    The decision has no gradient.
+    The decision is not differentiable.
     """
 
     threshold: Tensor
@@ -39,15 +38,15 @@ class Gate(Precise):
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
 
     def score(self, logits: Tensor) -> Tensor:
-        """How much reason there is to call control for each row: habit's logits [n, C] → [n]."""
+        """Return a score, larger where control is needed more: the habit's logits [n, C] → [n]."""
         raise NotImplementedError
 
     def decide(self, score: Tensor) -> Tensor:
-        """Which rows are called: scores [n] → bool [n]. A score that is not a number calls."""
+        """Return which rows are called: scores [n] → bool [n]. A NaN score calls."""
         return ~(score <= self.threshold.to(score.device))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Which rows are called: habit's logits [n, C] → bool [n]."""
+        """Return which rows are called: the habit's logits [n, C] → bool [n]."""
         with torch.no_grad():
             return self.decide(self.score(logits))
 
@@ -58,16 +57,21 @@ class Gate(Precise):
         Parameters
         ----------
         logits : Tensor
-            The habit's, [n, C], n ≥ 1, on held-out rows: rows like those the gate will see, which neither
-            network was trained on.
+            The habit's logits, [n, C], n ≥ 1, of held-out rows: rows like those that the gate will see, which
+            neither network was trained on.
         rate : float
-            In [0, 1].
+            Share of rows to be called, in [0, 1].
 
         Returns
         -------
         float
             The share called on `logits` with the new threshold: at most `rate` rounded to whole rows, less
             where scores are tied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described, or a score is NaN.
         """
         rate = check_fraction("rate", rate, zero=True)
         score = scores_to_calibrate_on(self, logits)
@@ -75,25 +79,26 @@ class Gate(Precise):
         return float(self.decide(score).double().mean())
 
     def extra_repr(self) -> str:
-        """The threshold."""
+        """Return the threshold."""
         return f"threshold={float(self.threshold):.4g}"
 
 
 def scores_to_calibrate_on(gate: Gate, logits: Tensor) -> Tensor:
-    """The gate's scores of held-out rows, float64 [n]: at least one, and numbers."""
+    """Return the gate's scores of held-out rows, float64 [n]; there has to be one, and none may be NaN."""
     score = gate.score(check_logits("logits", logits)).double()
     if not len(score):
         raise ValueError("logits: expected at least one row to calibrate on, got none")
     if bool(score.isnan().any()):
         row = int(score.isnan().nonzero()[0])
         raise ValueError(
-            f"logits: expected rows with a score, got NaN in row {row}: is a logit NaN, or every class masked?"
+            f"logits: expected rows with a score, got NaN in row {row}: "
+            "is a logit NaN, or every class masked?"
         )
     return score
 
 
 def quantile_threshold(score: Tensor, rate: float) -> float:
-    """Return the smallest of these scores that at most round(rate·n) of them exceed; −∞ where all are to."""
+    """Return the smallest of n scores that at most round(rate·n) scores exceed; −∞ if that is all of them."""
     called = round(rate * len(score))
     if called == len(score):
         return -math.inf
@@ -101,37 +106,37 @@ def quantile_threshold(score: Tensor, rate: float) -> float:
 
 
 class EntropyGate(Gate):
-    """Call where the habit's normalised entropy H / log C is large: the baseline that a learned gate has to beat."""
+    """Call rows of large normalised entropy H / log C: the baseline that a learned gate has to beat."""
 
     def score(self, logits: Tensor) -> Tensor:
-        """Normalised entropy, in [0, 1]."""
+        """Return the normalised entropy, in [0, 1]."""
         return normalised_entropy(logits)
 
 
 class MarginGate(Gate):
-    """Call where the habit's two best classes are close: the score is 1 − (p₁ − p₂)."""
+    """Call rows whose two largest probabilities are close: the score is 1 − (p₁ − p₂)."""
 
     def score(self, logits: Tensor) -> Tensor:
-        """One minus the margin, in [0, 1]."""
+        """Return one minus the margin, in [0, 1]."""
         return 1 - margin(logits)
 
 
 class RandomGate(Gate):
-    """Call at random: the control that any gate has to beat at the same rate.
+    """Call rows at random: the baseline that any gate has to beat at the same rate.
 
-    Draws from torch's global generator of the device, so that a row's fate is another at every call.
+    The scores come from torch's global generator of the device, so that each call decides anew.
     """
 
     def score(self, logits: Tensor) -> Tensor:
-        """Uniform in [0, 1)."""
+        """Return uniform numbers in [0, 1)."""
         logits = check_logits("logits", logits)
         return torch.rand(len(logits), device=logits.device, dtype=torch.float64)
 
     @torch.no_grad()
     def calibrate(self, logits: Tensor, rate: float) -> float:
-        """Set the threshold to 1 − rate; the rows do not matter."""
+        """Set the threshold to 1 − rate, whatever the logits."""
         rate = check_fraction("rate", rate, zero=True)
-        # 0 itself can be drawn, and "always" has to mean always
+        # A draw can be 0, and rate 1 has to call every row.
         self.threshold.fill_(-math.inf if rate == 1.0 else 1.0 - rate)
         return rate
 
@@ -144,12 +149,12 @@ class _FixedGate(Gate):
         self.threshold.fill_(-math.inf if self.rate else math.inf)
 
     def score(self, logits: Tensor) -> Tensor:
-        """Zero."""
+        """Return zeros."""
         logits = check_logits("logits", logits)
         return logits.new_zeros(len(logits))
 
     def calibrate(self, logits: Tensor, rate: float) -> float:
-        """Refuse any other rate than the gate's own."""
+        """Require the gate's own rate; there is nothing to calibrate."""
         if check_fraction("rate", rate, zero=True) != self.rate:
             raise ValueError(
                 f"rate: expected {self.rate:g}, the only rate of {type(self).__name__}, got {rate}"
@@ -170,16 +175,16 @@ class NeverGate(_FixedGate):
 
 
 class BatchMeanGate(Gate):
-    """One decision for a whole batch, from the mean of another gate's scores: the thesis' own gate, kept as a baseline.
+    """Decide once for a batch, by the mean of another gate's scores: the thesis' gate, kept as a baseline.
 
-    A row's fate depends on the rows beside it: this gate alone breaks the promise that it does not.
+    It is the only gate whose decision for a row depends on the other rows of the batch.
 
     Parameters
     ----------
     gate : Gate
-        Gives the scores; its threshold is not used.
+        The gate whose scores are averaged; its threshold is not used.
     batch : int
-        Rows of a batch, for `calibrate`.
+        Number of rows of a batch, for `calibrate`.
     """
 
     def __init__(self, gate: Gate, batch: int) -> None:
@@ -190,13 +195,13 @@ class BatchMeanGate(Gate):
         self.batch = check_int("batch", batch, 1)
 
     def score(self, logits: Tensor) -> Tensor:
-        """The batch's mean score, for every row."""
+        """Return the mean score of the batch, for every row."""
         score = self.gate.score(logits)
         return score.mean().expand(len(score)) if len(score) else score
 
     @torch.no_grad()
     def calibrate(self, logits: Tensor, rate: float) -> float:
-        """Set the threshold so that a share `rate` of the batches is called, `logits` being cut into batches in their order."""
+        """Cut `logits` into batches, in order, and set the threshold to call a share `rate` of them."""
         rate = check_fraction("rate", rate, zero=True)
         score = scores_to_calibrate_on(self.gate, logits)
         parts = score.split(self.batch)

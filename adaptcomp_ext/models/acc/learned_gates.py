@@ -1,13 +1,13 @@
-"""Gates that learn what control is worth, from the habit's confidence, on held-out rows.
+"""Gates that learn to predict the value of control from the habit's confidence, on held-out rows.
 
 The value of calling control is the loss that it saves, ℓ₁ − ℓ₂ in nats (Shenhav, Botvinick & Cohen 2013: the
-expected value of control, less its price). Regressed jointly with the networks, or on rows that they were
-trained on, such a gate calls everything or nothing; on held-out rows, without dropout noise, and read off the
-habit's confidence, it works.
+expected value of control, minus its price). A gate that is trained jointly with the networks, or on rows that
+they were trained on, calls all rows or none. On held-out rows, in evaluation mode, it learns from the habit's
+confidence.
 
-Two noisy views of that value are at hand. Labels give ℓ₁ − ℓ₂ itself, on few rows where it is not nearly 0.
-Control's own belief gives Σ_c π₂(c)·(log π₂(c) − log π₁(c)) = KL(π₂ ‖ π₁): what control thinks it saves; far
-less noisy, but only as honest as control.
+There are two noisy estimates of that value. Labels give ℓ₁ − ℓ₂ itself, but it is nearly 0 on most rows.
+Control's own expectation of it is Σ_c π₂(c)·(log π₂(c) − log π₁(c)) = KL(π₂ ‖ π₁), which has far less
+variance, and the bias of control.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adaptcomp_ext.ops._checks import check_int
 __all__ = ["KLGate", "LearnedGate", "ValueGate"]
 
 LARGEST_VALUE = 5.0
-"""Values are clipped here, in nats: a single row that control saves from certainty would outweigh all
+"""Bound on the absolute value of a target, in nats: a row where habit is certain and wrong would outweigh the
 others."""
 LEAST_DEVIATION = 1e-6
 LEAST_ROWS = 2
@@ -36,11 +36,11 @@ class LearnedGate(Gate):
 
     ::
 
-        score = exp(w₂ᵀ silu(W₁ (f − mean) / deviation + b₁) + b₂)      f = confidence_features(habit's
-        logits)
+        score = exp(w₂ᵀ silu(W₁ (f − mean) / deviation + b₁) + b₂)
+        f     = confidence_features(logits of the habit)
 
-    fitted by the Poisson deviance Σ exp(o) − t·o, whose minimum is the mean of t: a logarithmic scale, on
-    which small values count as well, without taking the logarithm of what may be negative.
+    The exponent o is fitted to targets t by the Poisson deviance Σ exp(o) − t·o, whose minimum is at the mean
+    of t. Its scale is logarithmic, so that small values count, and t may be negative.
 
     Parameters
     ----------
@@ -65,17 +65,17 @@ class LearnedGate(Gate):
         self.register_buffer("deviation", torch.ones(features))
 
     def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:
-        """What is regressed: habit's and control's logits [n, C] and labels [n] → [n], in nats."""
+        """Return the regression targets, in nats: logits of habit and control [n, C], labels [n] → [n]."""
         raise NotImplementedError
 
     def log_score(self, logits: Tensor) -> Tensor:
-        """The logarithm of the score, float32 (float64 for float64); differentiable."""
+        """Return the logarithm of the score, [n], float32 (float64 for float64); differentiable."""
         features = confidence_features(check_logits("logits", logits, self.classes)).to(self.mean.dtype)
         standardised = (features - self.mean) / self.deviation
         return wide(self.net(standardised.to(next(self.net.parameters()).dtype))[:, 0])
 
     def score(self, logits: Tensor) -> Tensor:
-        """The predicted value of control in nats, ≥ 0."""
+        """Return the predicted value of control in nats, ≥ 0."""
         return self.log_score(logits).exp()
 
     def fit(
@@ -89,7 +89,7 @@ class LearnedGate(Gate):
         learning_rate: float = 1e-2,
         seed: int = 0,
     ) -> list[float]:
-        """Learn to predict the value of control. Starts from new weights.
+        """Train the network from new weights to predict the value of control.
 
         Parameters
         ----------
@@ -98,29 +98,28 @@ class LearnedGate(Gate):
         targets : Tensor
             int64 [n]: the labels.
         epochs : int, optional
-            Passes over the rows. Default: 20, more where that makes fewer than 800 updates.
+            Number of passes over the rows. Default: 20, or more to make at least 800 updates.
         batch : int
-            Rows of an update.
+            Number of rows of an update.
         learning_rate : float
-            AdamW, weight decay 0.01, on a one-cycle schedule with this peak.
+            Peak of AdamW's one-cycle schedule; the weight decay is 0.01.
         seed : int
-            Of weights and order; the global random state is left alone.
+            Seed of weights and row order; the global random state is not changed.
 
         Returns
         -------
         list of float
             Mean deviance of each epoch.
 
-        Notes
-        -----
-        Classes may be masked by logits of −∞. A gate in half precision is fitted in float32 and rounded at
-        the end.
-
         Raises
         ------
         TypeError, ValueError
             If an argument is not as described; if a row has no class left, or a label that habit and control
             both mask.
+
+        Notes
+        -----
+        Classes may be masked by logits of −∞. A gate in half precision is fitted in float32, then rounded.
         """
         default = check_logits("default", default, self.classes).detach()
         control = check_logits("control", control, self.classes).detach()
@@ -136,9 +135,8 @@ class LearnedGate(Gate):
         if len(control) != rows:
             raise ValueError(f"control: expected {rows} rows like default, got {len(control)}")
         if targets.dtype != torch.int64 or targets.shape != (rows,):
-            raise ValueError(
-                f"targets: expected int64 of shape [{rows}], got {targets.dtype} of shape {list(targets.shape)}"
-            )
+            came = f"{targets.dtype} of shape {list(targets.shape)}"
+            raise ValueError(f"targets: expected int64 of shape [{rows}], got {came}")
         value = self.value(default, control, targets).to(self.mean.dtype).clamp(-LARGEST_VALUE, LARGEST_VALUE)
         features = confidence_features(default).to(self.mean.dtype)
         for name, logits in (("default", default), ("control", control)):
@@ -152,12 +150,12 @@ class LearnedGate(Gate):
             raise ValueError(
                 f"targets: expected classes that are not masked, got {int(targets[row])} in row {row}"
             )
-        # In float64, where the mean of equal numbers is that number.
+        # In float64, so that the mean of equal numbers is that number.
         self.mean.copy_(features.double().mean(dim=0))
         self.deviation.copy_(features.double().std(dim=0).clamp(min=LEAST_DEVIATION))
         features = (features - self.mean) / self.deviation
         dtype = next(self.net.parameters()).dtype
-        self.net.to(self.mean.dtype)  # the optimiser's own floors vanish in half precision
+        self.net.to(self.mean.dtype)  # half precision would round the optimiser's epsilon to 0
         try:
             return self._fit_net(features, value, epochs, batch, learning_rate, seed)
         finally:
@@ -195,19 +193,19 @@ class LearnedGate(Gate):
 
 
 class ValueGate(LearnedGate):
-    """Call where the expected value of control exceeds its price: ``threshold`` is the price κ, in nats.
+    """Call rows whose predicted value of control exceeds its price: ``threshold`` is the price κ, in nats.
 
-    Regresses the mean of the two views of the value, (ℓ₁ − ℓ₂ + KL(π₂ ‖ π₁)) / 2: the labels keep it honest,
-    the belief quiet.
+    The target is the mean of the two estimates of the value, (ℓ₁ − ℓ₂ + KL(π₂ ‖ π₁)) / 2: the labels reduce
+    the bias, control's own expectation the variance.
     """
 
     @property
     def price(self) -> float:
-        """κ in nats."""
+        """The price κ, in nats."""
         return float(self.threshold)
 
     def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:
-        """Half what control saves by the labels, half what it believes to save."""
+        """Return the mean of the loss that control saves and of the loss that it expects to save."""
         default, control = wide(default), wide(control)
         saved = F.cross_entropy(default, targets, reduction="none") - F.cross_entropy(
             control, targets, reduction="none"
@@ -219,11 +217,12 @@ class ValueGate(LearnedGate):
 
 
 class KLGate(LearnedGate):
-    """Call where control is predicted to deviate from the habit: KL(π₂ ‖ π₁) above a threshold, the thesis' criterion.
+    """Call rows where a large KL(π₂ ‖ π₁) is predicted, the thesis' criterion.
 
-    Measured, that divergence costs the call which it is to save; so it is predicted. Labels are not used.
+    The divergence is predicted, because computing it would take the call that the gate may save. Labels are
+    not used.
     """
 
     def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:
-        """KL(π₂ ‖ π₁)."""
+        """Return KL(π₂ ‖ π₁), [n], in nats."""
         return kl_divergence(control, default)

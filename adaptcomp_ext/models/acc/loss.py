@@ -20,39 +20,39 @@ __all__ = ["ACCLoss", "Objective", "acc_loss", "need_weights"]
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: a sum of terms, each a mean over the rows.
+    """The weights of the training objective, a sum of terms that are each a mean over the rows.
 
     ::
 
         w·ℓ₂  +  hard·ℓ₁  +  λ(s)·T²·KL(π₂ᵀ ‖ π₁ᵀ)  +  β·KL(q(w) ‖ p(w)) / N
 
-    ℓ₁, ℓ₂: cross-entropies of habit and control; π^T: softened by the temperature T (Hinton et al. 2015: T²
-    keeps the gradients' scale); the last term: the description length of the habit's weights, from
-    variational dropout.
+    ℓ₁ and ℓ₂ are the cross-entropies of habit and control. π^T is softened by the temperature T (Hinton et
+    al. 2015; T² keeps the scale of the gradients). The last term is the description length of the habit's
+    weights under variational dropout.
 
-    Classes may be masked by logits of −∞, the same ones for habit and control: the terms are those of the
-    other classes. They are infinite where a label is masked, and the KL where the habit excludes a class that
-    control does not. Everything is computed in float32 (float64 for float64 logits).
+    Classes may be masked by logits of −∞, the same ones for habit and control. The cross-entropies are
+    infinite where a label is masked, and the KL is infinite where the habit masks a class that control does
+    not. All terms are computed in float32 (float64 for float64 logits).
 
     Attributes
     ----------
     effort : float or str
-        λ: a number ≥ 0, or "value" or "literal", learned: see `Effort`.
+        λ: a number ≥ 0, or "value" or "literal" for a learned λ, see `Effort`.
     temperature : float
         T > 0.
     hard : float
-        Weight of the habit's own labels; the published code has 1/T².
+        Weight ≥ 0 of the habit's cross-entropy; the published code has 1/T².
     need : bool
-        Whether control learns in proportion to what the habit fails at: w = ℓ₁ / mean(ℓ₁), at most
-        `need_cap`, without gradient. The rows that control will be called for are then the rows that it
-        learns from. (Nam et al. 2020 weight by ℓ₁/(ℓ₁ + ℓ₂) to the same end.) False: w = 1.
+        Whether control learns in proportion to the habit's loss: w = ℓ₁ / mean(ℓ₁), at most `need_cap`,
+        detached. Control then learns most from the rows that it will be called for. (Nam et al. 2020 use
+        ℓ₁/(ℓ₁ + ℓ₂) for the same purpose.) False: w = 1.
     need_cap : float
-        ≥ 1.
+        Upper bound of w, ≥ 1.
     beta : float
         β ≥ 0.
     mutual : bool
-        Whether the KL's gradient reaches control as well, as in the thesis: then control also pays for
-        deviating from habit. False: it only teaches the habit.
+        Whether the KL's gradient also reaches control, as in the thesis, so that control pays for deviating
+        from habit. False: the KL trains the habit only.
     """
 
     effort: float | str = 1.0
@@ -67,9 +67,8 @@ class Objective:
         infinity = float("inf")
         if isinstance(self.effort, str):
             if self.effort not in EFFORTS:
-                raise ValueError(
-                    f"effort: expected a number or one of {', '.join(map(repr, EFFORTS))}, got {self.effort!r}"
-                )
+                expected = f"a number or one of {', '.join(map(repr, EFFORTS))}"
+                raise ValueError(f"effort: expected {expected}, got {self.effort!r}")
         else:
             check_number("effort", self.effort, 0, infinity, ends="[)")
         check_number("temperature", self.temperature, 0, infinity, ends="()")
@@ -82,7 +81,11 @@ class Objective:
 
 
 class ACCLoss(NamedTuple):
-    """The loss and its parts, scalars; only `total` has a gradient. Parts are unweighted means; `effort` is the mean λ."""
+    """The loss and its parts, all scalars. Only `total` has a gradient.
+
+    `default`, `control` and `distill` are unweighted means of ℓ₁, ℓ₂ and T²·KL over the rows; `description`
+    is KL(q ‖ p) in nats; `effort` is the mean λ.
+    """
 
     total: Tensor
     default: Tensor
@@ -93,9 +96,9 @@ class ACCLoss(NamedTuple):
 
 
 def need_weights(default_loss: Tensor, cap: float) -> Tensor:
-    """w = ℓ₁ / mean(ℓ₁), at most `cap`: [n] → [n], detached; ones where the habit fails at nothing.
+    """Compute w = ℓ₁ / mean(ℓ₁), at most `cap`: [n] → [n], detached; 1 if every ℓ₁ is 0.
 
-    Where ℓ₁ is infinite, because the habit excludes the label, w is the cap.
+    w is `cap` where ℓ₁ is infinite, because the habit masks the label.
     """
     loss = default_loss.detach()
     mean = loss.mean()
@@ -112,14 +115,14 @@ def acc_loss(
     description: Tensor,
     beta_per_row: float,
 ) -> ACCLoss:
-    """Put the terms together.
+    """Compute the objective of a batch.
 
     Parameters
     ----------
     objective : Objective
-        The weights.
+        The weights of the terms.
     effort : Effort or None
-        Where ``objective.effort`` is learned.
+        The network λ(s) if ``objective.effort`` is learned.
     default, control : Tensor
         Logits [B, C], B ≥ 1.
     targets : Tensor
@@ -127,9 +130,9 @@ def acc_loss(
     description : Tensor
         KL(q ‖ p), scalar.
     beta_per_row : float
-        What multiplies it: β / N, and the share of a warm-up.
+        Its factor: β / N, times the share of a warm-up.
     """
-    # In float32 at least: half precision has few steps between the losses of rows that are nearly right.
+    # In float32 or wider: half precision hardly tells the losses of nearly right rows apart.
     default, control = wide(default), wide(control)
     default_loss = F.cross_entropy(default, targets, reduction="none")
     control_loss = F.cross_entropy(control, targets, reduction="none")
@@ -140,7 +143,7 @@ def acc_loss(
     distill = objective.temperature**2 * kl_divergence(teacher, default, objective.temperature)
     if effort is None:
         assert not isinstance(objective.effort, str)
-        # What has no weight is left out: where the masks differ it is infinite, and 0 · ∞ is not 0.
+        # A term of weight 0 is left out: it is infinite where the masks differ, and 0 · ∞ is NaN.
         cost = objective.effort * distill.mean() if objective.effort else distill.new_zeros(())
         price = distill.new_tensor(objective.effort)
     else:

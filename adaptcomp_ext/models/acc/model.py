@@ -1,4 +1,4 @@
-"""`ACC`: habit for every row, control for the rows that are worth it."""
+"""`ACC`: habit for every row, control for the rows that its gate calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANSWERS = ("control", "mixture")
 
 
 class ACCResult(NamedTuple):
-    """What `ACC` answers.
+    """The result of `ACC`.
 
     Attributes
     ----------
@@ -32,11 +32,11 @@ class ACCResult(NamedTuple):
     called : Tensor
         Bool [B]: which rows went through control.
     score : Tensor
-        [B]: the gate's.
+        [B]: the gate's score.
     default : Tensor
         [B, C]: the habit's logits.
     control : Tensor
-        [B, C]: control's logits where it ran, the habit's elsewhere.
+        [B, C]: control's logits where it ran, the habit's logits elsewhere.
     """
 
     output: Tensor
@@ -47,7 +47,7 @@ class ACCResult(NamedTuple):
 
 
 class ACC(nn.Module):
-    """A habit π₁ that always runs and control π₂ that runs only for the rows its gate calls; the others never pass through it.
+    """A classifier whose habit π₁ runs for every row, and control π₂ only for the rows that its gate calls.
 
     ::
 
@@ -57,8 +57,8 @@ class ACC(nn.Module):
     Parameters
     ----------
     encoder : nn.Module
-        ``encoder(x) -> s``: a Tensor or a pytree of Tensors, rows first. ``nn.Identity()`` where habit and
-        control read the input each for itself.
+        ``encoder(x) -> s``: a Tensor or a pytree of Tensors whose first dimension is B. Use
+        ``nn.Identity()`` if habit and control share no encoder.
     default : nn.Module
         π₁: ``default(s) -> logits`` [B, C]. See `variational`.
     control : nn.Module
@@ -66,7 +66,7 @@ class ACC(nn.Module):
     classes : int
         C ≥ 2.
     gate : Gate, optional
-        Default: an `EntropyGate`. May be replaced between calls; calibrate it on held-out rows.
+        Default: an `EntropyGate`. It may be replaced between calls; calibrate it on held-out rows.
     answer : str
         "control": π₂ alone where it ran; "mixture": the thesis' linear combination, which can be worse than
         π₂ alone where habit is wrong with confidence.
@@ -74,26 +74,30 @@ class ACC(nn.Module):
         w in [0, 1], π₂'s share of the mixture.
     variational : bool or mapping
         True: the linear and convolution layers of a copy of `default` are wrapped in `VariationalDropout`; a
-        mapping: its options; False: `default` is used as it is.
+        mapping: the same with these options; False: `default` is used as it is.
     objective : Objective, optional
-        The weights of `loss`.
+        The weights of `loss`. Default: ``Objective()``.
 
     Attributes
     ----------
     effort : Effort or None
-        λ(s), where the objective learns it.
+        The network λ(s) if the objective learns it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
 
     Notes
     -----
-    After the thesis of A. Kamanda (2023), whose formal ground is MDL-C (Moskovitz et al. 2022). There the
-    gate was one decision for a whole batch; here it is one for each row (`BatchMeanGate` is the old one).
-    Gradients flow through `forward` into habit, control and encoder, but training is meant to go through
-    `loss`, where everything runs.
+    The model follows the thesis of A. Kamanda (2023), which builds on MDL-C (Moskovitz et al. 2022). There
+    the gate decided once for a batch; here it decides for each row (`BatchMeanGate` is the thesis' gate).
+    `forward` is differentiable in habit, control and encoder; training is meant to use `loss`, which runs
+    control for every row.
 
-    *Masked classes:* logits of −∞ exclude a class, with the probability 0, in the answer, in the gates and in
-    the loss.
+    *Masked classes:* a logit of −∞ gives its class probability 0 in the answer, the gates and the loss.
 
-    *Not promised:* that a gate calls the rate it was calibrated to on rows of another kind.
+    *Not promised:* that a gate calls its calibrated rate on rows of another distribution.
 
     Examples
     --------
@@ -141,12 +145,12 @@ class ACC(nn.Module):
         self.effort = Effort(classes, learned) if isinstance(learned, str) else None
 
     def forward(self, x: Any) -> ACCResult:
-        """Answer; only the rows that the gate calls go through control.
+        """Classify rows; only the rows that the gate calls go through control.
 
         Parameters
         ----------
         x : Any
-            What the encoder takes, B rows.
+            The encoder's input, B rows.
 
         Returns
         -------
@@ -154,7 +158,7 @@ class ACC(nn.Module):
 
         Notes
         -----
-        On CUDA the host waits once, for the number of rows called: see `route`.
+        On CUDA the host waits once, for the number of rows that are called: see `route`.
         """
         s = self.encoder(x)
         default = check_logits("default", self.default(s), self.classes)
@@ -182,25 +186,25 @@ class ACC(nn.Module):
         return torch.where(called[:, None], mixed, log_default)
 
     def both(self, x: Any) -> tuple[Tensor, Tensor]:
-        """Run everything: logits of habit and control, [B, C] each, for training, fitting and calibrating."""
+        """Run habit and control for every row, and return their logits [B, C], to fit or calibrate a gate."""
         s = self.encoder(x)
         default = check_logits("default", self.default(s), self.classes)
         return default, check_logits("control", self.control(s), self.classes)
 
     def loss(self, x: Any, targets: Tensor, *, rows: int, beta_factor: float = 1.0) -> ACCLoss:
-        """The objective on a batch; everything runs.
+        """Compute the objective on a batch; habit and control run for every row.
 
         Parameters
         ----------
         x : Any
-            What the encoder takes, B ≥ 1 rows.
+            The encoder's input, B ≥ 1 rows.
         targets : Tensor
-            int64 [B].
+            Class labels, int64 [B].
         rows : int
-            N, rows of the training set, over which the description length is spread.
+            N, the number of rows of the training set, by which the description length is divided.
         beta_factor : float
-            In [0, 1]: the share of β in force, for a warm-up, without which variational dropout prunes before
-            it has learned.
+            Factor of β in [0, 1], for a warm-up: without one, variational dropout prunes weights before they
+            have learned.
 
         Returns
         -------
@@ -226,7 +230,7 @@ class ACC(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The answer and the objective."""
+        """Return the options as text."""
         return f"classes={self.classes}, answer={self.answer!r}, objective={self.objective}"
 
 

@@ -1,4 +1,4 @@
-"""Agents that act from habit, and plan where planning is worth its price."""
+"""Agents that act from habit and plan where planning is worth its price."""
 
 from adaptcomp_ext.models.agents.gate import GATES, PlanGate
 from adaptcomp_ext.models.agents.horizon import DeepPlan, DepthGate, DepthPlanner

@@ -1,4 +1,4 @@
-"""When to plan: a gate that predicts what planning would gain, and calls the planner where that exceeds its price."""
+"""A gate that predicts the gain of planning and calls the planner where the gain exceeds its price."""
 
 from __future__ import annotations
 
@@ -14,50 +14,52 @@ from adaptcomp_ext.ops._checks import check_choice, check_fraction, check_int
 __all__ = ["GATES", "PlanGate"]
 
 GATES = ("value", "kl", "entropy", "random", "always", "never")
-"""What calls the planner: the predicted gain; the predicted divergence of plan and habit; the habit's own
-doubt; chance."""
+"""Kinds of scores: predicted gain; predicted divergence of plan and habit; the habit's standard deviation;
+a random number; and two that do not look at the state."""
 
-NOVICE = 2.3  # a gain of a hundredth is predicted at first: an agent that knows nothing plans everywhere
-UNIT = 0.001  # of gains, so that the regression's targets are near 1
+NOVICE = 2.3  # initial bias: an untrained gate predicts a gain of 0.01 and so plans in every state
+UNIT = 0.001  # unit of gains, in which the regression's targets are near 1
 CLIP = 50.0
 SCALE_RATE = 0.01
-FAINT = 0.1  # of UNIT: glances below it are as good as none
+FAINT = 0.1  # in UNIT: differences between glances below it hardly change the feature
 
 
 class PlanGate(Precise):
-    """Call the planner where score > price.
+    """Call the planner in the states whose score exceeds a price.
 
     ::
 
-        "value":    exp(w₁ᵀh(f)) predicts the gain: what the model expects of the plan's first action less of
-        the habit's "kl":       exp(w₂ᵀh(f)) predicts KL(π₂ ‖ π₁) of the first action "entropy":  the habit's
-        mean log standard deviation "random":   uniform in [0, 1)
-    f = latent state, the habit's log standard deviation, logarithm of what a glance at a few actions promises
-    (`Planner.glance`)
+        "value":    exp(w₁ᵀh(f)), the predicted gain of the plan's first action over the habit's
+        "kl":       exp(w₂ᵀh(f)), the predicted KL(π₂ ‖ π₁) of the first action
+        "entropy":  the mean of the habit's log standard deviation
+        "random":   a uniform number in [0, 1)
+
+    The features f are the latent state, the habit's log standard deviation, and the logarithm of the gain
+    that a glance at a few actions estimates (`Planner.glance`).
 
     Both predictions are fitted, by the Poisson deviance as in `adaptcomp_ext.models.acc.ValueGate`, on states
-    where the planner ran. What a plan gains over the habit changes faster than it can be learned from the
-    state alone; a glance costs little beside a plan, and is of today. Gains and glances are in units of the
-    spread of values (`WorldModel.spread`): before there is anything to win a small gain counts, afterwards it
-    does not, so that the agent deliberates at first and less with practice. A gain is that of one decision,
-    habit following: a thousandth of the spread is much, for there are many decisions.
+    where the planner ran. The gain of a plan changes faster than it can be learned from the state alone; a
+    glance costs little beside a plan, and is computed with the current model. Gains and glances are in units
+    of the spread of values (`WorldModel.spread`). The spread is small before the agent has learned, so that
+    it plans often at first, and less with practice. A gain is that of one decision followed by the habit:
+    with many decisions, a thousandth of the spread is much.
 
     Parameters
     ----------
     latent, actions : int
-        Sizes.
+        Sizes of the latent state and of an action.
     hidden : int
-        Units of the hidden layer.
+        Number of units of the hidden layer.
     price : float
-        κ: the threshold of the value gate; of the others, see `calibrate`.
+        κ: the threshold of the value gate, in units of the spread. For the other gates, see `calibrate`.
     explore : float
-        Share of the states that are planned whatever the score, so that what is not called is not forgotten;
-        where asked for.
+        Share of the states that are planned whatever the score, if ``explore=True`` in the call, so that the
+        gate keeps learning about states that it does not call.
 
     Attributes
     ----------
     kind : str
-        Which of `GATES` decides.
+        The one of `GATES` that decides; "value" at first.
     """
 
     middle: Tensor
@@ -70,7 +72,8 @@ class PlanGate(Precise):
     ) -> None:
         super().__init__()
         inputs = check_int("latent", latent, 1) + check_int("actions", actions, 1) + 1
-        # A latent state's units differ little from state to state: unscaled, the gate tells few gains apart.
+        # Units of a latent state vary little between states: without scaling the gate hardly tells them
+        # apart.
         self.register_buffer("middle", torch.zeros(inputs))
         self.register_buffer("variance", torch.ones(inputs))
         self.net = nn.Sequential(
@@ -85,30 +88,30 @@ class PlanGate(Precise):
 
     @property
     def looks(self) -> bool:
-        """Whether its kind needs glances."""
+        """Whether the gate's kind needs glances."""
         return self.kind in ("value", "kl")
 
     def features(self, latent: Tensor, log_std: Tensor, glance: Tensor) -> Tensor:
-        """What is known of a state before it is planned: [B, latent + actions + 1], float32 at least."""
+        """Return the gate's inputs, [B, latent + actions + 1], in float32 or wider."""
         promise = (wide(glance).clamp(min=0.0) / UNIT + FAINT).log()
         return torch.cat([wide(latent), wide(log_std), promise[:, None]], -1)
 
     def predictions(self, latent: Tensor, log_std: Tensor, glance: Tensor) -> Tensor:
-        """Logarithms of the predicted gain (over 0.001) and of the predicted divergence: [B, 2].
+        """Return the logarithms of the predicted gain / 0.001 and of the predicted divergence: [B, 2].
 
         Parameters
         ----------
         latent, log_std : Tensor
-            [B, L], [B, A].
+            Latent state [B, L] and the habit's log standard deviation [B, A].
         glance : Tensor
-            [B], in units of the spread of values.
+            Gain that a glance estimates, [B], in units of the spread of values.
         """
         features = self.features(latent, log_std, glance)
         scaled = F.batch_norm(features, self.middle.to(features.dtype), self.variance.to(features.dtype))
         return wide(self.net(scaled.to(next(self.net.parameters()).dtype)))
 
     def score(self, latent: Tensor, log_std: Tensor, glance: Tensor, kind: str | None = None) -> Tensor:
-        """How much reason there is to plan: [B]; 0 for "always" and "never"."""
+        """Return the score of each state, [B]; 0 for "always" and "never". `kind` defaults to the gate's."""
         kind = kind or self.kind
         check_choice("kind", kind, GATES)
         if kind == "entropy":
@@ -122,12 +125,12 @@ class PlanGate(Precise):
 
     @torch.no_grad()
     def forward(self, latent: Tensor, log_std: Tensor, glance: Tensor, explore: bool = False) -> Tensor:
-        """Which rows plan: bool [B]; `explore`: some are called whatever their score."""
+        """Return which rows plan, bool [B]; with `explore`, a random share plans whatever the score."""
         return self.decide(self.score(latent, log_std, glance), explore)
 
     @torch.no_grad()
     def decide(self, score: Tensor, explore: bool = False) -> Tensor:
-        """Which rows plan, from their scores. A score that is not a number calls."""
+        """Return which rows plan, bool [B], from their scores [B]. A NaN score calls."""
         if self.kind in ("always", "never"):
             return torch.full(score.shape, self.kind == "always", device=score.device)
         called = ~(score <= self.thresholds[GATES.index(self.kind)])
@@ -138,7 +141,7 @@ class PlanGate(Precise):
     def loss(
         self, latent: Tensor, log_std: Tensor, glance: Tensor, gain: Tensor, divergence: Tensor
     ) -> Tensor:
-        """Deviance of both predictions on rows that were planned; scalar. The running scale of the inputs follows these rows."""
+        """Return the deviance of both predictions on planned rows, a scalar; update the input statistics."""
         with torch.no_grad():
             variance, middle = torch.var_mean(self.features(latent, log_std, glance), 0, correction=0)
             self.variance.lerp_(variance.to(self.variance.dtype), SCALE_RATE)
@@ -149,7 +152,7 @@ class PlanGate(Precise):
 
     @torch.no_grad()
     def calibrate(self, kind: str, scores: Tensor, rate: float) -> None:
-        """Set a gate's threshold so that a share `rate` of these scores exceeds it."""
+        """Set the threshold of `kind` so that a share `rate`, in [0, 1], of `scores` [n] exceeds it."""
         check_choice("kind", kind, GATES[:4])
         rate = check_fraction("rate", rate, zero=True)
         if kind == "random":

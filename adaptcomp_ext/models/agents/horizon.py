@@ -1,4 +1,4 @@
-"""How far to look ahead, state by state: plans that are made deeper while that is worth its price."""
+"""Planning with a depth for each state: a gate predicts what each further level of the horizon gains."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from adaptcomp_ext.ops.descent import check_number
 
 __all__ = ["DeepPlan", "DepthGate", "DepthPlanner"]
 
-LEAST_SCALE = 1e-6  # of gains and of what they are predicted from
+LEAST_SCALE = 1e-6  # lower bound of the standard deviations of gains and features
 
 
 class DeepPlan(NamedTuple):
-    """What was planned.
+    """The result of `DepthPlanner.plan`.
 
     Attributes
     ----------
     action : Tensor
-        [B, A]: the first action; the habit's mean where nothing was planned.
+        [B, A]: the plan's first action; the habit's mean action where nothing was planned.
     horizon : Tensor
-        int64 [B]: H; 0 where nothing was planned.
+        int64 [B]: the horizon H of the plan; 0 where nothing was planned.
     worth : Tensor
-        [B]: what the model expects of the plan, followed by the habit until the deepest horizon; in units of
-        the largest reward.
+        [B]: the value that the model expects of the plan, followed by the habit until the deepest horizon; in
+        units of the largest reward.
     """
 
     action: Tensor
@@ -40,16 +40,16 @@ class DeepPlan(NamedTuple):
 
 
 class DepthPlanner:
-    """Plan at the first horizon, then at the next with that plan for a start, as many times as each row is to go deeper.
+    """Plan at increasing horizons, each starting from the plan of the one before, up to each row's own depth.
 
     Parameters
     ----------
     planner : Planner
-        Does an iteration; its own horizon and number of iterations are not used.
+        Runs an iteration; its own horizon and number of iterations are not used.
     levels : sequence of int
-        Increasing horizons.
+        Increasing horizons, in steps.
     iterations : int
-        Of the planner, at each level.
+        Number of iterations at each level.
     """
 
     def __init__(self, planner: Planner, levels: Sequence[int] = (1, 2, 4, 8), iterations: int = 2) -> None:
@@ -68,7 +68,11 @@ class DepthPlanner:
         latent : Tensor
             z [B, L].
         depth : Tensor
-            int64 [B], from 0 (habit) to the number of levels: how many levels each row goes through.
+            int64 [B]: the number of levels that each row goes through, from 0 (habit) to all.
+
+        Returns
+        -------
+        DeepPlan
         """
         batch, size = len(latent), self.planner.world.actions
         if check_tensor("depth", depth).shape != (batch,) or depth.dtype != torch.int64:
@@ -80,11 +84,12 @@ class DepthPlanner:
                 f"depth: expected 0 to {len(self.levels)}, got {int(depth.min())} to {int(depth.max())}"
             )
         planner, deepest = self.planner, self.levels[-1]
-        drawn = planner.samples - planner.habits - 1
-        # One noise for all rows, as in Planner: which other rows plan, and how deep, changes nothing for a
-        # row.
+        samples = planner.samples - planner.habits - 1
+        # All rows share the noise, as in Planner: a row's plan does not depend on which other rows plan.
         noise = torch.randn(
-            len(self.levels), self.iterations, drawn, deepest, size, device=latent.device, dtype=latent.dtype
+            *(len(self.levels), self.iterations, samples, deepest, size),
+            device=latent.device,
+            dtype=latent.dtype,
         )
         rolled = planner.habit_plans(latent, deepest)
         level = 0
@@ -94,8 +99,8 @@ class DepthPlanner:
             ahead = self.levels[level]
             plan, std = mean[:, :ahead], torch.full_like(mean[:, :ahead], FIRST_STD)
             for i in range(self.iterations):
-                some = noise[level, i, :, :ahead]
-                plan, std, _ = planner.improve(plan, std, latent, rolled[:, :, :ahead].contiguous(), some)
+                drawn = noise[level, i, :, :ahead]
+                plan, std, _ = planner.improve(plan, std, latent, rolled[:, :, :ahead].contiguous(), drawn)
             level += 1
             return torch.cat([plan, mean[:, ahead:]], 1)
 
@@ -109,7 +114,10 @@ class DepthPlanner:
         return DeepPlan(mean[:, 0], horizons, self.worth(latent, mean, horizons))
 
     def worth(self, latent: Tensor, mean: Tensor, horizon: Tensor) -> Tensor:
-        """What the model expects of plans [n, deepest, A], each followed for its own horizon and by the habit afterwards."""
+        """Return the value [n] that the model expects of plans `mean` [n, deepest, A].
+
+        Each plan is followed for its own `horizon` [n], and by the habit afterwards.
+        """
         world, discount = self.planner.world, self.planner.discount
         z, total = latent, torch.zeros_like(wide(latent[:, 0]))
         for t in range(self.levels[-1]):
@@ -121,22 +129,19 @@ class DepthPlanner:
 
     @torch.no_grad()
     def gains(self, latent: Tensor) -> Tensor:
-        """What each level adds to the decision that is taken: z [n, L] → [n, levels], of either sign.
+        """Return the gain of each level in the value of the first action: z [n, L] → [n, levels], signed.
 
-        All depths are planned, each one's first action is followed by a plan of the deepest horizon from
-        where it leads to, and what the model expects of that is compared. What a plan promises for itself
-        would not do: it grows with its length, because more of its actions are better than the habit's,
-        although a plan that is made anew in every state uses the first one only.
-
-        Notes
-        -----
-        The noise of all plans is the same, so that it mostly cancels in the differences.
+        The rows are planned at every depth. The first action of each plan is followed by a plan of the
+        deepest horizon from the next state, and the expected values are compared. The plans' own values would
+        not do: they grow with the horizon, because more actions are better than the habit's, although an
+        agent that plans again in every state uses the first action only. All plans share their noise, which
+        mostly cancels in the differences.
         """
         world, discount = self.planner.world, self.planner.discount
         n, depths = len(latent), len(self.levels) + 1
-        every = latent.repeat(depths, 1)
-        action = self.plan(every, torch.arange(depths, device=latent.device).repeat_interleave(n)).action
-        z, reward = world.step(every, action)
+        states = latent.repeat(depths, 1)
+        action = self.plan(states, torch.arange(depths, device=latent.device).repeat_interleave(n)).action
+        z, reward = world.step(states, action)
         after = self.plan(z, torch.full((len(z),), depths - 1, device=latent.device)).worth
         worth = (1 - discount) * reward.clamp(max=1.0) + discount * after
         return worth.view(depths, n).diff(dim=0).T
@@ -149,19 +154,20 @@ class DepthGate(Precise):
 
         depth = argmax over d of  Σ_{k ≤ d} ( ĝₖ(s) − price · Hₖ )          d = 0: habit
 
-    ĝₖ predicts what level k gains over the one before it (`DepthPlanner.gains`) by least squares, in units of
-    the spread of values; a level costs in proportion to its horizon. Before `fit` all gains are 0.
+    ĝₖ predicts, by least squares, the gain of level k over the level before it (`DepthPlanner.gains`), in
+    units of the spread of values. The cost of a level is proportional to its horizon. Before `fit` all gains
+    are 0.
 
     Parameters
     ----------
     latent, actions : int
-        Sizes.
+        Sizes of the latent state and of an action.
     levels : sequence of int
-        The planner's.
+        The planner's levels.
     hidden : int
-        Units of the hidden layer.
+        Number of units of the hidden layer.
     price : float
-        Of a step of the horizon, at least 0.
+        Price of one step of the horizon, at least 0, in the unit of the gains.
     """
 
     cost: Tensor
@@ -190,7 +196,7 @@ class DepthGate(Precise):
         self.register_buffer("unit", torch.ones(len(levels)))
 
     def gains(self, latent: Tensor, log_std: Tensor) -> Tensor:
-        """Predicted gain of each level [B, K]."""
+        """Return the predicted gain of each level, [B, levels]."""
         features = self._features(latent, log_std).to(next(self.net.parameters()).dtype)
         return wide(self.net(features)) * self.unit
 
@@ -199,7 +205,7 @@ class DepthGate(Precise):
 
     @torch.no_grad()
     def forward(self, latent: Tensor, log_std: Tensor) -> Tensor:
-        """How deep: int64 [B], from 0 to the number of levels."""
+        """Return the depth of each row: int64 [B], from 0 to the number of levels."""
         net = (self.gains(latent, log_std) - self.price * self.cost).cumsum(1)
         return torch.cat([torch.zeros_like(net[:, :1]), net], 1).argmax(1)
 
@@ -213,12 +219,14 @@ class DepthGate(Precise):
         batch: int = 64,
         seed: int = 0,
     ) -> list[float]:
-        """Learn to predict gains [n, K] from states where every depth was tried.
+        """Train the gate to predict `gains` [n, levels] of states, n ≥ 2.
+
+        The weights are trained on; the global random state is not changed.
 
         Returns
         -------
         list of float
-            Mean squared error of each epoch, over the gains' variance.
+            Mean squared error of each epoch, divided by the variance of the gains.
         """
         if len(latent) < 2:
             raise ValueError(f"latent: expected at least two rows to fit on, got {len(latent)}")
@@ -228,7 +236,7 @@ class DepthGate(Precise):
         self.unit.copy_(gains.std(0).clamp(min=LEAST_SCALE))
         features, targets = self._features(latent, log_std), gains / self.unit
         dtype = next(self.net.parameters()).dtype
-        self.net.to(features.dtype)  # the optimiser's own floors vanish in half precision
+        self.net.to(features.dtype)  # half precision would round the optimiser's epsilon to 0
         try:
             return self._fit(features, targets, epochs, batch, seed)
         finally:

@@ -1,4 +1,4 @@
-"""An agent for mazes: a reactive habit, a planner that runs as many sweeps as a gate gives it, a price for each."""
+"""An agent for mazes: a reactive habit, a planner, and a gate that chooses the planner's number of sweeps."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ __all__ = ["SWEEPS", "Deliberation", "MazeAgent", "Seen"]
 
 SWEEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """The numbers of sweeps that the gate chooses from."""
-WORST = (
-    -4.0
-)  # of an advantage: how bad a move is when the plan knows that it is worse than this, or nothing of it
+WORST = -4.0  # lower bound of an advantage, also for a move that the plan does not reach
 NOVICE = 5.0
-"""The gate's first bias, for the most sweeps: the agent begins by deliberating, and learns where it can be
-spared."""
+"""Initial bias of the gate for the largest number of sweeps: the agent plans at first, and learns where not
+to."""
 MOVES = ("up", "right", "down", "left")
 GOAL_FEATURES = 4 + len(SWEEPS) - 1
 
 
 class Seen(NamedTuple):
-    """What a decision is made from.
+    """The inputs of a decision.
 
     Attributes
     ----------
     features : Tensor
-        [B, F]: what habit and gate read.
+        float32 [B, F]: the input of habit and gate.
     plan : Tensor
-        float32 [B, 5]: each move's value less the best one's, in −4..0, and whether anything is known.
+        float32 [B, 5]: each move's value minus the best move's, in −4..0; and 1 if the plan reaches the
+        state, else 0.
     """
 
     features: Tensor
@@ -42,20 +41,20 @@ class Seen(NamedTuple):
 
 
 class Deliberation(NamedTuple):
-    """What the agent decides for each row.
+    """The agent's decision for each row.
 
     Attributes
     ----------
     action : Tensor
-        int64 [B].
+        int64 [B]: 0 up, 1 right, 2 down, 3 left.
     choice : Tensor
-        int64 [B]: which of the numbers of sweeps.
+        int64 [B]: index of the number of sweeps in `SWEEPS`.
     sweeps : Tensor
-        int64 [B]: how many sweeps.
+        int64 [B]: number of sweeps.
     log_prob : Tensor
-        float32 [B]: of choice and action together.
+        float32 [B]: log-probability of choice and action together.
     seen : Seen
-        What was decided from.
+        Inputs of the decision.
     """
 
     action: Tensor
@@ -66,12 +65,12 @@ class Deliberation(NamedTuple):
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    # Over so few categories a third of the time of torch's own.
+    # For few categories this takes a third of the time of torch's log_softmax.
     return logits - logits.logsumexp(1, keepdim=True)
 
 
 def _draw(log_probs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One category of each row [B], by inversion: a third of the time of ``torch.multinomial``."""
+    """Sample a category for each row, [B], by inversion, in a third of the time of ``torch.multinomial``."""
     u = torch.rand(len(log_probs), 1, generator=generator, device=log_probs.device)
     return (log_probs.exp().cumsum(1) < u).sum(1).clamp_(max=log_probs.shape[1] - 1)
 
@@ -88,7 +87,7 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class MazeAgent(WithConstants):
-    """Habit π₁ for every state; before it acts, the agent may plan for as many sweeps as it finds worth their price.
+    """An agent with a habit π₁ and a gate that chooses, in each state, the number of sweeps to plan for.
 
     ::
 
@@ -96,25 +95,25 @@ class MazeAgent(WithConstants):
         π₁ = softmax(h)                                               K ~ softmax(g), one of `SWEEPS`
         π₂ = softmax(h + β · advantage of each move after K sweeps)
 
-    A row with K = 0, or whose sweeps do not reach it, acts from habit. The rows that plan go through
+    A row acts from habit if K = 0 or its sweeps do not reach it. The rows that plan go through
     `AdaptiveHalt`, each for its own K (`sweep_plan`).
 
     Parameters
     ----------
     reach : int
-        Cells that the habit sees to each side.
+        Number of cells that the habit sees to each side.
     hidden : int
-        Units of each of two hidden layers, which habit and gate share: a gate that is read in every state has
-        to be cheap beside what it saves.
+        Number of units of each of two hidden layers. Habit and gate share them, because a gate that runs in
+        every state has to be cheap.
 
     Notes
     -----
-    The critic, which only training needs, is told the true remaining distance (asymmetric actor-critic: Pinto
-    et al. 2018): what a few sweeps more or less change is small against what a value read off the
-    neighbourhood leaves unexplained.
+    The critic, which only training uses, gets the true remaining distance (asymmetric actor-critic: Pinto et
+    al. 2018). A value computed from the neighbourhood alone would have a variance that hides the effect of a
+    few sweeps.
 
-    A plan is not remembered from one step to the next: K is what a decision costs. Nothing here depends on
-    the size of the maze.
+    Plans are not kept from one step to the next: K is the cost of a decision. No parameter depends on the
+    size of the maze.
     """
 
     def __init__(self, reach: int = 3, hidden: int = 128) -> None:
@@ -135,7 +134,7 @@ class MazeAgent(WithConstants):
     prior: Tensor
 
     def constants(self) -> dict[str, Tensor]:
-        """The numbers of sweeps to choose from."""
+        """Return the numbers of sweeps to choose from."""
         return {"numbers": torch.tensor(SWEEPS)}
 
     def _load_from_state_dict(
@@ -150,12 +149,13 @@ class MazeAgent(WithConstants):
         super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, *lists)
         name = prefix + "prior"
         if name in missing and not self.prior.is_meta and abs(float(self.prior.logsumexp(0))) < 1e-3:
-            missing.remove(
-                name
-            )  # written before the prior was part of it; this agent's own is a distribution, and serves
+            missing.remove(name)  # an older checkpoint lacks the prior: this agent's, if normalised, stays
 
     def features(self, walls: Tensor, position: Tensor, goal: Tensor) -> Tensor:
-        """What habit, gate and critic read: walls around [−1 free, 1 wall or outside], direction and distance of the goal."""
+        """Return the input of habit, gate and critic, [B, F]: near walls, the goal's direction and distance.
+
+        A cell is −1 if it is free, 1 if it is a wall or outside the maze. The arguments are those of `act`.
+        """
         batch, size = check_tensor("walls", walls).shape[0], walls.shape[-1]
         side = 2 * self.reach + 1
         wide = size + 2 * self.reach
@@ -172,25 +172,25 @@ class MazeAgent(WithConstants):
     def look(
         self, walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, compact: bool | str = True
     ) -> Tensor:
-        """Plan, each row for its number of sweeps → [B, 5], as in `Seen`."""
+        """Plan each row for its number of sweeps, int64 [B], and return ``plan`` of `Seen`, [B, 5]."""
         value = sweep_plan(walls, position, goal, sweeps, compact)
         best = value.max(1, keepdim=True).values
         known = best > UNKNOWN / 2
         return torch.cat([(value - best).clamp(min=WORST) * known, known.float()], 1)
 
     def react(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the habit [B, 4] and of the gate [B, len(SWEEPS)]."""
+        """Return the logits of the habit [B, 4] and of the gate [B, len(SWEEPS)]."""
         habit, gate = self.body(features).split([len(MOVES), len(SWEEPS)], 1)
         return habit, gate
 
     def value(self, features: Tensor, distance: Tensor) -> Tensor:
-        """What a state is worth [B]; `distance` [B], the remaining steps, is known to the critic alone, and in training only."""
+        """Return the critic's value [B] of states with `distance` [B] remaining steps; for training only."""
         far = distance.float()[:, None]
         value: Tensor = self.critic(torch.cat([features, far / 16, torch.exp(-far / 16)], 1))[:, 0]
         return value
 
     def action_logits(self, habit: Tensor, plan: Tensor) -> Tensor:
-        """π₂'s logits [B, 4] from π₁'s and a plan [B, 5]; π₁'s where nothing is known."""
+        """Return the logits [B, 4] of π₂ from those of π₁ and a plan [B, 5]; π₁'s where the plan is empty."""
         return habit + self.log_trust.exp() * plan[:, : len(MOVES)]
 
     @torch.no_grad()
@@ -203,19 +203,25 @@ class MazeAgent(WithConstants):
         compact: bool | str = True,
         generator: torch.Generator | None = None,
     ) -> Deliberation:
-        """Choose a number of sweeps, plan, and act: everything sampled.
+        """Sample a number of sweeps, plan, and sample an action.
 
         Parameters
         ----------
-        walls, position, goal : Tensor
-            [B, S, S] and int64 [B, 2] twice.
+        walls : Tensor
+            Bool or integer [B, S, S].
+        position, goal : Tensor
+            int64 [B, 2]: row and column.
         sweeps : Tensor, optional
-            int64 [B]: given instead of chosen; ``choice`` is then −1, and the log-probability the action's
-            alone.
+            int64 [B]: numbers of sweeps to use instead of the gate's. ``choice`` is then −1, and ``log_prob``
+            that of the action alone.
         compact : bool or "auto"
             As for `AdaptiveHalt`.
         generator : torch.Generator, optional
-            Draws. Default: torch's.
+            Random generator. Default: torch's global one of the device.
+
+        Returns
+        -------
+        Deliberation
         """
         features = self.features(walls, position, goal)
         habit, gate = self.react(features)

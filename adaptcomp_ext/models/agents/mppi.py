@@ -1,4 +1,7 @@
-"""Model predictive path integral planning (Williams et al. 2015) in a latent world model, each state until its plan settles."""
+"""Model predictive path integral planning (Williams et al. 2015) in a latent world model.
+
+Each state is planned until its plan converges.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +22,25 @@ __all__ = ["FIRST_STD", "Plan", "Planner"]
 
 FIRST_STD = 0.6
 """σ before the first iteration, in units of actions (−1..1)."""
-GLANCED = 8
+GLANCED = 8  # number of random actions of a glance
 
 
 class Plan(NamedTuple):
-    """What planning found for each row.
+    """The result of `Planner.plan`.
 
     Attributes
     ----------
     mean, std : Tensor
-        [B, H, A]: the plan, and what is still open about it.
+        [B, H, A]: mean and standard deviation of the normal over action sequences.
     first : Tensor
-        [B]: what the model expects of the plan's first action, followed by the habit's mean actions, in units
-        of the largest reward: a discounted mean of what is to come. It is what an agent gets that plans anew
-        in every state: what the whole plan promises (`Planner.score` of ``mean``) grows with its length, and
-        is never cashed in.
+        [B]: the value that the model expects of the plan's first action followed by the habit's mean actions:
+        a discounted mean of rewards, in units of the largest one. An agent that plans again in every state
+        gets this value; the value of the full plan (`Planner.score` of ``mean``) grows with its length, and
+        such an agent never realises it.
     habit : Tensor
-        [B]: the same for following the habit's mean actions from the beginning.
+        [B]: the value that the model expects of the habit's mean actions from the beginning.
     iterations : Tensor
-        int64 [B].
+        int64 [B]: number of iterations.
     """
 
     mean: Tensor
@@ -48,43 +51,44 @@ class Plan(NamedTuple):
 
 
 class Planner:
-    """π₂: improve a normal over action sequences until it stands still.
+    """The control policy π₂: MPPI improves a normal over action sequences until it converges.
 
     ::
 
-        candidates: the plan's mean, the habit's roll-outs, samples N(μ, σ²) score = (1 − γ) Σ γᵗ r(zₜ, aₜ) +
-        γᴴ Q(z_H, π₁(z_H)) elites: the best of them, weighted by exp((score − best) / temperature)      μ, σ ←
-        their weighted mean, deviation
+        candidates: the plan's mean μ, roll-outs of the habit, samples of N(μ, σ²)
+        score = (1 − γ) Σ γᵗ r(zₜ, aₜ) + γᴴ Q(z_H, π₁(z_H))
+        elites: the best candidates, weighted by exp((score − best score) / temperature)
+        μ, σ ← weighted mean and standard deviation of the elites
 
-    Each row is one state; it leaves `AdaptiveHalt` when ‖Δμ‖ / √(HA) ≤ tol, or after `iterations`.
+    Each row is one state; it halts when ‖Δμ‖ / √(HA) ≤ tol, or after `iterations`.
 
     Parameters
     ----------
     world : WorldModel
-        The model; not a part of this object's state.
+        The world model. It is not part of the planner's state.
     horizon : int
-        H.
+        H, in steps.
     samples, elites, habits : int
-        Candidates in all, the best of them, and how many are the habit's roll-outs (the first one of mean
-        actions).
+        Number of candidates, of the best ones that are kept, and of the habit's roll-outs among the
+        candidates. The first roll-out has mean actions.
     iterations : int
-        At most so many.
+        Upper bound on the number of iterations.
     tol : float
-        In units of actions; 0: every row goes on to the end.
+        Tolerance of convergence, in units of actions. 0: every row runs all iterations.
     temperature : float
-        Relative to the spread of the elites' scores.
+        Temperature, relative to the range of the elites' scores.
     least_std : float
-        σ is at least this.
+        Lower bound of σ.
     discount : float
         γ.
     enough : float
-        From here on a state counts as won (`gain`), in units of the largest reward: satisficing (Simon 1956).
-        1: never.
+        Value above which `gain` sees no difference, in units of the largest reward: satisficing (Simon 1956).
+        1: no bound.
 
     Notes
     -----
-    Noise is drawn once per call and iteration and shared by all rows: what a row's plan becomes does not
-    depend on which other rows plan, and drawing costs nothing against the roll-outs.
+    Noise is drawn once for each call and iteration, and all rows share it: a row's plan does not depend on
+    which other rows are planned.
     """
 
     def __init__(
@@ -116,24 +120,23 @@ class Planner:
         self.enough = check_number("enough", enough, 0.0, 1.0, ends="(]")
 
     def gain(self, plan: Tensor, habit: Tensor) -> Tensor:
-        """How much more a plan is expected to bring than the habit, both counted up to `enough`.
+        """Return plan − habit of two values [B], each clamped to at most `enough`.
 
-        One decision is worth a hundredth of a value at γ = 0.99, and values are not learned to a hundredth:
-        without it, a pendulum that stands upright is planned for ever, for what the model believes is missing
-        there.
+        At γ = 0.99 a decision changes a value by about 0.01, and learned values have larger errors. Without
+        the bound an agent keeps planning for a pendulum that already stands upright.
         """
         return plan.clamp(max=self.enough) - habit.clamp(max=self.enough)
 
     def score(self, latent: Tensor, actions: Tensor, horizon: int = 0) -> Tensor:
-        """What the model expects of action sequences of any length, which the habit's mean actions follow up to `horizon`.
+        """Return the value that the model expects of action sequences, float32 or wider.
 
-        z [n, L], a [n, C, k, A] → [n, C], float32 at least; of k actions, max(k, horizon) steps are looked
-        at. No reward or value is above 1, the largest: where all is won already, a plan cannot promise more.
+        z [n, L], a [n, C, k, A] → [n, C]. After the k actions come the habit's mean actions, up to `horizon`
+        steps in all. Rewards and values are clamped to 1, the largest possible.
         """
         n, candidates, given, size = actions.shape
         steps = max(given, horizon)
         z = latent[:, None].expand(n, candidates, latent.shape[1]).reshape(n * candidates, latent.shape[1])
-        # Time first: each step of the roll-out reads its actions in one piece.
+        # Time comes first, so that each step of the roll-out reads contiguous actions.
         along = actions.permute(2, 0, 1, 3).reshape(given, n * candidates, size)
         total = torch.zeros(n * candidates, device=z.device, dtype=compute_dtype(z.dtype))
         for t in range(steps):
@@ -145,18 +148,18 @@ class Planner:
     def improve(
         self, mean: Tensor, std: Tensor, latent: Tensor, habit: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One iteration.
+        """Run one iteration.
 
         Parameters
         ----------
         mean, std : Tensor
-            [n, H, A].
+            The normal before the iteration, [n, H, A].
         latent : Tensor
             z [n, L].
         habit : Tensor
-            [n, habits, H, A].
+            Roll-outs of the habit, [n, habits, H, A].
         noise : Tensor
-            [samples − habits − 1, H, A], standard normal.
+            Standard normal, [samples − habits − 1, H, A].
 
         Returns
         -------
@@ -174,14 +177,11 @@ class Planner:
         ]
         new = (weight * elite).sum(1)
         deviation = (weight * (elite - new[:, None]).square()).sum(1).sqrt_().clamp_(self.least_std, 2.0)
-        return (
-            new.to(mean.dtype),
-            deviation.to(std.dtype),
-            score[:, 0],
-        )  # the first candidate is the habit's mean roll-out
+        # Candidate 0 is the habit's mean roll-out.
+        return new.to(mean.dtype), deviation.to(std.dtype), score[:, 0]
 
     def habit_plans(self, latent: Tensor, horizon: int | None = None, count: int | None = None) -> Tensor:
-        """Roll-outs of the habit, the first of mean actions: z [n, L] → [n, count, H, A]; as many as `habits` by default."""
+        """Roll out the habit `count` (default: `habits`) times, first with mean actions: → [n, count, H, A]."""
         n, horizon, count = len(latent), horizon or self.horizon, count or self.habits
         z = latent[:, None].expand(n, count, latent.shape[1])
         noise = torch.randn(horizon, count, self.world.actions, device=latent.device, dtype=latent.dtype)
@@ -197,10 +197,10 @@ class Planner:
 
     @torch.no_grad()
     def glance(self, latent: Tensor) -> Tensor:
-        """What the best of a few random actions around the habit's gains over the habit's: z [n, L] → [n], at least 0.
+        """Return the gain of the best of a few random actions around the habit's: z [n, L] → [n], at least 0.
 
-        Cheap beside a plan of hundreds of candidates and several iterations, and a hint of what its first
-        action would gain.
+        It hints at the gain of a plan's first action and is cheap beside a plan, which takes hundreds of
+        candidates and several iterations.
         """
         habit = self.world.habit.best(latent)[:, None]
         noise = torch.randn(GLANCED, habit.shape[2], device=latent.device, dtype=latent.dtype)
@@ -217,10 +217,10 @@ class Planner:
         latent : Tensor
             z [B, L].
         before : Tensor, optional
-            [B, H, A]: the plan of the step before, shifted by one; where a row is all NaN, and by default,
-            the habit's mean roll-out instead.
+            [B, H, A]: the plan of the step before, shifted by one step. A row with a NaN starts from the
+            habit's mean roll-out, as all rows do by default.
         policy : Policy, optional
-            When a row stops. Default: `Convergence` of its mean at `tol`.
+            Halting policy. Default: `Convergence` of the mean at `tol`.
 
         Returns
         -------
@@ -254,7 +254,7 @@ class Planner:
             std,
             torch.zeros(batch, device=latent.device, dtype=compute_dtype(latent.dtype)),
         )
-        found = halt(start, latent, habit)
-        mean, std, worth = found.state
+        result = halt(start, latent, habit)
+        mean, std, worth = result.state
         first = self.score(latent, mean[:, None, :1], self.horizon)[:, 0]
-        return Plan(mean, std, first, worth, found.steps)
+        return Plan(mean, std, first, worth, result.steps)

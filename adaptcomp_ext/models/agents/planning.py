@@ -1,4 +1,4 @@
-"""An agent that acts from habit, and plans in the states that are worth it."""
+"""An agent that acts from habit, and plans in the states that its gate calls."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adaptcomp_ext.nn import route
 
 __all__ = ["Act", "PlanningAgent", "divergence"]
 
-EDGE = 0.95  # a plan at the end of what an action can be is still a finite number before the tanh
+EDGE = 0.95  # bound on a plan's mean action, so that its inverse tanh stays finite
 
 
 class Act(NamedTuple):
-    """What the agent does in each state. What belongs to a plan is NaN where there was none.
+    """The agent's action in each state. Numbers of a plan are NaN where there is none.
 
     Attributes
     ----------
@@ -28,23 +28,23 @@ class Act(NamedTuple):
     called : Tensor
         Bool [B]: which states were planned.
     iterations : Tensor
-        int64 [B]: of the planner; 0 where it did not run.
+        int64 [B]: number of iterations of the planner; 0 where it did not run.
     mean, std : Tensor
-        [B, A]: of the plan's first action.
+        [B, A]: mean and standard deviation of the plan's first action.
     gain : Tensor
-        [B]: what the model expects of the plan's first action more than of the habit's, the habit following
-        either, in units of the largest reward, up to what is enough (`Planner.gain`). It may be negative: a
-        plan is the best of what it tried as a whole.
+        [B]: the value that the model expects of the plan's first action minus that of the habit's, each
+        followed by the habit, in units of the largest reward (`Planner.gain`). It may be negative, because a
+        plan is optimised as a whole.
     divergence : Tensor
-        [B]: KL(π₂ ‖ π₁) of the first action, in nats, both taken as normals before the tanh.
+        [B]: KL(π₂ ‖ π₁) of the first action, in nats, of the normals before the tanh.
     distance : Tensor
-        [B]: of the plan's first action from the habit's, both means.
+        [B]: distance of the plan's mean first action from the habit's mean action.
     following : Tensor
         [B, H, A]: the plan for the next step.
     score : Tensor
-        [B]: the gate's, of its kind.
+        [B]: the gate's score.
     glance : Tensor
-        [B]: what a glance promised, in units of the spread of values; NaN where the gate does not look.
+        [B]: the gain that a glance estimates, in units of the spread of values; NaN if the gate needs none.
     """
 
     action: Tensor
@@ -61,16 +61,16 @@ class Act(NamedTuple):
 
 
 def divergence(mean: Tensor, std: Tensor, raw: Tensor, log_std: Tensor) -> Tensor:
-    """KL(π₂ ‖ π₁) [B] of the normals before the tanh: a habit that has run into the end of what it can do is still pulled back.
+    """Return KL(π₂ ‖ π₁) [B] of the normals before the tanh, in nats, float32 (float64 for float64).
 
-    In float32 (float64 for float64).
+    Before the tanh a habit whose action is saturated still has a gradient.
 
     Parameters
     ----------
     mean, std : Tensor
-        [B, A]: of a plan's first action, in −1..1; carried through the inverse of the tanh to first order.
+        [B, A]: a plan's first action, in −1..1; mapped through the inverse tanh to first order.
     raw, log_std : Tensor
-        [B, A]: of the habit, before its tanh.
+        [B, A]: the habit's mean and log standard deviation before the tanh.
     """
     mean, std, raw, log_std = wide(mean), wide(std), wide(raw), wide(log_std)
     inside = mean.clamp(-EDGE, EDGE)
@@ -80,21 +80,21 @@ def divergence(mean: Tensor, std: Tensor, raw: Tensor, log_std: Tensor) -> Tenso
 
 
 class PlanningAgent(nn.Module):
-    """World model, gate and planner.
+    """An agent made of a world model, a gate and a planner.
 
     Parameters
     ----------
     world : WorldModel
-        Encoder, dynamics, values, habit π₁.
+        Encoder, dynamics, values, and habit π₁.
     gate : PlanGate
-        Which states are planned.
+        Decides which states are planned.
     **planner
         Options of `Planner`, π₂.
 
     Notes
     -----
-    Only the states that the gate calls pass through the planner (`route`), and each leaves it when its own
-    plan has settled.
+    Only the states that the gate calls pass through the planner (`route`), and each halts when its own plan
+    has converged. `act` is not differentiable.
     """
 
     def __init__(self, world: WorldModel, gate: PlanGate, **planner: Any) -> None:
@@ -105,7 +105,7 @@ class PlanningAgent(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: Tensor, before: Tensor | None = None, explore: bool = False) -> Act:
-        """Act in each state.
+        """Choose an action in each state.
 
         Parameters
         ----------
@@ -114,7 +114,12 @@ class PlanningAgent(nn.Module):
         before : Tensor, optional
             [B, H, A]: ``following`` of the step before; NaN where an episode has begun.
         explore : bool
-            Whether actions are drawn rather than the means taken.
+            Whether actions are sampled, and the gate also calls states at random; otherwise actions are
+            means.
+
+        Returns
+        -------
+        Act
         """
         z = self.world.encode(observation)
         raw, log_std = self.world.habit.parameters_of(z)
@@ -147,7 +152,7 @@ class PlanningAgent(nn.Module):
             gain=self.planner.gain(worth, expected),
             divergence=divergence(first, width, raw, log_std),
             distance=wide(first - habit).norm(dim=1),
-            # Nothing is known of the last action of the next plan; 0, but NaN where there is no plan.
+            # The next plan has no last action yet: 0, but NaN where there is no plan.
             following=torch.cat([mean[:, 1:], 0 * mean[:, :1]], 1),
             score=score,
             glance=glance,

@@ -1,4 +1,4 @@
-"""A planner for grids whose map is known: sweeps of value iteration, as many as each row is given."""
+"""A planner for grids whose map is known: value iteration with a number of sweeps for each row."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adaptcomp_ext.ops._checks import check_choice, check_int, check_tensor
 __all__ = ["UNKNOWN", "sweep_plan", "value_sweep"]
 
 UNKNOWN = -10_000
-"""The value of a cell that no sweep has reached, and of a wall."""
-GOAL = 20_000  # added on entering the goal: whatever the neighbours are worth, it then is cut back to 0
+"""The value of a wall, and of a cell that no sweep has reached."""
+GOAL = 20_000  # added at the goal, so that its value is clamped to 0 whatever its neighbours' values are
 
 
 def value_sweep(value: Tensor, step: Tensor, count: int = 1) -> Tensor:
-    """Sweeps of max-plus value iteration: every cell learns from its four neighbours.
+    """Run sweeps of max-plus value iteration, in which every cell reads its four neighbours.
 
     ::
 
@@ -27,19 +27,19 @@ def value_sweep(value: Tensor, step: Tensor, count: int = 1) -> Tensor:
     Parameters
     ----------
     value, step : Tensor
-        int16 [n, H, W], contiguous, each maze with a rim of walls: v; −1 where a cell is free, `UNKNOWN`
-        where there is a wall, 20,000 at the goal.
+        int16 [n, H, W], contiguous; each maze has a rim of walls. `value` is v; `step` is −1 in a free cell,
+        `UNKNOWN` in a wall, 20,000 at the goal.
     count : int
-        How many sweeps, at least 1.
+        Number of sweeps, at least 1.
 
     Returns
     -------
     Tensor
         int16 [n, H, W], new. The rim stays `UNKNOWN`.
     """
-    # All mazes as one line of cells: a shift that runs from one into the next meets a rim on both sides.
-    # Numbers of 16 bits, and one pass for each operation: measured, a quarter of the time that a padded batch
-    # of floats takes. The views are made once: for few mazes they take longer than the passes.
+    # All mazes form one line of cells; the rims separate them. 16-bit numbers and one pass per operation take
+    # a quarter of the time of a padded batch of floats. The views are made once, because for few mazes making
+    # them takes longer than the passes.
     width = value.shape[2]
     count = check_int("count", count, 1)
     add = step.view(-1)[width:-width]
@@ -59,7 +59,7 @@ def value_sweep(value: Tensor, step: Tensor, count: int = 1) -> Tensor:
 
 
 def _around(line: Tensor, width: int) -> tuple[Tensor, ...]:
-    """Every cell but those of the first and last row, and its neighbours above, below, left and right."""
+    """Return all cells except the first and last row, and their neighbours above, below, left and right."""
     last = len(line) - width
     return (
         line[width:last],
@@ -73,7 +73,7 @@ def _around(line: Tensor, width: int) -> tuple[Tensor, ...]:
 def sweep_plan(
     walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, compact: bool | str = True
 ) -> Tensor:
-    """What the four moves from `position` are worth after so many sweeps, each row having its own number.
+    """Compute the values of the four moves from `position` after each row's own number of sweeps.
 
     Parameters
     ----------
@@ -82,25 +82,29 @@ def sweep_plan(
     position, goal : Tensor
         int64 [B, 2]: row and column.
     sweeps : Tensor
-        int64 [B], at least 0. A row with 0 never reaches the planner; a row that has had its sweeps leaves
-        it.
+        int64 [B], at least 0. A row with 0 sweeps never enters the planner; the others halt after theirs.
     compact : bool or "auto"
         As for `AdaptiveHalt`.
 
     Returns
     -------
     Tensor
-        float32 [B, 4]: minus the steps from the neighbour up, right, down, left to the goal; `UNKNOWN` where
-        that is a wall or the sweeps did not reach it. K sweeps reach the cells that are at most K steps from
-        the goal.
+        float32 [B, 4]: minus the number of steps to the goal from the neighbour above, right, below, left;
+        `UNKNOWN` for a wall and a cell that the sweeps did not reach. K sweeps reach the cells that are at
+        most K steps from the goal. Not differentiable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
     """
     batch, size = check_tensor("walls", walls).shape[0], walls.shape[-1]
     if walls.shape != (batch, size, size):
         raise ValueError(f"walls: expected shape [B, S, S], got {list(walls.shape)}")
-    for name, place in (("position", position), ("goal", goal)):
-        if check_tensor(name, place).shape != (batch, 2) or place.dtype != torch.int64:
+    for name, cell in (("position", position), ("goal", goal)):
+        if check_tensor(name, cell).shape != (batch, 2) or cell.dtype != torch.int64:
             raise ValueError(
-                f"{name}: expected int64 of shape [{batch}, 2], got {place.dtype} of shape {list(place.shape)}"
+                f"{name}: expected int64 of shape [{batch}, 2], got {cell.dtype} of shape {list(cell.shape)}"
             )
     if check_tensor("sweeps", sweeps).shape != (batch,) or sweeps.dtype != torch.int64:
         raise ValueError(
@@ -116,8 +120,8 @@ def sweep_plan(
 
     def plan(walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor) -> Tensor:
         n = len(walls)
-        # No row leaves between two of the numbers that occur: one step of the loop for each number, not for
-        # each sweep. After as many sweeps as there are cells nothing changes.
+        # Rows halt only at the numbers of sweeps that occur: the loop takes one step for each such number,
+        # not for each sweep. More sweeps than there are cells change nothing.
         sweeps = sweeps.clamp(max=size * size)
         occurs = torch.bincount(sweeps) > 0
         levels = occurs.nonzero()[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""A latent world model with values and a habit, in the manner of TD-MPC (Hansen, Wang & Su 2022; Hansen, Su & Wang 2024)."""
+"""A latent world model with values and a habit, after TD-MPC (Hansen et al. 2022) and TD-MPC2 (2024)."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from adaptcomp_ext.ops._checks import check_int
 
 __all__ = ["Habit", "Move", "WorldModel"]
 
-GROUP = 8  # of the latent: each is a softmax over so many (SimNorm), which keeps long roll-outs bounded
-LARGEST = 15.0  # of a latent unit before the softmax
+GROUP = 8  # latent units per softmax (SimNorm), which keeps long roll-outs bounded
+LARGEST = 15.0  # bound on a latent unit before the softmax
 LOG_STD = (-4.0, 0.7)
 SQUASH_FLOOR = 1e-6
 
 
 class Move(NamedTuple):
-    """What the habit would do.
+    """A sample of the habit.
 
     Attributes
     ----------
     action : Tensor
-        [B, A], sampled, in −1..1.
+        [B, A]: the sampled action, in −1..1.
     raw : Tensor
-        [B, A]: the normal's mean, before it is squashed.
+        [B, A]: mean of the normal, before the tanh.
     log_prob : Tensor
-        [B]: of the sampled action; float32 at least.
+        [B]: log-density of the sampled action; float32 or wider.
     log_std : Tensor
-        [B, A]: of the normal before it is squashed.
+        [B, A]: log standard deviation of the normal, before the tanh.
     """
 
     action: Tensor
@@ -44,7 +44,7 @@ class Move(NamedTuple):
 
 
 class _Simplex(WithConstants):
-    """A softmax over each group of units. As a product: a softmax over eight numbers at a time takes ten times as long."""
+    """A softmax over each group of units, by a matrix product, ten times faster than torch's softmax over 8."""
 
     blocks: Tensor
 
@@ -54,16 +54,15 @@ class _Simplex(WithConstants):
         self.register_constants()
 
     def constants(self) -> dict[str, Tensor]:
-        """Which units are of one group."""
+        """Return which units share a group."""
         group = torch.arange(self.units) // GROUP
         return {"blocks": (group[:, None] == group).float()}
 
     def forward(self, x: Tensor) -> Tensor:
         if self.blocks.is_meta:
             self.leave_meta(x.device)
-        if torch.is_autocast_enabled(
-            x.device.type
-        ):  # whose product would be one of half precision, where exp(15) is infinite
+        # Under autocast the product would be in half precision, where exp(15) is infinite.
+        if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x)
         e = wide(x).clamp(-LARGEST, LARGEST).exp()
@@ -82,14 +81,14 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class Habit(nn.Module):
-    """π₁: a squashed normal over actions, through layers whose noise keeps its description short.
+    """The default policy π₁: a normal over actions, squashed by tanh.
 
     Parameters
     ----------
     latent, actions, hidden : int
-        Sizes.
+        Sizes of the latent state, of an action, and of the hidden layers.
     variational : bool
-        Whether the layers are wrapped in `VariationalDropout`.
+        Whether the hidden layers are wrapped in `VariationalDropout`, which gives them a description length.
     """
 
     def __init__(self, latent: int, actions: int, hidden: int, variational: bool = True) -> None:
@@ -102,34 +101,34 @@ class Habit(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def parameters_of(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation before squashing."""
+        """Return mean and log standard deviation before the tanh: z [..., L] → [..., A] each."""
         mean, raw = self.out(self.body(latent)).chunk(2, -1)
         low, high = LOG_STD
         return mean, low + (high - low) * torch.sigmoid(raw)
 
     def forward(self, latent: Tensor) -> Move:
-        """Sample."""
+        """Sample an action: z [B, L] → `Move`, differentiable by reparametrisation."""
         mean, log_std = self.parameters_of(latent)
         noise = torch.randn_like(mean)
-        # In half precision nearly every action that is large is 1, and the slope there beyond all numbers.
+        # In half precision most large actions would round to 1, where the log-density has no finite slope.
         action = (wide(mean) + wide(log_std).exp() * wide(noise)).tanh()
         normal = -0.5 * wide(noise).square() - wide(log_std) - 0.5 * math.log(2 * math.pi)
         log_prob = (normal - (1 - action.square() + SQUASH_FLOOR).log()).sum(-1)
         return Move(action.to(mean.dtype), mean, log_prob, log_std)
 
     def best(self, latent: Tensor) -> Tensor:
-        """The mean action."""
+        """Return the mean action, in −1..1: z [..., L] → [..., A]."""
         action: Tensor = self.parameters_of(latent)[0].tanh()
         return action
 
     def kl(self) -> Tensor:
-        """Description length in nats: KL of the weights' posterior to their prior."""
+        """Return the description length, a scalar in nats: KL from the weights' posterior to their prior."""
         parts = [m.kl() for m in self.modules() if isinstance(m, VariationalDropout)]
         return torch.stack(parts).sum() if parts else self.out.weight.new_zeros(())
 
 
 class _Ensemble(nn.Module):
-    """Q-functions that see the same inputs, as one batched product."""
+    """Q-functions with common inputs, as one batched product."""
 
     def __init__(self, members: int, inputs: int, hidden: int) -> None:
         super().__init__()
@@ -142,7 +141,7 @@ class _Ensemble(nn.Module):
             self.weights[2].zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, I] → [members, n]."""
+        """Return the values of all members: [n, I] → [members, n]."""
         y = x.expand(self.weights[0].shape[0], *x.shape)
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             y = torch.baddbmm(bias, y, weight)
@@ -152,13 +151,13 @@ class _Ensemble(nn.Module):
 
 
 class WorldModel(nn.Module):
-    """Encoder, dynamics with reward, Q-functions and their slow copies, habit.
+    """A world model: encoder, dynamics with reward, two Q-functions with slow copies, and habit.
 
     ::
 
         z = encode(o)      z', r = step(z, a)      Q(z, a): the mean of two      a ~ π₁(z)
 
-    Rewards are in 0..1, and Q is a discounted mean of them, Q = (1 − γ) r + γ Q', in 0..1 as well.
+    Rewards are in 0..1, and Q is their discounted mean, Q = (1 − γ) r + γ Q', also in 0..1.
 
     Parameters
     ----------
@@ -167,15 +166,15 @@ class WorldModel(nn.Module):
     latent : int
         Size of z, a multiple of 8.
     hidden : int
-        Units of hidden layers.
+        Number of units of the hidden layers.
     variational : bool
-        Whether the habit's layers carry variational dropout.
+        Whether the habit's layers have variational dropout.
 
     Attributes
     ----------
     spread : Tensor
-        Scalar buffer: from the 5th to the 95th percentile of Q on what is learned from, running; the unit of
-        the habit's loss.
+        Scalar buffer: running range of Q, from its 5th to its 95th percentile, on the training data; the unit
+        of the habit's loss and of gains.
     """
 
     spread: Tensor
@@ -201,23 +200,23 @@ class WorldModel(nn.Module):
         self.register_buffer("spread", torch.tensor(0.05))
 
     def encode(self, observation: Tensor) -> Tensor:
-        """o [B, O] → z [B, L]. Velocities have no bound: observations are squeezed symmetrically first."""
+        """Encode o [B, O] → z [B, L]. Because o may be unbounded, sign(o)·log(1 + |o|) is encoded."""
         latent: Tensor = self.simplex(self.encoder(observation.sign() * observation.abs().log1p()))
         return latent
 
     def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """z [n, L], a [n, A] → z' [n, L], r [n]."""
+        """Predict the next state and the reward: z [n, L], a [n, A] → z' [n, L], r [n]."""
         out = self.dynamics(torch.cat([latent, action], -1))
         return self.simplex(out[..., :-1]), out[..., -1]
 
     def value(self, latent: Tensor, action: Tensor, slow: bool = False) -> Tensor:
-        """Q of both members [2, n]."""
+        """Return both Q-functions' values [2, n], or those of their slow copies."""
         values: Tensor = (self.slow_q if slow else self.q)(torch.cat([latent, action], -1))
         return values
 
     @torch.no_grad()
     def follow(self, rate: float) -> None:
-        """Let the slow Q-functions follow."""
+        """Move the slow copies toward the Q-functions by a share `rate` of the difference."""
         slow: list[Tensor] = list(self.slow_q.parameters())
         fast: list[Tensor] = list(self.q.parameters())
         torch._foreach_lerp_(slow, fast, rate)
