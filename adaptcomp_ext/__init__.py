@@ -12,9 +12,8 @@ try:
     from adaptcomp_ext import _C
 except ImportError as error:
     raise ImportError(
-        "adaptcomp_ext's compiled module could not be loaded. Install the package with `pip install .`. "
-        "A Python started in the source folder finds the sources there instead of the installed package: "
-        "start it somewhere else."
+        "adaptcomp_ext's compiled module could not be loaded: install the package with `pip install .` "
+        "and start Python outside the source folder, whose uncompiled sources would be imported instead."
     ) from error
 from adaptcomp_ext import models, ops, reference
 from adaptcomp_ext.nn import (

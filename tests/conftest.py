@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
 import torch
 
-import adaptcomp_ext as ac
+# `python -m pytest` puts the root first in the search path, where sources without a compiled module would
+# hide the installed package.
+ROOT = Path(__file__).resolve().parents[1]
+if not any((ROOT / "adaptcomp_ext" / f"_C{ending}").exists() for ending in EXTENSION_SUFFIXES):
+    sys.path[:] = [*(entry for entry in sys.path if Path(entry).resolve() != ROOT), str(ROOT)]
 
-# For `import helpers` under every import mode of pytest.
-sys.path.insert(0, str(Path(__file__).parent))
+import adaptcomp_ext as ac
 
 # The tensors are small: on a busy machine a second thread waits for its turn longer than it works. Tests of
 # threads ask for them.

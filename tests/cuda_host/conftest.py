@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from host_build import Build, unavailable
+
+from tests.cuda_host.host_build import Build, unavailable
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import os
 import sys
 from collections import deque
 
-from host_only import HOST_ONLY
+from tests.cuda_host.host_only import HOST_ONLY
 
 
 def load() -> None:

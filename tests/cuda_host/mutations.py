@@ -1,6 +1,6 @@
 """Faults that the tests have to notice: each is put into a copy of one file of the kernels, and the smallest tests run on it.
 
-    python tests/cuda_host/mutations.py [words of a name ...]
+    python -m tests.cuda_host.mutations [words of a name ...]
 
 prints which are caught. A mutation rebuilds only the CUDA files named in it; all others come from the build
 without a fault."""
@@ -13,10 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from host_build import ROOT, Build
-from run import environment, pytest_command
+from tests.cuda_host.host_build import ROOT, Build
+from tests.cuda_host.run import environment, pytest_command
 
 SECONDS = 300  # a kernel without an end is a fault that was noticed
 
@@ -429,7 +427,7 @@ def outcome(tests: tuple[str, ...], order: str, module: Path) -> tuple[bool, str
         done = subprocess.run(
             command,
             env=environment(module, {"order": order}),
-            cwd=ROOT / "tests",
+            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=SECONDS,

@@ -1,28 +1,26 @@
-"""Run tests of the suite on the CUDA kernels, compiled for the host.
+"""Run tests of the suite on the CUDA kernels, compiled for the host. Start it in the root of the checkout.
 
-    python tests/cuda_host/run.py [--order random --seed 3 --late 2 ...] [--sanitize address] [arguments of
+    python -m tests.cuda_host.run [--order random --seed 3 --late 2 ...] [--sanitize address] [arguments of
     pytest]
 
 The first run builds the module (a minute on one core). CPU tensors then go every way that CUDA tensors go.
 For example::
 
-    python tests/cuda_host/run.py tests/ops/test_act.py -q
-    python tests/cuda_host/run.py --order random --seed 7 tests/nn/test_row_independence.py -q -k act
+    python -m tests.cuda_host.run tests/ops/test_act.py -q
+    python -m tests.cuda_host.run --order random --seed 7 tests/nn/test_row_independence.py -q -k act
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from host_build import HERE, ROOT, Build, compiler, unavailable
+from tests.cuda_host.host_build import ROOT, Build, compiler, unavailable
 
 ORDERS = ("up", "down", "together", "random")
 NUMBERS = ("seed", "multiprocessors", "resident_blocks", "shared_memory", "late")
@@ -35,9 +33,10 @@ def environment(module: Path, settings: Mapping[str, object], sanitize: str | No
         sanitize == "address"
     ):  # which has to come before everything that allocates; Python's own leaks are not ours
         extra = {"LD_PRELOAD": sanitizer_library(), "ASAN_OPTIONS": "detect_leaks=0"}
-    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    if importlib.util.find_spec("adaptcomp_ext") is None:
-        paths.append(str(ROOT))  # the sources will do: the compiled module comes from here
+    paths = list(filter(None, [os.environ.get("PYTHONPATH")]))
+    elsewhere = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+    if PathFinder.find_spec("adaptcomp_ext", elsewhere) is None:
+        paths.append(str(ROOT))  # not installed: what the tests themselves start finds the sources
     return {
         **os.environ,
         "ADAPTCOMP_EMULATED": str(module),
@@ -55,18 +54,16 @@ def sanitizer_library() -> str:
 
 
 def pytest_command(arguments: Sequence[str]) -> list[str]:
-    """A pytest of its own, to be run in ``tests``: in the root it would import the sources instead of the package."""
-    words = [str(ROOT / a) if (ROOT / a.split("::")[0]).exists() else a for a in arguments]
+    """A pytest of its own, to be run in the root: the child imports the sources, with the emulated module."""
     return [
         sys.executable,
         "-m",
         "pytest",
         "-p",
-        "host_plugin",
+        "tests.cuda_host.host_plugin",
         "-p",
         "no:cacheprovider",
-        f"--rootdir={ROOT}",
-        *words,
+        *arguments,
     ]
 
 
@@ -85,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     module = Build(sanitize=options.sanitize).module()
     settings = {k: v for k in ("order", *NUMBERS) if (v := getattr(options, k)) is not None}
     return subprocess.run(
-        pytest_command(rest), env=environment(module, settings, options.sanitize), cwd=ROOT / "tests"
+        pytest_command(rest), env=environment(module, settings, options.sanitize), cwd=ROOT
     ).returncode
 
 

@@ -2,7 +2,7 @@
 
 Each part runs in a child, whose package is imported with the emulated module. The whole suite, on demand::
 
-    python tests/cuda_host/run.py tests/ops tests/nn -q
+    python -m tests.cuda_host.run tests/ops tests/nn -q
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
-from host_build import Build, unavailable
-from mutations import MUTATIONS, caught
-from run import ROOT, environment, pytest_command
+
+from tests.cuda_host.host_build import Build, unavailable
+from tests.cuda_host.mutations import MUTATIONS, caught
+from tests.cuda_host.run import ROOT, environment, pytest_command
 
 
 class Part(NamedTuple):
@@ -73,7 +74,7 @@ def run(part: Part) -> subprocess.CompletedProcess[str]:
     selected = ["-m", part.marked, *(["-k", part.which] if part.which else [])]
     child = environment(module, part.settings, part.sanitize)
     command = pytest_command(["-q", "--tb=short", *part.files, *selected])
-    return subprocess.run(command, env=child, cwd=ROOT / "tests", capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, env=child, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_the_kernels_pass_the_tests(name, started):
 
 @pytest.mark.parametrize("shown", SHOWN)
 def test_a_removed_barrier_is_noticed(shown, emulated_module):
-    """Two of the faults of `mutations`; all of them, on demand: ``python tests/cuda_host/mutations.py``."""
+    """Two of the faults of `mutations`; all of them, on demand: ``python -m tests.cuda_host.mutations``."""
     (mutation,) = (m for m in MUTATIONS if m.name.startswith(shown))
     noticed, last = caught(mutation)
     assert noticed, last

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import OUTSIDE, run_python
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
 from adaptcomp_ext.experiments.files import write_text
+from tests.helpers.processes import OUTSIDE, run_python
 
 EXTRAS = ("matplotlib", "rich", "sklearn", "typer")
 

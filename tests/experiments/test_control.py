@@ -10,7 +10,6 @@ import torch
 
 for extra in ("dm_control", "gymnasium", "matplotlib", "rich", "safetensors", "scipy"):
     pytest.importorskip(extra)
-from helpers import check_one_seed_report
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -27,6 +26,7 @@ from adaptcomp_ext.experiments.runs import mean_interval, read_json
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.transfer import transfer
 from adaptcomp_ext.experiments.transfer.cell import successor
+from tests.helpers.reports import check_one_seed_report
 
 QUIET = Console(quiet=True)
 TINY = {"samples": 32, "elites": 8, "habits": 4, "iterations": 2}

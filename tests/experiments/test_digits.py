@@ -12,7 +12,6 @@ import torch
 
 for extra in ("matplotlib", "rich", "safetensors", "scipy", "sklearn"):
     pytest.importorskip(extra)
-from helpers import check_one_seed_report
 from rich.console import Console
 
 import adaptcomp_ext as ac
@@ -20,6 +19,7 @@ from adaptcomp_ext.experiments.digits import digits
 from adaptcomp_ext.experiments.digits.networks import MAX_STEPS, Reader
 from adaptcomp_ext.experiments.runs import RunFolder
 from adaptcomp_ext.experiments.style import QUICK
+from tests.helpers.reports import check_one_seed_report
 
 QUIET = Console(quiet=True)
 SEEDS = 3

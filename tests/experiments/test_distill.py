@@ -11,11 +11,11 @@ import pytest
 
 for extra in ("matplotlib", "rich", "safetensors", "scipy", "sklearn"):
     pytest.importorskip(extra)
-from helpers import check_one_seed_report
 from rich.console import Console
 
 from adaptcomp_ext.experiments.distill import distill
 from adaptcomp_ext.experiments.style import QUICK
+from tests.helpers.reports import check_one_seed_report
 
 QUIET = Console(quiet=True)
 SEEDS = 3

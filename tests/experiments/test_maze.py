@@ -13,7 +13,6 @@ import torch
 
 for extra in ("gymnasium", "matplotlib", "rich", "safetensors", "scipy"):
     pytest.importorskip(extra)
-from helpers import check_one_seed_report
 from rich.console import Console
 
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
@@ -23,6 +22,7 @@ from adaptcomp_ext.experiments.maze.evaluation import run_trial
 from adaptcomp_ext.experiments.maze.plan import plan
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.models.agents import SWEEPS, MazeAgent
+from tests.helpers.reports import check_one_seed_report
 
 QUIET = Console(quiet=True)
 SEEDS = 3

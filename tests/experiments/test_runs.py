@@ -44,6 +44,7 @@ from adaptcomp_ext.experiments.runs import (
 )
 from adaptcomp_ext.experiments.runs.page import find_runs, write_page
 from adaptcomp_ext.experiments.style import save as save_figure
+from tests.helpers.processes import ROOT
 
 QUIET = Console(quiet=True)
 
@@ -140,7 +141,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path, stop
 
 def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
-    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; from pathlib import Path; from test_runs import train; "
+    code = f"import sys; sys.path.append({str(ROOT)!r}); from pathlib import Path; from {__name__} import train; "
     code += f"import torch; torch.set_num_threads(1); train(Path({str(path)!r}), pause=0.05)"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     deadline = time.monotonic() + 60
@@ -225,7 +226,7 @@ def endless(cell: Cell, folder: Path, tick) -> dict:
 
 
 def test_nobody_goes_on_when_the_run_is_killed(tmp_path: Path) -> None:
-    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; from test_runs import *; "
+    code = f"import sys; sys.path.append({str(ROOT)!r}); from {__name__} import *; "
     code += f"folder = RunFolder.open({str(tmp_path)!r}, 'test', {{}}); "
     code += "run_cells(folder, cells(2), endless, workers=2, threads=1, console=QUIET)"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)

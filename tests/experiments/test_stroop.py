@@ -12,7 +12,6 @@ import torch
 
 for extra in ("matplotlib", "rich", "safetensors", "scipy", "sklearn", "typer"):
     pytest.importorskip(extra)
-from helpers import check_one_seed_report
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -26,6 +25,7 @@ from adaptcomp_ext.experiments.stroop.plan import plan
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.vision import build_cnn, multiply_adds, weights
 from adaptcomp_ext.models.acc import Objective
+from tests.helpers.reports import check_one_seed_report
 
 QUIET = Console(quiet=True)
 SEEDS = 3

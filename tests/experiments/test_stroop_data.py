@@ -10,7 +10,6 @@ import torch
 for extra in ("safetensors", "scipy", "sklearn"):
     pytest.importorskip(extra)
 from scipy import stats
-from test_data import NAMES, write_mnist
 from torch.utils.data import DataLoader
 
 from adaptcomp_ext.experiments.data import (
@@ -26,6 +25,7 @@ from adaptcomp_ext.experiments.data import (
     images,
     load_mnist,
 )
+from tests.experiments.test_data import NAMES, write_mnist
 
 
 @pytest.fixture

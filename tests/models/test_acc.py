@@ -7,7 +7,6 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import generator, values
 from torch import nn
 
 import adaptcomp_ext as ac
@@ -27,6 +26,7 @@ from adaptcomp_ext.models.acc import (
     confidence_features,
     normalised_entropy,
 )
+from tests.helpers.tensors import generator, values
 
 stats = pytest.importorskip("scipy.stats")
 

@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import values
 from torch import nn
 
 from adaptcomp_ext.models.acc import (
@@ -31,6 +30,7 @@ from adaptcomp_ext.models.agents import (
     divergence,
 )
 from adaptcomp_ext.models.energy import LatentEnergyClassifier
+from tests.helpers.tensors import values
 
 D = torch.float64
 CLASSES = 4

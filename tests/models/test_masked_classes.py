@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import values
 from torch import nn
 
 from adaptcomp_ext.models.acc import (
@@ -23,6 +22,7 @@ from adaptcomp_ext.models.acc import (
 )
 from adaptcomp_ext.models.acc.features import kl_divergence, margin
 from adaptcomp_ext.models.acc.loss import need_weights
+from tests.helpers.tensors import values
 
 D = torch.float64
 INF = math.inf

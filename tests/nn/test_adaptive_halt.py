@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import adaptcomp_ext as ac
-
-from .helpers import (
+from tests.helpers.halting import (
     BUILT_IN,
     COMPACT,
     DIM,

@@ -7,14 +7,13 @@ import pickle
 
 import pytest
 import torch
-from helpers import values
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 import adaptcomp_ext as ac
-
-from .closed_forms import ACTIVATIONS, KINDS, SHORT, contexts, energy, points
+from tests.helpers.closed_forms import ACTIVATIONS, KINDS, SHORT, contexts, energy, points
+from tests.helpers.tensors import values
 
 FUNCTIONS = {"softplus": F.softplus, "silu": F.silu, "tanh": torch.tanh, "gelu": F.gelu}
 

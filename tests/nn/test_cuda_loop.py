@@ -6,11 +6,9 @@ import warnings
 
 import pytest
 import torch
-from helpers import SYNCHRONISED
 
 import adaptcomp_ext as ac
-
-from .helpers import (
+from tests.helpers.halting import (
     COMPACT,
     DIM,
     POLICIES,
@@ -23,6 +21,7 @@ from .helpers import (
     mode,
     tree_arguments,
 )
+from tests.helpers.tensors import SYNCHRONISED
 
 UNTRACED = [name for name in POLICIES if name != "ponder"]
 

@@ -6,13 +6,11 @@ import math
 
 import pytest
 import torch
-from helpers import FLOATS, LAYOUTS, assert_bitwise, laid_out, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaptcomp_ext as ac
-
-from .energies import (
+from tests.helpers.energies import (
     DIM,
     HALTED,
     MAX_STEPS,
@@ -27,7 +25,8 @@ from .energies import (
     options_of,
     problem,
 )
-from .helpers import identical
+from tests.helpers.halting import identical
+from tests.helpers.tensors import FLOATS, LAYOUTS, assert_bitwise, laid_out, values
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 MODES = ["unrolled", ("truncated", 2), "stepwise", "implicit", "detached"]

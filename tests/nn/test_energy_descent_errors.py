@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import adaptcomp_ext as ac
-
-from .energies import DIM, Wells
-from .test_memory import run_cases
+from tests.helpers.energies import DIM, Wells
+from tests.helpers.processes import run_cases
 
 Y = torch.randn(5, DIM)
 

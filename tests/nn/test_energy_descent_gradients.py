@@ -12,8 +12,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
-
-from .energies import DIM, NONFINITE, REJECTED, Bowl, Mlp, Wells, options_of, problem
+from tests.helpers.energies import DIM, NONFINITE, REJECTED, Bowl, Mlp, Wells, options_of, problem
 
 UNROLLED = {
     "plain": {},

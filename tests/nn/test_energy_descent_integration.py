@@ -11,13 +11,12 @@ import warnings
 
 import pytest
 import torch
-from helpers import run_python
 from torch import nn
 
 import adaptcomp_ext as ac
-
-from .energies import DIM, Mlp, Wells, options_of, problem
-from .helpers import identical
+from tests.helpers.energies import DIM, Mlp, Wells, options_of, problem
+from tests.helpers.halting import identical
+from tests.helpers.processes import run_python
 
 MODES = ["unrolled", ("truncated", 2), "stepwise", "implicit", "detached"]
 

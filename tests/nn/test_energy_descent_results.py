@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import adaptcomp_ext as ac
-
-from .closed_forms import contexts, energy, points
+from tests.helpers.closed_forms import contexts, energy, points
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 2), "stepwise", "implicit"], ids=str)

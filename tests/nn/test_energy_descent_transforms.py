@@ -12,8 +12,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adaptcomp_ext as ac
-
-from .test_transforms import DIFFERENTIATION, RECORDING, X
+from tests.nn.test_transforms import DIFFERENTIATION, RECORDING, X
 
 A, B = torch.eye(3, dtype=torch.float64) * 1.5, torch.randn(6, 3, dtype=torch.float64)
 NETWORK = ac.MLPEnergy(3, 3, 5).double()

@@ -8,8 +8,7 @@ from torch import nn
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.ops import _checks
-
-from .helpers import DIM, MODES, POLICIES, Head, make, make_policy, mode
+from tests.helpers.halting import DIM, MODES, POLICIES, Head, make, make_policy, mode
 
 H = torch.randn(5, DIM)
 IDENTITY = ac.FixedSteps(2)

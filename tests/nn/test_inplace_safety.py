@@ -10,12 +10,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from helpers import run_python
 from torch import nn
 
 import adaptcomp_ext as ac
-
-from .helpers import COMPACT, DIM, POLICIES, identical, leaves, make, mode, tree_arguments
+from tests.helpers.halting import COMPACT, DIM, POLICIES, identical, leaves, make, mode, tree_arguments
+from tests.helpers.processes import run_python
 
 MODES = ["grad", "no_grad", "inference"]
 N = torch.tensor([3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 1, 2])

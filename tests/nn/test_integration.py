@@ -11,12 +11,23 @@ import threading
 
 import pytest
 import torch
-from helpers import run_python
 from torch import nn
 
 import adaptcomp_ext as ac
-
-from .helpers import COMPACT, DIM, MODES, POLICIES, Cell, check, dense, identical, leaves, make, mode
+from tests.helpers.halting import (
+    COMPACT,
+    DIM,
+    MODES,
+    POLICIES,
+    Cell,
+    check,
+    dense,
+    identical,
+    leaves,
+    make,
+    mode,
+)
+from tests.helpers.processes import run_python
 
 
 def same(a, b):

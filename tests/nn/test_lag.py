@@ -11,9 +11,8 @@ import adaptcomp_ext as ac
 from adaptcomp_ext.nn import _active
 from adaptcomp_ext.nn._active import bucket
 from adaptcomp_ext.ops._backend import EMULATED
-
-from .energies import Wells, options_of, problem
-from .helpers import COMPACT, POLICIES, identical, leaves, make, mode
+from tests.helpers.energies import Wells, options_of, problem
+from tests.helpers.halting import COMPACT, POLICIES, identical, leaves, make, mode
 
 
 @pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -9,13 +9,12 @@ import tracemalloc
 
 import pytest
 import torch
-from helpers import OUTSIDE
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.nn import _descent_whole
-
-from .closed_forms import OPTIONS, SHORT, contexts, energy, points
-from .energies import Wells, problem
+from tests.helpers.closed_forms import OPTIONS, SHORT, contexts, energy, points
+from tests.helpers.energies import Wells, problem
+from tests.helpers.processes import OUTSIDE
 
 FOR_EVER = 10**9
 

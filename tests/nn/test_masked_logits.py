@@ -13,8 +13,19 @@ import torch
 import torch.nn.functional as F
 
 import adaptcomp_ext as ac
-
-from .helpers import COMPACT, DIM, HALTED, MAX_STEPS, MODES, NONFINITE, Cell, Head, Through, identical, mode
+from tests.helpers.halting import (
+    COMPACT,
+    DIM,
+    HALTED,
+    MAX_STEPS,
+    MODES,
+    NONFINITE,
+    Cell,
+    Head,
+    Through,
+    identical,
+    mode,
+)
 
 INF, NAN = math.inf, math.nan
 ROWS, STEPS, CLASSES = 11, 6, 5

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pytest
 import torch
-from helpers import run_python
 from torch import nn
 
 import adaptcomp_ext as ac
-
-from .helpers import MODES, mode
+from tests.helpers.halting import MODES, mode
+from tests.helpers.processes import run_cases
 
 N = torch.tensor([1, 4, 2, 3, 3, 4])
-
-
-def run_cases(cases: str, preamble: str = "") -> dict[str, str]:
-    """Run lines "name: expression" in one child process, which a signal may end; returns what each printed."""
-    script = textwrap.dedent("""
-        import sys, torch, warnings, adaptcomp_ext as ac
-        from torch import nn
-        warnings.simplefilter("ignore")
-        def attempt(name, f):
-            try:
-                value = f()
-            except (TypeError, ValueError, RuntimeError) as error:
-                value = f"{type(error).__name__}: {error}"
-            print(name, "->", value, flush=True)
-    """)
-    lines = [line.strip() for line in cases.strip().splitlines()]
-    calls = [f"attempt({line.split(':', 1)[0]!r}, lambda: {line.split(':', 1)[1]})" for line in lines]
-    done = run_python("-c", script + textwrap.dedent(preamble) + "\n".join(calls))
-    said = dict(line.split(" -> ", 1) for line in done.stdout.splitlines() if " -> " in line)
-    assert done.returncode == 0, (done.returncode, said, done.stderr[-2000:])
-    assert len(said) == len(lines), done.stdout
-    return said
 
 
 # --- a policy's own tensor ----------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
-
-from .helpers import (
+from tests.helpers.halting import (
     COMPACT,
     DIM,
     HALTED,

@@ -7,8 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adaptcomp_ext as ac
-
-from .helpers import (
+from tests.helpers.halting import (
     COMPACT,
     POLICIES,
     WITH_GRADIENTS,

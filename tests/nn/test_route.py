@@ -7,11 +7,21 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import FLOATS, LAYOUTS, PATTERNS, SYNCHRONISED, Unchanged, assert_bitwise, laid_out, mask, values
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
+from tests.helpers.tensors import (
+    FLOATS,
+    LAYOUTS,
+    PATTERNS,
+    SYNCHRONISED,
+    Unchanged,
+    assert_bitwise,
+    laid_out,
+    mask,
+    values,
+)
 
 SIZES = (0, 1, 7, 33, 1000)
 

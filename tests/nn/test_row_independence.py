@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import adaptcomp_ext as ac
-
-from .helpers import (
+from tests.helpers.halting import (
     COMPACT,
     DIM,
     MODES,

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import adaptcomp_ext as ac
-
-from .helpers import MODES, Head, mode
+from tests.helpers.halting import MODES, Head, mode
 
 HALF = torch.tensor(0.5)
 POLICIES = {

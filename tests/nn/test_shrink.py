@@ -6,12 +6,12 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import adaptcomp_ext as ac
+from tests.helpers.tensors import values
 
 D = torch.float64
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import adaptcomp_ext as ac
-
-from .helpers import MODES, close, leaves, make_policy, mode
-from .test_memory import run_cases
+from tests.helpers.halting import MODES, close, leaves, make_policy, mode
+from tests.helpers.processes import run_cases
 
 
 class Image(Tensor):

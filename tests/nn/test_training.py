@@ -11,8 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import adaptcomp_ext as ac
-
-from .helpers import COMPACT, DIM, POLICIES, identical, leaves, make
+from tests.helpers.halting import COMPACT, DIM, POLICIES, identical, leaves, make
 
 pytestmark = pytest.mark.usefixtures("block_size")
 

@@ -8,12 +8,12 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import generator, values
 from torch import nn
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.nn import description_length, sparsity, variational
 from adaptcomp_ext.nn.variational.kl import kingma_kl, molchanov_kl
+from tests.helpers.tensors import generator, values
 
 integrate = pytest.importorskip("scipy.integrate")
 

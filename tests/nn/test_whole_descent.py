@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from helpers import Unchanged, assert_as_good_as_torch, assert_bitwise, generator, laid_out, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -14,8 +13,15 @@ from torch.autograd import gradcheck, gradgradcheck
 import adaptcomp_ext as ac
 from adaptcomp_ext import _C
 from adaptcomp_ext.ops.mlp_energy import _Product
-
-from .closed_forms import KINDS, OPTIONS, SHORT, contexts, energy, points, step_sizes
+from tests.helpers.closed_forms import KINDS, OPTIONS, SHORT, contexts, energy, points, step_sizes
+from tests.helpers.tensors import (
+    Unchanged,
+    assert_as_good_as_torch,
+    assert_bitwise,
+    generator,
+    laid_out,
+    values,
+)
 
 WIDE = dict(dim=17, width=35, context=6)
 SIZES = [

@@ -10,12 +10,13 @@ import threading
 
 import pytest
 import torch
-from helpers import assert_bitwise, generator, mask, on_cuda, run_python, values
 from torch import nn
 
 import adaptcomp_ext as ac
 from adaptcomp_ext import _C
 from adaptcomp_ext.ops import halting
+from tests.helpers.processes import run_python
+from tests.helpers.tensors import assert_bitwise, generator, mask, on_cuda, values
 
 raw = torch.ops.adaptcomp
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+import adaptcomp_ext as ac
+from tests.helpers.tensors import (
     DTYPES,
     FEW_ROWS,
     FLOATS,
@@ -18,11 +23,6 @@ from helpers import (
     mask,
     values,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.autograd import gradcheck, gradgradcheck
-
-import adaptcomp_ext as ac
 
 
 def expected_padded(keep, x):

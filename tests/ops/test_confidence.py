@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
-from helpers import (
+
+import adaptcomp_ext as ac
+from tests.helpers.tensors import (
     FLOATS,
     LAYOUTS,
     ROWS,
@@ -17,8 +19,6 @@ from helpers import (
     laid_out,
     values,
 )
-
-import adaptcomp_ext as ac
 
 MEASURES = ("max_prob", "margin", "entropy")
 CLASSES = (2, 3, 7, 8, 15, 16, 17, 64, 257, 1000)

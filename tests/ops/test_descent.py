@@ -7,7 +7,13 @@ import random
 
 import pytest
 import torch
-from helpers import (
+from torch.autograd import gradcheck, gradgradcheck
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.ops import descent
+from adaptcomp_ext.ops._backend import compute_dtype
+from adaptcomp_ext.reference import DescentRule
+from tests.helpers.tensors import (
     FLOATS,
     LAYOUTS,
     Unchanged,
@@ -17,12 +23,6 @@ from helpers import (
     laid_out,
     values,
 )
-from torch.autograd import gradcheck, gradgradcheck
-
-import adaptcomp_ext as ac
-from adaptcomp_ext.ops import descent
-from adaptcomp_ext.ops._backend import compute_dtype
-from adaptcomp_ext.reference import DescentRule
 
 ROWS = (0, 1, 2, 33, 257)
 WIDTHS = (1, 3, 4, 15, 16, 17, 64, 257, 1030)

@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from helpers import (
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import adaptcomp_ext as ac
+from adaptcomp_ext.ops import halting
+from adaptcomp_ext.ops._backend import compute_dtype
+from tests.helpers.tensors import (
     FLOATS,
     LAYOUTS,
     ROWS,
@@ -23,12 +29,6 @@ from helpers import (
     on_cuda,
     values,
 )
-from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
-
-import adaptcomp_ext as ac
-from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import compute_dtype
 
 PADDING, RUNNING, HALTED, MAX_STEPS, NONFINITE = -1, 0, 1, 2, 3
 UNTOUCHED = 9

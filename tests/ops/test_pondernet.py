@@ -7,7 +7,10 @@ import math
 
 import pytest
 import torch
-from helpers import (
+from torch.autograd import gradcheck, gradgradcheck
+
+import adaptcomp_ext as ac
+from tests.helpers.tensors import (
     FLOATS,
     ROWS,
     Unchanged,
@@ -17,9 +20,6 @@ from helpers import (
     gradients,
     values,
 )
-from torch.autograd import gradcheck, gradgradcheck
-
-import adaptcomp_ext as ac
 
 # step, min_steps, max_steps, log_prior, log_epsilon
 STAGES = {

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+import adaptcomp_ext as ac
+from adaptcomp_ext import _C
+from tests.helpers.tensors import (
     DTYPES,
     FEW_ROWS,
     FLOATS,
@@ -17,12 +23,6 @@ from helpers import (
     mask,
     values,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.autograd import gradcheck, gradgradcheck
-
-import adaptcomp_ext as ac
-from adaptcomp_ext import _C
 
 ROWS = (0, 1, 7, 33, 1000)
 FORMS = ("compact", "padded")

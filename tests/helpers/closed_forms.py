@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from helpers import generator, values
 from torch import Tensor, nn
 
 import adaptcomp_ext as ac
+from tests.helpers.tensors import generator, values
 
 ACTIVATIONS = ("softplus", "silu", "tanh", "gelu")
 KINDS = (

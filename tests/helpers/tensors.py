@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,16 +20,6 @@ LAYOUTS = ("transposed", "strided", "misaligned", "expanded", "reversed")
 SYNCHRONISED = "called a synchronizing CUDA operation"
 """What torch warns of at each wait. Switching these warnings on gives another, once in a process, in similar
 words."""
-
-
-OUTSIDE = Path(__file__).parent
-"""Where a child process starts: in the root it would import the sources instead of the installed package."""
-
-
-def run_python(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run a Python of its own."""
-    command = [sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=OUTSIDE)
 
 
 def on_cuda(device: str | torch.device) -> bool:
@@ -148,12 +134,3 @@ class Unchanged:
         if failure[0] is None:
             for t, before in zip(self._tensors, self._before, strict=True):
                 assert_bitwise(t, before)
-
-
-def check_one_seed_report(text: str) -> None:
-    """Nothing in the report of one seed is an interval or a verdict."""
-    assert "±" not in text and "p = " not in text
-    assert not re.search(r"\[[-+−]?\d", text)
-    for verdict in ("Holds", "Does not hold", "A tie", "a tie"):
-        assert verdict not in text
-    assert "one seed" in text.lower()
