@@ -1,4 +1,4 @@
-"""Routing: an expensive branch for the rows that need it, and for no others."""
+"""Routing: an expensive branch runs on the rows that need it, and on no others."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from adaptcomp_ext.ops._transforms import DIFFERENTIATION, apart, enter
 
 
 def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: Any = None) -> Any:
-    """Run `branch` on the rows where `mask` is true, and merge what it returns with the other rows of `otherwise`.
+    """Run `branch` on the rows where `mask` is true, and take the other rows from `otherwise`.
 
-    The same values as ``torch.where(mask, branch(*tensors), otherwise)``, as far as the branch treats each
-    row by itself; but the branch runs on K rows instead of B, forward and backward.
+    The result has the values of ``torch.where(mask, branch(*tensors), otherwise)``, provided that the branch
+    is row-independent; but the branch runs on K rows instead of B, forward and backward.
 
     ::
 
@@ -29,58 +29,58 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
         tensors   = [a b c d e]        the branch gets  [a d]  and returns  [p q]
         otherwise = [v w x y z]        result = [p w x q z]
 
-    - Differentiable, to any order, into the tensors, what the branch holds and `otherwise`. What stands in
-      rows that are not chosen, a NaN included, reaches the branch neither forward nor backward; the same goes
-      for the chosen rows of `otherwise`.
-    - Where the mask is nowhere true, the branch is not called: its parameters get no gradient then (under
-      ``DistributedDataParallel`` say ``find_unused_parameters=True``), and the result is a copy of
+    - The result is differentiable, to any order, in the tensors, in `otherwise` and in the branch's own
+      parameters. Values in rows that are not chosen, NaN included, do not reach the branch, forward or
+      backward; nor do the chosen rows of `otherwise` reach the result.
+    - If the mask is false everywhere, the branch is not called: its parameters get no gradient (use
+      ``find_unused_parameters=True`` with ``DistributedDataParallel``), and the result is a copy of
       `otherwise`.
-    - Where it is true everywhere, the branch gets the tensors as they are and its result is returned as it
-      is. Nothing is copied, and nothing depends on `otherwise`, which gets no gradient.
+    - If the mask is true everywhere, the branch gets the tensors themselves, and its result is returned.
+      Nothing is copied, and `otherwise` gets no gradient.
 
     Parameters
     ----------
     mask : Tensor
         Bool, [B].
     branch : callable
-        ``branch(*rows)``: gets the rows of each of `tensors` in their order, contiguous, and returns a pytree
-        like `otherwise` with K rows.
+        ``branch(*rows)``: gets the chosen rows of each of `tensors`, in order, contiguous, and returns a
+        pytree like `otherwise` with K rows.
     *tensors : pytree of Tensor
         At least one; each leaf [B, ...], on the device of the mask, contiguous or not.
     otherwise : pytree of Tensor
-        What the other rows are, each leaf [B, ...]. The last positional argument is taken as it if it is not
-        given by name: ``route(mask, branch, x, y)`` is ``route(mask, branch, x, otherwise=y)``.
+        The values of the other rows, each leaf [B, ...]. By default the last positional argument:
+        ``route(mask, branch, x, y)`` is ``route(mask, branch, x, otherwise=y)``.
 
     Returns
     -------
     pytree of Tensor
-        Structure, shapes, dtypes and classes of `otherwise`. It shares memory with the inputs only where the
-        mask is true everywhere and the branch returns memory of its own inputs.
+        A pytree with the structure, shapes, dtypes and classes of `otherwise`. It shares memory with the
+        inputs only if the mask is true everywhere and the branch returns memory of its inputs.
 
     Raises
     ------
     TypeError, ValueError
-        Before anything runs, if the mask is no bool vector, `branch` cannot be called, or a leaf has another
-        number of rows or another device. After the branch, if its result differs from `otherwise` in
-        structure, row shape, dtype or device, or has other than K rows.
+        Before the branch runs, if the mask is not a bool vector, `branch` is not callable, or a leaf has
+        another number of rows or another device. After the branch, if its result differs from `otherwise` in
+        structure, row shape, dtype or device, or does not have K rows.
+    RuntimeError
+        If a transform of torch is active that the call cannot serve; the message names the way out.
 
     Notes
     -----
-    Under autocast the branch may return other floating-point dtypes than `otherwise` has: they are converted
-    to those. Elsewhere they have to be the same.
+    Under autocast the branch may return other floating-point dtypes than those of `otherwise`, to which they
+    are converted. Without autocast the dtypes have to be the same.
 
-    K is a host number, since the branch needs its shape: on CUDA this call waits for the device once, and
-    cannot be captured in a CUDA graph. The merge and the backward pass do not wait.
-    `adaptcomp_ext.ops.compact_padded` and `adaptcomp_ext.ops.merge_rows` are the parts for a graph, at the
-    worst-case size.
+    The host needs K for the branch's shapes: on CUDA the call waits for the device once, and cannot be
+    captured in a CUDA graph. The merge and the backward pass do not wait. In a graph use
+    `adaptcomp_ext.ops.compact_padded` and `adaptcomp_ext.ops.merge_rows`, which work on B rows.
 
-    The checks, the index and the two moves cost tens of microseconds on the host, whatever the sizes: where
-    the branch takes less than that on all rows, masking is the faster form. ``adaptcomp bench route``
-    measures it.
+    Checks, index and the two copies cost tens of microseconds on the host, whatever the sizes: masking is
+    faster if the branch takes less than that on all rows. ``adaptcomp bench route`` measures it.
 
-    Not promised: the same bits as with masking where the branch's arithmetic is not row-independent. A matrix
-    product may sum in another order for another number of rows, and batch normalisation sees the K rows
-    alone.
+    Not promised: the same bits as with masking if the branch's arithmetic is not row-independent. A matrix
+    product may sum in another order for another number of rows, and batch normalisation averages over the K
+    rows alone.
 
     Examples
     --------
@@ -89,9 +89,7 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
     >>> logits = ac.route(doubtful, large, x, otherwise=fast)
     """
     if torch.compiler.is_compiling():
-        if (
-            torch.compiler.is_exporting()
-        ):  # which is refused, by a strict export where the graph would be split
+        if torch.compiler.is_exporting():  # raises, in a strict export where the graph would be split
             return _route_apart(mask, branch, tensors, otherwise)
         return _route(mask, branch, tensors, otherwise, _kept_index_apart)
     return _route(mask, branch, tensors, otherwise)
@@ -119,12 +117,12 @@ def _route(
     batch, device = chosen.shape[0], chosen.device
     base, structure, kinds = check_classed_tree("otherwise", otherwise)
     check_alike("otherwise", base, batch, device, like="the mask")
-    leaves, shapes = [], []
+    leaves, trees = [], []
     for i, tree in enumerate(tensors):
-        some, shape, classes = check_classed_tree("tensors", tree, i, optional=True)
-        check_alike("tensors", some, batch, device, i, like="the mask")
-        leaves += some
-        shapes.append((shape, classes))
+        tree_leaves, treedef, classes = check_classed_tree("tensors", tree, i, optional=True)
+        check_alike("tensors", tree_leaves, batch, device, i, like="the mask")
+        leaves += tree_leaves
+        trees.append((treedef, classes))
 
     if watch is not None:
         branch = watch.wrap("branch", branch)
@@ -135,14 +133,15 @@ def _route(
     elif count == batch:
         merged = _check_result(branch(*tensors), base, structure, count)
     else:
-        moved = compaction.gather(leaves, index)
-        taken, start = [], 0
-        for shape, classes in shapes:
-            end = start + shape.num_leaves
-            some = moved[start:end]
-            taken.append(unflatten(some if classes is None else list(dress(some, classes)), shape))
+        compacted = compaction.gather(leaves, index)
+        arguments, start = [], 0
+        for treedef, classes in trees:
+            end = start + treedef.num_leaves
+            tree_leaves = compacted[start:end]
+            tree_leaves = tree_leaves if classes is None else list(dress(tree_leaves, classes))
+            arguments.append(unflatten(tree_leaves, treedef))
             start = end
-        merged = rows.merge(_check_result(branch(*taken), base, structure, count), base, index)
+        merged = rows.merge(_check_result(branch(*arguments), base, structure, count), base, index)
     return unflatten(merged if kinds is None else list(dress(merged, kinds)), structure)
 
 
@@ -164,28 +163,24 @@ def _check_mask(mask: object) -> Tensor:
 
 
 def _check_result(result: Any, base: list[Tensor], structure: Any, count: int) -> list[Tensor]:
-    """The leaves of what the branch returned, converted to the dtypes of `base` under autocast."""
-    leaves, found = flatten_like(result, structure)
-    if (
-        found is not structure and found != structure
-    ):  # or a tuple with something else than tensors in it, which is told below
-        wanted, found = (pytree.tree_structure(tree) for tree in (unflatten(base, structure), result))
-        if found != wanted:
+    """Return the leaves of the branch's result, converted to the dtypes of `base` under autocast."""
+    leaves, treedef = flatten_like(result, structure)
+    # They also differ where a tuple holds something other than tensors: the leaves are compared below.
+    if treedef is not structure and treedef != structure:
+        wanted, treedef = (pytree.tree_structure(tree) for tree in (unflatten(base, structure), result))
+        if treedef != wanted:
             raise TypeError(
-                f"branch: expected a result with the structure of otherwise, {wanted}, got {found}"
+                f"branch: expected a result with the structure of otherwise, {wanted}, got {treedef}"
             )
         pairs = zip(pytree.tree_leaves(result), pytree.tree_leaves(unflatten(base, structure)), strict=True)
-        for i, (came, like) in enumerate(
-            pairs
-        ):  # of which one is None or something else where the other is a tensor
-            if isinstance(came, Tensor) != isinstance(like, Tensor):
-                expected_one = "None like otherwise" if like is None else "a Tensor as result"
-                raise TypeError(
-                    f"branch{f' (leaf {i})' if len(base) > 1 else ''}: expected {expected_one}, got {describe(came)}"
-                )
+        for i, (leaf, like) in enumerate(pairs):
+            if isinstance(leaf, Tensor) != isinstance(like, Tensor):
+                where = f"branch (leaf {i})" if len(base) > 1 else "branch"
+                wanted_leaf = "None like otherwise" if like is None else "a Tensor as result"
+                raise TypeError(f"{where}: expected {wanted_leaf}, got {describe(leaf)}")
     checked = []
     for i, (leaf, like) in enumerate(zip(leaves, base, strict=True)):
-        if (  # the usual case first: every test counts where the rows are few
+        if (  # the usual case first: with few rows every test costs
             type(leaf) is Tensor
             and leaf.is_cpu
             and like.is_cpu

@@ -181,7 +181,7 @@ class Planner:
         return new.to(mean.dtype), deviation.to(std.dtype), score[:, 0]
 
     def habit_plans(self, latent: Tensor, horizon: int | None = None, count: int | None = None) -> Tensor:
-        """Roll out the habit `count` (default: `habits`) times, first with mean actions: → [n, count, H, A]."""
+        """Roll out the habit `count` (default: `habits`) times, once with mean actions: [n, count, H, A]."""
         n, horizon, count = len(latent), horizon or self.horizon, count or self.habits
         z = latent[:, None].expand(n, count, latent.shape[1])
         noise = torch.randn(horizon, count, self.world.actions, device=latent.device, dtype=latent.dtype)

@@ -1,4 +1,4 @@
-"""Removing dead units: sparsity that runs faster."""
+"""Removal of dead units, which turns sparsity into speed."""
 
 from adaptcomp_ext.nn.shrinking.shrink import shrink
 

@@ -1,4 +1,4 @@
-"""What may lie between a layer and the next one without mixing units: what it makes of a unit that is constant."""
+"""Operations that do not mix units, so that they may lie between two layers, and their maps of constants."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["CONVOLUTIONS", "LAYERS", "NORMS", "flattens", "in_place", "passes"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
-"""Between these."""
+"""Layers whose units can be removed."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-"""Lose units with the layer before them."""
+"""Normalisations, which lose the units of the layer before them."""
 
 Constant = Callable[[Tensor], Tensor]
 
@@ -58,8 +58,7 @@ _ACTIVATION_FUNCTIONS = {
 _ACTIVATION_METHODS = {"relu", "tanh", "sigmoid"}
 _DROPOUTS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _DROPOUT_FUNCTIONS = {F.dropout}
-# A maximum over a window with padding ignores the padding; an average without padding of a constant is the
-# constant.
+# Max pooling ignores its padding; an unpadded average of a constant is the constant.
 _MAX_POOLS = (
     nn.MaxPool1d,
     nn.MaxPool2d,
@@ -79,7 +78,7 @@ def _same(constant: Tensor) -> Tensor:
 
 
 def _unknown_unless_zero(constant: Tensor) -> Tensor:
-    # At the borders the padding's zeros enter the average: only a constant 0 stays one.
+    # At the borders the padding's zeros enter the average: only a constant 0 stays constant.
     return torch.where(constant == 0, constant, torch.full_like(constant, float("nan")))
 
 
@@ -89,10 +88,10 @@ def _padded(pool: Any) -> bool:
 
 
 def passes(node: fx.Node, module: nn.Module | None, channels: bool) -> Constant | None:
-    """What a node makes of units that are constant, [units] → [units]; None if it may mix units, or is not known.
+    """Return the node's map of constant units, [units] → [units]; None if it may mix units or is unknown.
 
-    NaN stands for "no longer constant". `channels`: whether units lie in dimension 1 of a convolution's
-    output, rather than in the last.
+    NaN marks a unit that is no longer constant. `channels`: whether units lie in dimension 1, as in a
+    convolution's output, rather than in the last.
     """
     if node.op == "call_module":
         return _module(module, channels)
@@ -109,7 +108,7 @@ def _module(module: nn.Module | None, channels: bool) -> Constant | None:
     if module is None or not intact(module):
         return None
     if isinstance(module, _ACTIVATIONS):
-        # A copy: an activation in place would write into the constants.
+        # An in-place activation would write into the constants, so that it gets a copy.
         return lambda constant: module(constant.clone())
     if isinstance(module, _DROPOUTS):
         return _same
@@ -132,9 +131,8 @@ def _function(node: fx.Node, channels: bool, source: Any) -> Constant | None:
         return lambda constant: function(constant.clone(), *rest, **options)
     if node.target in _DROPOUT_FUNCTIONS:
         training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-        return (
-            _same if training is False else _unknown_unless_zero
-        )  # noise in evaluation too, for those who sample
+        # Unless training=False, F.dropout adds noise in evaluation mode too.
+        return _same if training is False else _unknown_unless_zero
     if (
         channels
         and node.target in _MAX_POOL_FUNCTIONS | _ADAPTIVE_AVERAGE_FUNCTIONS
@@ -145,7 +143,7 @@ def _function(node: fx.Node, channels: bool, source: Any) -> Constant | None:
 
 
 def flattens(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node flattens everything but the batch: channels become runs of features."""
+    """Whether a node flattens all dimensions except the batch, so that channels become runs of features."""
     if node.op == "call_module":
         return (
             isinstance(module, nn.Flatten)
@@ -163,11 +161,9 @@ def flattens(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether something that units pass may write into what it was given: then other readers of it see what was written."""
+    """Whether an operation may write into its argument, which other readers would then see."""
     if module is not None:
         return bool(getattr(module, "inplace", False))
     if node.target in _DROPOUT_FUNCTIONS:
         return bool(node.args[3] if len(node.args) > 3 else node.kwargs.get("inplace", False))
-    return any(
-        value is True for value in (*node.args[1:], *node.kwargs.values())
-    )  # whichever of them is `inplace`
+    return any(value is True for value in (*node.args[1:], *node.kwargs.values()))  # one may be `inplace`

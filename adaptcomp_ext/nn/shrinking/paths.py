@@ -1,4 +1,4 @@
-"""From each layer to the layers that read it: which of its units could be removed, and at what places."""
+"""Paths from each layer to the layers that read it, along which its units can be removed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["Path", "find_paths"]
 class Reader:
     """A layer that reads a producer's units; unit j is columns j·run to (j + 1)·run of its weight.
 
-    `constants` [units]: what arrives of a unit whose incoming weights are all 0; NaN where that is not a
-    constant.
+    `constants` [units]: the value that arrives from a unit whose incoming weights are all 0; NaN if that is
+    not constant.
     """
 
     layer: Any
@@ -32,7 +32,7 @@ class Reader:
 
 @dataclass
 class Path:
-    """A layer, everything that reads it, and the normalisations on the way."""
+    """A layer, all layers that read it, and the normalisations between them."""
 
     producer: Any
     readers: list[Reader] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Path:
     in_place: bool = False
 
     def agrees(self, other: Path) -> bool:
-        """Whether the same layers read the units in another trace too."""
+        """Whether the same layers read the units in another trace."""
 
         def parts(path: Path) -> Counter[tuple[int, int]]:
             return Counter(
@@ -51,16 +51,15 @@ class Path:
         return parts(self) == parts(other)
 
     def restrict(self, other: Path) -> None:
-        """Keep as constants what is the same constant in another trace."""
-        theirs = {id(reader.layer): reader.constants for reader in other.readers}
+        """Keep the constants that are the same in another trace."""
+        constants = {id(reader.layer): reader.constants for reader in other.readers}
         for reader in self.readers:
-            reader.constants = reader.constants.where(
-                reader.constants == theirs[id(reader.layer)], float("nan")
-            )
+            same = reader.constants == constants[id(reader.layer)]
+            reader.constants = reader.constants.where(same, float("nan"))
 
 
 def find_paths(root: nn.Module, traces: list[Trace]) -> list[Path]:
-    """Find the layers whose units are read by nothing but layers, the same ones in every trace, in the order of the first."""
+    """Find the layers whose units only layers read, the same in all traces; in order of the first trace."""
     first, *rest = [_Follower(root, trace).paths() for trace in traces]
     for paths, trace in zip(rest, traces[1:], strict=True):
         first = {key: path for key, path in first.items() if key in paths and path.agrees(paths[key])}
@@ -78,7 +77,7 @@ class _Follower:
         self.modules = dict(root.named_modules(remove_duplicate=False))
         called = [self.modules[str(node.target)] for node in trace.graph.nodes if node.op == "call_module"]
         self.calls = Counter(called)
-        # What a module that is not looked into does with its parts.
+        # Submodules of modules that are not traced through.
         self.hidden = {part for module in called for part in module.modules() if part is not module}
         self.owners = Counter(id(t) for module in root.modules() for t in _tensors(module))
         everything = dict(chain(root.named_parameters(), root.named_buffers()))
@@ -86,8 +85,8 @@ class _Follower:
         self.sized = {self.modules[name] for name in trace.sized}
 
     def paths(self) -> dict[int, Path]:
-        """By the producer's id."""
-        found = {}
+        """Return the paths by the id of their producer."""
+        paths = {}
         for node in self.trace.graph.nodes:
             module = self.modules[str(node.target)] if node.op == "call_module" else None
             if module is None or type(module) not in LAYERS or not self.removable(module) or not node.users:
@@ -98,11 +97,11 @@ class _Follower:
             if self.follow(node, bias, type(module) in CONVOLUTIONS, 1, path) and not (
                 path.in_place and path.branches
             ):
-                found[id(module)] = path
-        return found
+                paths[id(module)] = path
+        return paths
 
     def removable(self, module: Any) -> bool:
-        """Whether a layer may change its size: as torch made it, called once, its parameters its own and read by nobody else."""
+        """Whether a layer may change its size: it is torch's own, is called once, and shares no parameter."""
         if type(module) not in (*LAYERS, *NORMS) or not intact(module):
             return False
         if self.calls[module] != 1 or module in self.hidden or module in self.sized:
@@ -115,7 +114,7 @@ class _Follower:
         return plain and real and all(self.owners[id(t)] == 1 and id(t) not in self.read for t in tensors)
 
     def follow(self, node: fx.Node, constants: Tensor, channels: bool, run: int, path: Path) -> bool:
-        """Walk from a node to all readers; False if anything else sees the units."""
+        """Walk from a node to all readers; return False if anything except layers reads the units."""
         if node in self.trace.kept:
             return False
         path.branches |= len(node.users) > 1
@@ -124,7 +123,7 @@ class _Follower:
     def pass_on(
         self, node: fx.Node, user: fx.Node, constants: Tensor, channels: bool, run: int, path: Path
     ) -> bool:
-        """One step of `follow`."""
+        """Take one step of `follow`."""
         if user.args[:1] != (node,) or sum(argument is node for argument in user.all_input_nodes) != 1:
             return False
         module: Any = self.modules.get(str(user.target)) if user.op == "call_module" else None
@@ -145,7 +144,7 @@ class _Follower:
         return through is not None and self.follow(user, through(constants), channels, run, path)
 
     def end(self, layer: Any, constants: Tensor, channels: bool, run: int, path: Path) -> bool:
-        """A layer reads the units: note where, if it may change its size."""
+        """Record a layer that reads the units, if it may change its size."""
         linear = type(layer) is nn.Linear
         if channels == linear or not self.removable(layer):
             return False
@@ -161,13 +160,13 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _dimensions(node: fx.Node) -> int | None:
-    """Number of dimensions of a node's output, if inputs were given."""
+    """Return the number of dimensions of a node's output, or None without example inputs."""
     about = node.meta.get("tensor_meta")
     return None if about is None else len(about.shape)
 
 
 def _normalised(norm: Any, constants: Tensor) -> Tensor:
-    if norm.running_mean is None or norm.running_var is None:  # then the batch decides
+    if norm.running_mean is None or norm.running_var is None:  # the batch's statistics are used
         return torch.full_like(constants, float("nan"))
     out = (constants.double() - norm.running_mean) / (norm.running_var.double() + norm.eps).sqrt()
     return (out * norm.weight + norm.bias if norm.affine else out).to(constants.dtype)

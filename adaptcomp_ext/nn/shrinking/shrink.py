@@ -19,65 +19,63 @@ __all__ = ["shrink"]
 
 
 def shrink(module: nn.Module, *inputs: Any) -> nn.Module:
-    """Remove the units that are dead and return a smaller dense network with the same outputs in evaluation mode.
+    """Remove dead units: return a smaller dense network with the same outputs in evaluation mode.
 
-    Zeros scattered over a weight save no time; rows and columns that are gone do. A unit of a linear or
-    convolution layer is dead
+    Scattered zeros in a weight save no time; removed rows and columns do. A unit of a linear or convolution
+    layer is dead
 
-    - if all its outgoing weights are 0: nobody reads it; or
-    - if all its incoming weights are 0: it is a constant, its bias, through whatever follows. A constant 0 is
-      dropped, any other is added to the biases that follow (a new one where there was none), where that is
-      exact: not where a convolution pads with zeros, so that its border sees less.
+    - if all its outgoing weights are 0, so that no layer reads it; or
+    - if all its incoming weights are 0, so that its value is a constant. A constant other than 0 is added to
+      the biases of the layers that read it (a new bias if there is none). Where that is not exact, because a
+      convolution pads with zeros, the unit stays.
 
-    A unit that is removed may leave others dead; this is repeated until none is. One unit stays in every
-    layer.
+    Removing a unit may make others dead, so that this is repeated until no unit is. Every layer keeps at
+    least one unit.
 
     Parameters
     ----------
     module : nn.Module
-        Left as it is. Traced by ``torch.fx`` in both modes: its control flow must not depend on data. Every
-        `VariationalDropout` in it becomes its pruned dense layer first.
+        The network; it is not changed. ``torch.fx`` traces it in both modes, so that its control flow must
+        not depend on data. Every `VariationalDropout` in it is first replaced by its pruned dense layer.
     *inputs : Any
-        An example of what `module` takes; it runs once. Without one shapes are not known, and two layouts are
-        assumed: batch normalisation behind a linear layer sees [B, C], not [B, T, C], and what is flattened
-        behind a convolution has a batch dimension. Where an assumption is wrong the smaller network stops at
-        a size that does not fit: give an example.
+        Example arguments of `module`, which runs once on them. Without them the shapes are unknown, and two
+        layouts are assumed: the input of batch normalisation after a linear layer is [B, C], not [B, T, C],
+        and a convolution's output that is flattened has a batch dimension. If an assumption is wrong, the
+        smaller network raises at a size that does not fit: give an example.
 
     Returns
     -------
     nn.Module
-        Of the same classes, with smaller layers; a plain layer for a `VariationalDropout`. In the mode
-        `module` was in. Trains on.
+        A copy of the same classes, with smaller layers, and a plain layer for each `VariationalDropout`. It
+        is in the mode of `module` and can be trained further.
 
     Raises
     ------
     TypeError
-        If `module` is no nn.Module, is compiled, or cannot be copied.
+        If `module` is not an nn.Module, is compiled, or cannot be copied.
     ValueError
-        If it cannot be traced, has parameters on the meta device, or fails on `inputs`; the message says what
-        failed.
+        If it cannot be traced, has parameters on the meta device, or fails on `inputs`; the message says
+        which.
 
     Notes
     -----
-    The outputs are the same up to the rounding of sums that are put together in another order, for inputs
-    that are finite.
+    For finite inputs the outputs are the same, up to the rounding of sums in another order.
 
-    Between two layers it looks through activations, dropout, pooling, batch normalisation, and the flattening
-    of channels into features. Units that anything else sees are left alone: the network's own outputs, what
+    Between two layers there may be activations, dropout, pooling, batch normalisation, and the flattening of
+    channels into features. Units that anything else reads stay: the network's own outputs, values that
     `forward` keeps in an attribute, sums of branches (residual connections), reshapes to sizes written in the
-    code, softmax, attention, recurrent cells. So are layers
+    code, softmax, attention, recurrent cells. The units of a layer also stay
 
-    - that are called twice, share weights, have groups, hooks, parametrisations or a ``forward`` of their
+    - if it is called twice, shares weights, or has groups, hooks, parametrisations or a ``forward`` of its
       own;
-    - whose weights or sizes `forward` reads itself, as tied decoders, penalties and scales do;
-    - whose units other layers read in training mode, or where an optional argument is left out.
+    - if `forward` reads its weights or sizes itself, as tied decoders, penalties and scales do;
+    - if other layers read its units in training mode, or where an optional argument is left out.
 
-    So are inputs that nobody reads: the input keeps its shape.
+    The input keeps its shape, even where no layer reads it.
 
-    *Not promised:* that gradients at the removed units' neighbours stay the same, or batch statistics in
-    training mode; that weights shared with a layer in a `VariationalDropout`, or views of one memory, stay
-    shared; what methods other than `forward` compute, or what hooks of the whole network and lists outside of
-    it see.
+    *Not promised:* the same gradients at the neighbours of removed units, and the same batch statistics in
+    training mode; that weights stay shared with a layer in a `VariationalDropout`, or as views of one memory;
+    the results of methods other than `forward`, of hooks of the whole network, and of lists outside of it.
 
     Examples
     --------
@@ -87,7 +85,8 @@ def shrink(module: nn.Module, *inputs: Any) -> nn.Module:
         raise TypeError(f"module: expected an nn.Module, got {describe(module)}")
     if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod"):
         raise TypeError(
-            f"module: expected a network in Python, as it was before it was compiled, got {type(module).__name__}"
+            "module: expected a network in Python, as it was before it was compiled, "
+            f"got {type(module).__name__}"
         )
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_meta:
@@ -99,15 +98,14 @@ def shrink(module: nn.Module, *inputs: Any) -> nn.Module:
         if _is_layer(result):
             return result
         traces = trace(result, inputs)
-        while any(
-            _remove(path) for path in find_paths(result, traces)
-        ):  # one at a time: a removal changes what others see
+        # One removal at a time, because it changes the other paths.
+        while any(_remove(path) for path in find_paths(result, traces)):
             pass
     return result
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a network is one layer of torch's, which a tracer does not look into."""
+    """Whether a network is a single layer of torch, which a tracer treats as a leaf."""
     kind = type(module)
     return (
         kind.__module__.startswith("torch.nn.modules.")
@@ -117,7 +115,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _dense(module: nn.Module) -> nn.Module:
-    """Replace every variational layer by its pruned dense one, one by one even where it is used twice."""
+    """Replace each variational layer by its pruned dense layer, by the same one wherever it is used."""
     made: dict[nn.Module, nn.Module] = {}
 
     def replace(part: nn.Module) -> nn.Module:
@@ -135,7 +133,7 @@ def _dense(module: nn.Module) -> nn.Module:
 
 
 def _remove(path: Path) -> bool:
-    """Remove the dead units of one layer; say whether there were any."""
+    """Remove the dead units of one layer; return whether there were any."""
     producer = path.producer
     units = len(producer.weight)
     read = torch.zeros(units, dtype=torch.bool, device=producer.weight.device)
@@ -166,7 +164,7 @@ def _remove(path: Path) -> bool:
 
 
 def _columns(layer: Any, units: int, run: int) -> Tensor:
-    """A reader's weight as [outputs, units, whatever belongs to one unit]."""
+    """Return a reader's weight as [outputs, units, weights of one unit]."""
     weight = layer.weight.detach()
     return weight.reshape(len(weight), units, run * weight[0, 0].numel())
 
@@ -180,7 +178,7 @@ def _pads_with_zeros(layer: Any) -> bool:
 
 
 def _fold(layer: Any, constants: Tensor, dead: Tensor, units: int, run: int) -> None:
-    """Add to a reader's biases what the units that go had always sent it."""
+    """Add the constant contribution of removed units to a reader's biases."""
     sent = torch.where(dead, constants, torch.zeros_like(constants))  # NaN never multiplies a weight
     if bool((sent != 0).any()):
         shift = _columns(layer, units, run).sum(dim=2).double() @ sent.double()
@@ -192,7 +190,7 @@ def _fold(layer: Any, constants: Tensor, dead: Tensor, units: int, run: int) -> 
 
 
 def _clear(layer: Any, dead: Tensor, units: int) -> None:
-    """Read no more what was folded: the one unit that has to stay would be counted twice."""
+    """Set the weights of folded units to 0: a unit that stays in the layer would otherwise count twice."""
     weight = layer.weight
     weight.copy_(weight.reshape(len(weight), units, -1).masked_fill(dead[:, None], 0).reshape(weight.shape))
 

@@ -1,4 +1,4 @@
-"""What `forward` does with layers and weights, as torch.fx sees it, and what it does that no graph shows."""
+"""Traces of `forward` by torch.fx, with the uses of weights and sizes that a graph does not show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adaptcomp_ext.nn.shrinking.operations import LAYERS, NORMS
 __all__ = ["Trace", "trace"]
 
 _ABOUT = {"device", "dtype", "is_cuda", "requires_grad"}
-"""Attributes of a weight that stay as they are when it loses rows."""
+"""Attributes of a weight that do not change when it loses rows."""
 _ABOUT_GETTERS = {getattr(Tensor, name).__get__ for name in _ABOUT}
 _SIZES = ("in_features", "out_features", "in_channels", "out_channels", "num_features")
 _DEFAULTS = (type(None), bool, int, float, str)
@@ -28,27 +28,27 @@ _DEFAULTS = (type(None), bool, int, float, str)
 
 @dataclass
 class Trace:
-    """One way through `forward`: in training or evaluation mode, optional arguments given or left out."""
+    """One path through `forward`: in training or evaluation mode, with or without optional arguments."""
 
     graph: fx.Graph
     training: bool
     read: set[str]
-    """Names of parameters and buffers that `forward` reads itself, rather than through a layer."""
+    """Names of parameters and buffers that `forward` reads itself, not through a layer."""
     sized: set[str]
-    """Names of layers whose number of units it reads."""
+    """Names of layers whose number of units `forward` reads."""
     kept: set[fx.Node]
-    """What is still there after the call, in an attribute of a module: anybody may read it."""
+    """Values that an attribute of a module still holds after the call, so that other code may read them."""
 
 
 class _Tracer(fx.Tracer):
-    """Modules with hooks are not looked into: a hook would run now, and what it does with a value need not show."""
+    """A tracer that treats modules with hooks as leaves: a hook would run while it traces, perhaps unseen."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) or hooked(m)
 
 
 class _Reads(TorchFunctionMode):
-    """Note which of these tensors any function of torch is given while `forward` is traced."""
+    """Record which of the named tensors functions of torch get while `forward` is traced."""
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class _Reads(TorchFunctionMode):
 
 
 def trace(module: nn.Module, inputs: Sequence[Any] = ()) -> list[Trace]:
-    """Trace every way through `forward` that its mode and its optional arguments decide.
+    """Trace `forward` in both modes, with and without its optional arguments.
 
-    With `inputs` the nodes of evaluation know the shapes of their outputs.
+    With `inputs`, the nodes in evaluation mode have the shapes of their outputs.
     """
     if "forward" in vars(module):
         raise ValueError(
@@ -79,7 +79,7 @@ def trace(module: nn.Module, inputs: Sequence[Any] = ()) -> list[Trace]:
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Optional arguments. torch.fx takes them as given; who leaves them out may go another way."""
+    """Return the defaults of optional arguments, which torch.fx by itself would replace by proxies."""
     parameters = inspect.signature(type(module).forward).parameters
     return {name: p.default for name, p in parameters.items() if isinstance(p.default, _DEFAULTS)}
 
@@ -87,7 +87,7 @@ def _defaults(module: nn.Module) -> dict[str, Any]:
 def _trace(
     module: nn.Module, training: bool, left_out: dict[str, Any] | None, inputs: Sequence[Any]
 ) -> Trace:
-    # A copy: a traced `forward` leaves proxies in attributes, and torch.fx its constants.
+    # A traced `forward` leaves proxies in attributes, and torch.fx leaves constants: trace a copy.
     root = copied("module", module).train(training)
     names = {id(t): name for name, t in chain(root.named_parameters(), root.named_buffers())}
     reads = _Reads(names)
@@ -98,10 +98,11 @@ def _trace(
     try:
         with reads:
             graph = _Tracer().trace(root, left_out)
-    except Exception as error:  # whatever a user's forward raises when it is fed proxies
+    except Exception as error:  # a user's forward may raise anything on proxies
         name, mode = type(module).__name__, "training" if training else "evaluation"
         raise ValueError(
-            f"module: expected a network that torch.fx can trace, but tracing {name} failed in {mode} mode: {error}"
+            "module: expected a network that torch.fx can trace, "
+            f"but tracing {name} failed in {mode} mode: {error}"
         ) from error
     for node in graph.nodes:
         if node.op == "get_attr" and any(not _about(user) for user in node.users):
@@ -112,14 +113,14 @@ def _trace(
         for leaf in tree_leaves(_state(part))
         if isinstance(leaf, fx.Proxy)
     }
-    found = Trace(graph, training, reads.read, sized.copy(), kept)
+    result = Trace(graph, training, reads.read, sized.copy(), kept)
     if inputs and not training:
         _propagate(root, graph, inputs)
-    return found
+    return result
 
 
 def _watch_sizes(name: str, layer: nn.Module, sized: set[str]) -> None:
-    """Note who reads how many units a layer has: they are plain integers, which would be others afterwards."""
+    """Record reads of a layer's sizes: they are plain integers, which shrinking would change."""
 
     def watch(attribute: str) -> property:
         def read(self: nn.Module) -> Any:

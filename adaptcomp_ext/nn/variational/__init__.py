@@ -1,4 +1,4 @@
-"""Variational dropout: noise whose strength is learned, and which says how many nats the weights are worth."""
+"""Variational dropout: noise of learned strength on weights, from which follows their description length."""
 
 from adaptcomp_ext.nn.variational.dropout import VariationalDropout
 from adaptcomp_ext.nn.variational.networks import description_length, sparsity, variational

@@ -1,4 +1,4 @@
-"""`VariationalDropout`: a layer whose weights or outputs carry noise of learned strength."""
+"""`VariationalDropout`: a layer whose weights or outputs have noise of learned strength."""
 
 from __future__ import annotations
 
@@ -32,11 +32,9 @@ __all__ = ["FORMS", "GRANULARITIES", "VariationalDropout"]
 
 FORMS = ("sparse", "gaussian")
 GRANULARITIES = ("weight", "unit")
-torch.fx.wrap(
-    "wide"
-)  # decides by a dtype, which a value that is being traced does not have: recorded as one call
-_TINY = 1e-8  # θ² + this: a weight that is exactly 0 has a large α, not an infinite one
-_VARIANCE_FLOOR = 1e-16  # the square root's derivative at 0
+torch.fx.wrap("wide")  # recorded as one call, because it branches on a dtype, which a proxy does not have
+_TINY = 1e-8  # added to θ², so that a weight of 0 has a large α, not an infinite one
+_VARIANCE_FLOOR = 1e-16  # keeps the derivative of the square root finite at 0
 
 
 def _of_layer(name: str) -> property:
@@ -44,92 +42,90 @@ def _of_layer(name: str) -> property:
 
 
 def _scalar(number: float, like: torch.dtype, device: torch.device) -> Tensor:
-    """A threshold: float64 beside noise in float64, else float32, for there are devices without float64."""
+    """Make a threshold: float64 if the noise is, else float32, because some devices lack float64."""
     return torch.tensor(
         number, dtype=torch.float64 if like == torch.float64 else torch.float32, device=device
     )
 
 
 class VariationalDropout(nn.Module):
-    """Wrap a layer so that noise of learned strength α goes through it while it trains.
+    """Wrap a layer so that it has noise of learned strength α in training mode.
 
-    form="sparse" (Molchanov, Ashukha & Vetrov 2017), for linear and convolution layers: every weight is N(θ,
-    αθ²) independently, drawn through the pre-activations (local reparametrisation: Kingma, Salimans & Welling
-    2015)
+    form="sparse" (Molchanov, Ashukha & Vetrov 2017) is for linear and convolution layers. Each weight is
+    independently N(θ, αθ²), with an α for each weight, sampled through the pre-activations (local
+    reparametrisation: Kingma, Salimans & Welling 2015)
 
         training:    out = θ*x + b + √(σ²*x²)·ε,   σ² = αθ²,   ε ~ N(0, 1) for each output of each row
         evaluation:  out = θ'*x + b,               θ' = 0 where log α > threshold, else θ
 
-    with α for each weight. With ``per="unit"`` all weights that feed a unit share one α and one draw (Kingma
-    et al.'s correlated weight noise; Neklyudov et al. 2017 prune by it), so that whole units die and `shrink`
-    can remove them
+    With ``per="unit"`` all weights of a unit share one α and one ε (Kingma et al.'s correlated weight noise;
+    Neklyudov et al. 2017 prune by it), so that complete units die, which `shrink` can remove
 
-        training:    out = (θ*x)·(1 + √α·ε) + b,   ε ~ N(0, 1) for each unit of each row, the same at all
-        positions
+        training:    out = (θ*x)·(1 + √α·ε) + b,   ε ~ N(0, 1) for each unit of each row, at all positions
 
-    form="gaussian" (Kingma, Salimans & Welling 2015), for any layer: the outputs are multiplied by N(1, α), α
-    ≤ 1 learned for each unit. Nothing is pruned; in evaluation the layer is as it was.
+    form="gaussian" (Kingma, Salimans & Welling 2015) is for any layer. The outputs are multiplied by N(1, α)
+    with a learned α ≤ 1 for each unit. Nothing is pruned, and evaluation mode has no noise.
 
     Parameters
     ----------
     layer : nn.Module
-        Becomes part of this module. Returns one real floating-point Tensor.
+        The layer, which becomes part of this module. It returns one real floating-point Tensor.
     form : str, optional
-        Default: "sparse" for ``nn.Linear`` and ``nn.Conv1d`` to ``nn.Conv3d``, parametrised ones included;
-        "gaussian" for all others, and for subclasses and instances with a ``forward`` of their own, with
-        hooks or with complex weights, whose output is more than the product of weights and input.
+        "sparse" or "gaussian". Default: "sparse" for ``nn.Linear`` and ``nn.Conv1d`` to ``nn.Conv3d``,
+        parametrised ones included; "gaussian" for other layers, and for subclasses and instances with a
+        ``forward`` of their own, with hooks or with complex weights.
     per : str
-        "weight" or "unit": what has an α of its own. Always "unit" for "gaussian".
+        "weight" or "unit": whether each weight or each unit has an α. Always "unit" for "gaussian".
     threshold : float
-        On log α, in nats: 3 is a dropout rate of 0.95.
+        Weights with log α above it are pruned, in nats. 3 is a dropout rate of 0.95.
     log_alpha : float
-        Where log α starts: of every unit; for ``per="weight"`` of a weight of average size, the σ of all
-        weights being alike.
+        Initial log α. With ``per="weight"`` all weights start with the same σ, and this is log α of a weight
+        of average size.
     features : int, optional
-        Number of units, for a "gaussian" layer that does not tell (``out_features``, ``out_channels``,
-        ``hidden_size``).
+        Number of units, for a "gaussian" layer without an attribute that tells it (``out_features``,
+        ``out_channels``, ``hidden_size``).
 
     Attributes
     ----------
     threshold : Tensor
-        Scalar buffer, float32 or wider, so that a saved model is pruned as it was; takes a float too. A
-        state_dict without it, written by an older version, leaves it as it is.
+        Scalar buffer, float32 or wider in any precision; a float can be assigned. A state_dict without it,
+        written by an older version, leaves it unchanged.
     weight, bias : Tensor
-        For parents that read them instead of calling the layer, as the fast path of
-        ``nn.TransformerEncoderLayer`` does. In evaluation `weight` is the pruned weight, a new tensor: write
-        to ``layer.weight``. In training it is θ, the layer's own parameter: what a parent computes from it
-        has *no noise*; `kl` warns where the layer itself was never called. Set, they become the layer's.
+        The tensors for parents that read them instead of calling the layer, as the fast path of
+        ``nn.TransformerEncoderLayer`` does. In evaluation mode `weight` is the pruned weight, a new tensor:
+        write to ``layer.weight``. In training mode it is θ, the layer's parameter, so that a parent's own
+        product has *no noise*; `kl` warns if the layer was never called. Assignments go to the layer.
 
     Raises
     ------
     TypeError
-        If `layer` is no nn.Module or does not fit the form; at a call, if it was given hooks (for training)
-        or a ``forward`` of its own after it had been wrapped in form "sparse".
+        If `layer` is not an nn.Module or does not fit the form; at a call, if a layer wrapped in form
+        "sparse" has got hooks (in training mode) or a ``forward`` of its own since then.
     ValueError
-        If an option is out of range, or the units do not lie where they should.
+        If an option is out of range, or the output does not have the units in the expected dimension.
 
     Notes
     -----
-    Add ``layer.kl() / N`` to a mean loss, N being the size of the training set; warm it up, or the network is
-    pruned before it has learned. log α moves by whole nats, so its parameter wants a larger learning rate
-    than weights (ten times is usual).
+    Add ``layer.kl() / N`` to a mean loss, where N is the size of the training set, and warm it up: otherwise
+    the network is pruned before it has learned. log α has to change by several nats, so that its parameter
+    needs a larger learning rate than weights (usually ten times).
 
-    A row of a linear layer is a vector of units: in [B, T, C] each of B·T has draws of its own.
+    A row of a linear layer is a vector of units: in [B, T, C] each of the B·T rows has its own noise.
 
-    Units lie in the last dimension of what a layer returns; before the positions for convolutions, transposed
+    Units lie in the last dimension of a layer's output; before the positions for convolutions, transposed
     convolutions, pools and instance normalisation, batched or not; in dimension 1 for batch and group
     normalisation.
 
-    In half precision, autocast included, spreads, noise and KL are computed in float32; outputs have the
-    layer's dtype.
+    In half precision and under autocast, standard deviations, noise and KL are computed in float32; outputs
+    have the layer's dtype.
 
-    The noise comes from torch's global generator. *Not promised:* the same noise for a row whatever surrounds
-    it.
+    The noise comes from torch's global generator. *Not promised:* that a row's noise does not depend on the
+    other rows.
     """
 
     threshold: Tensor
-    _called = False  # in training
-    _read = False  # `weight`, in training
+    _called = False  # in training mode
+    _read = False  # `weight` was read in training mode
 
     in_features, out_features = _of_layer("in_features"), _of_layer("out_features")
     in_channels, out_channels = _of_layer("in_channels"), _of_layer("out_channels")
@@ -179,7 +175,7 @@ class VariationalDropout(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Start the noise anew, from the layer's present weights, which stay as they are."""
+        """Set the noise to its initial strength, for the layer's present weights, which do not change."""
         if self.form == "gaussian" or self.per == "unit":
             self.log_noise.fill_(self._first_log_alpha)
         else:
@@ -198,7 +194,7 @@ class VariationalDropout(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The pruned weight in evaluation, a new tensor; θ itself in training, without noise, and for "gaussian"."""
+        """The pruned weight in evaluation mode, a new tensor; θ in training mode and for "gaussian"."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
         if self.form == "gaussian":
             return weight
@@ -210,13 +206,13 @@ class VariationalDropout(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's own."""
+        """The layer's bias."""
         bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
         return bias
 
     @property
     def log_alpha(self) -> Tensor:
-        """log α: as the weights for ``per="weight"``, else [units]; float32 for half precisions. Differentiable."""
+        """log α, differentiable: in the weights' shape or, per unit, [units]; float32 in half precision."""
         if self.form == "gaussian":
             return wide(self.log_noise).clamp(max=0)
         if self.per == "unit":
@@ -226,36 +222,35 @@ class VariationalDropout(nn.Module):
 
     @property
     def kept(self) -> Tensor:
-        """Bool, as the weights: which are not pruned ("sparse" only)."""
+        """The mask of weights that are not pruned, bool in the weights' shape; "sparse" only."""
         if self.form != "sparse":
             raise ValueError('kept: expected form="sparse", got "gaussian", which prunes nothing')
         assert isinstance(self.layer, WEIGHTED)
-        kept = ~(self.log_alpha.detach() > self.threshold)  # a log α that is not a number prunes nothing
+        kept = ~(self.log_alpha.detach() > self.threshold)  # a NaN prunes nothing
         return kept if self.per == "weight" else self._along_units(kept).expand_as(self.layer.weight)
 
     def _along_units(self, values: Tensor) -> Tensor:
         assert isinstance(self.layer, WEIGHTED)
-        positions = getattr(
-            self.layer, "kernel_size", ()
-        )  # not the weight's shape, which torch.fx does not know
+        positions = getattr(self.layer, "kernel_size", ())  # torch.fx does not know the weight's shape
         return values.view(-1, 1, *(1 for _ in positions))
 
     def _prune(self, weight: Tensor) -> Tensor:
         return torch.where(self.kept, weight, torch.zeros_like(weight))
 
     def kl(self) -> Tensor:
-        """KL(q ‖ p) in nats, scalar, differentiable; 0 where all is noise.
+        """Compute KL(q ‖ p) in nats: a differentiable scalar, 0 as α → ∞.
 
-        "sparse": the sum over all weights of the approximation of Molchanov et al. 2017, each counted with
-        its own marginal also where a unit's weights share their noise; "gaussian": the sum over units of
-        Kingma et al. 2015's. The bias has no posterior.
+        For "sparse" it is the sum over weights of the approximation by Molchanov et al. 2017, of each
+        weight's marginal even if a unit's weights share their noise. For "gaussian" it is the sum over units
+        of the approximation by Kingma et al. 2015. The bias has no posterior.
         """
         if self.form == "gaussian":
             return kingma_kl(self.log_alpha).sum()
         if self.training and self._read and not self._called:
             warnings.warn(
-                f"VariationalDropout: the weight of its {type(self.layer).__name__} was read in training, but the layer was "
-                "never called: no noise has entered the loss, and this KL alone prunes. Call the layer, or do not wrap it.",
+                f"VariationalDropout: the weight of its {type(self.layer).__name__} was read in training, "
+                "but the layer was never called: no noise has entered the loss, and this KL alone prunes. "
+                "Call the layer, or do not wrap it.",
                 stacklevel=2,
             )
             self._read = False
@@ -266,21 +261,21 @@ class VariationalDropout(nn.Module):
         return kl * (self.layer.weight.numel() // self.units)
 
     def sparsity(self) -> float:
-        """Share of the weights that are pruned in evaluation; 0 for "gaussian"."""
+        """Return the share of weights that evaluation mode prunes; 0 for "gaussian"."""
         return 0.0 if self.form == "gaussian" else 1.0 - float(self.kept.double().mean())
 
     def prune(self, share: float) -> None:
-        """Set the threshold so that evaluation drops this share of what has an α of its own, the noisiest first.
+        """Set the threshold so that evaluation mode prunes a share of weights or units, the noisiest first.
 
         Parameters
         ----------
         share : float
-            In [0, 1), rounded down to whole weights or units: at least one stays.
+            Share of weights or, with ``per="unit"``, of units, in [0, 1), rounded down to an integer number.
 
         Notes
         -----
-        A threshold of 3 takes long training to be reached by whole units. Which of them matter least shows
-        much earlier: drop a share, `shrink`, and train what is left a little further.
+        Complete units take long training to reach a threshold of 3. Their order shows much earlier: prune a
+        share, `shrink`, and train the smaller network a little further.
         """
         part = check_fraction("share", share, zero=True)
         if self.form != "sparse" or part == 1.0:
@@ -291,15 +286,13 @@ class VariationalDropout(nn.Module):
         ordered = log_alpha.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).sort().values
         last = len(ordered) - int(part * len(ordered)) - 1
         low, high = ordered[last], ordered[min(last + 1, len(ordered) - 1)]
-        middle = (
-            low + (high - low) / 2
-        )  # between the two: a logarithm rounded otherwise elsewhere changes nothing
+        middle = low + (high - low) / 2  # so that another device's rounding of log α changes nothing
         self.register_buffer("threshold", torch.where(middle < high, middle, low))
 
     def dense(self) -> nn.Module:
-        """Return a copy of the layer alone, its pruned weights 0: the same outputs as this module in evaluation.
+        """Return a copy of the layer with its pruned weights set to 0: it has the outputs of evaluation mode.
 
-        In form "sparse" parametrised tensors become plain parameters.
+        In form "sparse", parametrised tensors become plain parameters.
         """
         layer = copied("layer", self.layer)
         if self.form == "sparse":
@@ -310,7 +303,7 @@ class VariationalDropout(nn.Module):
         return layer
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
-        """Run the layer, with noise in training mode, pruned in evaluation mode."""
+        """Run the layer: with noise in training mode, pruned in evaluation mode."""
         if self.form == "gaussian":
             return self._multiplied(self.layer(*inputs, **options))
         x = self._only(inputs, options)
@@ -327,22 +320,19 @@ class VariationalDropout(nn.Module):
         )
 
     def _only(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """The one input of a linear or convolution layer."""
-        if isinstance(
-            inputs, torch.fx.Proxy
-        ):  # this module is what torch.fx traces, and has no arguments yet to be counted
+        """Return the one input of a linear or convolution layer."""
+        if isinstance(inputs, torch.fx.Proxy):  # torch.fx traces this module itself: nothing to count yet
             return inputs[0]
         if options.keys() - {"input"} or len(inputs) + len(options) != 1:
-            raise TypeError(
-                f"inputs: expected one, as {type(self.layer).__name__} takes, got {len(inputs) + len(options)}"
-            )
+            count = len(inputs) + len(options)
+            raise TypeError(f"inputs: expected one, as {type(self.layer).__name__} takes, got {count}")
         return inputs[0] if inputs else options["input"]
 
     def _unit_noise(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out = self._product(x, weight, None)
         clean = wide(out)
         spread = (wide(self.log_noise) / 2).exp()
-        # One draw for each row and unit, the same at all positions: independent ones would average out.
+        # One ε for each row and unit, at all positions: independent ones would average out.
         positions = weight.dim() - 2
         along = (-1, *(1 for _ in range(positions)))
         shape = (*out.shape[: out.dim() - positions], *along[1:])
@@ -366,7 +356,7 @@ class VariationalDropout(nn.Module):
         return out
 
     def _hooked(self, x: Tensor, obstacle: str) -> Tensor:
-        """In evaluation hooks get the call of the layer that they wait for."""
+        """Call the layer with its pruned weight, so that its hooks run in evaluation mode."""
         if self.training or not hooked(self.layer) or "weight" not in self.layer._parameters:
             raise TypeError(f"layer: form='sparse' {obstacle}")
         out: Tensor = torch.func.functional_call(self.layer, {"weight": self.weight}, (x,))
@@ -392,10 +382,10 @@ class VariationalDropout(nn.Module):
         return (clean * (1 + spread * torch.randn_like(clean))).to(out.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VariationalDropout:
-        """Move and cast all but the threshold, which only moves: a rounded one would prune other weights."""
+        """Move and cast all but the threshold, which only moves: rounding it would prune other weights."""
         known = self._first_threshold if self.threshold.is_meta else float(self.threshold)
         super()._apply(fn, recurse)
-        if not self.threshold.is_meta:  # also after `to_empty`, which leaves garbage
+        if not self.threshold.is_meta:  # also after `to_empty`, which leaves it uninitialised
             noise = self.log_variance if self.form == "sparse" and self.per == "weight" else self.log_noise
             self.register_buffer("threshold", _scalar(known, noise.dtype, self.threshold.device))
         return self
@@ -410,10 +400,10 @@ class VariationalDropout(nn.Module):
         *lists: Any,
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *lists)
-        if (name := prefix + "threshold") in missing:  # written before the threshold was part of it
+        if (name := prefix + "threshold") in missing:  # written by an older version
             missing.remove(name)
 
     def extra_repr(self) -> str:
-        """Form, granularity and threshold."""
+        """Return form, granularity and threshold."""
         threshold = "meta" if self.threshold.is_meta else f"{float(self.threshold):g}"
         return f"form={self.form!r}, per={self.per!r}, threshold={threshold}"

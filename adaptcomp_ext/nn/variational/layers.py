@@ -1,4 +1,4 @@
-"""What `VariationalDropout` has to know of the layer that it wraps: where its units lie, and whether weights may carry noise."""
+"""The units of layers that `VariationalDropout` wraps, and the conditions for noise on their weights."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = [
 ]
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers whose weights can carry the noise."""
+"""Layers whose weights can have the noise."""
 ONLY_READ = (NonDynamicallyQuantizableLinear,)
 """Layers that their parent, nn.MultiheadAttention, never calls: noise would not reach it."""
 _WIDTHS = ("out_features", "out_channels", "hidden_size", "num_features", "num_channels", "embedding_dim")
 _CHANNELS_SECOND = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.Upsample)
-"""Layers that number dimensions from the front; torch's others with 1d, 2d or 3d in their name take unbatched
-inputs too."""
+"""Layers whose units are in dimension 1. Torch's other layers with 1d, 2d or 3d in their names also take
+inputs without a batch."""
 
 
 def count_units(layer: nn.Module, features: int | None) -> int:
-    """Number of units of a layer, from the layer or from the user, who must not contradict it."""
+    """Return the number of units that the layer has, or `features` if the layer does not tell it."""
     known = next(
         (getattr(layer, name) for name in _WIDTHS if isinstance(getattr(layer, name, None), int)), None
     )
@@ -45,9 +45,8 @@ def count_units(layer: nn.Module, features: int | None) -> int:
         known = shape[-1]
     if known is None:
         if features is None:
-            raise ValueError(
-                f"features: expected the number of units, which {type(layer).__name__} does not tell, got None"
-            )
+            name = type(layer).__name__
+            raise ValueError(f"features: expected the number of units, which {name} does not tell, got None")
         return check_int("features", features, 1)
     if features is not None and features != known:
         raise ValueError(f"features: expected {known}, as {type(layer).__name__} has, got {features}")
@@ -55,7 +54,7 @@ def count_units(layer: nn.Module, features: int | None) -> int:
 
 
 def unit_dimension(layer: nn.Module) -> int:
-    """Dimension of the output in which a layer's units lie; of a sequence, as its last part that tells."""
+    """Return the output dimension in which a layer's units lie; in an nn.Sequential, the last known one."""
     return next((dim for dim in map(_known_dimension, _parts(layer)) if dim is not None), -1)
 
 
@@ -72,45 +71,46 @@ def _known_dimension(layer: nn.Module) -> int | None:
         return 1
     for base in type(layer).__mro__:
         if base.__module__.startswith("torch.nn.") and base.__name__[-2:] in ("1d", "2d", "3d"):
-            return -1 - int(
-                base.__name__[-2]
-            )  # behind the units there are as many dimensions as the name says
+            return -1 - int(base.__name__[-2])  # the name tells the number of dimensions after the units
     return -1 if isinstance(layer, nn.Flatten) or any(hasattr(layer, name) for name in _WIDTHS) else None
 
 
 def why_not_called(layer: nn.Module) -> str | None:
-    """What form="sparse" expects of a layer at every call, and what came; None if it fits."""
+    """Say what form="sparse" expects of a layer at every call, and what came; None if the layer fits."""
     name = type(layer).__name__
     base = next((kind for kind in WEIGHTED if isinstance(layer, kind)), None)
     if base is None:
         return f"expects a linear or convolution layer, got {name}"
     if altered(layer, base):
-        return f"expects a layer with the forward of nn.{base.__name__}, which the noise replaces, got {name} with its own"
+        expected = f"a layer with the forward of nn.{base.__name__}, which the noise replaces"
+        return f"expects {expected}, got {name} with its own"
     if hooked(layer):
-        return f"expects a layer without hooks, which the noise would bypass, got {name} with hooks: hook the VariationalDropout"
+        expected = "a layer without hooks, which the noise would bypass"
+        return f"expects {expected}, got {name} with hooks: hook the VariationalDropout"
     return None
 
 
 def why_not_sparse(layer: nn.Module) -> str | None:
-    """What form="sparse" expects of a layer that is wrapped, and what came; None if it fits."""
+    """Say what form="sparse" expects of a layer to be wrapped, and what came; None if the layer fits."""
     if (obstacle := why_not_called(layer)) is not None:
         return obstacle
     name, weight = type(layer).__name__, layer.weight
     if "weight" not in layer._parameters and not is_parametrized(layer, "weight"):
         return f"expects a layer whose weight is a parameter, got {name} with a computed one"
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        return f"expects real floating-point weights, got {weight.dtype if isinstance(weight, Tensor) else describe(weight)}"
+        came = weight.dtype if isinstance(weight, Tensor) else describe(weight)
+        return f"expects real floating-point weights, got {came}"
     return None
 
 
 def check_layer(layer: object) -> nn.Module:
-    """Require a module that has weights, and that is called."""
+    """Require a module with initialised parameters that its parent calls."""
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer: expected an nn.Module, got {describe(layer)}")
     name = type(layer).__name__
     if isinstance(layer, ONLY_READ):
         raise TypeError(
-            f"layer: expected one that is called, got {name}, of which nn.MultiheadAttention only reads the weight"
+            f"layer: expected one that is called, got {name}, whose weight nn.MultiheadAttention only reads"
         )
     if any(isinstance(p, UninitializedParameter) for p in layer.parameters()):
         raise ValueError(
@@ -121,11 +121,10 @@ def check_layer(layer: object) -> nn.Module:
 
 @torch.no_grad()
 def plain(layer: nn.Module) -> None:
-    """Make parametrised tensors of a layer plain parameters, in evaluation mode's values."""
+    """Replace parametrised tensors of a layer by plain parameters with their values in evaluation mode."""
     if not is_parametrized(layer):
         return
-    # Not by `remove_parametrizations`: it changes the layer's class, which a layer has in common with what it
-    # was copied from.
+    # `remove_parametrizations` would change the layer's class, which a copied layer shares with its original.
     assert isinstance(layer.parametrizations, nn.ModuleDict)
     mode = layer.training
     layer.eval()

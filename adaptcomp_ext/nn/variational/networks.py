@@ -1,4 +1,4 @@
-"""Variational dropout over a whole network."""
+"""Variational dropout for a network."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def _layers(module: nn.Module) -> list[VariationalDropout]:
 
 
 def variational(module: nn.Module, **options: Any) -> nn.Module:
-    """Return a copy of a network, each of its linear and convolution layers in a `VariationalDropout`.
+    """Return a copy of a network with each linear and convolution layer in a `VariationalDropout`.
 
     Parameters
     ----------
     module : nn.Module
-        Left as it is. Layers that are in a `VariationalDropout` already stay so; a layer that is used in two
-        places stays one; layers that share one weight share one noise, which counts once.
+        The network; it is not changed. Layers that are already in a `VariationalDropout` stay there; a layer
+        used in two places is wrapped once; layers that share a weight share its noise.
     **options
-        Of `VariationalDropout`.
+        Options of `VariationalDropout`.
 
     Returns
     -------
@@ -39,16 +39,16 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
     Raises
     ------
     TypeError
-        If the network cannot be copied, or a layer does not fit the form asked for; the message names it.
+        If the network cannot be copied, or a layer does not fit the option `form`; the message names it.
     ValueError
         If there is no such layer, or an option is out of range.
 
     Notes
     -----
-    Recurrent cells have weights of their own, which are not wrapped: put them into
-    ``VariationalDropout(cell)`` by hand. Nor are the products of ``nn.MultiheadAttention``, which reads their
-    weights and never calls them. A parent of your own that does so in training gets no noise: see
-    ``VariationalDropout.weight``. A layer that was compiled alone is wrapped as it was before.
+    Recurrent cells are not wrapped: use ``VariationalDropout(cell)``. Nor are the layers of
+    ``nn.MultiheadAttention``, which reads their weights and does not call them. A custom parent that does so
+    in training mode gets no noise: see ``VariationalDropout.weight``. A layer that was compiled by itself is
+    wrapped as it was before.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an nn.Module, got {describe(module)}")
@@ -74,14 +74,13 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
         if isinstance(part, (nn.MultiheadAttention, *ONLY_READ)):
             return part
         if isinstance(compiled := getattr(part, "_orig_mod", None), WEIGHTED):
-            return replace(
-                compiled, path
-            )  # torch.compile has bound its forward: a layer in its place would not be called
+            # torch.compile has bound the forward of this layer: a replacement inside it would not be called.
+            return replace(compiled, path)
         if isinstance(part, WEIGHTED):
             if part not in wrapped:
                 wrapped[part] = wrap(part, path)
             return wrapped[part]
-        for name, child in list(part._modules.items()):  # every name, also a second one of the same child
+        for name, child in list(part._modules.items()):  # a child may have several names
             if child is not None and (new := replace(child, f"{path}.{name}" if path else name)) is not child:
                 setattr(part, name, new)
         return part
@@ -89,7 +88,8 @@ def variational(module: nn.Module, **options: Any) -> nn.Module:
     result = replace(copied("module", module), "")
     if not wrapped:
         raise ValueError(
-            f"module: expected a network with linear or convolution layers, found none in {type(module).__name__}"
+            f"module: expected a network with linear or convolution layers, got {type(module).__name__} "
+            "without any"
         )
     return result
 
@@ -99,21 +99,21 @@ def _noise_of(layer: VariationalDropout) -> str:
 
 
 def _distinct(layers: list[VariationalDropout]) -> list[VariationalDropout]:
-    """One layer for each noise: what is shared has one posterior."""
+    """Return one layer for each noise, because shared noise has one posterior."""
     return list({id(getattr(layer, _noise_of(layer))): layer for layer in layers}.values())
 
 
 def description_length(module: nn.Module) -> Tensor:
-    """Sum of `VariationalDropout.kl` over a network, in nats: scalar, differentiable; 0 where there is none.
+    """Return the sum of `VariationalDropout.kl` over a network, a differentiable scalar in nats.
 
-    Layers that share one noise, as `variational` makes them of layers that share one weight, count once.
+    Layers that share a weight and therefore, by `variational`, a noise count once.
     """
     lengths = [layer.kl() for layer in _distinct(_layers(module))]
     return torch.stack(lengths).sum() if lengths else torch.zeros(())
 
 
 def sparsity(module: nn.Module) -> float:
-    """Share of the weights under variational dropout that evaluation prunes; 0 where there are none."""
+    """Return the share of weights with variational dropout that evaluation mode prunes; 0 without any."""
     kept = [layer.kept for layer in _distinct(_layers(module)) if layer.form == "sparse"]
     weights = sum(part.numel() for part in kept)
     return 1.0 - sum(int(part.sum()) for part in kept) / weights if weights else 0.0

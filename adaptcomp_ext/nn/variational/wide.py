@@ -1,4 +1,4 @@
-"""Arithmetic that half precision must not touch: in float16 squares and a floor of 1e-16 vanish, a slope of 1e8 is infinite."""
+"""Float32 arithmetic: in float16 a floor of 1e-16 and small squares are 0, and a slope of 1e8 is infinite."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from torch.autograd import forward_ad
 __all__ = ["outside_autocast", "wide"]
 
 Function = Callable[..., Tensor]
-_interpreter = getattr(
-    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None
-)  # of torch.func
+_functorch = getattr(torch._C, "_functorch", None)
+_interpreter = getattr(_functorch, "peek_interpreter_stack", lambda: None)
 
 
 def wide(x: Tensor) -> Tensor:
-    """Half precisions as float32; everything else as it is."""
+    """Convert half precision to float32; leave other dtypes unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def outside_autocast(function: Function, *tensors: Tensor) -> Tensor:
-    """``function(*tensors)`` with autocast off, also in the backward pass, which many run inside the autocast block."""
+    """Return ``function(*tensors)`` with autocast off, also in a backward pass inside the autocast block."""
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return function(*tensors)
     if torch.compiler.is_compiling() or _interpreter() is not None or forward_ad._current_level >= 0:
-        # They differentiate by their own means, to which an autograd.Function that computes again is closed.
+        # They cannot differentiate through the autograd.Function below.
         with torch.autocast(device, enabled=False):
             return function(*tensors)
     out: Tensor = _Outside.apply(function, *tensors)
@@ -36,7 +35,7 @@ def outside_autocast(function: Function, *tensors: Tensor) -> Tensor:
 
 
 class _Outside(torch.autograd.Function):
-    """Compute again in the backward pass: a graph made in the forward pass would run its products under autocast."""
+    """Recompute in the backward pass: a graph of the forward pass would run its products under autocast."""
 
     @staticmethod
     def forward(ctx: Any, function: Function, *tensors: Tensor) -> Tensor:
@@ -52,5 +51,5 @@ class _Outside(torch.autograd.Function):
         needed = [t for t in tensors if t.requires_grad]
         with torch.enable_grad(), torch.autocast(tensors[0].device.type, enabled=False):
             out = ctx.function(*tensors)
-            found = iter(torch.autograd.grad(out, needed, grads, create_graph=again))
-        return None, *(next(found) if t.requires_grad else None for t in tensors)
+            gradients = iter(torch.autograd.grad(out, needed, grads, create_graph=again))
+        return None, *(next(gradients) if t.requires_grad else None for t in tensors)
