@@ -29,7 +29,7 @@ class Precise(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = {name: getattr(self, name) for name in self.precise}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         for name, buffer in before.items():
             now = getattr(self, name)
             if torch.finfo(now.dtype).bits < torch.finfo(buffer.dtype).bits:

@@ -127,6 +127,7 @@ class LatentEnergyClassifier(nn.Module):
         """
         # Autocast may have narrowed the context, and the energy has one dtype.
         context = self.encoder(x).to(self.log_step_size.dtype)
-        return self.descend(
+        result: EnergyResult = self.descend(
             self.start(context), context, step_size=self.step_size if step_size is None else step_size
         )
+        return result

@@ -8,11 +8,21 @@ times as much per call. The raw ops are private and have no gradient; a public f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adaptcomp_ext.ops._transforms import is_direct
+
+
+class Function(torch.autograd.Function):
+    """Base of the autograd functions: torch's own, whose `apply` has no types."""
+
+    if TYPE_CHECKING:
+
+        @classmethod
+        def apply(cls, *arguments: Any) -> Any: ...
+
 
 _LIBRARY = torch.library.Library("adaptcomp", "DEF")
 

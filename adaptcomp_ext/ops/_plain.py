@@ -124,7 +124,8 @@ def _unwrap(name: str, tensor: Tensor) -> Tensor:
     collectives = sys.modules.get("torch.distributed._functional_collectives")
     if collectives is not None and isinstance(tensor, collectives.AsyncCollectiveTensor):
         # An operation other than a view waits for the collective, and autograd records it.
-        return tensor.clone()
+        complete: Tensor = tensor.clone()
+        return complete
     _refuse(name, tensor)
 
 
@@ -132,7 +133,8 @@ def with_memory(name: str, tensor: Tensor) -> Tensor:
     """Return a plain tensor with an address, for one whose address the compiled module could not take."""
     tensor = plain(name, tensor)
     if tensor._is_zerotensor():  # torch has not allocated its zeros
-        return tensor.clone()
+        complete: Tensor = tensor.clone()
+        return complete
     try:
         has_address = tensor.data_ptr() != 0 or tensor.numel() == 0
     except Exception as error:

@@ -217,7 +217,7 @@ def check_gradients(called: str, gradients: Iterable[Any]) -> None:
 
 def apart(called: str, function: _Function) -> _Function:
     """Exclude `function` from graphs of torch.compile; where a graph may not be split, the error says why."""
-    disable: Any = torch.compiler.disable
+    disable: Callable[..., _Function] = torch.compiler.disable
     reason = f"{called} does not support torch.compile(fullgraph=True) and torch.export: {_RECORDED}."
     try:
         return disable(function, reason=reason)

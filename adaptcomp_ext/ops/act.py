@@ -11,7 +11,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
 from adaptcomp_ext.ops._fields import documented
-from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._library import Function, register
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradients, enter, without_address
 
 
@@ -103,7 +103,7 @@ _act_step_backward = register(
 )
 
 
-class _ActStep(torch.autograd.Function):
+class _ActStep(Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, accumulated: Tensor, *static: Any) -> tuple[Tensor, ...]:
         ctx.save_for_backward(logits, accumulated)

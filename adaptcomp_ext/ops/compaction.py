@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import current, is_differentiable, needs_grad, on_cuda, on_reference, place
-from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._library import Function, register
 from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values, on_values
 
@@ -90,7 +90,7 @@ _scatter_rows = register(
 
 
 # --- autograd: gather and scatter are each other's adjoint --------------------------------------------------
-class _Gather(torch.autograd.Function):
+class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(index)
@@ -109,7 +109,7 @@ class _Gather(torch.autograd.Function):
         return (None, *(None if g is None else next(back) for g in grads))
 
 
-class _Scatter(torch.autograd.Function):
+class _Scatter(Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(index)

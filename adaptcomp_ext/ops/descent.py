@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import compute_dtype, contiguous, needs_grad, on_reference, place, row_size
 from adaptcomp_ext.ops._fields import documented
-from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._library import Function, register
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP_OF_TENSORS, check_gradients, enter, without_address
 from adaptcomp_ext.reference import DescentRule
 
@@ -67,7 +68,7 @@ def _kernel(
     return point, after
 
 
-_descent_update = register(
+_descent_update: Callable[..., tuple[Tensor, Tensor]] = register(
     "descent_update(Tensor y, Tensor gradient, Tensor step_size, Tensor? velocity, Tensor? noise, float momentum, float clip, "
     "float low, float high) -> (Tensor, Tensor)",
     _kernel,
@@ -106,7 +107,7 @@ def normals(rule: DescentRule, sample: Tensor, step: int, like: Tensor) -> Tenso
 
 
 # --- autograd -----------------------------------------------------------------------------------------------
-class _Update(torch.autograd.Function):
+class _Update(Function):
     """Without `point` and `after` the update runs here; with them it has run already, and the graph is given its result."""
 
     @staticmethod
@@ -161,7 +162,8 @@ def attach(
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The point and velocity that a kernel has computed from the rest, with the gradient of `descent_update`."""
-    return _Update.apply(rule, point, after, y, gradient, step_size, velocity, noise)
+    moved: tuple[Tensor, Tensor] = _Update.apply(rule, point, after, y, gradient, step_size, velocity, noise)
+    return moved
 
 
 def descent_update(
@@ -250,7 +252,10 @@ def update(
     if on_reference():
         return reference.descent_update(y, gradient, step_size, velocity, noise, rule)
     if needs_grad(tensors):
-        return _Update.apply(rule, None, None, y, gradient, step_size, velocity, noise)
+        moved: tuple[Tensor, Tensor] = _Update.apply(
+            rule, None, None, y, gradient, step_size, velocity, noise
+        )
+        return moved
     return _descent_update(
         y, gradient, step_size, velocity, noise, rule.momentum, rule.clip, rule.low, rule.high
     )

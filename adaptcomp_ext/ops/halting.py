@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from adaptcomp_ext.ops._halting_kernels import (
     Fused,
     halt_step,
 )
+from adaptcomp_ext.ops._library import Function
 from adaptcomp_ext.ops._transforms import check_gradients
 from adaptcomp_ext.ops.compaction import gather_rows_kernel
 
@@ -67,7 +68,7 @@ class _Layout(NamedTuple):
     carried: int
 
 
-class _HaltRows(torch.autograd.Function):
+class _HaltRows(Function):
     """The halting step and the packing after it as one node, so that the backward pass writes each gradient once.
 
     All of it has run already. `forward` declares which of the tensors were `written` in place, and gives the
@@ -154,7 +155,7 @@ class _HaltRows(torch.autograd.Function):
 
 # Without the detour of torch.autograd.Function.apply for functorch, whose wrappers have no addresses and
 # never get here.
-_apply = super(torch.autograd.Function, _HaltRows).apply
+_apply: Callable[..., Any] = super(torch.autograd.Function, _HaltRows).apply
 
 
 def changes_in_place(error: RuntimeError) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops._backend import contiguous, place
+from adaptcomp_ext.ops._library import Function
 from adaptcomp_ext.ops._whole_descent import ClosedForm
 
 # The codes of csrc/mlp_energy/rows.h.
@@ -58,7 +59,7 @@ def _product(transposed: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -
     return out
 
 
-class _Product(torch.autograd.Function):
+class _Product(Function):
     @staticmethod
     def forward(ctx: Any, transposed: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.transposed = transposed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops import _checks
 from adaptcomp_ext.ops._backend import is_differentiable, needs_grad, on_cuda, on_reference, place
-from adaptcomp_ext.ops._library import register
+from adaptcomp_ext.ops._library import Function, register
 from adaptcomp_ext.ops._plain import dress, kinds_of
 from adaptcomp_ext.ops._transforms import EVERYTHING, OP, check_gradients, enter, has_values
 
@@ -36,14 +36,14 @@ def _split_rows_fake(grads: Sequence[Tensor], index: Tensor, with_rows: bool) ->
     return rows + [g.new_empty(g.shape) for g in grads]
 
 
-_merge_rows = register(
+_merge_rows: Callable[..., list[Tensor]] = register(
     "merge_rows(Tensor[] rows, Tensor[] otherwise, Tensor index) -> Tensor[]",
     _merge_rows_kernel,
     _merge_rows_fake,
     tensor_at=2,
 )
 # Returns the gradients of the rows, if `with_rows`, followed by those of the other rows.
-_split_rows = register(
+_split_rows: Callable[..., list[Tensor]] = register(
     "split_rows(Tensor[] grads, Tensor index, bool with_rows) -> Tensor[]",
     _split_rows_kernel,
     _split_rows_fake,
@@ -52,7 +52,7 @@ _split_rows = register(
 
 
 # --- autograd: merge and split are each other's adjoint -----------------------------------------------------
-class _Merge(torch.autograd.Function):
+class _Merge(Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(index)
@@ -75,7 +75,7 @@ class _Merge(torch.autograd.Function):
         return (None, None, *g_rows, *g_otherwise)
 
 
-class _Split(torch.autograd.Function):
+class _Split(Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, with_rows: bool, *grads: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(index)

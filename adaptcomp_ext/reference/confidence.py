@@ -18,4 +18,5 @@ def confidence(logits: Tensor, measure: str) -> Tensor:
         first, second = p.topk(2, dim=1).values.unbind(dim=1)
         return first - second
     entropy = -torch.special.xlogy(p, p).sum(dim=1)
-    return 1 - entropy / math.log(logits.shape[1])
+    certainty: Tensor = 1 - entropy / math.log(logits.shape[1])
+    return certainty

@@ -55,7 +55,8 @@ def _per_row(numbers: Tensor | float, like: Tensor) -> Tensor | float:
 
 def _norm(rows: Tensor) -> Tensor:
     # In float64, where the norm of a finite gradient does not overflow.
-    return torch.linalg.vector_norm(rows.unsqueeze(-1).flatten(1).to(torch.float64), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(rows.unsqueeze(-1).flatten(1).to(torch.float64), dim=1)
+    return norm
 
 
 def judge(

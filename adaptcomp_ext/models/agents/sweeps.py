@@ -142,7 +142,8 @@ def sweep_plan(
         value = halt(start, step).output.view(n, -1)
         here = (position[:, 0] + 1) * (size + 2) + position[:, 1] + 1
         around = torch.tensor([-(size + 2), 1, size + 2, -1], device=walls.device)
-        return value.gather(1, here[:, None] + around).float()
+        values: Tensor = value.gather(1, here[:, None] + around)
+        return values.float()
 
     called: Tensor = route(sweeps > 0, plan, walls, position, goal, sweeps, otherwise=nothing)
     return called
