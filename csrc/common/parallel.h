@@ -15,7 +15,7 @@ constexpr int64_t kBytesPerThread = 128 * 1024;
 
 // Calls body(t, of) on at most `wanted` threads, t = 0 ... of - 1.
 template <class Body>
-void parallel_team(int64_t wanted, const Body& body) {
+void parallel_team([[maybe_unused]] int64_t wanted, const Body& body) {
 #ifdef _OPENMP
   const int64_t most = omp_get_max_threads(), threads = wanted < most ? wanted : most;
   // One thread stays outside OpenMP altogether: after a parallel region a forked child would hang in its
