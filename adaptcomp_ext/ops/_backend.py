@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext import _C
+from adaptcomp_ext.ops._capability import check_capability
 from adaptcomp_ext.ops._plain import plain, with_memory
 
 _on_reference: contextvars.ContextVar[bool] = contextvars.ContextVar("adaptcomp_reference", default=False)
@@ -117,6 +118,7 @@ def place(device: torch.device) -> tuple[int, int]:
     if device == _CPU_DEVICE:
         return CPU, 0
     index = device.index if device.index is not None else torch.cuda.current_device()
+    check_capability(index)
     stream = _raw_stream(index) if _raw_stream else torch.cuda.current_stream(index).cuda_stream
     return index, stream
 
