@@ -2,15 +2,64 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from adaptcomp_ext.experiments.endings import guarded
 from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["app"]
+
+EXPERIMENTS = ("digits",)
+"""Each is a package of this name beside this file, and in it an `Experiment` of this name."""
+RESUMES = "the same command goes on where this run ended"
+
+
+class _Command(TyperCommand):
+    """A command that lists its options where one is unknown."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except (
+            Exception
+        ) as error:  # of the click that typer brings, which is not always the one that is installed
+            if hasattr(error, "option_name") and hasattr(error, "message"):
+                known = [
+                    name for parameter in self.params for name in (*parameter.opts, *parameter.secondary_opts)
+                ]
+                error.message += f". Options: {', '.join(known)}."
+            raise
+
+
+class _Experiments(TyperGroup):
+    """The commands of the experiments, each imported when it is wanted."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*EXPERIMENTS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        if name not in EXPERIMENTS:
+            return super().get_command(ctx, name)
+        return _command(name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"unknown experiment {args[0]!r}; expected one of {', '.join(self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+def _command(name: str) -> Any:
+    experiment = getattr(import_module(f"adaptcomp_ext.experiments.{name}"), name)
+    alone = typer.Typer(add_completion=False)
+    told = f"{experiment.help} Goes on where it was interrupted."
+    alone.command(name, cls=_Command, help=told)(guarded(RESUMES)(experiment.command))
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
     help="Adaptive computation for PyTorch.",
@@ -20,12 +69,11 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Run a benchmark.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-run = typer.Typer(help="Run an experiment.", no_args_is_help=True)
+run = typer.Typer(cls=_Experiments, help="Run an experiment.", no_args_is_help=True)
 app.add_typer(run, name="run")
 
 
 DATA_HELP = "Folder with MNIST's four IDX files, or torchvision's root. Default: scikit-learn's digits."
-RESUMES = "the same command goes on where this run ended"
 BENCHMARK = (ValueError, RuntimeError, OSError)
 
 
@@ -268,28 +316,6 @@ def _proportions(text: str) -> list[float]:
     if not all(0 <= value <= 1 for value in values) or len(set(values)) != len(values):
         raise ValueError(f"--congruent: expected different numbers from 0 to 1, got {text!r}")
     return values
-
-
-@run.command()
-@guarded(RESUMES)
-def digits(
-    data: DataOption = None,
-    download: DownloadOption = False,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/digits"),
-    seed: SeedOption = 0,
-    seeds: SeedsOption = 1,
-    epochs: EpochsOption = None,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = 1,
-    quick: QuickOption = False,
-) -> None:
-    """Decide when to stop on grey digits: ACT, PonderNet, confidence, habit and control. Goes on where it was interrupted."""
-    from adaptcomp_ext.experiments.digits import digits as run_digits
-
-    _fetch(data, download)
-    run_digits(
-        data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick
-    )
 
 
 @run.command()

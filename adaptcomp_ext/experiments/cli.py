@@ -14,7 +14,9 @@ from adaptcomp_ext.experiments.info import print_info, print_version
 __all__ = ["main"]
 
 _EXTRAS = {
-    **dict.fromkeys(("markdown", "matplotlib", "rich", "safetensors", "scipy", "sklearn", "typer"), "demo"),
+    **dict.fromkeys(
+        ("markdown", "matplotlib", "pandas", "rich", "safetensors", "scipy", "sklearn", "typer"), "demo"
+    ),
     "gymnasium": "demo,maze",
     "dm_control": "demo,control",
     "mujoco": "demo,control",

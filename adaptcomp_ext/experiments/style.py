@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FAINT",
+    "GREEN",
     "INK",
     "MUTED",
     "ORANGE",
@@ -22,13 +23,16 @@ __all__ = [
     "QUICK",
     "STYLE",
     "WRONG",
+    "bar_chart",
     "bars",
+    "curve",
+    "note",
     "save",
     "span_at_least",
 ]
 
 INK, MUTED, FAINT = "#22272e", "#6b7480", "#e3e6ea"
-OURS, OTHERS, WRONG, ORANGE = "#2166ac", "#b4bcc6", "#c2341d", "#f08a24"
+OURS, OTHERS, WRONG, ORANGE, GREEN = "#2166ac", "#b4bcc6", "#c2341d", "#f08a24", "#3f9c6c"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "text.color": INK,
@@ -75,6 +79,77 @@ def save(figure: Figure, path: Path, dpi: int, quick: bool = False) -> None:
 def bars(values: Sequence[Any], scale: float = 1.0) -> list[float] | None:
     """Half of each interval, for ``errorbar``; None, and so no bars, where there is one seed and no interval."""
     return None if all(value.high is None for value in values) else [scale * value.half for value in values]
+
+
+def curve(
+    axes: Axes,
+    x: Sequence[Any],
+    y: Sequence[Any],
+    label: str | None = None,
+    *,
+    scale: float = 1.0,
+    x_bars: bool = False,
+    **look: Any,
+) -> None:
+    """Draw means with their intervals against x.
+
+    Parameters
+    ----------
+    axes : Axes
+        Where to draw.
+    x, y : sequence of numbers, Series over seeds, or intervals
+        The points; bars are drawn along y, and with `x_bars` along x.
+    label : str, optional
+        The entry of the legend.
+    scale : float
+        Factor of y: 100 for shares in per cent.
+    **look
+        As for ``errorbar``.
+    """
+    from adaptcomp_ext.experiments.runs.statistics import estimate
+
+    x, y = [estimate(v) for v in x], [estimate(v) for v in y]
+    shown: dict[str, Any] = {"marker": "o", "ms": 4.5, "lw": 1.6, **look}
+    axes.errorbar(
+        [v.mean for v in x],
+        [scale * v.mean for v in y],
+        bars(y, scale),
+        bars(x) if x_bars else None,
+        label=label,
+        **shown,
+    )
+
+
+def bar_chart(
+    axes: Axes,
+    labels: Sequence[str],
+    values: Sequence[Any],
+    *,
+    horizontal: bool = False,
+    scale: float = 1.0,
+    **look: Any,
+) -> None:
+    """Draw a bar for each value, a Series over seeds or an interval, with its interval; `look` as for ``bar``."""
+    from adaptcomp_ext.experiments.runs.statistics import estimate
+
+    values, places = [estimate(v) for v in values], range(len(values))
+    means = [scale * v.mean for v in values]
+    line: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1}
+    if horizontal:
+        axes.barh(places, means, **look)
+        axes.errorbar(means, places, xerr=bars(values, scale), **line)
+        axes.set_yticks(places, labels)
+    else:
+        axes.bar(places, means, width=0.6, **look)
+        axes.errorbar(places, means, bars(values, scale), **line)
+        axes.set_xticks(places, labels)
+
+
+def note(
+    axes: Axes, text: str, at: tuple[Any, Any], offset: tuple[float, float] = (5, 5), **look: Any
+) -> None:
+    """Write a text beside a point, `offset` points of the font away from it; `look` as for ``annotate``."""
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", **look)
 
 
 def span_at_least(axes: Axes, which: str, span: float) -> None:

@@ -1,5 +1,5 @@
 """The reference task: when to stop, on grey digits: ACT, PonderNet, confidence, and habit with control."""
 
-from .report import digits
+from .experiment import digits
 
 __all__ = ["digits"]

@@ -4,31 +4,64 @@ from adaptcomp_ext.experiments.files import read_json, write_json, write_text
 
 from .cells import Cell, Tick, run_cells, span
 from .checkpoint import Checkpoint
-from .experiment import Plan, publish, run_plan, seeds_from
+from .experiment import Experiment, Setup, experiment
 from .fit import fit, shuffled
 from .folder import RunFolder
-from .statistics import Difference, Interval, mcnemar, mean_interval, paired, rank_correlation, wilson
-from .tables import counted, interval, percent, points, table
+from .options import Data, Epochs, FirstSeed, Listed, Quick, Seeds
+from .plan import Plan, publish, run_plan, seeds_from
+from .report import Block, Column, Picture, Table, Verdicts, panels, tabulate
+from .results import Results
+from .statistics import (
+    Difference,
+    Interval,
+    estimate,
+    mcnemar,
+    mean_interval,
+    paired,
+    rank_correlation,
+    wilson,
+)
+from .tables import Shown, counted, form, interval, millions, percent, points, table
 from .verdicts import ONE_SEED, Claim, judged, measured_over, said
 
 __all__ = [
     "ONE_SEED",
+    "Block",
     "Cell",
     "Checkpoint",
     "Claim",
+    "Column",
+    "Data",
     "Difference",
+    "Epochs",
+    "Experiment",
+    "FirstSeed",
     "Interval",
+    "Listed",
+    "Picture",
     "Plan",
+    "Quick",
+    "Results",
     "RunFolder",
+    "Seeds",
+    "Setup",
+    "Shown",
+    "Table",
     "Tick",
+    "Verdicts",
     "counted",
+    "estimate",
+    "experiment",
     "fit",
+    "form",
     "interval",
     "judged",
     "mcnemar",
     "mean_interval",
     "measured_over",
+    "millions",
     "paired",
+    "panels",
     "percent",
     "points",
     "publish",
@@ -41,6 +74,7 @@ __all__ = [
     "shuffled",
     "span",
     "table",
+    "tabulate",
     "wilson",
     "write_json",
     "write_text",

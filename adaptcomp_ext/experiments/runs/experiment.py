@@ -1,115 +1,166 @@
-"""What every experiment does around its cells: open the folder, run them, write down what they found."""
+"""An experiment: a function that lays out its cells, one that measures a cell, one that reports; the rest is here."""
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-import torch
+import typer
 from rich.console import Console
-from rich.markdown import Markdown
 
-from adaptcomp_ext.experiments.bench import machine
-from adaptcomp_ext.experiments.files import write_json, write_text
 from adaptcomp_ext.experiments.style import QUICK
-from adaptcomp_ext.ops._checks import check_int
 
 from .cells import Cell, Worker, run_cells
 from .folder import RunFolder
+from .options import Download, Listed, Threads, Workers, check_option, fetch_images
+from .report import Block, publish
+from .results import Results
 
-__all__ = ["Plan", "publish", "run_plan", "seeds_from"]
+__all__ = ["Experiment", "Setup", "experiment"]
 
 
-class Plan(NamedTuple):
-    """An experiment laid out: its name, its configuration as it is recorded, its cells.
+class Setup(NamedTuple):
+    """An experiment laid out.
 
-    The configuration of one that reads images has their ``data`` and the number of rows to ``train`` on.
+    Attributes
+    ----------
+    config : dict
+        Everything that the results depend on, as JSON. A folder with another configuration is refused.
+    cells : list of Cell
+        What is run, in this order.
+    then : callable, optional
+        ``then(results) -> cells``: further cells whose options depend on the results of `cells`.
+    about : str
+        What the run begins by printing, such as the data.
     """
 
-    name: str
     config: dict[str, Any]
     cells: list[Cell]
+    then: Callable[[Results], list[Cell]] | None = None
+    about: str = ""
 
 
-def seeds_from(first_seed: int, seeds: int) -> range:
-    """The seeds of an experiment: `seeds` of them, at least 1, from `first_seed` on, at least 0."""
-    check_int("first_seed", first_seed, 0)
-    return range(first_seed, first_seed + check_int("seeds", seeds, 1))
+Parameter = inspect.Parameter
+Report = Callable[[Results], Sequence[Block]]
 
 
-def run_plan(
-    plan: Plan, out: Path, worker: Worker, *, workers: int, threads: int, console: Console
-) -> dict[str, dict[str, Any]]:
-    """Open the folder, which refuses another configuration, and run what is not finished; the results of all cells by name."""
-    folder = RunFolder.open(out, plan.name, plan.config)
-    config = plan.config
-    subject = (
-        f"[bold]{config['data']}[/]: {config['train']:,} training images"
-        if "data" in config
-        else f"[bold]{plan.name}[/]"
-    )
-    console.print(f"{subject}; {len(plan.cells)} cells in {out}")
-    if config.get("quick"):
-        console.print(f"[bold]{QUICK}[/]")
-    return run_cells(folder, plan.cells, worker, workers=workers, threads=threads, console=console)
+class Experiment:
+    """A callable that runs an experiment: ``digits(data, out, seeds=3, quick=True)``.
 
-
-def publish(
-    plan: Plan,
-    out: Path,
-    summary: Mapping[str, Any],
-    verdicts: Sequence[str],
-    markdown: Callable[[str], str],
-    console: Console,
-) -> dict[str, Any]:
-    """Write ``NAME.json`` and ``NAME.md`` and show the verdicts.
+    Its parameters are those of the function that lays it out, and ``out`` (folder of the results and checkpoints),
+    ``workers`` and ``threads`` (processes side by side, and threads of torch in each) and ``console`` (where to
+    print). A folder that holds another configuration is refused; an interrupted run goes on. Returns the content
+    of ``NAME.json``. The same parameters are the options of ``adaptcomp run NAME``.
 
     Parameters
     ----------
-    plan : Plan
-        What was run.
-    out : Path
-        The folder.
-    summary : mapping
-        The figures.
-    verdicts : sequence of str
-        Sentences in Markdown.
-    markdown : callable
-        Makes the report, given what it was measured on.
-    console : Console
-        Where to print.
-
-    Returns
-    -------
-    dict
-        The content of the JSON file.
+    setup : callable
+        ``setup(**options) -> Setup``. Its name is that of the experiment, its parameters are the options, and its
+        docstring is the help. Parameters before ``*`` may be given by position.
+    measure : Worker
+        ``measure(cell, folder, tick) -> result``: runs one cell. At the top of a module, for other processes.
+    out : str
+        Default folder, in which ``{option}`` stands for an option's value.
     """
-    about = machine.describe(torch.device("cpu"))
-    quick = bool(plan.config.get("quick"))
-    report = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        **about,
-        "quick": quick,
-        **({"note": QUICK} if quick else {}),
-        "config": plan.config,
-        "verdicts": list(verdicts),
-        **summary,
-    }
-    write_json(out / f"{plan.name}.json", report)
-    write_text(
-        out / f"{plan.name}.md",
-        _marked(markdown(f"{about['machine']['cpu']}, torch {about['versions']['torch']}"), quick),
-    )
-    console.print(Markdown("\n".join(f"- {verdict}" for verdict in verdicts)))
-    if quick:
-        console.print(f"[bold]{QUICK}[/]")
-    console.print(f"Report, figures and pictures: {out}/{plan.name}.md, .json, .png", soft_wrap=True)
-    return report
+
+    def __init__(
+        self,
+        setup: Callable[..., Setup],
+        measure: Worker,
+        out: str | None = None,
+    ) -> None:
+        self.setup, self.measure = setup, measure
+        self.report: Report | None = None
+        self.name = self.__name__ = setup.__name__
+        self.__module__, self.__doc__ = setup.__module__, setup.__doc__
+        self.help = " ".join((inspect.getdoc(setup) or "").split("\n\n")[0].split())
+        self.out = out or f"adaptcomp-out/{self.name}"
+        options = list(inspect.signature(setup, eval_str=True).parameters.values())
+        shown = self.out
+        for option in options:
+            shown = shown.replace(f"{{{option.name}}}", option.name.upper())
+        folder = Annotated[Path | None, typer.Option(help=f"Folder of the results. Default: {shown}.")]
+        by_name = Parameter.KEYWORD_ONLY
+        self.__signature__ = inspect.Signature(
+            [
+                *(option for option in options if option.kind is not by_name),
+                Parameter("out", Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=folder),
+                *(option for option in options if option.kind is by_name),
+                Parameter("workers", by_name, default=1, annotation=Workers),
+                Parameter("threads", by_name, default=1, annotation=Threads),
+                Parameter("console", by_name, default=None, annotation=Console | None),
+            ],
+            return_annotation=dict[str, Any],
+        )
+
+    def __call__(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Run what is not finished, write ``NAME.json``, ``NAME.md`` and the figures, and return the first."""
+        bound = self.__signature__.bind(*arguments, **options)
+        bound.apply_defaults()
+        for name, parameter in self.__signature__.parameters.items():
+            check_option(name, parameter.annotation, bound.arguments[name])
+        given = dict(bound.arguments)
+        out, workers, threads, console = (given.pop(k) for k in ("out", "workers", "threads", "console"))
+        out = Path(self.out.format(**given) if out is None else out)
+        console = console or Console()
+        what = self.setup(**given)
+        folder = RunFolder.open(out, self.name, what.config)
+        console.print(f"{what.about or f'[bold]{self.name}[/]'}; {len(what.cells)} cells in {out}")
+        if what.config.get("quick"):
+            console.print(f"[bold]{QUICK}[/]")
+        run_some = functools.partial(
+            run_cells, folder, worker=self.measure, workers=workers, threads=threads, console=console
+        )
+        results = Results(what.cells, run_some(what.cells), what.config)
+        if what.then:
+            more = what.then(results)
+            results = Results([*what.cells, *more], {**results.found, **run_some(more)}, what.config)
+        assert self.report is not None, f"{self.name}: no function was decorated with @{self.name}.reports"
+        return publish(self.name, out, results, self.report, console)
+
+    def reports(self, report: Report) -> Report:
+        """Decorate the function ``report(results) -> blocks``."""
+        self.report = report
+        return report
+
+    @property
+    def command(self) -> Callable[..., None]:
+        """The function behind ``adaptcomp run NAME``, with the signature from which typer makes its options."""
+
+        def run(**options: Any) -> None:
+            if options.pop("download", False):
+                fetch_images(options["data"])
+            for name, convert in listed.items():
+                options[name] = convert(name, options[name])
+            self(**options)
+
+        listed, parameters = {}, []
+        for parameter in self.__signature__.parameters.values():
+            if parameter.name == "console":
+                continue
+            marks = (
+                get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
+            )
+            for mark in marks:
+                if isinstance(mark, Listed):
+                    listed[parameter.name] = mark.split
+                    typed = operator.getitem(Annotated, (str, *(m for m in marks if m is not mark)))
+                    text = ",".join(f"{v:g}" if isinstance(v, float) else v for v in parameter.default)
+                    parameter = parameter.replace(annotation=typed, default=text)
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+            if parameter.name == "data":
+                parameters.append(
+                    Parameter("download", Parameter.KEYWORD_ONLY, default=False, annotation=Download)
+                )
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__name__ = self.name
+        return run
 
 
-def _marked(text: str, quick: bool) -> str:
-    """A report in Markdown; that of a quick run says so under its title."""
-    title, newline, rest = text.partition("\n")
-    return f"{title}\n\n**{QUICK}**\n{rest}" if quick else title + newline + rest
+def experiment(measure: Worker, out: str | None = None) -> Callable[[Callable[..., Setup]], Experiment]:
+    """Decorate the function that lays out an experiment; see `Experiment`."""
+    return lambda setup: Experiment(setup, measure, out)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy import stats
 from torch import Tensor
 
-__all__ = ["Difference", "Interval", "mcnemar", "mean_interval", "paired", "rank_correlation", "wilson"]
+__all__ = [
+    "Difference",
+    "Interval",
+    "estimate",
+    "mcnemar",
+    "mean_interval",
+    "paired",
+    "rank_correlation",
+    "wilson",
+]
 
 LEVEL = 0.95
 
@@ -55,11 +64,19 @@ class Difference(NamedTuple):
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """Mean over seeds and Student's interval: these seeds as a sample of all."""
+    values = [float(value) for value in values]  # NumPy's numbers are not for JSON
     n, mean = len(values), statistics.fmean(values)
     if n < 2:
         return Interval(mean, None, None, n)
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / n**0.5
     return Interval(mean, mean - half, mean + half, n)
+
+
+def estimate(value: Any) -> Interval | Difference:
+    """The interval of a Series over seeds; a number stands for itself, and an interval is left as it is."""
+    if isinstance(value, (Interval, Difference)):
+        return value
+    return mean_interval([value] if isinstance(value, (int, float)) else value)
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Difference:

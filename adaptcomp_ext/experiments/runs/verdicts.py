@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-from .statistics import Difference, Interval
+from .statistics import Difference, estimate, paired
 
 __all__ = ["ONE_SEED", "Claim", "judged", "measured_over", "said"]
 
@@ -12,12 +13,16 @@ ONE_SEED = "Not decided: one seed"
 """What stands for a verdict where there is no interval."""
 
 
-class Claim(NamedTuple):
-    """A figure over seeds is at least, or with ``most`` at most, a bound."""
+@dataclass(frozen=True)
+class Claim:
+    """A figure over seeds, an interval or a Series, is at least, or with ``most`` at most, a bound."""
 
-    value: Interval | Difference
+    value: Any
     bound: float = 0.0
     most: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", estimate(self.value))
 
     def _distances(self) -> tuple[float, float, float]:
         """How far mean and both ends lie on the right side of the bound: mean, nearest, farthest."""
@@ -67,8 +72,10 @@ def judged(text: str, *claims: Claim) -> str:
     return f"**{verdict}.** {text}"
 
 
-def said(difference: Difference, more: str, less: str) -> str:
-    """What an interval says: `more` where it lies above 0, `less` where it lies below."""
+def said(difference: Any, more: str, less: str) -> str:
+    """What the interval of a Difference or of a Series says: `more` where it lies above 0, `less` where it lies below."""
+    if not isinstance(difference, Difference):
+        difference = paired(difference, [0.0] * len(difference))
     if difference.low is None:
         return ONE_SEED[0].lower() + ONE_SEED[1:]
     if difference.above:

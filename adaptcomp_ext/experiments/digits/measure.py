@@ -46,7 +46,7 @@ from adaptcomp_ext.models.acc import EntropyGate, Gate, NeverGate, ValueGate
 
 from .networks import MAX_STEPS, Reader, build_pair
 
-__all__ = ["DEPTHS", "RATES", "THRESHOLDS", "run_cell"]
+__all__ = ["DEPTHS", "RATES", "THRESHOLDS", "measure"]
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 DEPTHS = (1, 2, 3, 4, 6, 8, 10)
@@ -72,7 +72,7 @@ class _Looked(NamedTuple):
         return cls((F.avg_pool2d(images, 2) if grey.side >= LARGE else images)[:, 0], grey.digits)
 
 
-def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Do what the cell's options say: "act", "ponder", "depth" or "acc"."""
     return (_pair if cell.options["part"] == "acc" else _reader)(cell, folder, tick)
 

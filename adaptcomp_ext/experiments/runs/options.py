@@ -1,0 +1,104 @@
+"""The options that experiments share: each is declared once, with its type, its bounds and its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
+
+import typer
+from typer.models import OptionInfo
+
+from adaptcomp_ext.ops._checks import check_int, describe
+
+__all__ = [
+    "Data",
+    "Download",
+    "Epochs",
+    "FirstSeed",
+    "Listed",
+    "Quick",
+    "Seeds",
+    "Threads",
+    "Workers",
+    "check_option",
+    "fetch_images",
+]
+
+
+class Listed(NamedTuple):
+    """Mark an option that is a sequence in Python, and on the command line a text with commas between the elements.
+
+    Attributes
+    ----------
+    kind : type
+        That of an element: str or float.
+    what : str
+        What the elements are called in an error, such as "numbers".
+    """
+
+    kind: type = str
+    what: str = "names"
+
+    def split(self, name: str, text: str) -> list[Any]:
+        """Return the elements."""
+        try:
+            return [self.kind(part) for part in text.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"--{name}: expected {self.what} with commas between them, got {text!r}"
+            ) from None
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with MNIST's four IDX files, or torchvision's root. Default: scikit-learn's digits."
+    ),
+]
+Download = Annotated[
+    bool,
+    typer.Option("--download", help="Download missing files into the --data folder, through torchvision."),
+]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
+FirstSeed = Annotated[int, typer.Option("--seed", min=0, help="First seed, of weights, order and noise.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Passes over the training images. Default: what suits the data."),
+]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Train briefly, with few settings, to see that it runs.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Number of processes side by side.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of torch in each process.")]
+
+
+def check_option(name: str, annotation: Any, value: Any) -> None:
+    """Require of a Python caller what the command line requires: the type and the bounds of a number."""
+    if get_origin(annotation) is not Annotated:
+        return
+    kind, *marks = get_args(annotation)
+    kinds = get_args(kind) or (kind,)
+    bounds = next((mark for mark in marks if isinstance(mark, OptionInfo)), None)
+    if bounds is None or (value is None and type(None) in kinds):
+        return
+    if int in kinds:
+        check_int(name, value, -(2**63) if bounds.min is None else int(bounds.min))
+    elif float in kinds and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if bounds.min is not None and not value >= bounds.min:
+            raise ValueError(f"{name}: expected a number >= {bounds.min:g}, got {value!r}")
+        if bounds.max is not None and not value <= bounds.max:
+            raise ValueError(f"{name}: expected a number <= {bounds.max:g}, got {value!r}")
+
+
+def fetch_images(data: Path | None) -> None:
+    """Do what ``--download`` says."""
+    from adaptcomp_ext.experiments.data import fetch_mnist
+
+    if data is None:
+        raise ValueError("--download: expected a folder to download into (--data DIR), got none")
+    try:
+        fetch_mnist(data)
+    except ModuleNotFoundError as error:  # of torchvision, which is not among the extras of every experiment
+        raise ValueError(str(error)) from None
