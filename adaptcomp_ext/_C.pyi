@@ -10,6 +10,7 @@ MAX_SUMS: int
 
 def is_ordinary(tensor: Any, shape: tuple[int, ...], /) -> bool: ...
 def ordinary_rows(tensor: Any, /) -> int: ...
+def are_ordinary_rows(state: list[Any], inputs: list[Any], /) -> bool: ...
 def compact_index(arguments: list[Any], /) -> int: ...
 def compact_temp_bytes(rows: int, /) -> int: ...
 def check_blocks(tensors: Sequence[Any], rows: int, name: str, /) -> None: ...
@@ -52,8 +53,26 @@ def halt_backward(
     /,
 ) -> tuple[Any, Any, list[Any], list[Any]]: ...
 def use_torch(
-    tensor: Any, parameter: Any, plain: Any, empty: Any, use_count: Any, dtypes: list[Any], /
+    tensor: Any,
+    parameter: Any,
+    plain: Any,
+    empty: Any,
+    use_count: Any,
+    exchange: Any,
+    dtypes: list[Any],
+    /,
 ) -> None: ...
+def flops_per_row(weights: int, state: Any, /) -> float: ...
+def make_schedule(
+    weights: int,
+    state: Sequence[Any],
+    inputs: Sequence[Any],
+    packing: float,
+    per_tensor: float,
+    per_byte: float,
+    per_flop: float,
+    /,
+) -> Schedule: ...
 
 class Emulation:
     order: str

@@ -257,6 +257,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_isa", &use_isa);
   m.def("use_torch", &use_torch);
   define_ordinary(m);
+  m.def("flops_per_row", &state_flops_per_row);
+  m.def("make_schedule", &make_schedule);
   py::class_<Schedule, std::shared_ptr<Schedule>>(m, "Schedule")
       .def(py::init([](double fixed, double move, double row) { return Schedule{fixed, move, row}; }))
       .def("least", &Schedule::least)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import LAG
-from adaptcomp_ext.nn._tree import flatten, flatten_like, form, is_container, unflatten
+from adaptcomp_ext.nn._tree import flatten, flatten_like, form, unflatten
 from adaptcomp_ext.nn.cost_model import at_once, never, schedule
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.ops._backend import DTYPE_CODES
@@ -34,6 +34,8 @@ class Problem:
     inputs: list[Tensor]
     input_kinds: Kinds
     input_structures: list[Any]
+    has_containers: bool  # an input is an object of its own beside its tensors, which the step may keep or change: it gets a new one
+    ordinary: bool  # all tensors are plain contiguous ones on the CPU
     compact: bool | str
     weights: int | None  # of one step, for the cost model
     watch: Watch | None  # of a transform that is active
@@ -64,13 +66,6 @@ class Problem:
             start += count
         return tuple(out)
 
-    @property
-    def has_containers(self) -> bool:
-        """Whether an input is an object of its own beside its tensors. The step may keep it, or change it: it gets a new one."""
-        return True in [
-            is_container(structure) for structure in self.input_structures
-        ]  # at every call: no generator
-
     def leaves(self, tree: Any, rows: int) -> list[Tensor]:
         """The leaves of what the step returned."""
         leaves = self.like.take(tree, rows)
@@ -78,8 +73,6 @@ class Problem:
             leaves = self.check_state(tree, rows)
         else:
             self.kinds = None
-        for leaf in leaves:
-            check_memory("step", leaf)
         return leaves
 
     def tree(self, leaves: list[Tensor]) -> Any:
@@ -113,6 +106,7 @@ class Problem:
                 leaves[i] = leaf.to(first.dtype)
             if leaf.device != first.device:
                 raise ValueError(f"step: expected it to keep the state on {first.device}, got {leaf.device}")
+            check_memory("step", leaves[i])
         return leaves
 
     def read(self, state: Any, leaves: list[Tensor], rows: int) -> Tensor:

@@ -29,7 +29,7 @@ from adaptcomp_ext.nn.policy import check_logits
 from adaptcomp_ext.nn.result import HaltResult, Status
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, contiguous, on_cuda, place
-from adaptcomp_ext.ops._plain import dressed
+from adaptcomp_ext.ops._plain import dressed, with_memory
 from adaptcomp_ext.ops.compaction import gather_rows_kernel
 
 SMALL = 1 << 18  # bytes of a block of the state up to which training is faster here
@@ -49,6 +49,11 @@ def serves(problem: Problem, fused: halting.Fused) -> bool:
 def run_fused(problem: Problem, fused: halting.Fused) -> HaltResult:
     """Run every row until it has ended."""
     return _Run(problem, fused).run()
+
+
+def _readable(name: str, tensor: Tensor) -> Tensor:
+    """The tensor as the compiled loop reads it. TypeError where it has no memory."""
+    return with_memory(name, contiguous(name, tensor))
 
 
 class _Run:
@@ -73,7 +78,9 @@ class _Run:
             self.active = ActiveCount(run.batch, run.device, problem.lag)
             self.row = torch.arange(run.batch, device=run.device)
             self.flag = torch.empty(run.batch, dtype=torch.int8, device=run.device)
-        self.inputs = [contiguous("inputs", t) for t in problem.inputs]
+        self.inputs = problem.inputs
+        if not problem.ordinary:
+            self.inputs = [contiguous("inputs", t) for t in problem.inputs]
         self.output: Tensor | None = None
         self.output_dtype = torch.float32
         device, _ = place(run.device)
@@ -108,7 +115,7 @@ class _Run:
                 arguments = problem.arguments(self.inputs)
             leaves = take(current, rows)
             if leaves is None:
-                leaves = [contiguous("step", t) for t in problem.check_state(current, rows)]
+                leaves = [_readable("step", t) for t in problem.check_state(current, rows)]
                 current = problem.tree(leaves)
             elif problem.kinds is not None:
                 problem.kinds = None
@@ -123,6 +130,7 @@ class _Run:
             if size < 0:
                 readout, logits = self._mend(readout, logits, rows)
                 size = block.advance(rows, n, leaves, readout, logits, stream)
+                assert size >= 0, "readout and logits were mended"
             if self.active is not None:
                 if n == problem.run.max_steps:
                     break
@@ -158,9 +166,9 @@ class _Run:
     def _mend(self, readout: Any, logits: Any, rows: int) -> tuple[Tensor | None, Tensor | None]:
         """Raise if readout or logits are wrong; make them contiguous if that is all."""
         if self.problem.readout is not None:
-            readout = contiguous("readout", self.problem.check_readout(readout, rows))
+            readout = _readable("readout", self.problem.check_readout(readout, rows))
         if self.fused.head is not None:
-            logits = contiguous("head", check_logits(logits, rows, self.problem.run.device))
+            logits = _readable("head", check_logits(logits, rows, self.problem.run.device))
         return readout, logits
 
     def _pack_on_device(

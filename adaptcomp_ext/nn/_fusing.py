@@ -45,7 +45,7 @@ def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
     if "fuse" not in own:
         if not answer.fusable:
             return None
-        if not answer.hooks.isdisjoint(own):
+        if not own.keys().isdisjoint(answer.hooks):
             return None
     fused = policy.fuse()
     if fused is None or (answer.built_in and "fuse" not in own):

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adaptcomp_ext.ops._backend import DTYPE_CODES
+from adaptcomp_ext import _C
 from adaptcomp_ext.ops._checks import check_device, describe
-from adaptcomp_ext.ops._plain import Kinds, check_memory, is_dense, is_released, plain
+from adaptcomp_ext.ops._plain import Kinds, check_memory, is_dense, plain
 
 _LEAF = pytree.tree_flatten(0)[1]  # the structure of a bare tensor
-_STRIDED = torch.strided
-_REAL = frozenset([*DTYPE_CODES, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool])
+_NOTHING: list[Tensor] = []
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,15 @@ def check_classed_tree(
 ) -> tuple[list[Tensor], Any, Kinds]:
     """`check_tree`, and the classes that the leaves had; `optional`: None may be all there is."""
     leaves, structure = flatten(tree)
+    return leaves, structure, check_leaves(name, tree, leaves, structure, position, optional)
+
+
+def check_leaves(
+    name: str, tree: Any, leaves: list[Any], structure: Any, position: int | None, optional: bool
+) -> Kinds:
+    """What `check_classed_tree` requires of the leaves of a flattened tree. They become plain ones, in place."""
+    if not torch.compiler.is_dynamo_compiling() and _C.are_ordinary_rows(leaves, _NOTHING):
+        return None  # nearly always, and found in one call
     kinds: Kinds = None
     if not leaves and not (optional and type(structure) is _WithNone):
         where = _place(name, position)
@@ -131,48 +139,48 @@ def check_classed_tree(
             f"{where}: expected a Tensor or a pytree of Tensors, got no tensor in {describe(tree)}"
         )
     for i, leaf in enumerate(leaves):
-        # This runs at every call: an ordinary tensor is known by few questions, and all others are asked one
-        # by one.
-        kind = type(leaf)
-        if kind is Tensor or kind is nn.Parameter:
-            if (
-                leaf.is_cpu
-                and leaf.dtype in _REAL
-                and leaf.layout is _STRIDED
-                and not leaf.is_nested
-                and leaf.dim()
-            ):
-                try:
-                    if leaf.data_ptr():
-                        continue
-                except RuntimeError:  # a wrapper of a transform
-                    pass
-        else:
-            if not isinstance(leaf, Tensor):
-                raise TypeError(
-                    f"{_place(name, position, leaves, i)}: expected a Tensor, got {describe(leaf)}"
-                )
+        where = _place(name, position, leaves, i)
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{where}: expected a Tensor, got {describe(leaf)}")
+        if type(leaf) is not Tensor and type(leaf) is not nn.Parameter:
             kinds = kinds or [Tensor] * len(leaves)
-            kinds[i] = kind
-            leaves[i] = leaf = plain(_place(name, position, leaves, i), leaf)
+            kinds[i] = type(leaf)
+            leaves[i] = leaf = plain(where, leaf)
         if not is_dense(leaf):
-            raise TypeError(
-                f"{_place(name, position, leaves, i)}: expected a dense tensor, got {describe(leaf)}"
-            )
+            raise TypeError(f"{where}: expected a dense tensor, got {describe(leaf)}")
         if leaf.is_complex():
-            raise TypeError(f"{_place(name, position, leaves, i)}: expected a real dtype, got {leaf.dtype}")
+            raise TypeError(f"{where}: expected a real dtype, got {leaf.dtype}")
         if leaf.dim() == 0:
-            where = _place(name, position, leaves, i)
             raise ValueError(f"{where}: expected a batch dimension first, got a tensor without dimensions")
         if not leaf.is_cpu:
-            check_device(_place(name, position, leaves, i), leaf.device)
+            check_device(where, leaf.device)
             if leaf.is_meta:
-                raise ValueError(
-                    f"{_place(name, position, leaves, i)}: expected a tensor with data, got one on meta"
-                )
-        if is_released(leaf):  # here, because the user's own functions would read it first
-            check_memory(_place(name, position, leaves, i), leaf)
-    return leaves, structure, kinds
+                raise ValueError(f"{where}: expected a tensor with data, got one on meta")
+        check_memory(where, leaf)  # here, because the user's own functions would read it first
+    return kinds
+
+
+def check_batch(
+    state: Any,
+    leaves: list[Any],
+    structure: Any,
+    inputs: tuple[Any, ...],
+    input_leaves: list[Any],
+    structures: list[Any],
+) -> tuple[Kinds, Kinds]:
+    """Check the flattened state and inputs of a run, tree by tree. Returns the classes that their leaves had."""
+    kinds = check_leaves("state", state, leaves, structure, None, False)
+    batch, device = leaves[0].shape[0], leaves[0].device
+    check_alike("state", leaves, batch, device)
+    input_kinds: list[type[Tensor]] = []
+    for i, (value, how) in enumerate(zip(inputs, structures, strict=True)):
+        start, end = len(input_kinds), len(input_kinds) + how.num_leaves
+        some = input_leaves[start:end]
+        input_kinds += check_leaves("inputs", value, some, how, i, True) or [Tensor] * len(some)
+        check_alike("inputs", some, batch, device, i)
+        input_leaves[start:end] = some
+    plain_inputs = all(kind is Tensor for kind in input_kinds)
+    return kinds, None if plain_inputs else input_kinds
 
 
 def check_alike(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adaptcomp_ext import _C
 from adaptcomp_ext.nn import _batch_statistics
 from adaptcomp_ext.nn._active import LAG, check_lag
 from adaptcomp_ext.nn._block import Problem, check_weighable
@@ -17,7 +18,7 @@ from adaptcomp_ext.nn._fusing import fused_decision
 from adaptcomp_ext.nn._loop import run_loop
 from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._settings import Checked
-from adaptcomp_ext.nn._tree import check_alike, check_classed_tree
+from adaptcomp_ext.nn._tree import check_alike, check_batch, flatten, is_container
 from adaptcomp_ext.nn.cost_model import count_weights
 from adaptcomp_ext.nn.policy import Policy, Run
 from adaptcomp_ext.nn.result import HaltResult
@@ -246,26 +247,28 @@ class AdaptiveHalt(Checked):
     _run_apart = apart("AdaptiveHalt", _run)
 
     def _problem(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> Problem:
-        step, policy = self.step, self.policy  # each look-up of a submodule takes its time
+        step = self.step
+        policy: Any = self._modules["policy"]  # its look-up as an attribute would take its time
         min_steps, max_steps = self._bounds(step)
         watch = enter("AdaptiveHalt", (state, inputs))
-        leaves, structure, kinds = check_classed_tree("state", state)
+        leaves, structure = flatten(state)
+        input_leaves: list[Tensor] = []
+        structures = []
+        has_containers = has_nothing = False
+        for value in inputs:
+            some, how = flatten(value)
+            input_leaves += some
+            structures.append(how)
+            has_containers = has_containers or is_container(how)
+            has_nothing = has_nothing or not some
+        kinds: Kinds = None
+        input_kinds: Kinds = None
+        ordinary = not has_nothing and _C.are_ordinary_rows(leaves, input_leaves)
+        if not ordinary:
+            kinds, input_kinds = check_batch(state, leaves, structure, inputs, input_leaves, structures)
         if len(leaves) > MAX_LEAVES:
             raise ValueError(f"state: expected at most {MAX_LEAVES} tensors, got {len(leaves)}")
         batch, device = leaves[0].shape[0], leaves[0].device
-        if len(leaves) > 1:
-            check_alike("state", leaves, batch, device)
-        input_leaves: list[Tensor] = []
-        input_kinds: Kinds = None
-        structures = []
-        for i, value in enumerate(inputs):
-            some, how, classes = check_classed_tree("inputs", value, i, optional=True)
-            check_alike("inputs", some, batch, device, i)
-            if classes is not None or input_kinds is not None:
-                before = input_kinds or [Tensor] * len(input_leaves)
-                input_kinds = before + (classes or [Tensor] * len(some))
-            input_leaves += some
-            structures.append(how)
         if sample_ids is not None:
             if (
                 not isinstance(sample_ids, Tensor)
@@ -299,6 +302,8 @@ class AdaptiveHalt(Checked):
             inputs=input_leaves,
             input_kinds=input_kinds,
             input_structures=structures,
+            has_containers=has_containers,
+            ordinary=ordinary,
             compact=compact,
             weights=weights,
             watch=watch,

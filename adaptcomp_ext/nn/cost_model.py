@@ -61,10 +61,8 @@ def schedule(
         step, more than `rows` where it never should. ``kept(halted)`` books a step that will run with so many
         halted rows left in the block, and ``packed()`` starts anew after packing.
     """
-    row_bytes = sum([t.nbytes for t in (*state, *inputs)]) / max(state[0].shape[0], 1)
-    move = model.per_byte * row_bytes
-    fixed = model.packing + model.per_tensor * (len(state) + len(inputs))
-    return _C.Schedule(fixed, move, model.per_flop * flops_per_row(weights, state[0]) + move)
+    prices = (model.packing, model.per_tensor, model.per_byte, model.per_flop)
+    return _C.make_schedule(-1 if weights is None else weights, state, inputs, *prices)
 
 
 def at_once() -> _C.Schedule:
@@ -90,7 +88,5 @@ def flops_per_row(weights: int | None, state: Tensor) -> float:
 
     Unknown weights count as one dense layer of the state's width.
     """
-    shape = state.shape
-    width = shape[-1] if len(shape) > 1 else 1
-    positions = state.numel() / max(shape[0] * width, 1)
-    return 2.0 * max(width * width if weights is None else weights, width) * positions
+    flops: float = _C.flops_per_row(-1 if weights is None else weights, state)
+    return flops

@@ -26,11 +26,21 @@ OPAQUE = 4
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-# The compiled module includes no torch headers; it uses torch through these objects.
-_C.use_torch(
-    *(Tensor, nn.Parameter, with_memory, torch.empty, getattr(torch._C, "_storage_Use_Count", None)),
-    [*DTYPE_CODES, torch.int64, torch.int8, torch.bool, torch.uint8],
-)
+def introduce_torch(exchange: object) -> None:
+    """Give the compiled module, which includes no torch headers, the objects through which it uses torch.
+
+    `exchange` is DLPack's table of functions, which says what a tensor is in one call. With None, as with
+    torch before 2.10, the module reads one attribute of a tensor after the other.
+    """
+    _C.use_torch(
+        *(Tensor, nn.Parameter, with_memory, torch.empty, getattr(torch._C, "_storage_Use_Count", None)),
+        exchange,
+        [*DTYPE_CODES, torch.int64, torch.int8, torch.bool, torch.uint8, torch.int32, torch.int16],
+    )
+
+
+EXCHANGE: object = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+introduce_torch(EXCHANGE)
 
 
 @contextlib.contextmanager

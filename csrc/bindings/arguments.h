@@ -32,7 +32,7 @@ class Arguments {
     PyObject* item = next();
     if (item == Py_None) return nullptr;
     if (!is_tensor(item)) throw py::type_error(std::string(name) + ": expected a Tensor or None");
-    return is_plain(item) && !Like::is_lazy(item) ? data_of(item, name) : data_.real(item, name);
+    return is_plain(item) && !is_lazy(item) ? data_of(item, name) : data_.real(item, name);
   }
   // A tensor that the Python side holds for longer than this call, and that has to be as the kernel reads it:
   // of this dtype, contiguous, with at least so many elements.

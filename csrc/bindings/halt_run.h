@@ -45,7 +45,8 @@ class StateLike {
     for (size_t l = 0; l < leaves_.size(); ++l) {
       PyObject* leaf =
           form_ == Form::tensor ? tree.ptr() : PyTuple_GET_ITEM(tree.ptr(), static_cast<Py_ssize_t>(l));
-      if (!leaves_[l].fits(leaf, rows)) return py::none();
+      const void* data = nullptr;
+      if (!leaves_[l].fits(leaf, rows, data)) return py::none();
       PyList_SET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l),
                       py::reinterpret_borrow<py::object>(leaf).release().ptr());
     }
@@ -58,6 +59,28 @@ class StateLike {
   Form form_;
   std::vector<Like> leaves_;
 };
+
+// See flops_per_row.
+inline double state_flops_per_row(int64_t weights, const py::object& state) {
+  Facts facts;
+  facts.require(state.ptr());
+  return flops_per_row(weights, facts.sizes(), facts.dims());
+}
+
+// The schedule of a run at these prices; see adaptcomp_ext/nn/cost_model.py. `state` and `inputs`: one block.
+inline Schedule make_schedule(int64_t weights, const py::sequence& state, const py::sequence& inputs,
+                              double packing, double per_tensor, double per_byte, double per_flop) {
+  int64_t bytes = 0, tensors = 0;
+  for (const py::sequence* group : {&state, &inputs}) {
+    for (const py::handle tensor : *group) {
+      bytes += row_extent(tensor.ptr()).bytes;
+      ++tensors;
+    }
+  }
+  const double move = per_byte * static_cast<double>(bytes);
+  return {packing + per_tensor * static_cast<double>(tensors), move,
+          per_flop * state_flops_per_row(weights, state[0]) + move};
+}
 
 class HaltRun {
  public:
@@ -134,19 +157,18 @@ class HaltRun {
   // logits are not as expected.
   int64_t advance(int64_t rows, int64_t step, const py::list& leaves, const py::object& readout,
                   const py::object& logits, int64_t stream) {
-    if (apart_ && !readout_->fits(readout.ptr(), rows)) return kUnusual;
+    if (apart_ && !readout_->fits(readout.ptr(), rows, a_.readout.block)) return kUnusual;
     const bool has_head = a_.policy == Policy::act || a_.policy == Policy::ponder_sample;
     if (has_head && !take_logits(logits.ptr(), rows)) return kUnusual;
     for (size_t l = 0; l < leaves_.size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
-      a_.leaves[l].block = data_of(leaf, "step");
       // Readout and head had it since `take`.
-      if ((apart_ || has_head) && !leaves_[l].is_still_readable(leaf, rows))
+      if (!leaves_[l].find(leaf, rows, a_.leaves[l].block))
         throw py::value_error(
             "step: expected the state that it returned, got one that readout or head resized or replaced");
     }
     if (readout_) {
-      a_.readout.block = apart_ ? data_of(readout.ptr(), "readout") : a_.leaves[0].block;
+      if (!apart_) a_.readout.block = a_.leaves[0].block;
       a_.read_leaf = read_leaf();
     }
     a_.rows = rows;
@@ -197,16 +219,14 @@ class HaltRun {
   }
 
   bool take_logits(PyObject* logits, int64_t rows) {
-    if (!is_plain(logits)) return false;
-    const Shape shape(logits, nullptr);
-    if (!shape) return false;
-    if (shape.dims() != 1 && !(shape.dims() == 2 && shape[1] == 1)) return false;
-    if (shape[0] != rows) return false;
-    a_.signal_dtype = dtype_of(logits);
-    if (a_.signal_dtype == DType::opaque || !leaves_[0].is_beside(logits)) return false;
-    if (!is_contiguous(logits) || Like::is_lazy(logits)) return false;
-    a_.signal = data_of(logits, "head");
-    return true;
+    Facts facts;
+    if (!is_plain(logits) || !facts.read(logits)) return false;
+    if (facts.dims() != 1 && !(facts.dims() == 2 && facts.size(1) == 1)) return false;
+    if (facts.size(0) != rows || facts.dtype() == DType::opaque || !leaves_[0].is_beside(facts)) return false;
+    if (!facts.is_contiguous() || !facts.has_memory()) return false;
+    a_.signal_dtype = facts.dtype();
+    a_.signal = facts.data();
+    return !is_lazy(logits);
   }
 
   void pack(const py::list& leaves, int64_t rows) {
@@ -216,13 +236,13 @@ class HaltRun {
     for (size_t l = 0; l < leaves_.size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
       leaves_[l].require_block(leaf, rows, "step");
-      add_move(leaves, l, leaves_[l], sole_owner(leaf, 1, inference_mode_));
+      add_move(leaves, l, leaves_[l], rows, sole_owner(leaf, 1, inference_mode_));
     }
     const size_t replaced = replaced_.size();
     for (size_t i = 0; i < like_inputs_.size(); ++i) {
       // Before the first packing it is the user's; then the list and the step's arguments hold it.
       PyObject* input = PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i));
-      add_move(inputs_, i, like_inputs_[i], inputs_are_ours_ && sole_owner(input, 2, inference_mode_));
+      add_move(inputs_, i, like_inputs_[i], rows, inputs_are_ours_ && sole_owner(input, 2, inference_mode_));
     }
     inputs_are_ours_ = true;
     inputs_replaced = replaced_.size() > replaced;
@@ -242,7 +262,7 @@ class HaltRun {
 
   // Plans to move the surviving rows of list[i]: to where it is if it is `own`, else to a new tensor in its
   // place.
-  void add_move(const py::list& list, size_t i, const Like& like, bool own) {
+  void add_move(const py::list& list, size_t i, const Like& like, int64_t rows, bool own) {
     PyObject* source = PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i));
     void* from = data_of(source, "state or inputs");
     if (own) {
@@ -250,7 +270,7 @@ class HaltRun {
       return;
     }
     replaced_.push_back(py::reinterpret_borrow<py::object>(source));
-    list[i] = new_rows(source, rows_of(source));
+    list[i] = new_rows(source, rows);
     moves_.push_back({from,
                       data_of(PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i)), "the packed rows"),
                       like.row_bytes()});

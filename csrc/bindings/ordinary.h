@@ -9,30 +9,25 @@
 
 namespace adaptcomp {
 
-// Whether a tensor is a plain contiguous one on the CPU, of float32, float64, bfloat16 or float16, with its
-// values in memory. A tensor of another layout than torch.strided, of a transform or without elements has no
-// address, and is not.
-inline bool is_ordinary(PyObject* tensor) {
-  if (!is_plain(tensor) || !is_true(tensor, torch->is_cpu) || is_true(tensor, torch->is_nested)) return false;
-  if (dtype_of(tensor) == DType::opaque || Like::is_lazy(tensor)) return false;
-  void* data = nullptr;
-  return find_data(tensor, data) && data && is_contiguous(tensor);
+// Whether a tensor is a plain contiguous one on the CPU, with its values in memory. A tensor of another
+// layout than torch.strided, of a transform or without elements has no address, and is not.
+inline bool is_ordinary(PyObject* tensor, Facts& facts) {
+  return is_plain(tensor) && facts.read(tensor) && facts.on_cpu() && facts.data() && facts.is_contiguous() &&
+         !is_lazy(tensor);
 }
 
-// is_ordinary(tensor, shape): of this shape, a tuple.
+// is_ordinary(tensor, shape): of float32, float64, bfloat16 or float16 and of this shape, a tuple.
 inline PyObject* is_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 2) {
+  if (count != 2 || !PyTuple_Check(arguments[1])) {
     PyErr_SetString(PyExc_TypeError, "is_ordinary: expected a tensor and its shape");
     return nullptr;
   }
   try {
-    bool answer = is_ordinary(arguments[0]);
-    if (answer) {
-      const int equal =
-          PyObject_RichCompareBool(attribute(arguments[0], torch->shape).ptr(), arguments[1], Py_EQ);
-      if (equal < 0) throw py::error_already_set();
-      answer = equal == 1;
-    }
+    Facts facts;
+    const Py_ssize_t dims = PyTuple_GET_SIZE(arguments[1]);
+    bool answer = is_ordinary(arguments[0], facts) && facts.dtype() != DType::opaque && facts.dims() == dims;
+    for (Py_ssize_t d = 0; answer && d < dims; ++d)
+      answer = facts.size(d) == integer_of(PyTuple_GET_ITEM(arguments[1], d));
     return PyBool_FromLong(answer);
   } catch (py::error_already_set& error) {
     error.restore();
@@ -40,15 +35,37 @@ inline PyObject* is_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t c
   }
 }
 
-// ordinary_rows(tensor): its rows; -1 where it is not ordinary or has no batch dimension.
+// ordinary_rows(tensor): its rows; -1 where it is not ordinary, has another dtype or no batch dimension.
 inline PyObject* ordinary_rows(PyObject*, PyObject* tensor) {
   try {
+    Facts facts;
+    const bool answer = is_ordinary(tensor, facts) && facts.dtype() != DType::opaque && facts.dims() > 0;
+    return PyLong_FromLongLong(answer ? facts.size(0) : -1);
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
+}
+
+// are_ordinary_rows(state, inputs): whether all tensors in these lists are ordinary, of real numbers,
+// integers or bools, and have the same number of rows.
+inline PyObject* are_ordinary_rows(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !PyList_Check(arguments[0]) || !PyList_Check(arguments[1])) {
+    PyErr_SetString(PyExc_TypeError, "are_ordinary_rows: expected two lists of tensors");
+    return nullptr;
+  }
+  try {
+    bool answer = PyList_GET_SIZE(arguments[0]) > 0;
     int64_t rows = -1;
-    if (is_ordinary(tensor)) {
-      const Shape shape(tensor);
-      if (shape.dims() > 0) rows = shape[0];
+    for (Py_ssize_t i = 0; i < 2; ++i) {
+      for (Py_ssize_t t = 0; answer && t < PyList_GET_SIZE(arguments[i]); ++t) {
+        Facts facts;
+        answer = is_ordinary(PyList_GET_ITEM(arguments[i], t), facts) && facts.is_real() &&
+                 facts.dims() > 0 && (rows < 0 || facts.size(0) == rows);
+        if (answer) rows = facts.size(0);
+      }
     }
-    return PyLong_FromLongLong(rows);
+    return PyBool_FromLong(answer);
   } catch (py::error_already_set& error) {
     error.restore();
     return nullptr;
@@ -62,6 +79,8 @@ inline void define_ordinary(py::module_& m) {
            static_cast<PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t)>(&is_ordinary))),
        METH_FASTCALL, nullptr},
       {"ordinary_rows", &ordinary_rows, METH_O, nullptr},
+      {"are_ordinary_rows", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&are_ordinary_rows)),
+       METH_FASTCALL, nullptr},
       {nullptr, nullptr, 0, nullptr},
   };
   if (PyModule_AddFunctions(m.ptr(), functions) != 0) throw py::error_already_set();

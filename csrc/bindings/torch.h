@@ -9,11 +9,13 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "bindings/dlpack.h"
 #include "common/dtype.h"
 #include "halting/halting.h"
 
@@ -27,8 +29,10 @@ struct Torch {
   py::object plain;  // plain(name, tensor): the same values as a torch.Tensor with memory, or a TypeError
                      // that says why not
   py::object storage_use_count;      // None where torch does not have it: nothing is then known to be ours
+  dlpack::Read read = nullptr;       // null where torch does not have it: a tensor's attributes are read
   std::array<py::object, 4> dtypes;  // by their codes
-  py::object int64, int8, boolean, uint8;
+  py::object int64, int8, boolean, uint8, int32, int16;
+  py::object is_neg;  // the method, which is looked up once
   // References to a tensor that one list holds, and to a storage that nobody holds but the one who asks.
   Py_ssize_t one_reference, one_storage;
   int64_t one_use;  // of a tensor that C++ does not hold
@@ -37,8 +41,7 @@ struct Torch {
       element_size{"element_size"};
   py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"},
       requires_grad{"requires_grad"}, numel{"numel"}, nbytes{"nbytes"}, storage_offset{"storage_offset"};
-  py::str is_conj{"is_conj"}, is_neg{"is_neg"}, is_nested{"is_nested"}, resolve_conj{"resolve_conj"},
-      resolve_neg{"resolve_neg"};
+  py::str is_conj{"is_conj"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"}, stride{"stride"};
   py::str new_empty{"new_empty"}, resize{"resize_"};
   py::str use_count{"_use_count"}, untyped_storage{"untyped_storage"}, resizable{"resizable"},
       cdata{"_cdata"};
@@ -86,8 +89,135 @@ inline py::object plain_tensor(PyObject* tensor, const char* name) {
   return torch->plain(name, py::reinterpret_borrow<py::object>(tensor));
 }
 
+// What a plain tensor is, read once. Its sizes and strides are the tensor's own where torch has DLPack's
+// interface: this object is to be used before anybody else can touch the tensor.
+class Facts {
+ public:
+  Facts() = default;
+  Facts(const Facts&) = delete;
+
+  // False where torch does not say, as of tensors that are no arrays of numbers or have no memory to be.
+  bool read(PyObject* tensor) {
+    if (!torch->read) return read_attributes(tensor) && data_known_;
+    dlpack::Tensor t;
+    if (torch->read(tensor, &t) != 0) {
+      clear_error();
+      return false;
+    }
+    data_ = t.data ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
+    dims_ = t.dims;
+    sizes_ = t.shape;
+    strides_ = t.strides;
+    on_cpu_ = t.device.type == dlpack::kCpuDevice;
+    place_ = static_cast<uint64_t>(t.device.type) << 32 | static_cast<uint32_t>(t.device.index);
+    kind_ = dlpack::kind(t.dtype.code, t.dtype.bits, t.dtype.lanes);
+    dtype_ = DType::opaque;
+    for (size_t code = 0; code < torch->dtypes.size(); ++code) {
+      if (dlpack::kKinds[code] == kind_) dtype_ = static_cast<DType>(code);
+    }
+    element_bytes_ = (t.dtype.bits * t.dtype.lanes + 7) / 8;
+    return true;
+  }
+  // The same by attributes, also of a tensor without memory. False where it has no shape.
+  bool read_attributes(PyObject* tensor) {
+    const auto integers = [](const py::object& tuple, std::vector<int64_t>& out) {
+      out.clear();
+      if (!tuple) clear_error();
+      if (!tuple || !PyTuple_Check(tuple.ptr())) return false;
+      for (Py_ssize_t d = 0; d < PyTuple_GET_SIZE(tuple.ptr()); ++d)
+        out.push_back(integer_of(PyTuple_GET_ITEM(tuple.ptr(), d)));
+      return true;
+    };
+    const auto asked = [](PyObject* answer) { return py::reinterpret_steal<py::object>(answer); };
+    if (!integers(asked(PyObject_GetAttr(tensor, torch->shape.ptr())), own_sizes_)) return false;
+    const bool strided =
+        integers(asked(PyObject_CallMethodNoArgs(tensor, torch->stride.ptr())), own_strides_);
+    dims_ = static_cast<Py_ssize_t>(own_sizes_.size());
+    sizes_ = own_sizes_.data();
+    strides_ = own_strides_.data();
+    strided_ = strided;
+    const py::object address = asked(PyObject_CallMethodNoArgs(tensor, torch->data_ptr.ptr()));
+    if (!address) clear_error();
+    data_ = address ? reinterpret_cast<void*>(static_cast<uintptr_t>(integer_of(address))) : nullptr;
+    data_known_ = strided && address;
+    on_cpu_ = is_true(tensor, torch->is_cpu);
+    place_ = on_cpu_ ? 0 : static_cast<uint64_t>(PyObject_Hash(attribute(tensor, torch->device).ptr())) + 1;
+    const py::object dtype = attribute(tensor, torch->dtype);
+    kind_ = reinterpret_cast<uint64_t>(dtype.ptr());
+    const auto known = std::find_if(torch->dtypes.begin(), torch->dtypes.end(),
+                                    [&](const py::object& each) { return each.is(dtype); });
+    dtype_ = static_cast<DType>(known - torch->dtypes.begin());
+    element_bytes_ = integer_of(method(tensor, torch->element_size));
+    return true;
+  }
+
+  // What can be known of any tensor with a shape.
+  void require(PyObject* tensor) {
+    if (!read(tensor) && !read_attributes(tensor)) throw py::type_error("expected a tensor with a shape");
+  }
+
+  void* data() const { return data_; }
+  Py_ssize_t dims() const { return dims_; }
+  int64_t size(Py_ssize_t d) const { return sizes_[d]; }
+  const int64_t* sizes() const { return sizes_; }
+  DType dtype() const { return dtype_; }
+  int64_t element_bytes() const { return element_bytes_; }
+  bool on_cpu() const { return on_cpu_; }
+  uint64_t kind() const { return kind_; }    // of two dtypes, different
+  uint64_t place() const { return place_; }  // of two devices, different
+  int64_t elements() const {
+    int64_t n = 1;
+    for (Py_ssize_t d = 0; d < dims_; ++d) n *= sizes_[d];
+    return n;
+  }
+  bool has_memory() const { return data_ || elements() == 0; }
+  bool is_contiguous() const {
+    if (!strided_) return false;
+    int64_t expected = 1;
+    for (Py_ssize_t d = dims_ - 1; d >= 0; --d) {
+      if (sizes_[d] == 0) return true;
+      if (sizes_[d] != 1 && strides_[d] != expected) return elements() == 0;
+      expected *= sizes_[d];
+    }
+    return true;
+  }
+  // Whether the dtype is real and one that a state may have.
+  bool is_real() const {
+    if (dtype_ != DType::opaque) return true;
+    if (torch->read)
+      return std::find(dlpack::kKinds.begin(), dlpack::kKinds.end(), kind_) != dlpack::kKinds.end();
+    for (const py::object* dtype :
+         {&torch->int64, &torch->int8, &torch->boolean, &torch->uint8, &torch->int32, &torch->int16}) {
+      if (kind_ == reinterpret_cast<uint64_t>(dtype->ptr())) return true;
+    }
+    return false;
+  }
+
+ private:
+  void* data_ = nullptr;
+  Py_ssize_t dims_ = 0;
+  const int64_t *sizes_ = nullptr, *strides_ = nullptr;
+  uint64_t kind_ = 0, place_ = 0;
+  int64_t element_bytes_ = 0;
+  DType dtype_ = DType::opaque;
+  bool on_cpu_ = false, strided_ = true, data_known_ = false;
+  std::vector<int64_t> own_sizes_, own_strides_;
+};
+
+// Whether the values are still to be negated, which torch does lazily and an address does not show.
+inline bool is_lazy(PyObject* tensor) {
+  PyObject* const arguments[] = {tensor};
+  return owned(PyObject_Vectorcall(torch->is_neg.ptr(), arguments, 1, nullptr)).ptr() == Py_True;
+}
+
 // The address of a plain tensor; false where it has elements and no memory.
 inline bool find_data(PyObject* tensor, void*& data) {
+  Facts facts;
+  if (facts.read(tensor)) {
+    data = facts.data();
+    return facts.has_memory();
+  }
+  // Some have an address and no strides that DLPack could tell.
   const py::object address =
       py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, torch->data_ptr.ptr()));
   if (!address) {
@@ -156,13 +286,17 @@ struct Extent {
   DType dtype;
   int64_t elements, bytes;
 };
-inline Extent row_extent(PyObject* tensor) {
-  Extent extent{dtype_of(tensor), 1, 0};
-  const Shape shape(tensor);
-  for (Py_ssize_t d = 1; d < shape.dims(); ++d) extent.elements *= shape[d];
-  if (extent.dtype == DType::opaque) extent.elements *= integer_of(method(tensor, torch->element_size));
+inline Extent row_extent(const Facts& facts) {
+  Extent extent{facts.dtype(), 1, 0};
+  for (Py_ssize_t d = 1; d < facts.dims(); ++d) extent.elements *= facts.size(d);
+  if (extent.dtype == DType::opaque) extent.elements *= facts.element_bytes();
   extent.bytes = extent.elements * size_of(extent.dtype);
   return extent;
+}
+inline Extent row_extent(PyObject* tensor) {
+  Facts facts;
+  facts.require(tensor);
+  return row_extent(facts);
 }
 
 // `rows` rows like those of a tensor, uninitialised; of another dtype if one is given.
@@ -191,13 +325,15 @@ class Contiguous {
   void* operator()(const py::handle& tensor, const char* name) {
     if (tensor.is_none()) return nullptr;
     PyObject* found = unwrapped(tensor.ptr(), name);
+    Facts facts;
+    if (facts.read(found) && facts.has_memory() && facts.is_contiguous()) return facts.data();
     return address(is_contiguous(found) ? found : keep(method(found, torch->contiguous)), name);
   }
   // Of real numbers: torch negates lazily, which an address does not show.
   void* real(const py::handle& tensor, const char* name) {
     if (tensor.is_none()) return nullptr;
     PyObject* found = unwrapped(tensor.ptr(), name);
-    if (answers(found, torch->is_neg)) found = keep(method(found, torch->resolve_neg));
+    if (is_lazy(found)) found = keep(method(found, torch->resolve_neg));
     return (*this)(found, name);
   }
   // Of anything: it conjugates lazily, too.
@@ -243,12 +379,10 @@ class Contiguous {
   std::vector<py::object> kept_;
 };
 
-// Whether the storage of a tensor has all of its elements, taken for contiguous: the user can make a storage
-// smaller and leave the shape as it is.
-inline bool is_in_storage(PyObject* tensor) {
-  const int64_t bytes = integer_of(attribute(tensor, torch->nbytes));
-  const int64_t skipped =
-      integer_of(method(tensor, torch->storage_offset)) * integer_of(method(tensor, torch->element_size));
+// Whether the storage of a tensor has all of its elements, which are `bytes`, and contiguous: the user can
+// make a storage smaller and leave the shape as it is.
+inline bool is_in_storage(PyObject* tensor, int64_t bytes, int64_t element_bytes) {
+  const int64_t skipped = integer_of(method(tensor, torch->storage_offset)) * element_bytes;
   const auto storage =
       py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, torch->untyped_storage.ptr()));
   if (!storage) {  // a wrapper of a transform or a fake tensor, which torch looks after
@@ -263,72 +397,64 @@ inline std::string shape_text(PyObject* tensor) { return py::str(py::list(attrib
 // Requires a block of `rows` rows in memory, before its rows are moved: the user's functions, which had it,
 // may have resized it.
 inline void check_block(PyObject* tensor, int64_t rows, const char* name) {
-  const Shape shape(tensor, nullptr);
-  if (!shape || shape.dims() == 0 || shape[0] != rows)
+  Facts facts;
+  const bool has_shape = facts.read(tensor) || facts.read_attributes(tensor);
+  if (!has_shape || facts.dims() == 0 || facts.size(0) != rows)
     throw py::value_error(
         std::string(name) + ": expected the " + std::to_string(rows) +
         " rows that the step was called with, got a tensor that was resized or replaced since, of shape " +
-        (shape ? shape_text(tensor) : "unknown"));
-  if (is_plain(tensor) && is_contiguous(tensor) && !is_in_storage(tensor))
+        (has_shape ? shape_text(tensor) : "unknown"));
+  const int64_t bytes = facts.elements() * facts.element_bytes();
+  if (is_plain(tensor) && facts.is_contiguous() && !is_in_storage(tensor, bytes, facts.element_bytes()))
     throw py::value_error(std::string(name) + ": expected memory for all of its elements, got a tensor of " +
-                          std::to_string(integer_of(attribute(tensor, torch->nbytes))) +
-                          " bytes whose storage was made smaller than that");
+                          std::to_string(bytes) + " bytes whose storage was made smaller than that");
 }
 
 // What a block of rows of one tensor has to look like: everything but their number.
 class Like {
  public:
-  explicit Like(PyObject* tensor)
-      : dtype_(attribute(tensor, torch->dtype)),
-        device_(attribute(tensor, torch->device)),
-        on_cpu_(is_true(tensor, torch->is_cpu)),
-        row_(row_extent(tensor)) {
-    const Shape shape(tensor);
-    shape.rows();
-    for (Py_ssize_t d = 1; d < shape.dims(); ++d) {
-      tail_.push_back(py::reinterpret_borrow<py::object>(shape.item(d)));
-      extents_.push_back(integer_of(tail_.back()));
-    }
+  explicit Like(PyObject* tensor) {
+    Facts facts;
+    facts.require(tensor);
+    if (facts.dims() == 0)
+      throw py::value_error("expected a batch dimension first, got a tensor without dimensions");
+    kind_ = facts.kind();
+    place_ = facts.place();
+    row_ = row_extent(facts);
+    tail_.assign(facts.sizes() + 1, facts.sizes() + facts.dims());
   }
 
-  // Whether `tensor` is a plain contiguous block of `rows` such rows, with its values in memory.
-  bool fits(PyObject* tensor, int64_t rows) const {
-    if (!is_plain(tensor)) return false;
-    const Shape shape(tensor, nullptr);
-    if (!shape) return false;
-    const auto dims = static_cast<Py_ssize_t>(extents_.size());
-    if (shape.dims() != dims + 1 || shape[0] != rows) return false;
-    for (Py_ssize_t d = 0; d < dims; ++d) {
-      if (shape[d + 1] != extents_[static_cast<size_t>(d)]) return false;
-    }
-    return attribute(tensor, torch->dtype).is(dtype_) && is_beside(tensor) && is_contiguous(tensor) &&
-           !is_lazy(tensor);
+  // The address of a plain contiguous block of `rows` such rows with memory; false where `tensor` is none.
+  bool find(PyObject* tensor, int64_t rows, const void*& data) const {
+    Facts facts;
+    if (!is_plain(tensor) || !facts.read(tensor)) return false;
+    if (facts.dims() != static_cast<Py_ssize_t>(tail_.size()) + 1 || facts.size(0) != rows) return false;
+    if (!std::equal(tail_.begin(), tail_.end(), facts.sizes() + 1)) return false;
+    data = facts.data();
+    return facts.kind() == kind_ && facts.place() == place_ && facts.is_contiguous() && facts.has_memory();
   }
-  // Whether a tensor that did fit can still be read as `rows` such rows. For a check at every step.
-  bool is_still_readable(PyObject* tensor, int64_t rows) const {
-    return integer_of(attribute(tensor, torch->nbytes)) == rows * row_.bytes && is_contiguous(tensor);
+  // Whether it is one, with its values in memory.
+  bool fits(PyObject* tensor, int64_t rows, const void*& data) const {
+    return find(tensor, rows, data) && !is_lazy(tensor);
   }
   // That it fits, and that its storage has all of its elements, before rows are moved in its memory.
-  void require_block(PyObject* tensor, int64_t rows, const char* name) const {
+  void* require_block(PyObject* tensor, int64_t rows, const char* name) const {
     check_block(tensor, rows, name);
-    if (!fits(tensor, rows))
-      throw py::value_error(std::string(name) + ": expected the tensor that the step was called with, of " +
-                            std::string(py::str(dtype_)) + ", got one that was changed to shape " +
-                            shape_text(tensor) + ", " +
+    const void* data = nullptr;
+    if (!fits(tensor, rows, data))
+      throw py::value_error(std::string(name) + ": expected the tensor that the step was called with, got " +
+                            "one that was changed to shape " + shape_text(tensor) + ", " +
                             std::string(py::str(attribute(tensor, torch->dtype))));
+    return const_cast<void*>(data);
   }
-  bool is_beside(PyObject* tensor) const {
-    if (on_cpu_) return is_true(tensor, torch->is_cpu);
-    return attribute(tensor, torch->device).equal(device_);
-  }
-  // Whether it is still to be negated, which of contiguous tensors only those of one element can be.
-  static bool is_lazy(PyObject* tensor) { return answers(tensor, torch->is_neg); }
+  bool is_beside(const Facts& facts) const { return facts.place() == place_; }
 
   // tensor = tensor[:rows], without a new object. For memory that nobody else sees.
   void shrink(PyObject* tensor, int64_t rows) const {
-    const py::int_ count(rows);
-    std::vector<PyObject*> arguments{tensor, count.ptr()};
-    for (const py::object& extent : tail_) arguments.push_back(extent.ptr());
+    std::vector<py::object> sizes{py::int_(rows)};
+    for (const int64_t extent : tail_) sizes.emplace_back(py::int_(extent));
+    std::vector<PyObject*> arguments{tensor};
+    for (const py::object& size : sizes) arguments.push_back(size.ptr());
     owned(PyObject_VectorcallMethod(torch->resize.ptr(), arguments.data(), arguments.size(), nullptr));
   }
 
@@ -338,11 +464,9 @@ class Like {
   int64_t row_bytes() const { return row_.bytes; }
 
  private:
-  py::object dtype_, device_;
-  bool on_cpu_;
+  uint64_t kind_, place_;
   Extent row_;
-  std::vector<py::object> tail_;
-  std::vector<int64_t> extents_;
+  std::vector<int64_t> tail_;
 };
 
 // --- whose memory it is
@@ -367,9 +491,11 @@ inline bool sole_owner(PyObject* tensor, Py_ssize_t references, bool inference_m
 }
 
 // The class of tensors, that of parameters, `plain` (see above), an empty tensor that nobody else holds, the
-// use count of a storage or None, the dtypes in the order of their codes; int64, int8, bool, uint8.
+// use count of a storage or None, DLPack's interface or None, the dtypes in the order of their codes; int64,
+// int8, bool, uint8, int32, int16.
 inline void use_torch(const py::object& tensor, const py::object& parameter, const py::object& plain,
-                      const py::object& empty, const py::object& use_count, const py::list& dtypes) {
+                      const py::object& empty, const py::object& use_count, const py::object& exchange,
+                      const py::list& dtypes) {
   auto* t = new Torch{};
   t->tensor = reinterpret_cast<PyTypeObject*>(py::object(tensor).release().ptr());
   t->parameter = reinterpret_cast<PyTypeObject*>(py::object(parameter).release().ptr());
@@ -379,6 +505,14 @@ inline void use_torch(const py::object& tensor, const py::object& parameter, con
   t->int8 = dtypes[5];
   t->boolean = dtypes[6];
   t->uint8 = dtypes[7];
+  t->int32 = dtypes[8];
+  t->int16 = dtypes[9];
+  t->is_neg = tensor.attr("is_neg");
+  if (!exchange.is_none()) {
+    auto* table = static_cast<dlpack::Exchange*>(PyCapsule_GetPointer(exchange.ptr(), dlpack::kCapsule));
+    if (!table) throw py::error_already_set();
+    if (table->major == dlpack::kMajor) t->read = table->read;
+  }
   py::list held;
   held.append(empty(0, py::arg("device") = "cpu"));
   PyObject* probe = PyList_GET_ITEM(held.ptr(), 0);

@@ -26,4 +26,13 @@ struct Schedule {
   void packed() { wasted = 0; }
 };
 
+// Estimate of the step's arithmetic for one row of a state [rows, ..., width]: two operations per weight and
+// position. Weights that are not known, -1, count as one dense layer of the state's width.
+inline double flops_per_row(int64_t weights, const int64_t* sizes, int64_t dims) {
+  const int64_t width = dims > 1 ? sizes[dims - 1] : 1;
+  double positions = width > 0 ? 1.0 : 0.0;
+  for (int64_t d = 1; d + 1 < dims; ++d) positions *= static_cast<double>(sizes[d]);
+  return 2.0 * static_cast<double>(std::max(weights < 0 ? width * width : weights, width)) * positions;
+}
+
 }  // namespace adaptcomp

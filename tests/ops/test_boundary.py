@@ -10,10 +10,8 @@ import threading
 
 import pytest
 import torch
-from torch import nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext import _C
 from adaptcomp_ext.ops import halting
 from tests.helpers.processes import run_python
 from tests.helpers.tensors import assert_bitwise, generator, mask, on_cuda, values
@@ -620,63 +618,3 @@ def test_tensors_on_two_devices_are_refused():
         ac.ops.compact(KEEP, X.cuda())
     with pytest.raises(ValueError, match=r"accumulated: expected a tensor on cpu, got one on cuda:0"):
         act(accumulated=FLOATS.cuda())
-
-
-def released():
-    tensor = torch.ones(2, 3)
-    tensor.untyped_storage().resize_(0)
-    return tensor
-
-
-class Image(torch.Tensor):
-    pass
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_an_ordinary_tensor_is_known(dtype):
-    tensor = torch.ones(2, 3, dtype=dtype)
-    for same in (tensor, nn.Parameter(tensor), tensor[1:]):
-        assert _C.ordinary_rows(same) == same.shape[0]
-        assert _C.is_ordinary(same, tuple(same.shape))
-        assert _C.is_ordinary(same, same.shape)
-        assert not _C.is_ordinary(same, (3, 2))
-    assert _C.is_ordinary(tensor.sum(), ())
-    assert _C.ordinary_rows(tensor.sum()) == -1
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: None,
-        lambda: [[1.0] * 3] * 2,
-        lambda: torch.ones(3, 2).t(),
-        lambda: torch.ones(2, 3, dtype=torch.int64),
-        lambda: torch.ones(2, 3, dtype=torch.complex64),
-        lambda: torch.ones(2, 3, dtype=torch.float8_e4m3fn),
-        lambda: torch.ones(2, 3, device="meta"),
-        lambda: torch.ones(2, 3).to_sparse(),
-        lambda: torch.ones(2, 3).to_sparse_csr(),
-        lambda: torch.ones(2, 3).to_mkldnn(),
-        lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(3)]),
-        lambda: torch.quantize_per_tensor(torch.ones(2, 3), 1.0, 0, torch.quint8),
-        lambda: torch._neg_view(torch.ones(2, 3)),
-        lambda: torch._efficientzerotensor((2, 3)),
-        lambda: torch.ones(2, 3).as_subclass(Image),
-        lambda: nn.UninitializedParameter(),
-        released,
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_what_needs_a_longer_look_is_not_ordinary(make):
-    tensor = make()
-    assert _C.ordinary_rows(tensor) == -1
-    assert not _C.is_ordinary(tensor, (2, 3))
-
-
-def test_a_wrapper_of_a_transform_is_not_ordinary():
-    def look(x):
-        assert _C.ordinary_rows(x) == -1
-        return x
-
-    torch.vmap(look)(torch.ones(2, 3))
-    torch.func.grad(lambda x: look(x).sum())(torch.ones(2, 3))
