@@ -14,7 +14,7 @@ from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["app"]
 
-EXPERIMENTS = ("digits",)
+EXPERIMENTS = ("digits", "distill")
 """Each is a package of this name beside this file, and in it an `Experiment` of this name."""
 RESUMES = "the same command goes on where this run ended"
 
@@ -353,28 +353,6 @@ def stroop(
         quick=quick,
         with_reaction=reaction,
         with_effort=effort,
-    )
-
-
-@run.command()
-@guarded(RESUMES)
-def distill(
-    data: DataOption = None,
-    download: DownloadOption = False,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/distill"),
-    seed: SeedOption = 0,
-    seeds: SeedsOption = 1,
-    epochs: EpochsOption = None,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = 1,
-    quick: QuickOption = False,
-) -> None:
-    """Distil System 2 into System 1, online and after training, and remove its dead units. Goes on where it was interrupted."""
-    from adaptcomp_ext.experiments.distill import distill as run_distill
-
-    _fetch(data, download)
-    run_distill(
-        data, out, seeds=seeds, first_seed=seed, epochs=epochs, workers=workers, threads=threads, quick=quick
     )
 
 

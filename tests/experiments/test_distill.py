@@ -76,7 +76,7 @@ def test_the_report_is_whole(out: Path) -> None:
     assert all(verdict in text for verdict in report["verdicts"]) and "not MNIST" in text
     assert (out / "distill.png").stat().st_size > 10_000
     faster = statistics.fmean(c["shrunk"]["0.5"]["faster"] for c in cells(out, "online-units"))
-    assert report["shrunk"]["units"]["0.5"]["faster"][0] == pytest.approx(faster)
+    assert report["means"]["online-units-4"]["shrunk"]["0.5"]["faster"][0] == pytest.approx(faster)
 
 
 def test_another_configuration_is_refused(out: Path) -> None:

@@ -34,7 +34,7 @@ from adaptcomp_ext.models.acc.features import kl_divergence
 
 from .networks import CHANNELS, build_pair, build_student, build_teacher
 
-__all__ = ["RATES", "SHARES", "TEMPERATURES", "run_cell"]
+__all__ = ["RATES", "SHARES", "TEMPERATURES", "measure"]
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 SHARES = (0.3, 0.5, 0.6)
@@ -44,7 +44,7 @@ FINE_TUNING = 2 / 3  # of the learning rate, for one epoch
 BATCH = 256
 
 
-def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Do what the cell's options say: "after" or "online"."""
     recipe = Recipe(**cell.options["recipe"])
     return (_after if cell.options["part"] == "after" else _online)(cell, recipe, folder, tick)

@@ -1,0 +1,336 @@
+"""The experiment: its options and cells, and its report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from adaptcomp_ext.experiments.data import find_images
+from adaptcomp_ext.experiments.runs import (
+    Block,
+    Cell,
+    Claim,
+    Column,
+    Data,
+    Epochs,
+    FirstSeed,
+    Picture,
+    Quick,
+    Results,
+    Seeds,
+    Setup,
+    Verdicts,
+    experiment,
+    form,
+    interval,
+    judged,
+    millions,
+    panels,
+    points,
+    tabulate,
+)
+from adaptcomp_ext.experiments.style import (
+    INK,
+    MUTED,
+    ORANGE,
+    OTHERS,
+    OURS,
+    WRONG,
+    curve,
+    note,
+    span_at_least,
+)
+from adaptcomp_ext.experiments.vision import LARGE, recipe_for
+
+from .measure import RATES, SHARES, TEMPERATURES, measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["distill"]
+
+SHARE = 0.5
+"""Share of the hidden units that the pair's π₁ loses."""
+RATE = 0.05
+"""Call rate of held-out images to which the timed gate is calibrated."""
+ONLINE = (("dense", 1.0), ("dense", 4.0), ("units", 4.0), ("sparse", 4.0))
+"""Form of π₁'s noise and temperature of the pairs that are trained together."""
+EQUAL = (0.001, 0.005)
+"""Differences of accuracy that count as equal: 0.1 and 0.5 points."""
+LABELS = "students/labels"
+NOISE = {"dense": "none", "units": "of units", "sparse": "of weights"}
+
+
+@experiment(measure)
+def distill(
+    data: Data = None,
+    *,
+    seeds: Seeds = 1,
+    first_seed: FirstSeed = 0,
+    epochs: Epochs = None,
+    quick: Quick = False,
+) -> Setup:
+    """Distil System 2 into System 1, during training and after it, and remove System 1's dead units."""
+    images = find_images(data)
+    rows = len(images.train_labels)
+    recipe = asdict(recipe_for(rows, quick))
+    if epochs is not None:
+        recipe["epochs"] = epochs
+    common = {
+        "data": None if data is None else str(data),
+        "timing_seconds": 0.3 if quick else 3.0,
+        "recipe": recipe,
+        "share": SHARE,
+        "rate": RATE,
+        # On a few hundred images the description length outweighs the labels, and nothing is left.
+        "beta": 1.0 if images.side >= LARGE else 0.02,
+    }
+    parts: dict[str, dict[str, Any]] = {"after": {"part": "after"}}
+    for noise, temperature in ONLINE:
+        parts[f"online-{noise}-{temperature:g}"] = {
+            "part": "online",
+            "form": noise,
+            "temperature": temperature,
+        }
+    every = range(first_seed, first_seed + seeds)
+    return Setup(
+        config={"data": images.name, "train": rows, "seeds": list(every), "recipe": recipe, "quick": quick},
+        cells=[
+            Cell(f"{name}-seed-{seed}", {**common, **options}, seed)
+            for seed in every
+            for name, options in parts.items()
+        ],
+        about=f"[bold]{images.name}[/]: {rows:,} training images",
+    )
+
+
+class _Found:
+    """The results under the names of the report."""
+
+    def __init__(self, results: Results) -> None:
+        self.after = results.where(part="after")
+        self.online = {
+            pair: results.where(part="online", form=pair[0], temperature=pair[1]) for pair in ONLINE
+        }
+        self.dense, self.units = self.online["dense", 4.0]["default"], self.online["units", 4.0]
+        self.labels = self.after[LABELS]
+        self.students = {f"{t:g}": self.after[f"students/{t:g}"] for t in TEMPERATURES}
+        self.shrunk = {
+            (noise, share): self.online[noise, 4.0].at(f"shrunk/{share}")
+            for noise, shares in (
+                ("units", ["as it is", *(f"{s:g}" for s in SHARES)]),
+                ("sparse", ["as it is"]),
+            )
+            for share in shares
+        }
+        self.gated = {rate: self.units.at(f"gated/by_rate/{rate:g}") for rate in RATES}
+
+    def cost(self, row: Results) -> Any:
+        """Multiply–adds of an image for the shrunk π₁, and π₂ where it is called."""
+        small = self.units[f"shrunk/{SHARE:g}/multiply_adds"].mean()
+        return small + row["rate"] * self.units.first("multiply_adds/control")
+
+    def less_control(self, row: Results) -> Any:
+        """Accuracy of the gated pair less that of π₂ everywhere."""
+        return row["accuracy"] - row["/gated/control"]
+
+
+@distill.reports
+def report(results: Results) -> list[Block]:
+    """How π₁ learns from π₂, what can be removed from it, and what the pair then costs."""
+    found = _Found(results)
+    cost = found.units.first("multiply_adds")
+    reads = form(2)
+    alone: dict[tuple[str, str], Results] = {("labels alone", "–"): found.after.at(LABELS)}
+    alone |= {(f"after training, T = {t:g}", "none"): found.after.at(f"students/{t:g}") for t in TEMPERATURES}
+    alone |= {(f"online, T = {t:g}", NOISE[noise]): row for (noise, t), row in found.online.items()}
+    shrunk = {
+        f"noise of {'units' if noise == 'units' else 'weights'}, "
+        + (share if share == "as it is" else f"without {100 * float(share):g} % of the units"): row
+        for (noise, share), row in found.shrunk.items()
+    }
+
+    def own(row: Results) -> Any:
+        return row["default" if "default" in row else ""]
+
+    def teacher(row: Results) -> Any:
+        if "control" in row:
+            return row["control"]
+        return None if row.path == LABELS else row["/teacher"]
+
+    return [
+        f"# Distillation: {results.config['data']}",
+        f"{results.config['train']:,} training images, a sixth of them held out; {results.opening} π₁ has "
+        f"{cost['default']:,} multiply–adds before it is shrunk, π₂ {cost['control']:,}.",
+        Picture(
+            "distill.png",
+            "Distillation",
+            panels(
+                lambda axes: _ways(axes, found),
+                lambda axes: _shrinking(axes, found),
+                lambda axes: _pair(axes, found),
+                widths=(1.25, 1, 1),
+            ),
+            size=(13, 4),
+        ),
+        "## What was expected",
+        Verdicts(_sentences(found)),
+        "## π₁ alone, per cent right",
+        tabulate(
+            ("distilled", "noise in training"),
+            alone,
+            [
+                Column("π₁", own, reads),
+                Column(
+                    "− labels alone",
+                    lambda row: own(row) - found.labels if row.path != LABELS else None,
+                    points,
+                ),
+                Column("its π₂", teacher, reads),
+                Column("π₂ − π₁", lambda row: row["control"] - row["default"], points),
+                Column("pruned weights, %", "sparsity", form()),
+            ],
+        ),
+        "## Shrunk",
+        tabulate(
+            "π₁",
+            shrunk,
+            [
+                Column("units (first seed)", lambda row: "–".join(map(str, row.first("units")))),
+                Column("multiply–adds", "multiply_adds", lambda v: f"{v.mean() / 1000:,.0f} k"),
+                Column("times as fast", "faster", form(2, 1.0)),
+                Column("before tuning, %", "before tuning", reads),
+                Column("right, %", "accuracy", reads),
+                Column("− dense π₁", lambda row: row["accuracy"] - found.dense, points),
+                Column("− labels alone", lambda row: row["accuracy"] - found.labels, points),
+                Column("− before it was cut", lambda row: row["accuracy"] - row["/default"], points),
+            ],
+        ),
+        f"## The pair: π₁ without {100 * SHARE:g} % of its units, π₂ where π₁'s entropy is high",
+        "The thresholds come from held-out images; the sentence on the clock above is at the threshold for "
+        f"{100 * RATE:g} %.",
+        tabulate(
+            "calibrated to",
+            {f"{100 * rate:g} %": row for rate, row in found.gated.items()},
+            [
+                Column("called, %", "rate", form()),
+                Column("multiply–adds", found.cost, millions),
+                Column("right, %", "accuracy", reads),
+                Column("− π₂ everywhere", found.less_control, points),
+            ],
+        ),
+    ]
+
+
+def _sentences(found: _Found) -> list[str]:
+    """What was expected, and whether it holds: each sentence follows from the figures."""
+    online, whole = found.online["dense", 4.0], found.online["sparse", 4.0]
+    small, sparse = found.shrunk["units", f"{SHARE:g}"], found.shrunk["sparse", "as it is"]
+    gap = online["control"] - online["default"]
+    loss = small["accuracy"] - found.dense
+    cut, plain = small["accuracy"] - small["/default"], small["accuracy"] - found.labels
+    times = found.units.at("gated/timing")
+    return [
+        judged(
+            f"Distilled online, π₁ alone reads {interval(online['default'], 2)} % of the clean test digits, π₂ "
+            f"{interval(online['control'], 2)} %: {points(gap)} points apart (1 allowed).",
+            Claim(gap, 0.01, most=True),
+        ),
+        f"Online distillation less none {points(found.dense - found.labels)} points; distillation after training less "
+        f"none {points(found.students['4'] - found.labels)}; online less after "
+        f"{points(found.dense - found.students['4'])}.",
+        judged(
+            f"Without {100 * SHARE:g} % of the units of every hidden layer, shrunk and tuned for an epoch, π₁ is "
+            f"{interval(small['faster'], 2, 1.0)} times as fast (2 expected) and reads "
+            f"{interval(small['accuracy'], 2)} %: {points(loss)} points against the dense π₁, {points(cut)} against the "
+            f"one it was cut from, {points(plain)} against a dense one of the labels alone (0.5 allowed).",
+            Claim(small["faster"], 2.0),
+            *(Claim(difference, -0.005) for difference in (loss, cut, plain)),
+        ),
+        f"Zeros that lie anywhere: {interval(whole['sparsity'])} % of the weights are pruned and "
+        f"{interval(whole['default'], 2)} % of the digits are read right; what of the zeros is whole units makes π₁ "
+        f"{interval(sparse['faster'], 2, 1.0)} times as fast.",
+        *(_equal(found, allowed) for allowed in EQUAL),
+        f"On the clock, with {interval(times['rate'])} % of a batch called, the pair is "
+        f"{interval(times['ms/control'] / times['ms/gated'], 2, 1.0)} times as fast as π₂ everywhere.",
+    ]
+
+
+def _equal(found: _Found, allowed: float) -> str:
+    """The least rate of calls at which the pair is as good as π₂ everywhere: by its interval, or else by its mean."""
+    claims = {rate: Claim(found.less_control(row), -allowed) for rate, row in found.gated.items()}
+    alone = all(claim.alone for claim in claims.values())
+    where = "In the one seed, w" if alone else "W"
+    within = f"ithin {100 * allowed:g} points of π₂ everywhere"
+    held = [rate for rate, claim in claims.items() if claim.holds]
+    met = held or [rate for rate, claim in claims.items() if claim.value.mean >= claim.bound]
+    if not met:
+        return f"{where}{within}: no call rate that was tried."
+    row = found.gated[met[0]]
+    share = found.cost(row).mean() / found.units.first("multiply_adds/control")
+    by_mean = "" if held or alone else " by the mean, not by the whole interval"
+    return (
+        f"{where}{within}{by_mean}: calling {interval(row['rate'])} % of the test digits (calibrated to "
+        f"{100 * met[0]:g} % of held-out ones), {points(found.less_control(row))} points, at {100 * share:.0f} % of "
+        "π₂'s multiply–adds."
+    )
+
+
+def _ways(axes: Axes, found: _Found) -> None:
+    named: list[tuple[str, Any, str]] = [("labels alone", found.labels, OTHERS)]
+    named += [(f"after, T = {t}", values, "#6aa6d8") for t, values in found.students.items()]
+    named += [
+        (f"online, T = {t:g}", row["default"], OURS) for (n, t), row in found.online.items() if n == "dense"
+    ]
+    for i, (_, values, colour) in enumerate(named):
+        curve(axes, [100 * values], [i], x_bars=True, color=colour, ms=7, lw=2)
+    teacher = 100 * found.after["teacher"].mean()
+    axes.axvline(teacher, color=MUTED, lw=1)
+    axes.annotate("π₂ alone", (teacher, -0.75), color=MUTED, fontsize=9, ha="right", va="center")
+    axes.set_yticks(range(len(named)), [name for name, _, _ in named])
+    axes.set_ylim(len(named) - 0.4, -1.1)
+    axes.set_xlabel("right, %")
+    axes.set_title("π₁ alone, by what it learned from")
+    span_at_least(axes, "x", 2.0)
+
+
+def _shrinking(axes: Axes, found: _Found) -> None:
+    curve(axes, [1], [found.dense], "dense", scale=100, color=OTHERS, ms=7)
+    for noise, colour, label in (("sparse", WRONG, "noise of weights"), ("units", OURS, "noise of units")):
+        rows = {share: row for (n, share), row in found.shrunk.items() if n == noise}
+        x, y = [row["faster"] for row in rows.values()], [row["accuracy"] for row in rows.values()]
+        curve(axes, x, y, label, scale=100, x_bars=True, color=colour, ms=5)
+        for share, a, b in zip(rows, x, y, strict=True):
+            text = "whole" if share == "as it is" else f"−{100 * float(share):g} %"
+            note(axes, text, (a.mean(), 100 * b.mean()), color=INK, fontsize=9)
+    axes.set_xlabel("times as fast, shrunk")
+    axes.set_ylabel("right, %")
+    axes.set_title("Units removed from π₁")
+    span_at_least(axes, "y", 2.0)
+    axes.legend(loc="upper right")
+
+
+def _pair(axes: Axes, found: _Found) -> None:
+    x = [
+        100 * found.cost(row).mean() / found.units.first("multiply_adds/control")
+        for row in found.gated.values()
+    ]
+    y = [row["accuracy"] for row in found.gated.values()]
+    curve(axes, x, y, "π₁, and π₂ where called", scale=100, color=OURS, ms=5)
+    curve(
+        axes,
+        [100],
+        [found.units["gated/control"]],
+        "π₂ everywhere",
+        scale=100,
+        color=ORANGE,
+        marker="s",
+        ms=6,
+    )
+    for rate, a, b in zip(found.gated, x, y, strict=True):
+        note(axes, f"{100 * rate:g} %", (a, 100 * b.mean()), (4, -12), fontsize=8.5)
+    axes.set_xlabel("multiply–adds, % of π₂'s")
+    axes.set_ylabel("right, %")
+    axes.set_title("The pair, by calls of held-out images")
+    span_at_least(axes, "y", 2.0)
+    axes.legend(loc="lower right")
