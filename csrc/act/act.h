@@ -1,5 +1,5 @@
-// The halting step of ACT on a block of rows: scalars only. The weighted output is added up by the halting
-// family.
+// The halting step of ACT on a block of rows. It computes scalars only; the halting family adds up the
+// weighted output.
 #pragma once
 
 #include "act/rows.h"
@@ -34,7 +34,7 @@ struct ActStepBackward {
   void* g_accumulated;  // [rows] out
 };
 
-// Row i of a block. What the CPU loop and the CUDA grid both run.
+// Computes row i of a block, in the CPU loop and in the CUDA grid.
 template <class S>
 AC_HD void act_step_row(const ActStep& a, int64_t i) {
   const ActRow<S> row =

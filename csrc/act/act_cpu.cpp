@@ -1,11 +1,11 @@
-// ACT on the CPU: a few dozen operations per row.
+// ACT on the CPU, a few dozen operations per row.
 #include "act/act.h"
 
 #include "common/parallel.h"
 
 namespace adaptcomp {
 namespace {
-constexpr int64_t kRowWork = 256;  // bytes whose copying takes about as long as the exponentials of one row
+constexpr int64_t kRowWork = 256;  // bytes that are copied in about the time of one row's exponentials
 }
 
 void act_step_cpu(const ActStep& a) {

@@ -1,5 +1,4 @@
-// ACT on CUDA: one thread per row. A row is a handful of scalars, so the launch is the cost and there is
-// nothing to share.
+// ACT on CUDA: one thread per row. A row is a handful of scalars, so that the launch dominates the time.
 #include "act/act.h"
 
 #include "common/cuda.cuh"

@@ -3,8 +3,8 @@
 //   h = sigmoid(z);  N = the first n with h_1 + ... + h_n >= threshold, or M;  R = 1 - (h_1 + ... + h_{N-1})
 //   weight w_n = h_n for n < N, w_N = R;  ponder cost = N + R
 //
-// A logit of minus infinity is h = 0: the row does not halt here. Before `min_steps` the probability of
-// halting is zero by definition: h counts as 0 there, and so does its gradient.
+// A logit of minus infinity gives h = 0. Before `min_steps` the probability of halting, and its gradient, are
+// zero by definition.
 #pragma once
 
 #include <cmath>
@@ -46,7 +46,7 @@ struct ActRowGrad {
   C logit, accumulated;
 };
 
-// N is a constant: h_N is not in the remainder, so its gradient is zero.
+// N counts as a constant. h_N is not part of the remainder, so that its gradient is zero.
 template <class C>
 AC_HD ActRowGrad<C> act_row_backward(C z, C accumulated, C g_weight, C g_accumulated, C g_cost,
                                      const ActParams& p) {

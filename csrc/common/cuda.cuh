@@ -1,9 +1,9 @@
-// What every CUDA file here shares: launches that cannot fail silently, a device guard, packed memory access,
-// and the group of threads that owns one row.
+// Helpers of all CUDA files: launches that report their errors, a device guard, wide memory accesses, and the
+// group of threads that works on one row.
 //
-// A row belongs to one group of G threads, so no group waits for another and a row's arithmetic never sees
-// its neighbours. How the elements of a row fall to the threads of the group is a function of the row's
-// length only, never of its place in the batch.
+// One group of G threads works on one row, so that no group waits for another, and a row's arithmetic never
+// reads its neighbours. The distribution of a row's elements over the threads depends on the row's length
+// only, not on its place in the batch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,7 +20,7 @@ namespace adaptcomp {
 
 inline void cuda_check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // reported here: must not surface again in somebody else's check
+  cudaGetLastError();  // cleared, so that no later check reports the error again
   throw std::runtime_error(std::string("adaptcomp_ext: ") + what +
                            " failed on the CUDA device: " + cudaGetErrorString(error));
 }
@@ -42,10 +42,10 @@ class DeviceGuard {
   int device_, previous_ = 0;
 };
 
-constexpr int kThreads = 256;  // of every block
+constexpr int kThreads = 256;  // per block
 
 // Starts `kernel` on `blocks` blocks of kThreads, each with `shared` bytes of dynamic shared memory. The
-// error checked is the launch's own, not one left over by an earlier call.
+// checked error is that of the launch, not one that an earlier call has left.
 template <class... P, class... A>
 void launch_shared(const char* name, void (*kernel)(P...), int64_t blocks, int64_t shared, void* stream,
                    const A&... args) {
@@ -79,9 +79,8 @@ __device__ __forceinline__ void device_dispatch(DType t, const F& f) {
 }
 
 // --- memory
-// ---------------------------------------------------------------------------------------------------------------------
 
-// E neighbouring elements that move in accesses of up to 16 bytes.
+// E neighbouring elements that are read and written in accesses of up to 16 bytes.
 template <class T, int E>
 struct alignas(E * sizeof(T) < 16 ? E * sizeof(T) : 16) Pack {
   T v[E];
@@ -89,7 +88,7 @@ struct alignas(E * sizeof(T) < 16 ? E * sizeof(T) : 16) Pack {
 
 inline __host__ __device__ uintptr_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 
-// The widest access, 1 to 16 bytes, that suits every address and length or'ed into `bits`.
+// The widest access, 1 to 16 bytes, to which all addresses and lengths or'ed into `bits` are aligned.
 inline __host__ __device__ int access_bytes(uintptr_t bits) {
   bits |= 16;
   return static_cast<int>(bits & (~bits + 1));
@@ -107,7 +106,7 @@ __device__ __forceinline__ void dispatch_word(int bytes, const F& f) {
   }
 }
 
-// Calls f with the number of elements of T per access, as a constant: 16 bytes' worth, 4 bytes' worth or one.
+// Calls f with the number of elements of T per access, as a constant: those of 16 bytes, of 4 bytes, or one.
 template <class T, class F>
 __device__ __forceinline__ void dispatch_elements(int bytes, const F& f) {
   constexpr int size = sizeof(T);
@@ -120,9 +119,8 @@ __device__ __forceinline__ void dispatch_elements(int bytes, const F& f) {
   }
 }
 
-// to[0..bytes) = from[0..bytes), or zero where `from` is null; by the G threads of a row. A call, not
-// inlined: one per row costs nothing beside the memory it moves, and the ten loops in it would otherwise
-// crowd every kernel.
+// to[0..bytes) = from[0..bytes), or zero if `from` is null, by the G threads of a row. It is not inlined: a
+// call per row costs little beside the memory traffic, and its ten loops would bloat every kernel.
 template <int G>
 __device__ __noinline__ void move_row(void* to, const void* from, int64_t bytes, int lane) {
   dispatch_word(access_bytes(address(to) | address(from) | static_cast<uintptr_t>(bytes)), [&](auto* word) {
@@ -141,10 +139,9 @@ __device__ __noinline__ void move_row(void* to, const void* from, int64_t bytes,
 }
 
 // --- the threads of a row
-// -------------------------------------------------------------------------------------------------------
 
-// G threads: part of a warp, a warp, or a block. Every thread of the block has to reach each of the
-// collective calls.
+// G threads: a part of a warp, a warp, or a block. Every thread of the block has to reach each collective
+// call.
 template <int G>
 struct Group {
   static_assert(G <= 32 ? 32 % G == 0 : G == kThreads);
@@ -179,7 +176,7 @@ struct Group {
     }
   }
 
-  // The sum over the group, in lane 0. A tree over the lanes: always the same order.
+  // The sum over the group, in lane 0, by a tree in fixed order.
   template <class T>
   static __device__ T sum(T x) {
     constexpr int width = G < 32 ? G : 32;
@@ -197,8 +194,8 @@ struct Group {
   }
 };
 
-// Calls f with the group size, as a constant, for rows of at most `bytes` bytes: a few lanes while one or two
-// accesses of each cover the row, a warp up to a few KB, a block beyond.
+// Calls f with the group size, as a constant, for rows of at most `bytes` bytes: 8 lanes for rows that one or
+// two accesses per lane cover, a warp up to 4 KB, a block for longer rows.
 template <class F>
 void dispatch_group(int64_t bytes, const F& f) {
   if (bytes <= 128) {

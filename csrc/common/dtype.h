@@ -1,7 +1,7 @@
-// The dtypes that cross the boundary, and how each is read and written.
+// The dtypes of tensors, and how each is read and written.
 //
-// Half-width types are stored as bare 16-bit integers and computed in float, so that host and device share
-// one definition and neither needs the other's header for them.
+// 16-bit types are stored as integers and computed in float, so that host and device share one definition
+// without CUDA's headers.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 
 namespace adaptcomp {
 
-// The codes are the ones adaptcomp_ext/ops/_backend.py sends.
+// The codes are those of adaptcomp_ext/ops/_backend.py.
 enum class DType : int64_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, opaque = 4 };
 
 struct bfloat16 {
@@ -53,7 +53,7 @@ AC_HD float float_of(uint32_t u) {
 #endif
 }
 
-// `Compute<T>`: the type a row of T is accumulated in. Never narrower than float.
+// `Compute<T>`: the type in which values of T are accumulated, never narrower than float.
 template <class T>
 struct Compute {
   using type = float;
@@ -71,8 +71,7 @@ AC_HD float load(bfloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 
 AC_HD float load(float16 h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000u) << 16;
   const uint32_t magnitude = h.bits & 0x7fffu;
-  // Subnormals by way of an integer: as subnormal floats they would be lost where the processor flushes those
-  // to zero.
+  // Subnormals are converted as integers: a processor that flushes subnormal floats to zero would lose them.
   const uint32_t small =
       bits_of(static_cast<float>(static_cast<int32_t>(magnitude)) * float_of(0x33800000u));  // 2^-24
   const uint32_t rebiased = (magnitude << 13) + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
@@ -105,9 +104,9 @@ AC_HD void store(float16& out, float x) {
   out.bits = static_cast<uint16_t>(sign | body);
 }
 
-// The bits of |x| plus one in the exponent: the top bit is set just where x is inf or NaN, whose exponent
-// field is full. Three integer operations with the or that gathers a row's, which vectorise where
-// floating-point comparisons do not.
+// The bits of |x| plus one in the exponent: the top bit is set only if x is inf or NaN, whose exponent field
+// is full. With the `or` over a row these are three integer operations, which vectorise where floating-point
+// comparisons do not.
 AC_HD uint32_t finite_carry(float x) { return (bits_of(x) & 0x7fffffffu) + 0x00800000u; }
 AC_HD uint16_t finite_carry(bfloat16 x) { return static_cast<uint16_t>((x.bits & 0x7fffu) + 0x0080u); }
 AC_HD uint16_t finite_carry(float16 x) { return static_cast<uint16_t>((x.bits & 0x7fffu) + 0x0400u); }
@@ -123,7 +122,7 @@ AC_HD bool is_finite(T x) {
   return !top_bit(finite_carry(x));
 }
 
-// Whether all n elements of a row are.
+// Whether all n elements of a row are finite.
 template <class T>
 AC_HD bool finite_row(const T* x, int64_t n) {
   using Bits = decltype(finite_carry(T()));
@@ -132,20 +131,19 @@ AC_HD bool finite_row(const T* x, int64_t n) {
   return !top_bit(carry);
 }
 
-// Whether x is minus infinity, which masks a class among logits.
+// Whether x is minus infinity, which masks a class.
 AC_HD bool is_masked(float x) { return bits_of(x) == 0xff800000u; }
 AC_HD bool is_masked(double x) { return bits_of(x) == 0xfff0000000000000ull; }
 AC_HD bool is_masked(bfloat16 x) { return x.bits == 0xff80u; }
 AC_HD bool is_masked(float16 x) { return x.bits == 0xfc00u; }
 
-// Whether x can be a logit: minus infinity can, NaN and plus infinity cannot.
+// Whether x is a valid logit: finite or minus infinity.
 template <class T>
 AC_HD bool is_logit(T x) {
   return is_finite(x) || is_masked(x);
 }
 
-// Whether all n elements of a row can be logits, at least one of which is not masked: without one there is no
-// distribution.
+// Whether all n elements of a row are valid logits, and at least one class is not masked.
 template <class T>
 AC_HD bool logits_row(const T* x, int64_t n) {
   using Bits = decltype(finite_carry(T()));

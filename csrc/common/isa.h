@@ -1,11 +1,11 @@
-// Which build of the files that are compiled once per instruction set runs on this machine.
+// The choice among the builds of files that are compiled once per instruction set.
 #pragma once
 
 namespace adaptcomp {
 
 enum class Isa { base, avx2, avx512 };
 
-// The best that the machine has.
+// The widest instruction set of this machine.
 inline Isa best_isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -17,7 +17,7 @@ inline Isa best_isa() {
 #endif
 }
 
-// The one in use. Tests set it, to run what the machine would not choose.
+// The instruction set in use. Tests set it to run the other builds.
 inline Isa& isa() {
   static Isa in_use = best_isa();
   return in_use;
@@ -25,7 +25,7 @@ inline Isa& isa() {
 
 }  // namespace adaptcomp
 
-// Declares a function in every instruction set's namespace, and calls the one in use.
+// Macros that declare a function in the namespace of every instruction set, and call the one in use.
 #if defined(__x86_64__) && defined(__GNUC__)
 #define AC_DECLARE_ISA(declaration) \
   namespace isa_base {              \

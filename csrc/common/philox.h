@@ -1,5 +1,5 @@
-// Philox 4x32-10 (Salmon et al. 2011): random numbers as a function of (seed, sample, step), so that a sample
-// draws the same number whatever rows surround it.
+// Philox 4x32-10 (Salmon et al. 2011): random numbers as a function of (seed, sample, step), so that a
+// sample's numbers do not depend on the other rows.
 #pragma once
 
 #include "common/dtype.h"
@@ -10,7 +10,7 @@ AC_HD uint32_t mul_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>((static_cast<uint64_t>(a) * static_cast<uint64_t>(b)) >> 32);
 }
 
-// Four words. Key: the seed. Counter: the sample id, the step, and a word of the caller's.
+// Computes four words. The key is `seed`; the counter is `sample`, `step` and `last`.
 AC_HD void philox(uint64_t seed, uint64_t sample, uint32_t step, uint32_t last, uint32_t out[4]) {
   uint32_t c0 = static_cast<uint32_t>(sample), c1 = static_cast<uint32_t>(sample >> 32), c2 = step, c3 = last;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
@@ -30,7 +30,7 @@ AC_HD void philox(uint64_t seed, uint64_t sample, uint32_t step, uint32_t last, 
   out[3] = c3;
 }
 
-// Uniform in [0, 1), 24 bits.
+// A uniform number in [0, 1), of 24 bits.
 AC_HD float uniform(uint64_t seed, uint64_t sample, uint64_t step) {
   uint32_t word[4];
   philox(seed, sample, static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32), word);

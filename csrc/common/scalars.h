@@ -1,4 +1,4 @@
-// Reading a per-row scalar whose dtype is known at run time only.
+// Reads a row's scalar whose dtype is only known at run time.
 #pragma once
 
 #include "common/dtype.h"
@@ -28,7 +28,7 @@ AC_HD bool is_logit_scalar(const void* data, DType dtype, int64_t i) {
   return true;
 }
 
-// data[i], or zero where there is no data.
+// data[i], or zero if `data` is null.
 template <class S>
 AC_HD S load_or_zero(const void* data, int64_t i) {
   return data ? static_cast<const S*>(data)[i] : S(0);

@@ -1,9 +1,8 @@
-// Vectors of the instruction set a file is compiled for, and the functions of the activations on them.
+// Vectors of the instruction set for which a file is compiled, and elementary functions on them.
 //
-// The files that include this are compiled once per instruction set (CMakeLists.txt), each time in a
-// namespace of its own, AC_ISA; the dispatcher in common/isa.h picks one when the module is loaded.
-// Everything here is inlined or in that namespace, so that no function compiled for a wide machine can be
-// linked into the path of a narrow one.
+// Files that include this header are compiled once per instruction set (CMakeLists.txt), each time in its own
+// namespace AC_ISA; common/isa.h chooses one when the module is loaded. Everything here is inlined or in that
+// namespace, so that the linker cannot merge functions of different instruction sets.
 #pragma once
 
 #include <cmath>
@@ -67,7 +66,7 @@ AC_INLINE vec<C> splat(C x) {
   return vec<C>{} + x;
 }
 
-// a b + c, rounded once where the machine can. The only contraction: the compiler itself contracts nothing.
+// a b + c, rounded once if the instruction set can. The compiler itself contracts nothing.
 AC_INLINE vecf fma(vecf a, vecf b, vecf c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -87,10 +86,10 @@ AC_INLINE vecd fma(vecd a, vecd b, vecd c) {
 #endif
 }
 
-// The larger and the smaller of two; the second argument where either is NaN.
+// The larger and the smaller of two values; the second argument if either is NaN.
 AC_INLINE vecf max_vec(vecf a, vecf b) {
 #if defined(__AVX512F__)
-  return _mm512_maskz_max_ps(0xffff, a, b);  // the plain one makes GCC 12 warn of its own header
+  return _mm512_maskz_max_ps(0xffff, a, b);  // with _mm512_max_ps GCC 12 warns about its own header
 #elif defined(__AVX2__)
   return _mm256_max_ps(a, b);
 #else
@@ -109,7 +108,7 @@ AC_INLINE vecf min_vec(vecf a, vecf b) {
 AC_INLINE vecd max_vec(vecd a, vecd b) { return a > b ? a : b; }
 AC_INLINE vecd min_vec(vecd a, vecd b) { return a < b ? a : b; }
 
-// 1 / x for finite x of at least 1, within an ulp: a division takes as long as ten other operations.
+// 1 / x for finite x >= 1, within an ulp. A division would take as long as ten other operations.
 AC_INLINE vecf reciprocal(vecf x) {
 #if defined(__AVX512F__)
   const vecf y = _mm512_maskz_rcp14_ps(0xffff, x);
@@ -120,7 +119,7 @@ AC_INLINE vecf reciprocal(vecf x) {
 }
 AC_INLINE vecd reciprocal(vecd x) { return 1.0 / x; }
 
-// The sum of the lanes, always in the same order.
+// The sum of the lanes, in a fixed order.
 template <class C>
 AC_INLINE C sum_lanes(vec<C> v) {
   C lane[kLanes<C>];
@@ -146,7 +145,7 @@ AC_INLINE bool any_nan(vecd v) {
   return sum != sum;
 }
 
-// --- functions. In double lane by lane on the C library: correct, and nobody runs a large descent in double.
+// --- functions. In double they call the C library for each lane: large descents run in float.
 
 template <class F>
 AC_INLINE vecd each_lane(vecd x, const F& f) {
@@ -156,8 +155,8 @@ AC_INLINE vecd each_lane(vecd x, const F& f) {
   return load_vec(lane);
 }
 
-// Within 1.1 ulp on [-87.3, 88.3]; held constant outside, which is 0 and infinity for all that is done with
-// it here. NaN is kept.
+// exp within 1.1 ulp on [-87.3, 88.3], and constant outside, which the callers cannot tell from 0 and
+// infinity. NaN stays NaN.
 AC_INLINE vecf exp_vec(vecf x) {
   using Bits = Vec<float>::bits;
   x = max_vec(splat(-87.3f), min_vec(splat(88.3f), x));
@@ -176,7 +175,7 @@ AC_INLINE vecf exp_vec(vecf x) {
   Bits exponent, bits;
   std::memcpy(&exponent, &shifted, sizeof bits);
   std::memcpy(&bits, &p, sizeof bits);
-  bits += exponent << 23;  // the magic number's own bits leave at the top
+  bits += exponent << 23;  // this shifts out the other bits of the magic number
   std::memcpy(&p, &bits, sizeof bits);
   return p;
 }
@@ -184,7 +183,7 @@ AC_INLINE vecd exp_vec(vecd x) {
   return each_lane(x, [](double v) { return std::exp(v); });
 }
 
-// log(1 + e) for e in [0, 1], given q = 1 / (2 + e): 2 atanh(e q), a series in (e q)^2 <= 1/9.
+// log(1 + e) for e in [0, 1], given q = 1 / (2 + e), as 2 atanh(e q), a series in (e q)^2 <= 1/9.
 AC_INLINE vecf log1p_unit(vecf e, vecf q) {
   const vecf s = e * q, t = s * s;
   vecf p = splat(2.0f / 15.0f);
@@ -200,7 +199,7 @@ AC_INLINE vecd log1p_unit(vecd e, vecd) {
   return each_lane(e, [](double v) { return std::log1p(v); });
 }
 
-// Rational approximation of erf on [-4, 4], 1 beyond (as in Eigen); within 3 ulp.
+// erf within 3 ulp: a rational approximation on [-4, 4] (as in Eigen), +-1 outside.
 AC_INLINE vecf erf_vec(vecf x) {
   x = max_vec(splat(-4.0f), min_vec(splat(4.0f), x));
   const vecf t = x * x;
@@ -240,7 +239,7 @@ AC_INLINE vecd tanh_vec(vecd x) {
 
 // --- memory
 
-// Scratch of one call, aligned for the vectors. Uninitialised.
+// Uninitialised scratch of one call, aligned for vectors.
 template <class C>
 class Scratch {
  public:
@@ -263,7 +262,7 @@ class Scratch {
   C* data_ = nullptr;
 };
 
-// The length of a row of n elements in scratch: whole vectors, the rest zero.
+// The length in scratch of a row of n elements, rounded up to a number of vectors.
 template <class C>
 constexpr int64_t padded(int64_t n) {
   return (n + kLanes<C> - 1) / kLanes<C> * kLanes<C>;

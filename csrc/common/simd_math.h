@@ -1,4 +1,4 @@
-// The elementary functions of the host's vectors, as the row arithmetic of a family asks for them.
+// The elementary functions on the host's vectors, in the form that a family's row arithmetic takes.
 #pragma once
 
 #include "common/simd.h"

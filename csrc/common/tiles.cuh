@@ -1,14 +1,12 @@
-// Small matrix products on a tile of rows in a block's shared memory, and what else the threads of a block do
-// together.
+// Small matrix products on a tile of rows in a block's shared memory, and other collective operations of a
+// block.
 //
-// An element of a product is one chain of multiply-adds over k in order, as in common/tiles.h: how the
-// elements fall to the threads follows from the tile, their bits do not. A warp works on a row wherever a row
-// has to be added up, and the order of that sum follows from the row's length only. So a row has the same
-// bits alone and in any batch.
+// Each element of a product is one chain of multiply-adds over k, in order, as in common/tiles.h. The tile
+// decides which thread computes an element, but not its bits. Sums over a row are computed by one warp, in an
+// order that depends on the row's length only. So a row has the same bits alone and in any batch.
 //
-// The products run on the ordinary units. The tensor cores take float32 only as TF32, with 10 bits of
-// fraction: a descent that compares energies to 1e-4 would stop elsewhere, and a row would not get the result
-// it gets on the host.
+// The products do not use tensor cores, which take float32 only as TF32, with 10 bits of fraction: a descent
+// that compares energies to 1e-4 would converge at other steps than on the host.
 #pragma once
 
 #include <cmath>
@@ -18,25 +16,24 @@
 namespace adaptcomp {
 
 constexpr int kWarp = 32, kWarps = kThreads / kWarp;
-constexpr int kHeight =
-    4;  // rows of a thread's part of a product: each element of the matrix it reads serves as many
+// Rows of a thread's part of a product, which use each matrix element that it reads.
+constexpr int kHeight = 4;
+// Elements of one access, and columns of a thread's part.
 template <class C>
-constexpr int kPack =
-    16 / static_cast<int>(sizeof(C));  // elements of one access, and columns of a thread's part
+constexpr int kPack = 16 / static_cast<int>(sizeof(C));
 
 template <class C>
 AC_HD int64_t padded(int64_t n) {
   return (n + kPack<C> - 1) / kPack<C> * kPack<C>;
 }
-// How far apart the rows of a tile lie: whole accesses, and one more, so that rows of a power of two do not
-// share their banks.
+// The stride of a tile's rows: padded to full accesses, plus one access, so that rows of a power of two do
+// not share banks.
 template <class C>
 AC_HD int tile_stride(int64_t n) {
   return static_cast<int>(padded<C>(n)) + kPack<C>;
 }
 
-// Hands out one piece of memory after the other, each aligned to 16 bytes. With no memory behind it, it
-// measures.
+// Hands out consecutive pieces of memory, each aligned to 16 bytes. With a null base it measures the size.
 class Carver {
  public:
   AC_HD explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
@@ -53,18 +50,18 @@ class Carver {
   int64_t used_ = 0;
 };
 
-// What the lanes of one warp do on a row. All lanes arrive together, at every call.
+// Collective operations of one warp on a row. All lanes have to reach every call together.
 struct Warp {
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 
-  // f(i) for i < n; visible to every lane afterwards.
+  // Calls f(i) for i < n; the writes are visible to every lane afterwards.
   template <class F>
   static __device__ __forceinline__ void each(int n, const F& f) {
 #pragma unroll 1
     for (int i = lane(); i < n; i += kWarp) f(i);
     __syncwarp();
   }
-  // f once, after what the lanes did before and before what they do next.
+  // Calls f once, ordered after the lanes' earlier and before their later accesses.
   template <class F>
   static __device__ __forceinline__ void once(const F& f) {
     __syncwarp();
@@ -111,8 +108,8 @@ struct Warp {
   }
 };
 
-// Rows of n elements in shared memory, several kinds of them for each slot. One address for all: a kernel
-// with an address for each kind runs out of registers.
+// Rows of n elements in shared memory, one of each kind for each slot. They share one base address, because a
+// kernel with an address for each kind runs out of registers.
 template <class C>
 class TileRows {
  public:
@@ -129,14 +126,14 @@ class TileRows {
   C* data_;
 };
 
-// The slots of a tile, at most a warp's lanes of them: those with a bit in `live` hold a row, and which.
+// The slots of a tile, at most 32. Those with a bit in `live` hold the batch row `row[slot]`.
 struct Slots {
   int count;
   unsigned live;
   const int64_t* row;
 
   __device__ __forceinline__ bool holds(int slot) const { return (live >> slot & 1) != 0; }
-  // f(slot) for every slot that holds a row, each by one warp and always the same one.
+  // Calls f(slot) for every slot that holds a row, each in one fixed warp.
   template <class F>
   __device__ __forceinline__ void each(const F& f) const {
     for (int slot = static_cast<int>(threadIdx.x) / kWarp; slot < count; slot += kWarps)
@@ -144,14 +141,14 @@ struct Slots {
   }
 };
 
-// The slots of which `f` holds, as bits; the same in every thread of the block.
+// The slots for which `f` is true, as bits; the same in every thread of the block.
 template <class F>
 __device__ __forceinline__ unsigned slots_where(int count, const F& f) {
   return __ballot_sync(~0u, Warp::lane() < count && f(Warp::lane()));
 }
 
-// A matrix [inner, columns] that products read: packed in global memory, with a copy in shared memory where
-// there was room. Rows are `stride` apart, whole accesses; the columns beyond are zero.
+// A matrix [inner, columns] that products read: packed in global memory, and copied to shared memory if it
+// fits. Rows are `stride` apart, a number of full accesses; the columns from `columns` on are zero.
 template <class C>
 class Matrix {
  public:
@@ -162,7 +159,7 @@ class Matrix {
     packed_ = global.take<C>(inner * padded<C>(columns));
     copy_ = in_shared ? shared.take<C>(inner * padded<C>(columns)) : packed_;
   }
-  // By all threads; a barrier has to follow.
+  // Copies the matrix to shared memory, by all threads; a barrier has to follow.
   __device__ __forceinline__ void bring() {
     if (copy_ == packed_) return;
     const auto* from = reinterpret_cast<const Pack<C, kPack<C>>*>(packed_);
@@ -182,7 +179,7 @@ class Matrix {
   C *packed_, *copy_;
 };
 
-// kHeight rows and W columns of a product, by one thread.
+// Computes kHeight rows and W columns of a product in one thread.
 template <int W, class C, class From, class To>
 __device__ __forceinline__ void product_part(const Slots& slots, const C* in, int stride,
                                              const Matrix<C>& matrix, int row, int column, const From& from,
@@ -233,14 +230,14 @@ __device__ __forceinline__ void product_part(const Slots& slots, const C* in, in
       if (wanted(r, c)) to(row + r, column + c, sum[r][c]);
 }
 
-// to(slot, j, from(slot, j) + sum_k in[slot, k] matrix[k, j]) for every slot that holds a row and every
-// column j, by all threads. `in` lies in shared memory. A barrier has to follow before anybody else reads
-// what `to` wrote.
+// Calls to(slot, j, from(slot, j) + sum_k in[slot, k] matrix[k, j]) for every slot that holds a row and every
+// column j, by all threads. `in` lies in shared memory. A barrier has to follow before other threads read the
+// results.
 template <class C, class From, class To>
 __device__ __forceinline__ void product(const Slots& slots, const C* in, int stride, const Matrix<C>& matrix,
                                         const From& from, const To& to) {
-  // Single columns where there is a thread for each of them: a small product waits for its longest chain, not
-  // for its loads.
+  // A thread takes a single column if there are threads enough: the longest chain, not the loads, bounds a
+  // small product.
   const bool single = (slots.count + kHeight - 1) / kHeight * matrix.columns() <= kThreads;
   const int width = single ? 1 : kPack<C>;
   const int across = (matrix.columns() + width - 1) / width,
@@ -257,20 +254,20 @@ __device__ __forceinline__ void product(const Slots& slots, const C* in, int str
   }
 }
 
-// What a product starts from where it starts from nothing.
+// Initial values of a product that starts from zero.
 template <class C>
 struct Nothing {
   __device__ __forceinline__ C operator()(int, int) const { return C(0); }
 };
 
-// Elements of sums [n, m] for add_outer: whole accesses in both directions, of which what lies beyond n and m
-// is never read.
+// Number of elements of sums [n, m] for add_outer, padded to full accesses in both directions; the padding is
+// never read.
 template <class C>
 AC_HD int64_t outer_size(int64_t n, int64_t m) {
   return padded<C>(n) * padded<C>(m);
 }
 
-// One of the pairs of factors of an outer product, rows of a tile.
+// A pair of factors of an outer product, rows of a tile.
 template <class C>
 struct Factors {
   const C* left;
@@ -279,8 +276,8 @@ struct Factors {
   int right_stride;
 };
 
-// sums[i, j] += sum over the pairs and the slots, in order, of left[slot, i] right[slot, j]. By all threads,
-// each its own elements.
+// sums[i, j] += sum over the pairs and the slots, in order, of left[slot, i] right[slot, j]. Each thread
+// computes its own elements.
 template <class C, int N>
 __device__ __forceinline__ void add_outer(const Slots& slots, C* sums, int n, int m,
                                           const Factors<C> (&pairs)[N]) {
@@ -290,7 +287,7 @@ __device__ __forceinline__ void add_outer(const Slots& slots, C* sums, int n, in
   for (int part = static_cast<int>(threadIdx.x); part < parts; part += kThreads) {
     const int i = part / across * P, j = part % across * P;
     auto* place = reinterpret_cast<Pack<C, P>*>(sums) + i * across + j / P;
-    Pack<C, P> sum[P]{};  // added to the sums in the end: a short chain of its own keeps more digits
+    Pack<C, P> sum[P]{};  // a chain that starts at 0, not at the large sums, keeps more digits
 #pragma unroll
     for (int f = 0; f < N; ++f) {
 #pragma unroll 1

@@ -1,7 +1,7 @@
-// Small matrix products on a tile of rows, with the other matrix packed once per call.
+// Small products of a tile of rows with a matrix that is packed once per call.
 //
-// An element of the product is one chain of multiply-adds over k in order, whatever rows share the tile and
-// however many of them there are: a row has the same bits alone and in any batch.
+// Each element of the product is one chain of multiply-adds over k, in order, whatever the other rows of the
+// tile: a row has the same bits alone and in any batch.
 #pragma once
 
 #include "common/simd.h"
@@ -9,12 +9,11 @@
 namespace adaptcomp {
 namespace AC_ISA {
 
-// Rows that one pass over a panel serves: with two vectors of columns, as many accumulators as the registers
-// hold.
+// Number of rows of one pass over a panel: with two vectors of columns, the accumulators fill the registers.
 constexpr int kBlock = AC_VECTOR_BYTES == 64 ? 8 : 4;
 
-// A matrix [k, n] in panels of two vectors of columns (the last one may be one vector wide), each panel
-// [k][columns] in a row, so that a product reads it from front to back. Columns beyond n are zero.
+// A matrix [k, n] in panels of two vectors of columns (the last panel may have one). A panel is contiguous,
+// [k][columns], so that a product reads it from front to back. Columns beyond n are zero.
 template <class C>
 class Panels {
  public:
@@ -41,8 +40,8 @@ class Panels {
   Scratch<C> data_;
 };
 
-// done[r, w] = init[r] + sum_i x[r, i] panel[i, w], with init zero where it is null. Not inlined: what is
-// done with the result differs from product to product, this does not.
+// done[r, w] = init[r, w] + sum_i x[r, i] panel[i, w]; a null init is zero. It is not inlined, so that all
+// callers share one copy.
 template <class C, int R, int W>
 __attribute__((noinline)) void block_product(const C* x, int64_t stride, const C* panel, int64_t k,
                                              const C* init, int64_t init_stride, vec<C>* done) {
@@ -69,19 +68,19 @@ __attribute__((noinline)) void block_product(const C* x, int64_t stride, const C
     for (int w = 0; w < W; ++w) done[r * W + w] = sum[r][w];
 }
 
-// Rows of scratch for `rows` rows of a tile.
+// Number of rows of scratch for `rows` rows of a tile.
 constexpr int64_t whole_blocks(int64_t rows) { return (rows + kBlock - 1) / kBlock * kBlock; }
 
-// What a product starts from: rows `stride` apart, one row for all where that is 0, zero where there is none.
+// Initial values of a product: rows `stride` apart, one row for all if that is 0, zero if `data` is null.
 template <class C>
 struct From {
   const C* data = nullptr;
   int64_t stride = 0;
 };
 
-// last(r, j, from[r, j] + sum_i in[r, i] matrix[i, j]) for every row r and vector of columns from j; also for
-// some rows beyond `rows`, fewer than whole_blocks(rows), of whatever is there. A panel serves all rows
-// before the next one is read.
+// Calls last(r, j, from[r, j] + sum_i in[r, i] matrix[i, j]) for every row r and vector of columns from j,
+// and also for rows from `rows` up to whole_blocks(rows), whose values mean nothing. A panel is used for all
+// rows before the next one is read.
 template <class C, class Last>
 AC_INLINE void product(const C* in, int64_t stride, int64_t rows, const Panels<C>& matrix, From<C> from,
                        const Last& last) {
@@ -89,8 +88,8 @@ AC_INLINE void product(const C* in, int64_t stride, int64_t rows, const Panels<C
   for (int64_t column = 0; column < matrix.columns(); column += Panels<C>::kWide) {
     const bool wide = column + Panels<C>::kWide <= matrix.columns();
     for (int64_t row = 0; row < rows; row += kBlock) {
-      // What is left over goes as a whole block or as two or four rows, some of which may not be there: few
-      // variants, and as many rows as keep the processor's pipelines full.
+      // The remaining rows go as 2, 4 or kBlock rows, some of them unused: these are few variants, with rows
+      // enough to keep the processor's pipelines full.
       const int64_t left = rows - row;
       const int height = left <= 2 ? 2 : left <= 4 ? 4 : kBlock;
       const auto block = wide ? (height == 2   ? block_product<C, 2, 2>
@@ -108,7 +107,7 @@ AC_INLINE void product(const C* in, int64_t stride, int64_t rows, const Panels<C
   }
 }
 
-// One of the two pairs of factors of an outer product.
+// A pair of factors of an outer product.
 template <class C>
 struct Factors {
   const C* left;

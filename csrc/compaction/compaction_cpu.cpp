@@ -1,4 +1,5 @@
-// Compaction on the CPU: memory bound, so whole rows are copied and nothing else is touched.
+// Compaction on the CPU. It is bound by memory: complete rows are copied, and nothing else is read or
+// written.
 #include "compaction/compaction.h"
 
 #include <cstring>
@@ -24,7 +25,7 @@ const char* at(const void* base, int64_t row, int64_t row_bytes) {
 int64_t compact_index_cpu(const uint8_t* keep, int64_t n, int64_t* index) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
-    index[count] = i;  // branch-free: a row that is not kept is overwritten by the next one
+    index[count] = i;  // branch-free: the next row overwrites the entry of a row that is not kept
     count += keep[i] != 0;
   }
   return count;
@@ -39,7 +40,7 @@ void gather_rows_cpu(const Move* moves, int64_t n_moves, const int64_t* index, i
           std::memset(at(moves[m].dst, j++, size), 0, static_cast<size_t>(size));
           continue;
         }
-        int64_t run = 1;  // neighbours that stay neighbours move as one block
+        int64_t run = 1;  // rows that stay neighbours are copied as one block
         while (j + run < end && index[j + run] == index[j] + run) ++run;
         std::memcpy(at(moves[m].dst, j, size), at(moves[m].src, index[j], size),
                     static_cast<size_t>(run * size));

@@ -1,11 +1,10 @@
-// Compaction on CUDA. Moving rows is bound by memory alone, so the shape follows from keeping it busy: a
-// block owns a tile of kTile words of one tensor's dense side, whatever the length of its rows, and each
-// thread has kWords independent loads in flight. Narrow rows therefore fill their warps and wide rows spread
-// over many blocks, with the same code. The tensors of a call travel as a table in the kernel's parameters
-// and share one launch. A word is as wide as the tensor's address and row length allow.
+// Compaction on CUDA. Copying rows is bound by memory, which has to be kept busy: a block moves a tile of
+// kTile words of one tensor's dense side, whatever the length of its rows, and each thread has kWords
+// independent loads in flight. So short rows fill their warps, and long rows spread over many blocks, with
+// the same code. The tensors of a call are a table in the kernel's parameters and share one launch. A word is
+// as wide as the tensor's address and row length allow.
 //
-// The index comes from CUB's single-pass selection. This is the one file that includes CUB, which compiles
-// slowly.
+// The index comes from CUB's single-pass selection. Only this file includes CUB, which compiles slowly.
 #include <thrust/iterator/counting_iterator.h>
 #include <cub/device/device_select.cuh>
 
@@ -29,7 +28,7 @@ inline __host__ __device__ int word_bytes(const Move& m) {
   return access_bytes(address(m.src) | address(m.dst) | static_cast<uintptr_t>(m.row_bytes));
 }
 
-// A tile of the dense side, which is dst when gathering and src when scattering; `index` names the row of the
+// Moves a tile of the dense side, which is dst in a gather and src in a scatter; `index` has the rows of the
 // sparse side.
 template <bool Gather, class Word>
 __device__ __forceinline__ void move_tile(const Move& move, const int64_t* __restrict__ index, int64_t rows,
@@ -38,17 +37,16 @@ __device__ __forceinline__ void move_tile(const Move& move, const int64_t* __res
   auto* __restrict__ dst = static_cast<Word*>(move.dst);
   const int64_t per_row = move.row_bytes / static_cast<int64_t>(sizeof(Word));
   const int64_t total = rows * per_row, begin = tile * kTile;
-  const int64_t first_row =
-      begin / per_row;  // one 64-bit division per thread; the rest is done relative to it
+  const int64_t first_row = begin / per_row;  // the only 64-bit division of a thread
   const int64_t first_column = begin - first_row * per_row;
 
-  int64_t sparse[kWords];  // word on the sparse side, -1: none
+  int64_t sparse[kWords];  // word on the sparse side; -1: none
 #pragma unroll
   for (int k = 0; k < kWords; ++k) {
     const int offset = static_cast<int>(threadIdx.x) + k * kThreads;
     int64_t row = first_row, column = first_column + offset;
     if (column >= per_row) {
-      if (per_row >= kTile) {  // a tile reaches into the next row at most
+      if (per_row >= kTile) {  // the tile ends in the next row at the latest
         ++row;
         column -= per_row;
       } else {
@@ -105,7 +103,7 @@ void move_rows(const char* name, const Move* moves, int64_t n_moves, const int64
   }
 }
 
-// What DeviceSelect does with null scratch: asks for its size.
+// Runs CUB's selection; with a null `temp` it only sets `bytes`, the size of the scratch.
 cudaError_t select_kept(void* temp, size_t& bytes, const uint8_t* keep, int64_t n, int64_t* index,
                         int64_t* count, cudaStream_t stream) {
   return cub::DeviceSelect::Flagged(temp, bytes, thrust::counting_iterator<int64_t>(0), keep, index, count, n,
@@ -129,7 +127,7 @@ void compact_index_cuda(const uint8_t* keep, int64_t n, int64_t* index, int64_t*
     cuda_check(cudaMemsetAsync(count, 0, sizeof(int64_t), on), "compact_index (count)");
     return;
   }
-  // Every byte set is -1. The selection then writes the kept rows over the front.
+  // Bytes of 0xff make entries of -1. The selection then writes the kept rows over the first ones.
   cuda_check(cudaMemsetAsync(index, 0xff, static_cast<size_t>(n) * sizeof(int64_t), on),
              "compact_index (tail)");
   size_t bytes = static_cast<size_t>(temp_bytes);

@@ -1,4 +1,4 @@
-// The confidence of a block of class logits. Not differentiable: it only decides.
+// The confidence of a block of class logits. It has no gradient.
 #pragma once
 
 #include "confidence/rows.h"

@@ -1,4 +1,4 @@
-// Confidence on the CPU: one exponential per class.
+// Confidence on the CPU, with one exponential per class.
 #include "confidence/confidence.h"
 
 #include <type_traits>
@@ -8,7 +8,7 @@
 namespace adaptcomp {
 
 void confidence_cpu(const Confidence& a) {
-  constexpr int64_t kClassWork = 64;  // bytes whose copying takes about as long as one exponential
+  constexpr int64_t kClassWork = 64;  // bytes that are copied in about the time of one exponential
   dispatch(a.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     parallel_rows(a.rows, a.classes * kClassWork, [&](int64_t begin, int64_t end) {

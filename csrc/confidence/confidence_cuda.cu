@@ -1,5 +1,5 @@
-// Confidence on CUDA: a thread per row for the usual handful of classes, whose rows share cache lines with
-// their neighbours' rows; a warp per row beyond.
+// Confidence on CUDA: a thread per row for few classes, where neighbouring rows share cache lines; a warp per
+// row for more.
 #include "confidence/confidence.h"
 
 #include "common/cuda.cuh"

@@ -1,6 +1,6 @@
-// How sure a row of class logits is, in [0, 1]: the largest probability, the margin between the two largest,
-// or one minus the normalised entropy. Two passes over the classes, the first for the maximum, so that
-// nothing overflows.
+// The confidence, in [0, 1], of a row of class logits: the largest probability, the margin between the two
+// largest, or one minus the normalised entropy. The first of two passes over the classes finds the maximum,
+// so that nothing overflows.
 #pragma once
 
 #include <cmath>
@@ -11,13 +11,12 @@ namespace adaptcomp {
 
 using std::exp, std::log;  // the C functions of these names take doubles only
 
-// exp(x) for x <= 0 within two units in the last place; zero where it would be subnormal. Cody and Waite's
-// reduction and the polynomial of Cephes' expf: without a call or a branch, so that a loop over the classes
-// is vectorised.
+// exp(x) for x <= 0 within 2 ulp; zero where it would be subnormal. It uses Cody and Waite's reduction and
+// the polynomial of Cephes' expf, without a call or a branch, so that a loop over the classes vectorises.
 AC_HD float exp_nonpositive(float x) {
   const float inside = x < -88.0f ? -88.0f : x;  // keeps a NaN
-  const float shifted =
-      inside * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer stands in the last bits
+  // Adding 1.5 * 2^23 rounds to an integer, held in the low bits.
+  const float shifted = inside * 1.44269504f + 12582912.0f;
   const float n = shifted - 12582912.0f;
   const float r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -34,11 +33,11 @@ AC_HD double exp_nonpositive(double x) { return exp(x); }
 
 enum class Measure : int64_t { max_prob = 0, margin = 1, entropy = 2 };
 
-// What the two passes over a row leave.
+// The results of the two passes over a row.
 template <class C>
 struct ConfidenceSums {
   C first, second;  // the two largest logits
-  C sum, weighted;  // of e = exp(x - first), and of e (x - first)
+  C sum, weighted;  // sums of e = exp(x - first) and of e (x - first)
 };
 
 template <class C>
@@ -49,8 +48,8 @@ AC_HD C confidence_of(const ConfidenceSums<C>& s, int64_t classes, Measure measu
   return C(1) - entropy / log(C(classes));
 }
 
-// The second pass over a row whose maximum is known. In chunks on the host, where each loop then vectorises;
-// the sums run through the classes in order all the same.
+// The second pass, over a row whose maximum is known. On the host it runs in chunks, so that each loop
+// vectorises; the sums are in the order of the classes on both.
 template <bool Entropy, class T>
 AC_HD void confidence_sums(ConfidenceSums<compute_t<T>>& s, const T* logits, int64_t classes) {
   using C = compute_t<T>;
@@ -71,7 +70,7 @@ AC_HD void confidence_sums(ConfidenceSums<compute_t<T>>& s, const T* logits, int
   }
 }
 
-// The first pass: the two largest.
+// The first pass, which finds the two largest logits.
 template <class T>
 AC_HD ConfidenceSums<compute_t<T>> two_largest(const T* logits, int64_t classes) {
   using C = compute_t<T>;
@@ -100,10 +99,10 @@ AC_HD compute_t<T> confidence_row(const T* logits, int64_t classes, Measure meas
   return confidence_of_row(two_largest(logits, classes), logits, classes, measure);
 }
 
-// confidence_row(...) >= threshold. The two largest alone decide most rows, and spare them an exponential per
-// class: with q the ratio of their probabilities, the largest one lies between 1 / (1 + (classes - 1) q) and
-// 1 / (1 + q). The slack is more than the rounding of the sum, so that the answer is always that of the
-// comparison.
+// confidence_row(...) >= threshold. For most rows the two largest logits decide without an exponential per
+// class: with the ratio q of their probabilities, the largest probability lies between 1 / (1 + (classes - 1)
+// q) and 1 / (1 + q). The slack exceeds the rounding of the sum, so that the result is always that of the
+// full comparison.
 template <class S, class T>
 AC_HD bool confidence_reaches(const T* logits, int64_t classes, Measure measure, S threshold) {
   using C = compute_t<T>;

@@ -1,5 +1,5 @@
-// The confidence of a row of many classes, by one warp. Lane c % 32 takes class c and the lanes meet in a
-// fixed tree, so that a row has the same bits in every kernel that asks for it, whatever surrounds it.
+// The confidence of a row of many classes, by one warp. Lane c % 32 takes class c, and the lanes' sums meet
+// in a fixed tree, so that a row has the same bits in every kernel and in any batch.
 #pragma once
 
 #include "common/cuda.cuh"
@@ -7,7 +7,7 @@
 
 namespace adaptcomp {
 
-// Up to here one thread per row runs confidence_row itself: a warp would mostly be adding up its lanes.
+// Up to this number of classes one thread runs confidence_row: a warp would mostly add up its lanes.
 constexpr int64_t kClassesPerThread = 64;
 
 template <class T>

@@ -1,5 +1,5 @@
-// The step of a descent on the CPU. One pass: a row is judged, its next point made and packed while it is in
-// cache.
+// The step of a descent on the CPU, in one pass: a row is judged, and its next point computed and compacted,
+// while it is in cache.
 #include "descent/descent.h"
 
 #include <algorithm>
@@ -17,10 +17,10 @@
 namespace adaptcomp {
 namespace {
 
-constexpr int64_t kChunk = 32;  // elements of noise made at a time; a multiple of four
+constexpr int64_t kChunk = 32;  // elements of noise that are computed together; a multiple of four
 
-// The norm. In double, so that no finite gradient is too long for it; in sixteen partial sums in a fixed
-// order, which vectorise.
+// The norm of a row, in double, where no finite gradient overflows. Sixteen partial sums in a fixed order
+// vectorise.
 template <class T>
 AC_HD double norm_row(const T* x, int64_t n) {
   double lane[16] = {};
@@ -34,15 +34,14 @@ AC_HD double norm_row(const T* x, int64_t n) {
   return std::sqrt(lane[0]);
 }
 
-// What a row's next point is made with.
+// The constants of a row's next point.
 template <class C>
 struct Proposal {
   C factor, momentum, step, low, high;
 };
 
-// next = clamp(y + noise - step velocity), velocity = momentum before + factor g. Without a place to store
-// it, the velocity is not kept; before and noise may be null. A loop of its own for each combination: they
-// vectorise only so.
+// next = clamp(y + noise - step velocity), velocity = momentum before + factor g. `velocity`, `before` and
+// `noise` may be null. Each combination has its own loop, because only such loops vectorise.
 template <bool Before, bool Velocity, bool Noise, class T, class C>
 AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velocity, const C* noise,
                        const Proposal<C>& how, int64_t n) {
@@ -53,7 +52,7 @@ AC_HD void propose_row(T* next, const T* y, const T* g, const C* before, C* velo
     C x = load(y[i]);
     if constexpr (Noise) x += noise[i];
     x -= how.step * m;
-    x = x < how.low ? how.low : x;  // one after the other: nested they do not vectorise
+    x = x < how.low ? how.low : x;  // nested conditionals would not vectorise
     x = x > how.high ? how.high : x;
     store(next[i], x);
   }
@@ -87,9 +86,8 @@ AC_HD bool any_row(const C* x, int64_t n) {
   return any;
 }
 
-// The rows of a chunk where a step is next = clamp(y - step g) and every finite point is taken. All in one
-// function that is compiled for each instruction set: a call for each row and loop would take longer than a
-// short row.
+// The rows of a chunk if a step is next = clamp(y - step g) and every finite point is accepted. It is one
+// function for each instruction set, because calls for each row and loop would take longer than a short row.
 template <class T, class C>
 AC_HD DescentCounts plain_rows(const DescentStep& a, int64_t begin, int64_t end, int64_t* index) {
   const int64_t n = a.elements;
@@ -98,7 +96,7 @@ AC_HD DescentCounts plain_rows(const DescentStep& a, int64_t begin, int64_t end,
   for (int64_t i = begin; i < end; ++i) {
     const int64_t r = a.row[i];
     const T* point = static_cast<const T*>(a.point) + i * n;
-    const T* g = static_cast<const T*>(a.gradient) + i * n;  // read where there is one
+    const T* g = static_cast<const T*>(a.gradient) + i * n;  // not read if there is none
     C& energy = static_cast<C*>(a.energy)[r];
     const C value = load_scalar<C>(a.value, a.value_dtype, i);
     const bool finite = is_finite(value) && finite_row(point, n);
@@ -135,7 +133,7 @@ inline bool is_plain(const DescentStep& a) {
   return !a.kept && !a.velocity && !a.scale && !a.rule.noisy && a.rule.clip <= 0;
 }
 
-// target_clones wants plain functions: one set per dtype.
+// target_clones needs plain functions, so that each dtype has its own set.
 #define AC_ROW_LOOPS(T, C)                                                                                   \
   AC_CLONES DescentCounts plain_loop(const T*, const DescentStep& a, int64_t begin, int64_t end,             \
                                      int64_t* index) {                                                       \
@@ -167,7 +165,7 @@ C number_of(const PerRow& numbers, int64_t r) {
                       : static_cast<C>(numbers.value);
 }
 
-// The noise of kChunk elements from `begin` on: `normals`, stage by stage, so that each vectorises.
+// The noise of kChunk elements from `begin` on: `normals` in stages, each of which vectorises.
 AC_CLONES void normals_loop(const DescentRule& rule, uint64_t sample, int64_t step, int64_t begin,
                             double* out) {
   constexpr int64_t kBlocks = kChunk / 4;
@@ -189,7 +187,7 @@ AC_CLONES void normals_loop(const DescentRule& rule, uint64_t sample, int64_t st
   }
 }
 
-// sigma times the noise of elements `begin` to `begin` + n, at most kChunk.
+// sigma times the noise of the n <= kChunk elements from `begin` on.
 template <class C>
 void noise_chunk(const DescentRule& rule, C sigma, uint64_t sample, int64_t step, int64_t begin, int64_t n,
                  C* out) {
@@ -205,7 +203,7 @@ class StepRows {
  public:
   explicit StepRows(const DescentStep& args) : a_(args), n_(args.elements) {}
 
-  // The rows of a chunk; the points and index of those that go on are packed from the chunk's first place on.
+  // Runs the rows of a chunk, and compacts points and index of the active ones to the chunk's beginning.
   DescentCounts operator()(int64_t begin, int64_t end, int64_t* index) const {
     DescentCounts counts{0, 0, 0};
     for (int64_t i = begin; i < end; ++i) {
@@ -281,7 +279,7 @@ class StepRows {
   int64_t n_;
 };
 
-// The rows of a chunk that go on, packed from its beginning on.
+// The active rows of a chunk, compacted to its beginning.
 struct Chunk {
   int64_t begin;
   DescentCounts counts;

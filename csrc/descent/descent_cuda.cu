@@ -1,9 +1,9 @@
 // The step of a descent on CUDA: one launch, one group of threads per row (common/cuda.cuh).
 //
-// All lanes test the point and add up the gradient's norm, lane 0 judges, and all make the next point. How
-// the elements of a row fall to lanes depends on its length alone, so its norm has the same bits wherever it
-// stands. The rows are read and written element by element, neighbouring lanes neighbouring elements; noise
-// comes in blocks of four elements, which one lane makes.
+// All lanes test the point and add up the gradient's norm, lane 0 judges, and all compute the next point. The
+// distribution of elements over lanes depends on a row's length only, so that its norm has the same bits at
+// any place. Neighbouring lanes read and write neighbouring elements; one lane computes a block of four
+// elements of noise.
 #include "descent/descent.h"
 
 #include "common/cuda.cuh"
@@ -27,7 +27,7 @@ __device__ C number_of(const PerRow& numbers, int64_t r) {
                       : static_cast<C>(numbers.value);
 }
 
-// The length of a row, in every lane. In double, so that no finite gradient is too long for it.
+// The norm of a row, in every lane, in double, where no finite gradient overflows.
 template <int G, class T>
 __device__ double norm_of(const T* x, int64_t n, bool mine) {
   double sum = 0;
@@ -40,13 +40,13 @@ __device__ double norm_of(const T* x, int64_t n, bool mine) {
   return sqrt(Group<G>::broadcast(Group<G>::sum(sum)));
 }
 
-// What a row's next point is made with.
+// The constants of a row's next point.
 template <class C>
 struct Proposal {
   C factor, momentum, step;
 };
 
-// One element of it. before, velocity: null without; noise: sigma eta.
+// Computes one element of the next point. `before` and `velocity` may be null; `noise` is sigma eta.
 template <class T, class C>
 __device__ void propose(const DescentRule& rule, const Proposal<C>& how, const T* y, const T* g,
                         const C* before, C* velocity, bool noisy, C noise, T* next, int64_t k) {
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
                             norm, a.moving && a.moving[r]);
   const bool goes_on = live && verdict.status == kGoesOn;
 
-  // From here on every lane has read what lane 0 writes.
+  // Every lane has read the state that lane 0 writes from here on.
   if (live && (verdict.accept || a.step == 0)) {
     T* y = row_at<T>(a.y, r, n);
     T* kept = gradient ? row_at<T>(a.kept, r, n) : nullptr;
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) descent_update_kernel(const __grid_c
             row_at<T>(a.next, i, n), k);
 }
 
-// One thread for each block of four elements.
+// One thread computes a block of four elements.
 template <class C>
 __global__ void __launch_bounds__(kThreads) descent_normals_kernel(const __grid_constant__ DescentNormals a) {
   const int64_t blocks = (a.elements + 3) / 4;

@@ -1,21 +1,21 @@
-// The constants of a descent on an energy. What they mean stands in descent/rows.h.
+// The constants of a descent on an energy; descent/rows.h has the formulas.
 #pragma once
 
 #include <cstdint>
 
 namespace adaptcomp {
 
-// What is the same for every row.
+// The constants that are the same for every row.
 struct DescentRule {
   int64_t max_steps;
-  double tol;           // 0: no row stops by the rule
-  bool on_gradient;     // stop where |g| <= tol, else where |E_new - E| <= tol
-  bool if_lower;        // reject a point whose energy is not at most E
+  double tol;           // tolerance of the stopping rule; 0: the rule is off
+  bool on_gradient;     // a row converges if |g| <= tol, else if |E_new - E| <= tol
+  bool if_lower;        // a point is rejected if its energy is above E
   bool noisy;           // sigma eta is added
   double momentum;      // mu; 0: none
-  double clip;          // largest norm of g that is used; 0: no limit
-  double low, high;     // clamp; infinite: no limit
-  double backtracking;  // factor on the step size after a rejection; 0: none
+  double clip;          // upper bound on the norm of g; 0: none
+  double low, high;     // bounds of the clamp; infinite: none
+  double backtracking;  // factor of the step size after a rejection; 0: none
   uint64_t seed;
 };
 

@@ -1,15 +1,15 @@
-// All steps of a descent on CUDA, in one launch, and the gradient of a descent in another: descent/tile.h for
+// Fused descents on CUDA: all steps in one launch, and their gradient in another. It is descent/tile.h for
 // the threads of a block. The points, gradients and hidden values of a tile of rows stay in shared memory
-// from a row's first step to its last, the energy's matrices too where there is room. A slot whose row has
-// ended takes the next waiting row; when none waits it idles.
+// from a row's first step to its last, and so do the energy's matrices if they fit. A slot whose row has
+// ended takes the next waiting row, or idles if none waits.
 //
-// Nothing here waits for the host or keeps memory: what a launch needs beside shared memory is a scratch
-// tensor of the caller's, so that a CUDA graph can hold it. The gradient's rows are dealt out to the blocks
-// and slots by their numbers alone, and each block's sums over its rows are added up in the order of the
-// blocks: the same device gives the same bits in every run.
+// Nothing here waits for the host or keeps memory: besides shared memory a launch uses a scratch tensor of
+// the caller, so that a CUDA graph can hold it. The gradient's rows go to blocks and slots by their numbers
+// alone, and the blocks' sums over rows are added up in the order of the blocks: a device gives the same bits
+// in every run.
 //
-// Limits: a row of the tile has to fit in a block's shared memory. Hence the tile's own indices are of 32
-// bits; those of the batch are of 64.
+// Limit: a row of the tile has to fit in a block's shared memory. The tile's own indices therefore have 32
+// bits; those of the batch have 64.
 #pragma once
 
 #include <initializer_list>
@@ -20,9 +20,9 @@
 
 namespace adaptcomp {
 
-// How a launch is laid out. `shared` and `scratch` in bytes.
+// The layout of a launch; `shared` and `scratch` are in bytes.
 struct DescentPlan {
-  int slots;        // of a block; 0: one row does not fit
+  int slots;        // slots per block; 0: one row does not fit
   unsigned staged;  // bit i: the energy's part i is in shared memory
   int64_t shared, scratch, blocks;
 
@@ -45,14 +45,14 @@ __device__ __forceinline__ void noise_row(const DescentRule& rule, const int64_t
   });
 }
 
-// y + sigma eta - rate m, with eta null where there is no noise.
+// y + sigma eta - rate m; a null eta is no noise.
 template <class C>
 __device__ __forceinline__ C unclamped(const C* y, const C* eta, C sigma, C rate, const C* m, int i) {
   const C x = eta ? std::fma(sigma, eta[i], y[i]) : y[i];
   return std::fma(-rate, m[i], x);
 }
 
-// What the two directions share: which row is in which slot, and rows of the tile.
+// The members that both directions share: the slots' batch rows, and the rows of the tile.
 template <class C>
 class DescentSlots {
  public:
@@ -73,24 +73,27 @@ class DescentSlots {
 
   int dim_, count_;
   int64_t* row_;  // kNone: the slot is empty
-  C* of_slot_;    // what the energy says of it: E, or phi
+  C* of_slot_;    // the energy's result for the slot: E, or phi
   TileRows<C> rows_;
 };
 
-// An energy as the tile sees it is a class with
-//   scalar, Energy, Grad        the types of its elements, its arguments and its results
-//   kParts                      how many of its parts may lie in shared memory, the most useful first: 0 its
-//   sums, then matrices widest, sizes               its longest row, and its sizes in words Tile(energy,
-//   grad, dim, backward, plan, global, shared)   takes the packed matrices and what it needs of the tile
-//   sums_size(), use_sums(own)  a block's sums, which the derivatives in the parameters are added to
-//   pack(packings), sums(list)  what to pack where, and where the sums go: on the host
-//   bring()                     the matrices that have a place in shared memory to it
-//   begin(row)                  by one warp: zeroes the row's own results
-//   evaluate(slots, y, gradient, g, e)       e = E(y), and g its gradient if wanted
-//   gradient_product(slots, y, r, hr, phi)   hr = H r and phi = <r, g>; adds the derivatives of phi in the
-//   parameters to their
-//                                            sums, and the rows' own to their results
-// The last two are called by all threads, wait for each other in between, and end with a barrier.
+// An energy is a class with these members:
+//   scalar, Energy, Grad        the types of elements, arguments and results
+//   kParts                      number of parts that may lie in shared memory; bit 0 of `staged` is the sums,
+//                               the others are matrices, the most useful first
+//   widest, sizes               the length of its longest row, and a description of its sizes for messages
+//   Tile(energy, grad, dim, backward, plan, global, shared)
+//                               takes its matrices and its rows of the tile from the memory
+//   sums_size(), use_sums(own)  a block's sums, to which the derivatives in the parameters are added
+//   pack(packings), sums(list)  on the host: the matrices to pack, and the destinations of the sums
+//   bring()                     copies matrices to their places in shared memory
+//   begin(row)                  zeroes the row's own results, by one warp
+//   evaluate(slots, y, gradient, g, e)
+//                               e = E(y), and its gradient g if `gradient`
+//   gradient_product(slots, y, r, hr, phi)
+//                               hr = H r and phi = <r, g>; adds the derivatives of phi in the parameters to
+//                               their sums, and those of the rows' own arguments to the results
+// All threads call the last two, which synchronise inside and end with a barrier.
 
 template <class C>
 class DescentTile : DescentSlots<C> {
@@ -100,9 +103,9 @@ class DescentTile : DescentSlots<C> {
   struct State {
     int64_t step;
     C e, s, alpha, sigma;
-    bool velocity, moving;  // m holds one; it took part in the present proposal
+    bool velocity, moving;  // m holds a velocity; it took part in the present proposal
   };
-  // The point under judgement and its gradient; the row's point, its gradient and velocity.
+  // The new point and its gradient; the row's point, its gradient and its velocity.
   enum Kind { kP, kG, kY, kKept, kM, kKinds };
 
  public:
@@ -152,7 +155,7 @@ class DescentTile : DescentSlots<C> {
     });
   }
 
-  // Judges the slot's point; proposes the next one, or ends the row and says false.
+  // Judges the slot's point; proposes the next one, or ends the row and returns false.
   __device__ __forceinline__ bool advance(const Descent& a, int slot) {
     const DescentRule& rule = a.rule;
     State s = state_[slot];
@@ -182,7 +185,7 @@ class DescentTile : DescentSlots<C> {
     if (verdict.status != kGoesOn) {
       Warp::copy(static_cast<C*>(a.y) + row * dim_, y, dim_);
       Warp::once([&] {
-        // A starting point that is not finite has an energy to report: the one it was found by.
+        // A starting point that is not finite reports its own energy.
         static_cast<C*>(a.energy)[row] = s.step == 0 ? e_new : s.e;
         a.steps[row] = s.step;
         a.status[row] = verdict.status;
@@ -200,7 +203,7 @@ class DescentTile : DescentSlots<C> {
       if (a.velocity)
         Warp::copy(static_cast<C*>(a.velocity) + (row * rule.max_steps + s.step - 1) * dim_, m, dim_);
     }
-    C* eta = rule.noisy ? g : nullptr;  // the gradient has been taken or is of no use
+    C* eta = rule.noisy ? g : nullptr;  // g is free: its gradient was copied or is not needed
     if (eta) noise_row(rule, a.sample_ids, row, s.step, eta, dim_);
     const C rate = s.alpha * s.s;
     Warp::each(dim_, [&](int i) { p[i] = clamped(rule, unclamped(y, eta, s.sigma, rate, direction, i)); });
@@ -211,29 +214,29 @@ class DescentTile : DescentSlots<C> {
   State* state_;
 };
 
-// The gradient of a descent: the same tile, backwards in time. Every slot walks its row's steps from the last
-// one it took.
+// The gradient of a descent: the same tile, backward in time. Every slot goes through its row's steps from
+// the last one to the first.
 template <class C>
 class DescentBackwardTile : DescentSlots<C> {
   using Base = DescentSlots<C>;
   using Base::count_, Base::dim_, Base::full, Base::kNone, Base::live, Base::of_slot_, Base::row_,
       Base::rows_;
   struct State {
-    int64_t step, passed;  // the step whose gradient is due; how many it has passed through
+    int64_t step, passed;  // the present step; the number of steps passed through
     C alpha, sigma, g_alpha, g_sigma;
   };
-  // The gradient at the new point; the point before, the gradient at its gradient and the product of that
-  // with the Hessian; the point's gradient, the velocity, and the gradient at the velocity before.
+  // v, the loss's gradient in the new point; the point before it; r, the loss's gradient in g, and H r; g,
+  // the energy's gradient at the point; the velocity; and the loss's gradient in the velocity before.
   enum Kind { kV, kY, kR, kHr, kG, kM, kGm, kKinds };
 
  public:
   AC_HD DescentBackwardTile(int64_t dim, int slots, Carver& shared)
       : Base(dim, kKinds, slots, shared), state_(shared.take<State>(slots)) {}
 
-  // Rows first, first + apart, ... in this order.
+  // Runs the rows first, first + apart, ... in this order.
   template <class Tile>
   __device__ __forceinline__ void run(const DescentBackward& a, Tile& energy, int64_t first, int64_t apart) {
-    // The gradient itself takes part, not only its product with a vector.
+    // The backward step then needs g itself, not only its product with a vector.
     const bool limited = a.rule.clip > 0 || a.rule.low > -HUGE_VAL || a.rule.high < HUGE_VAL;
     int64_t next = first;
     Slots{count_, full(), row_}.each([&](int slot) { Warp::once([&] { row_[slot] = kNone; }); });
@@ -241,7 +244,7 @@ class DescentBackwardTile : DescentSlots<C> {
     for (;;) {
       unsigned held = live();
       while (next < a.rows && held != full()) {
-        // The waiting rows go to the empty slots in the order of both, whichever warp is first.
+        // The waiting rows go to the empty slots in order, whichever warp comes first.
         const unsigned empty = full() & ~held;
         __syncthreads();
         Slots{count_, empty, row_}.each([&](int slot) {
@@ -286,8 +289,8 @@ class DescentBackwardTile : DescentSlots<C> {
     find_step(a, slot, row, s);
   }
 
-  // Adds what arrives at y after the present step, and passes over steps that were rejected: they changed
-  // nothing. Leaves the slot at that step, or empty where the row is done, with its results written.
+  // Adds the loss's gradient in y after the present step, and skips rejected steps, which changed nothing.
+  // Leaves the slot at an accepted step, or writes the row's results and leaves the slot empty.
   __device__ __forceinline__ void find_step(const DescentBackward& a, int slot, int64_t row, State s) {
     C *v = rows_.at(kV, slot), *g_m = rows_.at(kGm, slot), *y = rows_.at(kY, slot);
     bool found = false;
@@ -306,7 +309,7 @@ class DescentBackwardTile : DescentSlots<C> {
         found = true;
         break;
       }
-      Warp::zero(g_m, dim_);  // the velocity was dropped
+      Warp::zero(g_m, dim_);  // a rejection set the velocity to zero
       ++s.passed;
     }
     if (!found) {
@@ -323,7 +326,7 @@ class DescentBackwardTile : DescentSlots<C> {
     });
   }
 
-  // From the gradient v at the new point to the gradient r at g, through clamp, step and clip.
+  // Computes r, the gradient in g, from v, the gradient in the new point, through clamp, step and clip.
   __device__ __forceinline__ void into_gradient(const DescentBackward& a, int slot, bool limited) {
     const DescentRule& rule = a.rule;
     State s = state_[slot];
@@ -344,7 +347,7 @@ class DescentBackwardTile : DescentSlots<C> {
       Warp::each(dim_, [&](int i) { m[i] = factor * g[i]; });
     }
     if (limited) {
-      // Where the new point was clamped, nothing passes.
+      // A clamped element passes no gradient.
       Warp::each(dim_, [&](int i) {
         const C x = unclamped<C>(y, eta, s.sigma, rate, m, i);
         if (x < C(rule.low) || x > C(rule.high)) v[i] = C(0);
@@ -354,7 +357,7 @@ class DescentBackwardTile : DescentSlots<C> {
     Warp::each(dim_, [&](int i) { r[i] = std::fma(-rate, v[i], g_m[i]); });
     if (rule.momentum > 0) Warp::each(dim_, [&](int i) { g_m[i] = C(rule.momentum) * r[i]; });
     if (rule.clip > 0 && factor != C(1)) {
-      // clip(g) = c g / |g|: the part along g does not pass.
+      // clip(g) = c g / |g| passes no gradient along g.
       const C along = Warp::dot(g, r, dim_) / (norm * norm);
       Warp::each(dim_, [&](int i) { r[i] = factor * std::fma(-along, g[i], r[i]); });
     }
@@ -362,7 +365,7 @@ class DescentBackwardTile : DescentSlots<C> {
     Warp::once([&] { state_[slot] = s; });
   }
 
-  // v of the step before, and that step.
+  // Computes v of the step before, and goes to that step.
   __device__ __forceinline__ void retreat(const DescentBackward& a, int slot, bool limited) {
     State s = state_[slot];
     C *v = rows_.at(kV, slot), *g_m = rows_.at(kGm, slot);
@@ -391,7 +394,7 @@ struct Packing {
   int64_t inner, columns, stride, row, column;
   bool symmetric;
 };
-// Where the sums of one parameter go. `offset` in elements of a block's sums.
+// The destination of one parameter's sums; `offset` is in elements of a block's sums.
 struct SumOf {
   void* to;
   int64_t offset, rows, columns, stride;
@@ -443,8 +446,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Everything a block works with, laid out in shared and global memory: by the kernels where it is, by the
-// host to measure it.
+// The layout of a block's shared and global memory; the host builds it without memory, to measure it.
 template <class Tile, bool kBackward>
 struct DescentBlock {
   using C = typename Tile::scalar;
@@ -500,7 +502,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// The layout of a launch on the current device; no slots where a row does not fit.
+// The layout of a launch on the current device; without slots if a row does not fit.
 template <class Tile, bool kBackward, class Kernel>
 DescentPlan plan_descent(Kernel* kernel, int64_t rows, int64_t dim, const typename Tile::Energy& e,
                          int64_t device) {
@@ -517,7 +519,7 @@ DescentPlan plan_descent(Kernel* kernel, int64_t rows, int64_t dim, const typena
   const auto block = [&] { return DescentBlock<Tile, kBackward>(e, {}, dim, plan, nullptr, nullptr, 0); };
   if (Tile::widest(e, dim) > most / static_cast<int64_t>(sizeof(C))) return plan;
 
-  // As many slots as give every multiprocessor its share of the rows in one block.
+  // So many slots that one block per multiprocessor holds all rows, if they fit.
   for (plan.slots = 1; plan.slots < kWarp && plan.slots < blocks_for(rows, units);) plan.slots *= 2;
   while (plan.slots > 0 && block().shared.used() > most) plan.slots /= 2;
   if (plan.slots == 0) return plan;
@@ -526,7 +528,7 @@ DescentPlan plan_descent(Kernel* kernel, int64_t rows, int64_t dim, const typena
     if (block().shared.used() > most) plan.staged &= ~(1u << part);
   }
   plan.shared = block().shared.used();
-  // Always the most there is: what another thread launches next must not find less.
+  // Always the maximum, because another thread may launch the same kernel with more.
   cuda_check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)),
       "cudaFuncSetAttribute");
@@ -597,7 +599,7 @@ void descend_backward_cuda(const char* name, const DescentBackward& a, const typ
          static_cast<const typename Tile::scalar*>(memory.partial), memory.size, plan.blocks);
 }
 
-// Bytes of scratch that a call needs; -1 where a row does not fit.
+// Bytes of scratch of a call; -1 if a row does not fit.
 template <class Tile>
 int64_t descent_scratch(int64_t rows, int64_t dim, const typename Tile::Energy& e, bool backward,
                         int64_t device) {

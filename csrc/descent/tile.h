@@ -1,7 +1,7 @@
-// All steps of a descent on the CPU. A tile of rows runs in a core's cache: every pass evaluates the energy
-// and its gradient at the points of all slots at once, judges them, and proposes the next ones. A slot whose
-// row has ended takes the next waiting row, so the tile stays full while rows stop on their own; when none
-// waits, the slots that are left move together.
+// Fused descents on the CPU. A tile of rows runs in a core's cache: every pass evaluates the energy and its
+// gradient at the points of all slots at once, judges the points, and proposes the next ones. A slot whose
+// row has ended takes the next waiting row, so that the tile stays full; when no row waits, the active slots
+// are compacted.
 #pragma once
 
 #include <sched.h>
@@ -32,7 +32,7 @@ AC_INLINE C dot(const C* a, const C* b, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<C>) sum = fma(load_vec(a + i), load_vec(b + i), sum);
   return sum_lanes<C>(sum);
 }
-// Zero plus something that is NaN in a lane where x is infinite or NaN.
+// `before` plus zero, or NaN in lanes where x is infinite or NaN.
 template <class C>
 AC_INLINE vec<C> infinities(vec<C> x, vec<C> before) {
   return fma(x, vec<C>{}, before);
@@ -52,7 +52,7 @@ AC_INLINE void noise_row(const DescentRule& rule, const int64_t* ids, int64_t ro
   }
 }
 
-// p = clamp(y + sigma eta - rate m), with eta null where there is no noise.
+// p = clamp(y + sigma eta - rate m); a null eta is no noise.
 template <class C>
 AC_INLINE vec<C> next_point(const DescentRule& rule, const C* y, const C* eta, C sigma, C rate, const C* m,
                             int64_t i) {
@@ -62,15 +62,14 @@ AC_INLINE vec<C> next_point(const DescentRule& rule, const C* y, const C* eta, C
   return min_vec(splat(C(rule.high)), max_vec(splat(C(rule.low)), x));
 }
 
-// Threads worth waking for so many multiply-adds.
+// The number of threads that is worth waking for this number of multiply-adds.
 AC_INLINE int64_t threads_for(double multiply_adds) {
   constexpr double kPerThread = 5e5;
   constexpr double kMost = 1024;
   return 1 + static_cast<int64_t>(multiply_adds < kMost * kPerThread ? multiply_adds / kPerThread : kMost);
 }
 
-// Whether to go on: asked about every million multiply-adds, which costs nothing and takes less than a
-// millisecond.
+// Asks the caller about every million multiply-adds, which take less than a millisecond, whether to stop.
 class Pace {
  public:
   Pace(Interrupt* interrupt, double work, int64_t dim, bool caller)
@@ -78,7 +77,7 @@ class Pace {
         caller_(caller),
         every_(1 + static_cast<int64_t>(1e6 / (kSlots * (work + 16.0 * static_cast<double>(dim))))),
         left_(every_) {}
-  // At every pass over the slots.
+  // Whether to stop; called at every pass over the slots.
   bool stop() {
     if (--left_ > 0) return false;
     left_ = every_;
@@ -97,7 +96,8 @@ class Pace {
   int64_t every_, left_;
 };
 
-// A team of which the first thread, the caller's, asks on while it waits for the others. body(t, of, pace)
+// Runs body(t, of, pace) on a team. Its first thread, the caller's, keeps asking while it waits for the
+// others.
 template <class Body>
 void paced_team(const DescentStart& a, double work, int64_t wanted, const Body& body) {
   int64_t done = 0;
@@ -115,21 +115,21 @@ void paced_team(const DescentStart& a, double work, int64_t wanted, const Body& 
   });
 }
 
-// An energy as the tile sees it. Points and gradients are [slot, padded(dim)]; at most kSlots slots, scratch
-// for whole blocks of them.
+// The interface of an energy. Points and gradients are [slot, padded(dim)] for at most kSlots slots; scratch
+// is padded to whole_blocks.
 template <class C>
 class TileEnergy {
  public:
   virtual ~TileEnergy() = default;
-  // What it keeps of a row: taken when the row enters a slot, moved with it.
+  // Reads the row's own arguments when the row enters a slot, and moves them with it.
   virtual void fill(int64_t slot, int64_t row) = 0;
   virtual void move(int64_t to, int64_t from) = 0;
-  // e = E(y), and g its gradient if wanted, of the first `used` slots.
+  // e = E(y), and its gradient g if `gradient`, for the first `used` slots.
   virtual void evaluate(const C* y, int64_t used, bool gradient, C* g, C* e) = 0;
-  // hr = H r and phi = <r, g>; adds the derivatives of phi in the parameters to their sums, and the rows' own
-  // to what it keeps.
+  // hr = H r and phi = <r, g>; adds the derivatives of phi in the parameters to their sums, and those in the
+  // rows' own arguments to the slots' values.
   virtual void gradient_product(const C* y, const C* r, int64_t used, C* hr, C* phi) = 0;
-  // Writes the row's own derivatives.
+  // Writes the derivatives in the row's own arguments.
   virtual void finish(int64_t slot, int64_t row) = 0;
 };
 
@@ -138,8 +138,8 @@ class DescentTile {
   struct Slot {
     int64_t row, step;
     C e, s, alpha, sigma;
-    bool velocity, moving;  // m holds one; it took part in the present proposal
-    bool finite;            // the present proposal is
+    bool velocity, moving;  // m holds a velocity; it took part in the present proposal
+    bool finite;            // the present proposal is finite
   };
 
  public:
@@ -160,7 +160,7 @@ class DescentTile {
     zero_row(scratch_.get(), (5 * slots_of_scratch_ + 1) * stride_);
   }
 
-  // Takes rows from `next` until there are no more, or it is stopped.
+  // Takes rows from `next` until there are no more, or the caller stops it.
   void run(int64_t* next, Pace& pace) {
     int64_t used = 0;
     C e[kSlots];
@@ -214,7 +214,7 @@ class DescentTile {
     energy_.move(to, from);
   }
 
-  // Judges the slot's point; proposes the next one, or ends the row and says false.
+  // Judges the slot's point; proposes the next one, or ends the row and returns false.
   bool advance(int64_t slot, C e_new) {
     const DescentRule& rule = a_.rule;
     Slot& s = slots_[slot];
@@ -225,7 +225,7 @@ class DescentTile {
     const C used_scale = s.s;
     if (verdict.accept) {
       s.e = e_new;
-      if (!plain_ || verdict.status != kGoesOn) {  // else the next proposal does it in passing
+      if (!plain_ || verdict.status != kGoesOn) {  // else the next proposal copies the point
         copy_row(y, p, stride_);
         copy_row(kept, g, stride_);
       }
@@ -240,7 +240,7 @@ class DescentTile {
       if (a_.scale) static_cast<C*>(a_.scale)[at_step] = verdict.accept ? used_scale : C(0);
     }
     if (verdict.status != kGoesOn) {
-      // A starting point that is not finite has an energy to report: the one it was found by.
+      // A starting point that is not finite reports its own energy.
       copy_row(static_cast<C*>(a_.y) + s.row * a_.dim, y, a_.dim);
       static_cast<C*>(a_.energy)[s.row] = s.step == 0 ? e_new : s.e;
       a_.steps[s.row] = s.step;
@@ -249,7 +249,7 @@ class DescentTile {
     }
     ++s.step;
     vec<C> bad{};
-    if (plain_) {  // accepted, or the row would have ended
+    if (plain_) {  // the point was accepted, because a rejection ends the row
       const vec<C> rate = splat(-s.alpha), low = splat(C(rule.low)), high = splat(C(rule.high));
       for (int64_t i = 0; i < stride_; i += kLanes<C>) {
         const vec<C> from = load_vec(p + i);
@@ -262,12 +262,12 @@ class DescentTile {
       propose(s, slot);
       for (int64_t i = 0; i < stride_; i += kLanes<C>) bad = infinities<C>(load_vec(p + i), bad);
     }
-    for (int64_t i = a_.dim; i < stride_; ++i) p[i] = C(0);  // a clamp that leaves zero out has moved them
+    for (int64_t i = a_.dim; i < stride_; ++i) p[i] = C(0);  // a clamp whose range excludes zero changes them
     s.finite = !any_nan(bad);
     return true;
   }
 
-  // The next point from y and the gradient there, with all that a rule may ask for.
+  // Proposes the next point from y and its gradient, for any rule.
   void propose(Slot& s, int64_t slot) {
     const DescentRule& rule = a_.rule;
     C *p = at(p_, slot), *y = at(y_, slot), *kept = at(kept_, slot), *m = at(m_, slot);
@@ -290,30 +290,27 @@ class DescentTile {
 
   const Descent& a_;
   int64_t capacity_, slots_of_scratch_, stride_;
-  bool plain_;  // a step is p = clamp(y - alpha g), and a row that rejects one ends
+  bool plain_;  // a step is p = clamp(y - alpha g), and a rejection ends the row
   TileEnergy<C>& energy_;
   Slot slots_[kSlots];
   Scratch<C> scratch_;
   C *p_, *g_, *y_, *kept_, *m_, *eta_;
 };
 
-// make(capacity, sums) -> a TileEnergy on the stack of the caller, by value; `work`: multiply-adds of a row's
-// step.
+// make(capacity, sums) returns a TileEnergy by value; `work` is the number of multiply-adds of a row's step.
 template <class C, class Make>
 void descend(const Descent& a, double work, const Make& make) {
   int64_t next = 0;
   const double total = work * static_cast<double>(a.rows) * static_cast<double>(a.rule.max_steps);
   paced_team(a, work, least(a.rows, threads_for(total)), [&](int64_t, int64_t of, Pace& pace) {
-    // No more slots than a thread's share: the first thread to wake would otherwise take all rows of a small
-    // batch.
+    // No more slots than a thread's share: otherwise the first thread would take all rows of a small batch.
     const int64_t capacity = least(kSlots, (a.rows + of - 1) / of);
     auto energy = make(capacity, static_cast<C*>(nullptr));
     DescentTile<C>(a, energy, capacity).run(&next, pace);
   });
 }
 
-// Sums over very many terms, in two stages: one after the other into a single float they would lose half of
-// its digits.
+// Sums over many terms, in two stages: a single float accumulator would lose half of its digits.
 template <class C>
 class Sums {
  public:
@@ -321,9 +318,9 @@ class Sums {
     zero_row(total_, size_);
     zero_row(recent_.get(), size_);
   }
-  // What is added to.
+  // The first stage, to which terms are added.
   C* recent() const { return recent_.get(); }
-  // After each addition.
+  // Has to be called after each addition.
   void added() {
     if (++additions_ == kTogether) fold();
   }
@@ -341,12 +338,12 @@ class Sums {
   int additions_ = 0;
 };
 
-// The gradient of a descent: the same tile, backwards in time. Every slot walks its row's steps from the last
-// one it took.
+// The gradient of a descent: the same tile, backward in time. Every slot goes through its row's steps from
+// the last one to the first.
 template <class C>
 class DescentBackwardTile {
   struct Slot {
-    int64_t row, step, passed;  // the step whose gradient is due; how many it has passed through
+    int64_t row, step, passed;  // the batch row; the present step; the number of steps passed through
     C alpha, sigma, g_alpha, g_sigma;
   };
 
@@ -371,7 +368,7 @@ class DescentBackwardTile {
     zero_row(scratch_.get(), (7 * slots_of_scratch_ + 1) * stride_);
   }
 
-  // Rows begin, ..., end - 1, in this order, so that sums over rows are the same in every run.
+  // Runs the rows begin, ..., end - 1, in this order, so that sums over rows are the same in every run.
   void run(int64_t begin, int64_t end, Pace& pace) {
     next_ = begin;
     end_ = end;
@@ -426,8 +423,8 @@ class DescentBackwardTile {
     energy_.move(to, from);
   }
 
-  // Adds what arrives at y after the present step, and passes over steps that were rejected: they changed
-  // nothing. False when the row is done, with its results written.
+  // Adds the loss's gradient in y after the present step, and skips rejected steps, which changed nothing.
+  // Writes the row's results and returns false if no step is left.
   bool find_step(int64_t slot) {
     Slot& s = slots_[slot];
     C* v = at(v_, slot);
@@ -443,7 +440,7 @@ class DescentBackwardTile {
         copy_row(at(y_, slot), y, a_.dim);
         return true;
       }
-      zero_row(at(g_m_, slot), stride_);  // the velocity was dropped
+      zero_row(at(g_m_, slot), stride_);  // a rejection set the velocity to zero
       ++s.passed;
     }
     if (a_.last_steps > 0 && s.passed == a_.last_steps) zero_row(v, stride_);
@@ -454,7 +451,7 @@ class DescentBackwardTile {
     return false;
   }
 
-  // From the gradient v at the new point to the gradient r at g, through clamp, step and clip.
+  // Computes r, the gradient in g, from v, the gradient in the new point, through clamp, step and clip.
   void into_gradient(int64_t slot) {
     const DescentRule& rule = a_.rule;
     Slot& s = slots_[slot];
@@ -473,7 +470,7 @@ class DescentBackwardTile {
       } else {
         for (int64_t i = 0; i < stride_; i += kLanes<C>) store_vec(m + i, splat(factor) * load_vec(g + i));
       }
-      // Where the new point was clamped, nothing passes.
+      // A clamped element passes no gradient.
       const C low = C(rule.low), high = C(rule.high), sigma = s.sigma;
       for (int64_t i = 0; i < stride_; i += kLanes<C>) {
         vec<C> x = load_vec(y + i);
@@ -492,7 +489,7 @@ class DescentBackwardTile {
         store_vec(g_m + i, splat(C(rule.momentum)) * load_vec(r + i));
     }
     if (rule.clip > 0 && factor != C(1)) {
-      // clip(g) = c g / |g|: the part along g does not pass.
+      // clip(g) = c g / |g| passes no gradient along g.
       const C along = dot(g, r, stride_) / (norm * norm);
       for (int64_t i = 0; i < stride_; i += kLanes<C>)
         store_vec(r + i, splat(factor) * fma(splat(-along), load_vec(g + i), load_vec(r + i)));
@@ -501,7 +498,7 @@ class DescentBackwardTile {
       s.g_alpha -= dot(m, v, stride_) * static_cast<const C*>(a_.scale)[at_step(s)];
   }
 
-  // v of the step before, and that step. False when the row is done.
+  // Computes v of the step before, and goes to that step; returns false if no step is left.
   bool retreat(int64_t slot, C phi) {
     Slot& s = slots_[slot];
     C* v = at(v_, slot);
@@ -521,7 +518,7 @@ class DescentBackwardTile {
 
   const DescentBackward& a_;
   int64_t capacity_, slots_of_scratch_, stride_;
-  bool limited_;  // the gradient itself takes part, not only its product with a vector
+  bool limited_;  // the backward step needs g itself, not only its product with a vector
   TileEnergy<C>& energy_;
   Sums<C>& sums_;
   Slot slots_[kSlots];
@@ -530,9 +527,8 @@ class DescentBackwardTile {
   C *v_, *y_, *r_, *hr_, *g_, *m_, *g_m_, *eta_;
 };
 
-// `sums`: out, the derivatives in the parameters, `size` values. Every thread adds up its rows in their
-// order, and the threads' sums are added in theirs, so the result depends on the number of threads but on no
-// race.
+// `sums` gets the derivatives in the parameters, `size` values. Every thread adds up its rows in order, and
+// the threads' sums are added in order, so that the result depends on the number of threads, but on no race.
 template <class C, class Make>
 void descend_backward(const DescentBackward& a, double work, C* sums, int64_t size, const Make& make) {
   int64_t total = 0;
@@ -543,7 +539,7 @@ void descend_backward(const DescentBackward& a, double work, C* sums, int64_t si
   int64_t threads = 1;
   paced_team(a, 3.5 * work, wanted, [&](int64_t t, int64_t of, Pace& pace) {
     if (t == 0) threads = of;
-    // Contiguous shares of about equal numbers of steps.
+    // Each thread gets contiguous rows with about the same number of steps.
     int64_t begin = a.rows, end = a.rows, before = 0;
     for (int64_t row = 0; row < a.rows; ++row) {
       if (begin == a.rows && before * of >= total * t) begin = row;

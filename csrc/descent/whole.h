@@ -1,21 +1,19 @@
-// What the kernels that run all steps of a descent share, whatever the energy: arguments forward and
-// backward.
+// The arguments of fused descents, which run all steps in one call, and of their gradients, for any energy.
 #pragma once
 
 #include "descent/rule.h"
 
 namespace adaptcomp {
 
-// Lets the caller stop a long computation on the CPU. What it is asked with stands in
-// csrc/bindings/energies.h.
+// Lets the caller stop a long computation on the CPU. csrc/bindings/energies.h implements it.
 struct Interrupt {
-  bool (*asked)(void* self);  // on the thread of the caller alone: whether to stop
+  bool (*asked)(void* self);  // returns whether to stop; called on the caller's thread only
   void* self;
   int stopped;  // read and written atomically by every thread
 };
 
-// What a descent starts from. Rows [rows, dim], all in one of two types: float, or double where `wide`. A
-// setting that is the same for every row has stride 0.
+// The inputs of a descent. Rows are [rows, dim]; all numbers are double if `wide`, else float. A setting that
+// is the same for every row has stride 0.
 struct DescentStart {
   int64_t rows, dim;
   bool wide;
@@ -23,10 +21,10 @@ struct DescentStart {
   const void* y0;
   const void* step_size;
   int64_t step_size_stride;
-  const void* noise;  // sigma; read where rule.noisy
+  const void* noise;  // sigma; read if rule.noisy
   int64_t noise_stride;
-  const int64_t* sample_ids;  // [rows], or null: the row's position
-  Interrupt* interrupt;       // of the host; null: runs to the end
+  const int64_t* sample_ids;  // [rows]; null: the row's place
+  Interrupt* interrupt;       // on the host; null: runs to the end
 };
 
 struct Descent : DescentStart {
@@ -34,10 +32,9 @@ struct Descent : DescentStart {
   void* energy;    // out [rows]
   int64_t* steps;  // out [rows]
   int8_t* status;  // out [rows]
-  // What the trace and the gradient are made of; each may be null.
-  void* path;      // out [rows, max_steps, dim]: y after every step the row took
-  void* scale;     // out [rows, max_steps]: what backtracking had left of the step size, 0 where the step was
-                   // rejected
+  // For the trace and the gradient; each may be null.
+  void* path;      // out [rows, max_steps, dim]: y after each step of the row
+  void* scale;     // out [rows, max_steps]: backtracking's factor of the step size; 0 for a rejected step
   void* velocity;  // out [rows, max_steps, dim]: m of every step; with momentum only
 };
 
@@ -45,19 +42,19 @@ struct DescentBackward : DescentStart {
   const int64_t* steps;  // [rows]
   const void* path;      // [rows, max_steps, dim]
   const void* scale;     // [rows, max_steps]
-  const void* velocity;  // [rows, max_steps, dim]; read where there is momentum
-  // How many of a row's last steps the gradient passes through; to y0 where the row took fewer. 0: through
-  // each step by itself.
+  const void* velocity;  // [rows, max_steps, dim]; read with momentum only
+  // Number of a row's last steps through which the gradient passes; it reaches y0 if the row took fewer. 0:
+  // it passes through each step by itself.
   int64_t last_steps;
   const void* g_y;     // [rows, dim]; null: zero
   const void* g_path;  // [rows, max_steps, dim]; null: zero
   void* g_y0;          // out [rows, dim]
   void* g_step_size;   // out [rows]
-  void* g_noise;       // out [rows]; null: not wanted
+  void* g_noise;       // out [rows]; null: not needed
 };
 
-// Device memory of a call on CUDA, aligned to 16 bytes and uninitialised: as many bytes as the energy's
-// ..._scratch_cuda says.
+// Device memory of a call on CUDA, aligned to 16 bytes and uninitialised, of the size that the energy's
+// ..._scratch_cuda returns.
 struct DescentScratch {
   void* data;
   int64_t bytes;

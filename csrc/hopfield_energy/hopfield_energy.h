@@ -1,4 +1,4 @@
-// Whole descents, and their gradients, on the energy of a modern Hopfield network (Ramsauer et al. 2021),
+// Fused descents on the energy of a modern Hopfield network (Ramsauer et al. 2021), and their gradients,
 //
 //   E(y) = -1/beta log sum_j exp(beta x_j . y) + |y|^2/2,   dE/dy = y - sum_j softmax_j(beta X y) x_j
 //
@@ -27,8 +27,8 @@ void hopfield_descent_cuda(const Descent& descent, const HopfieldEnergy& energy,
 void hopfield_descent_backward_cuda(const DescentBackward& descent, const HopfieldEnergy& energy,
                                     const HopfieldEnergyGrad& grad, const DescentScratch& scratch,
                                     int64_t device, void* stream);
-// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block.
-// Reads sizes only.
+// Bytes of device scratch of a descent, or of its gradient; -1 if a row does not fit in a block. It reads
+// sizes only.
 int64_t hopfield_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const HopfieldEnergy& energy,
                                       bool backward, int64_t device);
 

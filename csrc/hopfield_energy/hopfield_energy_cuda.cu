@@ -1,12 +1,12 @@
 // Descents on the Hopfield energy on CUDA, all steps of a row in one launch (descent/tile.cuh).
 //
 // A step is attention of a row over all patterns: two products with the pattern matrix and a softmax between
-// them, whose weights stay in shared memory. The patterns are packed once per call in the two directions in
-// which they are read, and copied to shared memory as far as they fit; more of them are read through the
-// caches, which is then what bounds a step.
+// them, whose weights stay in shared memory. The patterns are packed once per call, for both directions in
+// which they are read, and copied to shared memory if they fit. More patterns are read through the caches,
+// which then bound the step.
 //
-// Limits: the softmax weights of a row fit in shared memory, backward three times. A softmax in pieces would
-// lift that, at the price of reading the patterns a third time in each step.
+// Limit: the softmax weights of a row, backward three times as many numbers, have to fit in shared memory. A
+// softmax in pieces would lift it, but read the patterns a third time in each step.
 #include "descent/tile.cuh"
 #include "hopfield_energy/hopfield_energy.h"
 
@@ -113,7 +113,7 @@ class HopfieldTile {
  private:
   AC_HD int64_t beta_sum() const {
     return outer_size<C>(n_, dim_);
-  }  // where it is, after those of the patterns
+  }  // its place in the sums, after those of the patterns
   __device__ __forceinline__ C beta() const { return *static_cast<const C*>(e_.beta); }
 
   // z = beta X y
@@ -123,7 +123,7 @@ class HopfieldTile {
             [&](int slot, int j, C x) { z[slot * width_ + j] = beta * x; });
   }
 
-  // p = softmax(z), which may be z; the logarithm of the sum of the exponentials.
+  // p = softmax(z), where p may be z; returns log sum_j exp(z_j).
   __device__ __forceinline__ C softmax(const C* z, C* p) {
     C top = -C(INFINITY), sum = 0;
     for (int j = Warp::lane(); j < n_; j += kWarp) top = z[j] > top ? z[j] : top;

@@ -17,7 +17,7 @@ struct HopfieldWeights {
         up(static_cast<const C*>(e.pattern), d, e.patterns, 1, d),
         down(static_cast<const C*>(e.pattern), e.patterns, d, d, 1) {}
   double work() const { return 2.0 * static_cast<double>(patterns) * static_cast<double>(dim); }
-  // Values in the sums of derivatives: patterns [width, padded dim], beta.
+  // Number of values in the sums of derivatives: patterns [width, padded dim], beta.
   int64_t sums() const { return width * padded<C>(dim) + 1; }
 
   int64_t patterns, dim, width;
@@ -82,7 +82,7 @@ class HopfieldTile final : public TileEnergy<C> {
   }
 
  private:
-  // p = softmax(z), z = beta X y (kept in a gradient), and the logarithm of the sum of the exponentials.
+  // p = softmax(z) with z = beta X y, which a gradient keeps, and log sum_j exp(z_j).
   void softmax(const C* y, int64_t used, C* log_sum) {
     const int64_t n = w_.width;
     const V beta = splat(w_.beta);

@@ -1,9 +1,10 @@
-// Whole descents, and their gradients, on the energy of a small network,
+// Fused descents on the energy of a small network, and their gradients,
 //
-//   E(y, x) = w . act(a) + b_o + rho/2 |y|^2,   a = W_1 y + c(x),  or with a second layer  a = W_2 act(W_1 y
-//   + c(x)) + b_2
+//   E(y, x) = w . act(a) + b_o + rho/2 |y|^2
+//   a = W_1 y + c(x),  or with a second layer  a = W_2 act(W_1 y + c(x)) + b_2
 //
-// c, the context's part of the first layer with its bias, comes ready: it is the same in every step of a row.
+// c, the context's part of the first layer with its bias, is an argument: it is the same in all steps of a
+// row.
 #pragma once
 
 #include "descent/whole.h"
@@ -24,13 +25,13 @@ struct MlpEnergy {
   const void* out_bias;  // [1]
 };
 
-// Derivatives, of the shapes above; the context's is [rows, hidden1] in any case.
+// Derivatives, in the shapes above, except for the context's, which is always [rows, hidden1].
 struct MlpEnergyGrad {
   void *weight1, *context, *weight2, *bias2, *out;
 };
 
-// out[r, j] = bias[j] + sum_i x[r, i] weight[i, j], the terms in this order whatever the number of rows: the
-// context's part c of the first layer, and the gradient that goes back to the context.
+// out[r, j] = bias[j] + sum_i x[r, i] weight[i, j], with the terms in this order for any number of rows. It
+// computes the context's part c of the first layer, and the gradient in the context.
 struct MlpContext {
   int64_t rows, inner, columns;
   bool wide;           // double; else float
@@ -51,8 +52,8 @@ void mlp_descent_cuda(const Descent& descent, const MlpEnergy& energy, const Des
 void mlp_descent_backward_cuda(const DescentBackward& descent, const MlpEnergy& energy,
                                const MlpEnergyGrad& grad, const DescentScratch& scratch, int64_t device,
                                void* stream);
-// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block.
-// Reads sizes only.
+// Bytes of device scratch of a descent, or of its gradient; -1 if a row does not fit in a block. It reads
+// sizes only.
 int64_t mlp_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const MlpEnergy& energy, bool backward,
                                  int64_t device);
 

@@ -1,23 +1,23 @@
 // Descents on the energy network on CUDA, all steps of a row in one launch (descent/tile.cuh).
 //
-// A step of a small network is a few microseconds of arithmetic; as some twenty launches from PyTorch it is
-// bound by the launches, and the hidden values go through global memory each time. Here they never leave the
-// block. Both layers' matrices are packed once per call, each in the two directions in which it is read, and
-// are copied to shared memory as far as they fit; a larger network reads them through the caches, which is
-// then what bounds it.
+// A step of a small network is a few microseconds of arithmetic. In PyTorch it is some twenty launches, which
+// dominate its time, and the hidden values go through global memory each time. Here they never leave the
+// block. Both layers' matrices are packed once per call, for both directions in which they are read, and
+// copied to shared memory if they fit. A larger network reads them through the caches, which then bound the
+// step.
 //
-// Limits: the rows of the tile for one row of the batch fit in the shared memory of a block. In elements
-// these are 5 dim + hidden1 forward and 7 dim + 3 hidden1 backward, with two layers 5 dim + 2 hidden1 +
-// hidden2 and 7 dim + 6 hidden1 + 3 hidden2, of the 58000 floats that a block has on Hopper. The gradient's
-// sums over rows, as large as the parameters, are kept by each block and passed through once a step: for
-// layers too large for shared memory that costs more than the products.
+// Limit: the tile's rows for one batch row have to fit in a block's shared memory. Of the 58000 floats that a
+// block has on Hopper they take 5 dim + hidden1 forward and 7 dim + 3 hidden1 backward, with two layers 5 dim
+// + 2 hidden1 + hidden2 and 7 dim + 6 hidden1 + 3 hidden2. Each block keeps its own sums of the gradient over
+// rows, as large as the parameters, and reads and writes them once per step: for layers too large for shared
+// memory this costs more than the products.
 #include "descent/tile.cuh"
 #include "mlp_energy/mlp_energy.h"
 
 namespace adaptcomp {
 namespace {
 
-// The elementary functions of the device, as the activations ask for them.
+// The elementary functions on the device, in the form that the activations take.
 template <class C>
 struct ScalarMath {
   using scalar = C;
@@ -134,8 +134,7 @@ class MlpTile {
     __syncthreads();
   }
 
-  // The derivative of phi(theta) = <r, g> = d/dt E(y + t r) in everything: forward in the direction r, then
-  // back.
+  // The derivatives of phi = <r, g> = d/dt E(y + t r): forward mode in the direction r, then backward.
   __device__ __forceinline__ void gradient_product(const Slots& slots, const C* y, const C* r, C* hr,
                                                    C* phi) {
     const int stride1 = first_.stride(), stride2 = second_.stride();
@@ -194,11 +193,11 @@ class MlpTile {
   }
 
  private:
-  // Rows of the last layer: a, which becomes the derivative in it; the change u of a along r, likewise; the
-  // derivative in w.
+  // Rows of the last layer: a, then the derivative in a; u, the change of a along r, then the derivative in
+  // u; the derivative in w.
   enum Last { kA, kU, kF };
-  // Rows of the first of two: act'(a) and act(a); act''(a) u and the change of act(a); the derivatives in u
-  // and a.
+  // Rows of the first of two layers: act'(a) and act(a); act''(a) u and the change of act(a); the derivatives
+  // in u and a.
   enum First { kSlope, kH, kFirstForward, kBend = kFirstForward, kChange, kS, kT, kFirstBackward };
   static AC_HD int kinds(bool backward, int forwards, int backwards) {
     return backward ? backwards : forwards;
@@ -206,13 +205,13 @@ class MlpTile {
 
   AC_HD bool deep() const { return e_.hidden2 != 0; }
   AC_HD int64_t last() const { return deep() ? e_.hidden2 : e_.hidden1; }
-  // Where the parameters' sums begin, after those of weight1.
+  // Offsets of the parameters' sums, after those of weight1.
   AC_HD int64_t weight2() const { return outer_size<C>(e_.hidden1, dim_); }
   AC_HD int64_t out() const { return weight2() + outer_size<C>(e_.hidden2, e_.hidden1); }
   AC_HD int64_t bias2() const { return out() + last(); }
   __device__ __forceinline__ C ridge() const { return C(e_.ridge); }
 
-  // to = M in, and nothing else
+  // to = M in
   __device__ __forceinline__ void plain(const Slots& slots, const C* in, int stride, const Matrix<C>& matrix,
                                         C* to, int to_stride) {
     product(slots, in, stride, matrix, Nothing<C>(),
@@ -242,7 +241,7 @@ class MlpTile {
     });
   }
 
-  // The energy, and in place of a its derivative in a.
+  // Computes the energy, and replaces a by the derivative in a.
   __device__ __forceinline__ void last_layer(const Slots& slots, const TileRows<C>& layer, int n, const C* y,
                                              C* e) {
     const auto* out = static_cast<const C*>(e_.out);
@@ -260,8 +259,8 @@ class MlpTile {
     });
   }
 
-  // phi, and the derivatives of phi. With one layer the context's is that in a, and goes to the row's own
-  // here.
+  // Computes phi and its derivatives. With one layer the derivative in the context is that in a; it is added
+  // to the row's result here.
   __device__ __forceinline__ void last_product(const Slots& slots, const TileRows<C>& layer, int n,
                                                const C* y, const C* r, C* phi) {
     const auto* out = static_cast<const C*>(e_.out);
@@ -283,7 +282,7 @@ class MlpTile {
     });
   }
 
-  // What the derivatives s in the change of a_1 and t in a_1 come to: the first layer's sums, and hr.
+  // Computes hr and adds to the first layer's sums, from the derivatives s in the change of a_1 and t in a_1.
   __device__ __forceinline__ void first_sums(const Slots& slots, const C* s, const C* t, const C* y,
                                              const C* r, C* hr) {
     const int stride1 = first_.stride();
@@ -299,7 +298,7 @@ class MlpTile {
   C* sums_ = nullptr;
 };
 
-// One thread for each element. A product once per descent, which the steps outweigh.
+// One thread computes each element: the steps of a descent outweigh this single product.
 template <class C>
 __global__ void __launch_bounds__(kThreads) mlp_context_kernel(const __grid_constant__ MlpContext a) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;

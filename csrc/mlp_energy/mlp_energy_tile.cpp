@@ -1,9 +1,8 @@
 // The energy network on a tile of rows; compiled once per instruction set.
 //
 // An evaluation is two matrix products, up through the layer and down again, with the activation in the
-// registers in which the first one ends: 4 dim hidden operations a row and step, which is what bounds it. The
-// packed weights are shared by all threads and stay in the second-level cache; what belongs to the tile stays
-// in the first.
+// registers in which the first product ends. Its 4 dim hidden operations per row and step bound the speed.
+// The packed weights, which all threads share, stay in the second-level cache, the tile's rows in the first.
 #include "common/simd_math.h"
 #include "descent/tile.h"
 #include "mlp_energy/mlp_energy.h"
@@ -54,12 +53,12 @@ class MlpTile final : public TileEnergy<T> {
   using Weights = MlpWeights<C>;
   using M = VectorMath<C>;
 
-  // Multiply-adds of a row's step.
+  // Number of multiply-adds of a row's step.
   static double work(const Weights& w) {
     return 2.0 * static_cast<double>(w.energy.hidden1) * static_cast<double>(w.dim + w.energy.hidden2);
   }
-  // Values in the sums of derivatives: weight1 [width1, padded dim], out [last width], and weight2 [width2,
-  // width1], bias2 [width2].
+  // Number of values in the sums of derivatives: weight1 [width1, padded dim], out [last width], and weight2
+  // [width2, width1], bias2 [width2].
   static int64_t sums(const Weights& w) {
     return w.width1 * padded<C>(w.dim) + w.last_width() + w.width2 * (w.width1 + 1);
   }
@@ -101,7 +100,7 @@ class MlpTile final : public TileEnergy<T> {
     const C *context = context_.get(), *out = w_.out.get();
     const int64_t n1 = w_.width1, n2 = w_.width2;
     C* s1 = scratch_.get();
-    // The last layer: its part of the energy, and the energy's derivative in it.
+    // The last layer's part of the energy, and the energy's derivative in the layer.
     const auto last_layer = [&](int64_t r, int64_t j, V a, C* slope, int64_t n)
                                 __attribute__((always_inline)) {
                                   const auto act = activate<A, true, false, M>(a);
@@ -138,8 +137,7 @@ class MlpTile final : public TileEnergy<T> {
     }
   }
 
-  // The derivative of phi(theta) = <r, g> = d/dt E(y + t r) in everything: forward in the direction r, then
-  // back.
+  // The derivatives of phi = <r, g> = d/dt E(y + t r): forward mode in the direction r, then backward.
   void gradient_product(const C* y, const C* r_in, int64_t used, C* hr, C* phi) override {
     V along[kSlots];
     for (V& v : along) v = V{};
@@ -238,7 +236,7 @@ class MlpTile final : public TileEnergy<T> {
   C *weight1_, *out_, *weight2_, *bias2_;  // sums
 };
 
-// The padded rows of `from`, `width` apart, without their padding.
+// Copies rows of `from`, `width` apart, without their padding.
 template <class C>
 void unpad(void* to, const C* from, int64_t rows, int64_t columns, int64_t width) {
   for (int64_t i = 0; i < rows; ++i) copy_row(static_cast<C*>(to) + i * columns, from + i * width, columns);

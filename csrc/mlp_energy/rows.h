@@ -1,6 +1,5 @@
-// The activations of the energy network with their first and second derivatives: all that a descent on it and
-// the gradient of a descent need. Written over vectors of elements on the host and over single ones on the
-// device; M has the elementary functions.
+// The activations of the energy network with their first and second derivatives, for descents and their
+// gradients. A value is a vector on the host and a scalar on the device; M has its elementary functions.
 #pragma once
 
 #include <type_traits>
@@ -9,10 +8,10 @@
 
 namespace adaptcomp {
 
-// The codes that adaptcomp_ext/ops/mlp_energy.py sends.
+// The codes are those of adaptcomp_ext/ops/mlp_energy.py.
 enum class Activation : int64_t { softplus = 0, silu = 1, tanh = 2, gelu = 3 };
 
-// What of an activation is wanted; `first` is always computed.
+// The values of an activation; `first` is always computed.
 template <class V>
 struct Activated {
   V value, first, second;
@@ -37,7 +36,7 @@ AC_HD Activated<typename M::type> activate(typename M::type a) {
   } else {
     V sigma;  // the logistic function
     if constexpr (A == Activation::softplus && kValue) {
-      // One exponential of -|a|, which cannot overflow, and one division give both.
+      // One exponential of -|a|, which cannot overflow, and one division give both functions.
       const V e = M::exp(a < C(0) ? a : -a);
       const V both = M::reciprocal((C(1) + e) * (C(2) + e));
       const V inverse = both * (C(2) + e);

@@ -1,5 +1,5 @@
-// The halting step of PonderNet on a block of rows: scalars only. The weighted output is added up by the
-// halting family.
+// The halting step of PonderNet on a block of rows. It computes scalars only; the halting family adds up the
+// weighted output.
 #pragma once
 
 #include "common/scalars.h"
@@ -16,8 +16,8 @@ struct PonderNetStep {
   const void* log_survival;  // [rows] log Q_{n-1}
   void* weight;              // [rows] out
   void* next;                // [rows] out: log Q_n
-  void* cost;                // [rows] out: this step of KL(p || prior)
-  uint8_t* halt;             // [rows] out: the row is forced at this step
+  void* cost;                // [rows] out: this step's term of KL(p || prior)
+  uint8_t* halt;             // [rows] out: this is the row's last step
 };
 
 struct PonderNetStepBackward {
@@ -34,7 +34,7 @@ struct PonderNetStepBackward {
   void* g_log_survival;  // [rows] out
 };
 
-// Row i of a block. What the CPU loop and the CUDA grid both run.
+// Computes row i of a block, in the CPU loop and in the CUDA grid.
 template <class S>
 AC_HD void pondernet_step_row(const PonderNetStep& a, int64_t i) {
   const PonderRow<S> row = ponder_row(load_scalar<S>(a.logits, a.logits_dtype, i),

@@ -1,11 +1,11 @@
-// PonderNet on the CPU: a few dozen operations per row.
+// PonderNet on the CPU, a few dozen operations per row.
 #include "pondernet/pondernet.h"
 
 #include "common/parallel.h"
 
 namespace adaptcomp {
 namespace {
-constexpr int64_t kRowWork = 256;  // bytes whose copying takes about as long as the exponentials of one row
+constexpr int64_t kRowWork = 256;  // bytes that are copied in about the time of one row's exponentials
 }
 
 void pondernet_step_cpu(const PonderNetStep& a) {

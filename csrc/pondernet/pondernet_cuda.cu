@@ -1,5 +1,5 @@
-// PonderNet on CUDA: one thread per row. A row is a handful of scalars, so the launch is the cost and there
-// is nothing to share.
+// PonderNet on CUDA: one thread per row. A row is a handful of scalars, so that the launch dominates the
+// time.
 #include "pondernet/pondernet.h"
 
 #include "common/cuda.cuh"

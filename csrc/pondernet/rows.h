@@ -1,12 +1,11 @@
 // PonderNet (Banino et al. 2021), one row and one step, in log space.
 //
 //   lambda = sigmoid(z): the hazard, P(halt at n | still running);  Q_n = prod_{j<=n} (1 - lambda_j)
-//   p_n = lambda_n Q_{n-1};  the last step is forced, lambda = 1, so that the p_n sum to one
-//   cost = KL(p || prior), summed step by step: p_n (log p_n - log prior_n)
+//   p_n = lambda_n Q_{n-1};  at the last step lambda = 1, so that the p_n sum to one
+//   cost = KL(p || prior), the sum over steps of p_n (log p_n - log prior_n)
 //
-// A logit of minus infinity is lambda = 0, and 0 log 0 = 0: the row does not halt here.
-// A row is forced at M, and at the first n with p_1 + ... + p_n > 1 - epsilon. Before `min_steps` the hazard
-// is zero.
+// A logit of minus infinity gives lambda = 0, and 0 log 0 = 0. The last step is M, or the first n with
+// p_1 + ... + p_n > 1 - epsilon. Before `min_steps` the hazard is zero.
 #pragma once
 
 #include <cmath>
@@ -25,8 +24,8 @@ AC_HD C log_sigmoid(C z) {
 
 struct PonderParams {
   int64_t step, min_steps, max_steps;
-  double log_prior;    // of this step
-  double log_epsilon;  // -inf: never truncated
+  double log_prior;    // log of the prior probability of this step
+  double log_epsilon;  // -inf: no truncation
 };
 
 template <class C>
@@ -63,14 +62,14 @@ AC_HD PonderRowGrad<C> ponder_row_backward(C z, C log_survival, C g_weight, C g_
   const C after = log_survival + log_sigmoid(-z);
   const bool halt = ponder_forced(after, p);
   const C log_p = halt ? log_survival : log_survival + log_sigmoid(z);
-  // d(p log p)/d(log p) = p (log p + 1), so everything stays a product with p and nothing is divided by it.
+  // d(p log p)/d(log p) = p (log p + 1): there is no division by p.
   const C weight = exp(log_p);
   const C g_log_p = weight == 0 ? C(0) : weight * (g_weight + g_cost * (log_p - C(p.log_prior) + C(1)));
   const C lambda = exp(log_sigmoid(z));
   return {(halt ? C(0) : g_log_p * (C(1) - lambda)) - lambda * g_survival, g_log_p + g_survival};
 }
 
-// At inference an active row halts with its hazard, not with p_n.
+// In evaluation mode an active row halts with probability lambda, not p_n.
 template <class C>
 AC_HD bool ponder_sample(C z, uint64_t seed, uint64_t sample, int64_t step) {
   const C lambda = exp(log_sigmoid(z));

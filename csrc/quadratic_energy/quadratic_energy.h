@@ -1,5 +1,5 @@
-// Whole descents, and their gradients, on E(y) = y'Ay/2 - b'y. Only the symmetric part S of A counts: dE/dy =
-// Sy - b.
+// Fused descents on E(y) = y'Ay/2 - b'y, and their gradients. Only the symmetric part S of A matters:
+// dE/dy = Sy - b.
 #pragma once
 
 #include "descent/whole.h"
@@ -25,8 +25,8 @@ void quadratic_descent_cuda(const Descent& descent, const QuadraticEnergy& energ
 void quadratic_descent_backward_cuda(const DescentBackward& descent, const QuadraticEnergy& energy,
                                      const QuadraticEnergyGrad& grad, const DescentScratch& scratch,
                                      int64_t device, void* stream);
-// Bytes of scratch of a descent, or of its gradient, on the device; -1 where a row does not fit in a block.
-// Reads sizes only.
+// Bytes of device scratch of a descent, or of its gradient; -1 if a row does not fit in a block. It reads
+// sizes only.
 int64_t quadratic_descent_scratch_cuda(int64_t rows, int64_t dim, bool wide, const QuadraticEnergy& energy,
                                        bool backward, int64_t device);
 

@@ -1,10 +1,10 @@
 // Descents on the quadratic energy on CUDA, all steps of a row in one launch (descent/tile.cuh).
 //
-// A step is one product with the symmetric part of the matrix, which is made once per call and copied to
-// shared memory where it fits; a larger one is read through the caches, which is then what bounds a step.
+// A step is one product with the symmetric part of the matrix, which is computed once per call and copied to
+// shared memory if it fits. A larger matrix is read through the caches, which then bound the step.
 //
-// Limits: the points and gradients of a row fit in shared memory: five rows of the tile forward, seven
-// backward.
+// Limit: the points and gradients of one batch row, five tile rows forward and seven backward, have to fit in
+// shared memory.
 #include "descent/tile.cuh"
 #include "quadratic_energy/quadratic_energy.h"
 
@@ -42,7 +42,7 @@ class QuadraticTile {
     Warp::zero(static_cast<C*>(grad_.linear) + row * dim_, dim_);
   }
 
-  // The gradient is all there is to compute: E = y . (g - b) / 2.
+  // The energy follows from the gradient: E = y . (g - b) / 2.
   __device__ __forceinline__ void evaluate(const Slots& slots, const C* y, bool, C* g, C* e) {
     product(slots, y, stride_, matrix_, Nothing<C>(),
             [&](int slot, int j, C x) { g[slot * stride_ + j] = x - linear(slots, slot)[j]; });

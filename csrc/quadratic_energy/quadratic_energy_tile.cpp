@@ -6,7 +6,7 @@ namespace adaptcomp {
 namespace AC_ISA {
 namespace {
 
-// S = (A + A')/2, not packed.
+// S = (A + A')/2, not in panels.
 template <class C>
 Scratch<C> symmetric(const C* a, int64_t n) {
   Scratch<C> s(n * n);
@@ -44,7 +44,7 @@ class QuadraticTile final : public TileEnergy<C> {
     copy_row(g_rows_ + row * dim_, g_linear_ + slot * stride_, dim_);
   }
 
-  // The gradient is all there is to compute: E = y . (g - b) / 2.
+  // The energy follows from the gradient: E = y . (g - b) / 2.
   void evaluate(const C* y, int64_t used, bool, C* g, C* e) override {
     const C* linear = linear_.get();
     product(y, stride_, used, matrix_, {}, [&](int64_t r, int64_t j, V x) __attribute__((always_inline)) {

@@ -1,4 +1,4 @@
-// Routing: the rows of a branch put in their places among the others; and its adjoint.
+// Merging the rows of a branch with the rows that did not take it, and the adjoint.
 //
 //   index     = [0 3]
 //   rows      = [p q]        otherwise = [a b c d e]
@@ -6,11 +6,11 @@
 //   grad      = [u v w x y]
 //   split_rows               -> rows [u x], otherwise [0 v w 0 y]
 //
-// `index` ascends strictly, in [0, size). It may end in negative entries, the form that compaction pads it
-// to: read as unsigned they ascend too, beyond every row. Their rows are not merged, and are zero bytes after
-// a split.
+// `index` ascends strictly, in [0, size). It may end in negative entries, with which compaction pads it. Read
+// as unsigned numbers they are larger than every row. Their rows are not merged, and are zero bytes after a
+// split.
 //
-// All tensors of a call move in one pass over the `size` rows: each is read once and written once, whole.
+// All tensors of a call move in one pass over the `size` rows; each row is read once and written once.
 #pragma once
 
 #include <cstdint>
@@ -26,12 +26,12 @@ struct Merge {
 
 struct Split {
   const void* grad;
-  void* rows;  // null: not wanted
+  void* rows;  // null: not needed
   void* otherwise;
   int64_t row_bytes;
 };
 
-// The first place in index[begin..count) whose entry is not before `row`; `count` if there is none.
+// The first position in index[begin..count) whose entry is at least `row`; `count` if there is none.
 #if defined(__CUDACC__)
 __host__ __device__
 #endif
@@ -47,14 +47,14 @@ __host__ __device__
   return begin;
 }
 
-// Whether the index is as said above. Of the host: it reads the index.
+// Whether an index in host memory is in the order described above.
 bool in_order_cpu(const int64_t* index, int64_t count, int64_t size);
 
-// count <= size.
+// `count` is at most `size`.
 void merge_rows_cpu(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size);
 void split_rows_cpu(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size);
 
-// The host never waits. `stream` is a cudaStream_t.
+// The host does not wait. `stream` is a cudaStream_t.
 void merge_rows_cuda(const Merge* merges, int64_t n_merges, const int64_t* index, int64_t count, int64_t size,
                      int64_t device, void* stream);
 void split_rows_cuda(const Split* splits, int64_t n_splits, const int64_t* index, int64_t count, int64_t size,

@@ -1,5 +1,5 @@
-// Routing on the CPU: memory bound. A thread finds where its rows begin in the index and walks both together,
-// so that neighbours that stay neighbours, routed or not, move as one block.
+// Routing on the CPU, which is bound by memory. A thread finds where its rows begin in the index and walks
+// along both, so that rows that stay neighbours, routed or not, are copied as one block.
 #include "route/route.h"
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace adaptcomp {
 namespace {
 
-// Calls routed(row, j, run) and others(row, run) on the runs of neighbours in [begin, end); index[j] is the
+// Calls routed(row, j, run) and others(row, run) for the runs of neighbours in [begin, end); index[j] is the
 // run's first row.
 template <class Routed, class Others>
 void for_runs(const int64_t* index, int64_t count, int64_t begin, int64_t end, const Routed& routed,
@@ -24,7 +24,7 @@ void for_runs(const int64_t* index, int64_t count, int64_t begin, int64_t end, c
       row += run;
       j += run;
     }
-    while (j < count && index[j] >= 0 && index[j] < row) ++j;  // out of order: left out, not waited for
+    while (j < count && index[j] >= 0 && index[j] < row) ++j;  // skips entries that are out of order
     const int64_t next = j < count && index[j] >= 0 ? std::min(index[j], end) : end;
     if (next > row) others(row, next - row);
     row = std::max(row, next);
@@ -90,7 +90,7 @@ void split_rows_cpu(const Split* splits, int64_t n_splits, const int64_t* index,
           });
     }
   });
-  const int64_t named = first_from(size, index, 0, count);  // from here on the entries are negative
+  const int64_t named = first_from(size, index, 0, count);  // entries from here on are negative
   for (int64_t m = 0; m < n_splits && named < count; ++m) {
     const int64_t width = splits[m].row_bytes;
     if (splits[m].rows && width > 0)

@@ -1,10 +1,10 @@
-// Routing on CUDA, in the shape of compaction: a block owns a tile of kTile words of one tensor's whole side,
-// whatever the length of its rows, with kWords independent loads of each thread in flight; the tensors of a
-// call travel as a table in the kernel's parameters and share one launch.
+// Routing on CUDA, organised like compaction: a block moves a tile of kTile words of one tensor's [size, ...]
+// side, whatever the length of its rows, with kWords independent loads of each thread in flight. The tensors
+// of a call are a table in the kernel's parameters and share one launch.
 //
-// Where a row stands in the index is found by bisection. Two threads bisect the whole of it for the first and
-// the last row of the tile; the others look between the two, which for rows of a tile's length or more is one
-// or two entries.
+// A row's position in the index is found by bisection. Two threads bisect the complete index for the first
+// and the last row of the tile; the others search between them, which for rows of at least a tile's length is
+// one or two entries.
 #include "common/cuda.cuh"
 #include "route/route.h"
 
@@ -70,8 +70,8 @@ __device__ __forceinline__ void put(const Split& m, const int64_t* place, const 
   }
 }
 
-// Rows of a split that a negative entry names: as many as the index has entries at most, which is no more
-// than the whole side has rows, so each word of that side looks after the one at the same place here.
+// Zeroes the rows of a split that have negative entries. There are at most `size` entries, so that each
+// thread zeroes the word at the same position as its own word of the [size, ...] side.
 template <class Word>
 __device__ __forceinline__ void blank(const Merge&, const int64_t*, int64_t, int64_t, int64_t) {}
 template <class Word>
@@ -85,11 +85,10 @@ __device__ __forceinline__ void move_tile(const Move& move, const int64_t* __res
                                           int64_t size, int64_t tile) {
   const int64_t per_row = move.row_bytes / static_cast<int64_t>(sizeof(Word));
   const int64_t total = size * per_row, begin = tile * kTile;
-  const int64_t first_row =
-      begin / per_row;  // one 64-bit division per thread; the rest is done relative to it
+  const int64_t first_row = begin / per_row;  // the only 64-bit division of a thread
   const int64_t first_column = begin - first_row * per_row;
 
-  __shared__ int64_t bounds[2];  // in the index: the tile's first row, and the one behind its last
+  __shared__ int64_t bounds[2];  // index positions of the tile's first row and of the row after its last
   if (threadIdx.x < 2) {
     const int64_t last = (begin + kTile < total ? begin + kTile : total) - 1;
     bounds[threadIdx.x] = first_from(threadIdx.x == 0 ? first_row : last / per_row + 1, index, 0, count);
@@ -97,7 +96,7 @@ __device__ __forceinline__ void move_tile(const Move& move, const int64_t* __res
   __syncthreads();
   const int64_t low = bounds[0], high = bounds[1];
 
-  int64_t dense[kWords], place[kWords];  // words on the whole side and among the rows; -1: none
+  int64_t dense[kWords], place[kWords];  // words on the [size, ...] side and among the rows; -1: none
 #pragma unroll
   for (int k = 0; k < kWords; ++k) {
     const int offset = static_cast<int>(threadIdx.x) + k * kThreads;
@@ -105,7 +104,7 @@ __device__ __forceinline__ void move_tile(const Move& move, const int64_t* __res
     if (begin + offset >= total) continue;
     int64_t row = first_row, column = first_column + offset;
     if (column >= per_row) {
-      if (per_row >= kTile) {  // a tile reaches into the next row at most
+      if (per_row >= kTile) {  // the tile ends in the next row at the latest
         ++row;
         column -= per_row;
       } else {

@@ -151,7 +151,8 @@ MUTATIONS = (
     Mutation(
         "compaction: the tail of the index is not set",
         "compaction/compaction_cuda.cu",
-        'cuda_check(cudaMemsetAsync(index, 0xff, static_cast<size_t>(n) * sizeof(int64_t), on), "compact_index (tail)");',
+        "cuda_check(cudaMemsetAsync(index, 0xff, static_cast<size_t>(n) * sizeof(int64_t), on),\n"
+        '             "compact_index (tail)");',
         "",
         ("compaction_cuda",),
         ("tests/ops/test_compaction.py", "-k", "matches_indexing and float32"),
@@ -399,8 +400,8 @@ MUTATIONS = (
     Mutation(
         "mlp backward: the context's gradient is not zero at first",
         "mlp_energy/mlp_energy_cuda.cu",
-        "Warp::zero(static_cast<C*>(grad_.context) + row * n1_, n1_); }",
-        "static_cast<void>(row); }",
+        "Warp::zero(static_cast<C*>(grad_.context) + row * n1_, n1_);",
+        "static_cast<void>(row);",
         ("mlp_energy_cuda",),
         (WHOLE, "-k", "gradient_modes and mlp and plain"),
     ),
