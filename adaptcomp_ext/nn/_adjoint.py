@@ -8,19 +8,33 @@ pass their gradient on twice.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Inputs = Sequence[Tensor | None]
-Function = Callable[[Inputs], Sequence[Tensor]]
-"""Differentiable outputs from inputs. Leaves that it reaches on its own come after its inputs, and are not
-replaced."""
-Gradients = Callable[[Inputs, Sequence[Tensor | None], Sequence[bool]], list[Tensor | None]]
-"""From inputs, gradients of the outputs, and which inputs need a gradient: their gradients."""
+
+
+class Work(Protocol):
+    """How the outputs of a node are differentiated."""
+
+    @property
+    def own(self) -> int:
+        """How many inputs, the first ones, `function` takes copies of; the others it reaches on its own."""
+        ...
+
+    def function(self, inputs: Inputs) -> Sequence[Tensor]:
+        """The outputs again, with a graph."""
+        ...
+
+    def gradients(
+        self, inputs: Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The gradients of the inputs that need one, from those of the outputs."""
+        ...
 
 
 def copies(inputs: Inputs, own: int, needed: Sequence[bool]) -> list[Tensor | None]:
@@ -33,20 +47,12 @@ def copies(inputs: Inputs, own: int, needed: Sequence[bool]) -> list[Tensor | No
 
 
 def backward(
-    function: Function,
-    gradients: Gradients,
-    own: int,
-    inputs: Inputs,
-    upstream: Sequence[Tensor | None],
-    needed: Sequence[bool],
+    work: Work, inputs: Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients of the inputs; differentiable where gradients are recorded, which runs `function` again."""
+    """The gradients of the inputs; differentiable where gradients are recorded, which runs `work.function` again."""
     if not torch.is_grad_enabled():
-        return gradients(inputs, upstream, needed)
-    found: list[Tensor | None] = list(
-        _Adjoint.apply(function, gradients, own, len(upstream), needed, *upstream, *inputs)
-    )
-    return found
+        return work.gradients(inputs, upstream, needed)
+    return list(_Adjoint.apply(work, len(upstream), needed, *upstream, *inputs))
 
 
 @contextlib.contextmanager
@@ -63,23 +69,21 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        function: Function,
-        gradients: Gradients,
-        own: int,
+        work: Work,
         outputs: int,
         needed: Sequence[bool],
         *tensors: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        ctx.function, ctx.own, ctx.outputs, ctx.needed = function, own, outputs, needed
+        ctx.work, ctx.own, ctx.outputs, ctx.needed = work, work.own, outputs, needed
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        return tuple(gradients(tensors[outputs:], tensors[:outputs], needed))
+        return tuple(work.gradients(tensors[outputs:], tensors[:outputs], needed))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *second: Tensor | None) -> tuple[Any, ...]:
         tensors, outputs = ctx.saved_tensors, ctx.outputs
-        needs = ctx.needs_input_grad[5:]
+        needs = ctx.needs_input_grad[3:]
         with torch.enable_grad(), without_autocast():
             # Second derivatives mix all that was differentiated the first time, whether or not its own
             # gradient is needed now.
@@ -87,7 +91,7 @@ class _Adjoint(torch.autograd.Function):
                 tensors[outputs:], ctx.own, [a or b for a, b in zip(ctx.needed, needs[outputs:], strict=True)]
             )
             upstream = copies(tensors[:outputs], outputs, needs[:outputs])
-            results = ctx.function(inputs)
+            results = ctx.work.function(inputs)
             pairs = [
                 (r, g) for r, g in zip(results, upstream, strict=True) if g is not None and r.requires_grad
             ]
@@ -111,4 +115,4 @@ class _Adjoint(torch.autograd.Function):
                     [f for f, _ in terms], targets, [g for _, g in terms], allow_unused=True
                 )
         found = iter(third)
-        return (None, None, None, None, None, *(next(found) if need else None for need in needs))
+        return (None, None, None, *(next(found) if need else None for need in needs))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -317,30 +317,11 @@ class FinalEnergy:
         return [next(found) if need else None for need in needed]
 
 
-class Work(Protocol):
-    """How outputs are differentiated: see `adaptcomp_ext.nn._adjoint`."""
-
-    @property
-    def own(self) -> int:
-        """How many inputs, the first ones, the functions take copies of."""
-        ...
-
-    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
-        """The outputs again, with a graph."""
-        ...
-
-    def gradients(
-        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
-    ) -> list[Tensor | None]:
-        """The gradients of the inputs."""
-        ...
-
-
 class _Node(torch.autograd.Function):
     """The node of outputs that have been computed already, whose gradient `work` knows."""
 
     @staticmethod
-    def forward(ctx: Any, work: Work, outputs: list[Tensor], *inputs: Tensor | None) -> Any:
+    def forward(ctx: Any, work: _adjoint.Work, outputs: list[Tensor], *inputs: Tensor | None) -> Any:
         ctx.work = work
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
@@ -353,9 +334,7 @@ class _Node(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         with _adjoint.without_autocast():
             try:
-                found = _adjoint.backward(
-                    work.function, work.gradients, work.own, ctx.saved_tensors, upstream, needed
-                )
+                found = _adjoint.backward(work, ctx.saved_tensors, upstream, needed)
             except RuntimeError as error:
                 if is_second_derivative_error(error):
                     raise second_derivative_error() from error
@@ -363,7 +342,7 @@ class _Node(torch.autograd.Function):
         return (None, None, *found)
 
 
-def attach(work: Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
+def attach(work: _adjoint.Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
     """The outputs with their gradient."""
     return list(_Node.apply(work, outputs, *inputs))
 

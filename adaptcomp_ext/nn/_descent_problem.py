@@ -62,24 +62,18 @@ class Problem:
         """B."""
         return self.y0.shape[0]
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> contextlib.AbstractContextManager[object]:
         """Where the energy can be evaluated and differentiated: whatever the caller's modes, and as in the forward pass."""
-        with contextlib.ExitStack() as stack:
-            if torch.is_inference_mode_enabled():
-                stack.enter_context(torch.inference_mode(False))
-            if (
-                self.autocast is None
-            ):  # the backward pass evaluates the energy again, in the dtypes of the forward pass
-                kinds = {"cpu", self.y0.device.type}
-                self.autocast = [
-                    (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds
-                ]
-            for kind, dtype, enabled in self.autocast:
-                if enabled or torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, dtype, enabled))
-            stack.enter_context(torch.enable_grad())
-            yield
+        if self.autocast is None:
+            # The backward pass evaluates the energy again, in the dtypes of the forward pass.
+            kinds = {"cpu", self.y0.device.type}
+            self.autocast = [
+                (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds
+            ]
+        switched = [a for a in self.autocast if a[2] or torch.is_autocast_enabled(a[0])]
+        if switched or torch.is_inference_mode_enabled():
+            return _in_modes(switched)
+        return torch.enable_grad()
 
     def again(
         self, sources: Sequence[Tensor | None], evaluation: int | None = None
@@ -146,6 +140,18 @@ class Problem:
         if g is None:
             raise ValueError("energy: expected it to depend on y, got one whose graph does not reach y")
         return g
+
+
+@contextlib.contextmanager
+def _in_modes(autocast: list[tuple[str, torch.dtype, bool]]) -> Iterator[None]:
+    """Where gradients are recorded, outside inference mode, and autocast is switched as given."""
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for kind, dtype, enabled in autocast:
+            stack.enter_context(torch.autocast(kind, dtype, enabled))
+        stack.enter_context(torch.enable_grad())
+        yield
 
 
 def find_mixing(value: Tensor, point: Tensor) -> None:

@@ -22,6 +22,10 @@ from torch import Tensor
 from adaptcomp_ext.nn._descent_reads import MISSING, Entry, entries, read, write
 
 _LARGEST_COPY = 2**18  # elements of a tensor that is copied in case it is changed in place
+_PLAIN, _CONSTANT = (
+    -2,
+    -1,
+)  # instead of its position among the sources: no tensor; a tensor that is none of them
 _lock = threading.RLock()  # of the evaluations that see something else than the live state
 
 
@@ -48,19 +52,18 @@ class Seen:
     ) -> None:
         self._device = device
         self._state = entries(energy, evaluate)
-        self._versions = {id(e.value): (e, e.value._version) for e in self._state if _versioned(e.value)}
-        self._copies: dict[int, Tensor] = {}
-        with torch.no_grad():
-            for t in (e.value for e in self._state if _versioned(e.value) and not e.value.requires_grad):
-                if (
-                    t.numel() <= _LARGEST_COPY
-                    and not isinstance(t, torch.nn.Parameter)
-                    and id(t) not in self._copies
-                ):
-                    self._copies[id(t)] = t.detach().clone()
-        self._constant = {
-            id(e.value) for e in self._state if isinstance(e.value, Tensor) and not e.value.requires_grad
+        tensors = {id(e.value): e for e in self._state if isinstance(e.value, Tensor)}
+        self._versions = {
+            key: (e, e.value._version) for key, e in tensors.items() if not e.value.is_inference()
         }
+        self._constant = {key for key, e in tensors.items() if not e.value.requires_grad}
+        with torch.no_grad():
+            self._copies = {
+                key: t.detach().clone()
+                for key in self._constant & self._versions.keys()
+                if (t := tensors[key].value).numel() <= _LARGEST_COPY
+                and not isinstance(t, torch.nn.Parameter)
+            }
         self._random: list[Tensor] | None = _random_states(device)
         self._tracked: list[Entry] = []
         self.sources: list[Tensor] = []
@@ -85,33 +88,39 @@ class Seen:
 
     def first(self, value: Tensor, but: Sequence[Tensor]) -> list[Tensor]:
         """After the first evaluation, which returned `value`: its sources, without `but` and what is behind them."""
-        found = reached(value, but, {_edge(e.value): e.value for e in self._state if _computed(e.value)})
-        places = {id(e.value) for e in self._state}
+        tensors = [e.value for e in self._state if isinstance(e.value, Tensor)]
+        computed = {_edge(t): t for t in tensors if t.grad_fn is not None}
+        found = reached(value, but, computed)
+        places = {id(t) for t in tensors}
         self.sources = [t for t in found if id(t) in places]
         self.placed = len(self.sources)
         self.sources += [t for t in found if id(t) not in places]
         at = {id(t): i for i, t in enumerate(self.sources)}
-        # A computed tensor that the energy does not use is let go: an earlier result, for instance, with all
-        # its graph.
-        self._state = [e for e in self._state if not _computed(e.value) or id(e.value) in at]
-        kept = {id(e.value) for e in self._state}
-        self._versions = {key: found for key, found in self._versions.items() if key in kept}
-        self._at = [at.get(id(e.value), -1) if isinstance(e.value, Tensor) else -1 for e in self._state]
+        if computed:
+            # A computed tensor that the energy does not use is let go: an earlier result, for instance, with
+            # all its graph.
+            self._state = [e for e in self._state if not _computed(e.value) or id(e.value) in at]
+            kept = {id(e.value) for e in self._state}
+            self._versions = {key: found for key, found in self._versions.items() if key in kept}
+        self._at = [
+            at.get(id(e.value), _CONSTANT) if isinstance(e.value, Tensor) else _PLAIN for e in self._state
+        ]
         self._look_for_changes()
         return self.sources
 
     def _look_for_changes(self) -> None:
         states = _random_states(self._device)
-        drew = self._random is not None and states is not None
-        if not (
-            drew and not all(torch.equal(a, b) for a, b in zip(self._random or (), states or (), strict=True))
+        if (
+            self._random is None
+            or states is None
+            or all(torch.equal(a, b) for a, b in zip(self._random, states, strict=True))
         ):
             self._random = None
-        for e in self._state:
-            if isinstance(e.value, Tensor):
-                if id(e.value) in self._copies and self._versions[id(e.value)][1] != e.value._version:
+        for e, at in zip(self._state, self._at, strict=True):
+            if at == _PLAIN:
+                if (live := read(e)) is not e.value and not _same(live, e.value):
                     self._tracked.append(e)
-            elif not _same(read(e), e.value):
+            elif id(e.value) in self._copies and self._versions[id(e.value)][1] != e.value._version:
                 self._tracked.append(e)
         if self.changing:
             before = [(e.container, e.key, self._copies.get(id(e.value), e.value)) for e in self._tracked]
@@ -169,6 +178,8 @@ class Seen:
             value = e.value
             if at >= 0:
                 value = sources[at]
+            elif at == _PLAIN:
+                pass
             elif id(value) in self._copies and self._versions[id(value)][1] != value._version:
                 value = self._copies[id(value)]
             elif id(value) in self._constant and value.requires_grad:
@@ -229,23 +240,21 @@ def reached(value: Tensor, but: Sequence[Tensor], computed: dict[Any, Tensor] | 
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in own:
-            leaves.setdefault(id(leaf), leaf)
+        edges = node.next_functions
+        if not edges:  # a leaf's node, or that of a function without inputs
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in own:
+                leaves.setdefault(id(leaf), leaf)
         if not computed:
-            stack.extend(following for following, _ in node.next_functions)
+            stack.extend([following for following, _ in edges])
             continue
-        for edge in node.next_functions:
+        for edge in edges:
             tensor = computed.get(edge)
             if tensor is None:
                 stack.append(edge[0])
             else:
                 leaves.setdefault(id(tensor), tensor)
     return list(leaves.values())
-
-
-def _versioned(value: Any) -> bool:
-    return isinstance(value, Tensor) and not value.is_inference()
 
 
 def _computed(value: Any) -> bool:

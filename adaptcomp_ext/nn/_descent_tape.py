@@ -109,7 +109,7 @@ class Tape:
             if step % 16 == 0:
                 energy = value.detach().clone() if start is point else state.of_block(state.energy, row)
             if step == 0:
-                self.first = value.detach().clone()
+                self.first = energy
             self.records.append(Record(step + 1, row, start, velocity, scale, point.shape[0], energy))
 
     @staticmethod
