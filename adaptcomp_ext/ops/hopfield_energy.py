@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from adaptcomp_ext import reference
-from adaptcomp_ext.ops._whole_descent import ClosedForm
+from adaptcomp_ext.ops._fused_descent import ClosedForm
 
 
 def hopfield_closed_form(patterns: Tensor, beta: Tensor) -> ClosedForm:

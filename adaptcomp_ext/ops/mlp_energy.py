@@ -10,8 +10,8 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops._backend import contiguous, place
+from adaptcomp_ext.ops._fused_descent import ClosedForm
 from adaptcomp_ext.ops._library import Function
-from adaptcomp_ext.ops._whole_descent import ClosedForm
 
 # The codes of csrc/mlp_energy/rows.h.
 ACTIVATION_CODES = {"softplus": 0, "silu": 1, "tanh": 2, "gelu": 3}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.nn import _descent_whole
+from adaptcomp_ext.nn.descent import fused
 from tests.helpers.closed_forms import OPTIONS, SHORT, contexts, energy, points
 from tests.helpers.energies import Wells, problem
 from tests.helpers.processes import OUTSIDE
@@ -80,7 +80,7 @@ def test_a_descent_that_runs_twice_has_the_same_bits(monkeypatch, kind, option):
         descend = ac.EnergyDescent(energy(kind), gradient=gradient, keep_trace=True, **options)
         want = outcome(descend, y0, *context)
         with monkeypatch.context() as changed:
-            changed.setattr(_descent_whole, "RESERVED", 0)
+            changed.setattr(fused, "RESERVED", 0)
             got = outcome(descend, y0, *context)
         for a, b in zip(got, want, strict=True):
             assert torch.equal(a, b)

@@ -99,7 +99,7 @@ def same_fate(got, expected):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_energies_in_closed_form_run_as_a_whole(monkeypatch, kind):
-    monkeypatch.setattr("adaptcomp_ext.nn.energy_descent.run_kernels", None)
+    monkeypatch.setattr("adaptcomp_ext.nn.descent.energy_descent.run_kernels", None)
     function, tensors = descents(kind, 3, torch.float32, "cpu", OPTIONS["all"])
     with_gradients(function, tensors)
 

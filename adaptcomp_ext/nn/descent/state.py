@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import ActiveCount, bucket
-from adaptcomp_ext.nn._descent_problem import Problem
+from adaptcomp_ext.nn.descent.problem import Problem
 from adaptcomp_ext.nn.result import Status
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, on_cuda, place

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn import _adjoint
-from adaptcomp_ext.nn._descent_check import Check, copied
-from adaptcomp_ext.nn._descent_problem import Ended, Problem
+from adaptcomp_ext.nn.descent import adjoint
+from adaptcomp_ext.nn.descent.check import Check, copied
+from adaptcomp_ext.nn.descent.problem import Ended, Problem
 from adaptcomp_ext.nn.result import Status
 from adaptcomp_ext.ops._backend import compute_dtype
 
@@ -37,14 +37,14 @@ class Implicit:
         """How many inputs the functions take copies of."""
         return self._given + copied(self.problem)
 
-    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+    def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
         """Not available: the solution of the system is not followed by a graph."""
         raise NotImplementedError(
             'gradient: "implicit" can be differentiated once; use "unrolled" for second derivatives'
         )
 
     def gradients(
-        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+        self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """Solve for w, and differentiate ⟨∇E, −w⟩."""
         seen = self.problem.seen
@@ -54,12 +54,12 @@ class Implicit:
                 'energy: expected the same values at every evaluation, for gradient="implicit", got an energy that draws random '
                 "numbers (dropout, for instance). Switch it to eval()"
             )
-        inputs = _adjoint.copies(inputs, self.own, needed)
+        inputs = adjoint.copies(inputs, self.own, needed)
         with self.problem.again(inputs[self._given :], len(seen.marks) - 1 if seen.marks else None):
             return self._gradients(inputs, upstream[0], needed)
 
     def _gradients(
-        self, inputs: _adjoint.Inputs, g_y: Tensor | None, needed: Sequence[bool]
+        self, inputs: adjoint.Inputs, g_y: Tensor | None, needed: Sequence[bool]
     ) -> list[Tensor | None]:
         context = [c for c in inputs[: self._given] if c is not None]
         targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]

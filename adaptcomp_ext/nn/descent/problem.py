@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._descent_seen import Seen
+from adaptcomp_ext.nn.descent.snapshot import Seen
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._plain import check_initialized

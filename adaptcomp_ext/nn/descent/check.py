@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn import _adjoint
-from adaptcomp_ext.nn._descent_problem import Problem
+from adaptcomp_ext.nn.descent import adjoint
+from adaptcomp_ext.nn.descent.problem import Problem
 from adaptcomp_ext.ops._backend import on_cuda
 
 
@@ -32,7 +32,7 @@ class Check:
         self,
         value: Tensor,
         but: Sequence[Tensor],
-        sources: _adjoint.Inputs,
+        sources: adjoint.Inputs,
         then: Tensor | None,
         partial: bool,
     ) -> None:
@@ -72,6 +72,6 @@ def copied(problem: Problem) -> int:
     return problem.seen.placed if problem.seen.apart() else 0
 
 
-def apart(problem: Problem, sources: _adjoint.Inputs, needed: Sequence[bool]) -> list[Tensor | None]:
+def apart(problem: Problem, sources: adjoint.Inputs, needed: Sequence[bool]) -> list[Tensor | None]:
     """The sources as an evaluation is given them."""
-    return _adjoint.copies(sources, copied(problem), needed)
+    return adjoint.copies(sources, copied(problem), needed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptcomp_ext.nn.energies.closed_form import (
+from adaptcomp_ext.nn.descent.energies.closed_form import (
     ClosedFormEnergy,
     check_given,
     check_number_of_contexts,
@@ -17,7 +17,7 @@ from adaptcomp_ext.nn.energies.closed_form import (
     own_tensor,
 )
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
-from adaptcomp_ext.ops._whole_descent import ClosedForm
+from adaptcomp_ext.ops._fused_descent import ClosedForm
 from adaptcomp_ext.ops.descent import check_number
 from adaptcomp_ext.ops.mlp_energy import context_part, mlp_closed_form
 from adaptcomp_ext.reference.mlp_energy import ACTIVATIONS

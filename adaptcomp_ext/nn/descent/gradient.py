@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import reference
-from adaptcomp_ext.nn import _adjoint
-from adaptcomp_ext.nn._descent_check import Check, apart, copied
-from adaptcomp_ext.nn._descent_compiled import is_second_derivative_error, second_derivative_error
-from adaptcomp_ext.nn._descent_problem import Ended, Problem
-from adaptcomp_ext.nn._descent_tape import Taken, Tape, taken
+from adaptcomp_ext.nn.descent import adjoint
+from adaptcomp_ext.nn.descent.check import Check, apart, copied
+from adaptcomp_ext.nn.descent.compiled import is_second_derivative_error, second_derivative_error
+from adaptcomp_ext.nn.descent.problem import Ended, Problem
+from adaptcomp_ext.nn.descent.tape import Taken, Tape, taken
 from adaptcomp_ext.nn.result import Status, Trace
 from adaptcomp_ext.ops import descent
 from adaptcomp_ext.ops._backend import compute_dtype
@@ -68,12 +68,12 @@ class Unrolled:
         """How many inputs the functions take copies of."""
         return self._given + copied(self.problem)
 
-    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+    def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
         """The descent again, with a graph of all of it, and the rows' fates as they were."""
         with self.problem.again(inputs[self._given :]):
             return self._function(inputs)
 
-    def _function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+    def _function(self, inputs: adjoint.Inputs) -> list[Tensor]:
         problem, rule = self.problem, self.problem.rule
         y0, step_size, sigma, *context = inputs[: self._given]
         sources = inputs[self._given :]
@@ -107,7 +107,7 @@ class Unrolled:
         return [y] if segments is None else [y, torch.cat(ends)]
 
     def gradients(
-        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+        self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """One step's graph at a time, the last step first."""
         inputs = [*inputs[: self._given], *apart(self.problem, inputs[self._given :], needed[self._given :])]
@@ -115,7 +115,7 @@ class Unrolled:
             return self._gradients(inputs, upstream, needed)
 
     def _gradients(
-        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+        self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         problem, rule, own = self.problem, self.problem.rule, self._given
         check = Check(problem, self._tape.first)
@@ -203,7 +203,7 @@ class Unrolled:
             value = self.problem.evaluate(here, context)
             return value, self.problem.slope(value, here, torch.ones_like(value), create_graph=True)
 
-    def _evaluation(self, step: Taken, sources: _adjoint.Inputs) -> contextlib.AbstractContextManager[None]:
+    def _evaluation(self, step: Taken, sources: adjoint.Inputs) -> contextlib.AbstractContextManager[None]:
         """Where the energy is as at the evaluation from which a step set out."""
         seen = self.problem.seen
         if seen is None or not seen.changing:
@@ -275,7 +275,7 @@ class FinalEnergy:
             self._rows = ((status != Status.NONFINITE) | (steps > 0)).nonzero()[:, 0]
         return self._rows
 
-    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+    def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
         """The energies again; zero where there is none."""
         y, *context = (t for t in inputs[: self._given] if t is not None)
         sources, wide = inputs[self._given :], compute_dtype(y.dtype)
@@ -306,11 +306,11 @@ class FinalEnergy:
         return [(rows[at[rows] == k], k) for k in at[rows].unique().tolist()]
 
     def gradients(
-        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+        self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """Of one evaluation."""
         with torch.enable_grad():
-            inputs = _adjoint.copies(inputs, self.own, needed)
+            inputs = adjoint.copies(inputs, self.own, needed)
             (value,) = self.function(inputs)
         targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         found = iter(_grad(value, targets, upstream[0]))
@@ -321,7 +321,7 @@ class _Node(torch.autograd.Function):
     """The node of outputs that have been computed already, whose gradient `work` knows."""
 
     @staticmethod
-    def forward(ctx: Any, work: _adjoint.Work, outputs: list[Tensor], *inputs: Tensor | None) -> Any:
+    def forward(ctx: Any, work: adjoint.Work, outputs: list[Tensor], *inputs: Tensor | None) -> Any:
         ctx.work = work
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
@@ -332,9 +332,9 @@ class _Node(torch.autograd.Function):
         check_gradients("EnergyDescent", upstream)
         work = ctx.work
         needed = ctx.needs_input_grad[2:]
-        with _adjoint.without_autocast():
+        with adjoint.without_autocast():
             try:
-                found = _adjoint.backward(work, ctx.saved_tensors, upstream, needed)
+                found = adjoint.backward(work, ctx.saved_tensors, upstream, needed)
             except RuntimeError as error:
                 if is_second_derivative_error(error):
                     raise second_derivative_error() from error
@@ -342,7 +342,7 @@ class _Node(torch.autograd.Function):
         return (None, None, *found)
 
 
-def attach(work: _adjoint.Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
+def attach(work: adjoint.Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
     """The outputs with their gradient."""
     return list(_Node.apply(work, outputs, *inputs))
 

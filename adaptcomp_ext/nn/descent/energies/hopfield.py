@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from adaptcomp_ext.nn.energies.closed_form import (
+from adaptcomp_ext.nn.descent.energies.closed_form import (
     ClosedFormEnergy,
     check_matrix,
     check_number_of_contexts,
@@ -16,8 +16,8 @@ from adaptcomp_ext.nn.energies.closed_form import (
     own_tensor,
 )
 from adaptcomp_ext.ops._checks import check_floating, describe
+from adaptcomp_ext.ops._fused_descent import ClosedForm
 from adaptcomp_ext.ops._plain import check_initialized
-from adaptcomp_ext.ops._whole_descent import ClosedForm
 from adaptcomp_ext.ops.descent import check_number
 from adaptcomp_ext.ops.hopfield_energy import hopfield_closed_form
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._descent_problem import Problem
-from adaptcomp_ext.nn._descent_state import State, plain
-from adaptcomp_ext.nn._descent_tape import Tape
+from adaptcomp_ext.nn.descent.problem import Problem
+from adaptcomp_ext.nn.descent.state import State, plain
+from adaptcomp_ext.nn.descent.tape import Tape
 
 
 def descend(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext import _C
-from adaptcomp_ext.nn._descent_modes import run_kernels, run_reference
-from adaptcomp_ext.nn._descent_problem import Problem, find_mixing
-from adaptcomp_ext.nn._descent_whole import run_whole, serves
 from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.nn._tree import check_alike, check_tree
+from adaptcomp_ext.nn.descent.fused import run_whole, serves
+from adaptcomp_ext.nn.descent.modes import run_kernels, run_reference
+from adaptcomp_ext.nn.descent.problem import Problem, find_mixing
 from adaptcomp_ext.nn.result import EnergyResult
 from adaptcomp_ext.ops._backend import DTYPE_CODES, capturing, contiguous, on_cuda, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int, describe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adaptcomp_ext.nn.energies.closed_form import (
+from adaptcomp_ext.nn.descent.energies.closed_form import (
     ClosedFormEnergy,
     check_given,
     check_matrix,
@@ -15,7 +15,7 @@ from adaptcomp_ext.nn.energies.closed_form import (
     own_tensor,
 )
 from adaptcomp_ext.ops._checks import check_floating
-from adaptcomp_ext.ops._whole_descent import ClosedForm
+from adaptcomp_ext.ops._fused_descent import ClosedForm
 from adaptcomp_ext.ops.quadratic_energy import quadratic_closed_form
 
 

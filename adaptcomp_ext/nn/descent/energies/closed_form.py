@@ -12,8 +12,8 @@ from adaptcomp_ext import _C
 from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous
 from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._fused_descent import ClosedForm
 from adaptcomp_ext.ops._plain import check_initialized, check_memory, is_dense, plain, plain_or_traced
-from adaptcomp_ext.ops._whole_descent import ClosedForm
 
 
 class ClosedFormEnergy(nn.Module, ABC):

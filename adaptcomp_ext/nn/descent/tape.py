@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._descent_state import State
+from adaptcomp_ext.nn.descent.state import State
 from adaptcomp_ext.nn.result import Trace
 from adaptcomp_ext.ops.compaction import compact_index_padded
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import reference
-from adaptcomp_ext.nn import _adjoint
-from adaptcomp_ext.nn._descent_gradient import attach
-from adaptcomp_ext.nn._descent_implicit import Implicit
-from adaptcomp_ext.nn._descent_modes import finish
-from adaptcomp_ext.nn._descent_problem import Problem
-from adaptcomp_ext.nn._descent_seen import Seen
-from adaptcomp_ext.nn.energies import ClosedFormEnergy
+from adaptcomp_ext.nn.descent import adjoint
+from adaptcomp_ext.nn.descent.energies import ClosedFormEnergy
+from adaptcomp_ext.nn.descent.gradient import attach
+from adaptcomp_ext.nn.descent.implicit import Implicit
+from adaptcomp_ext.nn.descent.modes import finish
+from adaptcomp_ext.nn.descent.problem import Problem
+from adaptcomp_ext.nn.descent.snapshot import Seen
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
 from adaptcomp_ext.ops._backend import capturing, compute_dtype, on_cuda
-from adaptcomp_ext.ops._whole_descent import (
+from adaptcomp_ext.ops._fused_descent import (
     ClosedForm,
     Descended,
     fits,
@@ -146,7 +146,7 @@ class Whole:
         self._last = 0 if self._stepwise else (problem.last or rule.max_steps + 1)
 
     def gradients(
-        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+        self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """The kernel."""
         if all(g is None for g in upstream):
@@ -184,7 +184,7 @@ class Whole:
         every = [g_y0, g_step, None if found.noise is None else found.noise.sum(), *grads]
         return [g if need else None for g, need in zip(every, needed, strict=True)]
 
-    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+    def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
         """The descent again in plain PyTorch, with a graph of all of it, and the rows' fates as they were."""
         start, step_size, sigma, *tensors = inputs
         assert start is not None and step_size is not None
@@ -235,7 +235,7 @@ class WholeEnergy:
         self._form = form._replace(tensors=())
         self._ended = (run.status, run.steps)
 
-    def function(self, inputs: _adjoint.Inputs) -> list[Tensor]:
+    def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
         """The energies again; zero where the starting point was not finite."""
         y, *tensors = inputs
         assert y is not None
@@ -249,13 +249,13 @@ class WholeEnergy:
         return [value.new_zeros(y.shape[0]).index_copy(0, rows, value)]
 
     def gradients(
-        self, inputs: _adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+        self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """Of one evaluation."""
         if upstream[0] is None:
             return [None for _ in needed]
         with torch.enable_grad():
-            inputs = _adjoint.copies(inputs, self.own, needed)
+            inputs = adjoint.copies(inputs, self.own, needed)
             (value,) = self.function(inputs)
         targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         found = iter(torch.autograd.grad(value, targets, upstream[0], allow_unused=True))

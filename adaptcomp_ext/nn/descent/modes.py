@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import reference
-from adaptcomp_ext.nn._descent_gradient import FinalEnergy, Unrolled, attach
-from adaptcomp_ext.nn._descent_implicit import Implicit
-from adaptcomp_ext.nn._descent_loop import descend
-from adaptcomp_ext.nn._descent_problem import Ended, Problem
-from adaptcomp_ext.nn._descent_seen import Seen
-from adaptcomp_ext.nn._descent_stepwise import run_stepwise
-from adaptcomp_ext.nn._descent_tape import Tape
+from adaptcomp_ext.nn.descent.gradient import FinalEnergy, Unrolled, attach
+from adaptcomp_ext.nn.descent.implicit import Implicit
+from adaptcomp_ext.nn.descent.loop import descend
+from adaptcomp_ext.nn.descent.problem import Ended, Problem
+from adaptcomp_ext.nn.descent.snapshot import Seen
+from adaptcomp_ext.nn.descent.stepwise import run_stepwise
+from adaptcomp_ext.nn.descent.tape import Tape
 from adaptcomp_ext.nn.result import EnergyResult, Trace
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._descent_compiled import check_not_compiled
-from adaptcomp_ext.nn._descent_problem import Problem
-from adaptcomp_ext.nn._descent_state import State, plain
-from adaptcomp_ext.nn._descent_tape import Tape
+from adaptcomp_ext.nn.descent.compiled import check_not_compiled
+from adaptcomp_ext.nn.descent.problem import Problem
+from adaptcomp_ext.nn.descent.state import State, plain
+from adaptcomp_ext.nn.descent.tape import Tape
 from adaptcomp_ext.nn.result import Trace
 from adaptcomp_ext.ops import descent
 from adaptcomp_ext.ops._backend import compute_dtype

@@ -1,0 +1,1 @@
+"""Gradient descent on an energy, row by row."""
