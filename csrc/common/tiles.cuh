@@ -61,12 +61,11 @@ struct Warp {
     for (int i = lane(); i < n; i += kWarp) f(i);
     __syncwarp();
   }
-  // Calls f once, ordered after the lanes' earlier and before their later accesses.
+  // Calls f once, after the lanes' earlier accesses. The lanes see what it wrote once they have met again.
   template <class F>
   static __device__ __forceinline__ void once(const F& f) {
     __syncwarp();
     if (lane() == 0) f();
-    __syncwarp();
   }
   // The sum over the lanes, the same bits in each.
   template <class C>

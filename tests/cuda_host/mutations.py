@@ -315,15 +315,6 @@ MUTATIONS = (
         (WHOLE, "-k", "matches_the_reference_in_double and noise and mlp"),
     ),
     Mutation(
-        "tile: what one lane writes, the others may not see",
-        "common/tiles.cuh",
-        "if (lane() == 0) f();\n    __syncwarp();",
-        "if (lane() == 0) f();",
-        ("mlp_energy_cuda",),
-        (WHOLE, "-k", "sizes_and_one_step and mlp"),
-        "down",
-    ),
-    Mutation(
         "tile: what the lanes write, one lane may not see",
         "common/tiles.cuh",
         "for (int i = lane(); i < n; i += kWarp) f(i);\n    __syncwarp();",
@@ -346,7 +337,7 @@ MUTATIONS = (
         "slot < slots.count; ++slot) {\n        if (!slots.holds(slot)) continue;\n        const auto left",
         "slot + 1 < slots.count; ++slot) {\n        if (!slots.holds(slot)) continue;\n        const auto left",
         ("hopfield_energy_cuda",),
-        (WHOLE, "-k", "gradient_modes and hopfield and plain"),
+        (WHOLE, "-k", "no_slot_of_a_tile_is_empty and hopfield"),
     ),
     # --- the energies
     Mutation(
@@ -403,7 +394,7 @@ MUTATIONS = (
         "Warp::zero(static_cast<C*>(grad_.context) + row * n1_, n1_);",
         "static_cast<void>(row);",
         ("mlp_energy_cuda",),
-        (WHOLE, "-k", "gradient_modes and mlp and plain"),
+        (WHOLE, "-k", "no_slot_of_a_tile_is_empty and mlp"),
     ),
 )
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.cuda_host.host_build import Build, unavailable
-from tests.cuda_host.mutations import MUTATIONS, caught
+from tests.cuda_host.mutations import MUTATIONS, apply, caught
 from tests.cuda_host.run import ROOT, environment, pytest_command
 
 
@@ -45,7 +45,9 @@ PARTS = {
     "masked classes": Part({"order": "random"}, of("nn", "masked_logits")),
     "late counts": Part({"order": "up"}, of("nn", "lag")),
     "descent": Part({"order": "random", "seed": 2}, of("ops", "descent"), "not compiles"),
-    "whole descents": Part({"order": "random"}, of("nn", "whole_descent"), "one_step or gradient_modes"),
+    "whole descents": Part(
+        {"order": "random"}, of("nn", "whole_descent"), "one_step or gradient_modes or no_slot"
+    ),
     "other whole descents": Part(
         {"order": "down"}, of("nn", "whole_descent"), "bitwise or neighbours or layouts"
     ),
@@ -98,6 +100,12 @@ def test_the_kernels_pass_the_tests(name, started):
     done = started[name].result() if name in started else run(PARTS[name])
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[m.name for m in MUTATIONS])
+def test_a_mutation_finds_its_text(mutation, tmp_path):
+    """A file that was reformatted would leave it without effect."""
+    apply(mutation, tmp_path)
 
 
 @pytest.mark.parametrize("shown", SHOWN)

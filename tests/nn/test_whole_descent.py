@@ -209,6 +209,19 @@ def test_gradient_modes_match_the_reference(device, kind, option, gradient):
         torch.testing.assert_close(g, e, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("kind", SHORT)
+def test_gradients_where_no_slot_of_a_tile_is_empty(device, poison, kind, rows):
+    """On CUDA a power of two fills the slots of every block, the last one included."""
+    function, tensors = descents(kind, rows, torch.float64, device, OPTIONS["plain"])
+    _, grads = with_gradients(function, tensors)
+    with ac.reference_kernels():
+        _, exact = with_gradients(function, tensors)
+    for g, e in zip(grads, exact, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-10)
+    poison.check()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["plain", "clip and momentum", "noise", "clamp"])
 def test_gradcheck_in_every_argument(kind, option):
