@@ -39,7 +39,7 @@ from adaptcomp_ext.nn import (
 )
 from adaptcomp_ext.ops import reference_kernels
 
-__version__: str = _C.build_info()["version"]
+__version__ = "0.1.0"
 
 
 def build_info() -> dict[str, Any]:

@@ -107,7 +107,8 @@ class Build:
         """Name, source and flags of each object, in the order of linking."""
         import pybind11
 
-        version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+        package = (ROOT / "adaptcomp_ext" / "__init__.py").read_text()
+        version = re.search(r'^__version__ = "(.*)"', package, re.MULTILINE)
         assert version is not None
         python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
         texts = {"VERSION": version[1], "CUDA_COMPILER": "emulated on the host", "CUDA_ARCHITECTURES": ""}
