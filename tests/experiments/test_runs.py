@@ -249,16 +249,17 @@ def test_nobody_goes_on_when_the_run_is_killed(tmp_path: Path) -> None:
 # --- statistics ---------------------------------------------------------------------------------------------
 def test_intervals() -> None:
     values = [0.91, 0.93, 0.90, 0.95]
-    mean, low, high, n = mean_interval(values)
+    mean, low, high, n, p = mean_interval(values)
+    assert p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     expected = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
     assert (low, high) == pytest.approx(expected) and n == 4 and mean == pytest.approx(0.9225)
-    assert mean_interval([0.5]) == (0.5, None, None, 1)
+    assert mean_interval([0.5]) == (0.5, None, None, 1, None)
     other = [0.90, 0.90, 0.89, 0.92]
     difference = paired(values, other)
     assert difference.p == pytest.approx(stats.ttest_rel(values, other).pvalue)
     assert difference.above and not difference.below
     assert paired(other, values).below
-    assert paired([1.0], [0.5]) == (0.5, None, None, None, 1)
+    assert paired([1.0], [0.5]) == (0.5, None, None, 1, None)
     assert paired([1.0, 2.0], [1.0, 2.0]).p == 1 and paired([2.0, 3.0], [1.0, 2.0]).p == 0
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 

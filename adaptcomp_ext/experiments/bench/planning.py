@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adaptcomp_ext import FixedSteps
 from adaptcomp_ext.experiments.files import write_json, write_text
-from adaptcomp_ext.experiments.runs.tables import table
+from adaptcomp_ext.experiments.runs.statistics import table
 from adaptcomp_ext.experiments.settings import settings
 from adaptcomp_ext.models.agents import Planner, WorldModel
 from adaptcomp_ext.models.agents.mppi import FIRST_STD

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from adaptcomp_ext.experiments.data import find_images
-from adaptcomp_ext.experiments.runs import (
-    Block,
-    Cell,
-    Column,
-    Data,
-    Epochs,
-    FirstSeed,
-    Picture,
-    Quick,
-    Results,
-    Seeds,
-    Setup,
-    Table,
-    Verdicts,
-    experiment,
-    form,
-    interval,
-    millions,
-    panels,
-    points,
-    tabulate,
-)
-from adaptcomp_ext.experiments.style import (
-    GREEN,
-    INK,
-    MUTED,
-    ORANGE,
-    OTHERS,
-    OURS,
-    WRONG,
-    bar_chart,
-    curve,
-    note,
-    span_at_least,
-)
-from adaptcomp_ext.experiments.vision import Recipe, recipe_for
-
+from ..data import find_images
+from ..runs import Data, Epochs, FirstSeed, Quick, Results, Seeds, Setup, experiment, grid
+from ..runs.report import Block, Column, Picture, Table, Verdicts, panels, tabulate
+from ..runs.statistics import form, interval, millions, points
+from ..style import GREEN, INK, MUTED, ORANGE, OTHERS, OURS, WRONG, bar_chart, curve, note, span_at_least
+from ..vision import Recipe, recipe_for
 from .measure import DEPTHS, RATES, THRESHOLDS, measure
 
 if TYPE_CHECKING:
@@ -100,88 +68,74 @@ def digits(
             "pair_recipe": pair,
             "quick": quick,
         },
-        cells=[
-            Cell(f"{name}-seed-{seed}", {**common, **options}, seed)
-            for seed in every
-            for name, options in parts.items()
-        ],
+        cells=grid(parts, every, common),
         about=f"[bold]{images.name}[/]: {rows:,} training images",
     )
+
+
+class _Found:
+    """The results under the names of the report."""
+
+    def __init__(self, results: Results) -> None:
+        self.depth, self.pair = results.where(part="depth"), results.where(part="acc")
+        self.act = {p: results.where(part="act", price=p).at("own") for p in results.options("price")}
+        self.ponder = {p: results.where(part="ponder", prior=p).at("own") for p in results.options("prior")}
+        self.sure = {t: self.depth.at(f"confidence/{t:g}") for t in THRESHOLDS}
+        self.fixed = {n: self.depth.at(f"fixed/{n}") for n in DEPTHS}
+        self.gated = {
+            (gate, rate): self.pair.at(f"gates/{gate}/{rate:g}") for gate in GATES for rate in RATES
+        }
+        self.shown, self.dearest = self.sure[SHOWN], max(self.act)
 
 
 @digits.reports
 def report(results: Results) -> list[Block]:
     """What halting saves, who gets the steps, and what habit with control saves."""
-    depth, pair, cost = (
-        results.where(part="depth"),
-        results.where(part="acc"),
-        results.where(part="acc").first,
-    )
-    act = {p: results.where(part="act", price=p).at("own") for p in results.options("price")}
-    ponder = {p: results.where(part="ponder", prior=p).at("own") for p in results.options("prior")}
-    sure = {t: depth.at(f"confidence/{t:g}") for t in THRESHOLDS}
-    fixed = {n: depth.at(f"fixed/{n}") for n in DEPTHS}
-    gated = {(gate, rate): pair.at(f"gates/{gate}/{rate:g}") for gate in GATES for rate in RATES}
-    dearest = max(act)
+    found = _Found(results)
+    cost = found.pair.first("multiply_adds")
     readers = {
-        **{f"ACT, price of a step {p:g}": row for p, row in act.items()},
-        **{f"PonderNet, prior {p:g}": row for p, row in ponder.items()},
-        **{f"confidence {t:g}": row for t, row in sure.items()},
-        **{f"fixed depth {n}": row for n, row in fixed.items()},
+        **{f"ACT, price of a step {p:g}": row for p, row in found.act.items()},
+        **{f"PonderNet, prior {p:g}": row for p, row in found.ponder.items()},
+        **{f"confidence {t:g}": row for t, row in found.sure.items()},
+        **{f"fixed depth {n}": row for n, row in found.fixed.items()},
     }
+    pairs = {f"ACC, {gate} gate, {100 * rate:g} %": row for (gate, rate), row in found.gated.items()}
     by_class = {
-        f"ACT, price {dearest:g}: steps": (act[dearest], form(2, 1.0)),
-        f"confidence {SHOWN:g}: steps": (sure[SHOWN], form(2, 1.0)),
-        "ACC, value gate, 10 %: calls, %": (gated["value", 0.1], form()),
+        f"ACT, price {found.dearest:g}: steps": (found.act[found.dearest], form(2, 1.0)),
+        f"confidence {SHOWN:g}: steps": (found.shown, form(2, 1.0)),
+        "ACC, value gate, 10 %: calls, %": (found.gated["value", 0.1], form()),
     }
-    steps, reads = Column("steps", "steps", form(2, 1.0)), Column("right, %", "accuracy", form(2))
+    reads = Column("right, %", "accuracy", form(2))
+    compute = panels(found, _compute, _price, _classes, widths=(1.4, 1, 1))
     return [
         f"# Digits: {results.config['data']}",
         f"{results.config['train']:,} training images, a sixth of them held out; {results.opening}",
         "The readers look at an image (of MNIST at its halved size) through a window, a look at "
-        f"{depth.first('step'):,} multiply–adds. Habit and control read the whole image, at "
-        f"{cost('multiply_adds/default'):,} and {cost('multiply_adds/control'):,}.",
+        f"{found.depth.first('step'):,} multiply–adds. Habit and control read the whole image, at "
+        f"{cost['default']:,} and {cost['control']:,}.",
+        Picture("digits.png", "Accuracy against compute", compute, (13.5, 4.1)),
+        Verdicts(_sentences(found)),
         Picture(
-            "digits.png",
-            "Accuracy against compute",
-            panels(
-                lambda axes: _compute(axes, act, ponder, sure, fixed, gated),
-                lambda axes: _price(axes, act),
-                lambda axes: _classes(axes, sure[SHOWN]),
-                widths=(1.4, 1, 1),
-            ),
-            size=(13.5, 4.1),
-        ),
-        Verdicts(_sentences(act, sure[SHOWN], fixed, gated)),
-        Picture(
-            "digits_examples.png",
-            "Fewest and most steps",
-            lambda figure: _examples(figure, sure[SHOWN]),
-            size=(1.15 * len(sure[SHOWN].first("fewest")), 3.0),
-            dpi=120,
+            "digits_examples.png", "Fewest and most steps", partial(_examples, found), (9.2, 3.0), dpi=120
         ),
         "## Accuracy against compute",
         tabulate(
             "reader",
             readers,
-            [
-                steps,
-                Column("multiply–adds", _of_steps, millions),
-                reads,
-                Column("− same steps at random", _gain, points),
-                Column("rank correlation with difficulty", "rank_correlation", form(2, 1.0)),
-                Column("masked / compacted time", _timed, form(2, 1.0)),
-            ],
+            Column("steps", "steps", form(2, 1.0)),
+            Column("multiply–adds", _of_steps, millions),
+            reads,
+            Column("− same steps at random", _gain, points),
+            Column("rank correlation with difficulty", "rank_correlation", form(2, 1.0)),
+            Column("masked / compacted time", _timed, form(2, 1.0)),
         ),
         tabulate(
             "habit and control",
-            {f"ACC, {gate} gate, {100 * rate:g} %": row for (gate, rate), row in gated.items()},
-            [
-                Column("called, %", "rate", form()),
-                Column("multiply–adds", _of_calls, millions),
-                reads,
-                Column("− control everywhere", _over_control, points),
-            ],
+            pairs,
+            Column("called, %", "rate", form()),
+            Column("multiply–adds", _of_calls, millions),
+            reads,
+            Column("− control everywhere", _over_control, points),
         ),
         "## Who gets the steps",
         Table(
@@ -214,25 +168,20 @@ def _over_control(row: Results) -> Any:
     return row["accuracy"] - row[f"/gates/{gate}/1/accuracy"]
 
 
-def _sentences(
-    act: Mapping[float, Results],
-    shown: Results,
-    fixed: Mapping[int, Results],
-    gated: Mapping[tuple[str, float], Results],
-) -> list[str]:
+def _sentences(found: _Found) -> list[str]:
     priced = "; ".join(
         f"{interval(row['steps'], 2, 1.0)} steps at price {price:g} ({interval(row['accuracy'], 2)} % right)"
-        for price, row in act.items()
+        for price, row in found.act.items()
     )
-    nearest = min(fixed, key=lambda n: abs(n - shown["steps"].mean()))
-    dearest, pair, always = max(act), gated["value", 0.1], gated["value", 1.0]
-    ranked = {"confidence": shown, f"ACT at {dearest:g}": act[dearest]}
+    shown, pair, always = found.shown, found.gated["value", 0.1], found.gated["value", 1.0]
+    nearest = min(found.fixed, key=lambda n: abs(n - shown["steps"].mean()))
+    ranked = {"confidence": shown, f"ACT at {found.dearest:g}": found.act[found.dearest]}
     return [
         f"Under ACT {priced}.",
         f"Stopping at a confidence of {SHOWN:g} takes {interval(shown['steps'], 2, 1.0)} steps and reads "
         f"{interval(shown['accuracy'], 2)} %. That is {points(shown['own steps'] - shown['shuffled'])} points more than "
         f"the same steps dealt at random among the images; a fixed depth of {nearest} reads "
-        f"{interval(fixed[nearest]['accuracy'], 2)} %.",
+        f"{interval(found.fixed[nearest]['accuracy'], 2)} %.",
         f"On the clock, stopping at {SHOWN:g}: masked inference takes "
         f"{interval(shown['/timing/masked_over_compacted'], 2, 1.0)} times as long, all steps "
         f"{interval(shown['/timing/all_steps_over_compacted'], 2, 1.0)} times.",
@@ -249,34 +198,20 @@ def _sentences(
     ]
 
 
-def _compute(
-    axes: Axes,
-    act: Mapping[float, Results],
-    ponder: Mapping[float, Results],
-    sure: Mapping[float, Results],
-    fixed: Mapping[int, Results],
-    gated: Mapping[tuple[str, float], Results],
-) -> None:
+def _compute(axes: Axes, found: _Found) -> None:
     def draw(rows: Any, cost: Any, label: str, accuracy: str = "accuracy", **look: Any) -> None:
         rows = list(rows)
         curve(
             axes, [cost(row) / 1e6 for row in rows], [row[accuracy] for row in rows], label, scale=100, **look
         )
 
-    draw(fixed.values(), _of_steps, "fixed depth", color=OTHERS)
-    draw(sure.values(), _of_steps, "stops when sure", color=OURS)
-    draw(
-        sure.values(),
-        _of_steps,
-        "the same steps, dealt at random",
-        "shuffled",
-        color=OURS,
-        ls=":",
-        mfc="white",
-    )
-    draw(act.values(), _of_steps, "ACT, by price", color=ORANGE, marker="s", ls="")
-    draw(ponder.values(), _of_steps, "PonderNet, by prior", color=WRONG, marker="^", ls="")
-    value = [row for (gate, _), row in gated.items() if gate == "value"]
+    draw(found.fixed.values(), _of_steps, "fixed depth", color=OTHERS)
+    draw(found.sure.values(), _of_steps, "stops when sure", color=OURS)
+    dealt = "the same steps, dealt at random"
+    draw(found.sure.values(), _of_steps, dealt, "shuffled", color=OURS, ls=":", mfc="white")
+    draw(found.act.values(), _of_steps, "ACT, by price", color=ORANGE, marker="s", ls="")
+    draw(found.ponder.values(), _of_steps, "PonderNet, by prior", color=WRONG, marker="^", ls="")
+    value = [found.gated["value", rate] for rate in RATES]
     draw(value, _of_calls, "habit and control (whole image)", color=GREEN, marker="D")
     axes.set(xscale="log", xlabel="multiply–adds of an image, millions", ylabel="right, %")
     axes.set_title("Accuracy against compute")
@@ -284,7 +219,8 @@ def _compute(
     axes.legend(loc="best", fontsize=8.5)
 
 
-def _price(axes: Axes, act: Mapping[float, Results]) -> None:
+def _price(axes: Axes, found: _Found) -> None:
+    act = found.act
     bar_chart(axes, [f"{price:g}" for price in act], [row["steps"] for row in act.values()], color=ORANGE)
     for i, row in enumerate(act.values()):
         at = (i, row["steps"].mean())
@@ -294,16 +230,16 @@ def _price(axes: Axes, act: Mapping[float, Results]) -> None:
     axes.set_title("Steps by their price (ACT)")
 
 
-def _classes(axes: Axes, shown: Results) -> None:
-    steps = sorted(enumerate(shown.each("by_class")), key=lambda entry: entry[1].mean())
+def _classes(axes: Axes, found: _Found) -> None:
+    steps = sorted(enumerate(found.shown.each("by_class")), key=lambda entry: entry[1].mean())
     bar_chart(axes, [str(d) for d, _ in steps], [v for _, v in steps], horizontal=True, color=OURS)
     axes.set(xlabel="steps until sure", ylabel="digit")
     axes.set_title(f"Who gets the steps (confidence {SHOWN:g})")
 
 
-def _examples(figure: Figure, shown: Results) -> None:
+def _examples(found: _Found, figure: Figure) -> None:
     """The test images with the fewest and the most steps, under the first seed."""
-    data = shown.cells[0].options["data"]
+    shown, data = found.shown, found.depth.cells[0].options["data"]
     images = find_images(data).test_images
     chosen, steps = shown.first("fewest") + shown.first("most"), shown.first("examples")
     for axes, item in zip(figure.subplots(2, len(chosen) // 2).flat, chosen, strict=True):

@@ -28,22 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
-from adaptcomp_ext.experiments.bench.timing import clock, interleave, ratio
-from adaptcomp_ext.experiments.runs import Cell, Checkpoint, Tick, fit, rank_correlation, shuffled
-from adaptcomp_ext.experiments.vision import (
-    LARGE,
-    Grey,
-    Recipe,
-    accuracy,
-    compare_gated,
-    load_grey,
-    logits,
-    multiply_adds,
-    train_acc,
-)
 from adaptcomp_ext.models.acc import EntropyGate, Gate, NeverGate, ValueGate
 
+from ..bench.machine import keep_freed_memory
+from ..bench.timing import clock, interleave, ratio
+from ..runs import Cell, Checkpoint, Tick, fit, rank_correlation, shuffled
+from ..vision import LARGE, Grey, Recipe, accuracy, compare_gated, load_grey, logits, multiply_adds, train_acc
 from .networks import MAX_STEPS, Reader, build_pair
 
 __all__ = ["DEPTHS", "RATES", "THRESHOLDS", "measure"]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.experiments.demo.model import GlimpseStep
-from adaptcomp_ext.experiments.vision import CLASSES, LARGE, Scale, build_cnn
 from adaptcomp_ext.models.acc import Objective
+
+from ..demo.model import GlimpseStep
+from ..vision import CLASSES, LARGE, Scale, build_cnn
 
 __all__ = ["MAX_STEPS", "Reader", "build_pair"]
 

@@ -5,43 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from adaptcomp_ext.experiments.data import find_images
-from adaptcomp_ext.experiments.runs import (
-    Block,
-    Cell,
-    Claim,
-    Column,
-    Data,
-    Epochs,
-    FirstSeed,
-    Picture,
-    Quick,
-    Results,
-    Seeds,
-    Setup,
-    Verdicts,
-    experiment,
-    form,
-    interval,
-    judged,
-    millions,
-    panels,
-    points,
-    tabulate,
-)
-from adaptcomp_ext.experiments.style import (
-    INK,
-    MUTED,
-    ORANGE,
-    OTHERS,
-    OURS,
-    WRONG,
-    curve,
-    note,
-    span_at_least,
-)
-from adaptcomp_ext.experiments.vision import LARGE, recipe_for
-
+from ..data import find_images
+from ..runs import Data, Epochs, FirstSeed, Quick, Results, Seeds, Setup, experiment, grid
+from ..runs.report import Block, Column, Picture, Verdicts, panels, tabulate
+from ..runs.statistics import Claim, form, interval, judged, millions, points
+from ..style import INK, MUTED, ORANGE, OTHERS, OURS, WRONG, curve, note, span_at_least
+from ..vision import LARGE, recipe_for
 from .measure import RATES, SHARES, TEMPERATURES, measure
 
 if TYPE_CHECKING:
@@ -95,11 +64,7 @@ def distill(
     every = range(first_seed, first_seed + seeds)
     return Setup(
         config={"data": images.name, "train": rows, "seeds": list(every), "recipe": recipe, "quick": quick},
-        cells=[
-            Cell(f"{name}-seed-{seed}", {**common, **options}, seed)
-            for seed in every
-            for name, options in parts.items()
-        ],
+        cells=grid(parts, every, common),
         about=f"[bold]{images.name}[/]: {rows:,} training images",
     )
 
@@ -165,13 +130,8 @@ def report(results: Results) -> list[Block]:
         Picture(
             "distill.png",
             "Distillation",
-            panels(
-                lambda axes: _ways(axes, found),
-                lambda axes: _shrinking(axes, found),
-                lambda axes: _pair(axes, found),
-                widths=(1.25, 1, 1),
-            ),
-            size=(13, 4),
+            panels(found, _ways, _shrinking, _pair, widths=(1.25, 1, 1)),
+            (13, 4),
         ),
         "## What was expected",
         Verdicts(_sentences(found)),
@@ -179,32 +139,28 @@ def report(results: Results) -> list[Block]:
         tabulate(
             ("distilled", "noise in training"),
             alone,
-            [
-                Column("π₁", own, reads),
-                Column(
-                    "− labels alone",
-                    lambda row: own(row) - found.labels if row.path != LABELS else None,
-                    points,
-                ),
-                Column("its π₂", teacher, reads),
-                Column("π₂ − π₁", lambda row: row["control"] - row["default"], points),
-                Column("pruned weights, %", "sparsity", form()),
-            ],
+            Column("π₁", own, reads),
+            Column(
+                "− labels alone",
+                lambda row: own(row) - found.labels if row.path != LABELS else None,
+                points,
+            ),
+            Column("its π₂", teacher, reads),
+            Column("π₂ − π₁", lambda row: row["control"] - row["default"], points),
+            Column("pruned weights, %", "sparsity", form()),
         ),
         "## Shrunk",
         tabulate(
             "π₁",
             shrunk,
-            [
-                Column("units (first seed)", lambda row: "–".join(map(str, row.first("units")))),
-                Column("multiply–adds", "multiply_adds", lambda v: f"{v.mean() / 1000:,.0f} k"),
-                Column("times as fast", "faster", form(2, 1.0)),
-                Column("before tuning, %", "before tuning", reads),
-                Column("right, %", "accuracy", reads),
-                Column("− dense π₁", lambda row: row["accuracy"] - found.dense, points),
-                Column("− labels alone", lambda row: row["accuracy"] - found.labels, points),
-                Column("− before it was cut", lambda row: row["accuracy"] - row["/default"], points),
-            ],
+            Column("units (first seed)", lambda row: "–".join(map(str, row.first("units")))),
+            Column("multiply–adds", "multiply_adds", lambda v: f"{v.mean() / 1000:,.0f} k"),
+            Column("times as fast", "faster", form(2, 1.0)),
+            Column("before tuning, %", "before tuning", reads),
+            Column("right, %", "accuracy", reads),
+            Column("− dense π₁", lambda row: row["accuracy"] - found.dense, points),
+            Column("− labels alone", lambda row: row["accuracy"] - found.labels, points),
+            Column("− before it was cut", lambda row: row["accuracy"] - row["/default"], points),
         ),
         f"## The pair: π₁ without {100 * SHARE:g} % of its units, π₂ where π₁'s entropy is high",
         "The thresholds come from held-out images; the sentence on the clock above is at the threshold for "
@@ -212,12 +168,10 @@ def report(results: Results) -> list[Block]:
         tabulate(
             "calibrated to",
             {f"{100 * rate:g} %": row for rate, row in found.gated.items()},
-            [
-                Column("called, %", "rate", form()),
-                Column("multiply–adds", found.cost, millions),
-                Column("right, %", "accuracy", reads),
-                Column("− π₂ everywhere", found.less_control, points),
-            ],
+            Column("called, %", "rate", form()),
+            Column("multiply–adds", found.cost, millions),
+            Column("right, %", "accuracy", reads),
+            Column("− π₂ everywhere", found.less_control, points),
         ),
     ]
 

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
-from adaptcomp_ext.experiments.bench.timing import clock, interleave, ratio
-from adaptcomp_ext.experiments.runs import Cell, Tick, span
-from adaptcomp_ext.experiments.vision import (
+from adaptcomp_ext.models.acc import EntropyGate, Objective
+from adaptcomp_ext.models.acc.features import kl_divergence
+
+from ..bench.machine import keep_freed_memory
+from ..bench.timing import clock, interleave, ratio
+from ..runs import Cell, Tick, span
+from ..vision import (
     Grey,
     Recipe,
     Scale,
@@ -29,9 +32,6 @@ from adaptcomp_ext.experiments.vision import (
     train_acc,
     train_classifier,
 )
-from adaptcomp_ext.models.acc import EntropyGate, Objective
-from adaptcomp_ext.models.acc.features import kl_divergence
-
 from .networks import CHANNELS, build_pair, build_student, build_teacher
 
 __all__ = ["RATES", "SHARES", "TEMPERATURES", "measure"]

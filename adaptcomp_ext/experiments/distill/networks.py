@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.experiments.vision import CLASSES, LARGE, Scale, build_cnn
 from adaptcomp_ext.models.acc import Objective
+
+from ..vision import CLASSES, LARGE, Scale, build_cnn
 
 __all__ = ["CHANNELS", "FORMS", "build_pair", "build_student", "build_teacher"]
 

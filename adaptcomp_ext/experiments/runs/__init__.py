@@ -4,7 +4,7 @@ from adaptcomp_ext.experiments.files import read_json, write_json, write_text
 
 from .cells import Cell, Tick, run_cells, span
 from .checkpoint import Checkpoint
-from .experiment import Experiment, Setup, experiment
+from .experiment import Experiment, Setup, experiment, grid
 from .fit import fit, shuffled
 from .folder import RunFolder
 from .options import Data, Epochs, FirstSeed, Listed, Quick, Seeds
@@ -12,17 +12,28 @@ from .plan import Plan, publish, run_plan, seeds_from
 from .report import Block, Column, Picture, Table, Verdicts, panels, tabulate
 from .results import Results
 from .statistics import (
+    ONE_SEED,
+    Claim,
     Difference,
     Interval,
+    Shown,
+    counted,
     estimate,
+    form,
+    interval,
+    judged,
     mcnemar,
     mean_interval,
+    measured_over,
+    millions,
     paired,
+    percent,
+    points,
     rank_correlation,
+    said,
+    table,
     wilson,
 )
-from .tables import Shown, counted, form, interval, millions, percent, points, table
-from .verdicts import ONE_SEED, Claim, judged, measured_over, said
 
 __all__ = [
     "ONE_SEED",
@@ -54,6 +65,7 @@ __all__ = [
     "experiment",
     "fit",
     "form",
+    "grid",
     "interval",
     "judged",
     "mcnemar",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
@@ -20,7 +20,7 @@ from .options import Download, Listed, Threads, Workers, check_option, fetch_ima
 from .report import Block, publish
 from .results import Results
 
-__all__ = ["Experiment", "Setup", "experiment"]
+__all__ = ["Experiment", "Setup", "experiment", "grid"]
 
 
 class Setup(NamedTuple):
@@ -42,6 +42,17 @@ class Setup(NamedTuple):
     cells: list[Cell]
     then: Callable[[Results], list[Cell]] | None = None
     about: str = ""
+
+
+def grid(
+    parts: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], common: Mapping[str, Any] | None = None
+) -> list[Cell]:
+    """Make a cell for each seed and, within a seed, each part: ``NAME-seed-N``, with its own and the `common` options."""
+    return [
+        Cell(f"{name}-seed-{seed}", {**(common or {}), **options}, seed)
+        for seed in seeds
+        for name, options in parts.items()
+    ]
 
 
 Parameter = inspect.Parameter

@@ -17,7 +17,7 @@ from adaptcomp_ext.experiments.files import write_json, write_text
 from adaptcomp_ext.experiments.style import QUICK, STYLE, save
 
 from .results import Results
-from .tables import Shown, table
+from .statistics import Shown, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,14 +71,16 @@ Block: TypeAlias = str | Verdicts | Table | Picture
 
 
 def panels(
-    *draw: Callable[[Axes], None], widths: Sequence[float] | None = None, rows: int = 1
+    found: Any, *draw: Callable[[Axes, Any], None], widths: Sequence[float] | None = None, rows: int = 1
 ) -> Callable[[Figure], None]:
     """Return the ``draw`` of a picture of several panels, side by side and row after row.
 
     Parameters
     ----------
-    draw : callable
-        ``draw(axes)`` for each panel.
+    found : object
+        What every panel is given to draw.
+    *draw : callable
+        ``draw(axes, found)`` for each panel.
     widths : sequence of float, optional
         Relative widths of the columns.
     rows : int
@@ -88,7 +90,7 @@ def panels(
     def draw_all(figure: Figure) -> None:
         axes = figure.subplots(rows, len(draw) // rows, squeeze=False, width_ratios=widths).flat
         for one, panel in zip(axes, draw, strict=True):
-            panel(one)
+            panel(one, found)
 
     return draw_all
 
@@ -113,7 +115,7 @@ class Column:
     form: Callable[[Any], str] = str
 
 
-def tabulate(first: str | Sequence[str], rows: Mapping[Any, Results], columns: Sequence[Column]) -> Table:
+def tabulate(first: str | Sequence[str], rows: Mapping[Any, Results], *columns: Column) -> Table:
     """Make a table, a row for each setting; "–" where a setting lacks the quantity or it is None.
 
     Parameters
@@ -122,7 +124,7 @@ def tabulate(first: str | Sequence[str], rows: Mapping[Any, Results], columns: S
         Title of the first column, or of the first columns.
     rows : mapping
         From a label, or a tuple of labels, to the results of the row.
-    columns : sequence of Column
+    *columns : Column
         What is shown of each.
     """
 
@@ -153,7 +155,7 @@ def publish(
     """Draw the pictures, write ``NAME.json`` and ``NAME.md``, show the verdicts; return the content of the JSON file.
 
     The JSON file has the date, the machine, the configuration, the verdicts, every table of the report
-    (``tables``), and every measured number of every setting, as [mean, low, high, number of seeds] (``means``).
+    (``tables``), and every measured number of every setting, as [mean, low, high, number of seeds, p] (``means``).
     """
     about = machine.describe(torch.device("cpu"))
     results.machine = f"{about['machine']['cpu']}, torch {about['versions']['torch']}"

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .cells import Cell
-from .statistics import mean_interval
-from .tables import counted
-from .verdicts import measured_over
+from .statistics import counted, mean_interval, measured_over
 
 if TYPE_CHECKING:
     from pandas import Series
