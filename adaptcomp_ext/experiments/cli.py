@@ -20,6 +20,8 @@ _EXTRAS = {
     "gymnasium": "demo,maze",
     "dm_control": "demo,control",
     "mujoco": "demo,control",
+    "ray": "cluster",
+    "grpc": "cluster",
 }
 
 

@@ -15,8 +15,9 @@ from rich.console import Console
 from adaptcomp_ext.experiments.style import QUICK
 
 from .cells import Cell, Worker, run_cells
+from .cluster import check_cluster
 from .folder import RunFolder
-from .options import Download, Listed, Threads, Workers, check_option, fetch_images
+from .options import Cluster, Download, Listed, Threads, Workers, check_option, fetch_images
 from .report import Block, publish
 from .results import Results
 
@@ -63,8 +64,8 @@ class Experiment:
     """A callable that runs an experiment: ``digits(data, out, seeds=3, quick=True)``.
 
     Its parameters are those of the function that lays it out, and ``out`` (folder of the results and checkpoints),
-    ``workers`` and ``threads`` (processes side by side, and threads of torch in each) and ``console`` (where to
-    print). A folder that holds another configuration is refused; an interrupted run goes on. Returns the content
+    ``workers`` and ``threads`` (processes side by side, and threads of torch in each), ``cluster`` (the Ray cluster
+    that runs them, see `run_cells`) and ``console`` (where to print). A folder that holds another configuration is refused; an interrupted run goes on. Returns the content
     of ``NAME.json``. The same parameters are the options of ``adaptcomp run NAME``.
 
     Parameters
@@ -103,6 +104,7 @@ class Experiment:
                 *(option for option in options if option.kind is by_name),
                 Parameter("workers", by_name, default=1, annotation=Workers),
                 Parameter("threads", by_name, default=1, annotation=Threads),
+                Parameter("cluster", by_name, default=None, annotation=Cluster),
                 Parameter("console", by_name, default=None, annotation=Console | None),
             ],
             return_annotation=dict[str, Any],
@@ -115,7 +117,10 @@ class Experiment:
         for name, parameter in self.__signature__.parameters.items():
             check_option(name, parameter.annotation, bound.arguments[name])
         given = dict(bound.arguments)
-        out, workers, threads, console = (given.pop(k) for k in ("out", "workers", "threads", "console"))
+        out, workers, threads, cluster, console = (
+            given.pop(name) for name in ("out", "workers", "threads", "cluster", "console")
+        )
+        check_cluster(cluster)
         out = Path(self.out.format(**given) if out is None else out)
         console = console or Console()
         what = self.setup(**given)
@@ -124,7 +129,13 @@ class Experiment:
         if what.config.get("quick"):
             console.print(f"[bold]{QUICK}[/]")
         run_some = functools.partial(
-            run_cells, folder, worker=self.measure, workers=workers, threads=threads, console=console
+            run_cells,
+            folder,
+            worker=self.measure,
+            workers=workers,
+            threads=threads,
+            console=console,
+            cluster=cluster,
         )
         results = Results(what.cells, run_some(what.cells), what.config)
         if what.then:

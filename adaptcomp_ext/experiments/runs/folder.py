@@ -59,15 +59,20 @@ class RunFolder:
             write_json(path / CONFIG_NAME, wanted)
         return cls(path)
 
+    @property
+    def cells(self) -> Path:
+        """The folder of all cells' folders."""
+        return self.path / "cells"
+
     def cell(self, name: str) -> Path:
         """The folder of a cell, made where it is not there."""
-        folder = self.path / "cells" / name
+        folder = self.cells / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def result(self, name: str) -> dict[str, Any] | None:
         """What a cell that is finished found; None if it is not."""
-        path = self.path / "cells" / name / "result.json"
+        path = self.cells / name / "result.json"
         return dict(read_json(path)) if path.is_file() else None
 
     def finish(self, name: str, result: Mapping[str, Any]) -> None:

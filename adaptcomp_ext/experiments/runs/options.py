@@ -11,6 +11,7 @@ from typer.models import OptionInfo
 from adaptcomp_ext.ops._checks import check_int, describe
 
 __all__ = [
+    "Cluster",
     "Data",
     "Download",
     "Epochs",
@@ -70,6 +71,15 @@ Quick = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes side by side.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch in each process.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Ray cluster that runs the processes: ray://HOST:10001 (a cluster elsewhere), auto (the one that "
+        "this machine belongs to) or local (one that is started for this run). Its machines must see the "
+        "folder of the results under the same path. Default: processes of this machine, without Ray.",
+    ),
+]
 
 
 def check_option(name: str, annotation: Any, value: Any) -> None:

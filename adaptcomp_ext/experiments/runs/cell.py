@@ -1,0 +1,54 @@
+"""A cell, one setting and one seed of an experiment, and how it runs in a process: the same way wherever that is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adaptcomp_ext.experiments.settings import settings
+
+__all__ = ["PAUSE", "Cell", "Tick", "Worker", "run_one", "spaced", "span"]
+
+PAUSE = 0.2  # seconds between two ticks that a process sends to the one that shows them
+
+
+class Cell(NamedTuple):
+    """One setting and one seed: a name, which is also its folder's, its options (JSON), and the seed of torch."""
+
+    name: str
+    options: dict[str, Any]
+    seed: int
+
+
+Tick = Callable[[str, float], None]
+"""``tick(what, done)``: what the cell is doing, and the share of the cell that is done."""
+Worker = Callable[[Cell, Path, Tick], dict[str, Any]]
+"""``worker(cell, folder, tick)``: a function at the top of a module, so that another process can find it."""
+
+
+def span(tick: Tick, what: str, begin: float, end: float) -> Callable[[float], None]:
+    """Return the `tick` of a part of a cell, which goes from 0 to 1 while the cell goes from `begin` to `end`."""
+    return lambda done: tick(what, begin + (end - begin) * done)
+
+
+def spaced(tick: Tick) -> Tick:
+    """Return a `tick` that drops the calls which come within `PAUSE` seconds of the last one it passed on."""
+    last = 0.0
+
+    def passed(what: str, done: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > PAUSE:
+            last = time.monotonic()
+            tick(what, done)
+
+    return passed
+
+
+def run_one(worker: Worker, cell: Cell, path: Path, threads: int, tick: Tick) -> dict[str, Any]:
+    """Run a cell here with its seed and so many threads of torch; the result also has the ``seconds`` it took."""
+    begin = time.perf_counter()
+    with settings(threads, cell.seed):
+        result = worker(cell, path, tick)
+    return {**result, "seconds": time.perf_counter() - begin}
