@@ -54,7 +54,7 @@ class Job(NamedTuple):
 def drive(pipe: Connection, job: Job, cells: Sequence[Cell], workers: int, address: str) -> None:
     """Run in a process of its own."""
     end_with_parent(grace=5.0)
-    _silence()
+    _prepare(address)
     try:
         import ray
 
@@ -75,9 +75,18 @@ def drive(pipe: Connection, job: Job, cells: Sequence[Cell], workers: int, addre
         pipe.send(("gone", _line(error)))
 
 
-def _silence() -> None:
-    """Keep Ray's messages, a page for each event, off the terminal; they are in its own logs too."""
+def _prepare(address: str) -> None:
+    """Set what Ray reads when it is imported, and keep its messages off the terminal.
+
+    They are a page for each event, and stand in its own logs too.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address == "local":  # its workers find the modules that this process finds, as local processes do
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    elif "RAY_AUTH_TOKEN" in os.environ or os.path.isfile(
+        os.environ.get("RAY_AUTH_TOKEN_PATH", os.path.expanduser("~/.ray/auth_token"))
+    ):  # a token is there, but Ray shows it only if it is told to; a cluster without tokens ignores it
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nowhere, stream)
@@ -95,15 +104,16 @@ def _line(error: Exception) -> str:
 
 
 def _join(ray: Any, address: str, cores: int) -> None:
-    if address == "local":  # its workers find what this process finds, as those of multiprocessing do
-        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     new = {"num_cpus": cores, "object_store_memory": STORE, "include_dashboard": False}
     try:
         ray.init(
             address=address, log_to_driver=False, logging_level="ERROR", **(new if address == "local" else {})
         )
     except Exception as error:
-        raise ConnectionError(f"cluster: Ray could not be joined at {address} ({_line(error)})") from None
+        raise ConnectionError(
+            f"cluster: Ray could not be joined at {address} ({_line(error)}); a cluster that asks for a token "
+            "finds it in the environment variable RAY_AUTH_TOKEN"
+        ) from None
 
 
 def _check_machines(ray: Any, job: Job) -> None:
