@@ -42,6 +42,7 @@ from adaptcomp_ext.experiments.runs import (
     table,
     wilson,
 )
+from adaptcomp_ext.experiments.runs.owner import owned, owns, watched
 from adaptcomp_ext.experiments.runs.page import find_runs, write_page
 from adaptcomp_ext.experiments.style import save as save_figure
 from tests.helpers.processes import ROOT
@@ -244,6 +245,53 @@ def test_nobody_goes_on_when_the_run_is_killed(tmp_path: Path) -> None:
             break
     else:
         raise AssertionError("the cells are still being worked on")
+
+
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, "test", {})
+    with owned(folder.cells) as token:
+        assert owns(folder.cells, token) and not owns(folder.cells, "another") and not owns(tmp_path, token)
+        with pytest.raises(
+            BlockingIOError, match=f"found process {os.getpid()} on .* at work since"
+        ) as raised:
+            run_cells(folder, cells(1), work, workers=1, threads=1, console=QUIET)
+        assert str(raised.value).startswith(str(tmp_path)) and owns(folder.cells, token)
+    assert not owns(folder.cells, token) and folder.result("c-0") is None
+    found = run_cells(folder, cells(1), work, workers=1, threads=1, console=QUIET)
+    with owned(folder.cells):  # a folder in which nothing is left to do can be read by anyone
+        assert run_cells(folder, cells(1), work, workers=1, threads=1, console=QUIET) == found
+
+
+def test_the_folder_of_a_killed_run_is_free(tmp_path: Path) -> None:
+    code = f"import sys, time; sys.path.append({str(ROOT)!r}); from pathlib import Path; "
+    code += "from adaptcomp_ext.experiments.runs.owner import owned\n"
+    code += f"with owned(Path({str(tmp_path)!r})) as token: print(token, flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    token = child.stdout.readline().strip()
+    with pytest.raises(BlockingIOError, match=f"found process {child.pid} on"), owned(tmp_path):
+        pass
+    ended: list[str] = []
+    with watched(tmp_path, token, lambda: ended.append("those of the killed run")):
+        child.kill()
+        child.communicate()
+        with owned(tmp_path) as other:
+            assert owns(tmp_path, other)
+            deadline = time.monotonic() + 30
+            while not ended and time.monotonic() < deadline:
+                time.sleep(0.05)
+    assert ended
+
+
+def kill_itself(cell: Cell, folder: Path, tick) -> dict:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def test_a_killed_process_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, "test", {})
+    with pytest.raises(ChildProcessError, match="was killed from outside; the same command goes on"):
+        run_cells(folder, cells(2), kill_itself, workers=2, threads=1, console=QUIET)
 
 
 # --- statistics ---------------------------------------------------------------------------------------------
