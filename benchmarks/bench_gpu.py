@@ -68,7 +68,7 @@ def agree(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
 
 # --- bandwidth ----------------------------------------------------------------------------------------------
 def bandwidth(device: torch.device, seconds: float, block_bytes: int) -> Iterator[dict[str, Any]]:
-    """Bytes that have to move in a second: a copy of a block, and compaction of half its rows at several widths."""
+    """Measure the bandwidth of a device copy, and of compacting half of a block's rows at several widths."""
     for row_bytes in (256, 4096, 65536):
         rows = block_bytes // row_bytes
         block = torch.randn(rows, row_bytes // 4, device=device)
@@ -146,7 +146,7 @@ def whole_descents(
 def halting(
     device: torch.device, seconds: float, sizes: tuple[tuple[int, int], ...]
 ) -> Iterator[dict[str, Any]]:
-    """A GRU whose rows take a quarter of the steps on average: no halting at all, a mask, compaction with each lag."""
+    """Time a GRU whose rows take a quarter of the steps: without halting, masked, and compacted."""
     max_steps = 16
     for training in (False, True):
         for batch, dim in sizes:

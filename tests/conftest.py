@@ -43,14 +43,14 @@ def missing_cuda() -> str | None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device once; CUDA is skipped where it cannot run."""
+    """Run a test on each device; CUDA is skipped where it cannot run."""
     if request.param == "cuda" and (reason := missing_cuda()):
         pytest.skip(reason)
     return request.param
 
 
 class Poison:
-    """Fills what the ops allocate with NaN, or with something as improbable, and watches the bytes around it."""
+    """Fills allocations of the ops with NaN or improbable numbers, and checks the bytes around them."""
 
     def __init__(self, empty) -> None:
         self._empty = empty
@@ -67,7 +67,7 @@ class Poison:
         return body.fill_(1 if fresh.dtype == torch.bool else 101)
 
     def check(self) -> None:
-        """Nothing was written outside what was allocated, and something was allocated."""
+        """Require that something was allocated, and that nothing was written outside of it."""
         assert self._buffers, "no allocation was seen: is the poison still where the ops allocate?"
         for buffer in self._buffers:
             assert bool((buffer[:GUARD] == GUARD_BYTE).all()), "written before the beginning of an output"
@@ -87,14 +87,14 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
 
 @pytest.fixture(params=["small", "large"])
 def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training packs small and large blocks in different ways: the tests' own are small, and are taken for large."""
+    """Compact small blocks as large ones: training compacts them differently, and tests have small ones."""
     if request.param == "large":
         monkeypatch.setattr("adaptcomp_ext.nn._fused.SMALL", 0)
 
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads; restored afterwards."""
+    """Return a function that sets the number of threads, which is restored afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

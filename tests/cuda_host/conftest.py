@@ -1,4 +1,4 @@
-"""The emulated module, built once for all tests that ask for it."""
+"""A fixture with the emulated module, which is built once."""
 
 from __future__ import annotations
 

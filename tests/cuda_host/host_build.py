@@ -1,4 +1,4 @@
-"""Builds the compiled module a second time, its CUDA files compiled for the host with the emulator in this folder.
+"""Builds the compiled module a second time, with its CUDA files compiled for the host and this emulator.
 
 The module is for tests and is never installed: it goes to ``build/cuda_host`` of the checkout. Each object is
 named by a hash of all that it is made from, so a second build compiles only what has changed."""
@@ -40,11 +40,11 @@ CUDA = [
 
 
 class BuildError(Exception):
-    """A compiler's refusal, in its own words."""
+    """An error of the compiler, with its output."""
 
 
 def unavailable() -> str | None:
-    """Why the module cannot be built here; None where it can."""
+    """Return why the module cannot be built here; None if it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "the emulator switches between threads in the assembly of x86-64 Linux"
     if not (ROOT / "csrc").is_dir():
@@ -59,12 +59,12 @@ def unavailable() -> str | None:
 
 
 def compiler() -> str | None:
-    """The C++ compiler: $CXX, or what is on the PATH."""
+    """Return the C++ compiler: $CXX, or one on the PATH."""
     return shutil.which(os.environ.get("CXX", "c++"))
 
 
 class Build:
-    """One way to build the module.
+    """A configuration of the build.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Build:
         self._folder = _folder()
 
     def module(self) -> Path:
-        """Compile what has to be compiled, link, and return the module's path. Safe to call in several processes at once."""
+        """Compile what is out of date, link, and return the module's path; safe in several processes."""
         with _lock(self._folder):
             units = self._units()
             with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -104,7 +104,7 @@ class Build:
             return path
 
     def _units(self) -> list[tuple[str, Path, list[str]]]:
-        """Name, source and flags of each object, in the order of linking."""
+        """Return name, source and flags of each object, in the order of linking."""
         import pybind11
 
         package = (ROOT / "adaptcomp_ext" / "__init__.py").read_text()
@@ -155,7 +155,7 @@ class Build:
 
 
 def _headers() -> bytes:
-    """A hash of all headers: any of them may be part of an object."""
+    """Return a hash of all headers, because any of them may be part of an object."""
     digest = hashlib.sha256()
     for folder in (ROOT / "csrc", HERE / "include"):
         for path in sorted(folder.rglob("*.*h")):
@@ -188,7 +188,7 @@ def _folder() -> Path:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One build at a time: processes that want the same one wait for it instead of making it again."""
+    """Lock a build: processes that need the same one wait for it instead of repeating it."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -34,7 +34,7 @@ def load() -> None:
 
 
 def deliver_late(late: int) -> None:
-    """From here on the kernels run at once, but what the host reads of them is on its way for a while, as on a device."""
+    """From here on kernels run at once, but their results reach the host late, as on a device."""
     from adaptcomp_ext.nn import _active
 
     class Late(_active._Copy):

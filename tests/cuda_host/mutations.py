@@ -1,4 +1,4 @@
-"""Faults that the tests have to notice: each is put into a copy of one file of the kernels, and the smallest tests run on it.
+"""Faults that the tests have to notice: each is put into a copy of a kernel file, and the smallest tests run.
 
     python -m tests.cuda_host.mutations [words of a name ...]
 
@@ -194,8 +194,8 @@ MUTATIONS = (
     Mutation(
         "halting: the last element is not tested",
         "halting/halting_cuda.cu",
-        "for (int64_t k = lane; k < n / E; k += G) {\n                           const Pack<T, E> pack = packs[k];",
-        "for (int64_t k = lane; k + 1 < n / E; k += G) {\n                           const Pack<T, E> pack = packs[k];",
+        f"for (int64_t k = lane; k < n / E; k += G) {{\n{' ' * 27}const Pack<T, E> pack = packs[k];",
+        f"for (int64_t k = lane; k + 1 < n / E; k += G) {{\n{' ' * 27}const Pack<T, E> pack = packs[k];",
         ("halting_cuda",),
         (HALTING, "-k", "wherever_it_is"),
     ),
@@ -335,7 +335,8 @@ MUTATIONS = (
         "outer product: the rows of the last slot",
         "common/tiles.cuh",
         "slot < slots.count; ++slot) {\n        if (!slots.holds(slot)) continue;\n        const auto left",
-        "slot + 1 < slots.count; ++slot) {\n        if (!slots.holds(slot)) continue;\n        const auto left",
+        "slot + 1 < slots.count; ++slot) {\n"
+        "        if (!slots.holds(slot)) continue;\n        const auto left",
         ("hopfield_energy_cuda",),
         (WHOLE, "-k", "no_slot_of_a_tile_is_empty and hopfield"),
     ),
@@ -400,7 +401,7 @@ MUTATIONS = (
 
 
 def apply(mutation: Mutation, folder: Path) -> Path:
-    """A folder with the mutated copy, which stands in for the file of csrc."""
+    """Write the mutated copy, which replaces the file of csrc, to a folder, and return it."""
     text = (ROOT / "csrc" / mutation.file).read_text()
     if (times := text.count(mutation.before)) != 1:
         raise ValueError(
@@ -413,7 +414,7 @@ def apply(mutation: Mutation, folder: Path) -> Path:
 
 
 def outcome(tests: tuple[str, ...], order: str, module: Path) -> tuple[bool, str]:
-    """Whether all of the tests passed, and what they said last."""
+    """Return whether all tests passed, and their last line of output."""
     command = pytest_command(["-q", "-x", "--tb=line", *tests])
     try:
         done = subprocess.run(
@@ -433,7 +434,7 @@ def outcome(tests: tuple[str, ...], order: str, module: Path) -> tuple[bool, str
 
 
 def caught(mutation: Mutation) -> tuple[bool, str]:
-    """Whether the tests notice, and how."""
+    """Return whether the tests catch a mutation, and their last line of output."""
     with tempfile.TemporaryDirectory() as folder:
         module = Build(overlay=apply(mutation, Path(folder)), changed=mutation.objects).module()
         passed, last = outcome(mutation.tests, mutation.order, module)

@@ -27,7 +27,7 @@ NUMBERS = ("seed", "multiprocessors", "resident_blocks", "shared_memory", "late"
 
 
 def environment(module: Path, settings: Mapping[str, object], sanitize: str | None = None) -> dict[str, str]:
-    """What a child needs to import the package with the emulated module."""
+    """Return the environment in which a child imports the package with the emulated module."""
     extra = {}
     if (
         sanitize == "address"
@@ -48,13 +48,13 @@ def environment(module: Path, settings: Mapping[str, object], sanitize: str | No
 
 
 def sanitizer_library() -> str:
-    """AddressSanitizer's library, of the compiler that instruments the kernels."""
+    """Return AddressSanitizer's library, of the compiler that instruments the kernels."""
     command = [compiler() or "c++", "-print-file-name=libasan.so"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def pytest_command(arguments: Sequence[str]) -> list[str]:
-    """A pytest of its own, to be run in the root: the child imports the sources, with the emulated module."""
+    """Return a pytest command for the root: the child imports the sources, with the emulated module."""
     return [
         sys.executable,
         "-m",

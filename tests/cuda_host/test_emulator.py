@@ -1,4 +1,4 @@
-"""What the emulator notices: meetings that not all threads come to, and memory that nobody has written."""
+"""Faults that the emulator notices: barriers that not all threads reach, and uninitialised memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ORDERS = {"up": 0, "down": 1, "together": 2, "random": 3}
 
 @pytest.fixture(scope="session")
 def check(emulated_module):
-    """check(name, blocks, order) -> what went wrong, and what the threads have written."""
+    """Return check(name, blocks, order), which returns the error and the threads' output."""
     function = ctypes.CDLL(str(emulated_module)).emulator_check
     function.restype = ctypes.c_char_p
     function.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int, ctypes.POINTER(ctypes.c_float)]

@@ -1,4 +1,4 @@
-"""The suite's own tests, on the CUDA kernels compiled for the host: a selection that touches every family in several orders.
+"""A selection of the tests, on the CUDA kernels compiled for the host: every family, in several orders.
 
 Each part runs in a child, whose package is imported with the emulated module. The whole suite, on demand::
 
@@ -81,7 +81,7 @@ def run(part: Part) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def started(request: pytest.FixtureRequest) -> Iterator[dict[str, Future]]:
-    """The parts that were collected, under way: as many at a time as there are cores. Workers of xdist run their own."""
+    """Start the collected parts, one per core at a time; workers of xdist run their own parts."""
     if reason := unavailable():
         pytest.skip(reason)
     Build().module()
@@ -110,7 +110,7 @@ def test_a_mutation_finds_its_text(mutation, tmp_path):
 
 @pytest.mark.parametrize("shown", SHOWN)
 def test_a_removed_barrier_is_noticed(shown, emulated_module):
-    """Two of the faults of `mutations`; all of them, on demand: ``python -m tests.cuda_host.mutations``."""
+    """Two mutations are caught; ``python -m tests.cuda_host.mutations`` tries all of them."""
     (mutation,) = (m for m in MUTATIONS if m.name.startswith(shown))
     noticed, last = caught(mutation)
     assert noticed, last

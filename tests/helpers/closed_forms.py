@@ -1,4 +1,4 @@
-"""Energies in closed form, with points and context for them, as the tests of whole descents want them."""
+"""Energies in closed form, with points and context, for the tests of fused descents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = (
     "linear rows",
 )
 SHORT = ("mlp-silu", "deep-softplus", "hopfield", "quadratic", "linear rows")
-"""One of each kind of kernel."""
+"""One energy for each kind of kernel."""
 
 # Every branch of a step; the step sizes are such that rows stop at different steps for each reason there is.
 OPTIONS = {
@@ -48,7 +48,7 @@ OPTIONS = {
 def energy(
     kind: str, dim: int = 5, width: int = 9, context: int = 3, dtype=torch.float64, device="cpu", seed=0
 ) -> nn.Module:
-    """Of one seed in every dtype the same numbers, rounded."""
+    """Return random numbers that a seed makes the same in every dtype, up to rounding."""
 
     def numbers(*shape: int, of: int = 0) -> Tensor:
         return values(shape, torch.float64, device, seed + of)
@@ -86,7 +86,7 @@ def points(rows: int, dim: int = 5, dtype=torch.float64, device="cpu", seed=100)
 
 
 def step_sizes(rows: int, mean: float, dtype=torch.float64, device="cpu", seed=7) -> Tensor:
-    """[rows], between 0.7 and 1.3 of the mean."""
+    """Return step sizes [rows], between 0.7 and 1.3 of the mean."""
     return (
         (mean * (0.7 + 0.6 * torch.rand(rows, generator=generator(seed), dtype=torch.float64)))
         .to(dtype)

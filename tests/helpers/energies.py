@@ -1,4 +1,4 @@
-"""Energies for the tests of EnergyDescent, and the descent by hand: one row at a time, as the definition says."""
+"""Energies for the tests of EnergyDescent, and a descent of one row at a time, as the definition says."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Bowl(nn.Module):
 
 
 class Mlp(nn.Module):
-    """A small network, with a ridge so that it has a minimum."""
+    """A small network with a ridge, so that it has a minimum."""
 
     def __init__(self, act=nn.SiLU, dim=DIM, hidden=8, seed=0, dtype=torch.float32, device="cpu"):
         super().__init__()
@@ -66,7 +66,7 @@ class Mlp(nn.Module):
 
 
 def problem(batch=7, dtype=torch.float32, device="cpu", seed=0, requires_grad=False, scale=1.5):
-    """y0 and x."""
+    """Return y0 and x."""
     g = torch.Generator().manual_seed(seed + 1)
 
     def draw(size):
@@ -85,10 +85,10 @@ class ByHand(NamedTuple):
 
 
 def by_hand(
-    energy, y0, x, *, step_size, max_steps, tol=0.0, stop="energy", accept="always", momentum=0.0, clip=None, clamp=None,
-    backtracking=None, noise=0.0, eta=None,
+    energy, y0, x, *, step_size, max_steps, tol=0.0, stop="energy", accept="always", momentum=0.0, clip=None,
+    clamp=None, backtracking=None, noise=0.0, eta=None,
 ):  # fmt: skip
-    """One row, y0 [D] and x [D], in the arithmetic of y0's dtype. `eta`: the noise of each step, [M, D]."""
+    """Descend one row, y0 [D] and x [D], in y0's dtype. `eta`: the noise of each step, [M, D]."""
 
     def evaluate(y):
         y = y[None].clone().requires_grad_()
@@ -132,7 +132,7 @@ def by_hand(
 
 
 def noise_of(seed, samples, max_steps, dtype):
-    """[M, B, D]"""
+    """Return the noise of all steps, [M, B, D]."""
     return torch.stack([ac.reference.normals(seed, samples, k, DIM) for k in range(1, max_steps + 1)]).to(
         dtype
     )

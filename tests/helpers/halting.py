@@ -1,4 +1,4 @@
-"""A dense halting loop in plain PyTorch, obviously correct and slow, and the small steps and heads the tests run.
+"""A dense halting loop in plain PyTorch, obviously correct and slow, and small steps and heads for tests.
 
 Every row runs all the steps; afterwards the formulas of the papers say which of them count. Nothing here uses
 the package's own reference. The arithmetic of `Cell` and `Head` is element-wise and exact in IEEE operations,
@@ -69,7 +69,7 @@ class Head(nn.Module):
 
 
 class Through(nn.Module):
-    """`change` applied to what a head says."""
+    """A head whose logits pass through `change`."""
 
     def __init__(self, head, change):
         super().__init__()
@@ -81,7 +81,7 @@ class Through(nn.Module):
 
 
 class Budget(ac.Policy):
-    """A policy as a user would write one: spends some of a budget at every step; with cost, log-probability and carry."""
+    """A custom policy that spends a budget at every step, with cost, log-probability and carry."""
 
     def __init__(self, head, limit=1.6, weighted=False):
         super().__init__()
@@ -124,7 +124,7 @@ def scaled(state):
 
 # --- pytrees ------------------------------------------------------------------------------------------------
 class Tree(nn.Module):
-    """`cell` on a state of a given form, which beside h holds an int64 count and a tensor of its own shape."""
+    """Run `cell` on a state that holds h, an int64 count and a tensor of another shape."""
 
     def __init__(self, cell, form):
         super().__init__()
@@ -144,7 +144,7 @@ class Tree(nn.Module):
 
 
 def tree_arguments(form, h, x):
-    """State and inputs of the form, from the [B, DIM] tensors h and x."""
+    """Return state and inputs in a form, made of the [B, DIM] tensors h and x."""
     rows = h.shape[0]
     count = torch.arange(rows, device=h.device)
     c = (torch.arange(rows * 6, device=h.device) * 0.01).to(h.dtype).view(rows, 2, 3)
@@ -181,7 +181,7 @@ def make_policy(name, batch, dtype=torch.float32, device="cpu", threshold=None, 
 def make(
     name, batch=7, form="tensor", dtype=torch.float32, device="cpu", seed=0, requires_grad=False, **options
 ):
-    """step, policy, h and x of a problem whose rows halt at different steps."""
+    """Return step, policy, h and x of a problem whose rows halt at different steps."""
     g = torch.Generator().manual_seed(seed + 1)
     h = (
         torch.randn(batch, DIM, generator=g, dtype=torch.float64)
@@ -210,18 +210,18 @@ class Dense(NamedTuple):
 
 
 def first_true(mask, otherwise):
-    """mask [M, B] -> the first step (from 1) at which each row's is true."""
+    """Return the first step, counted from 1, at which each row of mask [M, B] is true."""
     steps = torch.arange(1, mask.shape[0] + 1, device=mask.device)[:, None].expand_as(mask)
     return torch.where(mask, steps, otherwise).amin(dim=0)
 
 
 def last_of(stack, steps):
-    """stack [M, B, ...] -> [B, ...] at each row's last step."""
+    """Return the entries [B, ...] of stack [M, B, ...] at each row's last step."""
     return stack[steps - 1, torch.arange(stack.shape[1], device=stack.device)]
 
 
 def dense(step, policy, state, *inputs, max_steps, min_steps=1, readout=None, sample_ids=None):
-    """What AdaptiveHalt has to return."""
+    """The result that AdaptiveHalt has to return."""
     layer = (lambda n: step[n]) if isinstance(step, nn.ModuleList) else (lambda n: step)
     if isinstance(step, nn.ModuleList):
         max_steps = min(max_steps, len(step))
@@ -364,7 +364,7 @@ def close(got, want, dtype=None):
 
 
 def check(result, expected, dtype=None):
-    """A HaltResult against what the dense loop says."""
+    """Compare a HaltResult with that of the dense loop."""
     assert torch.equal(result.steps, expected.steps), (result.steps, expected.steps)
     assert result.steps.dtype == torch.int64 and result.status.dtype == torch.int8
     assert torch.equal(result.status, expected.status)
@@ -388,7 +388,7 @@ def check(result, expected, dtype=None):
 
 
 def identical(a, b):
-    """Bitwise, NaNs included."""
+    """Whether two tensors are bitwise equal, NaNs included."""
     a, b = torch.as_tensor(a).detach().contiguous(), torch.as_tensor(b).detach().contiguous()
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
@@ -399,7 +399,7 @@ def identical(a, b):
 
 @contextlib.contextmanager
 def mode(name):
-    """ "grad", "grad_large" (as if the block were), "no_grad", "inference" or "reference" (with gradients)."""
+    """Run in a mode: "grad", "grad_large" (as a large block), "no_grad", "inference" or "reference"."""
     with contextlib.ExitStack() as stack:
         if name == "grad_large":
             stack.enter_context(mock.patch("adaptcomp_ext.nn._fused.SMALL", 0))

@@ -14,13 +14,13 @@ installed package."""
 
 
 def run_python(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run a Python of its own."""
+    """Run Python in a child process."""
     command = [sys.executable, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=OUTSIDE)
 
 
 def run_cases(cases: str, preamble: str = "") -> dict[str, str]:
-    """Run lines "name: expression" in one child process, which a signal may end; returns what each printed."""
+    """Run lines "name: expression" in a child process, which a signal may end; return what each printed."""
     script = textwrap.dedent("""
         import sys, torch, warnings, adaptcomp_ext as ac
         from torch import nn

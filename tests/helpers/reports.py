@@ -6,7 +6,7 @@ import re
 
 
 def check_one_seed_report(text: str) -> None:
-    """Nothing in the report of one seed is an interval or a verdict."""
+    """Require that a report of one seed has no interval and no verdict."""
     assert "±" not in text and "p = " not in text
     assert not re.search(r"\[[-+−]?\d", text)
     for verdict in ("Holds", "Does not hold", "A tie", "a tie"):

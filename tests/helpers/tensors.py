@@ -23,7 +23,7 @@ words."""
 
 
 def on_cuda(device: str | torch.device) -> bool:
-    """Whether tensors on `device` go the ways of CUDA, which CPU tensors do where the kernels are emulated (cuda_host)."""
+    """Whether tensors on `device` take CUDA's code paths, as CPU tensors do under the emulator."""
     return _backend.on_cuda(torch.device(device))
 
 
@@ -44,7 +44,7 @@ def mask(pattern: str, rows: int, device: str = "cpu", seed: int = 0) -> Tensor:
 def values(
     shape: Sequence[int], dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
 ) -> Tensor:
-    """Random, and in no row zero throughout."""
+    """Return random values; no row is all zero."""
     if dtype.is_floating_point or dtype.is_complex:
         wide = torch.complex128 if dtype.is_complex else torch.float64
         return torch.randn(*shape, dtype=wide, generator=generator(seed)).to(dtype).to(device)
@@ -58,7 +58,7 @@ def values(
 def laid_out(
     layout: str, rows: int, width: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0
 ) -> Tensor:
-    """[rows, width], not contiguous or not aligned."""
+    """Return a tensor [rows, width] that is not contiguous or not aligned."""
     if layout == "transposed":
         return values((width, rows), dtype, device, seed).t()
     if layout == "strided":
@@ -90,7 +90,7 @@ def assert_as_good_as_torch(
     scale: float = 0.0,
     computed_in: torch.dtype = torch.float64,
 ) -> None:
-    """|got − exact| <= 2·max|torch in the same dtype − exact| + rounding, where exact was computed in float64.
+    """Require |got − exact| <= 2·max|torch in the same dtype − exact| + rounding, `exact` being float64.
 
     The rounding is `rounding` units (of `got`'s dtype, or of the coarser one it was `computed_in`) of the
     result, or of `scale`, the size of the terms it is the difference of."""
@@ -113,7 +113,7 @@ def assert_as_good_as_torch(
 def gradients(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], upstream: Sequence[Tensor]
 ) -> Sequence[Tensor]:
-    """``torch.autograd.grad``, with zeros where nothing depends on an input."""
+    """Call ``torch.autograd.grad``, with zeros for inputs that the outputs do not depend on."""
     pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, upstream, strict=True) if o.requires_grad]
     if not pairs:
         return [torch.zeros_like(x) for x in inputs]
@@ -122,7 +122,7 @@ def gradients(
 
 
 class Unchanged:
-    """Asserts at the end of the block that the tensors still hold what they held."""
+    """Assert at the end of the block that the tensors have not changed."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = tensors

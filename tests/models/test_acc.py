@@ -35,7 +35,7 @@ CLASSES = 4
 
 
 class Counted(nn.Module):
-    """A network that knows how many rows went through it."""
+    """A network that counts its rows."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def test_lives_like_a_module() -> None:
 
 # --- the loss -----------------------------------------------------------------------------------------------
 def reference(acc: ACC, x, y, objective: Objective, rows: int, share: float) -> torch.Tensor:
-    """From the formula, one row after another."""
+    """Compute the objective by its formula, row by row."""
     default, control = acc.both(x)
     first = [-default[i].log_softmax(0)[y[i]] for i in range(len(y))]
     second = [-control[i].log_softmax(0)[y[i]] for i in range(len(y))]
@@ -220,7 +220,7 @@ def test_a_need_that_is_nothing_weighs_all_alike() -> None:
 
 
 def trained_prices(objective: str) -> tuple[float, float, torch.Tensor, torch.Tensor]:
-    """Mean λ before and after training an effort network alone, and λ of rows where control helps and where it does not."""
+    """Mean λ before and after training an effort network, and λ of rows where control helps and where not."""
     torch.manual_seed(0)
     effort = Effort(CLASSES, objective)
     sure = F.one_hot(torch.randint(0, CLASSES, (256,)), CLASSES) * 8.0
@@ -319,7 +319,7 @@ def test_batch_mean_is_one_decision() -> None:
 
 
 def known_value(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A habit that is right where it is sure and guesses where it is not; control is right everywhere."""
+    """A habit that is right where it is confident and guesses elsewhere; control is always right."""
     torch.manual_seed(seed)
     targets = torch.randint(0, CLASSES, (rows,))
     sharpness = torch.rand(rows, 1) * 5

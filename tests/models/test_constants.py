@@ -1,4 +1,4 @@
-"""Models made on the meta device, emptied, loaded, moved: buffers that no state_dict holds are right all the same."""
+"""Models that are made on meta, emptied, loaded or moved keep the buffers that no state_dict holds."""
 
 from __future__ import annotations
 

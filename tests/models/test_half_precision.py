@@ -1,4 +1,4 @@
-"""Models in float16 and bfloat16: what is small beside one is computed in float32, and nothing overflows or loses its floor."""
+"""Models in float16 and bfloat16: small differences are computed in float32, and nothing overflows."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_learned_gates(dtype: torch.dtype, kind: type) -> None:
 
 # --- agents -------------------------------------------------------------------------------------------------
 def narrowed(how: str, dtype: torch.dtype, module: nn.Module, *tensors: torch.Tensor):
-    """Module and tensors in half precision, or as they are where autocast narrows them."""
+    """Convert module and tensors to half precision, or leave them to autocast."""
     if how == "autocast":
         return (copy.deepcopy(module), *tensors)
     return (copy.deepcopy(module).to(dtype), *(t.to(dtype) for t in tensors))
@@ -159,7 +159,7 @@ def world(scale: float = 1.0) -> WorldModel:
 @pytest.mark.parametrize("how", ["half", "autocast"])
 @halves
 def test_the_latent_is_a_distribution_wherever_its_units_are(dtype: torch.dtype, how: str) -> None:
-    """exp(15) is beyond float16, and exp(−15) below what it can be divided by."""
+    """In float16 exp(15) overflows, and exp(−15) is too small to divide by."""
     model = world()
     x = (
         torch.tensor([[15.0, 14.0, *[0.0] * 6], [-15.0] * 8, [40.0, *[-40.0] * 7]])
@@ -196,7 +196,7 @@ def test_the_log_probability_of_an_action_at_the_end_of_its_range(dtype: torch.d
 
 @halves
 def test_a_divergence_of_narrow_normals(dtype: torch.dtype) -> None:
-    """The square of the ratio of deviations is beyond float16."""
+    """The squared ratio of standard deviations overflows in float16."""
     mean, std = torch.full((3, 2), 0.96, dtype=dtype), torch.full((3, 2), 2.0, dtype=dtype)
     raw, log_std = torch.zeros(3, 2, dtype=dtype), torch.full((3, 2), -4.0, dtype=dtype)
     got = divergence(mean, std, raw, log_std)
@@ -234,7 +234,7 @@ def test_the_agent(dtype: torch.dtype, how: str) -> None:
 
 @halves
 def test_the_plan_gate_learns_its_scale(dtype: torch.dtype) -> None:
-    """A hundredth of the way at each update is less than the rounding of a mean that is nearly there."""
+    """An update by a hundredth of the difference is smaller than the rounding of the mean."""
     gate, exact = PlanGate(4, 2).to(dtype), PlanGate(4, 2)
     latent, log_std = 1 + values((64, 4)).to(dtype) / 100, values((64, 2)).to(dtype)
     glance = torch.linspace(0, 0.01, 64).to(dtype)

@@ -1,4 +1,4 @@
-"""Classes masked by logits of −∞: the models give what they give without those classes."""
+"""Classes masked by logits of −∞: the models' results are those without these classes."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 class Masked(nn.Linear):
-    """Logits of five classes, the last two of which are excluded."""
+    """Return logits of five classes, the last two of which are masked."""
 
     def forward(self, x):
         return torch.cat([super().forward(x)[:, LEFT], x.new_full((len(x), 2), -INF)], 1)
 
 
 class Fewer(Masked):
-    """The same without those classes."""
+    """Return the logits without the masked classes."""
 
     def forward(self, x):
         return super().forward(x)[:, LEFT]
@@ -128,7 +128,7 @@ def test_divergence_over_one_mask(temperature: float) -> None:
 
 
 def test_divergence_over_two_masks() -> None:
-    """Finite where p excludes more than q, infinite where q excludes what p allows."""
+    """KL is finite where p masks more classes than q, infinite where q masks a class of p."""
     wide, narrow = torch.tensor([[0.0, 1.0, 2.0]], dtype=D), torch.tensor([[0.0, 1.0, -INF]], dtype=D)
     wide.requires_grad_()
     got = kl_divergence(narrow, wide)
@@ -183,14 +183,14 @@ def test_loss(effort: float | str, mutual: bool, need: bool) -> None:
 
 
 class OtherMask(nn.Linear):
-    """Excludes the first class instead of the last two."""
+    """A network that masks the first class instead of the last two."""
 
     def forward(self, x):
         return torch.cat([x.new_full((len(x), 1), -INF), super().forward(x)[:, 1:]], 1)
 
 
 def test_loss_where_the_masks_differ() -> None:
-    """The divergence is infinite, and nothing but what it is weighed with: without weight the rest counts."""
+    """The divergence is infinite; with weight 0 the other terms remain."""
     x, y = values((12, 4), D), torch.arange(12) % 2 + 1
     for effort, total in ((1.0, INF), (0.0, None)):
         acc = build(Masked, objective=Objective(effort=effort))

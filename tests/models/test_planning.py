@@ -23,7 +23,7 @@ SMALL = {"samples": 64, "elites": 12, "habits": 4}
 
 
 class Known(WorldModel):
-    """A world whose best action is known: the reward is largest where the first latent unit and the action agree."""
+    """A world with a known best action: the reward is largest where action and first latent unit agree."""
 
     def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         return latent, 1 - (action[..., 0] - (2 * latent[..., 0] - 1)).square()
@@ -44,7 +44,7 @@ def states(model: WorldModel, count: int, seed: int = 1) -> Tensor:
 
 @torch.no_grad()
 def whole(planner: Planner, z: Tensor, plan: Plan) -> Tensor:
-    """What the model expects of the plan as a whole."""
+    """Return the value that the model expects of the complete plan."""
     return planner.score(z, plan.mean[:, None])[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""The count of active rows that the host reads while the device works: lags, and what they save where steps are slow."""
+"""The count of active rows that the host reads late: lags, and the steps that they save."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_buckets_are_few_and_large_enough():
 
 
 class Machine:
-    """A host and a device with a clock each; the device works off what the host queues."""
+    """A host and a device with a clock each; the device runs the work that the host queues."""
 
     def __init__(self, monkeypatch, step, enqueue=0.05):
         self.step, self.enqueue = step, enqueue
@@ -33,7 +33,7 @@ class Machine:
         machine = self
 
         class Copy(_active._Copy):
-            """Arrives when the device has come to it."""
+            """An event that is complete when the device has reached it."""
 
             def __init__(self, word, count, device):
                 super().__init__(word, count, device)
@@ -54,7 +54,7 @@ class Machine:
         monkeypatch.setattr(_active, "_Copy", Copy)
 
     def run(self, steps, max_steps, lag):
-        """The sizes of the blocks of a batch whose rows take so many `steps`."""
+        """Return the block sizes of a batch whose rows take `steps`."""
         active, rows, sizes = ActiveCount(len(steps), CPU, lag), len(steps), []
         for n in range(1, max_steps + 1):
             sizes.append(rows)
@@ -75,7 +75,7 @@ def geometric(batch, max_steps, hazard, seed=0):
 
 
 def test_a_slow_step_is_spared_what_the_lag_allows_and_a_host_that_never_waits_spares_nothing(monkeypatch):
-    """A step takes a millisecond, queueing it a twentieth of one: without a wait all steps are queued before a count is there."""
+    """Queueing a step takes a twentieth of its time: without a wait all are queued before a count arrives."""
     steps, max_steps = geometric(1024, 16, 0.2), 16
     share, took = {}, {}
     for lag in (None, 2, 1):
@@ -143,7 +143,7 @@ class Stream:
 
 
 class Event:
-    """Remembers what it was recorded on."""
+    """An event that remembers the stream on which it was recorded."""
 
     log: ClassVar[list] = []
 
@@ -155,7 +155,7 @@ class Event:
 
 
 def test_the_event_is_recorded_on_the_stream_of_the_tensors_device(monkeypatch):
-    """Not on the current device's: the copy would be read before it was written."""
+    """On another device's stream the copy would be read before it was written."""
     other = torch.device("cuda", 1)
     monkeypatch.setattr(Event, "log", [])
     monkeypatch.setattr(torch.cuda, "Event", Event)

@@ -1,4 +1,4 @@
-"""The halting loop: which rows the step sees, in which forms state and inputs may come, and what the edges do."""
+"""The halting loop: the rows that the step gets, the forms of state and inputs, and the edge cases."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ALL_MODES = [*MODES, "inference"]
 
 
 class Recorder:
-    """Wraps a step, and keeps the batch rows (column 0 of x) that each call was given."""
+    """Wraps a step, and records the batch rows (column 0 of x) of each call."""
 
     def __init__(self, step):
         self.step = step
@@ -113,7 +113,7 @@ def test_nothing_runs_after_the_last_row_has_halted(how, compact):
 
 @pytest.mark.parametrize("how", ALL_MODES)
 def test_rows_left_behind_do_no_harm_when_they_diverge(how):
-    """compact=False: the step goes on past a row's halt, to infinity if it likes."""
+    """With compact=False the step continues past a row's halt, perhaps to infinity."""
     h = torch.full((2, 1), 2.0, requires_grad=how in WITH_GRADIENTS)
     a = torch.tensor(1.0, requires_grad=True)
     x = torch.tensor([[10.0], [1.0]])  # 2, 2**10, 2**100, infinity

@@ -1,4 +1,4 @@
-"""Batch normalisation in the step: halted rows stay in the block, and a sentence says so."""
+"""Batch normalisation in the step: halted rows stay in the block, and a message says so."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""The energies in closed form as modules: their formulas, what they refuse, and what becomes of them in PyTorch's hands."""
+"""The energies in closed form as modules: formulas, errors, and copies, dtypes and devices."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_network_without_context():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["hopfield", "quadratic", "linear rows", "mlp-silu", "deep-softplus"])
 def test_energies_of_half_precision_are_computed_in_float32(kind, dtype):
-    """As the kernels do: a sum in half precision is off by more than any tolerance of a descent."""
+    """The kernels do so: in half precision a sum has a larger error than any tolerance of a descent."""
     network, y, context = (
         energy(kind, context=0, dtype=dtype),
         3 * points(9, dtype=dtype),

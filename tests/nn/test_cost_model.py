@@ -1,4 +1,4 @@
-"""When compact="auto" packs: a function of shapes alone, never wasteful by more than a factor of two."""
+"""When compact="auto" compacts: it depends on shapes only, and wastes at most a factor of two."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_never_less_than_one_row():
 @pytest.mark.parametrize("weights", [10, 1000, 100_000])
 @pytest.mark.parametrize("rate", [0.02, 0.2, 0.9])
 def test_at_most_about_twice_the_best_schedule_in_hindsight(weights, rate):
-    """Waste and packing against the optimum, by dynamic programming over when to pack."""
+    """Compare the cost with the optimum, by dynamic programming over the steps at which to compact."""
     rows, steps = 200, 60
     generator = torch.Generator().manual_seed(0)
     halting = (torch.rand(rows, generator=generator).log() / torch.log1p(torch.tensor(-rate))).long()

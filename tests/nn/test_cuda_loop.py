@@ -1,4 +1,4 @@
-"""The loop on CUDA: it waits for no step that runs, packs by a late count, and works in graphs, streams and on other devices."""
+"""The loop on CUDA: it does not wait, compacts by a late count, and works in graphs, streams and devices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cuda():
 
 
 class NoSync:
-    """Inside, anything that makes the host wait for the device raises (or, with "warn", is counted)."""
+    """In the block, an operation that makes the host wait raises (or, with "warn", is counted)."""
 
     def __init__(self, how="error"):
         self.how = how
@@ -89,7 +89,7 @@ def without_waiting(name, batch, device, **options):
 @pytest.mark.parametrize("how", ["grad", "no_grad", "inference"])
 @pytest.mark.parametrize("name", UNTRACED)
 def test_the_host_never_waits_for_the_device(name, how, compact, lag, cuda):
-    """With a lag it waits for an event in the middle of what is queued, which is no wait for the device."""
+    """With a lag the host waits for an event amid the queued work, not for the device."""
     step, policy, h, x = without_waiting(name, 300, cuda, requires_grad=how == "grad")
     halt = ac.AdaptiveHalt(step, policy, 8, compact=compact, lag=lag)
     with mode(how):
@@ -104,7 +104,7 @@ def test_the_host_never_waits_for_the_device(name, how, compact, lag, cuda):
 
 @pytest.mark.cuda
 def test_a_trace_makes_the_host_wait_once_at_the_end(cuda):
-    """Its size is a number of the host."""
+    """The host needs the size of the trace."""
     counts = []
     for steps in (3, 12):
         step, policy, h, x = make("ponder", 200, device=cuda, requires_grad=True, epsilon=0.2)
@@ -141,7 +141,7 @@ def test_cpu_and_cuda_agree(name, how, cuda):
 @pytest.mark.parametrize("compact", COMPACT)
 @pytest.mark.parametrize("name", UNTRACED)
 def test_capture_and_replay(name, compact, how, cuda):
-    """The graph holds every step: new data with other halting patterns replays to what an eager call gives."""
+    """A graph holds every step: with new data and halting patterns its replay equals an eager call."""
     step, policy, h, x = without_waiting(name, 150, cuda)
     halt = ac.AdaptiveHalt(step, policy, 6, compact=compact)
     h0, x0 = h.clone(), x.clone()
@@ -170,7 +170,7 @@ def test_capture_and_replay(name, compact, how, cuda):
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_two_streams(name, how, cuda):
-    """Everything runs on the current stream: work queued behind a long delay on one does not meet that on the other.
+    """All work is queued on the current stream: a long delay on one stream does not reach the other.
 
     Without a lag, or the second would be queued when the first is nearly done.
     """

@@ -1,4 +1,4 @@
-"""What ``help()`` and ``repr()`` say."""
+"""The texts of ``help()`` and ``repr()``."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""EnergyDescent: every option against the definition and the reference, and what becomes of each row."""
+"""EnergyDescent: every option against the definition and the reference, and each row's status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backward pass evaluates the energy again: it has to be the energy of the call, or an error says that it is not.
+"""The backward pass evaluates the energy again: an energy that has changed since raises an error.
 
 Right gradients come from the descent by hand, differentiated by plain autograd while everything is still as
 it was."""
@@ -24,7 +24,7 @@ MODES = ("unrolled", ("truncated", 2), "implicit", "detached")
 
 
 def unrolled(energy, y0=Y0, *context, steps=STEPS, last=None):
-    """y after the steps, through the last of them."""
+    """Return y after the steps, differentiable through the last ones."""
     y = y0
     for k in range(steps):
         y = y.detach() if last is not None and steps - last == k else y
@@ -41,7 +41,7 @@ def descent(energy, gradient="unrolled", max_steps=STEPS, **options):
 
 
 def right(energy, mode, *context):
-    """The outputs of a mode, by hand: y, and the energy at it."""
+    """Compute the outputs of a gradient mode by hand: y and its energy."""
     if mode == "detached":
         return None, energy(unrolled(energy, Y0, *context).detach(), *context)
     last = mode[1] if isinstance(mode, tuple) else None
@@ -63,7 +63,7 @@ def run(energy, mode, *context):
 
 
 class Layered(nn.Module):
-    """Parameters, a buffer, a tied weight, attributes of several kinds, a submodule and a mode, all of which count."""
+    """An energy with parameters, a buffer, a tied weight, attributes, a submodule and a mode."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -398,7 +398,7 @@ def test_a_hook_on_a_leaf_out_of_reach_is_refused():
 
 # --- energies that change from evaluation to evaluation -----------------------------------------------------
 class Changing(nn.Module):
-    """With dropout, a weight of which the spectral norm is estimated on the way, or a counter."""
+    """The energies have dropout, a spectral norm that each call estimates further, or a counter."""
 
     def __init__(self, kind):
         super().__init__()

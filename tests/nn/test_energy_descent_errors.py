@@ -1,4 +1,4 @@
-"""Bad input to EnergyDescent: a TypeError or ValueError that names the argument, what was expected and what came."""
+"""Bad input to EnergyDescent: TypeError or ValueError with the argument, the expectation and what came."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient modes of EnergyDescent against finite differences, the reference, and loops written by hand."""
+"""The gradient modes of EnergyDescent against finite differences, the reference, and hand-written loops."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALL_MODES = {"unrolled": "unrolled", "truncated": ("truncated", 2), "stepwise": 
 
 
 class Problem:
-    """Everything that can have a gradient: y0, x, the step sizes, the noise, and the energy's parameters."""
+    """Return all tensors that can have a gradient: y0, x, step sizes, noise, and the energy's parameters."""
 
     def __init__(self, name, device="cpu", batch=6, dtype=torch.float64, per_row=True, energy=None, **more):
         options = {"max_steps": 6, "tol": 5e-3, "seed": 3, **UNROLLED[name], **more}
@@ -136,7 +136,7 @@ def test_second_derivatives_are_those_of_the_reference(device, name, mode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["plain", "momentum", "clamp"])
 def test_low_precision_gradients_are_close_to_exact_ones(device, name, dtype):
-    """A fixed number of steps, so that every dtype takes the same."""
+    """The number of steps is fixed, so that all dtypes take the same."""
     exact = Problem(name, device, tol=0.0).gradients()
     got = Problem(name, device, dtype=dtype, tol=0.0).gradients()
     for g, w in zip(got, exact, strict=True):
@@ -183,7 +183,7 @@ def test_a_step_size_on_the_host_for_points_on_a_device(device):
 
 
 def test_each_row_takes_part_from_its_own_last_step_on(device):
-    """What a batch passes back to a row is what the row alone would be passed."""
+    """A row's gradient in a batch is that of the row alone."""
     p = Problem("momentum", device, batch=9, max_steps=20, tol=1e-2)
     result = p.run()
     assert len(result.steps.unique()) > 2
@@ -195,7 +195,7 @@ def test_each_row_takes_part_from_its_own_last_step_on(device):
 
 
 def test_parameters_in_a_closure_and_what_lies_behind_them(device):
-    """A closure over a leaf, and over something computed from leaves."""
+    """The energy is a closure over a leaf, and over a tensor computed from leaves."""
     theta = torch.randn(DIM, dtype=torch.float64, device=device, requires_grad=True)
     other = torch.randn(DIM, dtype=torch.float64, device=device, requires_grad=True)
     y0, x = problem(4, torch.float64, device)
@@ -224,7 +224,7 @@ def test_parameters_in_a_closure_and_what_lies_behind_them(device):
 
 
 def test_context_that_was_computed_from_the_energys_own_parameters(device):
-    """Their gradient comes once by the context and once by the energy; the node must not pass the first on twice."""
+    """The gradient comes once by the context and once by the energy; it must not be passed on twice."""
     theta = torch.randn(DIM, dtype=torch.float64, device=device, requires_grad=True)
     y0, x = problem(4, torch.float64, device)
 
@@ -315,7 +315,7 @@ def test_what_is_changed_in_place_before_the_backward_pass_is_noticed(changed):
 @pytest.mark.parametrize("last", [1, 3, 5, 6, 20])
 @pytest.mark.parametrize("name", ["plain", "momentum", "backtracking"])
 def test_truncated_is_the_end_of_the_descent_alone(device, name, last):
-    """Started again k steps before each row's end, the rest of the descent has the same gradients."""
+    """A descent that starts k steps before each row's end has the same gradients."""
     p = Problem(name, device, gradient=("truncated", last), max_steps=5, tol=0.0)
     got = grads(p.run().y.pow(3).sum(), p.leaves)
     if last > 5:  # the rows took fewer
@@ -414,7 +414,7 @@ def test_implicit_is_unrolled_at_convergence(device, name, clamp):
 
 
 def test_implicit_without_a_minimum_stops_there(device):
-    """At a saddle or where nothing is curved conjugate gradients have nothing to solve, and pass nothing on."""
+    """At a saddle or without curvature conjugate gradients have no solution, and pass no gradient on."""
     x = torch.randn(3, 2, dtype=torch.float64, device=device, requires_grad=True)
     y0 = torch.randn(3, 2, dtype=torch.float64, device=device)
 
@@ -431,7 +431,7 @@ def test_implicit_without_a_minimum_stops_there(device):
 
 
 def test_rows_of_an_implicit_gradient_do_not_wait_for_each_other(device):
-    """Each row's system has its own condition; all come out as they do alone."""
+    """The rows' systems have different condition numbers; each solution is that of the row alone."""
     scale = torch.logspace(0, 3, 8, dtype=torch.float64, device=device)
 
     def energy(y, x, s):

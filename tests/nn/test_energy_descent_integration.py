@@ -1,4 +1,4 @@
-"""EnergyDescent with the rest of PyTorch: compile, autocast, copies, pickles, state dicts, DDP, threads; and on CUDA."""
+"""EnergyDescent with torch: compile, autocast, copies, pickles, state dicts, DDP, threads; and on CUDA."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODES = ["unrolled", ("truncated", 2), "stepwise", "implicit", "detached"]
 
 
 def module_of(gradient="unrolled", energy=None):
-    """With an energy whose rows have the same bits wherever they are in memory, which those of a BLAS may not."""
+    """The energy's rows have the same bits anywhere in memory, which a BLAS need not give."""
     size = nn.Parameter(torch.tensor(0.1))
     return ac.EnergyDescent(
         Wells() if energy is None else energy, size, 5, 1e-3, gradient=gradient, keep_trace=True
@@ -72,7 +72,7 @@ def test_a_model_with_a_descent_in_it_can_be_compiled(gradient):
 
 @pytest.mark.parametrize("gradient", MODES, ids=str)
 def test_autocast(gradient):
-    """The energy runs in bfloat16, forward and in the backward pass; points, energies and gradients stay float32."""
+    """The energy runs in bfloat16, forward and backward; points, energies and gradients stay float32."""
     y0, x = problem(6, scale=0.5)
     descend = module_of(gradient, Mlp())
     seen = []
@@ -204,7 +204,7 @@ def test_inference_mode_and_tensors_from_it(gradient):
 
 @pytest.mark.parametrize("gradient", MODES, ids=str)
 def test_a_descent_within_a_descent(gradient):
-    """An energy that is itself the result of one: of a distance to a minimum."""
+    """The energy is itself the result of a descent: the distance to a minimum."""
     inner = ac.EnergyDescent(lambda y, x: (y - x).square().sum(1), 0.2, 3, 0.0)
 
     def energy(y, x):

@@ -1,4 +1,4 @@
-"""What a caller does to a result does not reach the backward pass."""
+"""A caller's changes to a result do not reach the backward pass."""
 
 from __future__ import annotations
 

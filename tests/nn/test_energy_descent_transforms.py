@@ -1,4 +1,4 @@
-"""Transforms and tracers of torch are refused by one sentence that names the way out; what is not one changes nothing."""
+"""Transforms and tracers of torch raise a message that names the way out."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_compiled_model_is_split_there_and_says_so_where_it_must_not():
 @pytest.mark.parametrize("gradient", ["unrolled", "stepwise", "implicit", "detached"])
 @pytest.mark.parametrize("energy", ["network", "network by autograd"])
 def test_an_ensemble_by_vmap_is_refused(energy, gradient, grad, reference):
-    """The batch is in the energy's parameters: no argument of the call has it."""
+    """The energy's parameters, and no argument of the call, have the batch of vmap."""
     stacked = {name: p.detach().expand(2, *p.shape) for name, p in NETWORK.named_parameters()}
     descend = ac.EnergyDescent(ENERGIES["network"], step_size=0.1, max_steps=2, gradient=gradient)
     by_function = ac.EnergyDescent(

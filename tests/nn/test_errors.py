@@ -249,7 +249,7 @@ BAD_STEPS = [
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(("step", "error", "message"), BAD_STEPS, ids=[str(i) for i in range(len(BAD_STEPS))])
 def test_step_that_changes_the_state(step, error, message, late, how):
-    """At the first step, or at a later one."""
+    """The fault comes at the first step or at a later one."""
     calls = []
 
     def wrong(h):
@@ -388,7 +388,7 @@ BAD_DECISIONS = [
 
 
 class Fixed(ac.Policy):
-    """Decides one thing first and another afterwards."""
+    """A policy whose decisions change their form."""
 
     def __init__(self, *decisions, weighted=False):
         super().__init__()

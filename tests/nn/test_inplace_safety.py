@@ -1,4 +1,4 @@
-"""The inference loop fills the block in place, but only where nobody else can see: the user's tensors are never written to."""
+"""The inference loop writes blocks in place only where nobody else sees it, never to the user's tensors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_state_and_inputs_are_left_alone(name, how, form, device):
 
 
 class Keeping:
-    """h + 1, h + 2, ... of every row; remembers each result in some way and what it was then."""
+    """Return h + 1, h + 2, ...; keep a reference to each result, and a copy of it."""
 
     def __init__(self, keep):
         self.keep = keep
@@ -112,7 +112,7 @@ def test_what_the_step_kept_of_its_result_stays_as_it_was(keep, how):
 
 @pytest.mark.parametrize("how", ["no_grad", "inference"])
 def test_a_scripted_step_may_keep_its_result(how):
-    """A reference held by C++, which Python's count does not see."""
+    """C++ holds a reference, which Python's count does not include."""
 
     class Module(nn.Module):
         def __init__(self):
@@ -166,7 +166,7 @@ def test_readouts_heads_and_policies_may_keep_what_they_see(how):
 
 @pytest.mark.parametrize("how", ["no_grad", "inference"])
 def test_step_may_keep_its_arguments(how):
-    """The inputs of a call are the loop's own copies and are packed in place, unless somebody else holds them."""
+    """The inputs of a call are the loop's copies: compacted in place unless another reference exists."""
     kept = []
 
     def step(h, x, y):
@@ -182,7 +182,7 @@ def test_step_may_keep_its_arguments(how):
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("compact", COMPACT)
 def test_step_may_keep_views_of_its_inputs_as_state(how, compact):
-    """What came in as an input goes out as the state: one memory in both."""
+    """The step returns an input as its state, so that both share memory."""
     x = block(1)
     result = run(lambda h, x: x, block(), x, how=how, compact=compact)
     assert torch.equal(result.output, x) and torch.equal(x, block(1))
@@ -207,7 +207,7 @@ def test_the_same_tensor_as_state_and_input_and_input_again(how, compact):
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("compact", COMPACT)
 def test_overlapping_inputs(how, compact):
-    """Rows of one input are rows of another."""
+    """Two inputs share memory."""
     base = torch.randn(BATCH + 3, DIM)
     before = base.clone()
     h, x, y = base[:BATCH], base[3:], base[1:-2]
@@ -248,7 +248,7 @@ def test_memory_of_numpy(how, compact):
 @pytest.mark.parametrize("how", ["no_grad", "inference"])
 @pytest.mark.parametrize("compact", COMPACT)
 def test_a_state_object_that_the_step_keeps(how, compact):
-    """The container as well as its tensors."""
+    """The container and its tensors stay as they are."""
     kept = []
 
     def step(state):
@@ -264,7 +264,7 @@ def test_a_state_object_that_the_step_keeps(how, compact):
 
 @pytest.mark.parametrize("how", MODES)
 def test_a_step_that_works_in_place_on_its_own_tensors(how):
-    """Only the step may write to its result, and it finds there what it wrote."""
+    """Only the step writes to its result, and later reads what it wrote."""
 
     def step(h):
         out = h.clone()
@@ -294,7 +294,7 @@ def test_results_are_not_shared_with_the_arguments_or_the_next_call(name, how):
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_nothing_is_kept_after_a_call(name, how):
-    """No cache, no cycle: what the steps produced is freed with the result, without the collector."""
+    """There is no cache and no cycle: the steps' results are freed with the result, without the collector."""
     step, policy, h, x = make(name, BATCH)
     refs = []
 
@@ -314,7 +314,7 @@ def test_nothing_is_kept_after_a_call(name, how):
 
 
 def test_training_fails_loudly_if_the_step_overwrites_what_it_returned():
-    """The loop's own writes are counted too, so autograd notices."""
+    """The loop's own writes bump the version counter, so that autograd raises."""
     step, policy, h, x = make("act", 6)
     result = ac.AdaptiveHalt(step, policy, 4)(h, x)
     loss = (result.output**2).sum()
@@ -330,7 +330,7 @@ def test_training_fails_loudly_if_the_step_overwrites_what_it_returned():
 
 @pytest.mark.parametrize("how", ["no_grad", "inference"])
 def test_memory_that_nobody_else_sees_is_used_again(how):
-    """The other side of caution: the step's own result and the copy of the inputs stay where they are."""
+    """Where no reference exists, the step's result and the copies of the inputs are reused."""
     results, states, inputs = [], [], []
 
     def step(h, x):
@@ -348,7 +348,7 @@ def test_memory_that_nobody_else_sees_is_used_again(how):
 
 @pytest.mark.parametrize("compact", COMPACT)
 def test_a_step_with_an_inference_mode_of_its_own(compact):
-    """Its results must not be written to outside of that mode, and cannot be resized there."""
+    """Inference tensors must not be written outside of inference mode, and cannot be resized there."""
 
     @torch.inference_mode()
     def step(h, x):
@@ -412,11 +412,12 @@ for change in CHANGES:
                 CHANGES[change](s)
                 return out
             policy, readout = (ac.ACT(change_it), None) if place == "head" else (ac.FixedSteps(N), change_it)
-            run = lambda: ac.AdaptiveHalt(lambda s: s + 1, policy, 8, compact=True, readout=readout)(start.clone())
-            attempt(f"state|{change}|{place}|{grad}|", run, grad)
+            halt = ac.AdaptiveHalt(lambda s: s + 1, policy, 8, compact=True, readout=readout)
+            attempt(f"state|{change}|{place}|{grad}|", lambda: halt(start.clone()), grad)
 
 n, ids = torch.arange(1, 9), torch.arange(8)
-for name, of, policy in (("n", n, ac.FixedSteps(n)), ("ids", ids, ac.PonderNet(lambda s: s[:, 0] * 0 - 1).eval())):
+sampled = ac.PonderNet(lambda s: s[:, 0] * 0 - 1).eval()
+for name, of, policy, given in (("n", n, ac.FixedSteps(n), None), ("ids", ids, sampled, ids)):
     outcomes = []
     for harm in (False, True):
         def step(s):
@@ -424,13 +425,13 @@ for name, of, policy in (("n", n, ac.FixedSteps(n)), ("ids", ids, ac.PonderNet(l
                 of.untyped_storage().resize_(0)
             return s + 1
         with torch.no_grad():
-            outcomes.append(ac.AdaptiveHalt(step, policy, 8)(torch.zeros(8, 3), sample_ids=ids if name == "ids" else None).steps)
+            outcomes.append(ac.AdaptiveHalt(step, policy, 8)(torch.zeros(8, 3), sample_ids=given).steps)
     print(f"{name}|released|", "right" if torch.equal(*outcomes) else "wrong", flush=True)
 """
 
 
 def test_what_the_users_functions_resize_is_refused_before_its_rows_are_moved():
-    """Written to or read where it is no more, the process would end by a signal: it runs in one of its own."""
+    """A read or write of freed memory would end the process by a signal, so that it runs in a child."""
     done = run_python("-c", CHANGED)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -448,7 +449,7 @@ def test_what_the_users_functions_resize_is_refused_before_its_rows_are_moved():
 # --- functions that use their memory again: without gradients, the results are those of functions that do not
 # ---------------
 class StillnessAt(ac.Policy):
-    """Halts where the readout has moved less than before, by a carry in the readout's own memory."""
+    """A policy that halts when the readout moves less than before, with a carry in the readout's memory."""
 
     def decide(self, view):
         before = view.carry[0] if view.carry else torch.zeros_like(view.readout)
@@ -458,7 +459,7 @@ class StillnessAt(ac.Policy):
 
 
 def reusing(place):
-    """A step and a readout that overwrite: their argument, or a buffer of their own."""
+    """Return a step and a readout that overwrite their argument, or their own buffer."""
     memory = torch.empty(BATCH, DIM)
 
     def into_memory(t):
@@ -500,7 +501,7 @@ def test_a_readout_without_a_gradient_may_use_its_memory_again_in_training():
 @pytest.mark.parametrize("how", ["grad", "reference"])
 @pytest.mark.parametrize("policy", [ac.ACT, ac.PonderNet])
 def test_what_the_gradient_needs_must_not_be_changed_in_place(policy, how):
-    """The right values, or a sentence that says what is wrong."""
+    """The result has the right values, or an error says what is wrong."""
 
     def run(step, readout=None):
         x = block(1).requires_grad_()

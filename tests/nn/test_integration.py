@@ -1,4 +1,4 @@
-"""With the rest of PyTorch: compile, autocast, copies, pickles, state dicts, DDP, threads, inference mode."""
+"""AdaptiveHalt with torch: compile, autocast, copies, pickles, state dicts, DDP, threads, inference mode."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_compiled_step_trains(name, graphs):
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", ["act", "fixed_tensor"])
 def test_a_model_with_a_halting_loop_in_it_can_be_compiled(name, how, graphs):
-    """The loop stays outside: one graph before it, one behind it, whatever happens in between."""
+    """The loop stays outside of the graphs: there is one before it and one after it."""
     step, policy, h, x = make(name, 9)
 
     class Model(nn.Module):
@@ -312,7 +312,7 @@ def test_python_threads_do_not_disturb_each_other():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 def test_a_forked_child_can_run_after_its_parent_has():
-    """In a process of its own, with one thread, as a data loader's worker would."""
+    """The child process has one thread, like a data loader's worker."""
     code = """
 import os, torch, adaptcomp_ext as ac
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Blocks packed by a count that comes late: on CUDA, and where CUDA's kernels run on the host (tests/cuda_host)."""
+"""Blocks compacted by a late count: on CUDA, and on CUDA's kernels compiled for the host (cuda_host)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_blocks_shrink_to_the_bucket_of_the_count_that_the_lag_allows(how, lag, 
 
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 def test_padding_rows_hold_only_values_that_running_rows_have(how, late):
-    """Blocks are larger than what runs: the rows behind are copies, so a step sees nothing that could make it diverge."""
+    """Blocks are larger than the running rows; copies fill the rest, so that no step sees a divergence."""
     seen = []
 
     def step(h):
@@ -108,7 +108,7 @@ def test_padding_rows_hold_only_values_that_running_rows_have(how, late):
 
 @pytest.mark.parametrize("lag", LAGS)
 def test_a_step_that_no_row_is_left_for_takes_no_part_in_the_gradient(lag, late):
-    """The host learns late that all rows have ended, and steps meanwhile on rows of zeros, where a root has no derivative."""
+    """Until the host learns that all rows have ended, steps get zeros, where a root has no derivative."""
     h = torch.full((40, 3), 4.0, device=late, requires_grad=True)
     a = torch.ones((), device=late, requires_grad=True)
     result = ac.AdaptiveHalt(lambda h: (h * a).sqrt() + 1, ac.FixedSteps(2), 9, lag=lag)(h)
@@ -149,7 +149,7 @@ FUSED = ["act", "ponder_eval", "max_prob", "margin", "entropy", "fixed_int", "fi
 
 
 class Launches:
-    """What is launched between two calls of a step: our kernels, copies of the count, operations of torch that do something."""
+    """Count launches between two calls of a step: our kernels, copies of the count, operations of torch."""
 
     def __init__(self, monkeypatch, step, policy):
         self.step = step
@@ -185,7 +185,7 @@ class Launches:
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", FUSED)
 def test_a_step_takes_four_launches_at_most(name, how, monkeypatch):
-    """Ending rows, sending their count, planning, moving, and nothing of torch's own. In inference two where nothing shrinks."""
+    """The launches are: end rows, send the count, plan, move; in inference two if nothing is compacted."""
     step, policy, h, x = make(name, 300, requires_grad=how == "grad")
     counted = Launches(monkeypatch, step, policy)
     halt = ac.AdaptiveHalt(counted, policy, 8, compact=True)
@@ -211,7 +211,7 @@ def test_a_step_takes_four_launches_at_most(name, how, monkeypatch):
 @pytest.mark.skipif(not EMULATED, reason="the emulator counts the launches")
 @pytest.mark.parametrize("name", FUSED)
 def test_a_step_takes_one_launch_backward(name):
-    """The adjoint of halting and packing is one kernel, whatever has been packed."""
+    """One kernel computes the adjoint of halting and compaction, compacted or not."""
     step, policy, h, x = make(name, 300, requires_grad=True)
     result = ac.AdaptiveHalt(step, policy, 8, compact=True)(h, x)
     before = ac._C.emulation.launches

@@ -1,4 +1,4 @@
-"""Descents that may be very long: what is not used costs nothing, and Ctrl-C ends them."""
+"""Very long descents: steps that are not taken cost nothing, and Ctrl-C ends them."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def interrupted(name, work, times=1):
         work()
         print(name, "ran to its end")
     except KeyboardInterrupt:
-        print(name, "interrupted", "in time" if time.monotonic() - sent[-1] < 1.0 else "late", "after", len(sent))
+        when = "in time" if time.monotonic() - sent[-1] < 1.0 else "late"
+        print(name, "interrupted", when, "after", len(sent))
     thread.join()
 
 sent = []
@@ -123,7 +124,8 @@ for name, energy in ENERGIES.items():
     for_ever = ac.EnergyDescent(energy, step_size=1e-3, max_steps=10**9, tol=0.0)
     with torch.no_grad():
         interrupted(name, lambda: for_ever(y0))
-    y = ac.EnergyDescent(energy, step_size=1e-3, max_steps=2000, tol=0.0)(torch.randn(500, 16, requires_grad=True)).y.sum()
+    descend = ac.EnergyDescent(energy, step_size=1e-3, max_steps=2000, tol=0.0)
+    y = descend(torch.randn(500, 16, requires_grad=True)).y.sum()
     interrupted(name + " backward", lambda: [y.backward(retain_graph=True) for _ in range(1000)])
     print("goes on", bool(ac.EnergyDescent(energy, max_steps=3)(y0).y.isfinite().all()))
 
@@ -136,7 +138,11 @@ with torch.no_grad():
 
 # A handler that returns lets the descent go on.
 handled = []
-signal.signal(signal.SIGINT, lambda *a: handled.append(1) or (len(handled) == 2 and signal.default_int_handler(*a)))
+def handle(*arguments):
+    handled.append(1)
+    if len(handled) == 2:
+        signal.default_int_handler(*arguments)
+signal.signal(signal.SIGINT, handle)
 with torch.no_grad():
     interrupted("handled", lambda: descend(lone), times=2)
 """

@@ -1,4 +1,4 @@
-"""Classes masked with −inf: every policy gives what it gives without those classes; NaN and +inf end a row as before.
+"""Classes masked with −inf: every policy gives the result without those classes; NaN and +inf end a row.
 
 −inf is an ordinary value in a readout of the user's, in the leaf of the state that is that readout, in the
 state where `Confidence` reads it, and in a halting logit. It is none in the rest of the state, where it comes
@@ -50,7 +50,7 @@ def make_policy(name, classes, device):
 
 
 def scores(h):
-    """[n, DIM] -> class logits [n, 5]."""
+    """A readout from [n, DIM] to class logits [n, 5]."""
     return torch.cat([h, h[:, :1] - h[:, 1:2]], dim=1) * 4
 
 
@@ -215,7 +215,7 @@ def test_the_state_is_masked_where_it_is_what_the_readout_gives(name, how, view,
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", ["fixed", "act", "relative", "max_prob"])
 def test_elsewhere_in_the_state_minus_infinity_ends_the_row(name, how, device):
-    """Where no readout says that it is logits, it comes of a step that diverges; of `Confidence`, in another leaf."""
+    """Outside of a readout of logits −inf ends the row, because it comes from a step that diverges."""
     h, other = torch.ones(3, DIM, device=device), torch.ones(3, 2, device=device)
     target = other if name == "max_prob" else h
     target[1, 0] = -INF
@@ -232,7 +232,7 @@ def test_elsewhere_in_the_state_minus_infinity_ends_the_row(name, how, device):
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", ["act", "ponder", "ponder_eval"])
 def test_a_halting_logit_of_minus_infinity_is_a_step_at_which_no_row_halts(name, how, device):
-    """As `min_steps` is, which counts the halting probability as zero."""
+    """The halting probability is zero, as before `min_steps`."""
 
     def allowed_from_the_third(z, state):
         return torch.where(state[1] >= 3, z, -INF)
@@ -287,7 +287,7 @@ def test_never_halting_runs_to_the_last_step(how, device):
 @pytest.mark.parametrize("norm", ["relative", "absolute"])
 @pytest.mark.parametrize("how", MODES)
 def test_a_class_that_is_masked_anew_is_a_change(norm, how, device):
-    """Row 0 keeps its mask; row 1 masks a class at step 3; row 2 unmasks one there; nothing else moves."""
+    """Row 0 keeps its mask; at step 3, row 1 masks a class and row 2 unmasks one; nothing else changes."""
     always = torch.tensor([[0.0, 1.0, -INF], [2.0, 1.0, -INF], [0.0, 1.0, -INF]], device=device)
     late = torch.tensor([[0.0, 1.0, -INF], [-INF, 1.0, -INF], [0.0, 1.0, 3.0]], device=device)
     with mode(how):

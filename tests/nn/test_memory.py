@@ -1,4 +1,4 @@
-"""What arrives as an address: tensors without memory, with lazy values, on other devices; and a policy's own tensor."""
+"""Tensors whose address is not their data: without memory, with lazy values, on other devices."""
 
 from __future__ import annotations
 
@@ -72,8 +72,9 @@ def test_numbers_of_steps_stay_integers_when_a_model_changes_its_dtype():
 def test_a_long_expanded_number_of_steps_is_not_read_past_its_end():
     rows = 5_000_000
     said = run_cases(
-        f"steps: (setattr(p, 'n', torch.tensor(2).expand({rows})), halt(torch.zeros({rows}, 1)).steps.bincount().tolist())[1]",
+        f"steps: (setattr(p, 'n', torch.tensor(2).expand({rows})), halt(h).steps.bincount().tolist())[1]",
         f"""
+        h = torch.zeros({rows}, 1)
         p = ac.FixedSteps(torch.ones({rows}, dtype=torch.int64))
         halt = ac.AdaptiveHalt(lambda h: h + 1, p, max_steps=4)
         torch.set_grad_enabled(False)
@@ -84,7 +85,7 @@ def test_a_long_expanded_number_of_steps_is_not_read_past_its_end():
 
 # --- lazy values --------------------------------------------------------------------------------------------
 def negated(h):
-    """-h, which torch leaves to whoever reads it."""
+    """Return −h, whose negation torch leaves pending."""
     out = torch.complex(h, h).conj().imag
     return out
 
@@ -130,7 +131,8 @@ DEFAULTS = """
     mask = n > 2
     policies = {
         "fixed": lambda: ac.FixedSteps(n), "act": lambda: ac.ACT(head), "ponder": lambda: ac.PonderNet(head),
-        "sampled": lambda: ac.PonderNet(head).eval(), "conf": lambda: ac.Confidence(0.9), "conv": lambda: ac.Convergence(0.4),
+        "sampled": lambda: ac.PonderNet(head).eval(),
+        "conf": lambda: ac.Confidence(0.9), "conv": lambda: ac.Convergence(0.4),
     }
     wanted = {k: str([steps(p()), steps(p(), compact=False)]) for k, p in policies.items()}
 """
@@ -143,8 +145,8 @@ def test_a_default_device_other_than_the_states(device):
         """
         fixed: check(halt(ac.FixedSteps(n)))
         masked: check(halt(ac.FixedSteps(n), compact=False))
-        inference: torch.no_grad()(lambda: ac.AdaptiveHalt(lambda h, x: h + x, ac.FixedSteps(n), 6)(h0, x).steps.tolist())()
-        reference: ac.AdaptiveHalt(lambda h, x: h + x, ac.FixedSteps(n), 6)(h0, x).steps.tolist()
+        inference: torch.no_grad()(ac.AdaptiveHalt(torch.add, ac.FixedSteps(n), 6))(h0, x).steps.tolist()
+        reference: ac.AdaptiveHalt(torch.add, ac.FixedSteps(n), 6)(h0, x).steps.tolist()
         all: [k for k, p in policies.items() if str([steps(p()), steps(p(), compact=False)]) != wanted[k]]
         compact: [t.tolist() for t in ac.ops.compact(mask, n)[0]]
         padded: ac.ops.compact_padded(mask, n)[2].item()
@@ -175,7 +177,9 @@ STRANGE = """
         "released": released,
         "quantized": lambda t: torch.quantize_per_tensor(t.detach().float(), 0.1, 0, torch.quint8),
         "nested": lambda t: torch.nested.nested_tensor(list(t.detach())),
-        "jagged": lambda t: torch.nested.nested_tensor(list(t.detach().view(len(t), -1)), layout=torch.jagged),
+        "jagged": lambda t: torch.nested.nested_tensor(
+            list(t.detach().view(len(t), -1)), layout=torch.jagged
+        ),
         "lazy": lambda t: nn.UninitializedParameter(),
         "functional": lambda t: torch._to_functional_tensor(t.detach()),
         "meta": lambda t: t.detach().to("meta"),
@@ -202,9 +206,10 @@ STRANGE = """
             fields = {"halt": zero > 1} | {k: f(zero) for k, f in self.fields.items() if k != "begin"}
             return ac.Decision(**fields)
     def halt(state, x, policy=None, step=lambda h, x: h + 1, **options):
+        act = ac.ACT(lambda h: torch.zeros(len(h)))
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
-                for p in [policy] if policy else [ac.FixedSteps(n), ac.ACT(lambda h: torch.zeros(len(h))), ac.Convergence(0.1)]:
+                for p in [policy] if policy else [ac.FixedSteps(n), act, ac.Convergence(0.1)]:
                     try:
                         said = ac.AdaptiveHalt(step, p, 4, **options)(state, x).output.tolist()
                     except (TypeError, ValueError) as error:
@@ -255,10 +260,9 @@ KINDS += ["list", "numpy"]
 SERVED = {
     ("functional", name) for name in ("state", "inputs[0]", "otherwise", "tensors[0]", "branch", "mask")
 }
-"""torch's own functionalization takes these apart before they get to a kernel, if they are made by hand, or it is the step that
-has made one."""
+"""torch's own functionalization unwraps these before a kernel gets them, or the step has made one."""
 SERVED |= {("mkldnn", "step")}
-"""The head, which is not ours, reads it first."""
+"""The head, which is the user's, reads it first."""
 
 
 def test_what_is_no_dense_tensor_with_data_is_refused_by_name_wherever_it_comes_from():
@@ -298,7 +302,7 @@ def test_learned_state_as_a_parameter():
 
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 def test_a_decision_in_a_dtype_that_no_kernel_reads_is_refused(how):
-    """Its NaN would not be seen."""
+    """The check for NaN would not read it."""
 
     class Own(ac.Policy):
         def decide(self, view):

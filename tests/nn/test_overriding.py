@@ -1,4 +1,4 @@
-"""A policy runs as its methods say: whoever overrides one of them is heeded on every path."""
+"""An overridden method of a policy is used on every path."""
 
 import contextlib
 
@@ -28,7 +28,7 @@ def eager():
 
 
 def late(cls):
-    """A subclass that halts at step 4 and no other."""
+    """A subclass that halts at step 4 only."""
 
     class Late(cls):
         def decide(self, view):
@@ -134,7 +134,7 @@ def test_a_mixin_before_the_policy_decides():
 @pytest.mark.parametrize("how", PATHS)
 def test_properties_and_checks_of_a_subclass_hold(how):
     class Last(ac.ACT):
-        """The last state instead of the weighted sum of all."""
+        """Return the last state instead of the weighted sum."""
 
         weighted = False
 
@@ -222,7 +222,7 @@ class Warm(ac.ACT):
 
 
 class Fused(Warm):
-    """The same for the kernel."""
+    """The kernel also starts with half of the halting probability spent."""
 
     def fuse(self):
         return super().fuse()

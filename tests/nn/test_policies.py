@@ -1,4 +1,4 @@
-"""Every policy against a dense, masked loop: outputs, states, steps, costs, status, trace, gradients, and what it may promise."""
+"""Every policy against a dense, masked loop: all results, the trace, the gradients, and the promises."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_gradients_equal_those_of_the_dense_loop(name, compact, how, device):
 
 # --- finite differences -------------------------------------------------------------------------------------
 def differentiable(policy_of, max_steps, readout=None, with_trace=False):
-    """AdaptiveHalt as a function of the state, an input and the parameters, in float64."""
+    """Return AdaptiveHalt as a function of the state, an input and the parameters, in float64."""
 
     def run(h, x, a, c, k):
         policy = policy_of(lambda h: h[:, 0] * k[0] + h[:, 1] * k[1] - 1)
@@ -231,7 +231,7 @@ def test_ponder_output_is_the_expectation_over_its_trace(device):
 
 
 def test_ponder_loss_per_step_has_the_gradient_of_the_dense_computation(device):
-    """Sum of p_n * loss_n: the trace against every row run to the end."""
+    """Compare the sum of p_n * loss_n over the trace with that of rows that all run to the end."""
 
     def gradients(run):
         step, policy, h, x = make(
@@ -250,7 +250,7 @@ def test_ponder_loss_per_step_has_the_gradient_of_the_dense_computation(device):
 
 
 def test_ponder_halts_by_its_hazard_at_inference(device):
-    """A constant hazard of 0.2 and 20 steps: (1 - 0.8**20) / 0.2 = 4.94 on average. Halting with p_n instead gives 9.4."""
+    """A hazard of 0.2 over 20 steps has (1 - 0.8**20) / 0.2 = 4.94 on average. Halting with p_n has 9.4."""
     rows, hazard = 20000, torch.logit(torch.tensor(0.2))
     policy = ac.PonderNet(lambda h: h[:, 0] * 0 + hazard.to(h.device)).eval()
     result = ac.AdaptiveHalt(lambda h: h, policy, 20)(torch.zeros(rows, 1, device=device))
@@ -364,7 +364,7 @@ def test_log_prob_of_a_policy_is_differentiable(device):
 
 
 def test_policy_sees_matching_rows_of_everything(device):
-    """state, previous, carry and row of a view belong together, whatever has been packed."""
+    """A view's state, previous, carry and row have the same rows, compacted or not."""
     seen = []
 
     class Watch(ac.Policy):

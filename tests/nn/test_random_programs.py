@@ -1,4 +1,4 @@
-"""Random programs against the dense loop and the reference: policy, shapes, dtypes, halting patterns, forms and bounds."""
+"""Random programs against the dense loop and the reference: policies, shapes, dtypes, patterns and bounds."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def build(p):
 
 
 def masked(result, keep):
-    """The healthy rows: what a broken one had come to is nobody's contract."""
+    """Select the healthy rows: the results of a broken one are not promised."""
     trace = result.trace
     if trace is not None:
         rows = keep[trace[2]]
@@ -104,7 +104,7 @@ def test_against_the_dense_loop(p):
 @given(programs())
 @SETTINGS
 def test_against_the_reference(p):
-    """Results, and the gradients of every leaf and parameter."""
+    """Return results, and the gradients of every leaf and parameter."""
 
     def run(reference):
         step, policy, h, x = build(p)

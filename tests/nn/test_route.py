@@ -1,4 +1,4 @@
-"""route against masking, forward and backward: the same bits, K rows of work, and nothing from a row that was not chosen."""
+"""route against masking, forward and backward: the same bits, work on K rows, no influence of other rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = (0, 1, 7, 33, 1000)
 
 
 class Branch(nn.Module):
-    """tanh-like and element-wise, so that a row has the same bits in any batch; remembers how many rows it saw."""
+    """An elementwise branch, whose rows have the same bits in any batch; it records its numbers of rows."""
 
     def __init__(self, dtype=torch.float32, device="cpu", width=3):
         super().__init__()
@@ -50,7 +50,7 @@ def case(size, dtype=torch.float32, device="cpu", width=3):
 
 
 def gradients(out, upstream, *wanted):
-    """Zeros where nothing depends on an input, as where the branch was not called."""
+    """Return gradients, with zeros for inputs without one, as where the branch was not called."""
     found = (
         torch.autograd.grad(out, wanted, upstream, allow_unused=True)
         if out.requires_grad
@@ -233,7 +233,7 @@ def test_no_graph_where_none_is_wanted(device):
 
 
 def test_routes_within_routes(device):
-    """A branch that routes again: three kinds of rows."""
+    """The branch routes again, which makes three kinds of rows."""
     kind = torch.arange(30, device=device) % 3
     x = values((30, 4), torch.float64, device).requires_grad_()
 
@@ -393,7 +393,7 @@ def test_bad_input_is_refused_by_name(error, message, arguments):
 
 
 def test_a_compiled_model_is_split_where_the_rows_are_counted(recwarn):
-    """So that the branch is compiled too; in one piece it is refused."""
+    """A split graph compiles the branch too; fullgraph=True raises."""
     layer, graphs = nn.Linear(3, 3).double(), []
 
     def backend(module, inputs):

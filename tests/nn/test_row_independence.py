@@ -1,4 +1,4 @@
-"""A row's result, bitwise: alone, in any batch, in any order, however packed. And broken rows, which harm no other."""
+"""A row's result is bitwise the same alone and in any batch, compacted or not; broken rows do no harm."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEPS = 6
 def per_row(
     name, batch, chosen, compact, form="tuple", how="grad", dtype=torch.float32, device="cpu", max_steps=STEPS
 ):
-    """Results and gradients of the chosen rows of a batch, run by themselves in that order: lists of [len(chosen), ...]."""
+    """Return results and gradients of the chosen rows, run by themselves in that order."""
     step, policy, h, x = make(name, batch, form, dtype, device)
     chosen = torch.as_tensor(chosen, device=device)
     if name == "fixed_tensor":
@@ -80,7 +80,7 @@ def test_a_row_is_the_same_alone_in_any_batch_in_any_order_and_however_packed(na
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_results_are_the_same_with_and_without_gradients(name, device):
-    """Two loops and two kernels, one arithmetic. The weighted sum of the training loop included."""
+    """Two loops and two kernels have the same arithmetic, also in the training loop's weighted sum."""
     if name == "ponder":
         pytest.skip("has one loop only")
     a = per_row(name, 11, range(11), True, how="grad", device=device)[:7]
@@ -196,7 +196,7 @@ def test_a_broken_row_ends_as_nonfinite_at_that_step_and_harms_no_other(name, pl
 @pytest.mark.parametrize("how", ["grad", "reference"])
 @pytest.mark.parametrize(("name", "place"), [c for c in CASES if c[1] not in ("input", "state")])
 def test_a_broken_row_passes_no_gradient_back(name, place, how, device):
-    """Not even if the loss is NaN there: parameters have the gradient of the other rows alone."""
+    """If the loss is NaN in a broken row, parameters still get the gradient of the other rows alone."""
     result, h, x, parameters = broken(name, place, NAN, True, how, device)
     loss = (result.output**2).sum() + (result.state[0] ** 2).sum()
     if result.cost.requires_grad:
@@ -223,7 +223,7 @@ def test_a_logit_is_tested_before_min_steps_and_at_the_last_step_too(name, how, 
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("place", ["logit", "state", "last state"])
 def test_the_cost_of_a_broken_row_is_that_of_the_steps_before(place, how, device):
-    """PonderNet's cost with a hazard of a half: the sum of p (log p - log prior) of two steps, and a mean with a gradient."""
+    """PonderNet's cost for a hazard of 1/2: the sum of p (log p - log prior) over two steps."""
     count = torch.zeros(3, 1, device=device)
     last = 3 if place == "last state" else 4
     breaks = torch.tensor([[False], [True], [False]], device=device)
@@ -277,7 +277,7 @@ def test_all_rows_broken(name, how, device):
 
 @pytest.mark.parametrize("how", MODES)
 def test_integers_in_the_state_are_never_nonfinite(how, device):
-    """The bits of a NaN, as an integer."""
+    """Return the bits of a NaN as an integer."""
     bits = torch.full((3,), NAN, dtype=torch.float64).view(torch.int64).to(device)
     with mode(how):
         result = ac.AdaptiveHalt(lambda s: s, ac.FixedSteps(2), 3)((torch.zeros(3, 1, device=device), bits))

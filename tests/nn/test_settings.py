@@ -1,4 +1,4 @@
-"""What is assigned after construction is checked as the constructor checks it."""
+"""Assignments after construction are checked like the constructor's arguments."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def half_square(y):
 
 
 class Annealed(ac.EnergyDescent):
-    """Its step size and its number of steps are properties."""
+    """A subclass may make step size and number of steps properties."""
 
     stage = 0
 

@@ -31,7 +31,7 @@ def count(module: nn.Module) -> int:
 
 
 def same(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """Shrink in float64, check the outputs, and that nothing happened to the original."""
+    """Shrink in float64; check the outputs, and that the original has not changed."""
     module = module.double().eval()
     before = {k: v.clone() for k, v in module.state_dict().items()}
     small = ac.shrink(module)

@@ -1,4 +1,4 @@
-"""`shrink` where `forward` does more with layers than call them once: what else sees the units leaves them whole."""
+"""`shrink` where `forward` does more with layers than call them once: units that other code reads stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ D = torch.float64
 
 
 class Net(nn.Module):
-    """Three linear layers a, b, c; `forward` differs. Unit 1 of a is a constant, its bias; unit 2 of a is read by nobody."""
+    """Three linear layers a, b, c. Unit 1 of a is constant, its bias; no layer reads unit 2 of a."""
 
     def __init__(self, inputs: int = 4, hidden: int = 4, outputs: int = 3) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 class Control(Net):
-    """Shrinks, so that what the others keep is not kept for another reason."""
+    """A network that shrinks: the other ones must keep their units for the tested reason."""
 
     def forward(self, x):
         return self.b(torch.relu(self.a(x)))
@@ -72,7 +72,7 @@ class Data(Net):
 
 
 class Aside(Net):
-    """The weight in a list of the module's own, which registers nothing."""
+    """The weight is in a plain list of the module, which registers nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class WritesThroughAlias(Net):
 
 
 class SamplesInEvaluation(Net):
-    """Dropout that is on in evaluation: a constant unit is none."""
+    """Dropout is on in evaluation mode, so that no unit is constant."""
 
     def forward(self, x):
         torch.manual_seed(3)
@@ -234,7 +234,7 @@ class Keyword(Net):
 
 
 class Inside(nn.Module):
-    """A layer of a module that is not looked into is called outside of it as well."""
+    """A layer of a leaf module is also called outside of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class Inside(nn.Module):
 
 
 def altered(change) -> nn.Module:
-    """The control, one of its layers changed."""
+    """Return the control network with one layer changed."""
     module = Control()
     change(module)
     return module
@@ -661,7 +661,7 @@ def test_refused_by_name() -> None:
 
 
 class Random(nn.Module):
-    """Layers in a row, each with a random habit: residual, tied, read, kept, doubled, hooked, in place."""
+    """A sequence of layers with random properties: residual, tied, read, kept, doubled, hooked, in place."""
 
     def __init__(self, habits: list[str], width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Subclasses of torch.Tensor: without a __torch_dispatch__ they are rows like others, with one they are refused by name."""
+"""Subclasses of torch.Tensor: plain rows without a __torch_dispatch__, and a TypeError by name with one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.helpers.processes import run_cases
 
 
 class Image(Tensor):
-    """As imaging libraries have them: every result keeps the class."""
+    """A subclass as in imaging libraries: every result keeps the class."""
 
 
 class Bounded(Tensor):
-    """A class with arithmetic of its own: whatever comes out of it is cut to [-0.5, 0.5]."""
+    """A subclass with its own arithmetic: all results are clamped to [-0.5, 0.5]."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -28,13 +28,13 @@ class Bounded(Tensor):
 
 
 class Untouched(Tensor):
-    """Its results are plain tensors."""
+    """A subclass whose results are plain tensors."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
 
 class Wrapped(Tensor):
-    """A wrapper with a __torch_dispatch__, as quantisation and distribution have them."""
+    """A wrapper with a __torch_dispatch__, as libraries for quantisation and distribution use it."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -55,7 +55,7 @@ PLACES = ("state", "input", "step", "readout", "head")
 
 
 def run(kind, place, name, compact="auto"):
-    """A run with a tensor of class `kind` at a place, and its gradients."""
+    """Run with a tensor of class `kind` at a place; return the result and its gradients."""
     g = torch.Generator().manual_seed(5)
     w = torch.randn(4, 4, generator=g).requires_grad_()
     x = torch.randn(6, 4, generator=g).requires_grad_()
@@ -272,7 +272,7 @@ def test_a_wrapper_with_a_dispatch_of_its_own_is_refused_by_name(how):
 
 
 def test_tensors_of_torch_with_a_dispatch_and_unfinished_collectives():
-    """In a process of its own: it opens a process group."""
+    """The test opens a process group, so that it runs in a child process."""
     said = run_cases(
         """
         state: halt(later(x), x)
@@ -290,7 +290,8 @@ def test_tensors_of_torch_with_a_dispatch_and_unfinished_collectives():
         """,
         """
         import tempfile, torch.distributed
-        torch.distributed.init_process_group("gloo", init_method="file://" + tempfile.mktemp(), rank=0, world_size=1)
+        store = "file://" + tempfile.mktemp()
+        torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
         import torch.distributed._functional_collectives as collectives
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import DTensor, Replicate
@@ -313,7 +314,8 @@ def test_tensors_of_torch_with_a_dispatch_and_unfinished_collectives():
             policy = policy or ac.FixedSteps(n)
             return ac.AdaptiveHalt(step, policy, 5, **options)(state, x)
         def halt(state, x, **options):
-            result, plain = run(state, x, **options), run(x, x, policy=ac.ACT(lambda h: h[:, 0]) if "policy" in options else None)
+            policy = ac.ACT(lambda h: h[:, 0]) if "policy" in options else None
+            result, plain = run(state, x, **options), run(x, x, policy=policy)
             return type(result.output).__name__, result.output.equal(plain.output)
         def route():
             got = ac.route(later(n > 1), lambda a: later(torch.tanh(a)), later(x), otherwise=later(x))

@@ -1,4 +1,4 @@
-"""What training costs: a halted row takes no memory and no work, forward or backward."""
+"""The cost of training: a halted row takes no memory and no work, forward or backward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("block_size")
 
 
 class Counting(torch.autograd.Function):
-    """tanh, which counts the rows that pass forward and backward."""
+    """A tanh that counts its rows, forward and backward."""
 
     forward_rows = 0
     backward_rows = 0
@@ -47,7 +47,7 @@ def test_a_halted_row_costs_nothing_forward_and_backward(name, compact):
 
 
 def saved_bytes(run):
-    """Bytes of the distinct storages that the backward pass holds."""
+    """Return the bytes of the distinct storages that the backward pass holds."""
     storages = {}
 
     def pack(t):
@@ -154,7 +154,7 @@ def test_ponder_cost_teaches_act_to_halt_sooner():
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_gradients_do_not_depend_on_compaction(name, device):
-    """Of rows bitwise, of parameters up to the order of a sum."""
+    """Rows have bitwise equal gradients, parameters up to the order of a sum."""
     got = []
     for compact in COMPACT:
         step, policy, h, x = make(name, 12, device=device, requires_grad=True)
@@ -195,7 +195,7 @@ def test_checkpointing(name, where, device):
 @pytest.mark.parametrize("compact", COMPACT)
 @pytest.mark.parametrize("name", POLICIES)
 def test_reentrant_checkpointing_draws_the_same_dropout(name, compact, derived, device):
-    """The forward pass without gradients has its rows where the one with them will have them; derived: no input tells of it."""
+    """A pass without gradients compacts as one with gradients: it is derived, because no input tells it."""
     step, policy, h, x = make(name, 32, device=device, requires_grad=True)
     noisy = lambda s, x: torch.nn.functional.dropout(step(s, x), 0.5)  # noqa: E731
     halt = ac.AdaptiveHalt(noisy, policy, 5, compact=compact)
@@ -212,7 +212,7 @@ def test_reentrant_checkpointing_draws_the_same_dropout(name, compact, derived, 
 
 
 def test_a_step_that_differentiates_without_gradients_outside(device):
-    """As a step of descent does, whose result then needs a gradient."""
+    """A step of a descent does so, and its result then needs a gradient."""
     x = torch.randn(8, 3, device=device)
     n = torch.tensor([1, 5, 2, 4, 3, 6, 2, 5], device=device)
 
@@ -233,7 +233,7 @@ def test_a_step_that_differentiates_without_gradients_outside(device):
 
 
 class AsFixed(ac.FixedSteps):
-    """In Python."""
+    """A FixedSteps that decides in Python, not in the kernel."""
 
     def decide(self, view):
         return super().decide(view)

@@ -1,4 +1,4 @@
-"""Transforms and tracers of torch: right on the reference, refused on the kernels by a sentence that names the way out."""
+"""Transforms and tracers of torch: right on the reference; on the kernels a message names the way out."""
 
 import contextlib
 import warnings
@@ -150,7 +150,7 @@ def test_scripting_is_refused(name):
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("where", ["step", "readout", "head", "policy"])
 def test_a_tangent_that_only_the_users_functions_bring_is_noticed(where, grad):
-    """A parameter with a tangent, as of a Hessian-vector product in the weights."""
+    """A parameter has a tangent, as in a Hessian-vector product in the weights."""
     weight = torch.randn(3, 3, dtype=torch.float64)
 
     def uses(s):
@@ -228,7 +228,7 @@ def test_a_scripted_budget_is_not_looked_at_where_it_has_no_values():
 
 @pytest.mark.parametrize("policy", ["act", "still"])
 def test_a_batch_of_gradients_is_refused(policy):
-    """Large enough that the kernels have the backward pass."""
+    """The block is so large that the kernels run the backward pass."""
     x = torch.randn(64, 4096, dtype=torch.float64)
     cell = lambda h, x: torch.tanh(h + x)  # noqa: E731
     choose = ac.ACT(lambda h: h[:, 0]) if policy == "act" else ac.Convergence(0.3)
@@ -240,7 +240,7 @@ def test_a_batch_of_gradients_is_refused(policy):
 
 
 def test_a_gradient_with_a_tangent_is_refused():
-    """Forward over reverse: the tangent of the loss's gradient would be dropped."""
+    """Forward mode over a backward pass would drop the tangent of the loss's gradient."""
     x = X.clone().requires_grad_()
     out = halting(ACT)(x)
     with forward_ad.dual_level():

@@ -1,4 +1,4 @@
-"""States and inputs as pytrees: keys in another order, None in places, containers of their own; and endless numbers of steps."""
+"""States and inputs as pytrees: key orders, None, custom containers; and unlimited numbers of steps."""
 
 import collections
 import contextlib
@@ -154,7 +154,7 @@ def test_none_is_handed_to_a_branch():
 @pytest.mark.parametrize("how", ["no_grad", "inference", "grad"])
 @pytest.mark.parametrize("kind", [dict, list, tuple])
 def test_a_container_that_the_step_kept_stays_as_it_was(kind, how, compact):
-    """Of inputs and states: neither the container nor the tensors in it."""
+    """Neither the containers of inputs and states nor the tensors in them change."""
     make = (lambda a, b: {"a": a, "b": b}) if kind is dict else lambda a, b: kind([a, b])
     kept, copies = [], []
 

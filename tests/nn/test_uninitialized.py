@@ -1,4 +1,4 @@
-"""Lazy modules: an energy's get their shapes at the first call; a parameter that has none yet is refused by name elsewhere."""
+"""Lazy modules: an energy's get shapes at the first call; elsewhere an uninitialized parameter raises."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MESSAGE = "expected a tensor with data, got an uninitialized one of a lazy modul
 
 
 class Lazy(nn.Module):
-    """Its layers, one of them twice lazy, have random weights from the first evaluation on."""
+    """The layers, one of them lazy twice, have random weights from the first evaluation on."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Lazy(nn.Module):
 @pytest.mark.parametrize("gradient", ["unrolled", "stepwise", "implicit", "detached"])
 @pytest.mark.parametrize("how", ["module", "closure"])
 def test_an_energy_of_lazy_modules(how, gradient, accept):
-    """The first call, which gives them their shapes, is as every later one."""
+    """The first call, which sets the shapes, gives the result of every later one."""
     module = Lazy()
     energy = module if how == "module" else lambda y, x: module(y, x)
     descend = ac.EnergyDescent(energy, max_steps=4, tol=0.05, gradient=gradient, accept=accept)

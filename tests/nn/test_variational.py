@@ -21,7 +21,7 @@ D = torch.float64
 
 
 def exact_kl(log_alpha: float) -> float:
-    """−½ log α + E log|1 + √α ε| + (γ + log 2)/2 by quadrature, the logarithm's pole taken out of the middle."""
+    """−½ log α + E log|1 + √α ε| + (γ + log 2)/2 by quadrature, without the pole of the logarithm."""
     integrate = pytest.importorskip("scipy.integrate")
     spread = math.exp(log_alpha / 2)
     pole = -1 / spread
@@ -206,7 +206,7 @@ def test_prune_drops_the_noisiest() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_prunes_what_does_not_matter(seed: int) -> None:
-    """Three of twelve inputs decide; the weights of the other nine go, and the fit stays."""
+    """Three of twelve inputs matter; the weights of the other nine are pruned without loss."""
     torch.manual_seed(seed)
     x = torch.randn(400, 12)
     y = x[:, :3] @ torch.tensor([1.0, -2.0, 1.5]) + 0.1 * torch.randn(400)

@@ -1,4 +1,4 @@
-"""`VariationalDropout` where it meets others: parents that read weights, half precision, saved state, hooks, layouts."""
+"""`VariationalDropout` with parents that read weights, half precision, saved state, hooks and layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descents in one kernel call against the plain PyTorch reference: results, fates, gradients in everything, row independence."""
+"""Fused descents against the plain PyTorch reference: results, statuses, all gradients, row independence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIZES = [
 def descents(
     kind, rows, dtype, device, options, gradient="unrolled", keep_trace=True, size=None, spread=True
 ):
-    """A function of the tensors a descent depends on, and those tensors: y0, step size, parameters, context."""
+    """Return a function of a descent's tensors, and those: y0, step size, parameters, context."""
     size = size or SIZES[1]
     options = dict(options)
     module = energy(kind, dtype=dtype, device=device, **size)
@@ -58,7 +58,7 @@ def descents(
 
 
 class _replaced:
-    """Other tensors in the place of a module's parameters."""
+    """Replace a module's parameters by other tensors."""
 
     def __init__(self, module, tensors):
         self.module, self.tensors = module, tensors
@@ -155,7 +155,7 @@ def test_half_precision_is_rounded_once(device, kind, dtype):
 
 @pytest.fixture(params=["base", "avx2", "avx512"])
 def instruction_set(request):
-    """Each that the machine has."""
+    """Run with each instruction set of the machine."""
     before = ac.build_info()["instruction_set"]
     try:
         _C.use_isa(request.param)
@@ -530,7 +530,7 @@ def test_random_energies_match_the_reference(kind, option, rows, dim, width, see
 
 
 def test_training_keeps_the_points_and_nothing_else():
-    """What the backward pass holds on to grows by B·dim numbers a step, and by the B factors of the step size."""
+    """The backward pass keeps B·dim numbers per step, and the B factors of the step size."""
     module = energy("mlp-silu", dtype=torch.float32, dim=32, width=128, context=4)
     y0, context = points(64, 32, torch.float32), contexts("mlp-silu", 64, 32, 4, torch.float32)
 

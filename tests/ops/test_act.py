@@ -1,4 +1,4 @@
-"""ACT: one step against the reference, and the steps put together against Graves' equations."""
+"""ACT: one step against the reference, and all steps against Graves' equations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ THRESHOLD = 0.9
 
 
 def block(rows, dtype, scalar, device, seed=0):
-    """Logits and accumulated probabilities; no row within rounding of the threshold, where dtypes may disagree on who halts."""
+    """Logits and accumulated probabilities, none so near to the threshold that dtypes may disagree."""
     logits = values((rows,), dtype, device, seed)
     accumulated = (
         (torch.rand(rows, generator=generator(seed + 1), dtype=torch.float64) * 0.8).to(scalar).to(device)
@@ -182,7 +182,7 @@ MOST = 6
 
 
 def rollout(logits, states, threshold=THRESHOLD, min_steps=1):
-    """Σ wₙ sₙ, N + R, the weights [N, B] and N of each row, from [N, B] logits and [N, B, D] states."""
+    """Return Σ wₙ sₙ, N + R, the weights [N, B] and each row's N, for logits [N, B] and states [N, B, D]."""
     batch = logits.shape[1]
     accumulated = torch.zeros(batch, dtype=logits.dtype, device=logits.device)
     active = torch.ones(batch, dtype=torch.bool, device=logits.device)
@@ -203,7 +203,7 @@ def rollout(logits, states, threshold=THRESHOLD, min_steps=1):
 
 
 def graves(h, states, threshold):
-    """The paper's equations for one row, in floats."""
+    """Evaluate the paper's equations for one row, in Python floats."""
     total, n = 0.0, 0
     while n < len(h) and total < threshold:
         total += h[n]

@@ -1,4 +1,4 @@
-"""Where the ops meet torch: registration, compilation, version counters, threads, processes, and bad arguments."""
+"""The ops at torch's boundary: registration, compilation, version counters, threads, processes, bad input."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_functional_ops_leave_versions_alone(device, op):
 
 
 def call(op, x, keep):
-    """One op as a function of a float tensor [B] and a mask [B]."""
+    """Return one op as a function of a float tensor [B] and a mask [B]."""
     if op == "act":
         done = ac.ops.act_step(x, x.sigmoid() / 2, step=2, max_steps=5, threshold=0.9)
         return done.weight, done.accumulated, done.cost
@@ -244,7 +244,7 @@ LARGE = 4096  # rows; at 512 bytes each enough for several threads
 
 
 def everything_large(device="cpu"):
-    """Results and gradients of every op, at a size that runs on several threads."""
+    """Return results and gradients of every op, at a size that runs on several threads."""
     x = values((LARGE, 128), device=device).requires_grad_()
     keep, z = mask("random", LARGE, device), values((LARGE,), device=device).requires_grad_()
     (rows,), index = ac.ops.compact(keep, x)
@@ -349,7 +349,7 @@ assert os.waitstatus_to_exitcode(status) == 0, status
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1)])
 def test_a_forked_child_works_and_does_not_hang(before, after):
-    """Two threads on both sides hang in the OpenMP runtime itself, whatever the library; torch's own workers go on with one."""
+    """Two threads on both sides hang in the OpenMP runtime itself; torch's own workers continue with one."""
     script = textwrap.dedent(FORK).format(before=before, after=after)
     done = run_python("-c", script)
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ def expected_padded(keep, x):
 
 
 def check_all_three(keep, tensors):
-    """All three ops on one mask; returns nothing, asserts everything."""
+    """Check all three ops on one mask."""
     size, kept = keep.shape[0], int(keep.sum())
     with Unchanged(keep, *tensors):
         rows, index = ac.ops.compact(keep, tensors)

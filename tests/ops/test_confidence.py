@@ -1,4 +1,4 @@
-"""Confidence: the three measures against the reference, and against what they mean."""
+"""Confidence: the three measures against the reference, and against their definitions."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_an_excluded_class_is_minus_infinity(device, measure):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("fill", ["-inf", "least"])
 def test_masked_classes_are_as_good_as_none(device, dtype, classes, fill):
-    """Row r has r + 1 classes left, up to all; one class is certain. `least`: the smallest number of the dtype masks as well."""
+    """Row r has r + 1 classes left, one of them certain. `least`: the dtype's smallest number masks."""
     rows = min(classes, 40)
     left = torch.arange(classes, device=device) <= torch.arange(rows, device=device)[:, None]
     left = left[:, torch.randperm(classes, generator=generator(1)).to(device)]

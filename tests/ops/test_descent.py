@@ -1,4 +1,4 @@
-"""The functions of tensors in a descent: the update against the reference in every size and dtype, its gradient, noise."""
+"""The ops of a descent: the update against the reference in every size and dtype, its gradient, noise."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def philox(c, k):
 
 
 def by_hand(seed, sample, step, element):
-    """Element of the noise, from Philox 4x32-10 in Python integers and Box and Muller in doubles."""
+    """Compute an element of the noise by Philox 4x32-10 in Python integers, and Box and Muller in doubles."""
     word = philox([sample & M32, sample >> 32 & M32, step & M32, element // 4 + 1], [seed & M32, seed >> 32])
     half, second = element % 4 // 2, element % 2
     radius = math.sqrt(-2 * math.log((word[2 * half] + 1) / 2**32))

@@ -1,4 +1,4 @@
-"""What the compiled module sees of a tensor: by DLPack's interface, and attribute by attribute where torch has none."""
+"""The compiled module's view of a tensor: by DLPack's interface, or by attributes where torch has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The halting step, halt_rows and pack_rows together, against the reference: values, gradients, and what stays untouched."""
+"""The halting step, halt_rows and pack_rows, against the reference: values, gradients, untouched memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Block:
     batch: int = 0
 
     def tensors(self):
-        """The floating-point tensors, to be replaced by `with_tensors`."""
+        """Return the floating-point tensors, which `with_tensors` replaces."""
         apart = [t for t in (self.weight, self.readout) if isinstance(t, Tensor)]
         return [t for t in (*self.leaves, *self.carried, *apart, *self.increments) if t.is_floating_point()]
 
@@ -80,7 +80,7 @@ class Block:
         return self.leaves[0] if isinstance(self.readout, str) else self.readout
 
     def fresh_results(self):
-        """Filled with what must still be there in rows that have not ended."""
+        """Return results filled with numbers that rows which have not ended must keep."""
         readout, scalars = self.read(), [t for t in (self.weight, *self.increments) if t is not None]
         output = None
         if readout is not None:
@@ -119,7 +119,7 @@ class Block:
         return halting.plan_packing(flag, self.row, running if packing == "exact" else self.row.shape[0])
 
     def outputs(self, packing):
-        """Every floating-point result of the step and of the packing; of the packed block the running rows."""
+        """Return all floating-point results of the step and, of the new block, the running rows."""
         results, flag, _ = self.end()
         plan = self.plan(flag, packing)
         leaves, carried = self.pack(results, flag, plan)
@@ -184,7 +184,7 @@ KINDS = {
 
 
 def check_against_reference(block):
-    """Flags, steps, status and copies exactly; sums by the tolerance rule. Returns the flags."""
+    """Compare flags, steps, status and copies exactly, sums by the tolerance rule; return the flags."""
     with Unchanged(block.row, block.halt, *block.tensors()):
         got, flag, running = block.end()
     wide = block.with_tensors([t.double() for t in block.tensors()])
@@ -244,7 +244,7 @@ def test_small_cases(device, rows, kind):
 @pytest.mark.parametrize("readout", ["leaf", "apart"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_that_take_a_whole_block_of_threads(device, poison, dtype, readout):
-    """Rows of more than 4,096 bytes: their threads are of several warps, which meet in shared memory."""
+    """A row of more than 4,096 bytes has several warps, which exchange sums in shared memory."""
     for width in (2049, 2400):
         block = make_block(7, device, dtype, widths=(width, 3), weighted=True, readout=readout)
         if readout == "apart":
@@ -360,7 +360,7 @@ def test_a_row_alone_gives_the_bits_it_gives_in_a_block(device):
 
 
 def gradients_of_everything(block):
-    """Where every result has the same gradient for a row whatever the block: its own values, rounded to the batch row."""
+    """If all blocks have the same gradient in a result, it is the row's own, rounded to the batch row."""
     out = block.outputs("stay")
     return gradients(out, block.tensors(), [torch.full_like(t, 0.3) for t in out])
 
@@ -390,7 +390,7 @@ def test_packing_keeps_the_running_rows_in_order(device, rows, pattern):
 @pytest.mark.parametrize("rows", [0, 1, 15, 16, 17, 255, 257, 4095, 4096, 4097, 9000])
 @pytest.mark.parametrize("pattern", ["none", "all", "alternating", "random", "first", "last", "last tile"])
 def test_the_plan_is_the_references(device, poison, pattern, rows):
-    """Tiles of 4,096 rows, words of 16 flags; blocks as small as may be, larger, and many times larger than what runs."""
+    """Tiles of 4,096 rows and words of 16 flags; blocks of the smallest size and many times larger ones."""
     i = torch.arange(rows)
     ended = {
         "first": i > 0,
@@ -467,7 +467,7 @@ def test_offsets_beyond_two_to_the_thirty_first(device):
 
 # --- gradients ----------------------------------------------------------------------------------------------
 def check_gradients(block, packing, scale=1.0):
-    """Against autograd through the reference, by the tolerance rule."""
+    """Compare with autograd through the reference, by the tolerance rule."""
     block = block.with_tensors([t.detach().requires_grad_() for t in block.tensors()])
     wide = block.with_tensors([t.detach().double().requires_grad_() for t in block.tensors()])
     out = block.outputs(packing)
@@ -506,7 +506,7 @@ def test_is_differentiable_twice(device, kind, packing):
 
 
 def test_the_reference_backward_pass_is_the_kernels(device):
-    """Under create_graph the reference stands in for the kernel: both give one gradient."""
+    """With create_graph=True the reference replaces the kernel: both give the same gradient."""
     block = make_block(33, device, torch.float64, weighted=True, readout="apart", sums=2)
     block = block.with_tensors([t.requires_grad_() for t in block.tensors()])
     out = block.outputs("padded")
@@ -542,7 +542,7 @@ def test_rows_that_end_non_finite_have_gradient_zero(device):
 
 # --- masked classes -----------------------------------------------------------------------------------------
 def make_masked(rows, width, weighted, dtype, device):
-    """Rows of which all but one have masks; see `test_minus_infinity_masks_a_class_of_the_readout`."""
+    """Make rows that mask classes, all but one; see `test_minus_infinity_masks_a_class_of_the_readout`."""
     block = make_block(
         rows, device, dtype, weighted=weighted, readout="apart", padding=False, pattern="none", integers=False
     )
@@ -561,7 +561,7 @@ def make_masked(rows, width, weighted, dtype, device):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("width", [1, 2, 7, 8, 33, 64, 257, 2049])
 def test_minus_infinity_masks_a_class_of_the_readout(device, width, dtype, weighted):
-    """It ends no row that has a class left; NaN and plus infinity do, and minus infinity if its weight is negative."""
+    """−inf ends no row that has a class left, unless its weight is negative; NaN and +inf end a row."""
     block = make_masked(33, width, weighted, dtype, device)
     readout = block.readout
     masked = readout == -math.inf
@@ -615,7 +615,7 @@ def test_masks_of_the_readout_have_the_gradients_of_the_reference(device, weight
 @pytest.mark.parametrize("where", ["leaf", "readout"])
 @pytest.mark.parametrize("shared", [0, 1])
 def test_the_leaf_that_is_the_readout_is_masked_like_it(device, shared, where):
-    """And no other; without `read_leaf` none is."""
+    """No other leaf may hold −inf; without `read_leaf` none may."""
     block = make_block(9, device, readout=None, sums=0, padding=False, pattern="none", integers=False)
     block.leaves[shared][2, 0] = block.leaves[1 - shared][3, 0] = -math.inf
     block.leaves[shared][4] = -math.inf
@@ -673,7 +673,7 @@ def test_the_kernels_confidence_is_the_ops(device, measure):
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
 def test_the_kernel_takes_no_short_cut_past_a_threshold(device, scale, classes, measure):
-    """With the confidence of one of the rows as the threshold, and the numbers next to it."""
+    """The thresholds are the confidence of one row and its neighbouring floats."""
     block = make_block(33, device, widths=(classes,), readout=None, sums=0, padding=False, integers=False)
     block.leaves[0].mul_(scale)
     code = ("max_prob", "margin", "entropy").index(measure)
@@ -719,7 +719,7 @@ def every_pattern(dtype, device):
 
 
 def assert_same_numbers(got, expected):
-    """Bit for bit; one NaN is as good as another."""
+    """Compare bitwise; all NaNs are equal."""
     assert_bitwise(got.isnan(), expected.isnan())
     number = ~expected.isnan()
     assert_bitwise(got[number], expected[number])
@@ -767,7 +767,7 @@ def test_half_precision_subnormals_survive_a_processor_that_flushes_its_own():
 
 
 def floats_around(dtype):
-    """Every half as a float, the midpoint to the next one, that midpoint's neighbours, and arbitrary floats."""
+    """Every half as a float, the midpoint to the next one, that midpoint's neighbours, and other floats."""
     x = every_pattern(dtype, "cpu")
     finite = x[x.isfinite()].double().sort().values
     middle = ((finite[1:] + finite[:-1]) / 2).float()

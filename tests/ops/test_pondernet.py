@@ -1,4 +1,4 @@
-"""PonderNet: one step against the reference, the distribution that the steps make up, and the noise of its inference."""
+"""PonderNet: one step against the reference, the distribution of all steps, and the noise in evaluation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STAGES = {
 
 
 def block(rows, dtype, scalar, device, seed=0):
-    """Logits and log survivals; no row within rounding of being truncated."""
+    """Return logits and log survivals, none so near to truncation that rounding decides."""
     logits = values((rows,), dtype, device, seed)
     survival = (
         (-2 * torch.rand(rows, generator=generator(seed + 1), dtype=torch.float64)).to(scalar).to(device)
@@ -157,7 +157,7 @@ def log_geometric(prior, steps=MOST):
 
 
 def distribution(logits, log_prior, min_steps=1, log_epsilon=-math.inf):
-    """pₙ [M, B], KL [B] and the last step of each row, from [M, B] logits."""
+    """Return pₙ [M, B], KL [B] and the last step of each row, for logits [M, B]."""
     most, batch = logits.shape
     survival = torch.zeros(batch, dtype=logits.dtype, device=logits.device)
     active = torch.ones(batch, dtype=torch.bool, device=logits.device)
@@ -184,7 +184,7 @@ def distribution(logits, log_prior, min_steps=1, log_epsilon=-math.inf):
 
 
 def dense(logits):
-    """pₙ = λₙ Π(1 − λⱼ) with the last step forced, written down plainly."""
+    """Compute pₙ = λₙ Π(1 − λⱼ), with λ = 1 at the last step, by its definition."""
     hazard = logits.sigmoid()
     hazard = torch.cat([hazard[:-1], torch.ones_like(hazard[-1:])])
     before = torch.cat([torch.ones_like(hazard[:1]), (1 - hazard).cumprod(0)[:-1]])
@@ -280,7 +280,7 @@ def test_log_space_is_stable_for_huge_logits(device, signs):
 
 @pytest.mark.parametrize("reference", [False, True])
 def test_a_logit_of_minus_infinity_is_a_hazard_of_zero(logits, reference):
-    """0 log 0 = 0: those steps have no part in the distribution, nor in the divergence."""
+    """With 0 log 0 = 0 these steps add nothing to the distribution and the divergence."""
     free = logits.detach().clone().requires_grad_()
     closed = torch.zeros_like(logits, dtype=torch.bool)
     closed[[0, 3]] = closed[5, ::2] = True

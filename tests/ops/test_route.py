@@ -29,7 +29,7 @@ FORMS = ("compact", "padded")
 
 
 def named(chosen, form):
-    """The index of the chosen rows, as the two forms of compaction give it."""
+    """Return the index of the chosen rows, in the two forms that compaction gives."""
     index = chosen.nonzero()[:, 0]
     if form == "compact":
         return index
@@ -410,7 +410,7 @@ def test_bad_input_is_refused_by_name(error, message, arguments):
 
 @pytest.mark.parametrize("index", [[3, 1], [2, 2], [-1, 0], [7, 1]])
 def test_an_index_out_of_order_ends_the_kernel_and_writes_nothing_outside(poison, index):
-    """It cannot be looked at while a graph is compiled: what comes out is undefined, but it comes out."""
+    """A compiled graph cannot check the index: the result is undefined, but no error is raised."""
     rows, otherwise = values((2, 3)), values((5, 3), seed=1)
     _C.merge_rows([rows], [otherwise], torch.tensor(index), 5, _C.CPU, 0)
     _C.split_rows([otherwise], torch.tensor(index), 5, True, _C.CPU, 0)

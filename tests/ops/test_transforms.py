@@ -1,4 +1,4 @@
-"""The ops and route under torch's transforms and tracers: right, or refused by a sentence that names the way out."""
+"""The ops and route under torch's transforms and tracers: right, or a message that names the way out."""
 
 import warnings
 
@@ -151,7 +151,7 @@ def test_what_is_recorded_of_an_op_is_right_for_other_values(how, name):
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("how", [*(how for how in RECORDERS if how != "functionalize"), "fake tensors"])
 def test_route_is_not_recorded(how, reference):
-    """Whether the branch runs at all would be that of one mask."""
+    """The values of one mask of the batch would decide whether the branch runs."""
     with pytest.raises(RuntimeError) as caught:
         if how == "fake tensors":
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -195,7 +195,7 @@ def test_a_gradient_with_a_tangent_is_refused(name):
 
 
 class _Names(TorchDispatchMode):
-    """Notes the operators that run."""
+    """Records the operators that run."""
 
     def __init__(self):
         super().__init__()
