@@ -37,7 +37,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
     def moved(match: re.Match[str]) -> str:
         target = match[3].replace("CHANGELOG.md", "changelog.md").replace("README.md", "index.md")
-        return match[1] + posixpath.relpath(target.rstrip("/"), here or ".") + ("/" if target.endswith("/") else "")
+        return (
+            match[1]
+            + posixpath.relpath(target.rstrip("/"), here or ".")
+            + ("/" if target.endswith("/") else "")
+        )
 
     markdown = OUTSIDE.sub(moved, markdown)
     return re.sub(r"(\]\([^)\s]*examples/\w+)\.py\)", r"\1.md)", markdown)

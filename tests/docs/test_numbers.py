@@ -1,0 +1,150 @@
+"""The numbers of the README and the documentation are those of the committed reports."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+POLICIES = {"FixedSteps": "fixed", "Confidence": "confidence", "ACT": "act"}
+COLUMNS = {
+    "`AdaptiveHalt`": "auto/limit",
+    "boolean indexing": "boolean/limit",
+    "masked": "masked/limit",
+    "masked, `torch.compile`": "masked_compile/limit",
+}
+
+
+def tables(path: Path, first: str) -> list[dict[str, str]]:
+    """The rows of the table of a document that has a column `first`."""
+    for block in re.findall(r"(?:^\|.*\n)+", path.read_text(encoding="utf-8"), re.M):
+        head, _, *rows = [[c.strip() for c in line.strip("|").split(" | ")] for line in block.splitlines()]
+        head = [c.strip("| ") for c in head]
+        if first in head:
+            return [dict(zip(head, [c.strip("|* ") for c in row], strict=True)) for row in rows]
+    raise AssertionError(f"{path.name} has no table with a column {first!r}")
+
+
+def quoted(text: str, value: float) -> bool:
+    """Whether a number as it is written is `value`, rounded."""
+    digits = -Decimal(text).as_tuple().exponent
+    unit = 10.0**-digits
+    return abs(float(text) - value) <= 0.5001 * unit
+
+
+@cache
+def halting() -> list[dict]:
+    return json.loads((RESULTS / "bench_halting.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/measured.md"])
+def test_the_halting_table(name):
+    rows = tables(ROOT / name, "`AdaptiveHalt`")
+    assert len(rows) >= 12
+    for row in rows:
+        wanted = {
+            "core": row.get("core", "gru"),
+            "policy": POLICIES[row["policy"]],
+            "batch": int(row["B"]),
+            "dim": int(row["D"]),
+            "fraction": float(row["mean/M"]),
+            "training": row["mode"] == "train",
+        }
+        found = [
+            r for r in halting() if wanted.items() <= r["config"].items() and r["config"]["max_steps"] == 16
+        ]
+        found = found or [r for r in halting() if wanted.items() <= r["config"].items()]
+        assert found, wanted
+        measured = found[0]
+        assert quoted(row["lower bound, ms"], measured["times_ms"]["limit"]["median"]), row
+        for column, ratio in COLUMNS.items():
+            assert quoted(row[column], measured["ratios"][ratio]), (row, column)
+
+
+def test_the_energy_table_stands_in_the_report():
+    report = (RESULTS / "bench_energy.md").read_text()
+    numbers = set(re.findall(r"\d+\.?\d*", report))
+    for row in tables(ROOT / "docs" / "measured.md", "eager autograd"):
+        for column in ("kernel, ms", "eager autograd", "compiled", "analytic", "all steps"):
+            text = row[column]
+            if text != "–":
+                assert any(quoted(text, float(n)) for n in numbers if "." in n), (row, column)
+
+
+def test_the_peers():
+    peers = {r["peer"]: r for r in json.loads((RESULTS / "bench_peers.json").read_text())["results"]}
+    readme = {
+        line.split("|")[1].strip(): line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if "|" in line
+    }
+    for name, peer in peers.items():
+        (line,) = [
+            line for first, line in readme.items() if name in first.lower() and peer["version"] in first
+        ]
+        assert f" {peer['ratio']:.1f}: " in line
+    rows = tables(ROOT / "docs" / "measured.md", "peer")
+    assert {row["peer"] for row in rows} == {f"{r['peer']} {r['version']}" for r in peers.values()}
+    for row in rows:
+        assert (
+            row["time of the peer / time of adaptcomp_ext"] == f"{peers[row['peer'].split()[0]]['ratio']:.1f}"
+        )
+
+
+PAGES = sorted(p.stem for p in (ROOT / "docs" / "experiments").glob("*.md") if p.stem != "index")
+NOT_MEASURED = {
+    # Settings, sizes and versions, which no report of the page holds.
+    "control": {
+        "1.0.31",
+        "3.3.3",
+        "1.0.50",
+        "3.17.0",
+        "0.25",
+        "0.2793",
+        "512",
+        "128",
+        "1000",
+        "192",
+        "192000",
+    },
+}
+
+
+def numbers_of(value: object) -> list[float]:
+    if isinstance(value, dict):
+        return [n for v in value.values() for n in numbers_of(v)]
+    if isinstance(value, list):
+        return [n for v in value for n in numbers_of(v)]
+    return [float(value)] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_numbers_of_an_experiment_stand_in_its_reports(page):
+    """Numbers with a decimal point, or of three digits: each is a number of the page's reports, rounded."""
+    text = (ROOT / "docs" / "experiments" / f"{page}.md").read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?^```|!?\[[^]]*\]\([^)]*\)|`[^`]*`", " ", text, flags=re.M | re.S)
+    prose = re.sub(r"(?<=\d),(?=\d{3})", "", prose)
+    reports = [p for p in RESULTS.iterdir() if p.stem.startswith(page) and p.suffix in (".json", ".md")]
+    # A page of tables rather than the raw numbers of its runs, among which nearly every number occurs.
+    reports = [p for p in reports if p.suffix == ".md"] or reports
+    assert reports
+    known: list[float] = []
+    for report in reports:
+        content = report.read_text(encoding="utf-8")
+        if report.suffix == ".json":
+            known += numbers_of(json.loads(content))
+        content = re.sub(r"(?<=\d),(?=\d{3})", "", content)
+        known += [float(n) for n in re.findall(r"\d+\.?\d*(?:e-?\d+)?", content)]
+    known += [100 * n for n in known if abs(n) <= 1]
+    missing = [
+        n
+        for n in re.findall(r"(?<![\d.])\d+(?:\.\d+)+|(?<![\d.])\d{3,}", prose)
+        if n not in NOT_MEASURED.get(page, ()) and not any(quoted(n, abs(k)) for k in known)
+    ]
+    assert not missing
