@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,10 @@ __all__ = ["app"]
 
 EXPERIMENTS = ("digits", "distill")
 """Each is a package of this name beside this file, and in it an `Experiment` of this name."""
+BENCHMARKS = ("halting", "energy", "route", "planning")
+"""Each is a module of this name in `bench`, and in it a `Benchmark` of this name."""
 RESUMES = "the same command goes on where this run ended"
+KEPT = "the same command with --resume keeps what was measured"
 
 
 class _Command(TyperCommand):
@@ -36,29 +41,61 @@ class _Command(TyperCommand):
             raise
 
 
-class _Experiments(TyperGroup):
-    """The commands of the experiments, each imported when it is wanted."""
+class _Declared(TyperGroup):
+    """Commands that are made from declarations, each imported when it is wanted."""
+
+    what = "command"
+    names: tuple[str, ...] = ()
+
+    def declared(self, name: str) -> Any:
+        """Return the command of a declaration."""
+        raise NotImplementedError
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*EXPERIMENTS, *super().list_commands(ctx)]
+        return [*self.names, *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        if name not in EXPERIMENTS:
-            return super().get_command(ctx, name)
-        return _command(name)
+        return self.declared(name) if name in self.names else super().get_command(ctx, name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
-            ctx.fail(f"unknown experiment {args[0]!r}; expected one of {', '.join(self.list_commands(ctx))}")
+            ctx.fail(f"unknown {self.what} {args[0]!r}; expected one of {', '.join(self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
 
-def _command(name: str) -> Any:
-    experiment = getattr(import_module(f"adaptcomp_ext.experiments.{name}"), name)
+def _single(name: str, told: str, function: Callable[..., None]) -> Any:
     alone = typer.Typer(add_completion=False)
-    told = f"{experiment.help} Goes on where it was interrupted."
-    alone.command(name, cls=_Command, help=told)(guarded(RESUMES)(experiment.command))
+    alone.command(name, cls=_Command, help=told)(function)
     return typer.main.get_command(alone)
+
+
+class _Experiments(_Declared):
+    what, names = "experiment", EXPERIMENTS
+
+    def declared(self, name: str) -> Any:
+        experiment = getattr(import_module(f"adaptcomp_ext.experiments.{name}"), name)
+        told = f"{experiment.help} Goes on where it was interrupted."
+        return _single(name, told, guarded(RESUMES)(experiment.command))
+
+
+class _Benchmarks(_Declared):
+    what, names = "benchmark", BENCHMARKS
+
+    def declared(self, name: str) -> Any:
+        package = import_module("adaptcomp_ext.experiments.bench")
+        (benchmark,) = (b for b in package.BENCHMARKS if b.name == name)
+
+        def command(**options: Any) -> None:
+            getattr(package, f"bench_{name}")(**options)
+
+        parameters = []
+        for o in benchmark.Options.declared():
+            option = typer.Option(*[f"--{o.name}"] * (o.default is False), help=o.help, min=o.least)
+            kind: Any = Annotated[o.kind | None if o.optional else o.kind, option]
+            parameters.append(Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=kind))
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return _single(name, benchmark.help, guarded(KEPT, (ValueError, RuntimeError, OSError))(command))
 
 
 app = typer.Typer(
@@ -67,14 +104,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Run a benchmark.", no_args_is_help=True)
+bench = typer.Typer(cls=_Benchmarks, help="Run a benchmark.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 run = typer.Typer(cls=_Experiments, help="Run an experiment.", no_args_is_help=True)
 app.add_typer(run, name="run")
 
 
 DATA_HELP = "Folder with MNIST's four IDX files, or torchvision's root. Default: scikit-learn's digits."
-BENCHMARK = (ValueError, RuntimeError, OSError)
 
 
 def _version(wanted: bool) -> None:
@@ -120,119 +156,6 @@ def demo(
     images = load_digits() if data is None else load_mnist(data)
     out.mkdir(parents=True, exist_ok=True)
     run_demo(images, out, epochs=epochs, seed=seed, threads=threads, seconds=seconds)
-
-
-@bench.command()
-@guarded("the same command with --resume keeps what was measured", BENCHMARK)
-def halting(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_halting"),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="A small grid: one or two minutes.")] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")
-    ] = None,
-    cores: Annotated[
-        str, typer.Option(help="Step networks to time, out of gru, mlp and transformer.")
-    ] = "gru,mlp,transformer",
-    grid: Annotated[
-        str, typer.Option(help="Configurations to time: default, quick or required.")
-    ] = "default",
-    seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")
-    ] = None,
-    limit_seconds: Annotated[
-        float, typer.Option(min=0.0, help="Leave out configurations slower than this.")
-    ] = 1.5,
-    compiled: Annotated[bool, typer.Option(help="Whether compiled baselines take part.")] = True,
-    memory: Annotated[bool, typer.Option(help="Whether training memory is measured.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the rows of an interrupted run.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, tensors and step counts.")] = 0,
-) -> None:
-    """Time AdaptiveHalt against masking, boolean indexing and the limit."""
-    from adaptcomp_ext.experiments.bench import bench_halting
-
-    bench_halting(
-        out=str(out),
-        device=device,
-        quick=quick,
-        threads=threads,
-        cores=cores,
-        grid=grid,
-        seconds=seconds,
-        limit_seconds=limit_seconds,
-        compiled=compiled,
-        memory=memory,
-        resume=resume,
-        seed=seed,
-    )
-
-
-@bench.command("energy")
-@guarded(None, BENCHMARK)
-def energy_benchmark(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_energy"),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than a minute.")] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")
-    ] = None,
-    compiled: Annotated[bool, typer.Option(help="Whether the compiled baseline takes part.")] = True,
-    memory: Annotated[bool, typer.Option(help="Whether training memory is measured.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, tensors and step counts.")] = 0,
-) -> None:
-    """Time EnergyDescent against autograd, torch.compile and hand-written loops."""
-    from adaptcomp_ext.experiments.bench import bench_energy
-
-    bench_energy(
-        out=str(out),
-        device=device,
-        quick=quick,
-        threads=threads,
-        seconds=seconds,
-        compiled=compiled,
-        memory=memory,
-        seed=seed,
-    )
-
-
-@bench.command("route")
-@guarded(None, BENCHMARK)
-def route_benchmark(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_route"),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="A small grid: less than half a minute.")] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: as they are set.")
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds for all repeats of one configuration.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, tensors and routed rows.")] = 0,
-) -> None:
-    """Time route against masking, boolean indexing and index_select."""
-    from adaptcomp_ext.experiments.bench import bench_route
-
-    bench_route(out=str(out), device=device, quick=quick, threads=threads, seconds=seconds, seed=seed)
-
-
-@bench.command("planning")
-@guarded(None, BENCHMARK)
-def planning_benchmark(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/bench_planning"),
-    rows: Annotated[int, typer.Option(min=2, help="Number of states planned together.")] = 32,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for all repeats of one size.")] = 10.0,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of weights, states and the iterations after which they stop.")
-    ] = 0,
-) -> None:
-    """Time batched planning in which each state stops by itself."""
-    from adaptcomp_ext.experiments.bench.planning import bench_planning
-
-    bench_planning(out, rows=rows, threads=threads, seconds=seconds, seed=seed)
 
 
 @run.command()

@@ -1,4 +1,4 @@
-"""The halting benchmark on a tiny grid: it verifies its contenders, counts its rows, and writes its files."""
+"""The halting benchmark on a tiny grid, and the harness: forms agree, rows are counted, files are written and resumed."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ import pytest
 import torch
 
 import adaptcomp_ext as ac
-
-pytest.importorskip("rich")
-
-from adaptcomp_ext.experiments.bench import bench_halting
-from adaptcomp_ext.experiments.bench.agreement import DisagreementError
-from adaptcomp_ext.experiments.bench.compiling import CompileCache
-from adaptcomp_ext.experiments.bench.contenders import forward_contenders, limit
-from adaptcomp_ext.experiments.bench.grid import GRIDS, REQUIRED_SIZES, is_required, select
-from adaptcomp_ext.experiments.bench.halting import run
-from adaptcomp_ext.experiments.bench.measure import measure, verify
-from adaptcomp_ext.experiments.bench.memory import saved_bytes
-from adaptcomp_ext.experiments.bench.problem import POLICIES, Config, make_model, make_problem
-from adaptcomp_ext.experiments.bench.report import markdown
-from adaptcomp_ext.experiments.bench.schedule import active_counts, scripted_steps
+from adaptcomp_ext.experiments.bench import BENCHMARKS, bench_halting
+from adaptcomp_ext.experiments.bench.halting import (
+    GRIDS,
+    POLICIES,
+    REQUIRED_SIZES,
+    Config,
+    HaltingBenchmark,
+    active_counts,
+    forms,
+    is_required,
+    loss,
+    lower_bound,
+    make_model,
+    make_problem,
+    scripted_steps,
+    select,
+    verify,
+)
+from adaptcomp_ext.experiments.bench.harness import (
+    DisagreementError,
+    LiveBytes,
+    Table,
+    kept_and_peak,
+)
 from adaptcomp_ext.experiments.bench.timing import interleave
+from tests.helpers.processes import ROOT, run_python
 
 CPU = torch.device("cpu")
+SCRIPTS = ROOT / "benchmarks"
 
 
 def tiny(**changes):
@@ -39,6 +51,11 @@ def tiny(**changes):
             **changes,
         }
     )
+
+
+def benchmark(out="results", **options):
+    options = {"seconds": 0.1, "memory": False, "compiled": False, "progress": False, **options}
+    return HaltingBenchmark(HaltingBenchmark.Options(out=str(out), **options))
 
 
 def problem_of(config):
@@ -65,24 +82,20 @@ def test_active_counts():
 @pytest.mark.parametrize("training", [False, True], ids=["infer", "train"])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("core", ["gru", "mlp", "transformer"])
-def test_contenders_agree_and_the_limit_counts_the_true_rows(core, policy, training):
-    row = measure(
-        tiny(core=core, policy=policy, training=training),
-        make_model(tiny(core=core, policy=policy, training=training), CPU, 0),
-        *(CPU, 0, 0.0, None),
-    )
+def test_forms_agree_and_the_lower_bound_counts_the_true_rows(core, policy, training, quick_rounds):
+    row = benchmark().measure(tiny(core=core, policy=policy, training=training))
     assert row["error"] is None
     assert {"masked", "boolean", "auto", "compact", "mask", "limit"} == set(row["times_ms"])
     assert row["rows"]["active"][0] == 12 and sum(row["rows"]["active"]) == row["rows"]["row_steps"]
-    assert "gradient" in row["agreement"] or not training
+    assert ("gradient" in row["agreement"]) == training
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_limit_runs_core_and_head_once_per_step_on_the_active_rows(policy):
+def test_the_lower_bound_runs_core_and_head_once_per_step_on_the_active_rows(policy):
     problem = problem_of(tiny(policy=policy))
     seen = []
     problem.step.register_forward_hook(lambda module, args, out: seen.append(out[0].shape[0]))
-    call, counts = limit(problem)
+    call, counts = lower_bound(problem)
     call()
     assert seen == counts == active_counts(problem.steps)
 
@@ -92,32 +105,41 @@ def test_ours_steps_only_active_rows_when_compacting():
     seen = []
     problem.step.register_forward_hook(lambda module, args, out: seen.append(out[0].shape[0]))
     with torch.inference_mode():
-        forward_contenders(problem, None)["compact"]()
+        forms(problem, None)["compact"]()
     assert seen == active_counts(problem.steps)
 
 
 def test_a_wrong_result_is_an_error():
     problem = problem_of(tiny())
     with torch.inference_mode():
-        outcomes = {name: call() for name, call in forward_contenders(problem, None).items()}
+        outcomes = {name: call() for name, call in forms(problem, None).items()}
         outcomes["boolean"] = outcomes["boolean"]._replace(output=outcomes["boolean"].output + 0.1)
         with pytest.raises(DisagreementError, match="boolean"):
             verify(problem, outcomes, {})
 
 
-def test_saved_bytes_counts_distinct_storages():
-    w = torch.ones(10, requires_grad=True)
-    x = torch.ones(10)
-    assert saved_bytes(lambda: (w * x) * x, ignore=[w]) == 40
-    assert saved_bytes(lambda: w.exp().exp()) == 80
+def test_live_bytes():
+    before = torch.ones(100)
+    with LiveBytes() as live:
+        kept = before + 1
+        view = kept[:10]
+        before.mul_(2)
+        assert live.now == 400
+        del kept
+        assert live.now == 400
+        del view
+        assert live.now == 0
+        kept = torch.ones(1000) * 2
+    assert live.now == 4000
+    assert live.peak == 8000
+    del kept
 
 
 def test_ours_keeps_memory_for_the_steps_taken():
     problem = problem_of(tiny(batch=64, dim=32, max_steps=16, fraction=0.25, training=True))
-    calls = forward_contenders(problem, None)
-    ignore = [*problem.leaves, problem.steps]
-    masked, ours = (saved_bytes(calls[name], ignore) for name in ("masked", "auto"))
-    assert ours < 0.5 * masked
+    calls = forms(problem, None)
+    kept = {name: kept_and_peak(lambda n=name: loss(calls[n]), problem.leaves)["kept"] for name in calls}
+    assert kept["auto"] < 0.5 * kept["masked"]
 
 
 def test_interleave_gives_as_many_repeats_to_all():
@@ -152,37 +174,136 @@ def test_grids_hold_the_required_points_and_every_axis():
     assert {c.core for c in chosen} == {"gru"}
 
 
-def test_run_writes_json_markdown_and_figure_and_resumes(tmp_path):
+@pytest.fixture
+def quick_rounds(monkeypatch):
+    def few(calls, clock, seconds, block=0.0):
+        return interleave(calls, clock, 0.0, block=0.0)
+
+    monkeypatch.setattr("adaptcomp_ext.experiments.bench.harness.interleave", few)
+
+
+def test_a_cell_is_a_format_of_the_row_or_a_function():
+    rows = [{"a": {"b/c": 0.256, "n": None}, "kept": 2_500_000}, {"a": {}, "kept": 1234.0}]
+    columns = {
+        "x": "{a[b/c]:.2f}",
+        "y": "{a[n]}",
+        "z": "{a[b/c]:.0%}",
+        "MB": "{kept:MB2}",
+        "f": lambda r: "!",
+    }
+    table = Table.of("title", "text", rows, columns)
+    assert table.lines == [["0.26", "–", "26 %", "2.50", "!"], ["–", "–", "–", "0.00", "!"]]
+    assert str(table).splitlines()[:2] == ["| x    | y | z    | MB   | f |", "|------|---|------|------|---|"]
+
+
+def test_run_writes_json_markdown_and_figure_and_resumes(tmp_path, capsys, quick_rounds):
     pytest.importorskip("matplotlib")
     configs = [Config("gru", 32, 64, fraction=f, compiled=False) for f in (0.25, 1.0)]
-    settings = {"seconds": 0.0, "memory": False, "progress": False}
-    run(configs[:1], tmp_path, CPU, **settings)
+    benchmark(tmp_path).run(configs[:1])
     first = json.loads((tmp_path / "bench_halting.json").read_text())
-    report = run(configs, tmp_path, CPU, resume=True, **settings)
+    report = benchmark(tmp_path, resume=True).run(configs)
     stored = json.loads((tmp_path / "bench_halting.json").read_text())
     assert len(stored["rows"]) == 2 and stored["rows"][0] == first["rows"][0]
     assert stored["versions"]["torch"] == torch.__version__
     assert stored["versions"]["build"]["version"] == ac.__version__
     for key in ("auto/limit", "auto/best", "masked/auto"):
         assert stored["rows"][1]["ratios"][key] > 0
-    assert (tmp_path / "bench_halting.md").read_text() == markdown(report)
+    written = (tmp_path / "bench_halting.md").read_text()
+    assert written == HaltingBenchmark.markdown(stored) == HaltingBenchmark.markdown(report)
+    assert "quick" not in written and "- *lower bound*: core and head alone" in written
     assert (tmp_path / "bench_halting.png").stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "## Where auto loses" in printed and "## All configurations" not in printed
+    # Rows of another seed are not kept.
+    again = benchmark(tmp_path, resume=True, seed=1).run(configs[:1])
+    assert again["rows"][0]["times_ms"] != first["rows"][0]["times_ms"]
+
+
+def test_a_quick_report_says_so(tmp_path, monkeypatch, capsys, quick_rounds):
+    monkeypatch.setattr(HaltingBenchmark, "configs", lambda self: [tiny(), tiny(fraction=1.0)])
+    report = benchmark(tmp_path, quick=True).run()
+    assert report["quick"] and report["note"].startswith("Quick run (--quick)")
+    assert f"**{report['note']}**" in (tmp_path / "bench_halting.md").read_text()
+    assert report["note"] in capsys.readouterr().out
+
+
+def test_disagreement_ends_in_an_error_after_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr("adaptcomp_ext.experiments.bench.halting.TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match=r"results disagree:\ngru B=12 .* differs from the masked form"):
+        benchmark(tmp_path).run([tiny()])
+    assert "## Errors" in (tmp_path / "bench_halting.md").read_text()
+    assert "times_ms" not in json.loads((tmp_path / "bench_halting.json").read_text())["rows"][0]
 
 
 @pytest.mark.slow
-def test_the_compiled_contenders_agree(tmp_path):
-    config = tiny(policy="act", dim=16, batch=32)
-    cache = CompileCache()
-    row = measure(config, make_model(config, CPU, 0), CPU, 0, 0.0, cache)
+def test_the_compiled_forms_agree(quick_rounds):
+    timed = benchmark(compiled=True)
+    row = timed.measure(tiny(policy="act", dim=16, batch=32, compiled=True))
     assert row["error"] is None
     assert {"masked_compile", "auto_compile"} <= set(row["times_ms"])
-    assert set(cache.seconds) == {"gru/16/act/infer/masked_compile", "gru/16/act/infer/auto_compile"}
+    assert set(timed.cache.seconds) == {
+        "gru/16/act/infer/masked_compile",
+        "gru/16/act/infer/auto_compile",
+    }
 
 
-@pytest.mark.parametrize("bad", [{"cores": "gru,lstm"}, {"grid": "huge"}, {"device": "cuda"}])
+@pytest.mark.parametrize(
+    "bad", [{"cores": "gru,lstm"}, {"grid": "huge"}, {"seconds": 0.0}, {"threads": 0}, {"device": "cuda"}]
+)
 def test_bad_options_are_named(bad, tmp_path):
     if bad == {"device": "cuda"} and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match=next(iter(bad))):
         bench_halting(out=str(tmp_path / "out"), **bad)
     assert not (tmp_path / "out").exists()
+
+
+def test_every_option_has_a_help_sentence():
+    for kind in BENCHMARKS:
+        for option in kind.Options.declared():
+            assert option.help[0].isupper() and option.help.endswith("."), (kind.name, option.name)
+
+
+ON_A_GPU_MACHINE = """
+import runpy, sys
+from importlib.machinery import ModuleSpec
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        gone = ("typer", "rich", "matplotlib", "sklearn", "safetensors", "pandas")
+        return ModuleSpec(name, self) if name.partition(".")[0] in gone else None
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name)
+
+    def exec_module(self, module):
+        pass
+
+sys.meta_path.insert(0, Refuse())
+from adaptcomp_ext.experiments.bench import BENCHMARKS, energy, halting, planning, route
+
+energy.PRODUCT = 32
+few = {
+    "halting": [halting.Config("gru", 32, 64, fraction=f, compiled=False) for f in (0.25, 1.0)],
+    "energy": [energy.Config("all", 12, 5, 6, (24,), 8)],
+    "route": [route.Config("infer", 20, 8, 0.25)],
+    "planning": [planning.Config(3, 1, 8, 16)],
+}
+for kind in BENCHMARKS:
+    kind.configs = lambda self: few[self.name]
+    without = ["--no-compiled", "--no-memory"] if hasattr(kind.Options, "memory") else []
+    sys.argv = ["bench", "--out", sys.argv[-1], "--seconds", "0.1", "--threads", "1", *without, sys.argv[-1]]
+    out = sys.argv.pop()
+    runpy.run_path(f"SCRIPTS/bench_{kind.name}.py", run_name="__main__")
+    sys.argv.append(out)
+"""
+
+
+@pytest.mark.skipif(not SCRIPTS.exists(), reason="needs the repository, not only its tests")
+def test_the_scripts_need_none_of_the_extras(tmp_path):
+    done = run_python("-c", ON_A_GPU_MACHINE.replace("SCRIPTS", str(SCRIPTS)), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("rich is not installed: no progress bar is shown.") == len(BENCHMARKS)
+    assert done.stderr.count("matplotlib is not installed: the figure is left out.") == 2
+    written = {f"bench_{kind.name}.{ending}" for kind in BENCHMARKS for ending in ("json", "md")}
+    assert {path.name for path in tmp_path.iterdir()} == written

@@ -1,49 +1,55 @@
-"""The energy benchmark on a tiny grid: contenders agree, rows stop when they should, ratios are right, files are written."""
+"""The energy benchmark on a tiny grid: forms agree, rows stop when they should, ratios are right, files are written."""
 
 from __future__ import annotations
 
-import io
 import json
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
 import torch
 
 import adaptcomp_ext as ac
-
-pytest.importorskip("rich")
-
-from rich.console import Console
-
-from adaptcomp_ext.experiments.bench import bench_energy, compiling
-from adaptcomp_ext.experiments.bench.agreement import DisagreementError
-from adaptcomp_ext.experiments.bench.compiling import CompileCache
-from adaptcomp_ext.experiments.bench.energy import measure as measuring
-from adaptcomp_ext.experiments.bench.energy.bars import BARS, judge
-from adaptcomp_ext.experiments.bench.energy.contenders import contenders, training_calls, training_forwards
-from adaptcomp_ext.experiments.bench.energy.functions import ACTIVATIONS
-from adaptcomp_ext.experiments.bench.energy.grid import GRIDS, SIZES, at
-from adaptcomp_ext.experiments.bench.energy.loops import Outcome
-from adaptcomp_ext.experiments.bench.energy.measure import (
+from adaptcomp_ext.experiments.bench import bench_energy, energy, harness
+from adaptcomp_ext.experiments.bench.energy import (
+    ACTIVATIONS,
+    BARS,
+    GRIDS,
     PRODUCT_FLOPS,
-    measure,
+    SIZES,
+    TOLERANCE,
+    Config,
+    EnergyBenchmark,
+    Outcome,
+    at,
+    forms,
+    judge,
+    make_problem,
+    memory_rows,
     ratios,
+    training_calls,
+    training_losses,
     verify,
-    verify_gradients,
 )
-from adaptcomp_ext.experiments.bench.energy.memory import kept_and_peak, memory_rows
-from adaptcomp_ext.experiments.bench.energy.problem import Config, make_problem
-from adaptcomp_ext.experiments.bench.energy.report import markdown, show
-from adaptcomp_ext.experiments.bench.energy.run import run
-from adaptcomp_ext.experiments.bench.live import LiveBytes
-from adaptcomp_ext.experiments.bench.schedule import scripted_steps
+from adaptcomp_ext.experiments.bench.halting import scripted_steps
+from adaptcomp_ext.experiments.bench.harness import (
+    CompileCache,
+    DisagreementError,
+    compare_gradients,
+    kept_and_peak,
+)
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def small_product(monkeypatch):
-    monkeypatch.setattr(measuring, "PRODUCT", 32)
+    monkeypatch.setattr(energy, "PRODUCT", 32)
+
+
+def benchmark(out="results", **options):
+    options = {"seconds": 0.1, "memory": False, "compiled": False, "progress": False, **options}
+    return EnergyBenchmark(EnergyBenchmark.Options(out=str(out), **options))
 
 
 def tiny(mode="all", **changes):
@@ -54,7 +60,7 @@ def tiny(mode="all", **changes):
 
 def outcomes_of(config, cache=None):
     problem = make_problem(config, CPU, 0)
-    return problem, {name: Outcome(*call()) for name, call in contenders(problem, cache).items()}
+    return problem, {name: Outcome(*call()) for name, call in forms(problem, cache).items()}
 
 
 @pytest.mark.parametrize(
@@ -69,14 +75,14 @@ def outcomes_of(config, cache=None):
     ],
     ids=lambda config: config.label,
 )
-def test_contenders_agree_with_the_float64_descent(config):
+def test_forms_agree_with_the_float64_descent(config):
     problem, outcomes = outcomes_of(config)
     assert verify(problem, outcomes) < 1e-5
     assert {"eager", "analytic", "generic", "kernel"} <= set(outcomes)
     with ac.reference_kernels(), torch.no_grad():
-        energy = problem.energy.double()
+        double = problem.energy.double()
         stop = "gradient" if config.mode == "stop" else "energy"
-        descent = ac.EnergyDescent(energy, problem.step_size, config.steps, problem.tol, stop)
+        descent = ac.EnergyDescent(double, problem.step_size, config.steps, problem.tol, stop)
         want = descent(problem.y0.double(), *(c.double() for c in problem.context))
     torch.testing.assert_close(outcomes["eager"].y.double(), want.y, rtol=1e-4, atol=1e-4)
     if config.mode == "stop":
@@ -84,31 +90,29 @@ def test_contenders_agree_with_the_float64_descent(config):
         assert torch.equal(problem.steps, scripted_steps(config.batch, config.steps, 0.25, 0))
 
 
-def test_training_contenders_agree():
+def test_training_forms_agree():
     problem = make_problem(tiny("train"), CPU, 0)
     gradients = {name: call() for name, call in training_calls(problem).items()}
     assert set(gradients) == {"eager", "analytic", "generic", "kernel"}
-    assert verify_gradients(gradients) < 1e-5
+    assert compare_gradients(gradients, "eager", TOLERANCE) < 1e-5
     assert len(gradients["eager"]) == len(list(problem.energy.parameters())) + 2
     gradients["generic"] = tuple(g * 1.01 for g in gradients["generic"])
     with pytest.raises(DisagreementError, match="generic: a gradient"):
-        verify_gradients(gradients)
+        compare_gradients(gradients, "eager", TOLERANCE)
 
 
 def test_a_wrong_result_is_refused(monkeypatch, small_product):
     problem, outcomes = outcomes_of(tiny("stop"))
     with pytest.raises(DisagreementError, match="kernel: y differs"):
         verify(problem, {**outcomes, "kernel": outcomes["kernel"]._replace(y=outcomes["kernel"].y * 1.001)})
-    with pytest.raises(DisagreementError, match="generic: rows stopped"):
+    with pytest.raises(DisagreementError, match="generic: rows converged"):
         verify(
             problem,
             {**outcomes, "generic": outcomes["generic"]._replace(steps=outcomes["generic"].steps + 1)},
         )
     wrong = {**outcomes, "eager": outcomes["eager"]._replace(y=outcomes["eager"].y * float("nan"))}
-    monkeypatch.setattr(
-        measuring, "contenders", lambda *_: {name: lambda o=o: o for name, o in wrong.items()}
-    )
-    row = measure(tiny("stop"), CPU, 0, 0.0, None)
+    monkeypatch.setattr(energy, "forms", lambda *_: {name: lambda o=o: o for name, o in wrong.items()})
+    row = benchmark().measure(tiny("stop"))
     assert "differs from the eager form by nan" in row["error"]
     assert "times_ms" not in row
 
@@ -134,7 +138,7 @@ def test_flops():
 
 def row_of(config, **found):
     return {
-        "config": config.as_dict(),
+        "config": asdict(config),
         "label": config.label,
         "error": None,
         "ratios": {"eager/generic": 1.5, **found},
@@ -154,30 +158,13 @@ def test_bars():
         for n in (5, 40)
     ]
     verdicts = judge(rows, memory)
-    assert [(v.found, v.passed) for v in verdicts] == [
+    assert [(v["found"], v["passed"]) for v in verdicts] == [
         *((20.0, True), (2.9, False), (0.7, True), (6.0, True)),  # in the order of the bars
         (0.9, False),  # of the generic form, training apart
         (1.1, False),  # bytes kept per byte of points
     ]
-    assert verdicts[4].where == at("all", 2).label
+    assert verdicts[4]["where"] == at("all", 2).label
     assert len(BARS) == 4 + 2 + 2 + 3 + 3 + 2
-
-
-def test_live_bytes():
-    before = torch.ones(100)
-    with LiveBytes() as live:
-        kept = before + 1
-        view = kept[:10]
-        before.mul_(2)
-        assert live.now == 400
-        del kept
-        assert live.now == 400
-        del view
-        assert live.now == 0
-        kept = torch.ones(1000) * 2
-    assert live.now == 4000
-    assert live.peak == 8000
-    del kept
 
 
 def test_the_kernel_keeps_the_points_and_the_loop_its_graph():
@@ -189,7 +176,7 @@ def test_the_kernel_keeps_the_points_and_the_loop_its_graph():
         assert points <= more["kernel"] <= 1.1 * points
         assert more["eager"] > 5 * points
     problem = make_problem(tiny("train"), CPU, 0)
-    found = kept_and_peak(training_forwards(problem)["kernel"], problem.leaves)
+    found = kept_and_peak(training_losses(problem)["kernel"], problem.leaves)
     assert found["peak"] >= found["kept"] >= 4 * problem.y0.numel() * 8
 
 
@@ -201,10 +188,10 @@ def test_grids():
     assert sum(config.compiled and config.mode != "train" for config in GRIDS["quick"]()) == 1
 
 
-def test_run_writes_json_markdown_and_figure(tmp_path, small_product):
+def test_run_writes_json_markdown_and_figure_and_resumes(tmp_path, capsys, small_product):
     pytest.importorskip("matplotlib")
     configs = [tiny(), tiny("stop"), tiny("train"), tiny(kind="quadratic", context=6, hidden=())]
-    report = run(configs, tmp_path, CPU, seconds=0.0, compiled=False, memory=False, progress=False)
+    report = benchmark(tmp_path).run(configs)
     stored = json.loads((tmp_path / "bench_energy.json").read_text())
     assert stored == json.loads(json.dumps(report))
     assert stored["compiler"] == "not wanted"
@@ -215,7 +202,7 @@ def test_run_writes_json_markdown_and_figure(tmp_path, small_product):
         assert row["agreement"] < 1e-4
         assert row["ratios"]["eager/kernel"] > 0
     written = (tmp_path / "bench_energy.md").read_text()
-    assert written == markdown(report)
+    assert written == EnergyBenchmark.markdown(stored) == EnergyBenchmark.markdown(report)
     for heading in (
         "All rows, all steps",
         "Rows that stop",
@@ -224,19 +211,19 @@ def test_run_writes_json_markdown_and_figure(tmp_path, small_product):
         "The bars",
     ):
         assert f"## {heading}" in written
-    assert "The compiled contender was left out: not wanted." in written
+    assert "The compiled baseline was left out: not wanted." in written
     assert (tmp_path / "bench_energy.png").stat().st_size > 1000
-    screen = io.StringIO()
-    show(report, Console(file=screen, width=250))
-    assert "eager autograd / kernel" in screen.getvalue()
+    again = benchmark(tmp_path, resume=True).run([*configs, tiny(batch=3)])
+    assert again["rows"][:4] == stored["rows"] and len(again["rows"]) == 5
+    assert "eager autograd / kernel" in capsys.readouterr().out
 
 
 def test_disagreement_ends_in_an_error_after_writing(tmp_path, monkeypatch, small_product):
-    monkeypatch.setattr(measuring, "TOLERANCE", -1.0)
+    monkeypatch.setattr(energy, "TOLERANCE", -1.0)
     with pytest.raises(
-        RuntimeError, match=r"contenders disagree:\nall mlp silu B=12 .* differs from the eager form"
+        RuntimeError, match=r"results disagree:\nall mlp silu B=12 .* differs from the eager form"
     ):
-        run([tiny()], tmp_path, CPU, seconds=0.0, compiled=False, memory=False, progress=False)
+        benchmark(tmp_path).run([tiny()])
     assert "## Errors" in (tmp_path / "bench_energy.md").read_text()
 
 
@@ -245,15 +232,15 @@ def test_without_a_compiler(tmp_path, monkeypatch, small_product):
         raise RuntimeError("no C++ compiler\nhere is how to get one")
 
     monkeypatch.setattr(torch, "compile", broken)
-    assert compiling.why_not(CPU) == "RuntimeError: no C++ compiler"
-    report = run([tiny()], tmp_path, CPU, seconds=0.0, memory=False, progress=False)
+    assert harness.no_compiler(CPU) == "RuntimeError: no C++ compiler"
+    report = benchmark(tmp_path, compiled=True).run([tiny()])
     assert "compiled" not in report["rows"][0]["times_ms"]
     assert "left out: RuntimeError: no C++ compiler." in (tmp_path / "bench_energy.md").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["all", "stop"])
-def test_the_compiled_contender_agrees(mode):
+def test_the_compiled_form_agrees(mode):
     problem, outcomes = outcomes_of(tiny(mode), CompileCache())
     assert "compiled" in outcomes
     assert verify(problem, outcomes) < 1e-5

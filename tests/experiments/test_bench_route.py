@@ -1,27 +1,38 @@
-"""The routing benchmark on a tiny grid: contenders agree, ratios are right, files are written, the command passes its options."""
+"""The routing benchmark on a tiny grid: forms agree, ratios are right, files are written, the command passes its options."""
 
 from __future__ import annotations
 
-import io
 import json
+from functools import partial
 
 import pytest
 import torch
 
-pytest.importorskip("rich")
-
-from rich.console import Console
-
-from adaptcomp_ext.experiments.bench import bench_route
-from adaptcomp_ext.experiments.bench.agreement import DisagreementError
-from adaptcomp_ext.experiments.bench.route import measure as measuring
-from adaptcomp_ext.experiments.bench.route.contenders import LABELS, contenders, limit, training_call
-from adaptcomp_ext.experiments.bench.route.measure import measure, ratios, verify
-from adaptcomp_ext.experiments.bench.route.problem import GRIDS, MODES, Config, make_problem
-from adaptcomp_ext.experiments.bench.route.report import markdown, show
-from adaptcomp_ext.experiments.bench.route.run import run
+from adaptcomp_ext.experiments.bench import bench_route, route
+from adaptcomp_ext.experiments.bench.harness import DisagreementError
+from adaptcomp_ext.experiments.bench.route import (
+    LABELS,
+    Config,
+    RouteBenchmark,
+    backward,
+    forms,
+    grid,
+    lower_bound,
+    make_problem,
+    ratios,
+    verify,
+)
 
 CPU = torch.device("cpu")
+
+
+def benchmark(out="results", **options):
+    return RouteBenchmark(RouteBenchmark.Options(out=str(out), seconds=0.1, progress=False, **options))
+
+
+def gradients_of(problem):
+    calls = {n: partial(backward, f, problem.leaves, problem.upstream) for n, f in forms(problem).items()}
+    return {name: call() for name, call in calls.items()}
 
 
 def tiny(mode="infer", **changes):
@@ -29,45 +40,40 @@ def tiny(mode="infer", **changes):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("mode", MODES)
-def test_contenders_agree_in_float64(mode, share):
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_forms_agree_in_float64(mode, share):
     problem = make_problem(tiny(mode, share=share), CPU, 0)
     assert int(problem.mask.sum()) == problem.config.routed == round(20 * share)
     problem.branch.double()
     for name in ("x", "otherwise", "upstream"):
         tensor = getattr(problem, name).detach().double()
         setattr(problem, name, tensor.requires_grad_(mode == "train" and name != "upstream"))
-    forward = contenders(problem)
-    assert set(forward) == set(LABELS)
-    calls = {name: training_call(problem, call) for name, call in forward.items()} if mode == "train" else {}
-    found = verify(
-        problem,
-        {name: call() for name, call in forward.items()},
-        {name: call() for name, call in calls.items()},
-    )
+    outputs = {name: (call(),) for name, call in forms(problem).items()}
+    assert set(outputs) == set(LABELS)
+    found = verify(outputs, gradients_of(problem) if mode == "train" else {})
     assert found["output"] < 1e-12
     assert ("gradient" in found) == (mode == "train")
     assert found.get("gradient", 0.0) < 1e-12
 
 
-def test_the_limit_is_the_branch_on_the_routed_rows():
+def test_the_lower_bound_is_the_branch_on_the_routed_rows():
     problem = make_problem(tiny(), CPU, 0)
-    assert torch.equal(limit(problem)(), problem.branch(problem.x[problem.mask]))
+    assert torch.equal(lower_bound(problem)(), problem.branch(problem.x[problem.mask]))
     problem = make_problem(tiny("train"), CPU, 0)
-    grads = limit(problem)()
+    grads = lower_bound(problem)()
     assert [g.shape for g in grads] == [*(p.shape for p in problem.branch.parameters()), (5, 6)]
 
 
 def test_a_wrong_result_is_refused(monkeypatch):
     problem = make_problem(tiny("train"), CPU, 0)
-    outputs = {name: call() for name, call in contenders(problem).items()}
-    gradients = {name: training_call(problem, call)() for name, call in contenders(problem).items()}
+    outputs = {name: (call(),) for name, call in forms(problem).items()}
+    gradients = gradients_of(problem)
     with pytest.raises(DisagreementError, match="route: the result differs from the masking form"):
-        verify(problem, {**outputs, "route": outputs["route"] * 1.001}, gradients)
+        verify({**outputs, "route": (outputs["route"][0] * 1.001,)}, gradients)
     with pytest.raises(DisagreementError, match=r"indexed: a gradient of shape \[8, 6\]"):
-        verify(problem, outputs, {**gradients, "indexed": (None, *gradients["indexed"][1:])})
-    monkeypatch.setattr(measuring, "TOLERANCE", -1.0)
-    row = measure(tiny(), CPU, 0, 0.0)
+        verify(outputs, {**gradients, "indexed": (None, *gradients["indexed"][1:])})
+    monkeypatch.setattr(route, "TOLERANCE", -1.0)
+    row = benchmark().measure(tiny())
     assert "differs from the masking form" in row["error"]
     assert "times_ms" not in row
 
@@ -78,14 +84,14 @@ def test_ratios_are_medians_over_the_rounds():
 
 
 def test_grids():
-    configs = list(GRIDS["default"]())
+    configs = list(grid(quick=False))
     assert {config.batch for config in configs} == {64, 1024, 16384}
     assert {config.share for config in configs} == {0.1, 0.25, 0.5, 1.0}
-    assert {config.mode for config in configs} == set(MODES) == {config.mode for config in GRIDS["quick"]()}
+    assert {config.mode for config in configs} == {"infer", "train"} == {c.mode for c in grid(quick=True)}
 
 
-def test_run_writes_json_and_markdown(tmp_path):
-    report = run([tiny(), tiny("train", share=1.0), tiny()], tmp_path, CPU, seconds=0.0, progress=False)
+def test_run_writes_json_and_markdown(tmp_path, capsys):
+    report = benchmark(tmp_path).run([tiny(), tiny("train", share=1.0), tiny()])
     stored = json.loads((tmp_path / "bench_route.json").read_text())
     assert stored == json.loads(json.dumps(report))
     assert [row["config"]["mode"] for row in stored["rows"]] == ["infer", "train"]
@@ -94,19 +100,17 @@ def test_run_writes_json_and_markdown(tmp_path):
         assert set(row["times_ms"]) == {*LABELS, "limit"}
         assert row["ratios"]["masking/route"] > 0
     written = (tmp_path / "bench_route.md").read_text()
-    assert written == markdown(report)
-    assert "## Inference" in written and "## Training" in written and "| 20 | 8 | 25 % |" in written
-    screen = io.StringIO()
-    show(report, Console(file=screen, width=200))
-    assert "boolean indexing / route" in screen.getvalue()
+    assert written == RouteBenchmark.markdown(stored) == RouteBenchmark.markdown(report)
+    assert "## Inference" in written and "## Training" in written and "| 20 | 8      | 25 %   |" in written
+    assert "boolean indexing / route" in capsys.readouterr().out
 
 
 def test_disagreement_ends_in_an_error_after_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "TOLERANCE", -1.0)
+    monkeypatch.setattr(route, "TOLERANCE", -1.0)
     with pytest.raises(
-        RuntimeError, match=r"contenders disagree:\ninfer B=20 hidden=8 share=0.25: route: the result differs"
+        RuntimeError, match=r"results disagree:\ninfer B=20 hidden=8 share=0.25: route: the result differs"
     ):
-        run([tiny()], tmp_path, CPU, seconds=0.0, progress=False)
+        benchmark(tmp_path).run([tiny()])
     assert "## Errors" in (tmp_path / "bench_route.md").read_text()
 
 
@@ -128,6 +132,8 @@ def test_the_command_passes_its_options(tmp_path, monkeypatch):
         "threads": 1,
         "seconds": 2.0,
         "seed": 0,
+        "resume": False,
+        "progress": True,
     }
 
 

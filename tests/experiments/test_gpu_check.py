@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers.processes import OUTSIDE
+from adaptcomp_ext.experiments.bench import gpu
+from adaptcomp_ext.experiments.bench.harness import DisagreementError
+from tests.helpers.processes import run_python
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_check.sh"
@@ -65,26 +65,24 @@ def test_a_machine_without_a_device_fails(part: str, tmp_path: Path) -> None:
 
 
 def test_the_first_look_checks_before_it_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("bench_gpu", BENCHMARKS / "bench_gpu.py")
-    assert spec is not None and spec.loader is not None
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-    bench.run(torch.device("cpu"), tmp_path / "bench.json", 0.0, small=True)
+    gpu.run(torch.device("cpu"), tmp_path / "bench.json", 0.0, small=True)
     record = json.loads((tmp_path / "bench.json").read_text())
     sections = [row["what"].split(",")[0] for row in record["rows"]]
-    assert (
-        sections == ["bandwidth"] * 3 + ["whole descent"] * 3 + ["halting"] * 2
-    )  # what matters most comes first
+    # What matters most comes first.
+    assert sections == ["bandwidth"] * 6 + ["whole descent"] * 3 + ["halting"] * 2
     assert all(time > 0 for row in record["rows"] for time in row["ms"].values())
-    assert len(capsys.readouterr().out.splitlines()) == 1 + len(sections)
-    with pytest.raises(SystemExit, match="it differs from the first contender"):
-        bench.agree("it", torch.ones(3), torch.ones(3) * 1.1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(sections)
+    assert all(" = " in line for line in lines[1:])  # which is what gpu_check.sh puts into its summary
+    with pytest.raises(DisagreementError, match="it: the descent differs from the loop form"):
+        gpu.agree({"loop": torch.ones(3), "it": torch.ones(3) * 1.1}, "the descent", "loop")
 
 
-def test_the_first_look_needs_none_of_the_extras() -> None:
-    code = "import sys; sys.modules.update(dict.fromkeys(['rich', 'typer', 'matplotlib', 'sklearn', 'scipy'])); import bench_gpu"
-    command = [sys.executable, "-c", code]
-    search = os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])
-    child = {**os.environ, "PYTHONPATH": search}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=child, cwd=OUTSIDE)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_the_first_look_needs_none_of_the_extras_and_names_a_missing_device() -> None:
+    gone = ["rich", "typer", "matplotlib", "sklearn", "scipy", "pandas"]
+    code = f"import sys, runpy; sys.modules.update(dict.fromkeys({gone})); sys.argv = ['bench_gpu']; "
+    code += f"runpy.run_path({str(BENCHMARKS / 'bench_gpu.py')!r}, run_name='__main__')"
+    done = run_python("-c", code, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("bench_gpu: device: expected a device that torch can use, got 'cuda'")

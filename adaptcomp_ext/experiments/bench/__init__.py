@@ -1,16 +1,15 @@
-"""The benchmarks.
+"""The benchmarks, one file each, on one `harness`; `machine` says what they were measured on."""
 
-Of the halting benchmark, one idea per module: ``halting`` runs it, ``grid`` says what is run, ``measure``
-verifies and times one configuration, ``contenders`` lists who takes part (``masked`` and ``indexed`` are the
-rivals), ``cores`` and ``schedule`` script the halting, ``memory`` and ``cuda`` are sections of their own,
-``report`` and ``figure`` present the result.
+from .energy import EnergyBenchmark
+from .halting import HaltingBenchmark
+from .planning import PlanningBenchmark
+from .route import RouteBenchmark
 
-``energy`` is the benchmark of energy descent and ``route`` that of routing, packages of their own. All use
-``timing``, ``agreement``, ``compiling``, ``machine``, ``files``, ``progress`` and ``markdown``.
-"""
+__all__ = ["BENCHMARKS", "bench_energy", "bench_halting", "bench_planning", "bench_route"]
 
-from .energy import bench_energy
-from .halting import bench_halting
-from .route import bench_route
+BENCHMARKS = (HaltingBenchmark, EnergyBenchmark, RouteBenchmark, PlanningBenchmark)
 
-__all__ = ["bench_energy", "bench_halting", "bench_route"]
+bench_halting = HaltingBenchmark.bench
+bench_energy = EnergyBenchmark.bench
+bench_route = RouteBenchmark.bench
+bench_planning = PlanningBenchmark.bench

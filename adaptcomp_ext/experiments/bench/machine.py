@@ -39,7 +39,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator not to give memory back to the system after every step, and return whether it will.
+    """Have glibc's allocator keep freed memory instead of giving it back; returns whether it will.
 
     By default it may, whenever the last block of the heap is freed, and the next step then takes a page fault
     for every 4 KB: whether it does depends on where small blocks happen to lie, and doubled the time of one

@@ -1,52 +1,74 @@
-"""What batched planning costs when each state stops by itself, against the planner's own time at the rows that are active."""
+"""Time batched planning in which each state stops by itself.
+
+MPPI with 384 samples, horizon 3 and at most 6 iterations; the forms were checked before timing to give the
+same full plans:
+
+- *each its own*: each state leaves the batch after its own number of iterations.
+- *all to the end*: every state takes all iterations.
+- *lower bound*: the planner's own arithmetic on as many rows as are active in each iteration, prepared
+  beforehand; nothing is decided, moved or written back.
+
+Medians of ratios within interleaved rounds.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from adaptcomp_ext import FixedSteps
-from adaptcomp_ext.experiments.files import write_json, write_text
-from adaptcomp_ext.experiments.runs.statistics import table
-from adaptcomp_ext.experiments.settings import settings
 from adaptcomp_ext.models.agents import Planner, WorldModel
 from adaptcomp_ext.models.agents.mppi import FIRST_STD
 
-from . import machine
-from .timing import clock, interleave, ratio
+from . import harness
+from .harness import Report, Row, Table
+from .timing import Times, ratio
 
-__all__ = ["bench_planning"]
+__all__ = ["PlanningBenchmark"]
 
-SIZES = (
-    {"observations": 3, "actions": 1, "latent": 32, "hidden": 128, "samples": 384},
-    {"observations": 24, "actions": 6, "latent": 64, "hidden": 192, "samples": 384},
-)
-"""A pendulum's agent and a walker's."""
 ITERATIONS = 6
 STOPS = (0.0, 0.35, 0.25, 0.15, 0.1, 0.15)
 """Share of the states that stop after 1, 2, … iterations: 3.4 on average, about what trained agents do."""
+TOLERANCE = 1e-3
 
 
-def _limit(planner: Planner, latent: Tensor, active: list[int]) -> Callable[[], Tensor]:
-    """The planner's arithmetic on as many rows as go through each iteration: nothing decided, moved or written back."""
+@dataclass(frozen=True)
+class Config:
+    """A world model's sizes and the planner's number of samples."""
+
+    observations: int
+    actions: int
+    latent: int
+    hidden: int
+    samples: int = 384
+
+    @property
+    def label(self) -> str:
+        """Short name for progress and messages."""
+        return f"z {self.latent}, hidden {self.hidden}, {self.actions} actions"
+
+
+PENDULUM, WALKER = Config(3, 1, 32, 128), Config(24, 6, 64, 192)
+
+
+def lower_bound(planner: Planner, latent: Tensor, active: list[int]) -> Callable[[], Tensor]:
+    """Return the planner's arithmetic on so many rows in each iteration."""
     with torch.no_grad():
         habit = planner.habit_plans(latent)
     blocks = [(latent[:n].clone(), habit[:n].clone()) for n in active]
-    size = planner.world.actions
+    drawn = planner.samples - planner.habits - 1
 
     @torch.no_grad()
     def run() -> Tensor:
         mean = planner.habit_plans(latent)[:, 0].contiguous()
         std = torch.full_like(mean, FIRST_STD)
-        drawn = planner.samples - planner.habits - 1
-        noise = torch.randn(planner.iterations, drawn, planner.horizon, size)
+        shape = (planner.iterations, drawn, planner.horizon, planner.world.actions)
+        noise = torch.randn(shape, device=latent.device)
         for i, (z, rolled) in enumerate(blocks):
             planner.improve(mean[: len(z)], std[: len(z)], z, rolled, noise[i])
         return planner.score(latent, mean[:, None, :1], planner.horizon)
@@ -54,102 +76,102 @@ def _limit(planner: Planner, latent: Tensor, active: list[int]) -> Callable[[], 
     return run
 
 
-def _measure(size: dict[str, int], rows: int, seconds: float, seed: int) -> dict[str, Any]:
-    torch.manual_seed(seed)
-    world = WorldModel(size["observations"], size["actions"], size["latent"], size["hidden"]).eval()
-    planner = Planner(world, samples=size["samples"], iterations=ITERATIONS)
-    with torch.no_grad():
-        latent = world.encode(torch.randn(rows, size["observations"]))
-    counts = [round(share * rows) for share in STOPS]
-    counts[1] += rows - sum(counts)
-    steps = torch.cat([torch.full((count,), k + 1) for k, count in enumerate(counts)])
-    active = [int((steps > k).sum()) for k in range(ITERATIONS)]
-    scattered = steps[torch.randperm(rows)]
-    calls: dict[str, Callable[[], Any]] = {
-        "each its own": partial(planner.plan, latent, None, FixedSteps(scattered)),
-        "all to the end": partial(planner.plan, latent, None, FixedSteps(ITERATIONS)),
-        "limit": _limit(planner, latent, active),
-    }
-    times = interleave(calls, clock(torch.device("cpu")), seconds)
-    return {
-        **size,
-        "rows": rows,
-        "mean iterations": float(steps.double().mean()),
-        "ms": {name: statistics.median(values) for name, values in times.items()},
-        "each its own / limit": ratio(times, "each its own", "limit"),
-        "all to the end / each its own": ratio(times, "all to the end", "each its own"),
-    }
+def ratios(times: Times) -> dict[str, float]:
+    """Return the ratios of the report."""
+    pairs = (("each its own", "limit"), ("all to the end", "each its own"))
+    return {f"{over} / {under}": ratio(times, over, under) for over, under in pairs}
 
 
-def bench_planning(
-    out: str | Path = "results/bench_planning",
-    *,
-    rows: int = 32,
-    threads: int = 1,
-    seconds: float = 10.0,
-    seed: int = 0,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Time it, print a table and write ``bench_planning.json`` and ``.md``.
+@dataclass(frozen=True)
+class PlanningOptions(harness.Options):
+    """The options of the planning benchmark."""
 
-    Parameters
-    ----------
-    out : str or Path
-        Folder of the results.
-    rows : int
-        States planned together.
-    threads : int
-        Of torch.
-    seconds : float
-        For all repeats of one size.
-    seed : int
-        Of weights, states and which of them stop when.
-    console : Console, optional
-        Where to print.
-
-    Returns
-    -------
-    dict
-        The content of the JSON file.
-    """
-    console = console or Console()
-    machine.keep_freed_memory()
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with settings(threads, seed):
-        found = [_measure(size, rows, seconds, seed) for size in SIZES]
-        about = machine.describe(torch.device("cpu"))
-    report = {**about, "stops": STOPS, "rows": found}
-    lines = [
-        [
-            f"z {f['latent']}, hidden {f['hidden']}, {f['actions']} actions",
-            f"{f['mean iterations']:.2f}",
-            *(f"{f['ms'][name]:.2f}" for name in ("limit", "each its own", "all to the end")),
-            f"{f['each its own / limit']:.3f}",
-            f"{f['all to the end / each its own']:.2f}",
-        ]
-        for f in found
-    ]
-    header = [
-        "agent",
-        "mean iterations",
-        "limit, ms",
-        "each its own, ms",
-        "all to the end, ms",
-        "own / limit",
-        "all / own",
-    ]
-    text = (
-        "# Planning, each state for itself\n\n"
-        f"{rows} states, {SIZES[0]['samples']} candidates, horizon 3, at most {ITERATIONS} iterations; {threads} thread(s), "
-        f"{about['machine']['cpu']}, torch {about['versions']['torch']}. The limit is the planner's own arithmetic at the "
-        "rows that are active in each iteration, prepared beforehand. Medians of ratios within interleaved rounds.\n\n"
-        + table(header, lines)
+    out: str = harness.option("results/bench_planning", "Folder of the results.")
+    rows: int = harness.option(32, "Number of states planned together.", 2)
+    threads: int = harness.option(1, "Threads of torch.", 1)
+    seconds: float | None = harness.option(
+        None, "Seconds for all rounds of one configuration. Default: 10, or 1 with --quick.", 0.1
     )
-    write_json(folder / "bench_planning.json", report)
-    write_text(folder / "bench_planning.md", text)
-    for line in lines:
-        console.print(
-            f"{line[0]}: {line[5]} of the limit; all states to the end take {line[6]} times as long"
-        )
-    return report
+    quick: bool = harness.option(False, "Little time for each agent.")
+    seed: int = harness.option(0, "Seed of weights, states and the iterations after which they stop.", 0)
+
+
+class PlanningBenchmark(harness.Benchmark):
+    """Batched planning in which each state stops by itself."""
+
+    name = "planning"
+    title = "Planning, each state for itself"
+    help = "Time batched planning in which each state stops by itself."
+    Options = PlanningOptions
+    full_seconds = 10.0
+    extra: ClassVar[dict[str, Any]] = {"stops": STOPS}
+
+    def configs(self) -> Iterable[Config]:
+        """Return the sizes of a pendulum's agent and of a walker's."""
+        return PENDULUM, WALKER
+
+    def measure(self, config: Config) -> dict[str, Any]:
+        """Verify and time one configuration."""
+        rows, device, seed = self.options.rows, self.device, self.options.seed
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            world = (
+                WorldModel(config.observations, config.actions, config.latent, config.hidden)
+                .to(device)
+                .eval()
+            )
+            planner = Planner(world, samples=config.samples, iterations=ITERATIONS)
+            with torch.no_grad():
+                latent = world.encode(torch.randn(rows, config.observations).to(device))
+            counts = [round(share * rows) for share in STOPS]
+            counts[1] += rows - sum(counts)
+            steps = torch.cat([torch.full((count,), k + 1) for k, count in enumerate(counts)])
+            scattered = steps[torch.randperm(rows)].to(device)
+            calls: dict[str, Callable[[], Any]] = {
+                "each its own": partial(planner.plan, latent, None, FixedSteps(scattered)),
+                "all to the end": partial(planner.plan, latent, None, FixedSteps(ITERATIONS)),
+            }
+
+            def agreement() -> float:
+                torch.manual_seed(seed)
+                own = calls["each its own"]()
+                torch.manual_seed(seed)
+                full = calls["all to the end"]()
+                if not torch.equal(own.iterations, scattered):
+                    raise harness.DisagreementError(
+                        "each its own: states stopped after other iterations than they should"
+                    )
+                last = scattered == ITERATIONS
+                plans = {"each its own": own.mean[last], "all to the end": full.mean[last]}
+                results = {name: (plan,) * bool(last.any()) for name, plan in plans.items()}
+                return harness.compare(
+                    results, ("a full plan",) * bool(last.any()), "all to the end", TOLERANCE
+                )
+
+            active = [int((steps > k).sum()) for k in range(ITERATIONS)]
+            timed = {**calls, "limit": lower_bound(planner, latent, active)}
+            about = {"rows": rows, "mean iterations": float(steps.double().mean())}
+            row = {"config": asdict(config), "label": config.label, **asdict(config), **about}
+            row = harness.timed_row(row, timed, agreement, ratios, device, self.options.seconds)
+        if row["error"] is None:
+            row |= {"ms": {name: times["median"] for name, times in row["times_ms"].items()}, **row["ratios"]}
+        return row
+
+    @staticmethod
+    def notes(report: Report) -> str:
+        """Return how many states were planned together."""
+        return f"{report['settings']['rows']} states were planned together."
+
+    @staticmethod
+    def tables(report: Report, rows: Sequence[Row]) -> Iterable[Table]:
+        """Yield the one table."""
+        columns = {
+            "agent": "{label}",
+            "mean iterations": "{mean iterations:.2f}",
+            "lower bound, ms": "{ms[limit]:.2f}",
+            "each its own, ms": "{ms[each its own]:.2f}",
+            "all to the end, ms": "{ms[all to the end]:.2f}",
+            "own / lower bound": "{each its own / limit:.3f}",
+            "all / own": "{all to the end / each its own:.2f}",
+        }
+        yield Table.of("Times", "", rows, columns)

@@ -1,4 +1,8 @@
-"""Timing calls that have to be compared: interleaved, warmed up, without garbage collection."""
+"""Timing calls that have to be compared: interleaved, warmed up, without garbage collection.
+
+`torch.utils.benchmark` times one call to its end before the next one, so that what slows the machine for a while
+slows one of them; here they take turns, round after round.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,13 @@ import torch
 __all__ = ["clock", "interleave", "ratio", "summary"]
 
 Call = Callable[[], Any]
+Times = Mapping[str, list[float]]
 
-_SHORT = 20.0  # milliseconds of a call in which what the caches hold at its start still shows
+_SHORT = 20.0  # milliseconds; the state of the caches at the start of a shorter call still shows in its time
 
 
 def clock(device: torch.device) -> Callable[[Call], float]:
-    """Return a function that gives the milliseconds of one call: perf_counter_ns, or events around it on CUDA."""
+    """Return a function that gives the milliseconds of one call; on CUDA by events around it."""
     if device.type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
@@ -57,31 +62,22 @@ def interleave(
     most: int = 200,
     block: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Time all calls in turn, again and again, so that drift and neighbours on the machine hit all of them alike.
+    """Time all calls in turn, in rounds, so that drift and other programs slow all of them alike.
 
-    The order is drawn anew for each repeat, and a short call is made once more, untimed, right before the
-    timed one: as a program that keeps calling the same model would find it, nobody starts in the caches that
-    another has left. Warming up takes two rounds at least and a tenth of the time at most.
+    The order is drawn anew for each round, and a short call is made once more, untimed, right before it is
+    timed, as a program that keeps calling the same model would find the caches. Warming up takes at least two
+    rounds and at most a tenth of the time.
 
-    Parameters
-    ----------
-    calls : mapping
-        Name to call.
-    measure : callable
-        From `clock`.
-    seconds : float
-        Time for all repeats together.
-    few, fewest, most : int
-        Repeats: at least ``few``, or ``fewest`` where ``few`` would take over twice the time; at most
-        ``most``.
-    block : float
-        Milliseconds. A call that is shorter is made several times in a row, as many as fit, and counts with
-        their mean: the steady state of a program that does little else. 0: each call by itself.
+    Parameters ---------- calls : mapping Name to call. measure : callable From `clock`. seconds : float Time
+    for all rounds together. few, fewest, most : int Number of rounds: at least ``few``, or ``fewest`` where
+    ``few`` would take over twice the time; at most ``most``. block : float Milliseconds. A shorter call is
+    made as often in a row as fits into this time, and counts with its mean: the steady state of a program
+    that does little else. 0: each call by itself.
 
     Returns
     -------
     dict
-        Name to milliseconds, one entry per repeat; the same index is the same round for all.
+        Name to milliseconds, one entry for each round; the same index is the same round for all.
     """
     names = list(calls)
     latest = dict.fromkeys(names, math.inf)
@@ -102,7 +98,7 @@ def interleave(
         per_round = time.perf_counter() - begin
         warm += 1
     least = few if few * per_round <= 2 * seconds else fewest
-    repeats = max(least, min(most, int(seconds / per_round)))
+    rounds = max(least, min(most, int(seconds / per_round)))
 
     times: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
@@ -110,7 +106,7 @@ def interleave(
     gc.disable()
     try:
         order = random.Random(0)
-        for _ in range(repeats):
+        for _ in range(rounds):
             for name in order.sample(names, len(names)):
                 times[name].append(sample(name))
     finally:
@@ -120,11 +116,11 @@ def interleave(
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Return median, quartiles, minimum and number of the repeats."""
+    """Return median, quartiles, minimum and number of the rounds."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": middle, "q25": low, "q75": high, "min": min(values), "repeats": len(values)}
 
 
-def ratio(times: Mapping[str, list[float]], over: str, under: str) -> float:
-    """Median over the rounds of the quotient within one round: what slows the whole round cancels."""
+def ratio(times: Times, over: str, under: str) -> float:
+    """Return the median over the rounds of the ratio within a round: what slows a whole round cancels."""
     return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))

@@ -1,0 +1,540 @@
+"""The benchmark harness: options, agreement, memory, compilation, report and figure.
+
+A benchmark subclasses `Benchmark`: it declares its options, its configurations, how one of them is measured,
+its tables and its figure. Everything that is timed is a function without arguments. The functions are checked
+to compute the same before they are timed, since times of different results mean nothing.
+
+Only torch is needed. The progress bar needs rich, the figures need matplotlib: where one of them is not
+installed, one sentence says what is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import inspect
+import json
+import os
+import string
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adaptcomp_ext.experiments.files import read_json, write_json, write_text
+from adaptcomp_ext.experiments.style import save
+
+from . import machine
+from .timing import Call, Times, clock, interleave, summary
+
+Row = Mapping[str, Any]
+Report = Mapping[str, Any]
+Columns = Mapping[str, str | Callable[[Any], str]]
+
+QUICK = "Quick run (--quick): a small grid with little time for each point, so that its figures are rough."
+
+
+# --- options ------------------------------------------------------------------------------------------------
+def option(default: Any, text: str, least: float | None = None) -> Any:
+    """Declare an option: a dataclass field with its help text and its smallest value."""
+    return field(default=default, metadata={"help": text, "least": least})
+
+
+class Declared(NamedTuple):
+    """An option, as a command line is made from it."""
+
+    name: str
+    kind: type
+    optional: bool
+    default: Any
+    help: str
+    least: float | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of every benchmark, declared once for Python and both command lines."""
+
+    out: str = option("results", "Folder of the results.")
+    device: str = option("cpu", "Device of torch: cpu or cuda.")
+    quick: bool = option(False, "A small grid with little time for each point.")
+    threads: int | None = option(None, "Threads of torch. Default: as many as torch is set to.", 1)
+    seconds: float | None = option(
+        None, "Seconds for all rounds of one configuration. Default: 4, or 1 with --quick.", 0.1
+    )
+    seed: int = option(0, "Seed of weights and tensors.", 0)
+    resume: bool = option(False, "Keep the rows of an interrupted run with the same settings.")
+    progress: bool = option(True, "Whether a progress bar is shown.")
+
+    def __post_init__(self) -> None:
+        for declared in self.declared():
+            value = getattr(self, declared.name)
+            if declared.least is not None and value is not None and not value >= declared.least:
+                raise ValueError(f"{declared.name}: expected at least {declared.least:g}, got {value}")
+
+    @classmethod
+    def declared(cls) -> Iterator[Declared]:
+        """Yield the options with their types."""
+        hints = get_type_hints(cls)
+        for f in fields(cls):
+            kinds = get_args(hints[f.name]) or (hints[f.name],)
+            default = f.default
+            yield Declared(f.name, kinds[0], NoneType in kinds, default, **f.metadata)
+
+
+# --- agreement ----------------------------------------------------------------------------------------------
+class DisagreementError(RuntimeError):
+    """A timed function gave another result than the reference, so that its times mean nothing."""
+
+
+def difference(got: Tensor, want: Tensor) -> float:
+    """Return the largest difference, relative to the largest element."""
+    scale = max(float(want.detach().abs().max()), 1e-12)
+    return float((got.detach() - want.detach()).abs().max()) / scale
+
+
+def compare(
+    results: Mapping[str, Sequence[Tensor | None]], what: Sequence[str], reference: str, allowed: float
+) -> float:
+    """Compare the tensors of every form with those of the reference form; None stands for zeros.
+
+    Returns the largest `difference`; raises DisagreementError if one is larger than allowed, or not a number.
+    """
+    worst = 0.0
+    for name, tensors in results.items():
+        for label, got, want in zip(what, tensors, results[reference], strict=True):
+            assert want is not None
+            apart = difference(torch.zeros_like(want) if got is None else got, want)
+            if not apart <= allowed:
+                raise DisagreementError(
+                    f"{name}: {label} differs from the {reference} form by {apart:.2e}, allowed {allowed:.0e}"
+                )
+            worst = max(worst, apart)
+    return worst
+
+
+def compare_gradients(
+    gradients: Mapping[str, Sequence[Tensor | None]], reference: str, allowed: float
+) -> float:
+    """`compare` gradients."""
+    what = [f"a gradient of shape {list(g.shape)}" for g in gradients[reference] if g is not None]
+    return compare(gradients, what, reference, allowed)
+
+
+def timed_row(
+    row: dict[str, Any],
+    calls: Mapping[str, Call],
+    agreement: Callable[[], Any],
+    ratios: Callable[[Times], dict[str, float]],
+    device: torch.device,
+    seconds: float,
+    block: float = 0.0,
+) -> dict[str, Any]:
+    """Check that the calls agree, time them, and complete a row of the report.
+
+    Parameters
+    ----------
+    row : dict
+        What is known of the row before, ``config`` and ``label`` among it.
+    calls : mapping
+        Name to the call that is timed.
+    agreement : callable
+        Returns the largest differences; raises DisagreementError.
+    ratios : callable
+        Gives the row's ratios from the times of `interleave`.
+    device, seconds, block
+        As for `clock` and `interleave`.
+
+    Returns
+    -------
+    dict
+        The row. ``error`` is None, or names the form that disagreed; then there are no times.
+    """
+    row["error"] = None
+    try:
+        row["agreement"] = agreement()
+    except DisagreementError as error:
+        return {**row, "error": str(error)}
+    times = interleave(calls, clock(device), seconds, block=block)
+    row["times_ms"] = {name: summary(values) for name, values in times.items()}
+    row["ratios"] = ratios(times)
+    # Where other programs are running, the fastest rounds are the undisturbed ones.
+    row["ratios_of_minima"] = ratios({name: [min(values)] for name, values in times.items()})
+    row["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return row
+
+
+# --- torch.compile ------------------------------------------------------------------------------------------
+def _double(x: Tensor) -> Tensor:
+    return x + x
+
+
+def no_compiler(device: torch.device) -> str | None:
+    """Return None if `torch.compile` works on the device, else the first line of its error."""
+    try:
+        torch.compile(_double)(torch.ones(8, device=device))
+    except (
+        Exception
+    ) as error:  # a missing C++ compiler, Triton or Python version each has an exception of its own
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+class CompileCache:
+    """Compiled functions of one model at a time: TorchDynamo gives up after a few recompilations."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def get(self, key: object, name: str, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """Return the compiled form of a function of the model ``key``; options as for `torch.compile`."""
+        if key != self._key:
+            torch._dynamo.reset()
+            self._key, self._compiled = key, {}
+        if name not in self._compiled:
+            self._compiled[name] = torch.compile(function, **options)
+        return self._compiled[name]
+
+    def first_call(self, label: str, call: Call) -> None:
+        """Make a call that may have to compile, and record the time if that took over a tenth of a second."""
+        measure = clock(torch.device("cpu"))
+        compiling = (measure(call) - measure(call)) / 1e3
+        if compiling > 0.1:
+            self.seconds[label] = self.seconds.get(label, 0.0) + compiling
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follow the storages that operations return inside the mode: bytes alive ``now``, and their ``peak``.
+
+    Storages that existed before are not counted. Memory that one operation allocates and frees is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A weak reference keeps the storage's address from being used again, so that it can serve as a key.
+        self._before: dict[int, StorageWeakRef] = {}
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    @property
+    def now(self) -> int:
+        """Bytes of the followed storages that are still alive."""
+        self._made = {key: made for key, made in self._made.items() if not made[0].expired()}
+        return sum(size for _, size in self._made.values())
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for storage in (t.untyped_storage() for t in _tensors((args, kwargs))):
+            if storage._cdata not in self._made:
+                self._before.setdefault(storage._cdata, StorageWeakRef(storage))
+        out = func(*args, **kwargs)
+        for storage in (t.untyped_storage() for t in _tensors(out)):
+            if storage._cdata not in self._before:
+                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+
+def kept_and_peak(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> dict[str, int]:
+    """Return the bytes alive between forward and backward pass, and the most at any time."""
+    with LiveBytes() as live:
+        value = loss()
+        kept = live.now
+        torch.autograd.grad(value, list(leaves), allow_unused=True)
+    return {"kept": kept, "peak": live.peak}
+
+
+# --- report -------------------------------------------------------------------------------------------------
+class _Cells(string.Formatter):
+    """`str.format` with a dash for what is None or missing, and with the formats ms and MB."""
+
+    def get_field(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        try:
+            return super().get_field(name, args, kwargs)
+        except KeyError:
+            return None, name
+
+    def format_field(self, value: Any, spec: str) -> str:
+        if value is None:
+            return "–"
+        if spec == "ms":
+            return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+        return (
+            f"{value / 1e6:.{spec[2:]}f}" if spec.startswith("MB") else format(value, spec).replace("%", " %")
+        )
+
+
+class Table(NamedTuple):
+    """A section of the report: a title, a text and a table."""
+
+    title: str
+    text: str
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    printed: bool = True
+    """False: in the file only."""
+
+    @classmethod
+    def of(cls, title: str, text: str, rows: Iterable[Any], columns: Columns, printed: bool = True) -> Table:
+        """Make a table of one line for each row; a cell is a format string of its keys, or a function."""
+        cells = [
+            [
+                _Cells().vformat(cell, (), row) if isinstance(cell, str) else cell(row)
+                for cell in columns.values()
+            ]
+            for row in rows
+        ]
+        return cls(title, text, list(columns), cells, printed)
+
+    def __str__(self) -> str:
+        widths = [max(map(len, cells)) for cells in zip(self.head, *self.lines, strict=True)]
+
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+
+        return "\n".join(
+            [line(self.head), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(line, self.lines)]
+        )
+
+
+def panels(count: int, height: float) -> tuple[Any, Any]:
+    """Return a matplotlib figure and its axes, side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * count, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def legend(figure: Any, title: str) -> None:
+    """Give the figure a title and, below its panels, one legend of the lines that have a label."""
+    lines = {line.get_label(): line for axis in figure.axes for line in axis.get_lines()}
+    lines = {label: line for label, line in lines.items() if not label.startswith("_")}
+    figure.legend(
+        handles=list(lines.values()), loc="outside lower center", ncols=len(lines), fontsize="small"
+    )
+    figure.suptitle(title, fontsize="medium")
+
+
+# --- a benchmark --------------------------------------------------------------------------------------------
+@contextmanager
+def _progress(total: float, shown: bool) -> Iterator[Callable[[str, float], None]]:
+    """Show a bar on standard error; yields a function that sets its label and advances it."""
+    try:
+        from rich import progress
+        from rich.console import Console
+    except ModuleNotFoundError:
+        if shown:
+            print("rich is not installed: no progress bar is shown.", file=sys.stderr)
+        yield lambda label, done: None
+        return
+    columns = progress.BarColumn(), progress.TimeElapsedColumn(), progress.TimeRemainingColumn()
+    console = Console(stderr=True)
+    with progress.Progress("{task.description}", *columns, console=console, disable=not shown) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda label, done: bar.update(task, description=label, advance=done)
+
+
+class Benchmark:
+    """A benchmark; an instance is one run of it with its options.
+
+    A subclass declares the class variables and the methods up to `draw`. Its module's docstring tells what is
+    measured and how; the report prints all but its first line. A configuration is a frozen dataclass with a
+    ``label``.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    help: ClassVar[str]
+    Options: ClassVar[type[Options]]
+    full_seconds: ClassVar[float] = 4.0
+    """Seconds for all rounds of one configuration, unless an option or --quick says otherwise."""
+    extra: ClassVar[Mapping[str, Any]] = {}
+    """Keys of the report beside the rows, with their values before anything is measured."""
+
+    def __init__(self, options: Any) -> None:
+        quick = options.quick or getattr(options, "grid", None) == "quick"
+        seconds = (1.0 if quick else self.full_seconds) if options.seconds is None else options.seconds
+        self.options = replace(options, quick=quick, seconds=seconds)
+        self.device = machine.device_named(options.device)
+        self.cache = CompileCache()
+        self.report: dict[str, Any] = {}
+
+    # What a subclass declares.
+    def configs(self) -> Iterable[Any]:
+        """Return the configurations of the options' grid, the most important first."""
+        raise NotImplementedError
+
+    def measure(self, config: Any) -> dict[str, Any]:
+        """Verify and time one configuration: one row of the report, from `timed_row`."""
+        raise NotImplementedError
+
+    def weight(self, config: Any) -> float:
+        """Return the time that a configuration takes, in any unit, for the progress bar."""
+        return 1.0
+
+    def extras(self) -> None:
+        """Measure what belongs to no configuration, into ``self.report``."""
+
+    @staticmethod
+    def notes(report: Report) -> str:
+        """Return what this run in particular did or left out."""
+        return ""
+
+    @staticmethod
+    def tables(report: Report, rows: Sequence[Row]) -> Iterable[Table]:
+        """Return the tables of a report, given its rows that have times; empty ones are left out."""
+        raise NotImplementedError
+
+    @staticmethod
+    def draw(report: Report, rows: Sequence[Row]) -> Any:
+        """Return the figure of a report, or None if there is nothing to draw."""
+
+    # What they all share.
+    @classmethod
+    def bench(cls, *positional: Any, **options: Any) -> dict[str, Any]:
+        """Run the benchmark with the fields of its ``Options`` and write its report.
+
+        Returns the content of the JSON file. Raises ValueError before anything runs if an option is out of
+        range, and RuntimeError after everything has run and been written if any results disagreed.
+        """
+        return cls(cls.Options(*positional, **options)).run()
+
+    @classmethod
+    def main(cls, words: Sequence[str] | None = None) -> None:
+        """Run the benchmark from a command line of its own, for which argparse is enough."""
+        parser = argparse.ArgumentParser(description=cls.help)
+        for o in cls.Options.declared():
+            text = o.help if o.default in (None, False) else f"{o.help} Default: {o.default}."
+            flag: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+            given = flag if o.kind is bool else {"type": o.kind}
+            parser.add_argument("--" + o.name.replace("_", "-"), default=o.default, help=text, **given)
+        try:
+            cls.bench(**vars(parser.parse_args(words)))
+        except ValueError as error:
+            parser.exit(2, f"{parser.prog}: {error}\n")
+
+    def run(self, configs: Iterable[Any] | None = None) -> dict[str, Any]:
+        """Run configurations, by default those of the options' grid; as `bench`."""
+        out = Path(self.options.out)
+        with machine.threads(self.options.threads):
+            keeps = machine.keep_freed_memory()
+            chosen = list(dict.fromkeys(self.configs() if configs is None else configs))
+            settings = {k: v for k, v in asdict(self.options).items() if k in self._settings}
+            self.report.update(
+                benchmark=self.name,
+                date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                **machine.describe(self.device),
+                quick=self.options.quick,
+                **({"note": QUICK} if self.options.quick else {}),
+                settings={**settings, "keeps_freed_memory": keeps},
+                rows=[],
+                compile_seconds=self.cache.seconds,
+            )
+            self.report = {**self.extra, **self.report}
+            out.mkdir(parents=True, exist_ok=True)
+            measured = self._measured(out / f"bench_{self.name}.json") if self.options.resume else {}
+            with _progress(sum(map(self.weight, chosen)), self.options.progress) as show:
+                for config in chosen:
+                    show(config.label, 0.0)
+                    row = measured.get(json.dumps(asdict(config))) or self.measure(config)
+                    self.report["rows"].append(row)
+                    write_json(out / f"bench_{self.name}.json", self.report)
+                    show(config.label, self.weight(config))
+                show("beside the configurations", 0.0)
+                self.extras()
+        self.write(self.report, out)
+        failed = [f"{row['label']}: {row['error']}" for row in self.report["rows"] if row["error"]]
+        if failed:
+            raise RuntimeError("results disagree:\n" + "\n".join(failed))
+        return self.report
+
+    _settings: ClassVar[tuple[str, ...]] = ("seconds", "seed", "limit_seconds", "compiled", "rows")
+
+    def _measured(self, path: Path) -> dict[str, dict[str, Any]]:
+        """Return the good rows, by configuration, of a run on the same machine with the same settings."""
+        old = read_json(path) if path.exists() else None
+        same = ("machine", "versions", "settings")
+        if not isinstance(old, dict) or any(old.get(part) != self.report[part] for part in same):
+            return {}
+        self.cache.seconds.update(old.get("compile_seconds", {}))
+        return {json.dumps(row["config"]): row for row in old["rows"] if row["error"] is None}
+
+    @classmethod
+    def write(cls, report: Report, out: Path) -> None:
+        """Write the JSON, Markdown and PNG of a report, and print its tables."""
+        path, kinds = out / f"bench_{cls.name}", [".json", ".md"]
+        write_json(path.with_suffix(".json"), report)
+        write_text(path.with_suffix(".md"), cls.markdown(report))
+        try:
+            figure = cls.draw(report, _timed(report))
+        except ModuleNotFoundError as error:
+            print(f"{error.name} is not installed: the figure is left out.", file=sys.stderr)
+        else:
+            if figure is not None:
+                save(figure, path.with_suffix(".png"), 150, bool(report.get("quick")))
+                kinds.append(".png")
+        print("\n\n".join([_environment(report), *cls._sections(report, printed=True)]))
+        print(f"\nReport: {path}{', '.join(kinds)}" + (f"\n{QUICK}" if report.get("quick") else ""))
+
+    @classmethod
+    def _sections(cls, report: Report, printed: bool) -> Iterator[str]:
+        failed = [f"- {row['label']}: {row['error']}" for row in report["rows"] if row["error"] is not None]
+        if failed:
+            yield "## Errors\n\n" + "\n".join(failed)
+        for table in cls.tables(report, _timed(report)):
+            if table.lines and (table.printed or not printed):
+                yield "\n\n".join(filter(None, [f"## {table.title}", table.text, str(table)]))
+
+    @classmethod
+    def markdown(cls, report: Report) -> str:
+        """Return the report, the content of the JSON file, as Markdown."""
+        keeps = "The allocator keeps freed memory." if report["settings"]["keeps_freed_memory"] else ""
+        about = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "").partition("\n\n")[2]
+        parts = [f"# {cls.title}", _environment(report), about, cls.notes(report), keeps, _busy(report)]
+        return "\n\n".join([*filter(None, parts), *cls._sections(report, printed=False)]) + "\n"
+
+
+def _timed(report: Report) -> list[Row]:
+    return [row for row in report["rows"] if row["error"] is None]
+
+
+def _environment(report: Report) -> str:
+    m, versions, settings = report["machine"], report["versions"], report["settings"]
+    mark = f"**{QUICK}** " if report.get("quick") else ""
+    return (
+        f"{mark}{m['cpu']}, {m['cores']} cores, {m['threads']} threads, device {m['device']}; Python "
+        f"{versions['python']}, torch {versions['torch']}; {report['date']}; {settings['seconds']:g} s for "
+        f"each configuration, seed {settings['seed']}; float32."
+    )
+
+
+def _busy(report: Report) -> str:
+    """Return a warning if other programs were running, judged by the load average of the rows."""
+    load = max((row["load"] or 0.0 for row in _timed(report)), default=0.0)
+    cores = report["machine"]["cores"]
+    if load <= cores + 0.5:
+        return ""
+    return (
+        f"**The machine was not quiet**: its load average reached {load:.1f} on {cores} cores. The JSON file "
+        "has the ratios of the fastest rounds as well, which suffer less."
+    )
