@@ -18,6 +18,8 @@ if not any((ROOT / "adaptcomp_ext" / f"_C{ending}").exists() for ending in EXTEN
 
 import adaptcomp_ext as ac
 
+pytest.register_assert_rewrite("tests.helpers")
+
 # The tensors are small: on a busy machine a second thread waits for its turn longer than it works. Tests of
 # threads ask for them.
 torch.set_num_threads(1)

@@ -31,8 +31,9 @@ class Mutation(NamedTuple):
     order: str = "up"
 
 
-HALTING, DESCENT, WHOLE = (
+HALTING, GRADIENTS, DESCENT, WHOLE = (
     "tests/ops/test_halting.py",
+    "tests/ops/test_halting_gradients.py",
     "tests/ops/test_descent.py",
     "tests/nn/test_whole_descent.py",
 )
@@ -63,7 +64,7 @@ MUTATIONS = (
         "for (int d = width / 2; d > 0; d /= 2) x += __shfl_down_sync",
         "for (int d = width / 2; d > 1; d /= 2) x += __shfl_down_sync",
         ("halting_backward_cuda",),
-        (HALTING, "-k", "gradients_match and float32"),
+        (GRADIENTS, "-k", "gradients_match and float32"),
     ),
     Mutation(
         "broadcast over a block: the barrier before the value is read",
@@ -205,7 +206,7 @@ MUTATIONS = (
         "live ? static_cast<const S*>(a.sums[s].g_total)[r] : S(0);",
         "live ? static_cast<const S*>(a.sums[s].g_total)[r] : S(1);",
         ("halting_backward_cuda",),
-        (HALTING, "-k", "gradients_match and float32"),
+        (GRADIENTS, "-k", "gradients_match and float32"),
     ),
     Mutation(
         "packing: the barrier before the warps' counts are read",

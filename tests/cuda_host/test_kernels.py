@@ -39,7 +39,7 @@ PARTS = {
     "moves": Part({"order": "down"}, of("ops", "compaction", "route")),
     "halting": Part(
         {"order": "together"},
-        of("ops", "halting"),
+        of("ops", "halting", "halting_gradients"),
         "small or whole_block or plan or gradients_match or as_good or masked_like or minus_infinity",
     ),
     "masked classes": Part({"order": "random"}, of("nn", "masked_logits")),
