@@ -18,7 +18,6 @@ At 3e-3 the readers of MNIST's images did not halt before the last step at price
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +29,19 @@ from torch import Tensor, nn
 import adaptcomp_ext as ac
 from adaptcomp_ext.models.acc import EntropyGate, Gate, NeverGate, ValueGate
 
-from ..bench.machine import keep_freed_memory
-from ..bench.timing import clock, interleave, ratio
 from ..runs import Cell, Checkpoint, Tick, fit, rank_correlation, shuffled
-from ..vision import LARGE, Grey, Recipe, accuracy, compare_gated, load_grey, logits, multiply_adds, train_acc
+from ..vision import (
+    LARGE,
+    Grey,
+    Recipe,
+    accuracy,
+    compare_gated,
+    load_grey,
+    logits,
+    multiply_adds,
+    time_calls,
+    train_acc,
+)
 from .networks import MAX_STEPS, Reader, build_pair
 
 __all__ = ["DEPTHS", "RATES", "THRESHOLDS", "measure"]
@@ -154,19 +162,17 @@ def _judge(model: Reader, test: _Looked, hard: Tensor, policy: ac.Policy | None)
     return found
 
 
-@torch.no_grad()
 def _time(model: Reader, images: Tensor, policy: ac.Policy | None, seconds: float) -> dict[str, Any]:
-    keep_freed_memory()
     calls = {
         "compacted": lambda: model.read(images, policy),
         "masked": lambda: model.read(images, policy, compact=False),
         "all steps": lambda: model.read(images, ac.FixedSteps(MAX_STEPS)),
     }
-    times = interleave(calls, clock(torch.device("cpu")), seconds)
+    milliseconds, over = time_calls(calls, seconds)
     return {
-        "ms": {name: statistics.median(values) for name, values in times.items()},
-        "masked_over_compacted": ratio(times, "masked", "compacted"),
-        "all_steps_over_compacted": ratio(times, "all steps", "compacted"),
+        "ms": milliseconds,
+        "masked_over_compacted": over("masked", "compacted"),
+        "all_steps_over_compacted": over("all steps", "compacted"),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,6 @@ import adaptcomp_ext as ac
 from adaptcomp_ext.models.acc import EntropyGate, Objective
 from adaptcomp_ext.models.acc.features import kl_divergence
 
-from ..bench.machine import keep_freed_memory
-from ..bench.timing import clock, interleave, ratio
 from ..runs import Cell, Tick, span
 from ..vision import (
     Grey,
@@ -29,6 +26,7 @@ from ..vision import (
     load_grey,
     logits,
     multiply_adds,
+    time_calls,
     train_acc,
     train_classifier,
 )
@@ -161,18 +159,17 @@ def _pruned(network: nn.Module, share: float) -> nn.Module:
 def _judge(
     whole: nn.Module, small: nn.Module, shape: tuple[int, ...], test: Grey, cell: Cell
 ) -> dict[str, Any]:
-    keep_freed_memory()
     small.eval()
     images = test.images[:BATCH].float() / 255
     calls = {"whole": lambda: whole(images), "small": lambda: small(images)}
-    times = interleave(calls, clock(torch.device("cpu")), cell.options["timing_seconds"])
+    milliseconds, over = time_calls(calls, cell.options["timing_seconds"])
     units = [len(part.weight) for part in small.modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
     return {
         "accuracy": accuracy(logits(nn.Sequential(Scale(), small), test.images), test.digits),
         "multiply_adds": multiply_adds(small, shape),
         "units": units,
-        "ms": {key: statistics.median(values) for key, values in times.items()},
-        "faster": ratio(times, "whole", "small"),
+        "ms": milliseconds,
+        "faster": over("whole", "small"),
     }
 
 

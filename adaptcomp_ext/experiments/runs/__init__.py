@@ -3,9 +3,7 @@
 from adaptcomp_ext.experiments.files import read_json, write_json, write_text
 
 from .cells import Cell, Tick, run_cells, span
-from .checkpoint import Checkpoint
 from .experiment import Experiment, Setup, experiment, grid
-from .fit import fit, shuffled
 from .folder import RunFolder
 from .options import Data, Epochs, FirstSeed, Listed, Quick, Seeds
 from .plan import Plan, publish, run_plan, seeds_from
@@ -34,6 +32,7 @@ from .statistics import (
     table,
     wilson,
 )
+from .training import Checkpoint, fit, shuffled
 
 __all__ = [
     "ONE_SEED",
