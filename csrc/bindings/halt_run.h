@@ -53,7 +53,7 @@ class StateLike {
     return std::move(leaves);
   }
 
-  const std::vector<Like>& leaves() const { return leaves_; }
+  std::vector<Like>& leaves() { return leaves_; }
 
  private:
   Form form_;
@@ -158,8 +158,7 @@ class HaltRun {
   int64_t advance(int64_t rows, int64_t step, const py::list& leaves, const py::object& readout,
                   const py::object& logits, int64_t stream) {
     if (apart_ && !readout_->fits(readout.ptr(), rows, a_.readout.block)) return kUnusual;
-    const bool has_head = a_.policy == Policy::act || a_.policy == Policy::ponder_sample;
-    if (has_head && !take_logits(logits.ptr(), rows)) return kUnusual;
+    if (has_head() && !take_logits(logits.ptr(), rows)) return kUnusual;
     for (size_t l = 0; l < leaves_.size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
       // Readout and head had it since `take`.
@@ -212,6 +211,8 @@ class HaltRun {
     return l < a_.n_leaves ? l : -1;
   }
 
+  bool has_head() const { return a_.policy == Policy::act || a_.policy == Policy::ponder_sample; }
+
   static const int64_t* copied(const int64_t* from, std::vector<int64_t>& to, int64_t rows) {
     if (!from) return nullptr;
     to.assign(from, from + rows);
@@ -230,19 +231,21 @@ class HaltRun {
   }
 
   void pack(const py::list& leaves, int64_t rows) {
+    std::vector<Block> blocks;
     for (size_t i = 0; i < like_inputs_.size(); ++i)
-      like_inputs_[i].require_block(PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), rows,
-                                    "inputs");
+      blocks.push_back(like_inputs_[i].require_block(
+          PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), rows, "inputs"));
     for (size_t l = 0; l < leaves_.size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
-      leaves_[l].require_block(leaf, rows, "step");
-      add_move(leaves, l, leaves_[l], rows, sole_owner(leaf, 1, inference_mode_));
+      const Block block = leaves_[l].require_block(leaf, rows, "step", !apart_ && !has_head());
+      add_move(leaves, l, leaves_[l], block, rows, sole_owner(leaf, block.storage, 1, inference_mode_));
     }
     const size_t replaced = replaced_.size();
     for (size_t i = 0; i < like_inputs_.size(); ++i) {
       // Before the first packing it is the user's; then the list and the step's arguments hold it.
       PyObject* input = PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i));
-      add_move(inputs_, i, like_inputs_[i], rows, inputs_are_ours_ && sole_owner(input, 2, inference_mode_));
+      add_move(inputs_, i, like_inputs_[i], blocks[i], rows,
+               inputs_are_ours_ && sole_owner(input, blocks[i].storage, 2, inference_mode_));
     }
     inputs_are_ours_ = true;
     inputs_replaced = replaced_.size() > replaced;
@@ -262,18 +265,17 @@ class HaltRun {
 
   // Plans to move the surviving rows of list[i]: to where it is if it is `own`, else to a new tensor in its
   // place.
-  void add_move(const py::list& list, size_t i, const Like& like, int64_t rows, bool own) {
-    PyObject* source = PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i));
-    void* from = data_of(source, "state or inputs");
+  void add_move(const py::list& list, size_t i, const Like& like, const Block& block, int64_t rows,
+                bool own) {
     if (own) {
-      moves_.push_back({from, from, like.row_bytes()});
+      moves_.push_back({block.data, block.data, like.row_bytes()});
       return;
     }
+    PyObject* source = PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i));
     replaced_.push_back(py::reinterpret_borrow<py::object>(source));
-    list[i] = new_rows(source, rows);
-    moves_.push_back({from,
-                      data_of(PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i)), "the packed rows"),
-                      like.row_bytes()});
+    py::object fresh = new_rows(source, rows);
+    moves_.push_back({block.data, data_of(fresh.ptr(), "the packed rows"), like.row_bytes()});
+    list[i] = std::move(fresh);
   }
 
   HaltStep a_{};
@@ -281,7 +283,7 @@ class HaltRun {
   int64_t device_;
   bool inference_mode_, apart_ = false, inputs_are_ours_ = false;
   std::shared_ptr<StateLike> state_;
-  const std::vector<Like>& leaves_;
+  std::vector<Like>& leaves_;
   std::shared_ptr<Schedule> schedule_;
   py::list inputs_;
   std::vector<Like> like_inputs_;

@@ -83,18 +83,18 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
                      : increments.size() > 0 ? py::handle(py::object(increments[0]))
                                              : py::handle(py::none()));
 
-  const auto size = [](const py::object& tensor, bool in_bytes) {
-    return in_bytes ? integer_of(attribute(tensor.ptr(), torch->nbytes))
-                    : integer_of(method(tensor.ptr(), torch->numel));
-  };
   const auto leaf = [&](const py::object& block, const py::object& result, const char* name,
                         bool same_dtype = true) {
+    Facts of_block, of_result;
+    of_block.require(block.ptr());
+    of_result.require(result.ptr());
+    const auto size = [&](const Facts& f) { return f.elements() * (same_dtype ? f.element_bytes() : 1); };
     // The user's functions had it since it was checked.
-    if (size(block, same_dtype) * batch != size(result, same_dtype) * a.rows)
+    if (size(of_block) * batch != size(of_result) * a.rows)
       throw py::value_error(
           std::string(name) +
           ": expected the tensor that it returned, got one that was resized or replaced since");
-    const Extent row_of_it = row_extent(block.ptr());
+    const Extent row_of_it = row_extent(of_block);
     return Leaf{data.real(block, name), data_of(result.ptr(), "result"), row_of_it.elements, row_of_it.dtype};
   };
   a.n_leaves = static_cast<int64_t>(leaves.size());

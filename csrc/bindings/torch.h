@@ -40,7 +40,7 @@ struct Torch {
   py::str data_ptr{"data_ptr"}, shape{"shape"}, dtype{"dtype"}, device{"device"}, is_cpu{"is_cpu"},
       element_size{"element_size"};
   py::str is_contiguous{"is_contiguous"}, contiguous{"contiguous"}, is_inference{"is_inference"},
-      requires_grad{"requires_grad"}, numel{"numel"}, nbytes{"nbytes"}, storage_offset{"storage_offset"};
+      requires_grad{"requires_grad"}, numel{"numel"}, storage_offset{"storage_offset"};
   py::str is_conj{"is_conj"}, resolve_conj{"resolve_conj"}, resolve_neg{"resolve_neg"}, stride{"stride"};
   py::str new_empty{"new_empty"}, resize{"resize_"};
   py::str use_count{"_use_count"}, untyped_storage{"untyped_storage"}, resizable{"resizable"},
@@ -379,17 +379,22 @@ class Contiguous {
   std::vector<py::object> kept_;
 };
 
-// Whether the storage of a tensor has all of its elements, which are `bytes`, and contiguous: the user can
-// make a storage smaller and leave the shape as it is.
-inline bool is_in_storage(PyObject* tensor, int64_t bytes, int64_t element_bytes) {
-  const int64_t skipped = integer_of(method(tensor, torch->storage_offset)) * element_bytes;
-  const auto storage =
+// The storage of a tensor; none of a wrapper of a transform or a fake tensor, which torch looks after.
+inline py::object storage_of(PyObject* tensor) {
+  auto storage =
       py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, torch->untyped_storage.ptr()));
-  if (!storage) {  // a wrapper of a transform or a fake tensor, which torch looks after
-    clear_error();
-    return true;
-  }
-  return integer_of(method(storage.ptr(), torch->nbytes)) >= skipped + bytes;
+  if (!storage) clear_error();
+  return storage;
+}
+
+// Whether the storage of a contiguous tensor has all of its elements: the user can make a storage smaller and
+// leave the shape as it is.
+inline bool is_in_storage(PyObject* tensor, const Facts& facts, const py::object& storage) {
+  if (!storage) return true;
+  const int64_t end = integer_of(method(tensor, torch->storage_offset)) + facts.elements();
+  const Py_ssize_t bytes = PyObject_Size(storage.ptr());
+  if (bytes < 0) throw py::error_already_set();
+  return bytes >= end * facts.element_bytes();
 }
 
 inline std::string shape_text(PyObject* tensor) { return py::str(py::list(attribute(tensor, torch->shape))); }
@@ -404,11 +409,17 @@ inline void check_block(PyObject* tensor, int64_t rows, const char* name) {
         std::string(name) + ": expected the " + std::to_string(rows) +
         " rows that the step was called with, got a tensor that was resized or replaced since, of shape " +
         (has_shape ? shape_text(tensor) : "unknown"));
-  const int64_t bytes = facts.elements() * facts.element_bytes();
-  if (is_plain(tensor) && facts.is_contiguous() && !is_in_storage(tensor, bytes, facts.element_bytes()))
+  if (is_plain(tensor) && facts.is_contiguous() && !is_in_storage(tensor, facts, storage_of(tensor)))
     throw py::value_error(std::string(name) + ": expected memory for all of its elements, got a tensor of " +
-                          std::to_string(bytes) + " bytes whose storage was made smaller than that");
+                          std::to_string(facts.elements() * facts.element_bytes()) +
+                          " bytes whose storage was made smaller than that");
 }
+
+// Where a block of rows is.
+struct Block {
+  void* data;
+  py::object storage;
+};
 
 // What a block of rows of one tensor has to look like: everything but their number.
 class Like {
@@ -427,34 +438,36 @@ class Like {
   // The address of a plain contiguous block of `rows` such rows with memory; false where `tensor` is none.
   bool find(PyObject* tensor, int64_t rows, const void*& data) const {
     Facts facts;
-    if (!is_plain(tensor) || !facts.read(tensor)) return false;
-    if (facts.dims() != static_cast<Py_ssize_t>(tail_.size()) + 1 || facts.size(0) != rows) return false;
-    if (!std::equal(tail_.begin(), tail_.end(), facts.sizes() + 1)) return false;
+    if (!is_block(tensor, rows, facts)) return false;
     data = facts.data();
-    return facts.kind() == kind_ && facts.place() == place_ && facts.is_contiguous() && facts.has_memory();
+    return true;
   }
   // Whether it is one, with its values in memory.
   bool fits(PyObject* tensor, int64_t rows, const void*& data) const {
     return find(tensor, rows, data) && !is_lazy(tensor);
   }
-  // That it fits, and that its storage has all of its elements, before rows are moved in its memory.
-  void* require_block(PyObject* tensor, int64_t rows, const char* name) const {
+  // A block that fits, and whose storage has all of its elements. To be asked before rows are moved in it.
+  // `untouched`: it did fit, and nobody has had it since.
+  Block require_block(PyObject* tensor, int64_t rows, const char* name, bool untouched = false) const {
+    Facts facts;
+    if (is_block(tensor, rows, facts) && (untouched || !is_lazy(tensor))) {
+      py::object storage = storage_of(tensor);
+      if (is_in_storage(tensor, facts, storage)) return {facts.data(), std::move(storage)};
+    }
     check_block(tensor, rows, name);
-    const void* data = nullptr;
-    if (!fits(tensor, rows, data))
-      throw py::value_error(std::string(name) + ": expected the tensor that the step was called with, got " +
-                            "one that was changed to shape " + shape_text(tensor) + ", " +
-                            std::string(py::str(attribute(tensor, torch->dtype))));
-    return const_cast<void*>(data);
+    throw py::value_error(std::string(name) + ": expected the tensor that the step was called with, got " +
+                          "one that was changed to shape " + shape_text(tensor) + ", " +
+                          std::string(py::str(attribute(tensor, torch->dtype))));
   }
   bool is_beside(const Facts& facts) const { return facts.place() == place_; }
 
   // tensor = tensor[:rows], without a new object. For memory that nobody else sees.
-  void shrink(PyObject* tensor, int64_t rows) const {
-    std::vector<py::object> sizes{py::int_(rows)};
-    for (const int64_t extent : tail_) sizes.emplace_back(py::int_(extent));
-    std::vector<PyObject*> arguments{tensor};
-    for (const py::object& size : sizes) arguments.push_back(size.ptr());
+  void shrink(PyObject* tensor, int64_t rows) {
+    const py::int_ count(rows);
+    if (sizes_.empty())
+      for (const int64_t extent : tail_) sizes_.emplace_back(py::int_(extent));
+    std::vector<PyObject*> arguments{tensor, count.ptr()};
+    for (const py::object& size : sizes_) arguments.push_back(size.ptr());
     owned(PyObject_VectorcallMethod(torch->resize.ptr(), arguments.data(), arguments.size(), nullptr));
   }
 
@@ -464,9 +477,17 @@ class Like {
   int64_t row_bytes() const { return row_.bytes; }
 
  private:
+  bool is_block(PyObject* tensor, int64_t rows, Facts& facts) const {
+    return is_plain(tensor) && facts.read(tensor) &&
+           facts.dims() == static_cast<Py_ssize_t>(tail_.size()) + 1 && facts.size(0) == rows &&
+           std::equal(tail_.begin(), tail_.end(), facts.sizes() + 1) && facts.kind() == kind_ &&
+           facts.place() == place_ && facts.is_contiguous() && facts.has_memory();
+  }
+
   uint64_t kind_, place_;
   Extent row_;
   std::vector<int64_t> tail_;
+  std::vector<py::object> sizes_;  // tail_ as Python has it, where rows are packed in place
 };
 
 // --- whose memory it is
@@ -476,18 +497,20 @@ class Like {
 // Python's references are counted, and those to the storage: every other view, a view's base, and every hold
 // from C++ would be one more. Memory that torch did not allocate, such as an array's, is not resizable, and
 // may be seen by anyone. A tensor of inference mode must not be written to outside it; and one that needs a
-// gradient, of a step that differentiates under no_grad, cannot be made smaller.
-inline bool sole_owner(PyObject* tensor, Py_ssize_t references, bool inference_mode) {
+// gradient, of a step that differentiates under no_grad, cannot be made smaller. `storage`: the tensor's,
+// held by the caller alone.
+inline bool sole_owner(PyObject* tensor, const py::object& storage, Py_ssize_t references,
+                       bool inference_mode) {
   if (torch->storage_use_count.is_none() || Py_TYPE(tensor) != torch->tensor) return false;
   if (Py_REFCNT(tensor) > torch->one_reference + references - 1) return false;
   if (integer_of(method(tensor, torch->use_count)) > torch->one_use) return false;
   if (!inference_mode && method(tensor, torch->is_inference).ptr() != Py_False) return false;
   if (attribute(tensor, torch->requires_grad).ptr() != Py_False) return false;
-  const py::object storage =
-      method(tensor, torch->untyped_storage);  // a holder more, unless somebody has the same object
-  if (Py_REFCNT(storage.ptr()) > torch->one_storage) return false;
+  if (!storage || Py_REFCNT(storage.ptr()) > torch->one_storage) return false;
   if (!answers(storage.ptr(), torch->resizable)) return false;
-  return integer_of(torch->storage_use_count(attribute(storage.ptr(), torch->cdata))) <= 2;
+  // `storage` is a holder more, unless somebody has the same object.
+  const py::object address = attribute(storage.ptr(), torch->cdata);
+  return integer_of(owned(PyObject_CallOneArg(torch->storage_use_count.ptr(), address.ptr()))) <= 2;
 }
 
 // The class of tensors, that of parameters, `plain` (see above), an empty tensor that nobody else holds, the
