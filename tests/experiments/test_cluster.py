@@ -170,6 +170,7 @@ def stops(sign: Path, seconds: float = 30) -> None:
     raise AssertionError("the cell is still being worked on")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_runs_again_with_the_bits_of_a_local_run(
     head: tuple[str, str], tmp_path: Path, expected: dict
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_killed_worker_runs_again_with_the_bits_of_a_local_run(
     assert "c-1: its worker was lost" in (tmp_path / "said.txt").read_text()
 
 
+@pytest.mark.slow
 def test_what_a_cell_raises_is_raised_here_and_not_tried_again(
     head: tuple[str, str], tmp_path: Path, expected: dict
 ) -> None:
@@ -196,12 +198,14 @@ def test_what_a_cell_raises_is_raised_here_and_not_tried_again(
     assert not (folder.cells / ".owner.json").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_always_dies_ends_the_run(head: tuple[str, str], tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path, "test", {})
     with pytest.raises(ChildProcessError, match="c-0: its worker was lost 3 times"):
         run_cells(folder, cells()[:1], die, workers=1, threads=1, console=QUIET, cluster=head[0])
 
 
+@pytest.mark.slow
 def test_unsuitable_machines_are_named(head: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "ask.py").write_text(
         f"""
@@ -241,6 +245,7 @@ with owned(Path("cells")) as token:
     assert said[5].startswith("threads: expected at most 2") and said[5].endswith("got 3")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_goes_away_leaves_a_folder_that_resumes(
     tmp_path: Path, expected: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +291,7 @@ def children(pid: int) -> list[int]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
 def test_no_worker_goes_on_without_its_run(
     head: tuple[str, str], tmp_path: Path, how: signal.Signals

@@ -52,7 +52,7 @@ def run_cells(
     cluster : str, optional
         None: processes of this machine. ``"local"``: a Ray that is started on this machine for this run.
         ``"auto"``, ``"ray://HOST:PORT"`` or ``"HOST:PORT"``: the Ray cluster at that address, whose machines
-        must see `folder` under the same path.
+        must see `folder` under the same path. What a cell prints there stands in Ray's logs.
 
     Raises
     ------

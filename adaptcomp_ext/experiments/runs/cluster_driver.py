@@ -18,12 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-import adaptcomp_ext
-
 from .cell import PAUSE, Cell, Worker
-from .cluster_worker import run_there
+from .cluster_worker import run_there, versions
 from .owner import OWNER_NAME
 from .processes import end_with_parent
 
@@ -47,8 +43,7 @@ class Job(NamedTuple):
     @classmethod
     def here(cls, cells: Path, token: str, worker: Worker, threads: int) -> Job:
         """Take working directory and versions from this process."""
-        versions = {"adaptcomp_ext": adaptcomp_ext.__version__, "torch": str(torch.__version__)}
-        return cls(cells.resolve(), token, worker, threads, os.getcwd(), versions)
+        return cls(cells.resolve(), token, worker, threads, os.getcwd(), versions())
 
 
 def drive(pipe: Connection, job: Job, cells: Sequence[Cell], workers: int, address: str) -> None:
@@ -136,7 +131,7 @@ def _check_machines(ray: Any, job: Job) -> None:
     for name, answer in asked.items():
         machine = nodes[name]["NodeManagerHostname"]
         try:
-            sees, missing, versions = ray.get(answer)
+            sees, missing, found = ray.get(answer)
         except ray.exceptions.RayError as error:
             raise ConnectionError(
                 f"cluster: {machine} could not be asked for its folder and versions ({_line(error)})"
@@ -148,9 +143,9 @@ def _check_machines(ray: Any, job: Job) -> None:
             )
         if missing:
             raise ValueError(f"cluster: expected the packages of this machine on {machine}, got: {missing}")
-        if versions != job.versions:
+        if found != job.versions:
             raise ValueError(
-                f"cluster: expected {_listed(job.versions)} on {machine} as here, got {_listed(versions)}"
+                f"cluster: expected {_listed(job.versions)} on {machine} as here, got {_listed(found)}"
             )
 
 
@@ -175,10 +170,10 @@ def _probe() -> Any:
         try:
             if module not in ("__main__", "__mp_main__"):
                 importlib.import_module(module)
-            versions = {name: str(importlib.import_module(name).__version__) for name in packages}
+            found = {name: str(importlib.import_module(name).__version__) for name in packages}
         except ImportError as error:
             return sees, str(error), {}
-        return sees, "", versions
+        return sees, "", found
 
     return probe
 

@@ -8,13 +8,22 @@ import socket
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+import adaptcomp_ext
+
 from .cell import Cell, run_one, spaced
 from .owner import owns, watched
 
 if TYPE_CHECKING:
     from .cluster_driver import Job
 
-__all__ = ["run_there"]
+__all__ = ["run_there", "versions"]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions, here, of what must be the same on all machines for the same results."""
+    return {"adaptcomp_ext": adaptcomp_ext.__version__, "torch": str(torch.__version__)}
 
 
 def run_there(job: Job, cell: Cell, ticks: Any) -> tuple[Any, ...]:
@@ -26,7 +35,12 @@ def run_there(job: Job, cell: Cell, ticks: Any) -> tuple[Any, ...]:
     if os.path.isdir(job.directory):  # for files that were named relative to it
         os.chdir(job.directory)
     try:
-        if not owns(job.cells, job.token):  # on a machine that came after those that were asked
+        # The machines were asked before the first cell; this one may have joined the cluster since.
+        if versions() != job.versions:
+            raise ValueError(
+                f"cluster: expected {job.versions} on {socket.gethostname()} too, got {versions()}"
+            )
+        if not owns(job.cells, job.token):
             raise FileNotFoundError(
                 f"{job.cells}: expected the folder of this run on {socket.gethostname()} too, found another"
             )
