@@ -1,4 +1,4 @@
-"""Buffers that follow from a module's sizes: no state_dict holds them, so they have to survive what empties a module."""
+"""Buffers that follow from a module's sizes: no state_dict holds them; they are recomputed when lost."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["WithConstants"]
 
 
 class WithConstants(nn.Module):
-    """Base of modules with such buffers: `constants` makes them; they are made again after ``to_empty`` and on leaving meta."""
+    """Base of modules with such buffers: `constants` computes them, again after ``to_empty`` and meta."""
 
     def constants(self) -> dict[str, Tensor]:
-        """Buffers by name, on any device."""
+        """Return the buffers by name, on any device."""
         raise NotImplementedError
 
     def register_constants(self) -> None:
-        """Register them, out of the state_dict; once the sizes are known."""
+        """Register the buffers outside of the state_dict; to be called when the sizes are known."""
         for name, value in self.constants().items():
             self.register_buffer(name, value, persistent=False)
 
@@ -29,7 +29,7 @@ class WithConstants(nn.Module):
             now = self._buffers[name]
             if now is not None and not now.is_meta:
                 value = value.to(now)
-                if not torch.equal(now, value):  # `to_empty` left garbage
+                if not torch.equal(now, value):  # `to_empty` has left it uninitialised
                     self._buffers[name] = value
         return self
 
@@ -37,10 +37,10 @@ class WithConstants(nn.Module):
         super()._load_from_state_dict(state_dict, *rest)
         device = next((v.device for v in state_dict.values() if isinstance(v, Tensor)), None)
         if device is not None:
-            self.leave_meta(device)  # with assign=True nothing else takes these along
+            self.leave_meta(device)  # with assign=True nothing else moves these
 
     def leave_meta(self, device: torch.device) -> None:
-        """Make on `device` what is still on the meta device."""
+        """Compute buffers that are still on the meta device on `device`."""
         if any(self._buffers[name].is_meta for name in self.constants()):  # type: ignore[union-attr]
             for name, value in self.constants().items():
                 self._buffers[name] = value.to(device)

@@ -1,4 +1,4 @@
-"""Whether a module does what its class says: its own `forward`, nothing hooked onto it, its weights plain parameters."""
+"""Tests whether a module computes what its class defines: without hooks and with the class's `forward`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _ABOUT_HOOKS = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
-"""Where ``nn.Module`` keeps what is hooked onto a call of it, and how to call that."""
+"""The attributes in which ``nn.Module`` keeps hooks, and how to call them."""
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a call of the module runs hooks of its own."""
+    """Whether a call of the module runs its own hooks."""
     return any(getattr(module, name, None) for name in _CALLED)
 
 
 def move_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Hook onto calls of one module what is hooked onto calls of another."""
+    """Add the hooks of one module to another."""
     for name in (*_CALLED, *_ABOUT_HOOKS):
         getattr(target, name).update(getattr(source, name))
     if source._backward_hooks:
@@ -34,7 +34,7 @@ def move_hooks(source: nn.Module, target: nn.Module) -> None:
 
 
 def altered(module: nn.Module, base: type[nn.Module]) -> bool:
-    """Whether a call of the module, hooks apart, may compute something else than `base`, a class of torch's, does."""
+    """Whether a call of the module, without hooks, may differ from that of `base`, a class of torch."""
     kind = type(module)
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return True
@@ -45,9 +45,9 @@ def altered(module: nn.Module, base: type[nn.Module]) -> bool:
 
 
 def copied(name: str, module: Module) -> Module:
-    """Return a deep copy, or say of which argument there is none."""
-    # Weights that hooks compute, as of torch's older weight_norm, are no leaves, which deepcopy refuses: they
-    # are computed anew.
+    """Return a deep copy, or raise TypeError for the argument `name`."""
+    # deepcopy refuses weights that hooks compute, as of torch's older weight_norm, because they are not
+    # leaves. The next call computes them again.
     computed = [
         value
         for part in module.modules()
@@ -56,14 +56,14 @@ def copied(name: str, module: Module) -> Module:
     ]
     try:
         return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
-    except Exception as error:  # locks, handles, whatever a user's module holds
+    except Exception as error:  # a user's module may hold locks or handles
         raise TypeError(
             f"{name}: expected a module that copy.deepcopy can copy, got {type(module).__name__}: {error}"
         ) from error
 
 
 def intact(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own as it came, so that a call of it does what its class says and nothing else."""
+    """Whether a module is an unchanged torch module, so that a call computes what its class defines."""
     return (
         type(module).__module__.startswith("torch.nn.modules.")
         and "forward" not in vars(module)

@@ -1,4 +1,4 @@
-"""Settings that stay checked: what was wrong in the constructor is wrong when it is assigned later."""
+"""Settings that are checked at every assignment, as in the constructor."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from adaptcomp_ext.nn._scripting import refuse_scripting
 
 
 class Checked(nn.Module):
-    """A module that checks its settings whenever they are assigned, so that a call need not look at them again."""
+    """A module that checks its settings at every assignment, so that a call need not check them."""
 
     _settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
-    """For each, a function that returns the value to be kept, or raises a TypeError or ValueError that names
-    it."""
+    """For each setting, a function that returns the value to be kept, or raises TypeError or ValueError."""
 
     __prepare_scriptable__ = refuse_scripting
 

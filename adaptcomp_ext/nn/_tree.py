@@ -32,11 +32,11 @@ class _WithNone:
     """A structure in which some places hold None: it stays there and is no leaf."""
 
     structure: Any
-    is_none: tuple[bool, ...]  # of each place of `structure`
+    is_none: tuple[bool, ...]  # for each place of `structure`
 
     @property
     def num_leaves(self) -> int:
-        """Of the tensors."""
+        """Number of tensors."""
         return self.is_none.count(False)
 
     def __str__(self) -> str:
@@ -44,13 +44,13 @@ class _WithNone:
         return f"{self.structure} with None for leaf {places}"
 
 
-_TUPLES = [_Tuple(n) for n in range(17)]  # one object each, so that comparing two is comparing identities
+_TUPLES = [_Tuple(n) for n in range(17)]  # one object each, so that `is` compares them
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
-    """Leaves and structure; None is no leaf, but part of the structure.
+    """Return leaves and structure; None is not a leaf, but part of the structure.
 
-    A bare tensor and a plain tuple of tensors, the usual states, skip torch's registry, which takes longer
+    A bare tensor and a plain tuple of tensors, the usual states, bypass torch's registry, which takes longer
     than a small step.
     """
     if isinstance(tree, Tensor):
@@ -69,9 +69,9 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
 
 
 def flatten_like(tree: Any, structure: Any) -> tuple[list[Any], Any]:
-    """`flatten`, where dictionaries may have their keys in another order than in `structure`: the leaves come in its order."""
-    leaves, found = flatten(tree)
-    if found is structure or found == structure:
+    """Flatten a tree into the leaf order of `structure`; its dictionaries may have another order of keys."""
+    leaves, treedef = flatten(tree)
+    if treedef is structure or treedef == structure:
         return leaves, structure
     spec, is_none = structure, None
     if type(structure) is _WithNone:
@@ -79,22 +79,22 @@ def flatten_like(tree: Any, structure: Any) -> tuple[list[Any], Any]:
     try:
         leaves = spec.flatten_up_to(tree)
     except (AttributeError, ValueError):  # a bare tensor or a tuple; another structure
-        return leaves, found
+        return leaves, treedef
     if is_none is None:
         fits = all(isinstance(leaf, Tensor) for leaf in leaves)
     else:
         fits = all((leaf is None) == none for leaf, none in zip(leaves, is_none, strict=True))
         leaves = [leaf for leaf in leaves if leaf is not None]
-    return leaves, structure if fits else found
+    return leaves, structure if fits else treedef
 
 
 def is_container(structure: Any) -> bool:
-    """Whether a tree of this structure is an object of its own beside its tensors."""
+    """Whether a tree of this structure is a container, not a bare tensor."""
     return structure is not _LEAF
 
 
 def unflatten(leaves: list[Any], structure: Any) -> Any:
-    """The inverse of `flatten`."""
+    """Invert `flatten`."""
     if structure is _LEAF:
         return leaves[0]
     if type(structure) is _Tuple:
@@ -108,12 +108,12 @@ def unflatten(leaves: list[Any], structure: Any) -> Any:
 
 
 def form(structure: Any) -> int:
-    """The structure as the compiled loop knows it: a bare tensor, a plain tuple of them, or something else."""
+    """Return the structure's code in the compiled loop: 0 a bare tensor, 1 a plain tuple, 2 another one."""
     return 0 if structure is _LEAF else 1 if type(structure) is _Tuple else 2
 
 
 def check_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[Tensor], Any]:
-    """Flatten `tree`, require that every leaf is a dense tensor with a batch dimension, and make it a plain one."""
+    """Flatten `tree`; require dense leaves with a batch dimension, and return them as plain tensors."""
     leaves, structure, _ = check_classed_tree(name, tree, position)
     return leaves, structure
 
@@ -121,7 +121,7 @@ def check_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[
 def check_classed_tree(
     name: str, tree: Any, position: int | None = None, optional: bool = False
 ) -> tuple[list[Tensor], Any, Kinds]:
-    """`check_tree`, and the classes that the leaves had; `optional`: None may be all there is."""
+    """Run `check_tree`, and also return the leaves' classes; `optional`: the tree may hold only None."""
     leaves, structure = flatten(tree)
     return leaves, structure, check_leaves(name, tree, leaves, structure, position, optional)
 
@@ -129,9 +129,9 @@ def check_classed_tree(
 def check_leaves(
     name: str, tree: Any, leaves: list[Any], structure: Any, position: int | None, optional: bool
 ) -> Kinds:
-    """What `check_classed_tree` requires of the leaves of a flattened tree. They become plain ones, in place."""
+    """Check the leaves of a flattened tree as `check_classed_tree`; make them plain ones, in place."""
     if not torch.compiler.is_dynamo_compiling() and _C.are_ordinary_rows(leaves, _NOTHING):
-        return None  # nearly always, and found in one call
+        return None  # nearly always
     kinds: Kinds = None
     if not leaves and not (optional and type(structure) is _WithNone):
         where = _place(name, position)
@@ -168,17 +168,17 @@ def check_batch(
     input_leaves: list[Any],
     structures: list[Any],
 ) -> tuple[Kinds, Kinds]:
-    """Check the flattened state and inputs of a run, tree by tree. Returns the classes that their leaves had."""
+    """Check the flattened state and inputs of a run, tree by tree; return their leaves' classes."""
     kinds = check_leaves("state", state, leaves, structure, None, False)
     batch, device = leaves[0].shape[0], leaves[0].device
     check_alike("state", leaves, batch, device)
     input_kinds: list[type[Tensor]] = []
-    for i, (value, how) in enumerate(zip(inputs, structures, strict=True)):
-        start, end = len(input_kinds), len(input_kinds) + how.num_leaves
-        some = input_leaves[start:end]
-        input_kinds += check_leaves("inputs", value, some, how, i, True) or [Tensor] * len(some)
-        check_alike("inputs", some, batch, device, i)
-        input_leaves[start:end] = some
+    for i, (value, treedef) in enumerate(zip(inputs, structures, strict=True)):
+        start, end = len(input_kinds), len(input_kinds) + treedef.num_leaves
+        own = input_leaves[start:end]
+        input_kinds += check_leaves("inputs", value, own, treedef, i, True) or [Tensor] * len(own)
+        check_alike("inputs", own, batch, device, i)
+        input_leaves[start:end] = own
     plain_inputs = all(kind is Tensor for kind in input_kinds)
     return kinds, None if plain_inputs else input_kinds
 
@@ -191,7 +191,7 @@ def check_alike(
     position: int | None = None,
     like: str = "the state",
 ) -> None:
-    """Require `batch` rows on `device` of every leaf, as `like` has them."""
+    """Require that every leaf has `batch` rows on `device`, as `like` has."""
     for i, leaf in enumerate(leaves):
         if leaf.shape[0] != batch:
             where = _place(name, position, leaves, i)

@@ -18,20 +18,20 @@ from adaptcomp_ext.ops.halting import Fused
 
 @documented
 class Run(NamedTuple):
-    """What is known before the first step.
+    """The constants of a run.
 
     Attributes
     ----------
     batch : int
         B, the number of rows.
     device : torch.device
-        Where all tensors of the run are.
+        The device of all tensors of the run.
     min_steps : int
         No row halts before this step.
     max_steps : int
-        Every row ends at this step.
+        Every row ends at this step at the latest.
     sample_ids : Tensor or None
-        int64 [B]: the key of each row's random numbers; None: its position in the batch.
+        int64 [B]: the key of each row's random numbers; None: its place in the batch.
     scalar : torch.dtype
         The dtype of weights, costs and log-probabilities: float32, or float64 in a float64 model.
     """
@@ -46,25 +46,25 @@ class Run(NamedTuple):
 
 @dataclass(slots=True)
 class View:
-    """What a policy sees at one step. The block holds n rows; rows whose ``row`` is -1 are padding, and may be ignored.
+    """The block of n rows that a policy decides about after a step; rows whose ``row`` is -1 are padding.
 
     Attributes
     ----------
     run : Run
-        What was known before the first step.
+        The constants of the run.
     step : int
-        The step that has just run, from 1.
+        The number of the step, counted from 1.
     state : pytree of Tensor
-        [n, ...] each: after the step.
+        [n, ...] each: the state after the step.
     previous : pytree of Tensor
-        [n, ...] each: before the step, the same rows in the same order. A step that overwrites its own output
-        overwrites this too.
+        [n, ...] each: the state of the same rows before the step. A step that overwrites its own output
+        overwrites it too.
     readout : Tensor
-        [n, ...]: what ``readout`` made of the state after the step.
+        [n, ...]: the readout after the step.
     row : Tensor
-        int64 [n]: the batch row of each row of the block, from 0.
+        int64 [n]: the batch row of each row of the block, counted from 0; -1 for padding.
     carry : tuple of Tensor
-        [n, ...] each: what the policy remembered of these rows.
+        [n, ...] each: the carry of the policy's last decision, or of `Policy.begin`.
     """
 
     run: Run
@@ -78,12 +78,12 @@ class View:
 
 @documented
 class Decision(NamedTuple):
-    """What a policy says of each row of the block.
+    """A policy's decision for each row of the block.
 
     Attributes
     ----------
     halt : Tensor
-        bool [n]. Heeded from `min_steps` on; at `max_steps` every row ends anyway.
+        bool [n]: whether the row halts. It is used from `min_steps` on; at `max_steps` every row ends.
     weight : Tensor or None
         [n], for weighted policies: the weight of this step's readout in the output.
     cost : Tensor or None
@@ -91,10 +91,10 @@ class Decision(NamedTuple):
     log_prob : Tensor or None
         [n], in nats: added to the row's log-probability.
     carry : tuple of Tensor
-        [n, ...] each: handed back at the next step, for the rows that go on. Same number and dtypes at every
-        step.
+        [n, ...] each: passed to the policy at the next step, for the active rows. Number and dtypes have to
+        be the same at every step.
     logits : Tensor or None
-        [n]: what the decision was computed from. A row where it is NaN or +inf ends ``NONFINITE``.
+        [n]: the logits of the decision. A row where they are NaN or +inf ends ``NONFINITE``.
     """
 
     halt: Tensor
@@ -106,14 +106,14 @@ class Decision(NamedTuple):
 
 
 class Policy(Checked):
-    """Base class of halting policies: decides after each step which rows have thought enough.
+    """Base class of halting policies, which decide after each step which rows halt.
 
-    A subclass implements `decide`; `begin` and the properties have defaults. Nothing in the halting loop
-    knows the policies. The settings of our own are checked whenever they are assigned.
+    A subclass implements `decide`; `begin` and the properties have defaults. The policies of this package
+    check their settings at every assignment.
 
     Examples
     --------
-    Halt where the state has stopped moving:
+    A policy that halts a row whose state has stopped changing:
 
     >>> class Still(ac.Policy):
     ...     def decide(self, view):
@@ -121,7 +121,7 @@ class Policy(Checked):
     """
 
     _written: dict[str, Any]
-    """The class's attributes as its statement left them: see `adaptcomp_ext.nn._fusing`."""
+    """The attributes of the class statement: see `adaptcomp_ext.nn._fusing`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -129,7 +129,7 @@ class Policy(Checked):
 
     @property
     def weighted(self) -> bool:
-        """Whether the output is the weighted sum of the readouts; if not, it is the readout at the row's last step."""
+        """Whether the output is the weighted sum of the readouts, not the readout at each row's last step."""
         return False
 
     @property
@@ -139,37 +139,36 @@ class Policy(Checked):
 
     @property
     def reads_logits(self) -> bool:
-        """Whether it takes the readout for class logits, so that −inf masks a class even where the state itself is read."""
+        """Whether the readout is class logits, so that −inf masks a class even where it is the state."""
         return False
 
     def begin(self, run: Run) -> tuple[Tensor, ...]:
-        """Check the policy against the batch and return the initial carry, [B, ...] each. Default: none."""
+        """Check the policy against the batch, and return the initial carry, [B, ...] each. Default: none."""
         return ()
 
     def decide(self, view: View) -> Decision:
-        """Decide for each row of the block. Must treat the rows independently of each other."""
+        """Return the decision for each row of the block; it must not depend on other rows."""
         raise NotImplementedError(f"{type(self).__name__} must implement decide()")
 
     def fuse(self) -> Fused | None:
-        """The same decision for the halting kernel, or None (default) where only `decide` knows how.
+        """Return the decision of `decide` in the halting kernel's terms; None (default) if it has no kernel.
 
-        Asked for only where it stands in the same class as the methods that it speaks for, or in a class
-        derived from theirs: a subclass that overrides `decide`, `begin` or another method and inherits `fuse`
-        runs as its methods say.
+        It is used only if no subclass overrides `decide`, `begin` or another method without overriding
+        `fuse`: such a subclass runs by its methods.
         """
         return None
 
     def check_readout(self, readout: Tensor) -> None:
-        """Raise where the policy has no use for a readout such as the first one. Default: any will do."""
+        """Raise TypeError or ValueError if the policy cannot use the first readout. Default: any is fine."""
 
 
 def head_logits(head: Any, view: View) -> Tensor:
-    """One logit per row from a halting head: [n], whether it gives [n] or [n, 1]."""
+    """Return one logit per row, [n], from a halting head that returns [n] or [n, 1]."""
     return check_logits(head(view.state), view.row.shape[0], view.run.device)
 
 
 def check_logits(logits: Any, rows: int, device: torch.device) -> Tensor:
-    """What a halting head gave, as [n]."""
+    """Check the result of a halting head, and return it as [n]."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"head: expected it to return a Tensor, got {describe(logits)}")
     logits = plain("head", logits)
@@ -190,9 +189,9 @@ def check_logits(logits: Any, rows: int, device: torch.device) -> Tensor:
 
 
 def plain_decision(decision: Any) -> Any:
-    """A decision with plain tensors in it."""
+    """Return the decision with plain tensors."""
     if not isinstance(decision, Decision):
-        return decision  # for `check_decision` to refuse
+        return decision  # `check_decision` raises
     fields = (decision.halt, decision.weight, decision.cost, decision.log_prob, decision.logits)
     if kinds_of([t for t in fields if t is not None]) is None and kinds_of(decision.carry) is None:
         return decision
@@ -208,7 +207,7 @@ def _plain_field(name: str, value: Any) -> Any:
 
 
 def check_decision(decision: object, view: View) -> tuple[bool, bool, bool]:
-    """Require that the kernels can read what a policy decided. Returns which of weight, cost and log_prob it gives."""
+    """Require a decision that the kernels can read; return which of weight, cost and log_prob it has."""
     n, device = view.row.shape[0], view.row.device
     if not isinstance(decision, Decision):
         raise TypeError(f"decide: expected it to return a Decision, got {describe(decision)}")
@@ -241,7 +240,7 @@ def check_decision(decision: object, view: View) -> tuple[bool, bool, bool]:
 
 
 def check_head(head: object) -> Any:
-    """Require something that can be called on the state."""
+    """Require a callable."""
     if not callable(head):
         raise TypeError(f"head: expected a callable or nn.Module, got {describe(head)}")
     return head

@@ -1,4 +1,4 @@
-"""What a run of `AdaptiveHalt` or `EnergyDescent` returns."""
+"""The results of `AdaptiveHalt` and `EnergyDescent`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ class Status(enum.IntEnum):
     Attributes
     ----------
     HALTED : 1
-        The policy, or the stop rule of a descent, halted it.
+        The policy halted it; a descent converged.
     MAX_STEPS : 2
-        It ran to the last step and the policy had not halted it.
+        It took the last step without being halted.
     NONFINITE : 3
-        A NaN or an infinity turned up in its state, readout or halting logit; in a descent, in its point or
-        energy. −∞ in logits is none: it masks a class of a readout, or is a halting probability of 0. See
-        `AdaptiveHalt`.
+        Its state, readout or halting logit, in a descent its point or energy, had a NaN or an infinity. −∞ is
+        allowed in logits, where it masks a class or is a halting probability of 0: see `AdaptiveHalt`.
     REJECTED : 4
-        Energy descent only: a step that did not lower the energy was rejected, and nothing further would
-        change.
+        Descents only: a step that did not lower the energy was rejected, and every further step would be the
+        same.
     """
 
     HALTED = 1
@@ -36,18 +35,18 @@ class Status(enum.IntEnum):
 
 @documented
 class Trace(NamedTuple):
-    """Every step of every row, ragged: S is the sum of the steps over all rows. Ordered by step, then by row.
+    """All steps of all rows, ordered by step and then by row; S is the sum of the steps over all rows.
 
     Attributes
     ----------
     outputs : Tensor
-        [S, ...]: the readout after each step (of a descent, the point). Differentiable.
+        [S, ...]: the readout after each step; in a descent the point. Differentiable.
     weights : Tensor
-        [S], between 0 and 1: the weight of each readout in the output. Differentiable.
+        [S], in [0, 1]: the weight of each readout in the output. Differentiable.
     row : Tensor
-        int64 [S]: the batch row, from 0.
+        int64 [S]: the batch row, counted from 0.
     step : Tensor
-        int64 [S]: the step, from 1.
+        int64 [S]: the step, counted from 1.
     """
 
     outputs: Tensor
@@ -58,34 +57,34 @@ class Trace(NamedTuple):
 
 @documented
 class HaltResult(NamedTuple):
-    """Result of `AdaptiveHalt`. A named tuple, hence a pytree, and a valid output of a DDP module.
+    """The result of `AdaptiveHalt`: a named tuple, hence a pytree and a valid output of a DDP module.
 
     Attributes
     ----------
     output : Tensor
-        [B, ...]: what the policy makes of the readouts: a weighted sum, or the readout at each row's last
-        step.
+        [B, ...]: the weighted sum of the readouts, or the readout at each row's last step, by policy.
+        Differentiable.
     state : pytree of Tensor
         [B, ...] each: each row's last state, with the structure, shapes and dtypes of the initial one.
+        Differentiable.
     steps : Tensor
-        int64 [B]: how often the row went through ``step``.
+        int64 [B]: number of calls of ``step`` with the row.
     cost : Tensor
-        [B]: the policy's ponder cost, float32 (float64 in a float64 model); in steps, for PonderNet in
-        training in nats. Differentiable where the policy's is; for policies without one of their own it is
-        the number of steps. The step at which a row ended ``NONFINITE`` adds nothing to a cost of the
-        policy's own.
+        [B]: the policy's ponder cost, float32 (float64 in a float64 model), in steps; for PonderNet in
+        training mode in nats. Differentiable if the policy defines a cost; otherwise it is the number of
+        steps. The step at which a row ended ``NONFINITE`` adds nothing to a policy's own cost.
     status : Tensor
-        int8 [B]: a `Status` each.
+        int8 [B]: the `Status` of each row.
     trace : Trace or None
-        Every step of every row, for policies that need them (PonderNet in training), else None.
+        All steps of all rows for policies that need them (PonderNet in training mode), else None.
     log_prob : Tensor or None
-        [B], in nats: log-probability of the sampled halting decisions, for policies that define it, else
-        None. Without the step at which a row ended ``NONFINITE``.
+        [B], in nats: log-probability of the sampled halting decisions for policies that define it, without
+        the step at which a row ended ``NONFINITE``; else None.
 
     Notes
     -----
-    Without a ``readout``, ``output`` may share its memory with the first tensor of ``state``: who writes to
-    one may write to both.
+    Without a ``readout``, ``output`` may share memory with the first tensor of ``state``: writing to one may
+    write to both.
     """
 
     output: Tensor
@@ -99,20 +98,20 @@ class HaltResult(NamedTuple):
 
 @documented
 class EnergyResult(NamedTuple):
-    """Result of `EnergyDescent`. A named tuple, hence a pytree, and a valid output of a DDP module.
+    """The result of `EnergyDescent`: a named tuple, hence a pytree and a valid output of a DDP module.
 
     Attributes
     ----------
     y : Tensor
-        [B, ...]: each row's last accepted point, in the shape and dtype of ``y0``. Differentiable as the
-        gradient mode says.
+        [B, ...]: each row's last accepted point, in the shape and dtype of ``y0``. The gradient mode decides
+        how it is differentiable.
     energy : Tensor
-        [B]: its energy, in the units of ``energy``, float32 (float64 for float64 points). Differentiable in
-        the energy's parameters and the context, and through ``y`` where that is.
+        [B]: the energy of ``y``, float32 (float64 for float64 points). Differentiable in the energy's
+        parameters and the context, and through ``y`` if ``y`` is.
     steps : Tensor
-        int64 [B]: how many steps the row took, rejected ones included.
+        int64 [B]: number of steps, rejected ones included.
     status : Tensor
-        int8 [B]: a `Status` each.
+        int8 [B]: the `Status` of each row.
     trace : Trace or None
         With ``keep_trace``: ``outputs`` [S, ...] are the points after every step; ``weights`` [S], float32,
         are 1 at each row's last step and 0 elsewhere. Else None.

@@ -65,7 +65,20 @@ class LearnedGate(Gate):
         self.register_buffer("deviation", torch.ones(features))
 
     def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:
-        """Return the regression targets, in nats: logits of habit and control [n, C], labels [n] → [n]."""
+        """Return the regression targets, in nats.
+
+        Parameters
+        ----------
+        default, control : Tensor
+            Logits of habit and control, [n, C].
+        targets : Tensor
+            int64 [n]: the labels.
+
+        Returns
+        -------
+        Tensor
+            [n].
+        """
         raise NotImplementedError
 
     def log_score(self, logits: Tensor) -> Tensor:
@@ -196,7 +209,7 @@ class ValueGate(LearnedGate):
     """Call rows whose predicted value of control exceeds its price: ``threshold`` is the price κ, in nats.
 
     The target is the mean of the two estimates of the value, (ℓ₁ − ℓ₂ + KL(π₂ ‖ π₁)) / 2: the labels reduce
-    the bias, control's own expectation the variance.
+    the bias, control's own expectation the variance. The parameters are those of `LearnedGate`.
     """
 
     @property
@@ -220,7 +233,7 @@ class KLGate(LearnedGate):
     """Call rows where a large KL(π₂ ‖ π₁) is predicted, the thesis' criterion.
 
     The divergence is predicted, because computing it would take the call that the gate may save. Labels are
-    not used.
+    not used. The parameters are those of `LearnedGate`.
     """
 
     def value(self, default: Tensor, control: Tensor, targets: Tensor) -> Tensor:

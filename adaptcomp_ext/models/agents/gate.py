@@ -141,7 +141,22 @@ class PlanGate(Precise):
     def loss(
         self, latent: Tensor, log_std: Tensor, glance: Tensor, gain: Tensor, divergence: Tensor
     ) -> Tensor:
-        """Return the deviance of both predictions on planned rows, a scalar; update the input statistics."""
+        """Return the deviance of both predictions on planned rows, and update the input statistics.
+
+        Parameters
+        ----------
+        latent, log_std, glance : Tensor
+            Inputs of the gate, as for `predictions`.
+        gain : Tensor
+            [B]: the gain of each plan, in units of the spread of values; clipped to ±0.05.
+        divergence : Tensor
+            [B]: KL(π₂ ‖ π₁) of its first action, in nats; clipped to 50.
+
+        Returns
+        -------
+        Tensor
+            Scalar; differentiable in the gate's weights.
+        """
         with torch.no_grad():
             variance, middle = torch.var_mean(self.features(latent, log_std, glance), 0, correction=0)
             self.variance.lerp_(variance.to(self.variance.dtype), SCALE_RATE)

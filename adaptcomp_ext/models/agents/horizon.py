@@ -219,9 +219,17 @@ class DepthGate(Precise):
         batch: int = 64,
         seed: int = 0,
     ) -> list[float]:
-        """Train the gate to predict `gains` [n, levels] of states, n ≥ 2.
+        """Train the gate further to predict gains.
 
-        The weights are trained on; the global random state is not changed.
+        Parameters
+        ----------
+        latent, log_std : Tensor
+            Latent states [n, L] and the habit's log standard deviations [n, A], n ≥ 2.
+        gains : Tensor
+            [n, levels], from `DepthPlanner.gains`.
+        epochs, batch, seed : int
+            Passes over the states, states of an update, and seed of their order; the global random state is
+            not changed.
 
         Returns
         -------

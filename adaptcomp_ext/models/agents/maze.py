@@ -172,7 +172,7 @@ class MazeAgent(WithConstants):
     def look(
         self, walls: Tensor, position: Tensor, goal: Tensor, sweeps: Tensor, compact: bool | str = True
     ) -> Tensor:
-        """Plan each row for its number of sweeps, int64 [B], and return ``plan`` of `Seen`, [B, 5]."""
+        """Plan each row for its number of sweeps, and return ``plan`` of `Seen`; arguments as for `act`."""
         value = sweep_plan(walls, position, goal, sweeps, compact)
         best = value.max(1, keepdim=True).values
         known = best > UNKNOWN / 2

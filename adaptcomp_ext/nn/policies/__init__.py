@@ -1,4 +1,4 @@
-"""Halting policies, one to a module."""
+"""Halting policies, one in each module."""
 
 from adaptcomp_ext.nn.policies.act import ACT
 from adaptcomp_ext.nn.policies.confidence import Confidence

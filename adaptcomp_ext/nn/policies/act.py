@@ -1,4 +1,4 @@
-"""Adaptive computation time."""
+"""The policy of adaptive computation time."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class ACT(Policy):
     """Adaptive computation time (Graves 2016): halt when the halting probabilities add up to `threshold`.
 
     hₙ = sigmoid(head(sₙ)); N is the first step with h₁ + … + h_N ≥ threshold; R = 1 − Σ_{n<N} hₙ is the
-    remainder. The output is Σ_{n<N} hₙ·readoutₙ + R·readout_N and the ponder cost ρ = N + R. Both are
-    differentiable with N held constant, which gives h_N no gradient. The same in training and in evaluation.
+    remainder. The output is Σ_{n<N} hₙ·readoutₙ + R·readout_N, and the ponder cost is ρ = N + R. Both are
+    differentiable with N held constant, so that h_N has no gradient. Training and evaluation mode are the
+    same.
 
     Parameters
     ----------
     head : callable
-        Maps the state to one logit per row, [n] or [n, 1]. A bias near −3 at the start (long thinking first)
-        trains; 0 or more traps most runs at one or two steps. A logit of −∞ is h = 0: the row does not halt
-        here.
+        Maps the state to one logit per row, [n] or [n, 1]. Start with a bias near −3, that is with many
+        steps: from a bias of 0 or more, training rarely leaves one or two steps. A logit of −∞ gives h = 0.
     threshold : float
         1 − ε, in (0, 1].
 
     Notes
     -----
     A row that `max_steps` ends below the threshold has the remainder as its last weight and the status
-    ``MAX_STEPS``. Before `min_steps` the halting probability counts as zero, so those steps have no weight in
+    ``MAX_STEPS``. Before `min_steps` the halting probability is zero, so that these steps have no weight in
     the output.
     """
 
@@ -51,11 +51,11 @@ class ACT(Policy):
         return True
 
     def begin(self, run: Run) -> tuple[Tensor, ...]:
-        """The halting probability spent so far: none."""
+        """Return the accumulated halting probability: zero."""
         return (torch.zeros(run.batch, device=run.device, dtype=run.scalar),)
 
     def decide(self, view: View) -> Decision:
-        """One step of ACT."""
+        """Take one step of ACT."""
         run = view.run
         logits = head_logits(self.head, view)
         weight, accumulated, cost, halt = act_step_unchecked(
@@ -64,11 +64,11 @@ class ACT(Policy):
         return Decision(halt, weight, cost, carry=(accumulated,), logits=logits)
 
     def fuse(self) -> halting.Fused:
-        """One step of ACT, in the halting kernel."""
+        """Let the halting kernel take the step."""
         return halting.Fused(
             halting.ACT, threshold=self.threshold, carried=True, has_cost=True, head=self.head
         )
 
     def extra_repr(self) -> str:
-        """A plain function's name, and the threshold."""
+        """Return the head's name, if it is a plain function, and the threshold."""
         return f"{named(head=self.head)}threshold={self.threshold}"

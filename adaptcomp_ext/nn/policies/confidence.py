@@ -1,4 +1,4 @@
-"""Exit on confidence."""
+"""The policy of early exit by confidence."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from adaptcomp_ext.ops.confidence import MEASURES, confidence
 
 
 class Confidence(Policy):
-    """Halt a row as soon as its readout, taken as class logits, is sure enough. The output is the readout at that step.
+    """Halt a row when the confidence of its readout, class logits, reaches a threshold.
 
     Parameters
     ----------
     threshold : float
-        In (0, 1]. A row halts where its confidence is at least this.
+        In (0, 1]. A row halts when its confidence is at least this.
     measure : str
         ``"max_prob"``: the largest probability; ``"margin"``: the margin between the two largest;
         ``"entropy"``: 1 − H / log C.
 
     Notes
     -----
-    Needs a readout [n, C] with C ≥ 2. A logit of −∞ masks its class, which counts in C all the same. The
-    decision has no gradient; the output's is that of the readout at the last step. The ponder cost is the
-    number of steps.
+    The readout has to be [n, C] with C ≥ 2. A logit of −∞ masks its class, which still counts in C. The
+    output is the readout at the last step, and has its gradient; the decision has none. The ponder cost is
+    the number of steps.
     """
 
     _settings: ClassVar = {
@@ -43,25 +43,24 @@ class Confidence(Policy):
 
     @property
     def reads_logits(self) -> bool:
-        """True: a class whose logit is −inf has the probability 0."""
+        """True: a class whose logit is −inf has probability 0."""
         return True
 
     def check_readout(self, readout: Tensor) -> None:
         """Require class logits."""
         logits = check_floating("readout", readout)
         if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ValueError(
-                f"readout: Confidence expects class logits of shape [n, C] with C >= 2, got {list(logits.shape)}"
-            )
+            expected = "class logits of shape [n, C] with C >= 2"
+            raise ValueError(f"readout: Confidence expects {expected}, got {list(logits.shape)}")
 
     def decide(self, view: View) -> Decision:
-        """Whether each row is sure enough."""
+        """Halt rows whose confidence reaches the threshold."""
         return Decision(confidence(view.readout, self.measure) >= self.threshold)
 
     def fuse(self) -> halting.Fused:
-        """The same, in the halting kernel."""
+        """Let the halting kernel decide."""
         return halting.Fused(halting.CONFIDENCE, threshold=self.threshold, parameter=MEASURES[self.measure])
 
     def extra_repr(self) -> str:
-        """Threshold and measure."""
+        """Return threshold and measure."""
         return f"threshold={self.threshold}, measure={self.measure!r}"

@@ -1,4 +1,4 @@
-"""Exit where nothing moves any more."""
+"""The policy of halting at convergence."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ NORMS = ("relative", "absolute")
 
 
 class Convergence(Policy):
-    """Halt a row when its readout has stopped changing: for fixed points, equilibrium models, planners. The output is the last.
+    """Halt a row when its readout rₙ has stopped changing: for fixed points, equilibrium models, planners.
 
     ::
 
-        ‖rₙ − rₙ₋₁‖₂ ≤ tol · ‖rₙ‖₂  ("relative")      ‖rₙ − rₙ₋₁‖₂ ≤ tol  ("absolute")      `patience` steps
-        running
+        ‖rₙ − rₙ₋₁‖₂ ≤ tol · ‖rₙ‖₂  ("relative")   or   ‖rₙ − rₙ₋₁‖₂ ≤ tol  ("absolute")
+        in `patience` consecutive steps
 
     Parameters
     ----------
     tol : float
-        At least 0.
+        Tolerance, at least 0.
     norm : str
-        "relative" or "absolute"; over all elements of a row's readout.
+        "relative" or "absolute". The norms are over all elements of a row's readout.
     patience : int
-        At least 1: in how many consecutive steps it must hold.
+        Number of consecutive steps, at least 1.
 
     Notes
     -----
-    The first step has nothing to be compared with, so that no row halts before step 1 + `patience`. Norms are
-    accumulated in float32, float64 for float64 readouts; where the sum of squares overflows nothing halts. An
-    element that is −inf, as a masked class is, has not changed if it was −inf before, and is left out of
-    ‖rₙ‖. The decision has no gradient; the output's is that of the readout at the last step. The ponder cost
-    is the number of steps.
+    The first step has no predecessor, so that no row halts before step 1 + `patience`. Norms are accumulated
+    in float32, float64 for float64 readouts; a row whose sum of squares overflows does not halt. An element
+    that is −inf, such as a masked class, has not changed if it was −inf before, and is left out of ‖rₙ‖. The
+    output is the readout at the last step, and has its gradient; the decision has none. The ponder cost is
+    the number of steps.
     """
 
     _settings: ClassVar = {
@@ -56,11 +56,11 @@ class Convergence(Policy):
         self.patience = patience
 
     def check_readout(self, readout: Tensor) -> None:
-        """Require numbers whose distance can be taken."""
+        """Require floating-point numbers."""
         check_floating("readout", readout)
 
     def decide(self, view: View) -> Decision:
-        """Whether each row has been still for long enough."""
+        """Halt rows that have not changed for `patience` steps."""
         wide = torch.float64 if view.readout.dtype == torch.float64 else torch.float32
         with torch.no_grad():
             readout = view.readout.detach()
@@ -72,7 +72,7 @@ class Convergence(Policy):
                 now = readout.to(wide)
                 difference = now - before.to(wide)
                 change = torch.linalg.vector_norm(difference, dim=1)
-                # Where −inf less −inf was taken. CUDA is not asked whether it was.
+                # −inf − −inf is NaN. On CUDA reading the values would wait, so that NaN is assumed.
                 masked = on_cuda(change.device) or bool(change.isnan().any())
                 if masked:
                     change = torch.linalg.vector_norm(difference.nan_to_num_(0.0, math.inf, -math.inf), dim=1)
@@ -84,9 +84,9 @@ class Convergence(Policy):
                 else:
                     is_still = change <= self.tol
                 still = torch.where(is_still, still + 1, torch.zeros_like(still))
-            # A copy: a step may overwrite its own output.
+            # The carry is a copy, because a step may overwrite its own output.
             return Decision(still >= self.patience, carry=(readout.clone(), still))
 
     def extra_repr(self) -> str:
-        """Tolerance, norm and patience."""
+        """Return tolerance, norm and patience."""
         return f"tol={self.tol:g}, norm={self.norm!r}, patience={self.patience}"

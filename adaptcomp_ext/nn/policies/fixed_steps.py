@@ -1,4 +1,4 @@
-"""Scripted halting."""
+"""The policy of a number of steps that is given beforehand."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from adaptcomp_ext.ops._transforms import DIFFERENTIATION, enter
 
 
 class FixedSteps(Policy):
-    """Halt each row after a number of steps that is known beforehand: for tests, benchmarks and scripted budgets.
+    """Halt each row after a given number of steps: for tests, benchmarks and fixed budgets.
 
     Parameters
     ----------
     n : int or Tensor
-        The number of steps, at least 1: one for all rows, or int64 [B] for each its own. A tensor is a buffer
-        of the module: it moves with it and is part of its state_dict.
+        The number of steps, at least 1: one number for all rows, or int64 [B] with a number for each. A
+        tensor is a buffer of the module: it moves with the module and is part of its state_dict.
 
     Notes
     -----
-    A number below 1 that was assigned later is refused on the CPU; on CUDA, where looking would wait, it
-    counts as 1. Rows asked to run for longer than `max_steps` end there, with the status ``MAX_STEPS``. The
-    ponder cost is the number of steps.
+    A number below 1 that is assigned later raises ValueError on the CPU; on CUDA, where reading it would
+    wait, it counts as 1. A row with a number above `max_steps` ends there with the status ``MAX_STEPS``. The
+    output is the readout at the last step. The ponder cost is the number of steps.
     """
 
     n: Tensor | int
@@ -46,7 +46,7 @@ class FixedSteps(Policy):
         self.register_buffer("n", n.contiguous())
 
     def begin(self, run: Run) -> tuple[Tensor, ...]:
-        """Check that there is one number for each row: `n` may have been replaced since."""
+        """Check that `n`, which may have been replaced, has a number for each row; there is no carry."""
         n = self.n
         if not isinstance(n, Tensor):
             check_int("FixedSteps n", n, 1)
@@ -67,13 +67,13 @@ class FixedSteps(Policy):
         return ()
 
     def decide(self, view: View) -> Decision:
-        """Whether each row has had its steps."""
+        """Halt rows that have taken their number of steps."""
         if isinstance(self.n, Tensor):
             return Decision(self.n[view.row.clamp(min=0)] <= view.step)
         return Decision(torch.full_like(view.row, self.n <= view.step, dtype=torch.bool))
 
     def fuse(self) -> halting.Fused:
-        """The same, in the halting kernel."""
+        """Let the halting kernel decide."""
         n = self.n
         if not isinstance(n, Tensor):
             return halting.Fused(halting.FIXED_STEPS, parameter=n)
@@ -82,5 +82,5 @@ class FixedSteps(Policy):
         return halting.Fused(halting.FIXED_STEPS, contiguous("FixedSteps n", n))
 
     def extra_repr(self) -> str:
-        """The number of steps."""
+        """Return the number of steps."""
         return f"n={self.n if not isinstance(self.n, Tensor) else tuple(self.n.shape)}"

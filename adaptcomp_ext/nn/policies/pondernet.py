@@ -1,4 +1,4 @@
-"""PonderNet."""
+"""The policy of PonderNet."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def _check_prior(prior: Any) -> float | str:
         raise ValueError(f'prior: expected a number in (0, 1) or "uniform", got {prior!r}')
     if check_fraction("prior", prior) == 1.0:
         raise ValueError(
-            "prior: expected a number in (0, 1), got 1.0: no step after the first would be possible"
+            "prior: expected a number in (0, 1), got 1.0, with which every row would halt at the first step"
         )
     return float(prior)
 
 
 def _check_epsilon(epsilon: object) -> float:
     if check_fraction("epsilon", epsilon, zero=True) == 1.0:
-        raise ValueError("epsilon: expected a number in [0, 1), got 1.0: nothing would be left to be spent")
+        raise ValueError("epsilon: expected a number in [0, 1), got 1.0, which would truncate every row")
     return float(epsilon)  # type: ignore[arg-type]
 
 
@@ -41,35 +41,34 @@ def _check_seed(seed: Any) -> int:
 
 
 class PonderNet(Policy):
-    """PonderNet (Banino, Balaguer, Blundell 2021): halting as a random variable with a learned hazard.
+    """PonderNet (Banino, Balaguer, Blundell 2021): the halting step is random, with a learned hazard.
 
-    λₙ = sigmoid(head(sₙ)) is the probability of halting at step n for a row still running; pₙ = λₙ Π_{j<n}(1
-    − λⱼ), and the last step is forced, so that the pₙ of a row sum to one.
+    λₙ = sigmoid(head(sₙ)) is the probability that a row still running halts at step n. At the last step λ is
+    taken as 1, so that pₙ = λₙ Π_{j<n} (1 − λⱼ) sum to 1.
 
     *In training mode* every row runs to `max_steps`, or to the first step with p₁ + … + pₙ > 1 − `epsilon`.
-    The output is the expectation Σ pₙ·readoutₙ, the cost is KL(p ‖ prior), and the trace holds every step:
-    for a loss per step, weigh ``loss(trace.outputs, target[trace.row])`` with ``trace.weights``.
+    The output is the expectation Σ pₙ·readoutₙ, the cost is KL(p ‖ prior) in nats, and the trace has all
+    steps: for a loss per step, weight ``loss(trace.outputs, target[trace.row])`` with ``trace.weights``.
 
-    *In evaluation mode* a row halts with probability λₙ, drawn from a counter-based generator keyed by seed,
+    *In evaluation mode* a row halts with probability λₙ, sampled by a counter-based generator keyed by seed,
     sample and step. The output is the readout at that step and the cost is the number of steps.
 
     Parameters
     ----------
     head : callable
-        Maps the state to one logit per row, [n] or [n, 1]. A logit of −∞ is λ = 0: the row does not halt
-        here.
+        Maps the state to one logit per row, [n] or [n, 1]. A logit of −∞ gives λ = 0.
     prior : float or "uniform"
-        λ_p of the geometric prior ∝ λ_p (1 − λ_p)^{n−1}, in (0, 1), renormalised over the steps a row may
-        halt at; or uniform.
+        λ_p in (0, 1) of the geometric prior ∝ λ_p (1 − λ_p)^{n−1}, renormalised over `min_steps` to
+        `max_steps`; or the uniform prior over these steps.
     epsilon : float
-        In [0, 1). Truncates training rows whose halting probability is spent. 0: never.
+        In [0, 1). A row is truncated in training mode when its survival falls below it. 0: no truncation.
     seed : int
-        Of the draws in evaluation mode. The draws of a row depend on the seed, the step, and the row's sample
-        id (its position in the batch, unless ``sample_ids`` is given to the call) and on nothing else.
+        Seed of the samples in evaluation mode, which depend only on seed, step, and the row's sample id (by
+        default its place in the batch).
 
     Notes
     -----
-    Before `min_steps` the hazard counts as zero.
+    Before `min_steps` the hazard is zero. Output and cost are differentiable in training mode.
     """
 
     _settings: ClassVar = {
@@ -88,31 +87,30 @@ class PonderNet(Policy):
 
     @property
     def weighted(self) -> bool:
-        """In training mode the output is the expectation over the steps."""
+        """Whether the output is the expectation over the steps, as in training mode."""
         return self.training
 
     @property
     def traced(self) -> bool:
-        """In training mode every step is kept."""
+        """Whether all steps are kept, as in training mode."""
         return self.training
 
     def begin(self, run: Run) -> tuple[Tensor, ...]:
-        """log Q₀ = 0."""
+        """Return log Q₀ = 0 in training mode."""
         return (torch.zeros(run.batch, device=run.device, dtype=run.scalar),) if self.training else ()
 
     def log_prior(self, run: Run, step: int) -> float:
-        """log of the prior probability of halting at `step`, normalised over `min_steps` … `max_steps`."""
+        """Return the log prior probability of halting at `step`, between `min_steps` and `max_steps`."""
         if self.prior == "uniform":
             return -math.log(run.max_steps - run.min_steps + 1)
-        log_q = math.log1p(
-            -float(self.prior)
-        )  # geometric: weights q^(n - min_steps), summing to (1 - q^K) / (1 - q)
+        # The geometric weights q^(n - min_steps) sum to (1 - q^K) / (1 - q).
+        log_q = math.log1p(-float(self.prior))
         possible = run.max_steps - run.min_steps + 1
         log_total = math.log(-math.expm1(possible * log_q)) - math.log(-math.expm1(log_q))
         return (step - run.min_steps) * log_q - log_total
 
     def decide(self, view: View) -> Decision:
-        """One step of the distribution (training), or one draw from the hazard (evaluation)."""
+        """Take one step of the distribution (training mode), or sample from the hazard (evaluation mode)."""
         run = view.run
         logits = head_logits(self.head, view)
         if not self.training:
@@ -130,11 +128,11 @@ class PonderNet(Policy):
         return Decision(halt, weight, cost, carry=(log_survival,), logits=logits)
 
     def fuse(self) -> halting.Fused | None:
-        """One draw from the hazard, in the halting kernel. Training keeps every step and is not fused."""
+        """Let the halting kernel sample in evaluation mode; training mode keeps all steps, and has none."""
         if self.training:
             return None
         return halting.Fused(halting.PONDER_SAMPLE, parameter=self.seed, head=self.head)
 
     def extra_repr(self) -> str:
-        """A plain function's name, prior, truncation and seed."""
+        """Return the head's name, if it is a plain function, prior, epsilon and seed."""
         return f"{named(head=self.head)}prior={self.prior!r}, epsilon={self.epsilon}, seed={self.seed}"
