@@ -1,4 +1,4 @@
-"""How many rows are still running, as far as the host knows while the device is at work."""
+"""The number of active rows, as far as the host knows it while the device is working."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from adaptcomp_ext.ops._backend import capturing, current, on_cuda
 from adaptcomp_ext.ops._checks import describe
 
 LAG = 2
-"""The default: the host reads the count of the step before last while the device runs the last one."""
+"""The default lag: the host reads the count of the step before last while the device runs the last one."""
 
 _SMALLEST_BUCKET = 32
 
 
 def bucket(rows: int) -> int:
-    """`rows` rounded up to a power of two or one and a half times one, so that the step sees few different sizes."""
+    """Round `rows` up to a power of two, or 1.5 times one, so that the step gets few different sizes."""
     if rows <= _SMALLEST_BUCKET:
         return _SMALLEST_BUCKET
     power = 1 << (rows - 1).bit_length()
@@ -25,7 +25,7 @@ def bucket(rows: int) -> int:
 
 
 def check_lag(lag: object) -> int | None:
-    """Require a lag as `ActiveCount` takes it."""
+    """Require a lag of `ActiveCount`."""
     if lag is None or (isinstance(lag, int) and not isinstance(lag, bool) and lag >= 1):
         return lag
     error = ValueError if isinstance(lag, int) and not isinstance(lag, bool) else TypeError
@@ -33,7 +33,7 @@ def check_lag(lag: object) -> int | None:
 
 
 class _Copy:
-    """A copy of the count in the host's memory, on its way there or arrived."""
+    """A copy of the count in the host's memory, which may still be on its way."""
 
     def __init__(self, word: Tensor, count: int, device: torch.device) -> None:
         self._word = word.fill_(count)
@@ -41,10 +41,9 @@ class _Copy:
         self._event = torch.cuda.Event() if device.type == "cuda" else None
 
     def send(self, count: Tensor) -> None:
-        """Queue the copy behind everything that the device of the count has been given to do."""
-        self._word.copy_(
-            count, non_blocking=True
-        )  # on the current stream of the count's device, whichever device is current
+        """Queue the copy behind the work that is already queued on the count's device."""
+        # It goes to the current stream of the count's device, whichever device is current.
+        self._word.copy_(count, non_blocking=True)
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(self._device))
 
@@ -55,32 +54,31 @@ class _Copy:
         return self.peek()
 
     def peek(self) -> int:
-        """The count as it is here now, without waiting: an aligned word arrives in one piece."""
+        """Return the count that is here now, without waiting: an aligned word arrives in one piece."""
         return int(self._word)
 
 
 class ActiveCount:
-    """An upper bound on the rows still running on a CUDA device.
+    """An upper bound on the number of active rows on a CUDA device.
 
-    The count lives on the device and can only fall, so an old copy of it is a valid bound. After every step a
-    copy is sent to pinned memory, on the device and the current stream of the rows.
+    The count is on the device and can only fall, so that an old copy of it is a valid bound. After every step
+    a copy is sent to pinned memory, on the device and the current stream of the rows.
 
     Parameters
     ----------
     rows : int
-        How many rows run at the beginning.
+        Number of rows at the beginning.
     device : torch.device
-        Where they are.
+        Their device.
     lag : int or None
-        The size of a block is made from the count after the step that came `lag` steps before it; at least 1.
-        With 1 the host waits for the last step. With 2 it waits for the step before last, so that the device
-        has one step to do meanwhile. The sizes of the blocks then depend on the data alone. With None the
-        host never waits, and takes the newest count that has arrived: the sizes depend on the clock.
+        The size of a block follows from the count `lag` steps before, at least 1. With 1 the host waits for
+        the last step. With 2 it waits for the step before last, while the device runs the last one. Block
+        sizes then depend on the data alone. With None the host never waits, and takes the newest count that
+        has arrived: block sizes depend on the clock.
 
     Notes
     -----
-    While a CUDA graph is captured the host must learn nothing: the bound stays, and the graph holds every
-    step.
+    While a CUDA graph is captured the host must read nothing: the bound stays, and the graph has all steps.
     """
 
     _CHUNK = 8  # words of pinned memory that are allocated together
@@ -98,14 +96,14 @@ class ActiveCount:
                 self._capturing = capturing()
 
     def bound(self) -> int:
-        """Call it once after each step that was queued: sends the step's count, and returns the bound for the next block."""
+        """Send the count of the step that was just queued, and return the bound for the next block."""
         if self._capturing:
             return self._bound
         if not self._free:
             self._free = self._copies(1 if self._lag is None else min(self._lag, self._CHUNK))
         if self._lag is None:
-            # Every copy overwrites the one before, in the order of the stream: whatever is there was the
-            # count after some step.
+            # Copies overwrite each other in the order of the stream, so that the word is always the count
+            # after one of the steps.
             self._free[0].send(self.running)
             self._bound = self._free[0].peek()
             return self._bound
@@ -120,11 +118,11 @@ class ActiveCount:
 
     @property
     def exact(self) -> bool:
-        """Whether the bound is the number of rows that run after the last step."""
+        """Whether the bound is the number of active rows after the last step."""
         return self._lag == 1 and not self._capturing
 
     def none_ran(self) -> bool:
-        """Whether no row was still running before the last step, as far as the host knows."""
+        """Whether the host knows that no row was active before the last step."""
         return self._bound == 0 and self._lag is not None and self._lag > 1
 
     def _copies(self, count: int) -> list[_Copy]:

@@ -50,7 +50,7 @@ def _check_readout(readout: Any) -> Any:
 
 
 def _check_compact(compact: Any) -> bool | str:
-    if not isinstance(compact, (bool, str)):  # 0 and 1 would pass for False and True, and then be neither
+    if not isinstance(compact, (bool, str)):  # 0 and 1 equal False and True, but are not them
         raise TypeError(f'compact: expected True, False or "auto", got {describe(compact)}')
     result: bool | str = check_choice("compact", compact, (True, False, "auto"))
     return result
@@ -63,79 +63,81 @@ class AdaptiveHalt(Checked):
     ----------
     step : callable, nn.Module or nn.ModuleList
         ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes; a dictionary may
-        come back with its keys in another order. A ModuleList gives step n its own layer (early exit) and
-        ends with its last one.
+        be returned with its keys in another order. A ModuleList gives step n its own layer (early exit), and
+        bounds `max_steps` by its length.
     policy : Policy
-        Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a `Policy`
-        of your own.
+        Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a custom
+        `Policy`.
     max_steps : int
-        M, at least 1. May be changed between calls (more thinking at test time).
+        Upper bound on a row's number of steps, at least 1. It may be changed between calls, for more steps at
+        test time.
     min_steps : int
-        No row halts before this step.
+        Lower bound on a row's number of steps.
     readout : callable, optional
-        ``readout(state) -> Tensor`` [n, ...]: what the policy reads and the output is made of. Default: the
-        state itself, or the first of its tensors.
+        ``readout(state) -> Tensor`` [n, ...]: the tensor that the policy reads, and of which the output is
+        made. Default: the state itself, or the first of its tensors.
     compact : bool or "auto"
-        True: halted rows leave the block at once, and only active rows are ever passed to ``step``. False:
-        they stay behind a mask. "auto": a cost model (`adaptcomp_ext.nn.cost_model`) lets a few halted rows
-        stay for as long as moving the others would cost more; with gradients every halted row leaves at once.
+        True: halted rows leave the block at once, and ``step`` gets only active rows. False: they stay and
+        are masked. "auto": halted rows stay while moving the active ones would cost more, by a cost model
+        (`adaptcomp_ext.nn.cost_model`); with gradients they leave at once.
     lag : int or None
-        On CUDA, the size of a block is made from the number of active rows after the step that came `lag`
-        steps before it; at least 1. With 2, the default, the host waits for the step before last while the
-        device runs the last one, and the sizes of the blocks depend on the data alone. With None it never
-        waits, and uses the newest number that has arrived: the sizes depend on the clock, and stay at B where
-        the host is far ahead of a slow step; `torch.utils.checkpoint`, which compares sizes, may then refuse.
-        Results are the same for every lag. May be changed between calls; unused on the CPU, where every
-        number is known at once. See *CUDA* below.
+        On CUDA, the size of a block follows from the number of active rows `lag` steps before, at least 1.
+        With 2, the default, the host waits for the step before last while the device runs the last one, and
+        block sizes depend on the data alone. With None the host never waits, and uses the newest number that
+        has arrived: block sizes depend on the clock, and stay at B if the host is far ahead of a slow step;
+        `torch.utils.checkpoint`, which compares sizes, may then raise. Results are the same for every lag. It
+        may be changed between calls, and is not used on the CPU. See *CUDA* below.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described; an attribute that is assigned later, at the latest at the call.
 
     Notes
     -----
     *Row independence.* A row's result is bitwise the same alone, in any batch, in any order, and for any
-    `compact`, as far as ``step``, ``readout`` and ``head`` compute it so. Matrix products of a BLAS may round
-    a row differently in batches of other sizes; that is theirs, and it is all that differs.
+    `compact`, provided that ``step``, ``readout`` and ``head`` are row-independent. A BLAS may round a row
+    differently in batches of other sizes.
 
-    *Gradients* reach the step's and the policy's parameters, the initial state and the inputs, to any order;
-    each row takes part in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps
-    what it produced, in its output and state, and passes no gradient back; the parameters' gradients are
-    still whatever the step's own backward makes of a zero there.
+    *Gradients* reach the parameters of step and policy, the initial state and the inputs, to any order; each
+    row takes part in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps its
+    values in output and state, and passes no gradient back: the backward pass of ``step`` gets zeros there.
 
-    *Masked classes.* −∞ is an ordinary value in the readout that ``readout`` gives (and in the tensor of the
-    state that is this readout), in the state where `Confidence` reads it as logits, and in a halting logit,
-    where it means that the row does not halt here. In a weighted output a class is masked that is masked in
-    any step with a weight, and no gradient comes of it. A readout that is −∞ throughout has no distribution,
-    and ends the row as NaN and +∞ do; so does −∞ with a negative weight. In the rest of the state −∞ comes of
-    a step that diverges, and ends the row: ``readout=lambda state: state`` says that it is logits, and
-    constant masks belong to the inputs, which are not tested.
+    *Masked classes.* −∞ is valid in the result of ``readout`` (and in the tensor of the state that is this
+    result), in the state if `Confidence` reads it as logits, and in a halting logit, where it means that the
+    row does not halt. In a weighted output a class is masked if it is masked in any step with a weight, and
+    has no gradient there. A readout of −∞ only, or −∞ with a negative weight, ends the row as NaN and +∞ do.
+    In the rest of the state −∞ is taken for divergence, and ends the row: declare logits by
+    ``readout=lambda state: state``, and pass constant masks as inputs, which are not tested.
 
-    *Subclasses of torch.Tensor* without a ``__torch_dispatch__`` are rows like others: ``step``, ``readout``
-    and ``head`` get blocks of the class that the state has or ``step`` returned, and of each input's, but
-    without attributes of the object, which would not follow the rows. ``output`` and ``state`` have the
-    classes of the first readout and of what the first step returned; all else in the result is plain.
-    Subclasses with a ``__torch_dispatch__`` are refused, but for the result of an asynchronous collective,
-    which is waited for.
+    *Subclasses of torch.Tensor* without a ``__torch_dispatch__`` are treated as plain rows. ``step``,
+    ``readout`` and ``head`` get blocks in the classes of state and inputs, but without the objects'
+    attributes. ``output`` and ``state`` have the classes of the first readout and of the first step's result;
+    all other results are plain. Subclasses with a ``__torch_dispatch__`` raise TypeError, except for the
+    result of an asynchronous collective, which is waited for.
 
-    *Batch normalisation* in training mode takes its statistics over the rows in the block: with
-    ``compact="auto"`` halted rows then stay in the block, as with False, and a warning says so; True is
-    refused. Where such a layer is hidden in a plain function, give ``compact=False`` yourself.
+    *Batch normalisation* in training mode takes its statistics over the rows in the block. Then
+    ``compact="auto"`` keeps halted rows in the block, as False does, with a warning, and True raises
+    ValueError. If such a layer is hidden in a plain function, set ``compact=False``.
 
-    *Steps in place.* ``step`` may overwrite the state that it is given; at the first step that is the
-    caller's own. With gradients, `ACT`, `PonderNet` and other policies with a weight or a cost refuse it by a
-    RuntimeError, or torch does in the backward pass. Its inputs ``step`` must leave in their shapes and
-    memory. Without a ``readout``, the result's ``output`` may share its memory with its ``state``.
+    *Steps in place.* ``step`` may overwrite its state, which at the first step is the caller's. With
+    gradients, policies with a weight or a cost, such as `ACT` and `PonderNet`, raise RuntimeError, or torch
+    does in the backward pass. ``step`` must not change shape or memory of its inputs. Without a ``readout``,
+    the result's ``output`` may share memory with its ``state``.
 
-    *Gradient checkpointing.* A run inside the forward pass of a ``torch.autograd.Function``, as of
-    ``torch.utils.checkpoint(use_reentrant=True)``, has its rows in the same places as the run with gradients
-    that will follow, so that dropout draws the same numbers.
+    *Gradient checkpointing.* A run inside the forward pass of a ``torch.autograd.Function``, as in
+    ``torch.utils.checkpoint(use_reentrant=True)``, has its rows in the same places as the following run with
+    gradients, so that dropout draws the same numbers.
 
     *CUDA.* Blocks have the sizes of a few buckets, and the host learns late which rows have halted. Until
-    then ``step`` is called on them again, or on copies of active rows, and what it makes of them is
-    discarded; with gradients always on copies, so that a step which diverges past a row's halt makes no
-    gradient NaN. When no row is left, ``step`` may be called on rows of zeros before the host knows. With a
-    `lag` of at most 2 these calls take no part in the gradient; with a longer one, with None and in a CUDA
-    graph they have the gradient zero, for which the derivatives of ``step`` at zero have to be finite.
+    then ``step`` gets these rows again, or copies of active rows, and the results are discarded. With
+    gradients it always gets copies, so that a step that diverges after a row's halt makes no gradient NaN.
+    When no row is left, ``step`` may get rows of zeros before the host knows. With a `lag` of at most 2 these
+    calls take no part in the gradient. With a longer lag, with None and in a CUDA graph their gradient is
+    zero, which requires finite derivatives of ``step`` at zero.
 
-    *Not promised:* that ``step`` sees the rows in batch order, or that a row keeps its place; that dropout in
-    ``step`` draws the same numbers for a row whatever surrounds it.
+    *Not promised:* that ``step`` gets the rows in batch order, or that a row keeps its place; that a row's
+    dropout in ``step`` does not depend on the other rows.
 
     Examples
     --------
@@ -152,8 +154,8 @@ class AdaptiveHalt(Checked):
         "lag": check_lag,
     }
 
-    lag: int | None = LAG  # of modules that were pickled before there was a choice
-    _searched: tuple[Any, Any, Any, int | None, list[Any]] | None = None  # what `_known` has found
+    lag: int | None = LAG  # for modules that were pickled by older versions
+    _searched: tuple[Any, Any, Any, int | None, list[Any]] | None = None  # cache of `_known`
 
     def __init__(
         self,
@@ -179,7 +181,7 @@ class AdaptiveHalt(Checked):
         min_steps, max_steps = self.min_steps, self.max_steps
         if not (
             type(max_steps) is int and type(min_steps) is int and 0 < min_steps <= max_steps < 2**63
-        ):  # never, usually
+        ):  # rarely
             max_steps, min_steps = check_int("max_steps", max_steps, 1), check_int("min_steps", min_steps, 1)
         if isinstance(step, nn.ModuleList):
             max_steps = min(max_steps, len(step))
@@ -188,28 +190,28 @@ class AdaptiveHalt(Checked):
         return min_steps, max_steps
 
     def _known(self, step: Any, policy: Policy, readout: Any) -> tuple[int | None, bool | str]:
-        """The step's number of weights, and whether to compact: `compact` itself, but where there is batch normalisation."""
-        # Walking through a large module takes longer than a small step: once for what is set.
+        """Return the step's number of weights, and `compact`, which batch normalisation may change."""
+        # Walking through a large module takes longer than a small step, so that the result is cached.
         known = self._searched
         if known is None or known[0] is not step or known[1] is not policy or known[2] is not readout:
-            found = _batch_statistics.find(step, policy, readout)
-            known = self._searched = (step, policy, readout, count_weights(step), found)
+            norms = _batch_statistics.find(step, policy, readout)
+            known = self._searched = (step, policy, readout, count_weights(step), norms)
         compact = _batch_statistics.settle(known[4], self.compact) if known[4] else self.compact
         return (known[3] if compact == "auto" else None), compact
 
     def forward(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> HaltResult:
-        """Run every row until it halts, fails to be finite, or has done `max_steps`.
+        """Run every row until it halts, is not finite, or has taken `max_steps`.
 
         Parameters
         ----------
         state : Tensor or pytree of Tensors
-            Each [B, ...]. B = 0 works.
+            Each [B, ...]; B may be 0.
         *inputs : Tensor or pytree of Tensors
-            Per-row context for ``step``, each [B, ...]; loses its halted rows together with the state. None,
-            alone or in a pytree (an optional mask, say), is handed to ``step`` as it is.
+            Context of each row for ``step``, each [B, ...], compacted together with the state. None, alone or
+            in a pytree (as an optional mask), is passed to ``step`` unchanged.
         sample_ids : Tensor, optional
-            int64 [B]: the key of each row's random numbers, for policies that draw them. Default: its
-            position in the batch.
+            int64 [B]: the key of each row's random numbers, for policies that sample. Default: the row's
+            place in the batch.
 
         Returns
         -------
@@ -218,13 +220,14 @@ class AdaptiveHalt(Checked):
         Raises
         ------
         TypeError, ValueError
-            Before anything runs, if an argument is not as described; after the first step, if ``step``
-            changes the structure, shapes or dtypes of the state, or a head or readout returns something else
-            than described.
+            Before the first step, if an argument is not as described; after it, if ``step`` changes the
+            structure, shapes or dtypes of the state, or a head or readout returns something else than
+            described.
+        RuntimeError
+            If a transform of torch is active that the call cannot serve; the message names the way out.
         """
         if torch.compiler.is_compiling():
-            # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that
-            # come and go.
+            # A compiled model is split here: a graph has no addresses for kernels, and fixed numbers of rows.
             return self._run_apart(state, inputs, sample_ids)
         return self._run(state, inputs, sample_ids)
 
@@ -248,7 +251,7 @@ class AdaptiveHalt(Checked):
 
     def _problem(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> Problem:
         step = self.step
-        policy: Any = self._modules["policy"]  # its look-up as an attribute would take its time
+        policy: Any = self._modules["policy"]  # faster than the look-up as an attribute
         min_steps, max_steps = self._bounds(step)
         watch = enter("AdaptiveHalt", (state, inputs))
         leaves, structure = flatten(state)
@@ -256,11 +259,11 @@ class AdaptiveHalt(Checked):
         structures = []
         has_containers = has_nothing = False
         for value in inputs:
-            some, how = flatten(value)
-            input_leaves += some
-            structures.append(how)
-            has_containers = has_containers or is_container(how)
-            has_nothing = has_nothing or not some
+            own_leaves, treedef = flatten(value)
+            input_leaves += own_leaves
+            structures.append(treedef)
+            has_containers = has_containers or is_container(treedef)
+            has_nothing = has_nothing or not own_leaves
         kinds: Kinds = None
         input_kinds: Kinds = None
         ordinary = not has_nothing and _C.are_ordinary_rows(leaves, input_leaves)
@@ -312,9 +315,10 @@ class AdaptiveHalt(Checked):
         )
 
     def extra_repr(self) -> str:
-        """The names of plain functions, the bounds and the modes."""
+        """Return the names of plain functions, the bounds and the modes."""
         functions = named(step=self.step, readout=self.readout)
-        return f"{functions}max_steps={self.max_steps}, min_steps={self.min_steps}, compact={self.compact!r}, lag={self.lag}"
+        modes = f"compact={self.compact!r}, lag={self.lag}"
+        return f"{functions}max_steps={self.max_steps}, min_steps={self.min_steps}, {modes}"
 
 
 _is_forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", lambda: True)
@@ -323,8 +327,8 @@ _is_forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", lambda: Tru
 def _is_in_a_function() -> bool:
     """Whether this is the forward pass of a ``torch.autograd.Function``, as of a reentrant checkpoint.
 
-    It runs without gradients, and its backward pass may run the same again with them. Random numbers of a
-    step are drawn for places in a block: it then has to hold the same rows in the same places. Torch switches
-    forward mode off there, and elsewhere only in inference mode.
+    It runs without gradients, and its backward pass may repeat it with gradients. A step draws random numbers
+    by place in the block, so that the block has to hold the same rows in the same places. torch disables
+    forward mode there, and elsewhere only in inference mode.
     """
     return not (_is_forward_mode_enabled() or torch.is_inference_mode_enabled())

@@ -19,15 +19,16 @@ def check_capability(index: int) -> None:
     Raises
     ------
     RuntimeError
-        If no architecture of this build runs on the device. The sentence names the option of the build.
+        If no architecture of this build runs on the device. The message names the option of the build.
     """
     architectures = _C.build_info()["cuda_architectures"]
     capability = torch.cuda.get_device_capability(index)
     if architectures and not runs_on(architectures, capability):
         name = torch.cuda.get_device_name(index)
         raise RuntimeError(
-            f"device cuda:{index}: expected a device that the CUDA kernels were compiled for ({architectures}), "
-            f"got {name} with compute capability {capability[0]}.{capability[1]}; build the package again with "
+            f"device cuda:{index}: expected a device that the CUDA kernels were compiled for "
+            f"({architectures}), got {name} with compute capability {capability[0]}.{capability[1]}; "
+            "build the package again with "
             f"pip install . -C cmake.define.CMAKE_CUDA_ARCHITECTURES={capability[0]}{capability[1]}"
         )
 
@@ -35,9 +36,10 @@ def check_capability(index: int) -> None:
 def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether code that was compiled for CMake's `architectures` runs on a device of this compute capability.
 
-    Machine code (``NN-real``) runs on devices of the same major version whose minor version is not smaller, PTX
-    (``NN-virtual``) on every device that is not older, and ``NN`` stands for both. Code for an architecture with
-    a letter (``90a``) runs on exactly that one. Words such as ``all`` and ``native`` are taken to fit.
+    Machine code (``NN-real``) runs on devices of the same major version with the same or a later minor
+    version, PTX (``NN-virtual``) on the same and all later devices, and ``NN`` has both. Code for an
+    architecture with a letter (``90a``) runs on exactly that one. Words such as ``all`` and ``native`` are
+    taken to fit.
     """
     major, minor = capability
     for architecture in architectures.split(","):
