@@ -1,31 +1,35 @@
 """Time adaptcomp_ext against the peers that the documentation names: torchdeq, torchode, TorchEBM and earlyon.
 
-    pip install torchdeq torchode torchebm earlyon
-    python benchmarks/bench_peers.py
+Both sides do the same arithmetic on the same 1,024 rows, and were checked before timing to give the same results
+(torchode: the same numbers of steps). Exception: the batch of earlyon leaves together, at the first exit at which
+every row is sure, here the last; with `AdaptiveHalt` each row leaves at its own.
 
-Each comparison does the same arithmetic on the same rows, and checks that the results agree before it is timed.
-The two sides take turns; the ratio is the median over the rounds. Writes benchmarks/results/bench_peers.json
-and .md.
+These are single points, chosen to show the mechanism: rows that need different numbers of steps (torchdeq,
+torchode, earlyon), and a descent in one kernel call (TorchEBM). Where all rows need the same number of steps,
+nothing is gained over the first two. Inference; ratios of times in the same round, median over interleaved rounds.
+
+`python benchmarks/bench_peers.py`, after `pip install torchdeq torchode torchebm earlyon`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
-from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import adaptcomp_ext as ac
+from adaptcomp_ext.experiments.bench import harness
+from adaptcomp_ext.experiments.bench.harness import Columns, Report, Row, Table
+from adaptcomp_ext.experiments.bench.timing import Call, ratio
 
 ROWS, WIDTH = 1024, 256
 TOLERANCE = 1e-3
+Sides = tuple[Call, Call, str]
+"""The call of the peer, our own, and what both do."""
 
 
 class Contraction(nn.Module):
@@ -40,114 +44,92 @@ class Contraction(nn.Module):
         return torch.tanh(rho * self.linear(z) + x)
 
 
-def fixed_point() -> tuple[str, Callable[[], Tensor], Callable[[], Tensor], str]:
-    """A fixed point for each row, as far as a residual of 1e-3; 100 iterations at most."""
+def torchdeq() -> Sides:
+    """A fixed point for each row, until two iterations differ by at most 1e-3."""
     from torchdeq import get_deq
 
     step, x = Contraction(), 0.1 * torch.randn(ROWS, WIDTH)
-    rho = torch.rand(ROWS, 1).pow(3) * 0.9
-    solver = get_deq(f_solver="fixed_point_iter", f_max_iter=100, f_tol=TOLERANCE, f_stop_mode="abs")
-    solver.eval()
+    rho, z0 = torch.rand(ROWS, 1).pow(3) * 0.9, torch.zeros(ROWS, WIDTH)
+    solver = get_deq(f_solver="fixed_point_iter", f_max_iter=100, f_tol=TOLERANCE, f_stop_mode="abs").eval()
     halt = ac.AdaptiveHalt(step, ac.Convergence(TOLERANCE, norm="absolute"), max_steps=100)
-    z0 = torch.zeros(ROWS, WIDTH)
-    mean = halt(z0, x, rho).steps.float().mean().item()
-
-    def peer() -> Tensor:
-        return solver(lambda z: step(z, x, rho), z0)[0][-1]
-
-    what = f"fixed points; {mean:.1f} iterations per row on average, of {int(halt(z0, x, rho).steps.max())}"
-    return "torchdeq", peer, lambda: halt(z0, x, rho).output, what
-
-
-class Flow(nn.Module):
-    """dy/dt, a small network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
-
-    def forward(self, y: Tensor) -> Tensor:
-        return self.net(y)
+    steps = halt(z0, x, rho).steps.float()
+    what = f"fixed points; {steps.mean():.1f} iterations per row on average, of {steps.max():.0f}"
+    return lambda: solver(lambda z: step(z, x, rho), z0)[0][-1], lambda: halt(z0, x, rho).output, what
 
 
 class Euler(nn.Module):
-    def __init__(self, flow: Flow, dt: float) -> None:
+    """One step of Euler's method through a small network."""
+
+    def __init__(self, dt: float) -> None:
         super().__init__()
-        self.flow, self.dt = flow, dt
+        self.flow = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
+        self.dt = dt
 
     def forward(self, y: Tensor) -> Tensor:
         return y + self.dt * self.flow(y)
 
 
-def ode() -> tuple[str, Callable[[], Tensor], Callable[[], Tensor], str]:
-    """Euler's method, each row to its own end: 1 to 40 steps, 10 on average."""
+def torchode() -> Sides:
+    """Euler's method, each row to its own end: 1 to 40 steps."""
     import torchode
 
-    flow, dt = Flow(), 0.05
+    step, y0 = Euler(0.05), torch.randn(ROWS, WIDTH)
     steps = (torch.rand(ROWS).pow(3) * 39 + 1.5).long().clamp(max=40)
-    y0 = torch.randn(ROWS, WIDTH)
-    term = torchode.ODETerm(lambda t, y: flow(y))
+    term = torchode.ODETerm(lambda t, y: step.flow(y))
     solver = torchode.AutoDiffAdjoint(torchode.Euler(term=term), torchode.FixedStepController())
-    ends = (
-        steps - 0.5
-    ) * dt  # the last step crosses the end; both sides are compared on the states before it
-    problem = torchode.InitialValueProblem(
-        y0=y0, t_start=torch.zeros(ROWS), t_end=ends, t_eval=torch.zeros(ROWS, 1)
-    )
-    halt = ac.AdaptiveHalt(Euler(flow, dt), ac.FixedSteps(steps), max_steps=40)
-
-    def peer() -> Tensor:
-        return solver.solve(problem, dt0=torch.full((ROWS,), dt)).stats["n_steps"]
-
-    what = f"Euler steps; {steps.float().mean():.1f} per row on average, of {int(steps.max())}"
-    return "torchode", peer, lambda: halt(y0).steps, what
+    zero, dt = torch.zeros(ROWS), torch.full((ROWS,), step.dt)
+    # The step with which a row reaches its end is its last; the middle of it leaves no doubt which one that is.
+    ends = (steps - 0.5) * step.dt
+    problem = torchode.InitialValueProblem(y0=y0, t_start=zero, t_end=ends, t_eval=zero[:, None])
+    halt = ac.AdaptiveHalt(step, ac.FixedSteps(steps), max_steps=40)
+    what = f"Euler steps; {steps.float().mean():.1f} per row on average, of {steps.max()}"
+    return lambda: solver.solve(problem, dt0=dt).stats["n_steps"], lambda: halt(y0).steps, what
 
 
-def energy() -> tuple[str, Callable[[], Tensor], Callable[[], Tensor], str]:
+def torchebm() -> Sides:
     """20 steps of gradient descent on the energy of a network, all rows to the end."""
     from torchebm.core import BaseModel
     from torchebm.samplers.gradient_descent import GradientDescentSampler
 
-    own = ac.MLPEnergy(dim_y=64, dim_context=0, hidden=256, ridge=1.0)
+    energy, y0 = ac.MLPEnergy(dim_y=64, dim_context=0, hidden=256, ridge=1.0), torch.randn(ROWS, 64)
 
     class Model(BaseModel):
         def __init__(self) -> None:
             super().__init__()
-            self.own = own
+            self.energy = energy
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.own(x)
+            return self.energy(x)
 
-    y0 = torch.randn(ROWS, 64)
     sampler = GradientDescentSampler(model=Model(), step_size=0.1)
-    descend = ac.EnergyDescent(own, step_size=0.1, max_steps=20, tol=0.0)
-    return (
-        "torchebm",
-        lambda: sampler.sample(x=y0, n_steps=20).detach(),
-        lambda: descend(y0).y,
-        "20 steps of gradient descent on an MLPEnergy, 64 → 256, no row stops",
-    )
+    descend = ac.EnergyDescent(energy, step_size=0.1, max_steps=20, tol=0.0)
+    what = "20 steps of gradient descent on an MLPEnergy, 64 → 256, no row stops"
+    return lambda: sampler.sample(x=y0, n_steps=20).detach(), lambda: descend(y0).y, what
 
 
 class Exit(nn.Module):
-    def __init__(self, layer: nn.Module, head: nn.Module) -> None:
+    """A layer with its own classifier."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.layer, self.head = layer, head
+        last = nn.Linear(WIDTH, WIDTH)
+        nn.init.orthogonal_(
+            last.weight, gain=5.0
+        )  # features grow from layer to layer, and with them confidence
+        self.layer = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), last)
+        self.head = nn.Linear(WIDTH, 10)
 
     def forward(self, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         features = self.layer(state[0])
         return features, self.head(features)
 
 
-def early_exit() -> tuple[str, Callable[[], Tensor], Callable[[], Tensor], str]:
-    """Six layers with a head each; a row is sure where its features are large."""
+def earlyon() -> Sides:
+    """Six layers with a classifier each; a row is sure where its features are large."""
     from earlyon import EarlyExitConfig, EarlyExitWrapper, ExitPoint
 
-    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH)) for _ in range(6)]
-    heads = [nn.Linear(WIDTH, 10) for _ in range(6)]
-    for layer in layers:  # each layer enlarges the features, so that every row is sure in the end
-        nn.init.orthogonal_(layer[2].weight, gain=5.0)
-    backbone = nn.Sequential(*layers)
+    exits = nn.ModuleList([Exit() for _ in range(6)])
+    *early, last = exits
     config = EarlyExitConfig(
         backbone="custom",
         num_classes=10,
@@ -155,109 +137,91 @@ def early_exit() -> tuple[str, Callable[[], Tensor], Callable[[], Tensor], str]:
         confidence_thresholds=[0.5] * 5,
         temperatures={**{f"exit{i}": 1.0 for i in range(5)}, "final": 1.0},
     )
-    wrapper = EarlyExitWrapper(
-        backbone, nn.ModuleDict({f"exit{i}": heads[i] for i in range(5)}), heads[5], config, (WIDTH,)
-    ).eval()
-    exits = nn.ModuleList([Exit(layer, head) for layer, head in zip(layers, heads, strict=True)])
-    halt = ac.AdaptiveHalt(exits, ac.Confidence(0.5), max_steps=6, readout=lambda state: state[1])
+    heads = nn.ModuleDict({f"exit{i}": one.head for i, one in enumerate(early)})
+    backbone = nn.Sequential(*(one.layer for one in exits))
+    wrapper = EarlyExitWrapper(backbone, heads, last.head, config, (WIDTH,)).eval()
     x = torch.randn(ROWS, WIDTH) * torch.rand(ROWS, 1) * 4
-    state = (x, torch.zeros(ROWS, 10))
-    result, left = halt(state), wrapper.forward_inference_batched(x).exit_taken
-    mean = result.steps.float().mean()
-    assert left == -1  # the last exit: some row was unsure everywhere before
-    what = f"early exit; {mean:.1f} of 6 layers per row on average, earlyon's batch takes all 6"
-    return (
-        "earlyon",
-        lambda: wrapper.forward_inference_batched(x).predictions,
-        lambda: halt(state).output,
-        what,
-    )
+    state = x, torch.zeros(ROWS, 10)
+    halt = ac.AdaptiveHalt(exits, ac.Confidence(0.5), max_steps=6, readout=lambda state: state[1])
+    full = ac.AdaptiveHalt(exits, ac.FixedSteps(6), max_steps=6, readout=lambda state: state[1])
+    theirs = wrapper.forward_inference_batched(x).predictions
+    torch.testing.assert_close(full(state).output, theirs, rtol=TOLERANCE, atol=TOLERANCE)  # all six layers
+    what = f"early exit; {halt(state).steps.float().mean():.1f} of 6 layers per row on average, earlyon's batch takes all 6"
+    return lambda: wrapper.forward_inference_batched(x).predictions, lambda: halt(state).output, what
 
 
-def compare(case: Callable, rounds: int) -> dict[str, object]:
-    torch.manual_seed(0)
-    name, peer, own, what = case()
-    theirs, ours = peer(), own()
-    if name != "earlyon":  # whose batch passes through all layers, where our rows leave early
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
-    times: dict[str, list[float]] = {"peer": [], "own": []}
-    for _ in range(rounds):
-        for side, call in (("peer", peer), ("own", own)):
-            start = perf_counter()
-            call()
-            times[side].append(1000 * (perf_counter() - start))
-    ratios = sorted(p / o for p, o in zip(times["peer"], times["own"], strict=True))
-    return {
-        "peer": name,
-        "version": version(name),
-        "what": what,
-        "peer_ms": statistics.median(times["peer"]),
-        "own_ms": statistics.median(times["own"]),
-        "ratio": statistics.median(ratios),
-        "quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-    }
+PEERS: dict[str, Callable[[], Sides]] = {
+    "torchdeq": torchdeq,
+    "torchode": torchode,
+    "torchebm": torchebm,
+    "earlyon": earlyon,
+}
+COLUMNS: Columns = {
+    "peer": "{label} {version}",
+    "work": "{what}",
+    "peer, ms": "{times_ms[peer][median]:ms}",
+    "adaptcomp_ext, ms": "{times_ms[own][median]:ms}",
+    "peer / adaptcomp_ext": "{ratios[peer/own]:.1f}",
+    "of the fastest rounds": "{ratios_of_minima[peer/own]:.1f}",
+}
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+@dataclass(frozen=True)
+class Config:
+    """One peer."""
+
+    label: str
 
 
-def page(report: dict) -> str:
-    rows = [
-        f"| {r['peer']} {r['version']} | {r['what']} | {r['peer_ms']:.1f} | {r['own_ms']:.1f} | "
-        f"{r['ratio']:.1f} ({r['quartiles'][0]:.1f} to {r['quartiles'][1]:.1f}) |"
-        for r in report["results"]
-    ]
-    return "\n".join(
-        [
-            "# Peers",
-            "",
-            f"{report['processor']}, one thread, device cpu; Python {report['python']}, torch {report['torch']}; "
-            f"{ROWS:,} rows of float32, inference; {report['rounds']} rounds in which the two sides took turns.",
-            "",
-            "Both sides do the same arithmetic on the same rows, and their results agree within 1e-3 (of torchode the "
-            "numbers of steps were compared). Exception: earlyon's batch leaves together, at the first exit at which "
-            "every row is sure, here the last; with `AdaptiveHalt` each row leaves at its own.",
-            "",
-            "| peer | work | peer, ms | adaptcomp_ext, ms | peer / adaptcomp_ext, median (quartiles) |",
-            "|---|---|---:|---:|---:|",
-            *rows,
-            "",
-            "Other work ran on the machine meanwhile, which is why the sides took turns and quartiles are given.",
-            "",
-            "These are single points, chosen to show the mechanism: rows that need different numbers of steps (torchdeq, "
-            "torchode, earlyon), and a descent in one kernel call (TorchEBM). Where all rows need the same number of "
-            "steps, nothing is gained over the first two.",
-            "",
-            "Made by `python benchmarks/bench_peers.py`.",
-            "",
-        ]
-    )
+@dataclass(frozen=True)
+class PeerOptions(harness.Options):
+    """The options of the comparison."""
+
+    out: str = harness.option("results/bench_peers", "Folder of the results.")
+    seconds: float | None = harness.option(None, "Seconds for all rounds with one peer. Default: 10.", 0.1)
+    seed: int = harness.option(0, "Seed of weights and tensors.", 0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="Number of rounds.")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results", help="Folder of the report."
-    )
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        results = [compare(case, options.rounds) for case in (fixed_point, ode, energy, early_exit)]
-    report = {
-        "processor": processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "rounds": options.rounds,
-        "results": results,
-    }
-    (options.out / "bench_peers.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / "bench_peers.md").write_text(page(report))
-    print(page(report))
+class PeerBenchmark(harness.Benchmark):
+    """One measured point against each peer."""
+
+    name = "peers"
+    title = "Peers"
+    help = "Time adaptcomp_ext against torchdeq, torchode, TorchEBM and earlyon."
+    Options = PeerOptions
+    full_seconds = 10.0
+
+    def configs(self) -> Iterable[Config]:
+        """Return the peers."""
+        return map(Config, PEERS)
+
+    def measure(self, config: Config) -> dict[str, Any]:
+        """Verify and time one peer."""
+        torch.manual_seed(self.options.seed)
+        with torch.no_grad():
+            peer, own, what = PEERS[config.label]()
+            row = {
+                "config": asdict(config),
+                "label": config.label,
+                "what": what,
+                "version": version(config.label),
+            }
+
+            def agreement() -> dict[str, float]:
+                if config.label == "earlyon":  # compared where it was made: our rows leave earlier
+                    return {}
+                both = {"peer": (peer().float(),), "own": (own().float(),)}
+                return {"output": harness.compare(both, ("the result",), "peer", TOLERANCE)}
+
+            calls = {"peer": peer, "own": own}
+            ratios = lambda times: {"peer/own": ratio(times, "peer", "own")}  # noqa: E731
+            return harness.timed_row(row, calls, agreement, ratios, self.device, self.options.seconds)
+
+    @staticmethod
+    def tables(report: Report, rows: Sequence[Row]) -> Iterable[Table]:
+        """Yield the comparison."""
+        yield Table.of("One point each", "", rows, COLUMNS)
 
 
 if __name__ == "__main__":
-    main()
+    PeerBenchmark.main()
