@@ -258,6 +258,12 @@ def test_bad_options_are_named(bad, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_option_of_another_type_is_named(tmp_path):
+    with pytest.raises(TypeError, match="seconds: expected a number, got 'long'"):
+        bench_halting(str(tmp_path / "out"), seconds="long")
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_option_has_a_help_sentence():
     for kind in BENCHMARKS:
         for option in kind.Options.declared():

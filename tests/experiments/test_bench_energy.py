@@ -182,7 +182,7 @@ def test_the_kernel_keeps_the_points_and_the_loop_its_graph():
 
 def test_grids():
     configs = list(GRIDS["default"]())
-    assert {at(mode, size) for mode, size, _, _ in BARS} <= set(configs)
+    assert {at(mode, size) for _, mode, size, _, _ in BARS} <= set(configs)
     assert {config.kind for config in configs} == {"mlp", "hopfield", "quadratic"}
     assert {config.activation for config in configs} == set(ACTIVATIONS)
     assert sum(config.compiled and config.mode != "train" for config in GRIDS["quick"]()) == 1

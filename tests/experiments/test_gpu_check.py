@@ -75,7 +75,7 @@ def test_the_first_look_checks_before_it_measures(tmp_path: Path, capsys: pytest
     assert len(lines) == 1 + len(sections)
     assert all(" = " in line for line in lines[1:])  # which is what gpu_check.sh puts into its summary
     with pytest.raises(DisagreementError, match="it: the descent differs from the loop form"):
-        gpu.agree({"loop": torch.ones(3), "it": torch.ones(3) * 1.1}, "the descent", "loop")
+        gpu.agree({"loop": torch.ones(3), "it": torch.ones(3) * 1.1}, "the descent")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")

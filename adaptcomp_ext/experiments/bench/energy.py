@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -62,14 +62,11 @@ aten = torch.ops.aten
 # --- configurations -----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Config:
-    """A point of the grid.
+    """A point of the grid: B rows, widths of the context and of y, at most M steps.
 
-    Attributes ---------- mode : str "all": all rows take all steps. "stop": rows converge, after a quarter of
-    the steps on average. "train": forward and backward pass through all steps. batch, context, dim : int B
-    rows; number of elements of the context and of y. hidden : tuple of int Widths of a network's layers;
-    number of a Hopfield network's patterns; empty for a quadratic energy. steps : int M. activation : str
-    Activation of a network. kind : str "mlp", "hopfield" (no context) or "quadratic" (its context is b).
-    compiled : bool Whether the compiled baseline takes part: compiling takes seconds.
+    ``mode`` is "all": all rows take all steps; "stop": rows converge, after a quarter of the steps on average;
+    or "train": forward and backward pass through all steps. ``hidden`` are the widths of a network's layers, the
+    number of a Hopfield network's patterns, or nothing for a quadratic energy, whose context is b.
     """
 
     mode: str
@@ -334,7 +331,7 @@ def starts(
 
 # --- hand-written descents ----------------------------------------------------------------------------------
 # What somebody writes who has seen the profile: the gradient as a formula in torch's operations, the
-# context's part once, one fused product for each layer and direction, everything in place in buffers made beforehand.
+# context's part once, one fused product for each layer and direction, in place in buffers made beforehand.
 Derivative = Callable[[str, Tensor, Tensor], None]
 """Puts upstream · act'(a) in the place of a."""
 
@@ -618,7 +615,7 @@ def verify(problem: Problem, outcomes: Mapping[str, Outcome]) -> float:
     worst = 0.0
     for name, outcome in outcomes.items():
         stopped = outcome.steps is not None
-        if outcome.steps is not None and (wanted is None or not torch.equal(outcome.steps, wanted)):
+        if stopped and (wanted is None or not torch.equal(cast(Tensor, outcome.steps), wanted)):
             raise harness.DisagreementError(
                 f"{name}: rows converged after other numbers of steps than they should"
             )
@@ -627,9 +624,9 @@ def verify(problem: Problem, outcomes: Mapping[str, Outcome]) -> float:
             "eager": (eager.y if stopped else everything, eager.energy),
         }
         # Where rows converge, the energies of all steps have no counterpart.
-        count = 2 if stopped or wanted is None else 1
-        results = {n: pair[:count] for n, pair in pairs.items()}
-        worst = max(worst, harness.compare(results, ("y", "the energy")[:count], "eager", TOLERANCE))
+        what = ("y", "the energy")[: 2 if stopped or wanted is None else 1]
+        results = {n: pair[: len(what)] for n, pair in pairs.items()}
+        worst = max(worst, harness.compare(results, what, "eager", TOLERANCE))
     return worst
 
 
@@ -682,55 +679,47 @@ def memory_rows(
 
 # --- what is asked of the ratios, on two CPU cores in float32 -----------------------------------------------
 BARS = (
-    *(("all", size, "eager/kernel", least) for size, least in enumerate((20.0, 5.0, 3.0, 2.0))),
-    *(("all", size, "compiled/kernel", least) for size, least in enumerate((3.0, 2.0))),
-    ("all", 2, "analytic/kernel", 1.5),
-    ("all", 3, "analytic/kernel", 1.2),
-    *(("all", size, "kernel/matmul", 0.6) for size in (1, 2, 3)),
-    *(("stop", size, "kernel_all/kernel", 3.0) for size in (0, 1, 2)),
-    *(("train", size, "eager/kernel", 5.0) for size in (0, 1)),
+    *(
+        ("eager over kernel", "all", k, "eager/kernel", least)
+        for k, least in enumerate((20.0, 5.0, 3.0, 2.0))
+    ),
+    *(("compiled over kernel", "all", k, "compiled/kernel", least) for k, least in enumerate((3.0, 2.0))),
+    ("analytic over kernel", "all", 2, "analytic/kernel", 1.5),
+    ("analytic over kernel", "all", 3, "analytic/kernel", 1.2),
+    *(("share of the matrix product's rate", "all", k, "kernel/matmul", 0.6) for k in (1, 2, 3)),
+    *(("all steps over stopping, kernel", "stop", k, "kernel_all/kernel", 3.0) for k in (0, 1, 2)),
+    *(("eager over kernel", "train", k, "eager/kernel", 5.0) for k in (0, 1)),
 )
-"""Mode, size, ratio, and what the ratio should be at least."""
+"""What is compared, mode, size, ratio, and what the ratio should be at least."""
 GENERIC_BAR = 1.0
 """Least eager/generic, in inference."""
 MEMORY_BAR = 1.05
 """Most bytes that the kernel keeps for more steps, over the bytes of these steps' points."""
-MEANINGS = {
-    "eager/kernel": "eager over kernel",
-    "compiled/kernel": "compiled over kernel",
-    "analytic/kernel": "analytic over kernel",
-    "kernel_all/kernel": "all steps over stopping, kernel",
-    "kernel/matmul": "share of the matrix product's rate",
-}
 
 
 def judge(rows: Iterable[Row], memory: Sequence[Row] = ()) -> list[dict[str, Any]]:
     """Compare the report's rows with the bars: one verdict for each bar that has a measured ratio."""
     timed = [row for row in rows if row["error"] is None]
-    by_label = {row["label"]: row["ratios"] for row in timed}
-    verdicts: list[dict[str, Any]] = []
-
-    def add(what: str, where: str, bar: str, found: float, passed: bool) -> None:
-        verdicts.append({"what": what, "where": where, "bar": bar, "found": found, "passed": passed})
-
-    for mode, size, key, least in BARS:
-        label = at(mode, size).label
-        found = by_label.get(label, {}).get(key)
-        if found is not None:
+    ratios = {row["label"]: row["ratios"] for row in timed}
+    found: list[tuple[str, str, str, float, bool]] = []
+    for what, mode, size, key, least in BARS:
+        where = at(mode, size).label
+        value = ratios.get(where, {}).get(key)
+        if value is not None:
             bar = f"≥ {100 * least:.0f} %" if key == "kernel/matmul" else f"≥ {least:g}"
-            add(MEANINGS[key], label, bar, found, found >= least)
+            found.append((what, where, bar, value, value >= least))
     inferring = [row for row in timed if row["config"]["mode"] != "train"]
     if inferring:
         slowest = min(inferring, key=lambda row: row["ratios"]["eager/generic"])
-        found, bar = slowest["ratios"]["eager/generic"], f"≥ {GENERIC_BAR:g}"
-        add("eager over generic, worst in inference", slowest["label"], bar, found, found >= GENERIC_BAR)
+        what, value = "eager over generic, worst in inference", slowest["ratios"]["eager/generic"]
+        found.append((what, slowest["label"], f"≥ {GENERIC_BAR:g}", value, value >= GENERIC_BAR))
     for shape in SIZES:
         kept = [row for row in memory if tuple(row["size"]) == shape]
         if len(kept) > 1:
-            found, bar = growth(kept[0], kept[-1]), f"≤ {MEMORY_BAR:g}"
+            what, value = "kernel: bytes kept per byte of points", growth(kept[0], kept[-1])
             where = f"B={shape[0]} y={shape[2]}, {kept[0]['steps']} → {kept[-1]['steps']} steps"
-            add("kernel: bytes kept per byte of points", where, bar, found, found <= MEMORY_BAR)
-    return verdicts
+            found.append((what, where, f"≤ {MEMORY_BAR:g}", value, value <= MEMORY_BAR))
+    return [dict(zip(("what", "where", "bar", "found", "passed"), verdict, strict=True)) for verdict in found]
 
 
 def growth(few: Row, many: Row) -> float:
@@ -768,8 +757,8 @@ of 1. *Kernel, all steps*: the kernel without a tolerance, from the same points.
 RATES = f"""\
 Operations of the products with y, forth and back (4·B·y·hidden for each step of a network with one layer, and
 where rows converge of the steps that they took), over the kernel's time, which includes the context's part,
-the activations and the energies. Next to it the rate of a {PRODUCT} × {PRODUCT} × {PRODUCT} matrix product in the
-same rounds."""
+the activations and the energies. Next to it the rate of a {PRODUCT} × {PRODUCT} × {PRODUCT} matrix product in
+the same rounds."""
 MEMORY = """\
 MB of the tensors that live between forward and backward pass, beyond weights and inputs, and at most at any
 time. *Points*: y after every step, which the kernel stores. *Per point*: how much more the kernel keeps than
@@ -864,32 +853,28 @@ class EnergyBenchmark(harness.Benchmark):
             mean = float(steps.double().mean())
             row["steps"] = {"mean": mean, "longest": int(steps.max()), "tol": problem.tol}
             flops *= mean / config.steps
-        o, device = self.options, self.device
-        timing = {
-            "ratios": partial(ratios, flops=flops),
-            "device": device,
-            "seconds": o.seconds,
-            "block": BLOCK,
-        }
+        timed = partial(
+            harness.timed_row,
+            ratios=partial(ratios, flops=flops),
+            device=self.device,
+            seconds=self.options.seconds,
+            block=BLOCK,
+        )
         if config.mode == "train":
             # The rate of a backward pass is not reported: how many products it needs is up to each form.
             both = training_calls(problem)
-            return harness.timed_row(
-                row,
-                both,
-                lambda: harness.compare_gradients(
-                    {n: call() for n, call in both.items()}, "eager", TOLERANCE
-                ),
-                **timing,
-            )
+
+            def agreement() -> float:
+                gradients = {name: call() for name, call in both.items()}
+                return harness.compare_gradients(gradients, "eager", TOLERANCE)
+
+            return timed(row, both, agreement)
         cache = self.cache if self.compiler is None and config.compiled else None
         calls = forms(problem, cache)
         if cache is not None:
             cache.first_call(config.label, calls["compiled"])
-        timed = {**calls, "matmul": matrix_product(device)}
-        row = harness.timed_row(
-            row, timed, lambda: verify(problem, {n: call() for n, call in calls.items()}), **timing
-        )
+        all_calls = {**calls, "matmul": matrix_product(self.device)}
+        row = timed(row, all_calls, lambda: verify(problem, {name: call() for name, call in calls.items()}))
         if row["error"] is None:
             work = {"kernel": flops, "matmul": PRODUCT_FLOPS}
             row["gflops"] = {n: work[n] / row["times_ms"][n]["median"] / 1e6 for n in work}

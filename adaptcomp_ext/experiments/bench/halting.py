@@ -18,7 +18,7 @@ over interleaved rounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 import adaptcomp_ext as ac
 
-from . import gpu, harness
+from . import harness
 from .harness import Columns, Report, Row, Table
-from .timing import Call, Times, clock, ratio
+from .timing import Call, Times, clock, interleave, ratio, summary
 
 __all__ = ["HaltingBenchmark"]
 
@@ -81,9 +81,8 @@ class Config:
         """Estimate the time of one masked call at half this rate of operations."""
         passes = 3 if self.training else 1
         work = passes * flops_per_row(self.core, self.dim) * self.batch * self.max_steps
-        return (
-            work / (0.5 * flops) + self.max_steps * passes * 1.5e-4
-        )  # small operations cost 0.15 ms for each step
+        # Small operations cost 0.15 ms in each step.
+        return work / (0.5 * flops) + 1.5e-4 * self.max_steps * passes
 
 
 REQUIRED_SIZES = ((32, 64), (256, 128), (1024, 256), (4096, 256))
@@ -503,7 +502,7 @@ def run_boolean(problem: Problem) -> Outcome:
 
 
 def adaptive(
-    problem: Problem, compact: bool | str, step: Callable[..., Any] | None = None
+    problem: Problem, compact: bool | str, step: Callable[..., Any] | None = None, **options: Any
 ) -> Callable[[], Outcome]:
     """Return a call of AdaptiveHalt on the problem."""
     policy: nn.Module
@@ -516,7 +515,7 @@ def adaptive(
     readout = problem.head if problem.config.policy == "confidence" else None
     max_steps = problem.config.max_steps
     halt = ac.AdaptiveHalt(
-        step or problem.step, policy, max_steps=max_steps, readout=readout, compact=compact
+        step or problem.step, policy, max_steps=max_steps, readout=readout, compact=compact, **options
     )
 
     def call() -> Outcome:
@@ -657,6 +656,61 @@ def memory_rows(
     return found
 
 
+def median_ms(
+    calls: Mapping[str, Call], device: torch.device, seconds: float, block: float = 0.0
+) -> dict[str, float]:
+    """Return the median time of each call; the calls take turns."""
+    times = interleave(calls, clock(device), seconds, few=5, fewest=5, block=block)
+    return {name: summary(values)["median"] for name, values in times.items()}
+
+
+def bandwidth(
+    device: torch.device,
+    seconds: float = 1.0,
+    block_bytes: int = 1 << 30,
+    row_bytes: Sequence[int] = (4096, 16384, 65536),
+    shares: Sequence[float] = (1.0, 0.5, 0.1),
+) -> Iterator[dict[str, Any]]:
+    """Measure the bytes per second of compaction and of the halting step against a device copy.
+
+    These kernels move rows and do next to no arithmetic, so that the copy is what they can hope for. The
+    block is far larger than a GPU's last-level cache. Counted are the bytes that have to move: a copy reads
+    and writes the block; a compaction reads the kept rows and writes the whole padded block; a weighted
+    halting step reads the readout, and reads and writes the output.
+    """
+    for size in row_bytes:
+        rows = block_bytes // size
+        block = torch.randn(rows, size // 4, device=device)
+        other = torch.zeros_like(block)
+        calls: dict[str, Call] = {"copy": partial(other.copy_, block)}
+        about: dict[str, tuple[str, float, int]] = {"copy": ("copy", 1.0, 2 * block_bytes)}
+        for share in shares:
+            keep = torch.rand(rows, device=device) < share
+            (packed,), _, count = ac.ops.compact_padded(keep, [block])
+            if not torch.equal(packed[: int(count)], block[keep]):
+                raise harness.DisagreementError(
+                    f"compact_padded: the rows of {size} bytes are not the kept ones"
+                )
+            calls[f"compact {share:g}"] = partial(ac.ops.compact_padded, keep, [block])
+            about[f"compact {share:g}"] = "compact_padded", share, int(keep.sum()) * size + block_bytes
+        steps = torch.zeros(rows, dtype=torch.int64, device=device)
+        status = torch.zeros(rows, dtype=torch.int8, device=device)
+        results = ac.ops.halting.Results(steps=steps, status=status, leaves=[], output=other)
+        goes_on = torch.zeros(rows, dtype=torch.bool, device=device)
+        index, weight = torch.arange(rows, device=device), torch.full((rows,), 0.05, device=device)
+        bounds: dict[str, Any] = {"step": 1, "min_steps": 1, "max_steps": 16}
+        step = partial(
+            ac.ops.halting.halt_rows, results, index, goes_on, [], **bounds, weight=weight, readout=block
+        )
+        calls["halt"], about["halt"] = step, ("halt_rows", 1.0, 3 * block_bytes)
+        took = median_ms(calls, device, seconds, block=10.0)
+        rate = {name: moved / took[name] / 1e6 for name, (_, _, moved) in about.items()}
+        for name, (kernel, share, _) in list(about.items())[1:]:
+            row = {"kernel": kernel, "row_bytes": size, "kept": share, "gb_per_s": rate[name]}
+            row |= {"copy_gb_per_s": rate["copy"], "of_copy": rate[name] / rate["copy"]}
+            yield {**row, "ms": {n: took[n] for n in ("copy", name)}}
+
+
 def sync_rows(device: torch.device, seed: int) -> list[dict[str, Any]]:
     """Run AdaptiveHalt where any wait of the host raises; ``error`` is None where it never waited."""
     found = []
@@ -705,6 +759,14 @@ def _inverse(row: Row, key: str) -> str:
     return f"{1 / row['ratios'][key]:.2f}" if key in row["ratios"] else "–"
 
 
+BANDWIDTH = {
+    "kernel": "{kernel}",
+    "row bytes": "{row_bytes}",
+    "kept": "{kept:g}",
+    "GB/s": "{gb_per_s:.0f}",
+    "copy GB/s": "{copy_gb_per_s:.0f}",
+    "of copy": "{of_copy:.0%}",
+}
 SIZE = {
     "core": "{config[core]}",
     "policy": "{config[policy]}",
@@ -859,7 +921,7 @@ class HaltingBenchmark(harness.Benchmark):
         if o.memory:
             self.report["memory"] = memory_rows(o.wanted[0], self.device, o.seed)
         if self.device.type == "cuda":
-            rows, waits = list(gpu.bandwidth(self.device)), sync_rows(self.device, o.seed)
+            rows, waits = list(bandwidth(self.device)), sync_rows(self.device, o.seed)
             self.report["cuda"] = {"bandwidth": rows, "synchronisation": waits}
 
     @staticmethod
@@ -879,7 +941,7 @@ class HaltingBenchmark(harness.Benchmark):
         yield Table.of("Training memory", text, report["memory"], MEMORY)
         if report["cuda"] is not None:
             text = "Bandwidth of the row kernels against a device copy of the same block."
-            yield Table.of("On the GPU", text, report["cuda"]["bandwidth"], gpu.BANDWIDTH)
+            yield Table.of("On the GPU", text, report["cuda"]["bandwidth"], BANDWIDTH)
             text = 'Under `torch.cuda.set_sync_debug_mode("error")`:'
             lines = [
                 [r["policy"], r["form"], r["error"] or "none"] for r in report["cuda"]["synchronisation"]

@@ -78,7 +78,11 @@ class Options:
     def __post_init__(self) -> None:
         for declared in self.declared():
             value = getattr(self, declared.name)
-            if declared.least is not None and value is not None and not value >= declared.least:
+            if declared.least is None or (value is None and declared.optional):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{declared.name}: expected a number, got {value!r}")
+            if not value >= declared.least:
                 raise ValueError(f"{declared.name}: expected at least {declared.least:g}, got {value}")
 
     @classmethod
@@ -87,8 +91,7 @@ class Options:
         hints = get_type_hints(cls)
         for f in fields(cls):
             kinds = get_args(hints[f.name]) or (hints[f.name],)
-            default = f.default
-            yield Declared(f.name, kinds[0], NoneType in kinds, default, **f.metadata)
+            yield Declared(f.name, kinds[0], NoneType in kinds, f.default, **f.metadata)
 
 
 # --- agreement ----------------------------------------------------------------------------------------------
@@ -182,9 +185,7 @@ def no_compiler(device: torch.device) -> str | None:
     """Return None if `torch.compile` works on the device, else the first line of its error."""
     try:
         torch.compile(_double)(torch.ones(8, device=device))
-    except (
-        Exception
-    ) as error:  # a missing C++ compiler, Triton or Python version each has an exception of its own
+    except Exception as error:  # each missing part, such as a C++ compiler, has an exception of its own
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
@@ -255,6 +256,7 @@ class LiveBytes(TorchDispatchMode):
 
 def kept_and_peak(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> dict[str, int]:
     """Return the bytes alive between forward and backward pass, and the most at any time."""
+    loss()  # once before: a first call may look at the step or the energy
     with LiveBytes() as live:
         value = loss()
         kept = live.now

@@ -149,7 +149,7 @@ def lower_bound(problem: Problem) -> Call:
 def verify(
     outputs: Mapping[str, tuple[Tensor]], gradients: Mapping[str, Sequence[Tensor | None]]
 ) -> dict[str, float]:
-    """Compare all forms with masking; the largest relative differences of outputs and, in training, gradients."""
+    """Compare the outputs of all forms, and in training the gradients, with masking's."""
     worst = {"output": harness.compare(outputs, ("the result",), "masking", TOLERANCE)}
     if gradients:
         worst["gradient"] = harness.compare_gradients(gradients, "masking", TOLERANCE)

@@ -1,7 +1,7 @@
 """Timing calls that have to be compared: interleaved, warmed up, without garbage collection.
 
-`torch.utils.benchmark` times one call to its end before the next one, so that what slows the machine for a while
-slows one of them; here they take turns, round after round.
+`torch.utils.benchmark` times one call to its end before the next one, so that what slows the machine for a
+while slows one of them; here they take turns, round after round.
 """
 
 from __future__ import annotations
@@ -68,11 +68,20 @@ def interleave(
     timed, as a program that keeps calling the same model would find the caches. Warming up takes at least two
     rounds and at most a tenth of the time.
 
-    Parameters ---------- calls : mapping Name to call. measure : callable From `clock`. seconds : float Time
-    for all rounds together. few, fewest, most : int Number of rounds: at least ``few``, or ``fewest`` where
-    ``few`` would take over twice the time; at most ``most``. block : float Milliseconds. A shorter call is
-    made as often in a row as fits into this time, and counts with its mean: the steady state of a program
-    that does little else. 0: each call by itself.
+    Parameters
+    ----------
+    calls : mapping
+        Name to call.
+    measure : callable
+        From `clock`.
+    seconds : float
+        Time for all rounds together.
+    few, fewest, most : int
+        Number of rounds: at least ``few``, or ``fewest`` where ``few`` would take over twice the time; at most
+        ``most``.
+    block : float
+        Milliseconds. A shorter call is made as often in a row as fits into this time, and counts with its
+        mean: the steady state of a program that does little else. 0: each call by itself.
 
     Returns
     -------
