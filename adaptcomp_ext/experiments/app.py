@@ -16,7 +16,7 @@ from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["app"]
 
-EXPERIMENTS = ("digits", "distill")
+EXPERIMENTS = ("digits", "distill", "maze")
 """Each is a package of this name beside this file, and in it an `Experiment` of this name."""
 BENCHMARKS = ("halting", "energy", "route", "planning")
 """Each is a module of this name in `bench`, and in it a `Benchmark` of this name."""
@@ -276,38 +276,6 @@ def stroop(
         quick=quick,
         with_reaction=reaction,
         with_effort=effort,
-    )
-
-
-@run.command()
-@guarded(RESUMES)
-def maze(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/maze"),
-    seed: SeedOption = 0,
-    seeds: SeedsOption = 1,
-    updates: Annotated[
-        int | None, typer.Option(min=1, help="Updates of each agent. Default: 600, or 60 with --quick.")
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(min=0.0, help="Price of one sweep; the goal is worth 1. Default: 0.0009.")
-    ] = None,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = 1,
-    quick: QuickOption = False,
-) -> None:
-    """Walk through mazes, planning as long as a state is worth. Ten minutes per seed. Goes on where it was interrupted."""
-    from adaptcomp_ext.experiments.maze import maze as run_maze
-    from adaptcomp_ext.experiments.maze.plan import PRICE
-
-    run_maze(
-        out,
-        seeds=seeds,
-        first_seed=seed,
-        updates=updates,
-        price=PRICE if price is None else price,
-        workers=workers,
-        threads=threads,
-        quick=quick,
     )
 
 

@@ -17,9 +17,8 @@ from rich.console import Console
 
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
 from adaptcomp_ext.experiments.maze import maze, training
-from adaptcomp_ext.experiments.maze.cell import run_cell, unseen_layouts
 from adaptcomp_ext.experiments.maze.evaluation import run_trial
-from adaptcomp_ext.experiments.maze.plan import plan
+from adaptcomp_ext.experiments.maze.measure import measure, unseen_layouts
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.models.agents import SWEEPS, MazeAgent
 from tests.helpers.reports import check_one_seed_report
@@ -91,8 +90,7 @@ def test_the_example_is_a_walk(out: Path) -> None:
 
 
 def test_a_finished_folder_is_not_run_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for worker in ("run_cell", "time_cell"):
-        monkeypatch.setattr(f"adaptcomp_ext.experiments.maze.report.{worker}", None)
+    monkeypatch.setattr(maze, "measure", None)
     before = (out / "maze.json").read_text()
     maze(out, seeds=SEEDS, quick=True, console=QUIET)
     after = json.loads((out / "maze.json").read_text())
@@ -123,12 +121,12 @@ def test_a_trial_is_repeatable_and_counts_right() -> None:
 
 
 def test_a_cell_is_the_same_twice(tmp_path: Path) -> None:
-    what = plan(seeds=1, first_seed=3, updates=2, price=0.001, quick=True)
+    what = maze.setup(seeds=1, first_seed=3, updates=2, price=0.001, quick=True)
     results = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         torch.manual_seed(what.cells[0].seed)
-        found = run_cell(what.cells[0], tmp_path / name, lambda *_: None)
+        found = measure(what.cells[0], tmp_path / name, lambda *_: None)
         results.append(found)
     assert results[0] == results[1]
 

@@ -1,5 +1,5 @@
-"""Mazes: an agent that plans for as many sweeps as a state is worth."""
+"""An agent that plans in mazes, for as long as a state is worth the price of planning."""
 
-from .report import maze
+from .experiment import maze
 
 __all__ = ["maze"]

@@ -37,12 +37,15 @@ class Setup(NamedTuple):
         ``then(results) -> cells``: further cells whose options depend on the results of `cells`.
     about : str
         What the run begins by printing, such as the data.
+    then_alone : bool
+        Whether the further cells run one after another on one thread, as timings must.
     """
 
     config: dict[str, Any]
     cells: list[Cell]
     then: Callable[[Results], list[Cell]] | None = None
     about: str = ""
+    then_alone: bool = False
 
 
 def grid(
@@ -140,7 +143,8 @@ class Experiment:
         results = Results(what.cells, run_some(what.cells), what.config)
         if what.then:
             more = what.then(results)
-            results = Results([*what.cells, *more], {**results.found, **run_some(more)}, what.config)
+            alone: dict[str, Any] = {"workers": 1, "threads": 1} if what.then_alone else {}
+            results = Results([*what.cells, *more], {**results.found, **run_some(more, **alone)}, what.config)
         assert self.report is not None, f"{self.name}: no function was decorated with @{self.name}.reports"
         return publish(self.name, out, results, self.report, console)
 

@@ -1,25 +1,30 @@
-"""One agent and one seed: train, then walk through mazes never seen."""
+"""One agent and one seed: train it, let it walk through mazes never seen, and put it on the clock."""
 
 from __future__ import annotations
 
 import math
+import statistics
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.environments.layouts import Layouts, draw_layouts
+from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
 from adaptcomp_ext.experiments.files import write_tensors
 from adaptcomp_ext.experiments.runs import Cell, Tick, span
 from adaptcomp_ext.models.agents import MazeAgent
 
 from .evaluation import Trial, run_trial
-from .timing import compare
-from .training import Settings, train
+from .training import Settings, observe, train
 
-__all__ = ["FIXED", "run_cell", "time_cell", "unseen_layouts"]
+__all__ = ["FIXED", "compare", "measure", "unseen_layouts"]
 
 FIXED = (0, 2, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of sweeps that the priced agent is also made to do everywhere."""
@@ -28,9 +33,15 @@ LARGER = 17
 TEST_SEED = 10_000
 DISTANCES = ((1, 1), (2, 3), (4, 5), (6, 8), (9, 12), (13, 17), (18, 24), (25, 40))
 CURVE = 60  # points of the training curve that are kept
+CHUNK = 16  # steps between two turns of a way of acting
 
 
-def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Train and measure an agent, or time the agent of another cell."""
+    return (_time if "of" in cell.options else _train)(cell, folder, tick)
+
+
+def _train(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Train an agent as the options say, and measure it on the same mazes as all others."""
     settings = Settings(**cell.options["settings"])
     torch.manual_seed(cell.seed)
@@ -47,7 +58,7 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     return found
 
 
-def time_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+def _time(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Put the agent of another cell on the clock."""
     agent = MazeAgent()
     agent.load_state_dict(load_file(folder.parent / cell.options["of"] / AGENT_NAME))
@@ -130,4 +141,64 @@ def _example(layouts: Layouts, trial: Trial) -> dict[str, Any]:
         "goal": layouts.goal[best].tolist(),
         "positions": trial.at_position[at].tolist(),
         "sweeps": trial.at_sweeps[at].int().tolist(),
+    }
+
+
+class _Walk:
+    """An agent that goes on walking, one episode after another."""
+
+    def __init__(self, agent: MazeAgent, env: MazeVectorEnv, sweeps: int | None, compact: bool | str) -> None:
+        self.agent, self.env, self.compact = agent, env, compact
+        self.sweeps: Tensor | None = None if sweeps is None else torch.full((env.num_envs,), sweeps)
+        self.observation, _ = self.env.reset(seed=0)
+        self.seconds: list[float] = []
+        self.episodes = 0
+
+    def turn(self, counted: bool) -> None:
+        begin = time.perf_counter()
+        ended = 0
+        for _ in range(CHUNK):
+            decided = self.agent.act(*observe(self.observation), sweeps=self.sweeps, compact=self.compact)
+            self.observation, _, terminated, truncated, _ = self.env.step(decided.action.numpy())
+            ended += int((terminated | truncated).sum())
+        if counted:
+            self.seconds.append(time.perf_counter() - begin)
+            self.episodes += ended
+
+
+def compare(agent: MazeAgent, mazes: int, size: int, density: float, seconds: float) -> dict[str, Any]:
+    """Milliseconds of an episode, environment and all, with `mazes` side by side: as the gate decides, the same masked, K = 16.
+
+    The three take turns; the ratios are medians of pairs of turns, a turn divided by the number of episodes
+    that end in it on average.
+    """
+    keep_freed_memory()
+    ways: Mapping[str, tuple[int | None, bool]] = {
+        "gated": (None, True),
+        "masked": (None, False),
+        "fixed 16": (16, True),
+    }
+    walks = {
+        name: _Walk(agent, MazeVectorEnv(mazes, size, density, autoreset_mode="SameStep"), *way)
+        for name, way in ways.items()
+    }
+    for _ in range(6):  # past the first episodes, which all begin together
+        for walk in walks.values():
+            walk.turn(False)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(walks["gated"].seconds) < 3:
+        for walk in walks.values():
+            walk.turn(True)
+    per_turn = {name: max(walk.episodes, 1) / len(walk.seconds) for name, walk in walks.items()}
+    each = {name: [s / per_turn[name] for s in walk.seconds] for name, walk in walks.items()}
+    return {
+        "mazes": mazes,
+        "size": size,
+        "ms": {name: 1e3 * statistics.median(values) for name, values in each.items()},
+        **{
+            f"{name} / gated": statistics.median(
+                a / b for a, b in zip(each[name], each["gated"], strict=True)
+            )
+            for name in ("masked", "fixed 16")
+        },
     }
