@@ -30,9 +30,7 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
-        except (
-            Exception
-        ) as error:  # of the click that typer brings, which is not always the one that is installed
+        except Exception as error:  # click's, but typer may bring a click of its own
             if hasattr(error, "option_name") and hasattr(error, "message"):
                 known = [
                     name for parameter in self.params for name in (*parameter.opts, *parameter.secondary_opts)

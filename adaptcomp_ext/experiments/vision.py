@@ -34,6 +34,7 @@ __all__ = [
     "multiply_adds",
     "recipe_for",
     "time_calls",
+    "train",
     "train_acc",
     "train_classifier",
     "weights",
@@ -162,7 +163,7 @@ def recipe_for(rows: int, quick: bool) -> Recipe:
     return Recipe(epochs=10 if quick else 30, batch=32)
 
 
-def _train(
+def train(
     model: nn.Module,
     loss: Callable[[Tensor, float], tuple[Tensor, Mapping[str, Tensor]]],
     rows: int,
@@ -170,7 +171,9 @@ def _train(
     seed: int,
     checkpoint: Path,
     tick: Callable[[float], None],
+    clip: float | None = None,
 ) -> list[dict[str, float]]:
+    """Train a network by a recipe on ``loss(index, done)``; see `fit`, and `train_classifier` for the parameters."""
     noise = [p for name, p in model.named_parameters() if _is_noise(name)]
     known = set(map(id, noise))
     groups = [{"params": [p for p in model.parameters() if id(p) not in known], "weight_decay": 1e-2}]
@@ -188,6 +191,7 @@ def _train(
         epochs=recipe.epochs,
         seed=seed,
         schedule=torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total),
+        clip=clip,
         checkpoint=Checkpoint(checkpoint),
         tick=tick,
     )
@@ -223,7 +227,7 @@ def train_classifier(
         value = F.cross_entropy(output, digits) if loss is None else loss(index, output)
         return value, {"accuracy": (output.argmax(1) == digits).float().mean()}
 
-    return _train(model, update, len(data.digits), recipe, seed, checkpoint, tick)
+    return train(model, update, len(data.digits), recipe, seed, checkpoint, tick)
 
 
 def train_acc(
@@ -241,7 +245,7 @@ def train_acc(
         parts = model.loss(data.images[index], data.digits[index], rows=len(data.digits), beta_factor=beta)
         return parts.total, {name: getattr(parts, name) for name in parts._fields[1:]}
 
-    return _train(model, loss, len(data.digits), recipe, seed, checkpoint, tick)
+    return train(model, loss, len(data.digits), recipe, seed, checkpoint, tick)
 
 
 @torch.no_grad()

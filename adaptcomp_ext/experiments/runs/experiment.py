@@ -68,8 +68,9 @@ class Experiment:
 
     Its parameters are those of the function that lays it out, and ``out`` (folder of the results and checkpoints),
     ``workers`` and ``threads`` (processes side by side, and threads of torch in each), ``cluster`` (the Ray cluster
-    that runs them, see `run_cells`) and ``console`` (where to print). A folder that holds another configuration is refused; an interrupted run goes on. Returns the content
-    of ``NAME.json``. The same parameters are the options of ``adaptcomp run NAME``.
+    that runs them, see `run_cells`) and ``console`` (where to print). A folder that holds another configuration is
+    refused; an interrupted run goes on. Returns the content of ``NAME.json``. The same parameters are the options of
+    ``adaptcomp run NAME``.
 
     Parameters
     ----------
@@ -115,6 +116,9 @@ class Experiment:
 
     def __call__(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Run what is not finished, write ``NAME.json``, ``NAME.md`` and the figures, and return the first."""
+        import matplotlib  # noqa: F401 (what only the report needs is missed now, not after hours of training)
+        import pandas  # noqa: F401
+
         bound = self.__signature__.bind(*arguments, **options)
         bound.apply_defaults()
         for name, parameter in self.__signature__.parameters.items():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from scipy import stats
+import scipy  # scipy.stats, which is large, is imported at its first use
 from torch import Tensor
 
 __all__ = [
@@ -70,8 +70,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
     if n < 2:
         return Interval(mean, None, None, n)
     error = statistics.stdev(values) / n**0.5
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    p = 2 * float(scipy.stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
     return Interval(mean, mean - half, mean + half, n, p)
 
 
@@ -91,19 +91,19 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's ρ of two tensors' elements; 0 where one of them is constant."""
     if float(a.min()) == float(a.max()) or float(b.min()) == float(b.max()):
         return 0.0
-    return float(stats.spearmanr(a.flatten().numpy(), b.flatten().numpy()).statistic)
+    return float(scipy.stats.spearmanr(a.flatten().numpy(), b.flatten().numpy()).statistic)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion."""
-    ends = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
+    ends = scipy.stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
     return float(ends.low), float(ends.high)
 
 
 def mcnemar(a: Tensor, b: Tensor) -> float:
     """Exact two-sided p of two classifiers being right equally often, from the items [N] (bool) that each got right."""
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 @dataclass(frozen=True)
