@@ -1,12 +1,13 @@
-"""Time adaptcomp_ext against the peers that the documentation names: torchdeq, torchode, TorchEBM and earlyon.
+"""Time adaptcomp_ext against the peers in the documentation: torchdeq, torchode, TorchEBM and earlyon.
 
-Both sides do the same arithmetic on the same 1,024 rows, and were checked before timing to give the same results
-(torchode: the same numbers of steps). Exception: the batch of earlyon leaves together, at the first exit at which
-every row is sure, here the last; with `AdaptiveHalt` each row leaves at its own.
+Both sides do the same arithmetic on the same 1,024 rows, and were checked before timing to give the same
+results (torchode: the same numbers of steps). Exception: the batch of earlyon leaves together, at the first
+exit at which every row is sure, here the last; with `AdaptiveHalt` each row leaves at its own.
 
 These are single points, chosen to show the mechanism: rows that need different numbers of steps (torchdeq,
 torchode, earlyon), and a descent in one kernel call (TorchEBM). Where all rows need the same number of steps,
-nothing is gained over the first two. Inference; ratios of times in the same round, median over interleaved rounds.
+nothing is gained over the first two. Inference; ratios of times in the same round, median over interleaved
+rounds.
 
 `python benchmarks/bench_peers.py`, after `pip install torchdeq torchode torchebm earlyon`.
 """
@@ -78,7 +79,8 @@ def torchode() -> Sides:
     term = torchode.ODETerm(lambda t, y: step.flow(y))
     solver = torchode.AutoDiffAdjoint(torchode.Euler(term=term), torchode.FixedStepController())
     zero, dt = torch.zeros(ROWS), torch.full((ROWS,), step.dt)
-    # The step with which a row reaches its end is its last; the middle of it leaves no doubt which one that is.
+    # The step with which a row reaches its end is its last; the middle of it leaves no doubt which one that
+    # is.
     ends = (steps - 0.5) * step.dt
     problem = torchode.InitialValueProblem(y0=y0, t_start=zero, t_end=ends, t_eval=zero[:, None])
     halt = ac.AdaptiveHalt(step, ac.FixedSteps(steps), max_steps=40)
@@ -146,7 +148,8 @@ def earlyon() -> Sides:
     full = ac.AdaptiveHalt(exits, ac.FixedSteps(6), max_steps=6, readout=lambda state: state[1])
     theirs = wrapper.forward_inference_batched(x).predictions
     torch.testing.assert_close(full(state).output, theirs, rtol=TOLERANCE, atol=TOLERANCE)  # all six layers
-    what = f"early exit; {halt(state).steps.float().mean():.1f} of 6 layers per row on average, earlyon's batch takes all 6"
+    mean = halt(state).steps.float().mean()
+    what = f"early exit; {mean:.1f} of 6 layers per row on average, earlyon's batch takes all 6"
     return lambda: wrapper.forward_inference_batched(x).predictions, lambda: halt(state).output, what
 
 

@@ -1,4 +1,4 @@
-"""Draw the README's picture from the halting benchmark's report: the time of a batch against the mean steps of its rows.
+"""Draw the README's picture from the halting benchmark's report: the time of a batch by its rows' mean steps.
 
     python benchmarks/draw_saving.py
 

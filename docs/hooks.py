@@ -1,8 +1,8 @@
 """What the site shows from outside the folder docs: reports and figures, the examples, the changelog.
 
-The pages link to them by their paths in the repository (``../benchmarks/results/demo.png``), so that they can be
-read on GitHub. For the site the files are taken in from where they lie, without a copy in the repository, and the
-links are made to point there.
+The pages link to them by their paths in the repository (``../benchmarks/results/demo.png``), so that they can
+be read on GitHub. For the site the files are taken in from where they lie, without a copy in the repository,
+and the links are made to point there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every Python block of the README and the documentation runs, and prints what stands below it.
 
 The blocks of a document run one after another in one namespace, as a reader would type them. A ``text`` block
-directly below a Python block holds what that prints: the words must be the same, and the numbers nearly. A block
-below ``<!-- not run: reason -->`` is left out.
+directly below a Python block holds what that prints: the words must be the same, and the numbers nearly. A
+block below ``<!-- not run: reason -->`` is left out.
 """
 
 from __future__ import annotations

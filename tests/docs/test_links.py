@@ -1,4 +1,4 @@
-"""Links of the README and the changelog lead to files that exist; mkdocs checks those of the documentation."""
+"""Links of README and changelog lead to files that exist; mkdocs checks those of the documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`shrink` in every layout, dtype and mode: constants, batches over tokens or rows, parts between layers, habits at random."""
+"""`shrink` in all layouts, dtypes and modes: constants, batches over tokens or rows, random networks."""
 
 from __future__ import annotations
 

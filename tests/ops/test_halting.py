@@ -1,4 +1,4 @@
-"""The halting step, halt_rows and pack_rows together, against the reference: values, and what stays untouched."""
+"""The halting step, halt_rows and pack_rows, against the reference: values, and untouched memory."""
 
 from __future__ import annotations
 
