@@ -1,9 +1,9 @@
-// The adjoint of the halting step on CUDA: one launch, one group of threads per row (common/cuda.cuh), every
-// output written once.
+// The adjoint of the halting step on CUDA: one launch, one group of threads per row (common/cuda.cuh), which
+// writes every output once.
 //
-// Bound by memory like the forward step. The gradient of a row's weight is a dot product over the row; its
-// terms fall to the lanes and are added in an order that the length of the row alone decides, so that no
-// row's gradient depends on the batch around it.
+// It is bound by memory, like the forward step. The gradient of a row's weight is a dot product over the row;
+// the distribution of its terms over the lanes and the order of the sum depend on the length of the row only,
+// so that no row's gradient depends on the batch.
 #include "common/cuda.cuh"
 #include "halting/halting.h"
 #include "halting/packs.cuh"
@@ -12,9 +12,9 @@
 namespace adaptcomp {
 namespace {
 
-// g = [base +] weight * g_out, and this lane's share of the dot product of g_out and readout. `base` and
-// `readout` may be null. Lane and order of every product follow from n; only the width of the accesses
-// follows from the addresses.
+// g = [base +] weight * g_out; returns this lane's share of the dot product of g_out and readout. `base` and
+// `readout` may be null. Lane and order of every product depend on n, the width of the accesses on the
+// addresses.
 template <int G, int E, bool Packed, class T>
 __device__ __forceinline__ compute_t<T> weighted_share(T* g, const T* base, compute_t<T> weight,
                                                        const compute_t<T>* g_out, const T* readout, int64_t n,
@@ -92,8 +92,7 @@ __global__ void __launch_bounds__(kThreads, 4) halt_backward_kernel(const __grid
   const int64_t place = flag == kRunning ? (a.place ? a.place[i] : i) : -1;
   const int64_t n = a.readout_elements;
   const bool has_output = n > 0 && a.g_output && (a.weight ? live : ended);
-  // Without a gradient of its own the readout's share goes to the first leaf, which is then written once,
-  // with it.
+  // If the readout is the first leaf, its share is added to the leaf's gradient, which is written once.
   const bool merge = has_output && !a.g_readout;
 
   const auto leaf_source = [&](const LeafGrad& leaf) {

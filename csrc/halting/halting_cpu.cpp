@@ -1,4 +1,5 @@
-// The halting step on the CPU. One pass over the block: every tensor is read once, while the row is in cache.
+// The halting step on the CPU, in one pass over the block: every tensor is read once, while the row is in
+// cache.
 #include "halting/halting.h"
 
 #include <cstring>
@@ -27,8 +28,8 @@ template <class T>
 AC_HD void add_row(T* g, const T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store(g[i], load(g[i]) + load(x[i]));
 }
-// Sixteen partial sums in a fixed order: vectorises without reassociation, and the result depends on the row
-// alone.
+// Sixteen partial sums in a fixed order vectorise without reassociation, and the result depends on the row
+// only.
 template <class T>
 AC_HD compute_t<T> dot_row(const compute_t<T>* a, const T* b, int64_t n) {
   compute_t<T> lane[16] = {};
@@ -41,7 +42,7 @@ AC_HD compute_t<T> dot_row(const compute_t<T>* a, const T* b, int64_t n) {
   return lane[0];
 }
 
-// target_clones wants plain functions: one set per dtype.
+// target_clones needs plain functions, so that each dtype has its own set.
 #define AC_ROW_LOOPS(T, C)                                                                           \
   AC_CLONES bool finite_loop(const T* x, int64_t n) { return finite_row(x, n); }                     \
   AC_CLONES bool logits_loop(const T* x, int64_t n) { return logits_row(x, n); }                     \
@@ -74,7 +75,7 @@ bool finite_block_row(const Leaf& leaf, int64_t i) {
   });
   return finite;
 }
-// Only for a row that is not finite, so that a row without a mask is read once.
+// Called only for a row that is not finite, so that a row without a mask is read once.
 __attribute__((noinline)) bool logits_block_row(const Leaf& leaf, int64_t i) {
   bool logits = true;
   dispatch(leaf.dtype, [&](auto* type) {
@@ -208,8 +209,8 @@ int64_t halt_step_cpu(const HaltStep& a) {
 }
 
 void fill_holes_cpu(const int8_t* flag, int64_t running, int64_t* row, const Move* moves, int64_t n_moves) {
-  // The k-th hole among the first `running` rows takes the k-th running row from behind them: as many of the
-  // one as of the other.
+  // The k-th ended row among the first `running` rows is replaced by the k-th active row behind them; there
+  // are as many of these as of those.
   int64_t tail = running;
   auto next_from_tail = [&] {
     while (flag[tail] != kRunning) ++tail;
@@ -241,7 +242,7 @@ int64_t plan_packing_cpu(const int8_t* flag, const int64_t* row, int64_t rows, i
   int64_t count = 0;
   for (int64_t i = 0; i < rows; ++i) {
     const bool goes_on = flag[i] == kRunning;
-    index[count] = i;  // branch-free: a row that does not go on is overwritten by the next one
+    index[count] = i;  // branch-free: the next row overwrites the entry of a row that has ended
     next[count] = row[i];
     place[i] = goes_on ? count : -1;
     count += goes_on;

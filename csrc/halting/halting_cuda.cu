@@ -1,10 +1,10 @@
 // The halting step on CUDA: one launch, one group of threads per row (common/cuda.cuh).
 //
-// Almost every row of almost every step goes on, and such a row has to cost one read of its tensors and one
-// flag. So lane 0 decides, all lanes read, and one vote ends it; a readout that is weighted is tested while
-// it is added up. Only a row that ends is read a second time, from cache, to be written to the results. Rows
-// differ in nothing but this, and the group is part of a warp, a warp or a block by the length of the rows,
-// so that short ones do not idle lanes and long ones do not wait for 32.
+// Most rows stay active at most steps; such a row must cost one read of its tensors and one flag. Lane 0
+// decides, all lanes read, and one vote ends the test; a weighted readout is tested while it is added up.
+// Only a row that ends is read a second time, from cache, to be written to the results. The group is a part
+// of a warp, a warp or a block by the length of the rows, so that short rows leave no lane idle, and long
+// ones have more than 32.
 #include "halting/halting.h"
 
 #include "common/cuda.cuh"
@@ -15,10 +15,10 @@
 namespace adaptcomp {
 namespace {
 
-// What a lane has seen of its share of a row.
+// The test of a lane's share of a row.
 struct Seen {
-  bool finite = true, logits = true;  // all of it is finite; all of it can be logits
-  bool left = false;                  // some of it is not masked
+  bool finite = true, logits = true;  // whether all elements are finite; whether all are valid logits
+  bool left = false;                  // whether an element is not masked
 
   template <class T>
   __device__ __forceinline__ void see(T x) {
@@ -46,7 +46,7 @@ __device__ __forceinline__ Seen see_share(const T* x, int64_t n, int lane) {
   return seen;
 }
 
-// output += weight * x, and what this lane has seen of x.
+// output += weight * x; returns the test of this lane's share of x.
 template <int G, class T>
 __device__ __forceinline__ Seen accumulate_share(compute_t<T>* output, compute_t<T> weight, const T* x,
                                                  int64_t n, int lane) {
@@ -79,7 +79,7 @@ __device__ void copy_result(const Leaf& leaf, int64_t i, int64_t r, int lane) {
   move_row<G>(static_cast<char*>(leaf.result) + r * bytes, bytes_of(leaf.block, i, bytes), bytes, lane);
 }
 
-// The verdict on row i, in lane 0. No other lane may call `decide`: it updates the row's carry.
+// The decision for row i, in lane 0. No other lane may call `decide`, because it updates the row's carry.
 template <class S, int G>
 __device__ __forceinline__ Verdict<S> verdict(const HaltStep& a, int64_t i, int64_t r, int lane) {
   Verdict<S> v{S(0), S(0), false, true};
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const bool halt = Row::broadcast(static_cast<int>(v.halt)) != 0;
 
   bool finite = lane != 0 || v.finite;
-  bool left = true;  // a class of the logits is not masked
+  bool left = true;  // whether a class of the logits is not masked
   const auto test = [&](const Seen& seen, const Leaf& leaf, bool masked) {
     finite &= masked ? seen.logits : seen.finite;
     if (masked) left = seen.left || leaf.row_elements == 0;
@@ -132,13 +132,13 @@ __global__ void __launch_bounds__(kThreads, 4)
                                 static_cast<compute_t<T>>(weight), row_of<T>(a.readout.block, i, n), n, lane),
             a.readout, masked && (separate_readout || a.read_leaf == 0));
       });
-      // Tested already, unless the readout is only the beginning of the first leaf.
+      // It is already tested, unless the readout is only the beginning of the first leaf.
       if (!separate_readout && a.n_leaves > 0 && a.leaves[0].row_elements == n &&
           a.leaves[0].dtype == a.readout.dtype)
         first = 1;
     }
     for (int64_t l = first; l < a.n_leaves; ++l) {
-      if (separate_readout && l >= 0 && l == a.read_leaf) continue;  // tested as the readout that it is
+      if (separate_readout && l >= 0 && l == a.read_leaf) continue;  // tested as the readout
       const Leaf& leaf = l < 0 ? a.readout : a.leaves[l];
       device_dispatch(leaf.dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
   if (ended) {
     if (lane == 0) {
-      if (a.retire) a.row[i] = -1;  // every lane has read it: the vote above came after
+      if (a.retire) a.row[i] = -1;  // every lane has read it before the vote above
       a.steps[r] = a.step;
       a.status[r] = flag;
     }

@@ -1,16 +1,16 @@
-// Where the rows that go on are packed, on CUDA: one launch.
+// The index of a compaction on CUDA, in one launch.
 //
-// A block owns a tile of rows and needs two numbers from beyond it, how many rows before the tile go on and
-// how many in all. It counts them itself. Blocks that hand their counts on, or a launch in between, would
-// read less and cost more: a flag is one byte, 16 of them are counted with one access, and a batch of a
-// million rows is a megabyte that every block reads from cache.
+// A block works on a tile of rows and needs two more numbers: those of active rows before the tile, and in
+// all. It counts them itself. Passing counts between blocks, or a second launch, would read less and cost
+// more: a flag is one byte, one access counts 16 of them, and a batch of a million rows is a megabyte that
+// every block reads from cache.
 #include "common/cuda.cuh"
 #include "halting/halting.h"
 
 namespace adaptcomp {
 namespace {
 
-constexpr int kFlags = 16;  // per thread: one access
+constexpr int kFlags = 16;  // per thread, in one access
 constexpr int kTile = kFlags * kThreads;
 
 static_assert(kRunning == 0 && (kPadding & 3) && (kHalted & 3) && (kMaxSteps & 3) && (kNonFinite & 3),
@@ -18,7 +18,7 @@ static_assert(kRunning == 0 && (kPadding & 3) && (kHalted & 3) && (kMaxSteps & 3
 
 using Flags = Pack<uint32_t, kFlags / 4>;
 
-// The flags of the rows from `first` on, those beyond the last row as padding.
+// The flags of the rows from `first` on; after the last row they are padding.
 __device__ __forceinline__ Flags load_flags(const int8_t* flag, int64_t first, int64_t rows) {
   if (first + kFlags <= rows && address(flag) % sizeof(Flags) == 0)
     return *reinterpret_cast<const Flags*>(flag + first);
@@ -42,11 +42,11 @@ __device__ __forceinline__ int count(const Flags& flags) {
   return kFlags - ended;
 }
 
-// The sum of x over the threads before this one in its block, and in `total` over all of them.
+// Returns the sum of x over the threads of the block before this one, and in `total` over all.
 __device__ __forceinline__ int sum_before(int x, int& total) {
   __shared__ int of_warp[kThreads / 32];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  int before = 0, sum = x;  // of the lanes that have met so far
+  int before = 0, sum = x;  // over the lanes that the tree has joined so far
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) {
     const int other = __shfl_xor_sync(~0u, sum, d);
@@ -67,8 +67,8 @@ __device__ __forceinline__ int sum_before(int x, int& total) {
 __global__ void __launch_bounds__(kThreads) plan_packing_kernel(const __grid_constant__ PackingPlan a) {
   using Block = Group<kThreads>;
   __shared__ int16_t
-      rank[kTile];  // of each row of the tile: how many before it in the tile go on; -1 if it does not itself
-  __shared__ int16_t going[kTile];  // the rows of the tile that go on, in order
+      rank[kTile];  // number of active rows before each row of the tile; -1 for a row that has ended
+  __shared__ int16_t going[kTile];  // the active rows of the tile, in order
 
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTile;
   int64_t before = 0, running = 0;
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) plan_packing_kernel(const __grid_con
   for (int t = Block::lane(); t < tile; t += kThreads)
     a.place[begin + t] = rank[t] < 0 || before + rank[t] >= a.size ? -1 : before + rank[t];
   if (of_tile == 0) return;
-  // Row k of the new block, and every row behind the running ones that is a copy of it.
+  // Row k of the new block, and every padding row that is a copy of it.
   const int64_t copies = (a.size + running - 1) / running;
   for (int64_t c = Block::lane(); c < of_tile * copies; c += kThreads) {
     const int64_t lap = c / of_tile, t = c - lap * of_tile, j = before + t + lap * running;
