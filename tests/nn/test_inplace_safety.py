@@ -446,8 +446,7 @@ def test_what_the_users_functions_resize_is_refused_before_its_rows_are_moved():
             assert error in ("ValueError", "TypeError") and argument == f"{name}:", line
 
 
-# --- functions that use their memory again: without gradients, the results are those of functions that do not
-# ---------------
+# --- functions that reuse their memory: without gradients the results are the same --------------------------
 class StillnessAt(ac.Policy):
     """A policy that halts when the readout moves less than before, with a carry in the readout's memory."""
 

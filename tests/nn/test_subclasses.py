@@ -342,8 +342,7 @@ def test_tensors_of_torch_with_a_dispatch_and_unfinished_collectives():
     assert said["masked"].startswith("TypeError: inputs[0]: ") and "MaskedTensor" in said["masked"]
 
 
-# --- descents: points, contexts, settings and the energy's own tensors are taken as the plain tensors they
-# are ------------------
+# --- descents: points, contexts, settings and the energy's own tensors are treated as plain tensors ---------
 ENERGIES = {
     "function": lambda: lambda y, c: ((y - c) ** 2).sum(1),
     "mlp": lambda: ac.MLPEnergy(3, 3, 8),

@@ -72,8 +72,7 @@ class PlanGate(Precise):
     ) -> None:
         super().__init__()
         inputs = check_int("latent", latent, 1) + check_int("actions", actions, 1) + 1
-        # Units of a latent state vary little between states: without scaling the gate hardly tells them
-        # apart.
+        # Unscaled, the latent units vary too little between states for the gate to tell them apart.
         self.register_buffer("middle", torch.zeros(inputs))
         self.register_buffer("variance", torch.ones(inputs))
         self.net = nn.Sequential(
