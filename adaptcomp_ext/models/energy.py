@@ -56,7 +56,8 @@ class LatentEnergyClassifier(nn.Module):
     -----
     The latent-variable energy follows LeCun et al. 2006 ("A Tutorial on Energy-Based Learning"); training
     through the descent follows Du et al. 2022 ("Learning Iterative Reasoning through Energy Minimization").
-    Unlike LeCun's, this energy is not bounded below by 0, and is not trained to equal the loss.
+    Unlike LeCun's, this energy is not bounded below by 0, and is not trained to equal the loss. Arguments
+    that are not as described raise TypeError or ValueError.
 
     Examples
     --------

@@ -78,7 +78,7 @@ class View:
 
 @documented
 class Decision(NamedTuple):
-    """A policy's decision for each row of the block.
+    """A policy's decision for each row of the block; weight, cost, log_prob and carry are differentiable.
 
     Attributes
     ----------

@@ -35,7 +35,12 @@ class Effort(nn.Module):
     objective : str
         "value" or "literal".
     hidden : int
-        Units of the hidden layer.
+        Number of units of the hidden layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
     """
 
     def __init__(self, classes: int, objective: str = "value", hidden: int = 16) -> None:

@@ -47,7 +47,12 @@ class LearnedGate(Gate):
     classes : int
         C ≥ 2.
     hidden : int
-        Units of the hidden layer.
+        Number of units of the hidden layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
     """
 
     mean: Tensor

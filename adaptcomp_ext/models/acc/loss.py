@@ -53,6 +53,11 @@ class Objective:
     mutual : bool
         Whether the KL's gradient also reaches control, as in the thesis, so that control pays for deviating
         from habit. False: the KL trains the habit only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
     """
 
     effort: float | str = 1.0

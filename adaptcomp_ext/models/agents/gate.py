@@ -60,6 +60,11 @@ class PlanGate(Precise):
     ----------
     kind : str
         The one of `GATES` that decides; "value" at first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described. `price` is not checked.
     """
 
     middle: Tensor

@@ -50,6 +50,11 @@ class DepthPlanner:
         Increasing horizons, in steps.
     iterations : int
         Number of iterations at each level.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described. Plans are not differentiable.
     """
 
     def __init__(self, planner: Planner, levels: Sequence[int] = (1, 2, 4, 8), iterations: int = 2) -> None:
@@ -168,6 +173,11 @@ class DepthGate(Precise):
         Number of units of the hidden layer.
     price : float
         Price of one step of the horizon, at least 0, in the unit of the gains.
+
+    Notes
+    -----
+    A price that is not as described raises TypeError or ValueError; the sizes are not checked. Depths are not
+    differentiable.
     """
 
     cost: Tensor

@@ -88,7 +88,8 @@ class Planner:
     Notes
     -----
     Noise is drawn once for each call and iteration, and all rows share it: a row's plan does not depend on
-    which other rows are planned.
+    which other rows are planned. Plans are not differentiable. Arguments that are not as described raise
+    TypeError or ValueError.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ def value_sweep(value: Tensor, step: Tensor, count: int = 1) -> Tensor:
     Returns
     -------
     Tensor
-        int16 [n, H, W], new. The rim stays `UNKNOWN`.
+        int16 [n, H, W], new; not differentiable. The rim stays `UNKNOWN`. Shapes and dtypes are not checked.
     """
     # All mazes form one line of cells; the rims separate them. 16-bit numbers and one pass per operation take
     # a quarter of the time of a padded batch of floats. The views are made once, because for few mazes making

@@ -175,6 +175,11 @@ class WorldModel(nn.Module):
     spread : Tensor
         Scalar buffer: running range of Q, from its 5th to its 95th percentile, on the training data; the unit
         of the habit's loss and of gains.
+
+    Notes
+    -----
+    All methods but `follow` are differentiable, also in the weights. Arguments of the constructor that are
+    not as described raise TypeError or ValueError.
     """
 
     spread: Tensor

@@ -35,7 +35,7 @@ class ACT(Policy):
     -----
     A row that `max_steps` ends below the threshold has the remainder as its last weight and the status
     ``MAX_STEPS``. Before `min_steps` the halting probability is zero, so that these steps have no weight in
-    the output.
+    the output. A setting that is not as described raises TypeError or ValueError, also at a later assignment.
     """
 
     _settings: ClassVar = {"head": check_head, "threshold": partial(check_fraction, "threshold")}

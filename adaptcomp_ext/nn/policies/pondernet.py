@@ -68,7 +68,8 @@ class PonderNet(Policy):
 
     Notes
     -----
-    Before `min_steps` the hazard is zero. Output and cost are differentiable in training mode.
+    Before `min_steps` the hazard is zero. Output and cost are differentiable in training mode. A setting that
+    is not as described raises TypeError or ValueError, also at a later assignment.
     """
 
     _settings: ClassVar = {
