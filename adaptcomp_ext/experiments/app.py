@@ -16,7 +16,7 @@ from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["app"]
 
-EXPERIMENTS = ("digits", "distill", "maze")
+EXPERIMENTS = ("digits", "distill", "maze", "sudoku")
 """Each is a package of this name beside this file, and in it an `Experiment` of this name."""
 BENCHMARKS = ("halting", "energy", "route", "planning")
 """Each is a module of this name in `bench`, and in it a `Benchmark` of this name."""
@@ -154,25 +154,6 @@ def demo(
     images = load_digits() if data is None else load_mnist(data)
     out.mkdir(parents=True, exist_ok=True)
     run_demo(images, out, epochs=epochs, seed=seed, threads=threads, seconds=seconds)
-
-
-@run.command()
-@guarded(None)
-def sudoku(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/sudoku"),
-    size: Annotated[int, typer.Option(help="Side of the boards: 4 or 9.")] = 4,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Number of runs, each with its own split, puzzles and weights.")
-    ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A few updates, to see that it runs.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-) -> None:
-    """Solve Sudoku by descending a learnt energy, longer where it is harder. Two minutes per seed; ten for 9×9."""
-    from adaptcomp_ext.experiments.sudoku import sudoku as run_sudoku
-
-    out.mkdir(parents=True, exist_ok=True)
-    run_sudoku(out, size=size, seeds=seeds, first_seed=seed, quick=quick, threads=threads)
 
 
 @run.command()

@@ -17,8 +17,10 @@ from rich.console import Console
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
+from adaptcomp_ext.experiments.runs import Cell, Results
 from adaptcomp_ext.experiments.sudoku import evaluation, sudoku
-from adaptcomp_ext.experiments.sudoku.figure import way_of
+from adaptcomp_ext.experiments.sudoku.experiment import _sentences
+from adaptcomp_ext.experiments.sudoku.measure import follow
 from adaptcomp_ext.experiments.sudoku.model import Energy, FeedForward, Recurrent, units
 from adaptcomp_ext.experiments.sudoku.nine import NINE_BLANKS, NineByNine, random_grid, singles_solve
 from adaptcomp_ext.experiments.sudoku.puzzles import (
@@ -28,7 +30,6 @@ from adaptcomp_ext.experiments.sudoku.puzzles import (
     all_grids,
     position_symmetries,
 )
-from adaptcomp_ext.experiments.sudoku.report import _verdict
 from adaptcomp_ext.experiments.sudoku.training import (
     EnergySolver,
     Recipe,
@@ -38,6 +39,7 @@ from adaptcomp_ext.experiments.sudoku.training import (
     train_feed_forward,
     train_recurrent,
 )
+from tests.helpers.reports import check_one_seed_report
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -403,38 +405,43 @@ def test_the_recurrent_network_stops_where_it_settles(source: FourByFour) -> Non
     assert len(attempt.steps.unique()) > 1
 
 
-def test_way_of(source: FourByFour) -> None:
+def test_the_descent_that_is_followed(source: FourByFour) -> None:
     torch.manual_seed(0)
     solver = EnergySolver(2, Recipe(width=8, step_size=1.0))
     solver.descend.max_steps = 9
     puzzles = source.test(40, generator())
-    way = way_of(solver, puzzles, 0)
-    assert (~way.given).sum() == puzzles.blanks.max()
-    assert len(way.answers) == len(way.energies)
-    assert 2 <= len(way.answers) <= 10
+    descent = follow(solver, puzzles, 0)
+    assert descent["given"].count(False) == puzzles.blanks.max()
+    assert descent["step"][0] == 0 and descent["step"] == sorted(descent["step"])
+    assert (
+        len(descent["step"]) == len(descent["energy"]) == len(descent["digit"]) and descent["step"][-1] <= 9
+    )
+    assert all(0.25 <= chance <= 1 for board in descent["probability"] for chance in board)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
     out = tmp_path_factory.mktemp("sudoku") / "made"
     console = Console(file=io.StringIO(), width=100)
-    report = sudoku(out, quick=True, first_seed=3, console=console)
+    report = sudoku(out=out, quick=True, first_seed=3, console=console)
     assert isinstance(console.file, io.StringIO)
     return report, out, console.file.getvalue()
 
 
 def test_files(ran: tuple[dict[str, Any], Path, str]) -> None:
     report, out, _ = ran
-    assert json.loads((out / "sudoku.json").read_text()) == report
+    assert json.loads((out / "sudoku.json").read_text()) == json.loads(json.dumps(report))
     picture = (out / "sudoku.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
 
 
-def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
-    report, _, _ = ran
-    (run,) = report["runs"]
-    assert run["seed"] == 3
+def test_cell(ran: tuple[dict[str, Any], Path, str]) -> None:
+    report, out, _ = ran
+    (folder,) = (out / "cells").glob("seed-*")
+    assert folder.name == "seed-3"
+    run = json.loads((folder / "result.json").read_text())
+    count = report["config"]["puzzles"]
     sizes = [run[name]["parameters"] for name in ("feed_forward", "recurrent", "energy")]
     assert max(sizes) < 1.06 * min(sizes)
     for name in ("recurrent", "energy"):
@@ -442,44 +449,48 @@ def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
         for stopped in run[name]["stopped"]:
             groups = stopped["by_blanks"]
             assert [group["blanks"] for group in groups] == list(BLANKS)
-            assert sum(group["puzzles"] for group in groups) == report["puzzles"]["test"]
-            mean = sum(group["puzzles"] * group["steps"] for group in groups) / report["puzzles"]["test"]
+            assert sum(group["puzzles"] for group in groups) == count
+            mean = sum(group["puzzles"] * group["steps"] for group in groups) / count
             assert mean == pytest.approx(stopped["steps"])
             assert 1 <= stopped["steps"] <= 64
     by_tolerance = {stopped["tolerance"]: stopped["steps"] for stopped in run["energy"]["stopped"]}
     assert by_tolerance[min(by_tolerance)] >= by_tolerance[max(by_tolerance)]
     for few in run["energy"]["few_steps"].values():
         assert list(few["best_of"]) == ["1", "2", "4", "8"]
-        assert few["best_of"]["1"] == pytest.approx(1 - few["wrong"] / report["puzzles"]["test"])
+        assert few["best_of"]["1"] == pytest.approx(1 - few["wrong"] / count)
     assert 0 < run["kinds"]["test"] < run["kinds"]["train"]
     assert list(run["of_any_kind"]) == ["feed_forward", "recurrent", "energy"]
-    assert report["summary"]["energy"]["solved"] == {
-        "mean": run["energy"]["stopped"][0]["solved"],
-        "sd": None,
-    }
-    assert report["summary"]["feed_forward"]["solved"]["mean"] == run["feed_forward"]["solved"]
-    assert report["recipe"]["updates"] == 20
-    assert report["puzzles"]["size"] == 4
-    assert report["machine"]["threads"] == 1
+
+
+def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
+    report, out, _ = ran
+    run = json.loads(next((out / "cells").glob("*/result.json")).read_text())
+    tables = {table["heading"]: table["rows"] for table in report["tables"]}
+    feed_forward, recurrent, energy = tables["Held-out puzzles"]
+    assert feed_forward["solved, %"][0] == run["feed_forward"]["solved"] and feed_forward["steps"] == "–"
+    assert energy["solved, %"][:2] == (run["energy"]["stopped"][0]["solved"], None)
+    assert recurrent["at 11 blanks"][0] == run["recurrent"]["stopped"][0]["by_blanks"][-1]["steps"]
+    assert len(tables["Where the stop rule stops"]) == len(
+        run["energy"]["stopped"] + run["recurrent"]["stopped"]
+    )
+    assert report["config"]["recipe"]["updates"] == 20 and report["config"]["size"] == 4
+    check_one_seed_report((out / "sudoku.md").read_text())
 
 
 def test_printed(ran: tuple[dict[str, Any], Path, str]) -> None:
-    _, _, printed = ran
-    for words in (
-        "feed-forward",
-        "recurrent",
-        "held-out puzzles",
-        "Held out: 68 of the 288 grids",
-        "sudoku.png",
-        "n = 8",
-    ):
-        assert words in printed
+    printed = " ".join(ran[2].split())
+    assert "Held out: 68 of the 288 grids" in printed and "sudoku.md" in printed
     assert "The energy solves" in printed and printed.count("Not decided: one seed") == 2
-    assert (
-        "±" not in printed
-        and "does better" not in printed
-        and "Quick run (--quick)" in " ".join(printed.split())
-    )
+    assert "±" not in printed and "does better" not in printed and "Quick run (--quick)" in printed
+
+
+def test_a_finished_folder_is_not_run_again(
+    ran: tuple[dict[str, Any], Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, out, _ = ran
+    monkeypatch.setattr(sudoku, "measure", None)
+    again = sudoku(out=out, quick=True, first_seed=3, console=Console(file=io.StringIO()))
+    assert again["tables"] == report["tables"]
 
 
 def test_what_is_better_is_what_the_seeds_agree_on() -> None:
@@ -488,15 +499,17 @@ def test_what_is_better_is_what_the_seeds_agree_on() -> None:
         stopped = {"solved": solved, "steps": steps, "correlation": 0.5, "by_blanks": blanks}
         return {"seconds": seconds, "milliseconds": 10.0, "solved": solved, "stopped": [stopped]}
 
-    runs = [
-        {
+    cells = [Cell(f"seed-{i}", {}, i) for i in range(3)]
+    results = {
+        f"seed-{i}": {
             "energy": solver(0.95 + 0.01 * i, 5.0, 50.0 + i),
             "recurrent": solver(0.97 - 0.01 * i, 3.0 + 0.1 * i, 20.0),
             "feed_forward": solver(0.80, 1.0, 5.0),
         }
         for i in range(3)
-    ]
-    first, *rest = _verdict(runs)
+    }
+    every = Results(cells, results, {})
+    first, *rest = _sentences({name: every.at(name) for name in ("feed_forward", "recurrent", "energy")})
     assert first.startswith(
         "The energy solves 96.0 %, the feed-forward network 80.0 %: +16.0 ["
     ) and first.endswith("(more).")
@@ -514,32 +527,21 @@ def test_what_is_better_is_what_the_seeds_agree_on() -> None:
 
 
 def test_no_random_state_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptcomp_ext.experiments.sudoku.report.QUICK_UPDATES", 1)
-    monkeypatch.setattr("adaptcomp_ext.experiments.sudoku.report.QUICK_PUZZLES", 8)
+    monkeypatch.setattr("adaptcomp_ext.experiments.sudoku.experiment.QUICK_UPDATES", 1)
+    monkeypatch.setattr("adaptcomp_ext.experiments.sudoku.experiment.QUICK_PUZZLES", 8)
     before = torch.get_rng_state()
-    report = sudoku(tmp_path, seeds=2, quick=True, console=Console(file=io.StringIO()))
+    report = sudoku(out=tmp_path, seeds=2, quick=True, console=Console(file=io.StringIO()))
     assert torch.equal(torch.get_rng_state(), before)
-    assert [run["seed"] for run in report["runs"]] == [0, 1]
-    solved = [run["feed_forward"]["solved"] for run in report["runs"]]
-    assert report["summary"]["feed_forward"]["solved"]["mean"] == pytest.approx(sum(solved) / 2)
+    assert report["config"]["seeds"] == [0, 1]
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(
-        "adaptcomp_ext.experiments.sudoku.sudoku", lambda out, **options: given.update(out=out, **options)
-    )
-    out = tmp_path / "a" / "b"
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["run", "sudoku", "--out", str(out), "--seeds", "5", "--seed", "2", "--quick"])
-    assert stop.value.code == 0
-    assert out.is_dir()
-    assert given == {"out": out, "size": 4, "seeds": 5, "first_seed": 2, "quick": True, "threads": 1}
+@pytest.mark.parametrize("words", [["--out", "taken"], ["--seeds", "0"], ["--size", "5"]])
+def test_bad_options(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "taken").write_text("a file")
-    monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    for words in (["--out", "taken"], ["--seeds", "0"], ["--size", "5"]):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["run", "sudoku", *words])
-        assert stop.value.code == 2
-        assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "sudoku", *words])
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,10 +1,10 @@
-"""Reasoning by energy: an answer to a Sudoku is found by descending a learnt energy, longer where the puzzle is harder.
+"""Reasoning by energy: a Sudoku is solved by descending a learnt energy, longer where the puzzle is harder.
 
-``puzzles`` makes the puzzles and keeps some apart, ``model`` holds the energy and two networks to compare it
-with, ``training`` trains them, ``evaluation`` says what they solve in how many steps, ``figure`` draws that,
-and ``report`` runs it all.
+``puzzles`` and ``nine`` make the puzzles and hold some out, ``model`` has the energy and two networks to compare
+it with, ``training`` trains them, ``evaluation`` measures what they solve in how many steps, ``measure`` is one
+seed of all that, and ``experiment`` declares it and reports.
 """
 
-from .report import sudoku
+from .experiment import sudoku
 
 __all__ = ["sudoku"]
