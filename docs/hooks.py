@@ -45,3 +45,10 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
     markdown = OUTSIDE.sub(moved, markdown)
     return re.sub(r"(\]\([^)\s]*examples/\w+)\.py\)", r"\1.md)", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Drop the ``::`` that begins a block of code in a docstring, and that Markdown would show."""
+    return html.replace("<p>::</p>\n", "").replace(
+        '::</p>\n<div class="highlight"', ':</p>\n<div class="highlight"'
+    )
