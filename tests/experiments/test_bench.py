@@ -183,7 +183,7 @@ def quick_rounds(monkeypatch):
 
 
 def test_a_cell_is_a_format_of_the_row_or_a_function():
-    rows = [{"a": {"b/c": 0.256, "n": None}, "kept": 2_500_000}, {"a": {}, "kept": 1234.0}]
+    rows = [{"a": {"b/c": 0.256, "n": None}, "kept": 2_500_000}, {"a": {"n": "≥ 60 %"}, "kept": 1234.0}]
     columns = {
         "x": "{a[b/c]:.2f}",
         "y": "{a[n]}",
@@ -192,8 +192,11 @@ def test_a_cell_is_a_format_of_the_row_or_a_function():
         "f": lambda r: "!",
     }
     table = Table.of("title", "text", rows, columns)
-    assert table.lines == [["0.26", "–", "26 %", "2.50", "!"], ["–", "–", "–", "0.00", "!"]]
-    assert str(table).splitlines()[:2] == ["| x    | y | z    | MB   | f |", "|------|---|------|------|---|"]
+    assert table.lines == [["0.26", "–", "26 %", "2.50", "!"], ["–", "≥ 60 %", "–", "0.00", "!"]]
+    assert str(table).splitlines()[:2] == [
+        "| x    | y      | z    | MB   | f |",
+        "|------|--------|------|------|---|",
+    ]
 
 
 def test_run_writes_json_markdown_and_figure_and_resumes(tmp_path, capsys, quick_rounds):

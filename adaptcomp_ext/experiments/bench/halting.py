@@ -438,9 +438,8 @@ class _Exits:
 
     def add(self, index: Tensor, *values: Tensor) -> None:
         if torch.is_grad_enabled():
-            self.parts.append(
-                (index, *values)
-            )  # writing in place would cost a whole gradient buffer for each step
+            # Writing in place would cost a whole gradient buffer for each step.
+            self.parts.append((index, *values))
             return
         self.out = self.out or [v.new_empty(self.rows, *v.shape[1:]) for v in values]
         for out, v in zip(self.out, values, strict=True):
@@ -514,9 +513,8 @@ def adaptive(
         policy = ac.ACT(problem.head, threshold=ACT_THRESHOLD)
     readout = problem.head if problem.config.policy == "confidence" else None
     max_steps = problem.config.max_steps
-    halt = ac.AdaptiveHalt(
-        step or problem.step, policy, max_steps=max_steps, readout=readout, compact=compact, **options
-    )
+    step = problem.step if step is None else step
+    halt = ac.AdaptiveHalt(step, policy, max_steps=max_steps, readout=readout, compact=compact, **options)
 
     def call() -> Outcome:
         result = halt(problem.state, *problem.inputs)

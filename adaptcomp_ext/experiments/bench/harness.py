@@ -279,9 +279,9 @@ class _Cells(string.Formatter):
             return "–"
         if spec == "ms":
             return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-        return (
-            f"{value / 1e6:.{spec[2:]}f}" if spec.startswith("MB") else format(value, spec).replace("%", " %")
-        )
+        if spec.startswith("MB"):
+            return f"{value / 1e6:.{spec[2:]}f}"
+        return f"{format(value, spec)[:-1]} %" if spec.endswith("%") else format(value, spec)
 
 
 class Table(NamedTuple):
