@@ -371,7 +371,7 @@ def report(
         "adaptcomp-out/report.html"
     ),
 ) -> None:
-    """Gather what was run into one page (all but demo, energy, sudoku and the benchmarks)."""
+    """Gather the reports of the experiments in these folders into one page."""
     from adaptcomp_ext.experiments.runs.page import find_runs, write_page
 
     runs = find_runs(folders or [Path("adaptcomp-out")])

@@ -102,6 +102,30 @@ def test_without_what_an_experiment_needs(
     assert not (tmp_path / "out").exists()
 
 
+def test_experiments_are_listed_without_what_some_of_them_need(extras: None) -> None:
+    simulators = ("dm_control", "gymnasium", "mujoco")
+    ((code, out, err),) = without(simulators, ("run", "--help"))
+    assert (code, err) == (0, "")
+    for name, told in (("digits", "Decide when to stop"), ("control", "Learn to control"), ("maze", "mazes")):
+        assert name in out and told in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("run", "digitz"), "unknown experiment 'digitz'; expected one of digits, "),
+        (("run", "digits", "--seedz", "3"), "No such option: --seedz. Options: --data, "),
+        (("bench", "halt"), "unknown benchmark 'halt'; expected one of halting, "),
+    ],
+)
+def test_what_is_unknown_is_told_with_what_is_known(
+    extras: None, words: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 2
+    err = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert expected in err
+
+
 @pytest.mark.parametrize("command", ["control", "horizon"])
 def test_an_unknown_task_lists_the_known_ones(
     extras: None, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
