@@ -77,7 +77,7 @@ def save(figure: Figure, path: Path, dpi: int, quick: bool = False) -> None:
 
 
 def bars(values: Sequence[Any], scale: float = 1.0) -> list[float] | None:
-    """Half of each interval, for ``errorbar``; None, and so no bars, where there is one seed and no interval."""
+    """Half of each interval, for ``errorbar``; None, and so no bars, where there is one seed."""
     return None if all(value.high is None for value in values) else [scale * value.half for value in values]
 
 
@@ -129,7 +129,7 @@ def bar_chart(
     scale: float = 1.0,
     **look: Any,
 ) -> None:
-    """Draw a bar for each value, a Series over seeds or an interval, with its interval; `look` as for ``bar``."""
+    """Draw a bar for each Series over seeds or interval, with its interval; `look` as for ``bar``."""
     from adaptcomp_ext.experiments.runs.statistics import estimate
 
     values, places = [estimate(v) for v in values], range(len(values))
@@ -153,7 +153,7 @@ def note(
 
 
 def span_at_least(axes: Axes, which: str, span: float) -> None:
-    """Widen an axis ("x" or "y") about its middle to `span`: without it, points that hardly differ seem to differ a lot."""
+    """Widen an axis ("x" or "y") about its middle to `span`, so that small differences do not look large."""
     get, set_ = (axes.get_xlim, axes.set_xlim) if which == "x" else (axes.get_ylim, axes.set_ylim)
     low, high = get()
     if abs(high - low) < span:

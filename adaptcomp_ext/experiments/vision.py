@@ -1,4 +1,4 @@
-"""What the experiments on images share: data, networks, training, reading, and what a gate saves on the clock."""
+"""What the experiments on images share: data, networks, training, reading, and timing."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Scale(nn.Module):
 
 
 def build_cnn(side: int, channels: int, hidden: int = 128) -> nn.Sequential:
-    """The thesis' reference CNN: two convolutions with 3×3 kernels, each with a maximum pool, and two linear layers.
+    """The thesis' reference CNN: two 3×3 convolutions, each with a maximum pool, and two linear layers.
 
     Small images are padded, so that something is left of them after the second pool.
     """
@@ -130,7 +130,7 @@ def weights(module: nn.Module) -> int:
 
 
 def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply–adds of one row through the linear and convolution layers, without dead units, counted while it runs."""
+    """Multiply–adds of one row through linear and convolution layers, without dead units, counted in one."""
     total = 0
 
     def count(layer: Any, inputs: Any, output: Tensor) -> None:
@@ -149,7 +149,7 @@ def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How networks are trained: AdamW on a one-cycle schedule, weight decay 0.01; β grows linearly over the first half."""
+    """How networks are trained: AdamW, one-cycle schedule, weight decay 0.01; β grows over the first half."""
 
     epochs: int
     batch: int = 128
@@ -173,7 +173,7 @@ def train(
     tick: Callable[[float], None],
     clip: float | None = None,
 ) -> list[dict[str, float]]:
-    """Train a network by a recipe on ``loss(index, done)``; see `fit`, and `train_classifier` for the parameters."""
+    """Train a network by a recipe on ``loss(index, done)``; parameters as for `train_classifier`."""
     noise = [p for name, p in model.named_parameters() if _is_noise(name)]
     known = set(map(id, noise))
     groups = [{"params": [p for p in model.parameters() if id(p) not in known], "weight_decay": 1e-2}]

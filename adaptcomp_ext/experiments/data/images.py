@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .download import MNIST_FILES, fetch_mnist
-from .folder import find_parts, what_is_there
-from .idx import parse_idx, read_whole
+from .mnist import MNIST_FILES, fetch_mnist, find_parts, parse_idx, read_whole, what_is_there
 
 __all__ = ["ImageData", "find_images", "load_digits", "load_mnist"]
 

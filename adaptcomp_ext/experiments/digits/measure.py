@@ -28,8 +28,8 @@ BATCH = 256
 EXAMPLES = 8
 PONDER_BETA = 0.01
 CLIP = 1.0
-"""Norm to which the readers' gradients are shortened: without it one seed in three was lost on MNIST at price 0, and more
-often under PonderNet."""
+"""Norm to which the readers' gradients are shortened. Without it one MNIST seed in three was lost at price 0,
+and more often under PonderNet."""
 
 
 def _seen(grey: vision.Grey) -> vision.Grey:
@@ -84,7 +84,7 @@ def _reader(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
 
 
 def _difficulty(learnt: vision.Grey, test: vision.Grey, seed: int) -> Tensor:
-    """The loss of each test image under a linear classifier that was trained for one epoch: how hard the image is."""
+    """How hard each test image is: its loss under a linear classifier that was trained for one epoch."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(test.images[0].numel(), 10))
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)

@@ -66,7 +66,7 @@ class Reader(nn.Module):
         return found
 
     def multiply_adds(self, halts: bool) -> int:
-        """Of one look: the window, its encoding, the cell, the next place, the readout, and where it `halts` the head."""
+        """Of one look: window, encoding, cell, next place, readout, and where it `halts` the head."""
         side, dim, features = self.side, self.dim, self.features
         window = WINDOW * side * side + WINDOW * WINDOW * side
         cell = 3 * (features + dim) * dim

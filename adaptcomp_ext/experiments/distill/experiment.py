@@ -211,7 +211,7 @@ def _sentences(found: _Found) -> list[str]:
 
 
 def _equal(found: _Found, allowed: float) -> str:
-    """The least rate of calls at which the pair is as good as π₂ everywhere: by its interval, or else by its mean."""
+    """The least call rate at which the pair is as good as π₂ everywhere: by its interval or its mean."""
     claims = {rate: Claim(found.less_control(row), -allowed) for rate, row in found.gated.items()}
     alone = all(claim.alone for claim in claims.values())
     where = "In the one seed, w" if alone else "W"

@@ -36,7 +36,7 @@ FORMS: dict[str, bool | dict[str, str]] = {
 
 
 def build_student(side: int) -> nn.Sequential:
-    """π₁: two convolutions and two linear layers, with more units than it needs, so that some can be removed."""
+    """π₁: two convolutions and two linear layers, with more units than it needs: some can be removed."""
     kernel, stride = (5, 2) if side >= vision.LARGE else (3, 1)
     left = ((side - kernel) // stride + 1 - 2) // 2
     first = (

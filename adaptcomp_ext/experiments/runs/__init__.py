@@ -1,4 +1,4 @@
-"""What the experiments share: folders that remember their configuration, training that resumes, cells, intervals, reports."""
+"""What the experiments share: declaration, folders, cells, training that resumes, statistics, reports."""
 
 from adaptcomp_ext.experiments.files import read_json, write_json, write_text
 

@@ -1,4 +1,4 @@
-"""An experiment: a function that lays out its cells, one that measures a cell, one that reports; the rest is here."""
+"""An experiment: functions that lay out its cells, measure a cell, and report; the rest is here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Setup(NamedTuple):
 def grid(
     parts: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], common: Mapping[str, Any] | None = None
 ) -> list[Cell]:
-    """Make a cell for each seed and, within a seed, each part: ``NAME-seed-N``, with its own and the `common` options."""
+    """Make a cell ``NAME-seed-N`` for each seed and, within it, each part; all have the `common` options."""
     return [
         Cell(f"{name}-seed-{seed}", {**(common or {}), **options}, seed)
         for seed in seeds
@@ -66,17 +66,17 @@ Report = Callable[[Results], Sequence[Block]]
 class Experiment:
     """A callable that runs an experiment: ``digits(data, out, seeds=3, quick=True)``.
 
-    Its parameters are those of the function that lays it out, and ``out`` (folder of the results and checkpoints),
-    ``workers`` and ``threads`` (processes side by side, and threads of torch in each), ``cluster`` (the Ray cluster
-    that runs them, see `run_cells`) and ``console`` (where to print). A folder that holds another configuration is
-    refused; an interrupted run goes on. Returns the content of ``NAME.json``. The same parameters are the options of
-    ``adaptcomp run NAME``.
+    Its parameters are those of the function that lays it out, and ``out`` (folder of the results and
+    checkpoints), ``workers`` and ``threads`` (processes side by side, and threads of torch in each),
+    ``cluster`` (the Ray cluster that runs them, see `run_cells`) and ``console`` (where to print). A folder
+    that holds another configuration is refused; an interrupted run goes on. Returns the content of
+    ``NAME.json``. The same parameters are the options of ``adaptcomp run NAME``.
 
     Parameters
     ----------
     setup : callable
-        ``setup(**options) -> Setup``. Its name is that of the experiment, its parameters are the options, and its
-        docstring is the help. Parameters before ``*`` may be given by position.
+        ``setup(**options) -> Setup``. Its name is that of the experiment, its parameters are the options, and
+        its docstring is the help. Parameters before ``*`` may be given by position.
     measure : Worker
         ``measure(cell, folder, tick) -> result``: runs one cell. At the top of a module, for other processes.
     out : str
@@ -115,8 +115,8 @@ class Experiment:
         )
 
     def __call__(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Run what is not finished, write ``NAME.json``, ``NAME.md`` and the figures, and return the first."""
-        import matplotlib  # noqa: F401 (what only the report needs is missed now, not after hours of training)
+        """Run what is not finished; write ``NAME.json``, ``NAME.md`` and the figures; return the first."""
+        import matplotlib  # noqa: F401 (what only the report needs is missed before the training)
         import pandas  # noqa: F401
 
         bound = self.__signature__.bind(*arguments, **options)
@@ -159,7 +159,7 @@ class Experiment:
 
     @property
     def command(self) -> Callable[..., None]:
-        """The function behind ``adaptcomp run NAME``, with the signature from which typer makes its options."""
+        """The function behind ``adaptcomp run NAME``; typer makes the options from its signature."""
 
         def run(**options: Any) -> None:
             if options.pop("download", False):

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Listed(NamedTuple):
-    """Mark an option that is a sequence in Python, and on the command line a text with commas between the elements.
+    """Mark an option that is a sequence in Python and a text with commas on the command line.
 
     Attributes
     ----------

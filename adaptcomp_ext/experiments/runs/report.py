@@ -152,10 +152,11 @@ def publish(
     report: Callable[[Results], Sequence[Block]],
     console: Console,
 ) -> dict[str, Any]:
-    """Draw the pictures, write ``NAME.json`` and ``NAME.md``, show the verdicts; return the content of the JSON file.
+    """Draw the pictures, write ``NAME.json`` and ``NAME.md``, print the verdicts; return the JSON.
 
     The JSON file has the date, the machine, the configuration, the verdicts, every table of the report
-    (``tables``), and every measured number of every setting, as [mean, low, high, number of seeds, p] (``means``).
+    (``tables``), and every measured number of every setting, as [mean, low, high, number of seeds, p]
+    (``means``).
     """
     about = machine.describe(torch.device("cpu"))
     results.machine = f"{about['machine']['cpu']}, torch {about['versions']['torch']}"

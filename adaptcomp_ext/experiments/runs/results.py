@@ -20,9 +20,10 @@ _SEED = re.compile(r"-?seed-\d+$")
 class Results:
     """The results of some cells of an experiment, which may differ in their settings.
 
-    A quantity is named by its path in a cell's result, such as ``"confidence/0.9/steps"``; a whole number in it
-    is an index into a list, and a path with ``/`` before it begins at the result whatever `at` says. Looked up, it is a pandas Series indexed by seed: arithmetic on two of them pairs the
-    seeds, and `interval` and `points` write their means with an interval.
+    A quantity is named by its path in a cell's result, such as ``"confidence/0.9/steps"``. A whole number in
+    a path is an index into a list, and a path that begins with ``/`` begins at the result, whatever `at`
+    says. Looked up, a quantity is a pandas Series indexed by seed: arithmetic on two of them pairs the seeds,
+    and `interval` and `points` write their means with an interval.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ class Results:
         self.found, self.config, self.machine, self.path = found, config, machine, path
 
     def where(self, **options: Any) -> Results:
-        """Return the results of the cells with these options; ``settings__gate`` names an option in an option."""
+        """Return the results of the cells with these options; ``settings__gate``: an option in an option."""
         chosen = [
             cell
             for cell in self.cells
@@ -67,7 +68,7 @@ class Results:
         return Results(self.cells, self.found, self.config, self.machine, self._under(path))
 
     def __getitem__(self, path: str | float) -> Series:
-        """Return the quantity of each seed; a KeyError where a cell lacks it or two cells have the same seed."""
+        """Return the quantity of each seed; a KeyError where a cell lacks it or two cells share a seed."""
         from pandas import Series
 
         values = {cell.seed: _look(self.found[cell.name], self._under(path)) for cell in self.cells}
@@ -85,7 +86,7 @@ class Results:
         return all(_look(self.found[cell.name], under, missing) is not missing for cell in self.cells)
 
     def first(self, path: str | float = "") -> Any:
-        """Return what the cell of the first seed has at a path: a number, or anything else that JSON holds."""
+        """Return what the cell of the first seed has at a path: a number, or whatever else JSON holds."""
         return _look(self.found[self.cells[0].name], self._under(path))
 
     def each(self, path: str, key: str = "") -> list[Series]:
@@ -112,7 +113,7 @@ class Results:
         return f"{counted(len(self.seeds), 'seed')}; {self.machine}. {measured_over(len(self.seeds))}"
 
     def means(self) -> dict[str, Any]:
-        """Return every number of every setting, as its mean over seeds with Student's interval, for the JSON file."""
+        """Return every number of every setting, as the mean over seeds with its interval, for the JSON."""
         groups: dict[str, list[Any]] = {}
         for cell in self.cells:
             groups.setdefault(_SEED.sub("", cell.name) or "all", []).append(self.found[cell.name])

@@ -39,7 +39,7 @@ ONE_SEED = "Not decided: one seed"
 
 
 class Interval(NamedTuple):
-    """The mean of `n` values, its 95 % interval, and the two-sided p of a true mean of 0; one value has a mean only."""
+    """The mean of `n` values, its 95 % interval, and the two-sided p of a mean of 0; without them for one value."""
 
     mean: float
     low: float | None
@@ -101,7 +101,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def mcnemar(a: Tensor, b: Tensor) -> float:
-    """Exact two-sided p of two classifiers being right equally often, from the items [N] (bool) that each got right."""
+    """Exact two-sided p of two classifiers being right equally often; [N] (bool): what each got right."""
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
@@ -146,8 +146,8 @@ class Claim:
 def judged(text: str, *claims: Claim) -> str:
     """`text` with the verdict before it, in Markdown.
 
-    "Holds" where every claim's interval lies on its right side, "Does not hold" where one lies on the wrong side;
-    between them it says what the means say. Claims of one seed are not decided.
+    "Holds" where every claim's interval lies on its right side, "Does not hold" where one lies on the wrong
+    side; between them it says what the means say. Claims of one seed are not decided.
     """
     if any(claim.alone for claim in claims):
         verdict = ONE_SEED
@@ -162,7 +162,7 @@ def judged(text: str, *claims: Claim) -> str:
 
 
 def said(value: Any, more: str, less: str) -> str:
-    """Return `more` where the interval of a Series lies above 0, `less` where it lies below, or else that it is not decided."""
+    """Return `more` where the whole interval lies above 0, `less` where it lies below, or "not decided"."""
     value = estimate(value)
     if value.low is None:
         return ONE_SEED[0].lower() + ONE_SEED[1:]
