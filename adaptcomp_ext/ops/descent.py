@@ -1,4 +1,4 @@
-"""The parts of a descent on an energy that are functions of tensors: the next point, with its gradient, and the noise."""
+"""The next point of a descent, with its gradient, and the noise."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def _kernel(
 
 
 _descent_update: Callable[..., tuple[Tensor, Tensor]] = register(
-    "descent_update(Tensor y, Tensor gradient, Tensor step_size, Tensor? velocity, Tensor? noise, float momentum, float clip, "
-    "float low, float high) -> (Tensor, Tensor)",
+    "descent_update(Tensor y, Tensor gradient, Tensor step_size, Tensor? velocity, Tensor? noise, "
+    "float momentum, float clip, float low, float high) -> (Tensor, Tensor)",
     _kernel,
     lambda y, *rest: (
         torch.empty_like(y, memory_format=torch.contiguous_format),
@@ -97,7 +97,7 @@ _normals = register(
 
 
 def normals(rule: DescentRule, sample: Tensor, step: int, like: Tensor) -> Tensor:
-    """The standard normal noise of a step of samples [n]: shaped like `like` [n, ...], in its compute dtype."""
+    """Draw the standard normal noise of a step for samples [n], in the shape and compute dtype of `like`."""
     elements, wide = row_size(like), like.dtype == torch.float64
     if on_reference():
         out = reference.normals(rule.seed, sample, step, elements).to(compute_dtype(like.dtype))
@@ -108,7 +108,7 @@ def normals(rule: DescentRule, sample: Tensor, step: int, like: Tensor) -> Tenso
 
 # --- autograd -----------------------------------------------------------------------------------------------
 class _Update(Function):
-    """Without `point` and `after` the update runs here; with them it has run already, and the graph is given its result."""
+    """The update as a node. If `point` and `after` are given, the update has run and they are its result."""
 
     @staticmethod
     def forward(
@@ -161,7 +161,7 @@ def attach(
     velocity: Tensor | None,
     noise: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The point and velocity that a kernel has computed from the rest, with the gradient of `descent_update`."""
+    """Give a point and a velocity that a kernel has computed the gradient of `descent_update`."""
     moved: tuple[Tensor, Tensor] = _Update.apply(rule, point, after, y, gradient, step_size, velocity, noise)
     return moved
 
@@ -270,7 +270,7 @@ def clipped(gradient: Tensor, rule: DescentRule) -> Tensor:
 
 # --- checks -------------------------------------------------------------------------------------------------
 def check_number(name: str, value: object, low: float, high: float, *, ends: str = "[)") -> float:
-    """Require a finite number in the interval from `low` to `high`, of which `ends` says whether it is open."""
+    """Require a finite number from `low` to `high`; `ends`, such as "[)", says which end is excluded."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {_checks.describe(value)}")
     number = float(value)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops._backend import contiguous, place
-from adaptcomp_ext.ops._fused_descent import ClosedForm
+from adaptcomp_ext.ops._fused_descent import ClosedForm, EnergyKernels
 from adaptcomp_ext.ops._library import Function
 
+KERNELS = EnergyKernels("mlp", rows_at=1, shift_at=5)
 # The codes of csrc/mlp_energy/rows.h.
 ACTIVATION_CODES = {"softplus": 0, "silu": 1, "tanh": 2, "gelu": 3}
 
@@ -28,11 +29,13 @@ def mlp_closed_form(
     ridge: float,
 ) -> ClosedForm:
     """Return the closed form with the tensors of `reference.mlp_energy`."""
-    function = partial(reference.mlp_energy, activation=activation, ridge=ridge)
-
-    sizes = (weight1.shape[0], 0 if weight2 is None else weight2.shape[0], ACTIVATION_CODES[activation])
     return ClosedForm(
-        "mlp", (weight1, context, weight2, bias2, out, out_bias), sizes, (ridge,), function, rows_at=1
+        KERNELS,
+        partial(reference.mlp_energy, activation=activation, ridge=ridge),
+        (weight1, context, weight2, bias2, out, out_bias),
+        sizes=(weight1.shape[0], 0 if weight2 is None else weight2.shape[0]),
+        codes=(ACTIVATION_CODES[activation],),
+        numbers=(ridge,),
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from adaptcomp_ext import reference
-from adaptcomp_ext.ops._fused_descent import ClosedForm
+from adaptcomp_ext.ops._fused_descent import ClosedForm, EnergyKernels
+
+KERNELS = EnergyKernels("quadratic", rows_at=1)
 
 
 def quadratic_closed_form(matrix: Tensor, linear: Tensor) -> ClosedForm:
     """Return the closed form with the tensors of `reference.quadratic_energy`."""
-    return ClosedForm("quadratic", (matrix, linear), (), (), reference.quadratic_energy, rows_at=1)
+    return ClosedForm(KERNELS, reference.quadratic_energy, (matrix, linear))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.reference._broadcast import over
 from adaptcomp_ext.reference.philox import normals
 
 GOES_ON, HALTED, MAX_STEPS, NONFINITE, REJECTED = 0, 1, 2, 3, 4
@@ -43,14 +44,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _spread(rows: Tensor, like: Tensor) -> Tensor:
-    """Shape a tensor [n] to broadcast over the rows of `like`."""
-    return rows.view(-1, *(1 for _ in like.shape[1:]))
-
-
 def _per_row(numbers: Tensor | float, like: Tensor) -> Tensor | float:
     """Shape a number or a tensor [n] to broadcast over the rows of `like`."""
-    return _spread(numbers, like) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
+    return over(numbers, like) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
 
 
 def _norm(rows: Tensor) -> Tensor:
@@ -97,9 +93,9 @@ def clipped(gradient: Tensor, clip: float) -> Tensor:
     if clip == 0:
         return wide
     norm = _norm(gradient)
-    over = ~(norm <= clip)
-    factor = torch.where(over, clip / torch.where(over, norm, 1.0), 1.0).to(wide.dtype)
-    return _spread(factor, wide) * wide
+    longer = ~(norm <= clip)
+    factor = torch.where(longer, clip / torch.where(longer, norm, 1.0), 1.0).to(wide.dtype)
+    return over(factor, wide) * wide
 
 
 def descent_update(
@@ -122,7 +118,7 @@ def descent_update_backward(
     y: Tensor,
     gradient: Tensor,
     step_size: Tensor | float,
-    after: Tensor,
+    after: Tensor | None,
     noise: Tensor | None,
     rule: DescentRule,
     g_next: Tensor,
@@ -130,10 +126,11 @@ def descent_update_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients in y (and the noise), the energy's gradient, the step sizes, and the velocity.
 
-    `after` is the velocity after the step; the last result is the gradient in the velocity before it. The
-    clamp passes a gradient where it changes nothing. Clipping to the norm c passes c/‖g‖ (v − ĝ ⟨ĝ, v⟩), with
-    ĝ = g/‖g‖.
+    `after` is the velocity after the step, None for the clipped gradient; the last result is the gradient in
+    the velocity before the step. The clamp passes a gradient where it changes nothing. Clipping to the norm c
+    passes c/‖g‖ (v − ĝ ⟨ĝ, v⟩), with ĝ = g/‖g‖.
     """
+    after = clipped(gradient, rule.clip) if after is None else after
     sizes = _per_row(step_size, after)
     g_next = g_next.to(after.dtype)
     if rule.low > -math.inf or rule.high < math.inf:
@@ -147,12 +144,12 @@ def descent_update_backward(
     g_gradient = g_m
     if rule.clip > 0:
         norm = _norm(gradient)
-        over = ~(norm <= rule.clip)
-        length = torch.where(over, norm, 1.0).to(after.dtype)
-        unit = gradient.to(after.dtype) / _spread(length, after)
+        longer = ~(norm <= rule.clip)
+        length = torch.where(longer, norm, 1.0).to(after.dtype)
+        unit = gradient.to(after.dtype) / over(length, after)
         along = (unit * g_m).unsqueeze(-1).flatten(1).sum(dim=1)
-        bent = _spread(rule.clip / length, after) * (g_m - _spread(along, after) * unit)
-        g_gradient = torch.where(_spread(over, after), bent, g_m)
+        bent = over(rule.clip / length, after) * (g_m - over(along, after) * unit)
+        g_gradient = torch.where(over(longer, after), bent, g_m)
     return g_next, g_gradient, g_step, rule.momentum * g_m
 
 
@@ -194,7 +191,7 @@ def energy_descent(
     if last is not None and through:
         detached = energy_descent(energy, y0, context, step_size, sigma, rule, "detached", None, sample_ids)
         cut = detached.steps - last + 1
-        behind = (cut > 1).view(-1, *(1 for _ in y0.shape[1:]))
+        behind = over(cut > 1, y0)
         y0 = torch.where(behind, y0.detach(), y0)  # also where the first steps were rejected
     sample = torch.arange(batch, device=y0.device) if sample_ids is None else sample_ids
     step_sizes = (
@@ -242,7 +239,7 @@ def energy_descent(
         taken = rows[accept]
         if through:
             if cut is not None:
-                first = _spread(cut == k, y)
+                first = over(cut == k, y)
                 y, velocity = (
                     torch.where(first, y.detach(), y),
                     torch.where(first, velocity.detach(), velocity),
@@ -271,7 +268,7 @@ def energy_descent(
         status = status.index_copy(0, rows, ends)
         end = y[rows]
         if cut is not None:
-            end = torch.where(_spread(cut[rows] > k, end), end.detach(), end)
+            end = torch.where(over(cut[rows] > k, end), end.detach(), end)
         records.append((end, rows, torch.full_like(rows, k)))
 
     if gradient == "implicit" and torch.is_grad_enabled():

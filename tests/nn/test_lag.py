@@ -55,7 +55,7 @@ def test_how_stale_the_count_is_changes_no_bit_of_a_descent(late, gradient, name
     results = []
     for lag in LAGS:
         monkeypatch.setattr(
-            "adaptcomp_ext.nn.descent.state.ActiveCount", functools.partial(_active.ActiveCount, lag=lag)
+            "adaptcomp_ext.nn.descent.loop.ActiveCount", functools.partial(_active.ActiveCount, lag=lag)
         )
         y0, x = problem(300, device=late, requires_grad=True)
         descend = ac.EnergyDescent(Wells(device=late), gradient=gradient, keep_trace=True, **options_of(name))

@@ -1,7 +1,7 @@
-"""Gradients of a function that is run again for them, and which may be differentiated once more.
+"""The autograd node of a descent, whose outputs have been computed already.
 
-A custom autograd node that recomputes its graph has to do so on copies of its inputs: on the inputs
-themselves, one that was computed from another, or from the leaves that the function reaches on its own, would
+Its backward pass runs a function again, with a graph. A node that does so has to take copies of its inputs.
+On the inputs themselves, an input that was computed from another one, or from a source of the energy, would
 pass their gradient on twice.
 """
 
@@ -15,30 +15,33 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from adaptcomp_ext.nn.descent.compiled import is_second_derivative_error, second_derivative_error
+from adaptcomp_ext.ops._transforms import check_gradients
+
 Inputs = Sequence[Tensor | None]
 
 
 class Work(Protocol):
-    """How the outputs of a node are differentiated."""
+    """The derivatives of a node's outputs."""
 
     @property
     def own(self) -> int:
-        """How many inputs, the first ones, `function` takes copies of; the others it reaches on its own."""
+        """Return how many inputs, the first ones, `function` copies. It reaches the others itself."""
         ...
 
     def function(self, inputs: Inputs) -> Sequence[Tensor]:
-        """The outputs again, with a graph."""
+        """Compute the outputs again, with a graph."""
         ...
 
     def gradients(
         self, inputs: Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        """The gradients of the inputs that need one, from those of the outputs."""
+        """Return the gradients of the inputs that need one, given the gradients of the outputs."""
         ...
 
 
 def copies(inputs: Inputs, own: int, needed: Sequence[bool]) -> list[Tensor | None]:
-    """The first `own` inputs without their past, as leaves where they need a gradient; and the others as they are."""
+    """Replace the first `own` inputs by copies without a graph, as leaves where they need a gradient."""
     first = [
         None if t is None else t.detach().requires_grad_() if wanted else t.detach()
         for t, wanted in zip(inputs[:own], needed, strict=False)
@@ -46,18 +49,14 @@ def copies(inputs: Inputs, own: int, needed: Sequence[bool]) -> list[Tensor | No
     return [*first, *inputs[own:]]
 
 
-def backward(
-    work: Work, inputs: Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """The gradients of the inputs; differentiable where gradients are recorded, which runs `work.function` again."""
-    if not torch.is_grad_enabled():
-        return work.gradients(inputs, upstream, needed)
-    return list(_Adjoint.apply(work, len(upstream), needed, *upstream, *inputs))
+def attach(work: Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return the outputs with the gradient that `work` computes, as functions of the inputs."""
+    return list(_Node.apply(work, outputs, *inputs))
 
 
 @contextlib.contextmanager
 def without_autocast() -> Iterator[None]:
-    """Where a backward pass computes in the dtypes of the forward pass, as recorded, wherever it was called."""
+    """Switch autocast off: a backward pass computes in the recorded dtypes, wherever it was called."""
     with contextlib.ExitStack() as stack:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
@@ -65,14 +64,46 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
+class _Node(torch.autograd.Function):
+    """The node of outputs that have already been computed; `work` computes their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, work: Work, outputs: list[Tensor], *inputs: Tensor | None) -> Any:
+        ctx.work = work
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+        return tuple(t.detach() for t in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        check_gradients("EnergyDescent", upstream)
+        work = ctx.work
+        needed = ctx.needs_input_grad[2:]
+        with without_autocast():
+            try:
+                grads = _gradients(work, ctx.saved_tensors, upstream, needed)
+            except RuntimeError as error:
+                if is_second_derivative_error(error):
+                    raise second_derivative_error() from error
+                raise
+        return (None, None, *grads)
+
+
+def _gradients(
+    work: Work, inputs: Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of the inputs; they are differentiable where gradients are recorded."""
+    if not torch.is_grad_enabled():
+        return work.gradients(inputs, upstream, needed)
+    return list(_Adjoint.apply(work, len(upstream), needed, *upstream, *inputs))
+
+
 class _Adjoint(torch.autograd.Function):
+    """The gradients of the inputs as outputs of a node, for second derivatives."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        work: Work,
-        outputs: int,
-        needed: Sequence[bool],
-        *tensors: Tensor | None,
+        ctx: Any, work: Work, outputs: int, needed: Sequence[bool], *tensors: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         ctx.work, ctx.own, ctx.outputs, ctx.needed = work, work.own, outputs, needed
         ctx.save_for_backward(*tensors)

@@ -1,77 +1,69 @@
-"""Whether a backward pass of a descent evaluates the energy that the call has descended."""
+"""The check that a backward pass of a descent evaluates the energy that the call has descended."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn.descent import adjoint
-from adaptcomp_ext.nn.descent.problem import Problem
+from adaptcomp_ext.nn.descent.adjoint import Inputs
+from adaptcomp_ext.nn.descent.snapshot import Snapshot
 from adaptcomp_ext.ops._backend import on_cuda
 
 
 class Check:
-    """Whether the evaluations of a backward pass are those of the call: by their energies and the sources of their graph.
+    """Compares the evaluations of a backward pass with those of the call.
 
-    Bitwise equality is not asked for: rows that are evaluated in other company may be rounded otherwise.
-    `typical`: energies whose size rounding errors are compared with.
+    They have to have the same energies and the same sources of their graph. Equal bits are not asked for:
+    rows that are evaluated in other company may be rounded differently.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+    typical : Tensor, optional
+        Energies whose size rounding errors are compared with. Default: energies are not compared.
+    autocast : iterable of torch.dtype
+        The dtypes to which autocast rounds within the energy.
     """
 
-    def __init__(self, problem: Problem, typical: Tensor | None) -> None:
-        self._problem = problem
+    def __init__(
+        self, snapshot: Snapshot, typical: Tensor | None, autocast: Iterable[torch.dtype] = ()
+    ) -> None:
+        self._snapshot = snapshot
         self._typical = typical
+        self._autocast = tuple(autocast)
         self._size: Tensor | None = None
-        self._rounding = (0.0, 0.0)  # of a whole block, and of a part of one
-        self._other: list[Tensor] = []
+        self._rounding = (0.0, 0.0)  # allowed for a whole block, and for a part of one
+        self._differs: list[Tensor] = []
         self._sources_checked = False
 
     def evaluation(
-        self,
-        value: Tensor,
-        but: Sequence[Tensor],
-        sources: adjoint.Inputs,
-        then: Tensor | None,
-        partial: bool,
+        self, value: Tensor, but: Sequence[Tensor], sources: Inputs, recorded: Tensor | None, partial: bool
     ) -> None:
-        """One evaluation, and its energies then. `partial`: more rows were evaluated then."""
-        seen = self._problem.seen
-        assert seen is not None
+        """Compare the energies `value` of an evaluation with those `recorded` at the call.
+
+        The first evaluation has its sources checked as well. With `partial`, more rows were evaluated at the
+        call.
+        """
         if not self._sources_checked:
-            seen.check_sources(value, but, sources, partial)
+            self._snapshot.check_sources(value, but, sources, partial)
             self._sources_checked = True
-        if then is None or then.shape[0] == 0 or self._typical is None:
+        if recorded is None or recorded.shape[0] == 0 or self._typical is None:
             return
-        if value.dtype == then.dtype and not on_cuda(value.device) and torch.equal(value, then):
+        if value.dtype == recorded.dtype and not on_cuda(value.device) and torch.equal(value, recorded):
             return  # the usual case, in one operation instead of ten
         with torch.no_grad():
             if self._size is None:
-                rounding = math.sqrt(max(torch.finfo(d).eps for d in (value.dtype, *self._autocast())))
-                self._size = (
-                    self._typical.to(then.dtype).abs().nan_to_num(0.0, 0.0).amax().clamp(min=rounding)
-                )
+                rounding = math.sqrt(max(torch.finfo(d).eps for d in (value.dtype, *self._autocast)))
+                typical = self._typical.to(recorded.dtype).abs().nan_to_num(0.0, 0.0)
+                self._size = typical.amax().clamp(min=rounding)
                 self._rounding = rounding, max(rounding, 0.05)
-            allowed = self._rounding[partial] * torch.maximum(self._size, then.abs().amax())
-            self._other.append(~((value.to(then.dtype) - then).abs().amax() <= allowed))
-
-    def _autocast(self) -> list[torch.dtype]:
-        return [dtype for _, dtype, enabled in self._problem.autocast or [] if enabled]
+            allowed = self._rounding[partial] * torch.maximum(self._size, recorded.abs().amax())
+            self._differs.append(~((value.to(recorded.dtype) - recorded).abs().amax() <= allowed))
 
     def done(self) -> None:
-        """Raise where one was another. On CUDA the host waits here."""
-        if self._other and bool(torch.stack(self._other).any()):
-            assert self._problem.seen is not None
-            raise self._problem.seen.other_values()
-
-
-def copied(problem: Problem) -> int:
-    """How many of the energy's sources, the first ones, an evaluation is given copies of."""
-    assert problem.seen is not None
-    return problem.seen.placed if problem.seen.apart() else 0
-
-
-def apart(problem: Problem, sources: adjoint.Inputs, needed: Sequence[bool]) -> list[Tensor | None]:
-    """The sources as an evaluation is given them."""
-    return adjoint.copies(sources, copied(problem), needed)
+        """Raise if an evaluation differed. On CUDA the host waits here."""
+        if self._differs and bool(torch.stack(self._differs).any()):
+            raise self._snapshot.other_values()

@@ -13,9 +13,10 @@ from adaptcomp_ext import _C
 from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.nn._tree import check_alike, check_tree
-from adaptcomp_ext.nn.descent.fused import run_whole, serves
+from adaptcomp_ext.nn.descent.energies import ClosedFormEnergy
+from adaptcomp_ext.nn.descent.fused import run_fused
 from adaptcomp_ext.nn.descent.modes import run_kernels, run_reference
-from adaptcomp_ext.nn.descent.problem import Problem, find_mixing
+from adaptcomp_ext.nn.descent.problem import Problem, check_mixing
 from adaptcomp_ext.nn.result import EnergyResult
 from adaptcomp_ext.ops._backend import DTYPE_CODES, capturing, contiguous, on_cuda, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int, describe
@@ -24,7 +25,7 @@ from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.descent import check_clamp, check_clip, check_momentum, check_number
 from adaptcomp_ext.reference import DescentRule
 
-_FOR_EVER = 2**40  # steps, which no descent takes; the kernels count in 64 bits
+_FOR_EVER = 2**40  # more steps than any descent takes; the kernels count in 64 bits
 _LASTING = {
     "max_steps",
     "tol",
@@ -39,7 +40,7 @@ _LASTING = {
     "keep_trace",
     "seed",
 }
-"""Settings that an assignment changes and nothing else, where the instance itself holds them."""
+"""Settings that only an assignment changes, where the instance itself holds them."""
 GRADIENTS = ("unrolled", "stepwise", "implicit", "detached")
 
 
@@ -50,107 +51,110 @@ class _Settings(NamedTuple):
     gradient: str
     last: int | None
     step_size: float | None
-    """None: a tensor."""
+    """None: the step size is a tensor."""
     noise: float | None
-    """Likewise."""
+    """None: the scale of the noise is a tensor."""
 
 
 class EnergyDescent(nn.Module):
-    """Descend an energy from a starting point, each row until it has converged; rows that have leave the batch.
+    """Descend an energy from a starting point, row by row. A row leaves the batch once it has converged.
 
     From y₀ with m = 0 and s = 1, each step is
 
         m ← μ m + clip(∇E(y)),   p = clamp(y + σ η − α s m),
 
-    and p becomes y, unless it is rejected; then y stays, m ← 0, and s is multiplied by `backtracking`.
+    and p becomes y unless the row rejects it; then y stays, m becomes 0, and s is multiplied by
+    `backtracking`.
 
     Parameters
     ----------
     energy : callable or nn.Module
-        ``energy(y, *context) -> [n]``: the energy of each row, which depends on that row alone. It is
-        evaluated again in the backward pass: see "The energy of the call" below.
+        ``energy(y, *context) -> [n]``: the energy of each row, which depends on that row alone. The backward
+        pass evaluates it again: see "The energy of the call" below.
     step_size : float or Tensor
-        α > 0: a number, or a tensor without dimensions or [B], a Parameter for instance. Differentiable. A
+        α > 0: a number, or a tensor without dimensions or [B], for instance a Parameter. Differentiable. A
         tensor that is not a Parameter does not move with the module.
     max_steps : int
-        M, at least 1; however large, it costs nothing that is not used. May be changed between calls (more
-        thinking at test time), like all that follows.
+        M, the largest number of steps, at least 1. Steps that no row takes cost nothing. This and all
+        following settings may be changed between calls, for instance to think longer at test time.
     tol : float
-        The tolerance of `stop`. 0: every row takes `max_steps` steps.
+        The tolerance of `stop`. With 0 every row takes `max_steps` steps.
     stop : "energy" or "gradient"
-        A row halts after an accepted step that changed its energy by at most `tol`, or to a point at which
-        the gradient is at most `tol` long.
+        A row halts after an accepted step that changed its energy by at most `tol` ("energy"), or after a
+        step to a point at which the norm of the gradient is at most `tol` ("gradient").
     accept : "always" or "if_lower"
-        "if_lower" rejects a point whose energy is higher than the row's. Without noise and backtracking, a
-        rejected step that had no velocity ends its row: it would propose the same point for ever.
+        With "if_lower" a row rejects a point whose energy is higher than its own. Without noise and
+        backtracking a rejected step that had no velocity ends its row, because the row would propose the same
+        point for ever.
     noise : float or Tensor
-        σ ≥ 0, the scale of the normal noise η, a number or a tensor without dimensions. Differentiable. η is
+        σ ≥ 0, the scale of the normal noise η: a number or a tensor without dimensions. Differentiable. η is
         a function of the seed, the sample id, the step and the element.
     momentum : float
         μ in [0, 1).
     clip : float, optional
-        The largest norm of a row's gradient; a longer one is shortened to it.
+        The largest norm of a row's gradient; a longer gradient is scaled down to it.
     clamp : pair of float, optional
         The bounds of every element of y after a step.
     gradient : str or tuple
-        What ``result.y`` passes back:
+        The derivative of ``result.y``:
 
-        * ``"unrolled"``: through every step. Only the points are kept; the backward pass evaluates the energy
+        * ``"unrolled"``: through every step. Only the points are kept. The backward pass evaluates the energy
           once more for each step, and holds the graph of one step at a time.
         * ``("truncated", k)``: through the last k steps of each row, and to y₀ only where a row took fewer
           than k.
-        * ``"stepwise"``: each step on its own, from a point that carries no gradient. The graph of every step
-          is kept, for a loss on each of the trace's outputs.
-        * ``"implicit"``: of a minimum as a function of context and parameters, by conjugate gradients on the
-          energy's second derivatives. None to y₀ and the step size.
-        * ``"detached"``: nothing.
+        * ``"stepwise"``: through each step on its own, from a point that carries no gradient. The graph of
+          every step is kept, for a loss on each of the trace's outputs.
+        * ``"implicit"``: the derivative of a minimum as a function of context and parameters, by conjugate
+          gradients on the energy's second derivatives. There is none in y₀ and the step size.
+        * ``"detached"``: none.
 
-        ``result.energy`` is differentiable in every mode, in parameters and context, and through y where y
-        is.
+        ``result.energy`` is differentiable in every mode: in parameters and context, and through y where y is
+        differentiable.
     keep_trace : bool
-        Keep the points after every step.
+        Whether to keep the points after every step.
     backtracking : float, optional
-        In (0, 1), with ``accept="if_lower"``.
+        The factor, in (0, 1), by which a rejected step shortens the next one, with ``accept="if_lower"``.
     seed : int
-        Of the noise.
+        The seed of the noise.
 
     Notes
     -----
-    *Statuses.* HALTED: the stop rule held. MAX_STEPS. REJECTED: see `accept`. NONFINITE: a point or its
-    energy was not finite; the row keeps the last one that was, or, at the start, y₀.
+    *Statuses.* HALTED: the stop rule held. MAX_STEPS: the row took `max_steps` steps. REJECTED: the row would
+    propose a rejected point for ever (see `accept`). NONFINITE: a point or its energy was not finite; the row
+    keeps its last finite point, or y₀ if there is none.
 
-    *Row independence.* A row's result is bitwise the same alone, in any batch and in any order, as far as
-    ``energy`` computes it so; matrix products of a BLAS may not. An energy that visibly mixes rows is refused
-    at the first call with it.
+    *Row independence.* A row's result has the same bits alone, in any batch and in any order, as far as
+    ``energy`` computes it so; matrix products of a BLAS may not. The first call with an energy raises if the
+    energy visibly mixes rows.
 
-    *The energy of the call.* The backward pass evaluates the energy as the call found it, whatever has become
-    of it since: parameters (those of `torch.func.functional_call`), buffers, attributes and modes of modules,
-    variables of functions, entries of short lists and dicts. Hooks of tensors run once, on their whole
-    gradient. A buffer or counter that the evaluations themselves change, as spectral normalisation does, has
-    the value that it had at each of them, and dropout its masks where all rows take the same number of steps.
-    Where this cannot be had, because a large tensor was overwritten or a variable is out of reach, or with
-    ``accept="if_lower"`` for an energy that changes itself, the backward pass raises RuntimeError. Small
-    changes out of reach, of less than a thousandth of the energies in float32, may pass unnoticed. While the
-    backward pass evaluates an energy that has changed, or whose tensors have hooks, other threads must not
-    use it.
+    *The energy of the call.* The backward pass evaluates the energy in the state in which the call found it,
+    whatever has changed since: parameters (those of `torch.func.functional_call`), buffers, attributes and
+    modes of modules, variables of functions, entries of short lists and dicts. Hooks of tensors run once, on
+    their whole gradient. A buffer or counter that the evaluations themselves change, as spectral
+    normalisation does, has the value that it had at each evaluation. Dropout has its masks where all rows
+    take the same number of steps. The backward pass raises RuntimeError where this is impossible: where a
+    large tensor was overwritten, where a variable is out of reach, or where an energy changes itself and
+    ``accept="if_lower"``. Changes out of reach that alter the energies by less than a thousandth, in float32,
+    may pass unnoticed. While the backward pass evaluates an energy that has changed, or whose tensors have
+    hooks, other threads must not use it.
 
     *Gradients* reach y₀, the context, the step size, the noise, and every leaf that the first evaluation of
-    the energy reaches, parameters of a module or tensors in a closure. All modes but "implicit" may be
-    differentiated twice. What an energy has no second derivatives of, such as the y of a ReLU network, gets
-    no gradient from them.
+    the energy reaches: parameters of a module, or tensors in a closure. All modes but "implicit" may be
+    differentiated twice. Where an energy has no second derivatives, as in the y of a ReLU network, the
+    gradient is zero.
 
-    *On CUDA* the host does not wait for the device while rows descend, but for "stepwise", which waits at
-    every step, and for a trace, which waits once. The backward pass of "unrolled" waits a few times in all,
-    that of "implicit" at every iteration. Step sizes and noise in CUDA tensors are not checked to be
-    positive; nor does "truncated" forget there what it will not need.
+    *On CUDA* the host does not wait for the device while rows descend, with two exceptions: "stepwise" waits
+    at every step, and a trace waits once. The backward pass of "unrolled" waits a few times in all, that of
+    "implicit" at every iteration. CUDA tensors of step sizes and noise are not checked to be positive.
+    "truncated" keeps all points there.
 
-    *In closed form.* `MLPEnergy`, `HopfieldEnergy` and `QuadraticEnergy` are descended in one kernel call,
-    and differentiated in another, in float32 or float64 throughout: half-width points are rounded once, at
-    the end, and autocast is not heeded. A subclass with a ``forward`` of its own, or a hook, is taken for any
-    other energy; so are rows too long for a CUDA block. For a gradient or a trace, room for `max_steps`
-    points of every row is reserved beforehand, whether or not the rows use it: address space on the CPU,
-    memory on CUDA. Where that is more than 256 MiB, the descent runs twice instead, first to find out how
-    many steps there are, for which the host waits on CUDA. On the CPU Ctrl-C stops a kernel.
+    *In closed form.* `MLPEnergy`, `HopfieldEnergy` and `QuadraticEnergy` are descended in one kernel call and
+    differentiated in another, in float32 or float64 throughout: half-precision points are rounded once, at
+    the end, and autocast has no effect. The loop for other energies serves a subclass with a ``forward`` of
+    its own, an energy with a hook, and rows that are too long for a CUDA block. For a gradient or a trace,
+    memory for `max_steps` points of each row is reserved beforehand, whether or not the rows use it: address
+    space on the CPU, memory on CUDA. Where that is more than 256 MiB the descent runs twice instead, first to
+    find the number of steps, for which the host waits on CUDA. On the CPU Ctrl-C stops a kernel.
 
     *Not promised:* the energy of a row that was not finite at the start; that ``energy`` sees the rows in
     batch order.
@@ -196,13 +200,13 @@ class EnergyDescent(nn.Module):
         self.keep_trace = keep_trace
         self.backtracking = backtracking
         self.seed = seed
-        self._seen: tuple[Any] | None = None  # the energy that was found not to mix rows
+        self._seen: tuple[Any] | None = None  # the energy whose rows were found not to depend on each other
         self._settings()
         _check_step_size("step_size", step_size, None)
 
-    # The settings are checked at the first call after one of them was assigned, and kept in a list that any
-    # assignment replaces: what a call in another thread has found of the settings before goes to a list that
-    # nobody looks at.
+    # The settings are checked at the first call after an assignment. The result is kept in a list that any
+    # assignment replaces: a call in another thread that has checked the settings before writes to a list that
+    # is no longer read.
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name != "_seen":
@@ -224,7 +228,7 @@ class EnergyDescent(nn.Module):
         rule = self._rule()
         noise = None if isinstance(self.noise, Tensor) else float(self.noise)
         settings = _Settings(rule, *self._mode(), step_size, noise)
-        # Kept unless one can change without being assigned: a list, a tensor, a property of a subclass.
+        # The result is kept unless a setting can change without an assignment: a list, a tensor, a property.
         lasting = self.__dict__.keys() >= _LASTING and (step_size is None or "step_size" in self.__dict__)
         if (
             lasting
@@ -285,14 +289,15 @@ class EnergyDescent(nn.Module):
         Parameters
         ----------
         y0 : Tensor
-            [B, ...]; float32, float64, bfloat16 or float16. B = 0 works. In half precision the points are
-            rounded at every step (not in closed form); step size, norms, velocities and energies are float32.
+            The starting points, [B, ...]; float32, float64, bfloat16 or float16. B = 0 works. In half
+            precision the points are rounded at every step (not in closed form); step size, norms, velocities
+            and energies are float32.
         *context : Tensor
             Per-row context for ``energy``, each [B, ...].
         step_size, seed : optional
-            Of this call, instead of the module's.
+            They replace the module's for this call.
         sample_ids : Tensor, optional
-            int64 [B]: the key of each row's noise. Default: its position in the batch.
+            int64 [B]: the key of each row's noise. Default: the row's position in the batch.
 
         Returns
         -------
@@ -301,17 +306,16 @@ class EnergyDescent(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not as described, before anything runs; if ``energy`` returns something else
-            than one differentiable number for each row.
+            Before anything runs, if an argument is not as described; later, if ``energy`` does not return one
+            differentiable number for each row.
         RuntimeError
             Under a transform or tracer of torch that is not supported: `torch.func`, forward mode, ``vmap``,
             ``jit.trace``, ``export``, ``make_fx``, FakeTensorMode. In the backward pass ("stepwise": at the
-            call), if the energy was compiled by another backend of ``torch.compile`` than "eager", of which
-            torch has no second derivative.
+            call), if the energy was compiled by a backend of ``torch.compile`` other than "eager", because
+            torch has no second derivative of it.
         """
         if torch.compiler.is_compiling():
-            # A compiled model is split here: in a graph there are no addresses for kernels, and no rows that
-            # come and go.
+            # A compiled model is split here: a graph has no addresses for kernels and a fixed number of rows.
             result: EnergyResult = self._run_apart(y0, context, step_size, seed, sample_ids)
             return result
         return self._run(y0, context, step_size, seed, sample_ids)
@@ -322,8 +326,10 @@ class EnergyDescent(nn.Module):
         problem = self._problem(y0, context, step_size, seed, sample_ids)
         if on_reference():
             return run_reference(problem)
-        whole = run_whole(problem) if serves(problem) else None
-        return _handed_out(run_kernels(problem) if whole is None else whole)
+        energy, result = problem.energy, None
+        if isinstance(energy, ClosedFormEnergy) and not energy.replaced:
+            result = run_fused(problem, energy)
+        return _handed_out(run_kernels(problem) if result is None else result)
 
     _run_apart = apart("EnergyDescent", _run)
 
@@ -353,7 +359,7 @@ class EnergyDescent(nn.Module):
             check_memory("sample_ids", plain("sample_ids", sample_ids))
             sample_ids = contiguous("sample_ids", sample_ids)
             if rule.noisy and torch.is_grad_enabled():
-                sample_ids = sample_ids.clone()  # the backward pass makes the noise again
+                sample_ids = sample_ids.clone()  # the backward pass draws the noise again
             check_alike("sample_ids", [sample_ids], batch, y0.device)
         return Problem(
             energy=self.energy,
@@ -371,23 +377,23 @@ class EnergyDescent(nn.Module):
         )
 
     def _check_rows(self, value: Tensor, point: Tensor) -> None:
-        """Once for each energy: a backward pass for it."""
+        """Check once for each energy, by a backward pass, that it does not mix rows."""
         if self._seen is not None and self._seen[0] is self.energy:
             return
         if value.shape[0] < 2 or (on_cuda(value.device) and capturing()):
             return
-        find_mixing(value, point)
+        check_mixing(value, point)
         self._seen = (self.energy,)
 
     def extra_repr(self) -> str:
-        """A plain function's name, the numbers and the modes."""
+        """Show the name of a plain function, the numbers and the modes."""
         size = tuple(self.step_size.shape) if isinstance(self.step_size, Tensor) else self.step_size
         numbers = f"step_size={size}, max_steps={self.max_steps}, tol={self.tol}, stop={self.stop!r}"
         return f"{named(energy=self.energy)}{numbers}, gradient={self.gradient!r}"
 
 
 def _checked_start(y0: Any) -> Tensor:
-    """Require points, and make them plain."""
+    """Require points, and return them as a plain tensor."""
     if not isinstance(y0, Tensor):
         raise TypeError(f"y0: expected a Tensor, got {describe(y0)}")
     check_tree("y0", y0)
@@ -395,7 +401,7 @@ def _checked_start(y0: Any) -> Tensor:
 
 
 def _checked_context(value: Any, i: int, y0: Tensor) -> Tensor:
-    """Require context for points `y0`, and make it plain."""
+    """Require context for points `y0`, and return it as a plain tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"context[{i}]: expected a Tensor, got {describe(value)}")
     (value,), _ = check_tree("context", value, i)
@@ -404,12 +410,12 @@ def _checked_context(value: Any, i: int, y0: Tensor) -> Tensor:
 
 
 def _outside_inference(tensor: Tensor) -> Tensor:
-    """A tensor that a backward pass may need."""
+    """Return a tensor that a backward pass may save: a copy of one that was made in inference mode."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def _handed_out(result: EnergyResult) -> EnergyResult:
-    """The result with copies of the integers that its backward pass goes by: the caller may write to them."""
+    """Copy the integers that the backward pass reads: the caller may write to those of the result."""
     if not (result.y.requires_grad or result.energy.requires_grad):
         return result
     trace = result.trace
@@ -419,7 +425,7 @@ def _handed_out(result: EnergyResult) -> EnergyResult:
 
 
 def _check_step_size(name: str, value: Any, y0: Tensor | None) -> float | Tensor:
-    """Require a positive number or tensor of them, which fits `y0`."""
+    """Require a positive number, or a tensor of positive numbers that fits `y0`."""
     if not isinstance(value, Tensor):
         return check_number(name, value, 0, math.inf, ends="()")
     value = resolved(name, value)
@@ -435,7 +441,7 @@ def _check_step_size(name: str, value: Any, y0: Tensor | None) -> float | Tensor
 
 
 def _check_noise(value: Any) -> bool:
-    """Require a number or tensor without dimensions that is not negative; whether there is noise."""
+    """Require a number or a tensor without dimensions, at least 0. Returns whether there is noise."""
     if not isinstance(value, Tensor):
         return check_number("noise", value, 0, math.inf) > 0
     value = resolved("noise", value)
@@ -450,7 +456,8 @@ def _check_noise(value: Any) -> bool:
 def _check_scalars(name: str, value: Tensor) -> None:
     if value.dtype not in DTYPE_CODES:
         raise TypeError(
-            f"{name}: expected a floating-point tensor (float32, float64, bfloat16 or float16), got {describe(value)}"
+            f"{name}: expected a floating-point tensor (float32, float64, bfloat16 or float16), "
+            f"got {describe(value)}"
         )
     if value.is_meta or not is_dense(value):
         raise TypeError(f"{name}: expected a dense tensor with data, got {describe(value)}")

@@ -1,46 +1,36 @@
-"""`EnergyDescent` on an energy in closed form: all steps of every row in one kernel call, and another for their gradient."""
+"""`EnergyDescent` on an energy in closed form: one kernel call for all steps of every row.
+
+A second kernel call differentiates them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from adaptcomp_ext import reference
 from adaptcomp_ext.nn.descent import adjoint
+from adaptcomp_ext.nn.descent.adjoint import attach
 from adaptcomp_ext.nn.descent.energies import ClosedFormEnergy
-from adaptcomp_ext.nn.descent.gradient import attach
 from adaptcomp_ext.nn.descent.implicit import Implicit
 from adaptcomp_ext.nn.descent.modes import finish
 from adaptcomp_ext.nn.descent.problem import Problem
-from adaptcomp_ext.nn.descent.snapshot import Seen
+from adaptcomp_ext.nn.descent.snapshot import Snapshot
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
 from adaptcomp_ext.ops._backend import capturing, compute_dtype, on_cuda
-from adaptcomp_ext.ops._fused_descent import (
-    ClosedForm,
-    Descended,
-    fits,
-    whole_descent,
-    whole_descent_backward,
-)
+from adaptcomp_ext.ops._fused_descent import ClosedForm, Descended
 from adaptcomp_ext.ops.descent import normals
 from adaptcomp_ext.reference import DescentRule
 
 RESERVED = 2**28
-"""Bytes that are reserved for the points of a descent without knowing how many steps there will be."""
+"""Bytes that a descent may reserve for its points before the number of steps is known."""
 
 
-def serves(problem: Problem) -> bool:
-    """Whether the problem's energy has kernels, and they would compute what the energy does."""
-    energy = problem.energy
-    return isinstance(energy, ClosedFormEnergy) and not energy.replaced
-
-
-def run_whole(problem: Problem) -> EnergyResult | None:
-    """The descent in one call; None where its rows are too long for the device's kernels."""
-    energy, y0 = cast(ClosedFormEnergy, problem.energy), problem.y0
+def run_fused(problem: Problem, energy: ClosedFormEnergy) -> EnergyResult | None:
+    """Run the descent in one kernel call. Returns None where rows are too long for the device's kernels."""
+    y0 = problem.y0
     wide = compute_dtype(y0.dtype)
     if problem.watch is not None:
         problem.watch("", [*energy.parameters(), *energy.buffers()])  # before a kernel reads them
@@ -59,7 +49,7 @@ def run_whole(problem: Problem) -> EnergyResult | None:
     inputs = [start, step_size, sigma, *tensors]
     recording = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in inputs])
     through = recording and problem.gradient in ("unrolled", "stepwise")
-    if not fits(form, start, through):
+    if not form.fits(start, through):
         return None
     plain = start, step_size, sigma
     if recording:
@@ -69,12 +59,12 @@ def run_whole(problem: Problem) -> EnergyResult | None:
     places = trace_places(run.steps, rule.max_steps) if problem.keep_trace else None
     y, outputs = run.y, None if places is None or run.path is None else run.path[places]
     if through:
-        work = Whole(form, problem, rule, run, places)
+        work = Fused(form, problem, rule, run, places)
         y, *rest = attach(work, [y] if outputs is None else [y, outputs], inputs)
         outputs = rest[0] if rest else None
     value = run.energy
     if recording and problem.gradient != "implicit":
-        (value,) = attach(WholeEnergy(form, run), [value], [y, *tensors])
+        (value,) = attach(FusedEnergy(form, run), [value], [y, *tensors])
     trace = None
     if places is not None and outputs is not None:
         row, step = places
@@ -87,10 +77,10 @@ def run_whole(problem: Problem) -> EnergyResult | None:
 def _descended(
     form: ClosedForm, problem: Problem, start: Tensor, step_size: Tensor, sigma: Tensor | None, keep: bool
 ) -> tuple[Descended, DescentRule]:
-    """The descent, and the rule by which it keeps room for `max_steps` points of every row.
+    """Run the descent. Returns its result and its rule, whose `max_steps` is the length of the path.
 
-    Where that room would be large, a first descent finds out how many steps there are, and a second one keeps
-    their points.
+    Where that would be much memory, a first descent finds the number of steps and a second one keeps their
+    points.
     """
     rule, ids = problem.rule, problem.sample_ids
     if (
@@ -98,34 +88,35 @@ def _descended(
         or start.numel() * start.element_size() * rule.max_steps <= RESERVED
         or (on_cuda(start.device) and capturing())
     ):
-        return whole_descent(form, rule, start, step_size, sigma, ids, keep), rule
-    first = whole_descent(form, rule, start, step_size, sigma, ids, False)
+        return form.descend(rule, start, step_size, sigma, ids, keep), rule
+    first = form.descend(rule, start, step_size, sigma, ids, False)
     steps = max(1, int(first.steps.max()))
     short = rule._replace(max_steps=steps)
-    return whole_descent(form, short, start, step_size, sigma, ids, True)._replace(status=first.status), short
+    return form.descend(short, start, step_size, sigma, ids, True)._replace(status=first.status), short
 
 
 def _implicit(problem: Problem, run: Descended, trace: Trace | None) -> EnergyResult:
-    """The gradients of minima and their energies, which know the energy as a module only."""
-    problem.seen = Seen(problem.energy, problem.y0.device)
+    """Give the minima and their energies the gradients that treat the energy as any other module."""
+    problem.snapshot = Snapshot(problem.energy, problem.y0.device)
     with problem.evaluating():
         point = run.y.detach().requires_grad_()
-        leaves = problem.seen.first(problem.evaluate(point, problem.context), [point, *problem.context])
-    (y,) = attach(Implicit(problem, run), [run.y], [*problem.context, *leaves])
-    return finish(problem, run, y, trace, leaves)
+        value = problem.evaluate(point, problem.context)
+        sources = problem.snapshot.find_sources(value, [point, *problem.context])
+    (y,) = attach(Implicit(problem, run), [run.y], [*problem.context, *sources])
+    return finish(problem, run, y, trace, sources)
 
 
 def trace_places(steps: Tensor, max_steps: int) -> tuple[Tensor, Tensor]:
-    """Row and step, from 0, of every step that was taken; ordered by step, then by row."""
+    """Return row and step, counted from 0, of every step that was taken, ordered by step and then by row."""
     taken = torch.arange(max_steps, device=steps.device)[:, None] < steps
     step, row = taken.nonzero().unbind(1)
     return row, step
 
 
-class Whole:
-    """The steps of a whole descent, to be differentiated.
+class Fused:
+    """The derivatives of y, the result of a fused descent, and of the trace's outputs if there is a trace.
 
-    Inputs: y0, step size, σ, the energy's tensors. Outputs: y, and where there is a trace its points.
+    The inputs of the node are y0, the step size, σ and the energy's tensors.
     """
 
     def __init__(
@@ -148,7 +139,7 @@ class Whole:
     def gradients(
         self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        """The kernel."""
+        """Run the kernel of the gradient."""
         if all(g is None for g in upstream):
             return [None for _ in needed]
         start, step_size, sigma, *tensors = inputs
@@ -160,21 +151,12 @@ class Whole:
             g_path = torch.zeros_like(self._run.path)
             g_path[self._places] = g_outputs
         form = self._form._replace(tensors=tuple(map(_plain, tensors)))
-        found = whole_descent_backward(
-            *(
-                form,
-                self._rule,
-                start.detach(),
-                step_size.detach(),
-                _plain(sigma),
-                self._ids,
-                self._run,
-                self._last,
-            ),
-            *(None if g_y is None else g_y.contiguous(), g_path),
+        found = form.differentiate(
+            *(self._rule, start.detach(), step_size.detach(), _plain(sigma), self._ids, self._run),
+            *(self._last, None if g_y is None else g_y.contiguous(), g_path),
         )
         grads = list(found.tensors)
-        at = form.rows_at
+        at = form.kernels.rows_at
         shared = None if at is None else tensors[at]
         if at is not None and shared is not None and shared.dim() == 1:
             rows = grads[at]
@@ -185,7 +167,7 @@ class Whole:
         return [g if need else None for g, need in zip(every, needed, strict=True)]
 
     def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
-        """The descent again in plain PyTorch, with a graph of all of it, and the rows' fates as they were."""
+        """Run the descent again in plain PyTorch, each row with the steps that it took, with a graph."""
         start, step_size, sigma, *tensors = inputs
         assert start is not None and step_size is not None
         rule, run, form = self._rule, self._run, self._form
@@ -207,10 +189,7 @@ class Whole:
             if self._stepwise:
                 here, before = here.detach(), before.detach()
             here = here if here.requires_grad else here.requires_grad_()
-            own = [
-                t[rows] if i == form.rows_at and t is not None and t.dim() == 2 else t
-                for i, t in enumerate(tensors)
-            ]
+            own = _of_rows(form, tensors, rows)
             (slope,) = torch.autograd.grad(form.function(here, *own).sum(), here, create_graph=True)
             noise = None
             if sigma is not None:
@@ -227,8 +206,11 @@ class Whole:
         return [y] if self._places is None else [y, torch.cat(ends)]
 
 
-class WholeEnergy:
-    """The energies at the points where the rows have ended. Inputs: y, the energy's tensors; output: [B]."""
+class FusedEnergy:
+    """The derivatives of ``result.energy``, the energies at the last points.
+
+    The inputs of the node are y and the energy's tensors.
+    """
 
     def __init__(self, form: ClosedForm, run: Descended) -> None:
         self.own = 1 + len(form.tensors)
@@ -236,22 +218,18 @@ class WholeEnergy:
         self._ended = (run.status, run.steps)
 
     def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
-        """The energies again; zero where the starting point was not finite."""
+        """Evaluate the energies again; they are zero where the starting point was not finite."""
         y, *tensors = inputs
         assert y is not None
         status, steps = self._ended
         rows = ((status != Status.NONFINITE) | (steps > 0)).nonzero()[:, 0]
-        own = [
-            t[rows] if i == self._form.rows_at and t is not None and t.dim() == 2 else t
-            for i, t in enumerate(tensors)
-        ]
-        value = self._form.function(y[rows], *own)
+        value = self._form.function(y[rows], *_of_rows(self._form, tensors, rows))
         return [value.new_zeros(y.shape[0]).index_copy(0, rows, value)]
 
     def gradients(
         self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        """Of one evaluation."""
+        """Differentiate one evaluation."""
         if upstream[0] is None:
             return [None for _ in needed]
         with torch.enable_grad():
@@ -263,10 +241,19 @@ class WholeEnergy:
 
 
 def _number(value: float | Tensor, like: Tensor) -> Tensor:
-    """A setting as a tensor like `like`, without dimensions or [B]."""
+    """Return a setting as a tensor with the dtype and device of `like`, without dimensions or [B]."""
     if isinstance(value, Tensor):
         return value.to(like.device, like.dtype).contiguous()
     return like.new_full((), value)
+
+
+def _of_rows(form: ClosedForm, tensors: Sequence[Tensor | None], rows: Tensor) -> list[Tensor | None]:
+    """Return the energy's tensors for the batch rows `rows`."""
+    own = list(tensors)
+    at = form.kernels.rows_at
+    if at is not None and (given := tensors[at]) is not None and given.dim() == 2:
+        own[at] = given[rows]
+    return own
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

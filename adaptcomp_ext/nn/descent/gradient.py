@@ -1,9 +1,9 @@
-"""The gradient of a descent that has run without a graph: through its steps, and of the energy at its end.
+"""The gradient of a descent that has run without a graph: through its steps, and of the energies at its end.
 
 With v = ∂ℓ/∂y_k and the step y_k = clamp(y_{k-1} + σ η − α s m_k), m_k = μ m_{k-1} + clip(∇E(y_{k-1}; θ)),
 one step back is a vector times the Jacobian of the update, and one product of a vector with the second
-derivatives of E, of which only that step's graph exists at the time. Each row takes part from its own last
-step on, in the steps that it took: a rejected step, and one that was not finite, pass v on as it is.
+derivatives of E. Only that step's graph exists at the time. Each row takes part from its own last step on, in
+the steps that it took: a rejected step, and a step that was not finite, pass v on unchanged.
 """
 
 from __future__ import annotations
@@ -11,30 +11,28 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptcomp_ext import reference
 from adaptcomp_ext.nn.descent import adjoint
-from adaptcomp_ext.nn.descent.check import Check, apart, copied
-from adaptcomp_ext.nn.descent.compiled import is_second_derivative_error, second_derivative_error
+from adaptcomp_ext.nn.descent.check import Check
 from adaptcomp_ext.nn.descent.problem import Ended, Problem
 from adaptcomp_ext.nn.descent.tape import Taken, Tape, taken
 from adaptcomp_ext.nn.result import Status, Trace
 from adaptcomp_ext.ops import descent
 from adaptcomp_ext.ops._backend import compute_dtype
-from adaptcomp_ext.ops._transforms import check_gradients
+from adaptcomp_ext.reference._broadcast import over
 
 
 def select(tensor: Tensor, row: Tensor | None) -> Tensor:
-    """The rows of a tensor of the batch; None: all."""
+    """Return the rows `row` of a tensor of the batch; all rows for None."""
     return tensor if row is None else tensor.index_select(0, row)
 
 
 def add_rows(total: Tensor | None, rows: Tensor, row: Tensor | None, batch: int) -> Tensor:
-    """`total`, or zero, [batch, ...], with `rows` added at the places `row`."""
+    """Add `rows` at the places `row` (None: all in order) of `total` [batch, ...] (None: zero)."""
     if row is None:
         return rows.clone() if total is None else total + rows
     if total is None:
@@ -43,21 +41,23 @@ def add_rows(total: Tensor | None, rows: Tensor, row: Tensor | None, batch: int)
 
 
 def add(total: Tensor | None, term: Tensor | None) -> Tensor | None:
-    """Their sum, None being zero."""
+    """Return the sum of two tensors; None stands for zero."""
     if total is None or term is None:
         return term if total is None else total
     return total + term
 
 
 class Unrolled:
-    """The steps of a descent, to be differentiated.
+    """The derivatives of y, the result of a descent, and of the trace's outputs if there is a trace.
 
-    The inputs of its functions are y0, the step size, σ, the context, and the sources of the energy. The step
-    size and σ are None where they are numbers. The outputs are y and, with a trace, its outputs.
+    The inputs of the node are y0, the step size, σ, the context, and the sources of the energy. Step size and
+    σ are None where they are numbers.
     """
 
     def __init__(self, problem: Problem, tape: Tape, trace: Trace | None) -> None:
         self.problem = problem
+        assert problem.snapshot is not None
+        self._snapshot = problem.snapshot
         self._given = 3 + len(problem.context)
         self._tape = tape
         self._trace = None if trace is None else (trace.row, trace.step)
@@ -65,12 +65,12 @@ class Unrolled:
 
     @property
     def own(self) -> int:
-        """How many inputs the functions take copies of."""
-        return self._given + copied(self.problem)
+        """Return the number of inputs of which the functions take copies."""
+        return self._given + self._snapshot.copied()
 
     def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
-        """The descent again, with a graph of all of it, and the rows' fates as they were."""
-        with self.problem.again(inputs[self._given :]):
+        """Run the descent again with a graph of all its steps. Each row takes the steps that it took."""
+        with self._snapshot.restored(inputs[self._given :]):
             return self._function(inputs)
 
     def _function(self, inputs: adjoint.Inputs) -> list[Tensor]:
@@ -88,13 +88,14 @@ class Unrolled:
             if step.start.shape[0] > 0:
                 here, before = select(y, row), None if velocity is None else select(velocity, row)
                 if step.first is not None:
-                    here = torch.where(_over(step.first, here), step.start, here)
+                    here = torch.where(over(step.first, here), step.start, here)
                 here = here if here.requires_grad else here.detach().requires_grad_()
                 with self._evaluation(step, sources):
-                    _, slope = self._slope(here, [select(c, row) for c in context if c is not None])
+                    there = [select(c, row) for c in context if c is not None]
+                    _, slope = problem.evaluate_again(here, there)
                 if step.first is not None and before is not None and step.velocity is not None:
                     constant = (step.velocity - reference.clipped(slope.detach(), rule.clip)) / rule.momentum
-                    before = torch.where(_over(step.first, before), constant, before)
+                    before = torch.where(over(step.first, before), constant, before)
                 noise = self._noise(step) * _number(sigma, problem.sigma, here) if rule.noisy else None
                 sizes = self._sizes(step_size, step)
                 point, after = reference.descent_update(here, slope, sizes, before, noise, rule)
@@ -109,20 +110,21 @@ class Unrolled:
     def gradients(
         self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        """One step's graph at a time, the last step first."""
-        inputs = [*inputs[: self._given], *apart(self.problem, inputs[self._given :], needed[self._given :])]
-        with self.problem.again(inputs[self._given :]):
-            return self._gradients(inputs, upstream, needed)
+        """Differentiate one step at a time, the last step first."""
+        given, snapshot = self._given, self._snapshot
+        sources = adjoint.copies(inputs[given:], snapshot.copied(), needed[given:])
+        with snapshot.restored(sources):
+            return self._gradients([*inputs[:given], *sources], upstream, needed)
 
     def _gradients(
         self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
         problem, rule, own = self.problem, self.problem.rule, self._given
-        check = Check(problem, self._tape.first)
+        check = Check(self._snapshot, self._tape.first, problem.autocast_dtypes())
         y0, step_size, sigma, *context = (None if t is None else t.detach() for t in inputs[:own])
         assert y0 is not None
         leaves = inputs[own:]
-        batch, wide = problem.batch, compute_dtype(y0.dtype)
+        batch, wide = y0.shape[0], compute_dtype(y0.dtype)
         g_y, g_trace = upstream[0], upstream[1] if len(upstream) > 1 else None
         v = torch.zeros_like(y0, dtype=wide) if g_y is None else g_y.to(wide, copy=True).contiguous()
         w = torch.zeros_like(v) if rule.momentum > 0 else None  # of the velocity
@@ -132,6 +134,7 @@ class Unrolled:
         g_context: list[Tensor | None] = [None] * len(context)
         g_leaves: list[Tensor | None] = [None] * len(leaves)
         bounded = rule.low > -math.inf or rule.high < math.inf
+        checked = False
         for step in reversed(self._steps()):
             row = step.row
             if segments is not None and g_trace is not None:
@@ -148,21 +151,18 @@ class Unrolled:
                 if c is not None
             ]
             with self._evaluation(step, leaves):
-                value, slope = self._slope(here, rows)
-            check.evaluation(value, [here, *rows], leaves, step.energy, step.partial)
+                value, slope = problem.evaluate_again(here, rows)
+            if step.energy is not None or not checked:
+                check.evaluation(value, [here, *rows], leaves, step.energy, step.partial)
+                checked = True
             with torch.no_grad():
                 noise = eta = None
                 if rule.noisy and (bounded or needed[2]):
                     eta = self._noise(step)
                     noise = eta * _number(sigma, problem.sigma, here)
                 sizes = self._sizes(step_size, step)
-                after = (
-                    step.velocity
-                    if step.velocity is not None
-                    else reference.clipped(slope.detach(), rule.clip)
-                )
                 g_here, g_slope, g_size, g_before = reference.descent_update_backward(
-                    *(here.detach(), slope.detach(), sizes, after, noise, rule),
+                    *(here.detach(), slope.detach(), sizes, step.velocity, noise, rule),
                     *(select(v, row), None if w is None else select(w, row)),
                 )
                 if needed[1]:
@@ -198,25 +198,25 @@ class Unrolled:
             self._taken = taken(self._tape, self.problem.last)
         return self._taken
 
-    def _slope(self, here: Tensor, context: list[Tensor]) -> tuple[Tensor, Tensor]:
-        with self.problem.evaluating():
-            value = self.problem.evaluate(here, context)
-            return value, self.problem.slope(value, here, torch.ones_like(value), create_graph=True)
-
     def _evaluation(self, step: Taken, sources: adjoint.Inputs) -> contextlib.AbstractContextManager[None]:
-        """Where the energy is as at the evaluation from which a step set out."""
-        seen = self.problem.seen
-        if seen is None or not seen.changing:
+        """Return the context in which the energy is as it was at the evaluation before a step."""
+        snapshot = self._snapshot
+        if not snapshot.changing:
             return contextlib.nullcontext()
-        if self.problem.rule.if_lower or (seen.random and step.partial):
+        if self.problem.rule.if_lower or (snapshot.random and step.partial):
             raise RuntimeError(
                 "energy: expected one that gives the same values at every evaluation, got one that "
-                + ("draws random numbers" if seen.random else "changes its own buffers or attributes")
-                + ' (dropout or batch statistics, for instance): it can be differentiated only with accept="always"'
-                + (" and where all rows take the same number of steps, as with tol=0" if seen.random else "")
+                + ("draws random numbers" if snapshot.random else "changes its own buffers or attributes")
+                + " (dropout or batch statistics, for instance): it can be differentiated only with "
+                'accept="always"'
+                + (
+                    " and where all rows take the same number of steps, as with tol=0"
+                    if snapshot.random
+                    else ""
+                )
                 + ". Switch the energy to eval()"
             )
-        return self.problem.again(sources, step.step - 1)
+        return snapshot.restored(sources, step.step - 1)
 
     def _noise(self, step: Taken) -> Tensor:
         row = torch.arange(step.start.shape[0], device=step.start.device) if step.row is None else step.row
@@ -230,7 +230,7 @@ class Unrolled:
         return size if step.scale is None else size * step.scale
 
     def _segments(self) -> dict[int, tuple[Tensor, int, int]] | None:
-        """Of each step, the rows in the trace and where they begin and end."""
+        """Return, for each step, its rows in the trace and the places where they begin and end."""
         if self._trace is None:
             return None
         row, step = self._trace
@@ -241,23 +241,27 @@ class Unrolled:
         return segments
 
     def _cut(self, like: Tensor) -> Tensor:
-        """Where rows are not differentiated from y0 on; broadcasts over `like`."""
-        assert self._tape.steps is not None and self.problem.last is not None
-        return _over(self._tape.steps >= self.problem.last, like)
+        """Return which rows are not differentiated from y0 on, in a shape that broadcasts over `like`."""
+        assert self.problem.last is not None
+        return over(self._tape.steps >= self.problem.last, like)
 
     def _heeded(self, ends: Tensor, step: int, row: Tensor) -> Tensor:
-        """Something of the points after a step, zero where the row is not differentiated so far back."""
+        """Return points after a step, or their gradients, with zeros where the gradient does not reach."""
         if self.problem.last is None:
             return ends
-        assert self._tape.steps is not None
-        return ends.masked_fill(_over(self._tape.steps[row] - self.problem.last >= step, ends), 0.0)
+        return ends.masked_fill(over(self._tape.steps[row] - self.problem.last >= step, ends), 0.0)
 
 
 class FinalEnergy:
-    """The energies at the points where the rows have ended. Inputs: y, the context, the sources; output: [B]."""
+    """The derivatives of ``result.energy``, the energies at the last points.
+
+    The inputs of the node are y, the context, and the sources of the energy.
+    """
 
     def __init__(self, problem: Problem, ended: Ended) -> None:
         self.problem = problem
+        assert problem.snapshot is not None
+        self._snapshot = problem.snapshot
         self._given = 1 + len(problem.context)
         self._ended = (ended.status, ended.steps)
         self._rows: Tensor | None = None
@@ -265,24 +269,24 @@ class FinalEnergy:
 
     @property
     def own(self) -> int:
-        """How many inputs the functions take copies of."""
-        return self._given + copied(self.problem)
+        """Return the number of inputs of which the functions take copies."""
+        return self._given + self._snapshot.copied()
 
     def rows(self) -> Tensor:
-        """Those that have an energy: all but the ones whose starting point was not finite."""
+        """Return the rows that have an energy: all rows whose starting point was finite."""
         if self._rows is None:
             status, steps = self._ended
             self._rows = ((status != Status.NONFINITE) | (steps > 0)).nonzero()[:, 0]
         return self._rows
 
     def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
-        """The energies again; zero where there is none."""
+        """Evaluate the energies again; they are zero where a row has none."""
         y, *context = (t for t in inputs[: self._given] if t is not None)
         sources, wide = inputs[self._given :], compute_dtype(y.dtype)
-        check = Check(self.problem, self._energy)
+        check = Check(self._snapshot, self._energy, self.problem.autocast_dtypes())
         total = torch.zeros(y.shape[0], dtype=wide, device=y.device)
         for rows, evaluation in self._evaluations():
-            with self.problem.again(sources, evaluation), self.problem.evaluating():
+            with self._snapshot.restored(sources, evaluation), self.problem.evaluating():
                 here = y[rows]
                 here = here if here.requires_grad else here.detach().requires_grad_()
                 there = [c[rows] for c in context]
@@ -293,14 +297,15 @@ class FinalEnergy:
         return [total]
 
     def _evaluations(self) -> list[tuple[Tensor, int | None]]:
-        """Rows that are evaluated together, and which evaluation it was where they differ."""
-        rows, seen, (status, steps) = self.rows(), self.problem.seen, self._ended
-        if seen is None or not seen.changing:
+        """Return rows that are evaluated together, and the evaluation's number if evaluations differ."""
+        rows, snapshot, (status, steps) = self.rows(), self._snapshot, self._ended
+        if not snapshot.changing:
             return [(rows, None)]
-        if seen.random or self.problem.rule.if_lower:
+        if snapshot.random or self.problem.rule.if_lower:
             raise RuntimeError(
-                "result.energy: expected an energy that gives the same values at every evaluation, got one that draws random "
-                "numbers or changes what it reads (dropout, for instance). Switch it to eval(), or evaluate it at result.y"
+                "result.energy: expected an energy that gives the same values at every evaluation, got one "
+                "that draws random numbers or changes what it reads (dropout, for instance). Switch it to "
+                "eval(), or evaluate it at result.y"
             )
         at = steps - (status == Status.NONFINITE).to(steps.dtype)
         return [(rows[at[rows] == k], k) for k in at[rows].unique().tolist()]
@@ -308,7 +313,7 @@ class FinalEnergy:
     def gradients(
         self, inputs: adjoint.Inputs, upstream: Sequence[Tensor | None], needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        """Of one evaluation."""
+        """Differentiate one evaluation."""
         with torch.enable_grad():
             inputs = adjoint.copies(inputs, self.own, needed)
             (value,) = self.function(inputs)
@@ -317,46 +322,15 @@ class FinalEnergy:
         return [next(found) if need else None for need in needed]
 
 
-class _Node(torch.autograd.Function):
-    """The node of outputs that have been computed already, whose gradient `work` knows."""
-
-    @staticmethod
-    def forward(ctx: Any, work: adjoint.Work, outputs: list[Tensor], *inputs: Tensor | None) -> Any:
-        ctx.work = work
-        ctx.save_for_backward(*inputs)
-        ctx.set_materialize_grads(False)
-        return tuple(t.detach() for t in outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-        check_gradients("EnergyDescent", upstream)
-        work = ctx.work
-        needed = ctx.needs_input_grad[2:]
-        with adjoint.without_autocast():
-            try:
-                found = adjoint.backward(work, ctx.saved_tensors, upstream, needed)
-            except RuntimeError as error:
-                if is_second_derivative_error(error):
-                    raise second_derivative_error() from error
-                raise
-        return (None, None, *found)
-
-
-def attach(work: adjoint.Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
-    """The outputs with their gradient."""
-    return list(_Node.apply(work, outputs, *inputs))
-
-
 def _grad(value: Tensor, targets: list[Tensor], upstream: Tensor | None) -> Sequence[Tensor | None]:
     if upstream is None or not value.requires_grad or value.grad_fn is None:
         return [None] * len(targets)
-    # The graph is kept: part of it may lie behind what the energy reaches on its own, and serve the other
-    # steps too.
+    # The graph is kept: part of it may lie behind a source of the energy and serve the other steps too.
     return torch.autograd.grad(value, targets, upstream, retain_graph=True, allow_unused=True)
 
 
 def _number(given: Tensor | None, otherwise: float | Tensor, like: Tensor) -> Tensor | float:
-    """A tensor among the inputs, in the compute dtype, or the number that it is otherwise."""
+    """Return a setting in the compute dtype: the tensor among the inputs, or the number."""
     if given is not None:
         return given.to(like.device, compute_dtype(like.dtype))
     return (
@@ -364,10 +338,6 @@ def _number(given: Tensor | None, otherwise: float | Tensor, like: Tensor) -> Te
         if isinstance(otherwise, Tensor)
         else otherwise
     )
-
-
-def _over(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.view(-1, *(1 for _ in like.shape[1:]))
 
 
 def _put(total: Tensor, rows: Tensor, row: Tensor | None) -> Tensor:

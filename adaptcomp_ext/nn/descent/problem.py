@@ -1,4 +1,4 @@
-"""One call of `EnergyDescent`, checked; and the evaluation of its energy."""
+"""One call of `EnergyDescent` with its arguments checked, and the evaluation of its energy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn.descent.snapshot import Seen
+from adaptcomp_ext.nn.descent.snapshot import Snapshot
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._plain import check_initialized
@@ -19,23 +19,23 @@ from adaptcomp_ext.reference import DescentRule
 
 
 class Ended(Protocol):
-    """What has become of every row; [B, ...] each."""
+    """The rows of a descent that has ended; each tensor is [B, ...]."""
 
     @property
     def y(self) -> Tensor:
-        """Its last point."""
+        """The last point of each row."""
 
     @property
     def energy(self) -> Tensor:
-        """Its energy there."""
+        """The energy there."""
 
     @property
     def steps(self) -> Tensor:
-        """int64."""
+        """int64: the number of steps."""
 
     @property
     def status(self) -> Tensor:
-        """int8."""
+        """int8: the status."""
 
 
 @dataclass(slots=True)
@@ -45,50 +45,50 @@ class Problem:
     energy: Callable[..., Any]
     y0: Tensor
     context: list[Tensor]
-    step_size: float | Tensor  # a tensor: without dimensions or [B]
+    step_size: float | Tensor
+    """A tensor is without dimensions or [B]."""
     sigma: float | Tensor
     rule: DescentRule
     gradient: str
-    last: int | None  # of "truncated", whose `gradient` is "unrolled"
+    last: int | None
+    """k of ("truncated", k), whose `gradient` is "unrolled"."""
     keep_trace: bool
     sample_ids: Tensor | None
-    check_rows: Callable[[Tensor, Tensor], None]  # given the first energies and points
-    autocast: list[tuple[str, torch.dtype, bool]] | None = None  # of the first evaluation
-    watch: Watch | None = None  # of what the energy returns, under transforms of torch
-    seen: Seen | None = None  # where a backward pass may evaluate the energy again
-
-    @property
-    def batch(self) -> int:
-        """B."""
-        return self.y0.shape[0]
+    check_rows: Callable[[Tensor, Tensor], None]
+    """Called with the first energies and points; raises if the energy mixes rows."""
+    watch: Watch | None = None
+    """Watches what the energy returns under transforms of torch."""
+    autocast: list[tuple[str, torch.dtype, bool]] | None = None
+    """Device type, dtype and switch at the first evaluation."""
+    snapshot: Snapshot | None = None
+    """The energy's state, if a backward pass may evaluate the energy again."""
 
     def evaluating(self) -> contextlib.AbstractContextManager[object]:
-        """Where the energy can be evaluated and differentiated: whatever the caller's modes, and as in the forward pass."""
+        """Return the context for evaluating and differentiating the energy, whatever the caller's modes.
+
+        The backward pass evaluates the energy again, under the autocast of the forward pass.
+        """
         if self.autocast is None:
-            # The backward pass evaluates the energy again, in the dtypes of the forward pass.
             kinds = {"cpu", self.y0.device.type}
             self.autocast = [
                 (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds
             ]
         switched = [a for a in self.autocast if a[2] or torch.is_autocast_enabled(a[0])]
         if switched or torch.is_inference_mode_enabled():
-            return _in_modes(switched)
+            return _modes(switched)
         return torch.enable_grad()
 
-    def again(
-        self, sources: Sequence[Tensor | None], evaluation: int | None = None
-    ) -> contextlib.AbstractContextManager[None]:
-        """Where the energy is the one of the call: see `Seen.again`."""
-        assert self.seen is not None
-        return self.seen.again(sources, evaluation)
+    def autocast_dtypes(self) -> list[torch.dtype]:
+        """Return the dtypes to which autocast rounds within the energy."""
+        return [dtype for _, dtype, enabled in self.autocast or [] if enabled]
 
     def evaluate_once(self) -> None:
-        """Evaluate the energy where the rows start, so that its lazy modules get their shapes."""
+        """Evaluate the energy at the start, so that its lazy modules get their shapes."""
         with self.evaluating():
             self.evaluate(self.y0.detach().clone().requires_grad_(), self.context)
 
     def evaluate(self, point: Tensor, context: Sequence[Tensor]) -> Tensor:
-        """The energies [n] of points [n, ...], with a graph that reaches them."""
+        """Return the energies [n] of points [n, ...], with a graph that reaches the points."""
         value = self.energy(point, *context)
         if self.watch is not None:
             self.watch("energy", value)
@@ -101,50 +101,27 @@ class Problem:
             and value.layout is torch.strided
         ):
             return value
-        return self._check(value, point)
+        return _checked_energies(value, point)
 
-    def _check(self, value: Any, point: Tensor) -> Tensor:
-        rows = point.shape[0]
-        if not isinstance(value, Tensor):
-            raise TypeError(f"energy: expected it to return a Tensor, got {describe(value)}")
-        check_initialized("energy", value)
-        if value.layout != torch.strided:
-            raise TypeError(f"energy: expected it to return a dense tensor, got layout {value.layout}")
-        if value.dtype not in DTYPE_CODES:
-            raise TypeError(
-                f"energy: expected it to return float32, float64, bfloat16 or float16, got {value.dtype}"
-            )
-        if value.shape != (rows,):
-            hint = "; one energy for each row, not their sum or mean" if value.dim() == 0 else ""
-            raise ValueError(f"energy: expected it to return shape [{rows}]{hint}, got {list(value.shape)}")
-        if value.device != point.device:
-            raise ValueError(
-                f"energy: expected it to return a tensor on {point.device}, got one on {value.device}"
-            )
-        if not value.requires_grad:
-            raise ValueError(f"energy: expected it to depend on y, got {describe(value)} without a graph")
-        return value
-
-    def slope(
-        self, value: Tensor, point: Tensor, ones: Tensor, create_graph: bool = False, keep: bool = False
-    ) -> Tensor:
-        """The gradient of each row's energy at its point."""
+    def slope(self, value: Tensor, point: Tensor, ones: Tensor, create_graph: bool = False) -> Tensor:
+        """Return the gradient of each row's energy at its point."""
         (g,) = torch.autograd.grad(
-            value,
-            point,
-            ones,
-            retain_graph=create_graph or keep,
-            create_graph=create_graph,
-            allow_unused=True,
+            value, point, ones, retain_graph=create_graph, create_graph=create_graph, allow_unused=True
         )
         if g is None:
             raise ValueError("energy: expected it to depend on y, got one whose graph does not reach y")
         return g
 
+    def evaluate_again(self, point: Tensor, context: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return energies and their gradients, both with a graph, in the modes of the first evaluation."""
+        with self.evaluating():
+            value = self.evaluate(point, context)
+            return value, self.slope(value, point, torch.ones_like(value), create_graph=True)
+
 
 @contextlib.contextmanager
-def _in_modes(autocast: list[tuple[str, torch.dtype, bool]]) -> Iterator[None]:
-    """Where gradients are recorded, outside inference mode, and autocast is switched as given."""
+def _modes(autocast: list[tuple[str, torch.dtype, bool]]) -> Iterator[None]:
+    """Record gradients, leave inference mode, and switch autocast as given."""
     with contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -154,8 +131,32 @@ def _in_modes(autocast: list[tuple[str, torch.dtype, bool]]) -> Iterator[None]:
         yield
 
 
-def find_mixing(value: Tensor, point: Tensor) -> None:
-    """Raise where the first row's energy visibly depends on another row: keeps the graph."""
+def _checked_energies(value: Any, point: Tensor) -> Tensor:
+    """Require one differentiable energy for each row."""
+    rows = point.shape[0]
+    if not isinstance(value, Tensor):
+        raise TypeError(f"energy: expected it to return a Tensor, got {describe(value)}")
+    check_initialized("energy", value)
+    if value.layout != torch.strided:
+        raise TypeError(f"energy: expected it to return a dense tensor, got layout {value.layout}")
+    if value.dtype not in DTYPE_CODES:
+        raise TypeError(
+            f"energy: expected it to return float32, float64, bfloat16 or float16, got {value.dtype}"
+        )
+    if value.shape != (rows,):
+        hint = "; one energy for each row, not their sum or mean" if value.dim() == 0 else ""
+        raise ValueError(f"energy: expected it to return shape [{rows}]{hint}, got {list(value.shape)}")
+    if value.device != point.device:
+        raise ValueError(
+            f"energy: expected it to return a tensor on {point.device}, got one on {value.device}"
+        )
+    if not value.requires_grad:
+        raise ValueError(f"energy: expected it to depend on y, got {describe(value)} without a graph")
+    return value
+
+
+def check_mixing(value: Tensor, point: Tensor) -> None:
+    """Raise where the first row's energy visibly depends on another row. The graph is kept."""
     if value.shape[0] < 2:
         return
     only = torch.zeros_like(value)
@@ -163,10 +164,11 @@ def find_mixing(value: Tensor, point: Tensor) -> None:
     (g,) = torch.autograd.grad(value, point, only, retain_graph=True, allow_unused=True)
     if g is None:
         return
-    # A NaN in another row's gradient says nothing: zero times the infinity of that row's own derivatives is
-    # one.
+    # A NaN in another row's gradient says nothing: it is zero times the infinity of that row's own
+    # derivatives.
     others = g[1:]
     if bool(((others != 0) & others.isfinite()).any()):
         raise ValueError(
-            "energy: expected each row's energy to depend on that row alone, got one in which the first row's depends on others"
+            "energy: expected each row's energy to depend on that row alone, got one in which the first "
+            "row's depends on others"
         )

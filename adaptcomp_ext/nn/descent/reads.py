@@ -1,4 +1,8 @@
-"""What an energy can read: parameters, buffers and attributes of its modules, variables of its functions, small containers."""
+"""The values that an energy can read.
+
+They are the parameters, buffers and attributes of its modules, the variables of its functions, and the
+entries of small containers.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 MISSING = object()
-"""What is read where there is nothing."""
+"""The value of an entry that does not exist."""
 
-_MOST = 4096  # entries, so that a function that refers to half of a program costs no more than that
-_LARGEST = 64  # elements of a list or dict whose elements are followed
-_DEPTH = 4  # of containers and objects in each other
+_MAX_ENTRIES = 4096  # so that a function that refers to half of a program has a bounded cost
+_MAX_ELEMENTS = 64  # the elements of a longer list or dict are not followed
+_MAX_DEPTH = 4  # of nested containers and objects
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
@@ -47,11 +51,11 @@ class Entry(NamedTuple):
     key: Any
     value: Any
     path: str
-    """For messages."""
+    """The name of the place, for messages."""
 
 
 def read(entry: Entry) -> Any:
-    """What is at the place of an entry now."""
+    """Return the value that is at the place of an entry now."""
     container, key = entry.container, entry.key
     if isinstance(container, dict):
         return container.get(key, MISSING)
@@ -64,7 +68,7 @@ def read(entry: Entry) -> Any:
 
 
 def write(container: Any, key: Any, value: Any) -> None:
-    """Put a value, or nothing, at a place."""
+    """Put a value at a place; MISSING removes the entry."""
     if isinstance(container, types.CellType):
         container.cell_contents = value
     elif value is MISSING:
@@ -74,10 +78,11 @@ def write(container: Any, key: Any, value: Any) -> None:
 
 
 def entries(energy: Any, materialize: Callable[[], object] | None = None) -> list[Entry]:
-    """All that `energy` can read, as far as it is followed.
+    """Return the entries that `energy` can read, as far as they are followed.
 
-    Parameters of lazy modules are nothing before they have a shape. Where there are some, `materialize` gives
-    them one first: an evaluation that did it would seem to change the energy, and to draw random numbers.
+    `materialize` gives the parameters of lazy modules their shapes. It is called first where there are such
+    parameters: an evaluation that gave them shapes would seem to change the energy and to draw random
+    numbers.
     """
     walk = _walked(energy)
     if walk.lazy and materialize is not None:
@@ -106,24 +111,24 @@ class _Walk:
         self._visited: set[int] = set()
 
     def follow(self, container: Any, key: Any, value: Any, path: str, depth: int) -> None:
-        """An entry, if a value of its type can be put back, and what is behind it."""
+        """Add an entry, if a value of its type can be put back, and visit the value later."""
         kind = _kind(type(value))
         if kind is None:
             return
         restorable = kind in _KEPT and (kind is not _tuple or all(isinstance(v, _PLAIN) for v in value))
-        if restorable and len(self.entries) < _MOST:
+        if restorable and len(self.entries) < _MAX_ENTRIES:
             self.entries.append(Entry(container, key, value, path))
         if kind not in (_plain, _tensor):
             self.add(value, path, depth, kind)
 
     def add(self, value: Any, path: str, depth: int, kind: _Visit | None = None) -> None:
-        """Visit a value later, unless that is done already."""
+        """Visit a value later, unless it has been visited."""
         kind = _kind(type(value)) if kind is None else kind
         if (
             kind in (None, _plain, _tensor)
             or id(value) in self._visited
-            or depth > _DEPTH
-            or len(self.entries) >= _MOST
+            or depth > _MAX_DEPTH
+            or len(self.entries) >= _MAX_ENTRIES
         ):
             return
         self._visited.add(id(value))
@@ -183,26 +188,26 @@ def _partial(walk: _Walk, partial: functools.partial[Any], path: str, depth: int
 
 
 def _dict(walk: _Walk, items: dict[Any, Any], path: str, depth: int) -> None:
-    if len(items) <= _LARGEST:
+    if len(items) <= _MAX_ELEMENTS:
         for key, value in items.items():
             walk.follow(items, key, value, f"{path}[{key!r}]", depth + 1)
 
 
 def _list(walk: _Walk, items: list[Any], path: str, depth: int) -> None:
-    if len(items) <= _LARGEST:
+    if len(items) <= _MAX_ELEMENTS:
         for i, value in enumerate(items):
             walk.follow(items, i, value, f"{path}[{i}]", depth + 1)
 
 
 def _tuple(walk: _Walk, items: tuple[Any, ...], path: str, depth: int) -> None:
-    if len(items) <= _LARGEST:
+    if len(items) <= _MAX_ELEMENTS:
         for i, value in enumerate(items):
             walk.add(value, f"{path}[{i}]", depth + 1)
 
 
 def _object(walk: _Walk, value: Any, path: str, depth: int) -> None:
     own = getattr(value, "__dict__", None)
-    if isinstance(own, dict) and len(own) <= _LARGEST:
+    if isinstance(own, dict) and len(own) <= _MAX_ELEMENTS:
         for key, item in own.items():
             walk.follow(own, key, item, f"{path}.{key}", depth + 1)
     for of in type(value).__mro__:
@@ -215,7 +220,7 @@ _KEPT = (_plain, _tensor, _module, _function, _method, _partial, _tuple)
 
 
 def _find_kind(of: type) -> _Visit | None:
-    """How values of a type are visited; None: not at all."""
+    """Return the function that visits values of a type; None for a type that is not followed."""
     for kind, types_ in (
         (_uninitialized, (UninitializedParameter, UninitializedBuffer)),
         (_tensor, Tensor),
@@ -244,7 +249,7 @@ _kind: Callable[[Any], _Visit | None] = functools.lru_cache(1024)(_find_kind)
 
 @functools.lru_cache(1024)
 def _names(code: types.CodeType) -> tuple[str, ...]:
-    """The globals that a function may read, those of functions in it included."""
+    """Return the names of the globals that a function, or a function inside it, may read."""
 
     def all_names(code: types.CodeType) -> Iterator[str]:
         for instruction in dis.get_instructions(code):

@@ -1,12 +1,13 @@
-"""What an energy's evaluations saw, so that the backward pass evaluates the same energy.
+"""The state of an energy at a call, so that the backward pass evaluates the same energy.
 
 The backward pass of a descent evaluates the energy again. By then its parameters may be others
 (`torch.func.functional_call` puts the module's own back), an attribute, a buffer or the mode may have
-changed, and a variable that a function reads may stand for something else. `Seen` therefore remembers, at the
-call, what the energy can read: the parameters, buffers and plain attributes of modules, the variables of
-functions, the entries of small lists and dicts. An evaluation in the backward pass finds all that in its
-place again. What cannot be followed, such as a variable of another Python module, is found out by its effect:
-the energies then are not the ones recorded, or the graph reaches other tensors, and the backward pass raises.
+changed, and a variable that a function reads may stand for something else. `Snapshot` therefore remembers, at
+the call, what the energy can read: the parameters, buffers and plain attributes of modules, the variables of
+functions, the entries of small lists and dicts. An evaluation in the backward pass finds all of that in its
+place again. A change that cannot be followed, such as that of a variable of another Python module, shows in
+its effect: the energies differ from the recorded ones, or the graph reaches other tensors, and the backward
+pass raises.
 """
 
 from __future__ import annotations
@@ -25,26 +26,33 @@ _LARGEST_COPY = 2**18  # elements of a tensor that is copied in case it is chang
 _PLAIN, _CONSTANT = (
     -2,
     -1,
-)  # instead of its position among the sources: no tensor; a tensor that is none of them
-_lock = threading.RLock()  # of the evaluations that see something else than the live state
+)  # places among the sources of an entry that is no tensor, and of a tensor that is no source
+_lock = threading.RLock()  # held by evaluations that see another state than the live one
 
 
 class Mark(NamedTuple):
-    """What an evaluation found that an earlier one had changed."""
+    """The state that one evaluation found, as far as evaluations change it."""
 
-    rows: int
     random: list[Tensor] | None
-    """States of the generators; None: the energy draws no random numbers."""
+    """States of the random number generators; None: the energy draws no random numbers."""
     values: list[tuple[Any, Any, Any]]
-    """Container, key and value."""
+    """Container, key and value of each entry that evaluations change."""
 
 
-class Seen:
-    """The state of an energy at a call, and the tensors that its graph starts from: its *sources*.
+class Snapshot:
+    """The state of an energy at a call, and the tensors from which its graph starts: its *sources*.
 
-    Sources are parameters and other leaves, and tensors that were computed before the call, where they are
-    found in a place that can be given another tensor. `placed` of them come first; the others are leaves in
-    places unknown.
+    Sources are parameters and other leaves, and tensors that were computed before the call and stand in a
+    place that can be given another tensor. The first `placed` of them stand in such a place; the others are
+    leaves in unknown places.
+
+    Parameters
+    ----------
+    energy : callable
+    device : torch.device
+        The device whose random numbers the energy may draw, besides the CPU.
+    evaluate : callable, optional
+        Evaluates the energy once, which gives lazy modules their shapes.
     """
 
     def __init__(
@@ -68,40 +76,35 @@ class Seen:
         self._tracked: list[Entry] = []
         self.sources: list[Tensor] = []
         self.placed = 0
+        self.changing = False
+        """Whether evaluations change the state that they see: random numbers, buffers, counters."""
         self.marks: list[Mark] = []
-        """Of each evaluation; empty where none changed anything."""
-        self._rows = 0
+        """One for each evaluation; empty where evaluations change nothing."""
 
     # --- the descent ---
-    def before(self, evaluation: int, rows: int) -> None:
-        """Before an evaluation of so many rows, counted from 0."""
-        if evaluation == 0:
-            self._rows = rows
-        elif self.changing:
-            values = []
-            for e in self._tracked:
-                live = read(e)
-                values.append(
-                    (e.container, e.key, live.detach().clone() if isinstance(live, Tensor) else live)
-                )
-            self.marks.append(Mark(rows, _random_states(self._device) if self.random else None, values))
+    def find_sources(self, value: Tensor, but: Sequence[Tensor]) -> list[Tensor]:
+        """Find the sources of the first evaluation, which returned `value`, and what it has changed.
 
-    def first(self, value: Tensor, but: Sequence[Tensor]) -> list[Tensor]:
-        """After the first evaluation, which returned `value`: its sources, without `but` and what is behind them."""
+        Parameters
+        ----------
+        value : Tensor
+        but : sequence of Tensor
+            The tensors that the energy was given. Neither they nor anything behind them is a source.
+        """
         tensors = [e.value for e in self._state if isinstance(e.value, Tensor)]
         computed = {_edge(t): t for t in tensors if t.grad_fn is not None}
-        found = reached(value, but, computed)
+        sources = reached(value, but, computed)
         places = {id(t) for t in tensors}
-        self.sources = [t for t in found if id(t) in places]
+        self.sources = [t for t in sources if id(t) in places]
         self.placed = len(self.sources)
-        self.sources += [t for t in found if id(t) not in places]
+        self.sources += [t for t in sources if id(t) not in places]
         at = {id(t): i for i, t in enumerate(self.sources)}
         if computed:
             # A computed tensor that the energy does not use is let go: an earlier result, for instance, with
             # all its graph.
             self._state = [e for e in self._state if not _computed(e.value) or id(e.value) in at]
             kept = {id(e.value) for e in self._state}
-            self._versions = {key: found for key, found in self._versions.items() if key in kept}
+            self._versions = {key: version for key, version in self._versions.items() if key in kept}
         self._at = [
             at.get(id(e.value), _CONSTANT) if isinstance(e.value, Tensor) else _PLAIN for e in self._state
         ]
@@ -122,14 +125,18 @@ class Seen:
                     self._tracked.append(e)
             elif id(e.value) in self._copies and self._versions[id(e.value)][1] != e.value._version:
                 self._tracked.append(e)
+        self.changing = self._random is not None or bool(self._tracked)
         if self.changing:
             before = [(e.container, e.key, self._copies.get(id(e.value), e.value)) for e in self._tracked]
-            self.marks.append(Mark(self._rows, self._random, before))
+            self.marks.append(Mark(self._random, before))
 
-    @property
-    def changing(self) -> bool:
-        """Whether the energy's evaluations change what they see: random numbers, buffers, counters."""
-        return self._random is not None or bool(self._tracked)
+    def mark(self) -> None:
+        """Remember what the next evaluation finds, if evaluations change it."""
+        values = []
+        for e in self._tracked:
+            live = read(e)
+            values.append((e.container, e.key, live.detach().clone() if isinstance(live, Tensor) else live))
+        self.marks.append(Mark(_random_states(self._device) if self.random else None, values))
 
     @property
     def random(self) -> bool:
@@ -137,26 +144,40 @@ class Seen:
         return self._random is not None
 
     # --- the backward pass ---
-    def apart(self) -> bool:
-        """Whether an evaluation has to be given copies of the placed sources.
+    def copied(self) -> int:
+        """Return how many sources an evaluation is given copies of: all placed ones, or none.
 
-        Where the live state is another one; where a source was computed from others, whose graph would be
-        walked once more with every step; where a source has hooks, which belong to its whole gradient and not
-        to every step's part of it; and where it has been frozen since.
+        Copies are needed where the live state is another one; where a source was computed from others, whose
+        graph would be walked once more with every step; where a source has hooks, which belong to its whole
+        gradient and not to every step's part of it; and where a source has been frozen since.
         """
         hooked = [t for t in self.sources if t._backward_hooks]
         if any(id(t) == id(h) for h in hooked for t in self.sources[self.placed :]):
             raise RuntimeError(
-                "energy: expected tensors with hooks to be parameters of a module, or variables of the function, where the "
-                "backward pass can replace them; got a hook on a leaf that the energy reaches in another way"
+                "energy: expected tensors with hooks to be parameters of a module, or variables of the "
+                "function, where the backward pass can replace them; got a hook on a leaf that the energy "
+                "reaches in another way"
             )
-        if hooked or any(t.grad_fn is not None or not t.requires_grad for t in self.sources[: self.placed]):
-            return True
-        return bool(self._tracked or self._differences(self.sources, None))
+        if (
+            hooked
+            or any(t.grad_fn is not None or not t.requires_grad for t in self.sources[: self.placed])
+            or self._tracked
+            or self._differences(self.sources, None)
+        ):
+            return self.placed
+        return 0
 
     @contextlib.contextmanager
-    def again(self, sources: Sequence[Tensor | None], evaluation: int | None = None) -> Iterator[None]:
-        """Where the energy sees what it saw at the call, or at an evaluation, with `sources` in the places of its own."""
+    def restored(self, sources: Sequence[Tensor | None], evaluation: int | None = None) -> Iterator[None]:
+        """Give the energy the state of the call, or of an evaluation, within a ``with`` statement.
+
+        Parameters
+        ----------
+        sources : sequence of Tensor or None
+            They stand in the places of the energy's own sources.
+        evaluation : int, optional
+            The number of the evaluation whose state the energy sees. Default: the state of the call.
+        """
         mark = self.marks[evaluation] if evaluation is not None and self.marks else None
         changes = self._differences(sources, mark)
         if not changes and (mark is None or mark.random is None):
@@ -172,7 +193,7 @@ class Seen:
             yield
 
     def _differences(self, sources: Sequence[Tensor | None], mark: Mark | None) -> list[tuple[Any, Any, Any]]:
-        """Container, key and value of all that is another than it was."""
+        """Return container, key and value of each entry whose live value is another one."""
         changes = []
         for e, at in zip(self._state, self._at, strict=True):
             value = e.value
@@ -188,12 +209,12 @@ class Seen:
             if live is not value and not _same(live, value):
                 changes.append((e.container, e.key, value))
         for container, key, value in mark.values if mark is not None else ():
-            # An evaluation may write to its buffers.
+            # A copy, because an evaluation may write to its buffers.
             changes.append((container, key, value.clone() if isinstance(value, Tensor) else value))
         return changes
 
     def changed(self) -> str:
-        """The names of what is known to be another now than at the call; for a message."""
+        """Return the end of an error message: the names of entries known to have changed since the call."""
         names = [e.path for e in self._state if read(e) is not e.value and not _same(read(e), e.value)]
         names += [
             f"{e.path} (in place)" for e, version in self._versions.values() if e.value._version != version
@@ -204,7 +225,10 @@ class Seen:
     def check_sources(
         self, value: Tensor, but: Sequence[Tensor], given: Sequence[Tensor | None], partial: bool
     ) -> None:
-        """Raise unless the graph of an evaluation starts from the tensors `given` for the sources. `partial`: of some rows."""
+        """Raise unless the graph of an evaluation starts from the tensors `given` for the sources.
+
+        With `partial`, only some of the rows were evaluated, and the graph may start from fewer tensors.
+        """
         found = reached(value, but, {_edge(t): t for t in given if t is not None and _computed(t)})
         expected = [t for t in given if t is not None and t.requires_grad]
         if {id(t) for t in found} == {id(t) for t in expected}:
@@ -214,22 +238,25 @@ class Seen:
         if now == then or (partial and (now <= then or then <= now)):
             return
         raise RuntimeError(
-            "energy: expected the backward pass to find the tensors that the call had found, got others; the gradient of those "
-            f"of the call would be lost. Keep what the energy reads until the backward pass has run{self.changed()}"
+            "energy: expected the backward pass to find the tensors that the call had found, got others; the "
+            "gradient of those of the call would be lost. Keep what the energy reads until the backward pass "
+            "has run" + self.changed()
         )
 
     def other_values(self) -> RuntimeError:
-        """The error for an energy that returns others than it did at the call."""
+        """Make the error for an energy that returns other values than at the call."""
         return RuntimeError(
-            "energy: expected the same energies in the backward pass, which evaluates it again, as at the call, got others. What "
-            f"the energy reads has changed, or it draws random numbers that torch does not know of{self.changed()}"
+            "energy: expected the same energies in the backward pass, which evaluates it again, as at the "
+            "call, got others. What the energy reads has changed, or it draws random numbers that torch does "
+            "not know of" + self.changed()
         )
 
 
 def reached(value: Tensor, but: Sequence[Tensor], computed: dict[Any, Tensor] | None = None) -> list[Tensor]:
-    """The leaves that the graph of `value` reaches, in the order of the walk, without those of `but` and what is behind them.
+    """Return the leaves that the graph of `value` reaches, in the order of the walk.
 
-    Of `computed`, tensors by their edges, the tensors themselves instead of what is behind them.
+    The walk stops at the tensors `but`, which are not returned, and at those of `computed` (tensors by their
+    edges), which are returned in place of the leaves behind them.
     """
     own = {id(t) for t in but if t.is_leaf}
     seen = {t.grad_fn for t in but if t.grad_fn is not None}
@@ -262,7 +289,7 @@ def _computed(value: Any) -> bool:
 
 
 def _edge(tensor: Tensor) -> tuple[Any, int]:
-    """Where gradients of a tensor arrive: a node of the graph, and which of its outputs."""
+    """Return where gradients of a tensor arrive: a node of the graph, and the number of its output."""
     if tensor.grad_fn is not None:
         return tensor.grad_fn, tensor.output_nr
     with torch.enable_grad():
@@ -273,19 +300,19 @@ def _edge(tensor: Tensor) -> tuple[Any, int]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two plain values are equal; of tensors and modules only the same one is."""
+    """Whether two plain values are equal; tensors and modules equal only themselves."""
     if a is b:
         return True
     if a is MISSING or b is MISSING or type(a) is not type(b) or isinstance(a, (Tensor, torch.nn.Module)):
         return False
     try:
         return bool(a == b)
-    except Exception:  # of a class that the package does not know
+    except Exception:  # raised by a class that the package does not know
         return False
 
 
 def _random_states(device: torch.device) -> list[Tensor] | None:
-    """Of torch's generators; None while a CUDA graph is captured, which has its own."""
+    """Return the states of torch's generators; None while a CUDA graph is captured, which has its own."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():

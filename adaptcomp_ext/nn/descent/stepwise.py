@@ -1,10 +1,10 @@
-"""Descent with ``gradient="stepwise"``: a step's point carries the gradient of that step, and of no other.
+"""Descent with ``gradient="stepwise"``: a point carries the gradient of its own step only.
 
-The kernels judge and make the points as in every mode, and their values are the results. Beside them runs the
-graph: the slope of the energy at each point with its own graph, and the points that rows have reached with
-the gradient of the step that led there, attached once it is known that the step was accepted. No row that was
-not finite has a part in it, so that none can make a gradient NaN: where one turns up, the slopes of its block
-are made again without it.
+The kernel judges and makes the points as in every mode, and its values are the results. The graph is built
+beside it: the slope of the energy at each point has its own graph, and the points that rows have reached get
+the gradient of the step that led there, once that step is known to be accepted. A row that is not finite
+takes no part in the graph, so that it cannot make a gradient NaN: where such a row turns up, the slopes of
+its block are computed again without it.
 """
 
 from __future__ import annotations
@@ -15,80 +15,81 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn.descent.compiled import check_not_compiled
+from adaptcomp_ext.nn.descent.loop import State, plain
 from adaptcomp_ext.nn.descent.problem import Problem
-from adaptcomp_ext.nn.descent.state import State, plain
-from adaptcomp_ext.nn.descent.tape import Tape
 from adaptcomp_ext.nn.result import Trace
 from adaptcomp_ext.ops import descent
 from adaptcomp_ext.ops._backend import compute_dtype
+from adaptcomp_ext.reference._broadcast import over
 
 
 @dataclass(slots=True)
 class _Block:
-    """The rows that are still running, with graph but for `start` and `after`."""
+    """The rows that are still running. All tensors but `start` and `after` have a graph."""
 
     context: list[Tensor]
     start: Tensor
-    """Where they are."""
+    """The points of the rows."""
     current: Tensor
-    """The same, with the gradient of the last accepted step."""
+    """The same points with the gradient of the last accepted step."""
     slope: Tensor
     """The gradient of the energy there."""
     after: Tensor
-    """The velocity of the step that is being tried."""
+    """The velocity of the proposed step."""
     step_size: Tensor
-    """Its step size, without dimensions or [n]."""
+    """The step size of the proposed step, without dimensions or [n]."""
     noise: Tensor | None
 
     def select(self, index: Tensor) -> _Block:
-        def some(t: Tensor) -> Tensor:
+        def rows(t: Tensor) -> Tensor:
             return t.index_select(0, index)
 
         return _Block(
-            context=[some(c) for c in self.context],
-            start=some(self.start),
-            current=some(self.current),
-            slope=some(self.slope),
-            after=some(self.after),
-            step_size=some(self.step_size) if self.step_size.dim() else self.step_size,
-            noise=None if self.noise is None else some(self.noise),
+            context=[rows(c) for c in self.context],
+            start=rows(self.start),
+            current=rows(self.current),
+            slope=rows(self.slope),
+            after=rows(self.after),
+            step_size=rows(self.step_size) if self.step_size.dim() else self.step_size,
+            noise=None if self.noise is None else rows(self.noise),
         )
 
 
 def run_stepwise(problem: Problem) -> tuple[State, Tensor, Trace | None, list[Tensor]]:
-    """The state at the end, y and the trace with their gradient, and the leaves that the energy reaches."""
+    """Run the descent. Returns the last state, y and the trace with gradients, and the energy's sources."""
     with problem.evaluating():
         return _Stepwise(problem).run()
 
 
 class _Stepwise:
     def __init__(self, problem: Problem) -> None:
+        assert problem.snapshot is not None
         self.problem = problem
+        self.snapshot = problem.snapshot
         self.state = State(problem, exact=True)
-        self.state.context = []  # which goes with its graph here
-        self.tape = Tape(points=False, trace=True)
+        self.state.context = []  # the block keeps the context with its graph
+        self.tape = self.state.tape(points=False, trace=True)
         self.exits: list[tuple[Tensor, Tensor]] = []
 
     def run(self) -> tuple[State, Tensor, Trace | None, list[Tensor]]:
         problem, state, most = self.problem, self.state, self.problem.rule.max_steps
         context = [c.clone() if c.is_inference() else c for c in problem.context]
-        point: Tensor | None = plain(problem.y0)
+        point = plain(problem.y0)
         block: _Block | None = None
-        leaves: list[Tensor] = []
+        sources: list[Tensor] = []
         live = False
         for step in range(most + 1):
-            assert point is not None
             row = self._rows(point)
-            assert problem.seen is not None
-            problem.seen.before(step, point.shape[0])
+            if self.snapshot.changing:
+                self.snapshot.mark()
             value = problem.evaluate(point.requires_grad_(), context)
             if step == 0:
                 problem.check_rows(value, point)
-                leaves = problem.seen.first(value, [point, *context])
-                given = [*context, problem.step_size, problem.sigma, *leaves]
+                sources = self.snapshot.find_sources(value, [point, *context])
+                given = [*context, problem.step_size, problem.sigma, *sources]
                 live = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-                if live:  # torch itself goes through these slopes in the backward pass
-                    check_not_compiled(value, [*context, *leaves])
+                if live:  # torch itself differentiates these slopes in the backward pass
+                    check_not_compiled(value, [*context, *sources])
             slope = None
             if step < most or problem.rule.on_gradient:
                 slope = problem.slope(value, point, torch.ones_like(value), create_graph=live and step < most)
@@ -98,12 +99,12 @@ class _Stepwise:
             current = start = point
             if block is not None:
                 current, start = self._arrive(block, point, accepted)
-                self.tape.ends.append((current, row))
+                self.tape.add(None, current, row, None)
             if following is None or slope is None:
                 self.exits.append((row, current))
                 break
             if block is not None and not state.took_all(point.shape[0]):
-                slope = torch.where(_over(accepted.bool(), slope), slope, block.slope)
+                slope = torch.where(over(accepted.bool(), slope), slope, block.slope)
             if state.index is not None:
                 self._leave(row, current, state.index)
                 context = [c.index_select(0, state.index) for c in context]
@@ -112,7 +113,8 @@ class _Stepwise:
                 slope = self._slope(start, context)
             block = self._try(context, start, current, slope, step + 1)
             point = following
-        return state, self._gather(), self._trace(), leaves
+        trace = self.tape.make_trace(state.y) if problem.keep_trace else None
+        return state, self._gather(), trace, sources
 
     def _rows(self, point: Tensor) -> Tensor:
         row = self.state.rows()
@@ -124,7 +126,7 @@ class _Stepwise:
         return self.problem.slope(value, here, torch.ones_like(value), create_graph=True)
 
     def _try(self, context: list[Tensor], start: Tensor, current: Tensor, slope: Tensor, step: int) -> _Block:
-        """The block as it sets out on `step`."""
+        """Make the block as it proposes `step`."""
         problem, rule, state, row = self.problem, self.problem.rule, self.state, self._rows(start)
         wide = compute_dtype(start.dtype)
         size = problem.step_size
@@ -150,14 +152,15 @@ class _Stepwise:
         return _Block(context, start, current, slope, after, size, noise)
 
     def _arrive(self, block: _Block, point: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the rows are after the step, with and without gradient."""
+        """Return the points of the rows after the step, with and without gradient."""
         index = None if self.state.took_all(point.shape[0]) else accepted.nonzero()[:, 0]
-        some = block if index is None else block.select(index)
-        if self.state.broken() and some.slope.requires_grad:
-            some.slope = self._slope(some.start, some.context)
+        movers = block if index is None else block.select(index)
+        if self.state.broken() and movers.slope.requires_grad:
+            movers.slope = self._slope(movers.start, movers.context)
         taken = point if index is None else point.index_select(0, index)
         end, _ = descent.attach(
-            taken, some.after, self.problem.rule, some.start, some.slope, some.step_size, None, some.noise
+            *(taken, movers.after, self.problem.rule, movers.start, movers.slope, movers.step_size),
+            *(None, movers.noise),
         )
         if index is None:
             return end, point
@@ -172,13 +175,3 @@ class _Stepwise:
         order = torch.empty_like(rows)
         order[rows] = torch.arange(rows.shape[0], device=rows.device)
         return torch.cat([end for _, end in self.exits]).index_select(0, order)
-
-    def _trace(self) -> Trace | None:
-        if not self.problem.keep_trace:
-            return None
-        self.tape.steps = self.state.steps
-        return self.tape.trace(self.state.y)
-
-
-def _over(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.view(-1, *(1 for _ in like.shape[1:]))

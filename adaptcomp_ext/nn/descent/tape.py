@@ -1,4 +1,7 @@
-"""What a descent leaves behind for its backward pass and its trace: of each step the rows that took it, and where from."""
+"""The steps of a descent, recorded for its backward pass and its trace.
+
+The loop hands over values, step by step; the tape knows neither the loop nor its kernel.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn.descent.state import State
 from adaptcomp_ext.nn.result import Trace
 from adaptcomp_ext.ops.compaction import compact_index_padded
 
@@ -18,20 +20,20 @@ class Record:
 
     step: int
     row: Tensor | None
-    """int64 [n]: the batch rows, None: all, in order; -1 for padding."""
+    """int64 [n]: the batch rows, -1 for padding; None: all rows in order."""
     start: Tensor
-    """[n, ...]: the points that the step starts from."""
+    """[n, ...]: the points from which the step starts."""
     velocity: Tensor | None
-    """[n, ...]: the velocity of the step, its own gradient included."""
+    """[n, ...]: the velocity of the step, which includes the gradient at the start."""
     scale: Tensor | None
-    """[n]: what backtracking has left of the step size."""
+    """[n]: the factor that backtracking has left on the step size."""
     evaluated: int
-    """How many points were evaluated together, these among them."""
+    """Number of points that were evaluated together, these among them."""
     energy: Tensor | None
-    """[n]: the energies there, of some steps, by which the backward pass finds out whether the energy is
-    still the same."""
+    """[n]: the energies at the start. Only some steps have them; the backward pass compares its own energies
+    with them."""
     accepted: Tensor | None = None
-    """uint8 [n]; None: every one."""
+    """uint8 [n]: the rows that took the step; None: all rows."""
 
     def select(self, index: Tensor) -> None:
         """Forget all rows but those at the places `index`."""
@@ -44,83 +46,73 @@ class Record:
 
 
 class Tape:
-    """Records the steps of a descent while it runs.
+    """The steps of a descent in order.
 
     Parameters
     ----------
     points : bool
-        Keep where each step started, for the backward pass.
+        Whether to keep the points from which each step starts, for the backward pass.
     trace : bool
-        Keep where each step ended.
+        Whether to keep the points to which each step leads.
+    steps, status : Tensor
+        [B]: the number of steps and the status of each row, which the loop updates in place.
+    exact : bool
+        Whether no block is padded.
     last : int, optional
-        Of each row, keep where its last steps started, so many.
+        Keep, for each row, the points at which its last `last` steps start. Default: all points.
     """
 
-    def __init__(self, points: bool, trace: bool, last: int | None = None) -> None:
+    def __init__(
+        self, points: bool, trace: bool, steps: Tensor, status: Tensor, exact: bool, last: int | None = None
+    ) -> None:
         self.records: list[Record] = []
         self.ends: list[tuple[Tensor, Tensor | None]] = []
-        """For the trace: the points after each step, and their rows."""
-        self.steps: Tensor | None = None
-        """int64 [B]: how many steps each row took, once the descent has ended."""
-        self.exact = True
-        """Whether no block was padded."""
+        """For the trace: the points after each step, and their batch rows."""
         self.first: Tensor | None = None
-        """[B]: the energies at the start."""
-        self._row: Tensor | None = None
-        self._points = points
-        self._trace = trace
+        """The energies at the start, where the backward pass needs the points."""
+        self.points = points
+        self.trace = trace
+        self.steps = steps
+        self.exact = exact
+        self._status = status
         self._last = last
 
-    def allocate(self, step: int, value: Tensor) -> Tensor | None:
-        """Memory for which points of a step are accepted."""
-        return (
-            torch.empty_like(value, dtype=torch.uint8, requires_grad=False)
-            if self._points and step > 0
-            else None
-        )
-
-    def record(
+    def add(
         self,
-        state: State,
-        step: int,
-        point: Tensor,
-        value: Tensor,
         accepted: Tensor | None,
-        following: Tensor | None,
+        end: Tensor | None,
+        row: Tensor | None,
+        following: Record | None,
     ) -> None:
-        """The points of `step`, with energies `value`, have been judged, and the next ones are made."""
-        self.steps, self.exact = state.steps, state.packs_exactly
-        all_taken = state.took_all(point.shape[0])
-        point = point.detach()
-        if step > 0 and self._points:
-            self.records[-1].accepted = None if all_taken else accepted
-        if step > 0 and self._trace:
-            self.ends.append((point if all_taken else state.of_block(state.y, self._row), self._row))
-        if self._points and self._last is not None and step > self._last and self.exact:
-            self._prune(self.records[step - 1 - self._last], state)
-        if following is None:
-            return
-        self._row = row = state.rows()
-        if self._points:
-            start = point if all_taken and state.index is None else state.of_block(state.y, row)
-            velocity = None if state.velocity is None else state.of_block(state.velocity, row)
-            scale = None if state.scale is None else state.of_block(state.scale, row)
-            energy = None
-            if step % 16 == 0:
-                energy = value.detach().clone() if start is point else state.of_block(state.energy, row)
-            if step == 0:
-                self.first = energy
-            self.records.append(Record(step + 1, row, start, velocity, scale, point.shape[0], energy))
+        """Add what became of the step that was open, and open the next one.
 
-    @staticmethod
-    def _prune(record: Record, state: State) -> None:
-        """The rows that are still running will not come back to this step."""
-        ended = state.status if record.row is None else state.status.index_select(0, record.row)
+        Parameters
+        ----------
+        accepted : Tensor, optional
+            uint8 [n]: the rows that took the open step. Default: all rows.
+        end, row : Tensor, optional
+            The points after the open step, and their batch rows. No `end`: the trace gets nothing.
+        following : Record, optional
+            The next step. Default: none, the descent has ended or keeps no points.
+        """
+        if end is not None:
+            self.ends.append((end, row))
+        if self.records:
+            self.records[-1].accepted = accepted
+            if self._last is not None and self.exact and len(self.records) > self._last:
+                self._prune(self.records[-1 - self._last])
+        if following is not None:
+            if not self.records:
+                self.first = following.energy
+            self.records.append(following)
+
+    def _prune(self, record: Record) -> None:
+        """Forget the rows that are still running: their last steps are later ones."""
+        ended = self._status if record.row is None else self._status.index_select(0, record.row)
         record.select(ended.nonzero()[:, 0])
 
-    def trace(self, y: Tensor) -> Trace:
-        """Every step of every row, of a batch like `y`."""
-        assert self.steps is not None
+    def make_trace(self, y: Tensor) -> Trace:
+        """Make the trace of a batch like `y`: every step of every row."""
         everyone = torch.arange(y.shape[0], device=y.device)
         rows = [everyone if row is None else row for _, row in self.ends]
         row = torch.cat([everyone[:0], *rows])
@@ -134,7 +126,7 @@ class Tape:
 
 @dataclass(slots=True)
 class Taken:
-    """The rows of one step that took it and are differentiated through it."""
+    """One step of the rows that took it and that are differentiated through it."""
 
     step: int
     row: Tensor | None
@@ -143,18 +135,17 @@ class Taken:
     velocity: Tensor | None
     scale: Tensor | None
     partial: bool
-    """Whether more points than these were evaluated together."""
+    """Whether these points were evaluated together with others."""
     energy: Tensor | None
     rejected: Tensor | None
-    """int64: the batch rows that stayed where they were; None: none."""
+    """int64: the batch rows that rejected the step; None: no row."""
     first: Tensor | None
-    """bool [n]: where the differentiated part of a row that is not differentiated from y0 on begins; None:
-    nowhere."""
+    """bool [n]: whether this is the first differentiated step of a row that is not differentiated from y0 on;
+    None: it is so for no row."""
 
 
 def taken(tape: Tape, last: int | None) -> list[Taken]:
-    """The steps in order. On CUDA the host waits for the device once, for all their sizes."""
-    assert tape.steps is not None
+    """Return the steps in order. On CUDA the host waits for the device once, for the sizes of all steps."""
     whole = tape.exact and last is None
     some = [record for record in tape.records if not (whole and record.accepted is None)]
     rows, took, stayed = [], [], []
@@ -192,7 +183,7 @@ def taken(tape: Tape, last: int | None) -> list[Taken]:
 
 
 def _places(masks: list[Tensor]) -> list[Tensor]:
-    """Where each mask is true."""
+    """Return the places at which each mask is true."""
     if not masks:
         return []
     counts = torch.stack([m.sum() for m in masks]).tolist()

@@ -1,4 +1,4 @@
-"""What an energy offers that has kernels for whole descents."""
+"""The base class of energies with kernels that run all steps of a descent in one call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adaptcomp_ext.ops._plain import check_initialized, check_memory, is_dense, 
 
 
 class ClosedFormEnergy(nn.Module, ABC):
-    """An energy whose descents `EnergyDescent` runs in one kernel call, all steps of every row.
+    """An energy that `EnergyDescent` descends in one kernel call, with all steps of every row.
 
     As a module it is an energy like any other: ``energy(y, *context) -> [n]``, differentiable to any order.
     """
@@ -28,11 +28,19 @@ class ClosedFormEnergy(nn.Module, ABC):
     def closed_form(
         self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False
     ) -> ClosedForm:
-        """The energy of rows like `y` as its kernels take it, in a dtype. What does not depend on y is computed here.
+        """Return the energy of rows like `y` as its kernels take it.
 
-        With `kernels` they are about to read the tensors, which are plain and contiguous then, and whatever
-        is computed for a row has bits that depend on that row alone. `EnergyDescent` has made y and the
-        context plain and dense, on one device.
+        All that does not depend on y is computed here.
+
+        Parameters
+        ----------
+        y, *context : Tensor
+            `EnergyDescent` gives plain dense tensors on one device.
+        dtype : torch.dtype
+            The dtype of the tensors in the result.
+        kernels : bool
+            Whether kernels are about to read the result: then its tensors are plain and contiguous, and a
+            row's bits depend on that row alone.
         """
 
     def forward(self, y: Tensor, *context: Tensor) -> Tensor:
@@ -43,14 +51,14 @@ class ClosedFormEnergy(nn.Module, ABC):
         y : Tensor
             [n, dim_y], in the dtype of the energy's own tensors.
         *context : Tensor
-            What the class says.
+            The context that the class asks for.
         """
         form = self.closed_form(y, *context, dtype=y.dtype)
         return form.function(y, *form.tensors)
 
     @property
     def replaced(self) -> bool:
-        """Whether something else stands in the place of the energy's arithmetic, which the kernels would not see."""
+        """Whether calling the energy does what the kernels would not: a ``forward`` of its own, or a hook."""
         hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
         return type(self).forward is not ClosedFormEnergy.forward or "forward" in self.__dict__ or any(hooks)
 
@@ -72,7 +80,7 @@ def check_points(y: object, dim: int, name: str, like: object) -> Tensor:
 
 
 def own_tensor(energy: nn.Module, name: str) -> Any:
-    """An attribute of an energy that holds a tensor, found where nn.Module keeps those, which takes it longer to find."""
+    """Return an attribute that holds a tensor, faster than by the look-up of `torch.nn.Module`."""
     tensor: Any = energy._parameters.get(name)
     if tensor is None:
         tensor = energy._buffers.get(name)
@@ -82,9 +90,9 @@ def own_tensor(energy: nn.Module, name: str) -> Any:
 def check_own(
     name: str, tensor: Any, shape: tuple[int, ...], y: Tensor, dtype: torch.dtype, kernels: bool
 ) -> Tensor:
-    """Require one of the energy's own tensors to fit points `y`: anything may have been assigned since it was made.
+    """Require one of the energy's own tensors to fit points `y`, and return it in `dtype`.
 
-    Returned in `dtype`.
+    Its owner may have assigned anything since the energy was made.
     """
     if not (_C.is_ordinary(tensor, shape) and y.is_cpu if kernels else _is_like(tensor, shape, y)):
         tensor = _plain_given(name, tensor, shape, y, kernels)
@@ -94,9 +102,9 @@ def check_own(
 
 
 def _is_like(tensor: Any, shape: tuple[int, ...], y: Tensor) -> bool:
-    """Whether torch's own operators need no further look at a tensor; in Python, which torch.compile can trace."""
+    """Whether torch's operators can take a tensor unchecked. In Python, for torch.compile to trace it."""
     if type(tensor) is nn.Parameter:
-        return True  # they check it themselves, at every evaluation
+        return True  # the operators check it themselves, at every evaluation
     if type(tensor) is not Tensor or tensor.is_nested:
         return False
     return (
@@ -111,7 +119,7 @@ def _is_like(tensor: Any, shape: tuple[int, ...], y: Tensor) -> bool:
 def check_given(
     name: str, tensor: Tensor, shape: tuple[int, ...], y: Tensor, dtype: torch.dtype, kernels: bool
 ) -> Tensor:
-    """Require of a tensor that came with points `y` that it is of a shape and on their device. Returned in `dtype`."""
+    """Require a tensor that came with points `y` to have a shape and their device; return it in `dtype`."""
     if not kernels or tensor.shape != shape:
         tensor = _plain_given(name, tensor, shape, y, kernels)
     elif not tensor.is_contiguous():
@@ -120,7 +128,7 @@ def check_given(
 
 
 def _plain_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kernels: bool) -> Tensor:
-    """Require a dense tensor of a shape on the device of points `y`; plain and contiguous for `kernels`."""
+    """Require a dense tensor of a shape on the device of `y`; return it plain, contiguous for `kernels`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {describe(tensor)}")
     if type(tensor) is not nn.Parameter:
@@ -139,7 +147,7 @@ def _plain_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, k
 
 
 def check_matrix(name: str, tensor: object) -> tuple[int, int]:
-    """Require a dense matrix that is not empty; its sizes."""
+    """Require a dense matrix that is not empty, and return its sizes."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {describe(tensor)}")
     if not is_dense(tensor):
@@ -151,7 +159,7 @@ def check_matrix(name: str, tensor: object) -> tuple[int, int]:
 
 
 def check_number_of_contexts(context: tuple[Tensor, ...], expected: int) -> None:
-    """Require so many context tensors."""
+    """Require the expected number of context tensors."""
     if len(context) != expected:
         raise ValueError(
             f"context: expected {expected} tensor{'' if expected == 1 else 's'}, got {len(context)}"

@@ -23,19 +23,20 @@ from adaptcomp_ext.ops.hopfield_energy import hopfield_closed_form
 
 
 class HopfieldEnergy(ClosedFormEnergy):
-    """E(y) = −1/β·log Σⱼ exp(β xⱼ·y) + ‖y‖²/2 of patterns xⱼ (Ramsauer et al. 2021, "Hopfield Networks is All You Need").
+    """The energy of a modern Hopfield network: E(y) = −1/β·log Σⱼ exp(β xⱼ·y) + ‖y‖²/2, with patterns xⱼ.
 
-    The gradient is y − softmax(βXy)·X, so one step of size 1 from a query is attention over the patterns, and
-    a descent retrieves a pattern, or a mean of patterns that are close to each other for their β.
+    Ramsauer et al. 2021, "Hopfield Networks is All You Need". The gradient is y − softmax(βXy)·X, so one step
+    of size 1 from a query is attention over the patterns. A descent retrieves a pattern, or the mean of
+    patterns whose distance is small for this β.
 
     Parameters
     ----------
     patterns : Tensor or Parameter
-        X, [N, dim_y], N ≥ 1; float32, float64, bfloat16 or float16. A Parameter is learned; another tensor is
-        a buffer, and gradients still reach what it was computed from.
+        X, [N, dim_y], N ≥ 1; float32, float64, bfloat16 or float16. A Parameter is learned. Another tensor
+        becomes a buffer; gradients still reach the tensors that it was computed from.
     beta : float or Parameter
-        β > 0, the inverse temperature; a Parameter without dimensions or [1] is learned, and not checked for
-        its sign.
+        β > 0, the inverse temperature. A Parameter without dimensions or [1] is learned; its sign is not
+        checked.
 
     Notes
     -----
@@ -74,7 +75,7 @@ class HopfieldEnergy(ClosedFormEnergy):
     def closed_form(
         self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False
     ) -> ClosedForm:
-        """The kernels' form."""
+        """Return the energy as its kernels take it."""
         patterns, beta = own_tensor(self, "patterns"), own_tensor(self, "beta")
         size = check_matrix("patterns", patterns)
         check_points(y, size[1], "patterns", patterns)
@@ -84,5 +85,5 @@ class HopfieldEnergy(ClosedFormEnergy):
         return hopfield_closed_form(patterns, check_own("beta", beta, one, y, dtype, kernels))
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Show the sizes."""
         return f"patterns={self.patterns.shape[0]}, dim_y={self.patterns.shape[1]}"

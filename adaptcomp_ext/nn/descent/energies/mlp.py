@@ -24,47 +24,46 @@ from adaptcomp_ext.reference.mlp_energy import ACTIVATIONS
 
 
 class MLPEnergy(ClosedFormEnergy):
-    """E(y, x) of a network with one or two hidden layers, as an energy to descend in y.
+    """The energy E(y, x) that a network with one or two hidden layers computes, to be descended in y.
 
     ::
 
         a = W_y y + W_x x + b₁          E = w·act(a) + b_o + ρ/2·‖y‖²
         with a second layer             E = w·act(W₂ act(a) + b₂) + b_o + ρ/2·‖y‖²
 
-    `EnergyDescent` runs all steps of a row on it in one kernel call, backward included, and computes the
-    context's part of the first layer once per row.
+    `EnergyDescent` runs all steps of a row in one kernel call and their gradient in another, and computes the
+    context's part of the first layer once for each row.
 
     Parameters
     ----------
     dim_y : int
-        Elements of y.
+        Number of elements of y.
     dim_context : int
-        Elements of x; 0: the energy has no context, and is called with y alone.
+        Number of elements of x. With 0 the energy has no context and is called with y alone.
     hidden : int or pair of int
         Widths of the hidden layers.
     activation : {"silu", "softplus", "tanh", "gelu"}
-        "gelu" is the exact one, with the error function.
+        The activation of the hidden layers. "gelu" is the exact one, with the error function.
     ridge : float
-        ρ ≥ 0. With ρ = 0 the energy of a "tanh" network has slopes that vanish far out, and that of the
-        others may fall without end; ρ > 0 gives every row a minimum where the activation grows at most
-        linearly, as all four do.
+        ρ ≥ 0. With ρ = 0 the slope of a "tanh" network vanishes far from the origin, and the energy of the
+        other networks may have no lower bound. ρ > 0 gives every row a minimum, because all four activations
+        grow at most linearly.
     device, dtype
-        Of the parameters.
+        Device and dtype of the parameters.
 
     Notes
     -----
-    ``energy(y, x) -> [n]`` for y [n, dim_y], x [n, dim_context]; differentiable to any order in both and in
-    the parameters ``weight_y`` [hidden₁, dim_y], ``weight_x`` [hidden₁, dim_context], ``bias1`` [hidden₁],
-    ``weight2`` [hidden₂, hidden₁], ``bias2`` [hidden₂], ``out`` w, ``out_bias`` [1], of which those that do
-    not occur are None. They start like those of `torch.nn.Linear`.
+    ``energy(y, x) -> [n]`` for y [n, dim_y], x [n, dim_context] is differentiable to any order in both and in
+    the parameters: ``weight_y`` [hidden₁, dim_y], ``weight_x`` [hidden₁, dim_context], ``bias1`` [hidden₁],
+    ``weight2`` [hidden₂, hidden₁], ``bias2`` [hidden₂], ``out`` w, ``out_bias`` [1]. Parameters of a layer
+    that the network does not have are None. The initial values are distributed like those of
+    `torch.nn.Linear`.
 
-    In a whole descent a row has the same bits alone and in any batch, its context's part included, and so
-    have the gradients that ``result.y`` passes to it. As a plain function the network is computed by torch,
-    which rounds a row by the number of rows that come with it, and so are the gradients that
-    ``result.energy`` passes back.
+    In a descent a row has the same bits alone and in any batch, the context's part included, and so has its
+    gradient of ``result.y``. As a plain function, and for the gradient of ``result.energy``, the network is
+    computed by torch, whose rounding depends on the number of rows.
 
-    In a whole descent half-width parameters and points are computed with in float32, and rounded once, at the
-    end.
+    A descent computes with half-precision parameters and points in float32 and rounds once, at the end.
 
     Examples
     --------
@@ -121,7 +120,7 @@ class MLPEnergy(ClosedFormEnergy):
     def closed_form(
         self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False
     ) -> ClosedForm:
-        """The kernels' form, with W_x x + b₁ computed."""
+        """Return the energy as its kernels take it, with W_x x + b₁ computed."""
         weight_y = own_tensor(self, "weight_y")
         check_points(y, self.dim_y, "weight_y", weight_y)
         check_number_of_contexts(context, 1 if self.dim_context else 0)
@@ -146,7 +145,7 @@ class MLPEnergy(ClosedFormEnergy):
         return mlp_closed_form(weight_y, first_part, weight2, bias2, out, out_bias, self.activation, ridge)
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Show the sizes."""
         hidden = self.hidden[0] if len(self.hidden) == 1 else self.hidden
         return (
             f"dim_y={self.dim_y}, dim_context={self.dim_context}, hidden={hidden}, "

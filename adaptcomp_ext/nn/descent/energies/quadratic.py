@@ -25,21 +25,21 @@ class QuadraticEnergy(ClosedFormEnergy):
     Parameters
     ----------
     A : Tensor or Parameter
-        [dim_y, dim_y]; float32, float64, bfloat16 or float16. Only its symmetric part counts. Not checked for
-        being positive definite: with a negative eigenvalue the energy falls without end.
+        [dim_y, dim_y]; float32, float64, bfloat16 or float16. Only its symmetric part counts. It is not
+        checked to be positive definite: with a negative eigenvalue the energy has no lower bound.
     b : Tensor or Parameter, optional
-        [dim_y]. None: every row brings its own, ``energy(y, b)`` with b [n, dim_y].
+        [dim_y]. Default: each row has its own b as context, ``energy(y, b)`` with b [n, dim_y].
 
     Notes
     -----
-    Differentiable to any order in y, A and b. A Parameter is learned; another tensor is a buffer, and
-    gradients still reach what it was computed from. A descent converges for step sizes below 2 / (largest
-    eigenvalue of A).
+    The energy is differentiable to any order in y, A and b. A Parameter is learned. Another tensor becomes a
+    buffer; gradients still reach the tensors that it was computed from. A descent converges for step sizes
+    below 2 / (largest eigenvalue of A).
 
     Examples
     --------
-    >>> solve = ac.EnergyDescent(ac.QuadraticEnergy(A, b), step_size=0.1, max_steps=1000, tol=1e-6, stop="gradient")
-    >>> x = solve(torch.zeros(1, 8)).y                    # A x = b
+    >>> solve = ac.EnergyDescent(ac.QuadraticEnergy(A, b), step_size=0.1, max_steps=1000, tol=1e-6,
+    stop="gradient") >>> x = solve(torch.zeros(1, 8)).y                    # A x = b
     """
 
     def __init__(self, A: Tensor, b: Tensor | None = None) -> None:
@@ -64,7 +64,7 @@ class QuadraticEnergy(ClosedFormEnergy):
     def closed_form(
         self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False
     ) -> ClosedForm:
-        """The kernels' form."""
+        """Return the energy as its kernels take it."""
         matrix, b = own_tensor(self, "A"), own_tensor(self, "b")
         dim, _ = check_matrix("A", matrix)
         check_points(y, dim, "A", matrix)
@@ -77,5 +77,5 @@ class QuadraticEnergy(ClosedFormEnergy):
         return quadratic_closed_form(matrix, b)
 
     def extra_repr(self) -> str:
-        """The size."""
+        """Show the size."""
         return f"dim_y={self.A.shape[0]}, b={'given by each row' if self.b is None else 'shared'}"
