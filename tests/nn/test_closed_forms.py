@@ -12,6 +12,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 import adaptcomp_ext as ac
+from adaptcomp_ext import reference
+from adaptcomp_ext.nn.energies import ClosedFormEnergy
+from adaptcomp_ext.ops._fused_descent import ClosedForm
+from adaptcomp_ext.ops.quadratic_energy import KERNELS
 from tests.helpers.closed_forms import ACTIVATIONS, KINDS, SHORT, contexts, energy, points
 from tests.helpers.tensors import values
 
@@ -291,3 +295,24 @@ def test_bad_calls_of_a_quadratic_energy():
     with pytest.raises(ValueError, match=r"context: expected shape \[3, 2\]"):
         ac.EnergyDescent(ac.QuadraticEnergy(torch.eye(2)))(torch.zeros(3, 2), torch.zeros(3, 1))
     assert isinstance(ac.QuadraticEnergy(nn.Parameter(torch.eye(2))).A, nn.Parameter)
+
+
+class Bowl(ClosedFormEnergy):
+    """½‖y − c‖² up to a constant, with a c for each row. It runs on the kernels of another family."""
+
+    def closed_form(self, y, *context, dtype, kernels=False):
+        (centre,) = context
+        matrix = torch.eye(y.shape[1], dtype=dtype, device=y.device)
+        return ClosedForm(KERNELS, reference.quadratic_energy, (matrix, centre.to(dtype)))
+
+
+def test_an_energy_that_the_package_does_not_know_brings_its_kernels(device, monkeypatch):
+    monkeypatch.setattr("adaptcomp_ext.nn.descent.energy_descent.run_kernels", None)  # the other way
+    y0, centre = (values((5, 3), torch.float64, device, seed).requires_grad_() for seed in (0, 1))
+    result = ac.EnergyDescent(Bowl(), step_size=0.5, max_steps=2, tol=0.0)(y0, centre)
+    torch.testing.assert_close(result.y, 0.25 * y0 + 0.75 * centre)
+    torch.testing.assert_close(
+        result.energy, 0.5 * (result.y - centre).square().sum(1) - 0.5 * centre.square().sum(1)
+    )
+    for grad, factor in zip(torch.autograd.grad(result.y.sum(), (y0, centre)), (0.25, 0.75), strict=True):
+        torch.testing.assert_close(grad, torch.full_like(grad, factor))
