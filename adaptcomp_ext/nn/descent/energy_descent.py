@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,43 +16,18 @@ from adaptcomp_ext.nn.descent.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.descent.fused import run_fused
 from adaptcomp_ext.nn.descent.modes import run_kernels, run_reference
 from adaptcomp_ext.nn.descent.problem import Problem, check_mixing
+from adaptcomp_ext.nn.descent.settings import (
+    Settings,
+    check_settings,
+    check_step_size,
+    on_device,
+    outside_inference,
+)
 from adaptcomp_ext.nn.result import EnergyResult
-from adaptcomp_ext.ops._backend import DTYPE_CODES, capturing, contiguous, on_cuda, on_reference
-from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int, describe
-from adaptcomp_ext.ops._plain import check_memory, is_dense, plain, resolved
+from adaptcomp_ext.ops._backend import capturing, contiguous, on_cuda, on_reference
+from adaptcomp_ext.ops._checks import check_floating, check_int, describe
+from adaptcomp_ext.ops._plain import check_memory, plain, resolved
 from adaptcomp_ext.ops._transforms import apart, enter
-from adaptcomp_ext.ops.descent import check_clamp, check_clip, check_momentum, check_number
-from adaptcomp_ext.reference import DescentRule
-
-_FOR_EVER = 2**40  # more steps than any descent takes; the kernels count in 64 bits
-_LASTING = {
-    "max_steps",
-    "tol",
-    "stop",
-    "accept",
-    "noise",
-    "momentum",
-    "clip",
-    "clamp",
-    "gradient",
-    "backtracking",
-    "keep_trace",
-    "seed",
-}
-"""Settings that only an assignment changes, where the instance itself holds them."""
-GRADIENTS = ("unrolled", "stepwise", "implicit", "detached")
-
-
-class _Settings(NamedTuple):
-    """The settings of an `EnergyDescent`, checked."""
-
-    rule: DescentRule
-    gradient: str
-    last: int | None
-    step_size: float | None
-    """None: the step size is a tensor."""
-    noise: float | None
-    """None: the scale of the noise is a tensor."""
 
 
 class EnergyDescent(nn.Module):
@@ -202,7 +176,7 @@ class EnergyDescent(nn.Module):
         self.seed = seed
         self._seen: tuple[Any] | None = None  # the energy whose rows were found not to depend on each other
         self._settings()
-        _check_step_size("step_size", step_size, None)
+        check_step_size("step_size", step_size, None)
 
     # The settings are checked at the first call after an assignment. The result is kept in a list that any
     # assignment replaces: a call in another thread that has checked the settings before writes to a list that
@@ -216,65 +190,15 @@ class EnergyDescent(nn.Module):
         super().__delattr__(name)
         self.__dict__["_checked"] = []
 
-    def _settings(self) -> _Settings:
-        checked: list[_Settings] = self.__dict__["_checked"]
+    def _settings(self) -> Settings:
+        """Return the settings, checked."""
+        checked: list[Settings] = self.__dict__["_checked"]
         if checked:
             return checked[0]
-        if not callable(self.energy):
-            raise TypeError(f"energy: expected a callable or nn.Module, got {describe(self.energy)}")
-        step_size = None
-        if not isinstance(self.step_size, Tensor):
-            step_size = check_number("step_size", self.step_size, 0, math.inf, ends="()")
-        rule = self._rule()
-        noise = None if isinstance(self.noise, Tensor) else float(self.noise)
-        settings = _Settings(rule, *self._mode(), step_size, noise)
-        # The result is kept unless a setting can change without an assignment: a list, a tensor, a property.
-        lasting = self.__dict__.keys() >= _LASTING and (step_size is None or "step_size" in self.__dict__)
-        if (
-            lasting
-            and noise is not None
-            and not isinstance(self.clamp, list)
-            and not isinstance(self.gradient, list)
-        ):
+        settings, lasting = check_settings(self)
+        if lasting:
             checked.append(settings)
         return settings
-
-    def _rule(self) -> DescentRule:
-        check_choice("stop", self.stop, ("energy", "gradient"))
-        check_choice("accept", self.accept, ("always", "if_lower"))
-        if not isinstance(self.keep_trace, bool):
-            raise TypeError(f"keep_trace: expected a bool, got {describe(self.keep_trace)}")
-        backtracking = 0.0
-        if self.backtracking is not None:
-            backtracking = check_number("backtracking", self.backtracking, 0, 1, ends="()")
-            if self.accept != "if_lower":
-                raise ValueError(
-                    'backtracking: expected None unless accept="if_lower", got ' + repr(self.backtracking)
-                )
-        return DescentRule(
-            max_steps=min(check_int("max_steps", self.max_steps, 1), _FOR_EVER),
-            tol=check_number("tol", self.tol, 0, math.inf),
-            on_gradient=self.stop == "gradient",
-            if_lower=self.accept == "if_lower",
-            noisy=_check_noise(self.noise),
-            momentum=check_momentum(self.momentum),
-            clip=check_clip(self.clip),
-            low=(bounds := check_clamp(self.clamp))[0],
-            high=bounds[1],
-            backtracking=backtracking,
-            seed=check_int("seed", self.seed, 0),
-        )
-
-    def _mode(self) -> tuple[str, int | None]:
-        mode = self.gradient
-        if isinstance(mode, (tuple, list)):
-            if len(mode) != 2 or mode[0] != "truncated":
-                raise ValueError(f'gradient: expected ("truncated", k), got {mode!r}')
-            return "unrolled", min(check_int('gradient: k of ("truncated", k)', mode[1], 1), _FOR_EVER)
-        if mode not in GRADIENTS:
-            expected = ", ".join(map(repr, GRADIENTS))
-            raise ValueError(f'gradient: expected one of {expected} or ("truncated", k), got {mode!r}')
-        return mode, None
 
     def forward(
         self,
@@ -343,16 +267,16 @@ class EnergyDescent(nn.Module):
             y0 = _checked_start(y0)
             batch = y0.shape[0]
         if y0.is_inference():
-            y0 = _outside_inference(y0)
+            y0 = outside_inference(y0)
         plain_context = []
         for i, value in enumerate(context):
             if _C.ordinary_rows(value) != batch or not y0.is_cpu:
                 value = _checked_context(value, i, y0)
-            plain_context.append(_outside_inference(value) if value.is_inference() else value)
+            plain_context.append(outside_inference(value) if value.is_inference() else value)
         if step_size is None and settings.step_size is not None:
             size: float | Tensor = settings.step_size
         else:
-            size = _check_step_size("step_size", self.step_size if step_size is None else step_size, y0)
+            size = check_step_size("step_size", self.step_size if step_size is None else step_size, y0)
         if sample_ids is not None:
             if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.ndim != 1:
                 raise TypeError(f"sample_ids: expected int64 of shape [B], got {describe(sample_ids)}")
@@ -366,7 +290,7 @@ class EnergyDescent(nn.Module):
             y0=y0,
             context=plain_context,
             step_size=size,
-            sigma=_on_device("noise", self.noise, y0) if settings.noise is None else settings.noise,
+            sigma=on_device("noise", self.noise, y0) if settings.noise is None else settings.noise,
             rule=rule,
             gradient=settings.gradient,
             last=settings.last,
@@ -409,11 +333,6 @@ def _checked_context(value: Any, i: int, y0: Tensor) -> Tensor:
     return resolved(f"context[{i}]", value)
 
 
-def _outside_inference(tensor: Tensor) -> Tensor:
-    """Return a tensor that a backward pass may save: a copy of one that was made in inference mode."""
-    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
-
-
 def _handed_out(result: EnergyResult) -> EnergyResult:
     """Copy the integers that the backward pass reads: the caller may write to those of the result."""
     if not (result.y.requires_grad or result.energy.requires_grad):
@@ -422,51 +341,3 @@ def _handed_out(result: EnergyResult) -> EnergyResult:
     if trace is not None:
         trace = trace._replace(row=trace.row.clone(), step=trace.step.clone())
     return result._replace(steps=result.steps.clone(), status=result.status.clone(), trace=trace)
-
-
-def _check_step_size(name: str, value: Any, y0: Tensor | None) -> float | Tensor:
-    """Require a positive number, or a tensor of positive numbers that fits `y0`."""
-    if not isinstance(value, Tensor):
-        return check_number(name, value, 0, math.inf, ends="()")
-    value = resolved(name, value)
-    _check_scalars(name, value)
-    if value.dim() > 1 or (y0 is not None and value.dim() == 1 and value.shape[0] != y0.shape[0]):
-        batch = "B" if y0 is None else str(y0.shape[0])
-        raise ValueError(
-            f"{name}: expected a number or a tensor of shape [] or [{batch}], got {describe(value)}"
-        )
-    if value.is_cpu and not bool(((value > 0) & value.isfinite()).all()):
-        raise ValueError(f"{name}: expected positive finite numbers, got a minimum of {value.min().item()}")
-    return value if y0 is None else _on_device(name, value, y0)
-
-
-def _check_noise(value: Any) -> bool:
-    """Require a number or a tensor without dimensions, at least 0. Returns whether there is noise."""
-    if not isinstance(value, Tensor):
-        return check_number("noise", value, 0, math.inf) > 0
-    value = resolved("noise", value)
-    _check_scalars("noise", value)
-    if value.dim() != 0:
-        raise ValueError(f"noise: expected a number or a tensor without dimensions, got {describe(value)}")
-    if value.is_cpu and not 0 <= value.item() < math.inf:
-        raise ValueError(f"noise: expected a finite number >= 0, got {value.item()}")
-    return True
-
-
-def _check_scalars(name: str, value: Tensor) -> None:
-    if value.dtype not in DTYPE_CODES:
-        raise TypeError(
-            f"{name}: expected a floating-point tensor (float32, float64, bfloat16 or float16), "
-            f"got {describe(value)}"
-        )
-    if value.is_meta or not is_dense(value):
-        raise TypeError(f"{name}: expected a dense tensor with data, got {describe(value)}")
-    check_memory(name, value)
-
-
-def _on_device(name: str, value: float | Tensor, y0: Tensor) -> float | Tensor:
-    if not isinstance(value, Tensor):
-        return value
-    if value.device != y0.device and not (value.is_cpu and value.dim() == 0):
-        raise ValueError(f"{name}: expected a tensor on {y0.device} like y0, got one on {value.device}")
-    return _outside_inference(resolved(name, value))
