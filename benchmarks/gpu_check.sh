@@ -6,7 +6,7 @@
 #   benchmarks/gpu_check.sh tests    OUTDIR               the tests marked cuda, on up to 8 processes
 #   benchmarks/gpu_check.sh sanitize OUTDIR [TOOL...]     memcheck, racecheck, synccheck, initcheck, side by side
 #   benchmarks/gpu_check.sh bench    OUTDIR [--quick]     bandwidth, whole descents, halting; without --quick also the full
-#                                                         benchmarks, which need the extras of the command line
+#                                                         benchmarks, which go on where the part was stopped before
 #   benchmarks/gpu_check.sh all      OUTDIR [--quick]     the above, with a build unless a package is there
 #
 # A wheel for another machine needs nvcc and the other machine's version of Python, but no GPU:
@@ -182,7 +182,7 @@ run_benchmarks() {
   grep -E ' = ' "$out/bench.log" | sed 's/   (.*//; s/^/        /' | tee -a "$out/summary.txt"
   [ "${1:-}" = --quick ] && return
   for family in halting energy route; do
-    stage "bench $family" bench.log "$python" "$repo/benchmarks/bench_$family.py" --device cuda --out "$out/bench"
+    stage "bench $family" bench.log "$python" "$repo/benchmarks/bench_$family.py" --device cuda --resume --out "$out/bench"
   done
 }
 

@@ -267,6 +267,15 @@ def test_an_option_of_another_type_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_every_benchmark_has_a_command_and_a_script():
+    pytest.importorskip("typer")
+    from adaptcomp_ext.experiments import app, bench
+
+    assert tuple(kind.name for kind in BENCHMARKS) == app.BENCHMARKS
+    assert all(getattr(bench, f"bench_{kind.name}") == kind.bench for kind in BENCHMARKS)
+    assert all((SCRIPTS / f"bench_{kind.name}.py").exists() for kind in BENCHMARKS) or not SCRIPTS.exists()
+
+
 def test_every_option_has_a_help_sentence():
     for kind in BENCHMARKS:
         for option in kind.Options.declared():

@@ -825,6 +825,7 @@ class HaltingOptions(harness.Options):
     """The options of the halting benchmark."""
 
     out: str = harness.option("results/bench_halting", "Folder of the results.")
+    quick: bool = harness.option(False, "The same as --grid quick: one or two minutes.")
     cores: str = harness.option(
         "gru,mlp,transformer", "Step networks to time, out of gru, mlp and transformer."
     )

@@ -16,7 +16,7 @@ import adaptcomp_ext as ac
 
 __all__ = ["describe", "device_named", "keep_freed_memory", "threads"]
 
-# Of mallopt in glibc's malloc.h.
+# Options of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -29,7 +29,7 @@ def device_named(name: str) -> torch.device:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Have torch use so many threads inside; None: as many as it does."""
+    """Have torch use this number of threads inside; None: as many as it does."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -41,9 +41,9 @@ def threads(count: int | None) -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Have glibc's allocator keep freed memory instead of giving it back; returns whether it will.
 
-    By default it may, whenever the last block of the heap is freed, and the next step then takes a page fault
-    for every 4 KB: whether it does depends on where small blocks happen to lie, and doubled the time of one
-    contender or another at random.
+    By default it may give memory back whenever the last block of the heap is freed, and the next step then takes
+    a page fault for every 4 KB: whether it does depends on where small blocks happen to lie, and doubled the time
+    of one baseline or another at random.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
