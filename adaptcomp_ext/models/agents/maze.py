@@ -113,7 +113,8 @@ class MazeAgent(WithConstants):
     few sweeps.
 
     Plans are not kept from one step to the next: K is the cost of a decision. No parameter depends on the
-    size of the maze.
+    size of the maze. `react`, `action_logits` and `value` are differentiable; `act` and `look` are not.
+    Arguments that are not as described raise TypeError or ValueError.
     """
 
     def __init__(self, reach: int = 3, hidden: int = 128) -> None:

@@ -28,7 +28,8 @@ class Confidence(Policy):
     -----
     The readout has to be [n, C] with C ≥ 2. A logit of −∞ masks its class, which still counts in C. The
     output is the readout at the last step, and has its gradient; the decision has none. The ponder cost is
-    the number of steps.
+    the number of steps. A setting that is not as described raises TypeError or ValueError, also at a later
+    assignment.
     """
 
     _settings: ClassVar = {

@@ -40,7 +40,8 @@ class Convergence(Policy):
     in float32, float64 for float64 readouts; a row whose sum of squares overflows does not halt. An element
     that is −inf, such as a masked class, has not changed if it was −inf before, and is left out of ‖rₙ‖. The
     output is the readout at the last step, and has its gradient; the decision has none. The ponder cost is
-    the number of steps.
+    the number of steps. A setting that is not as described raises TypeError or ValueError, also at a later
+    assignment.
     """
 
     _settings: ClassVar = {

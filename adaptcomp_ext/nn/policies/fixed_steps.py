@@ -27,7 +27,8 @@ class FixedSteps(Policy):
     -----
     A number below 1 that is assigned later raises ValueError on the CPU; on CUDA, where reading it would
     wait, it counts as 1. A row with a number above `max_steps` ends there with the status ``MAX_STEPS``. The
-    output is the readout at the last step. The ponder cost is the number of steps.
+    output is the readout at the last step, and has its gradient. The ponder cost is the number of steps. A
+    setting that is not as described raises TypeError or ValueError.
     """
 
     n: Tensor | int
