@@ -1,4 +1,4 @@
-"""The dense block of rows that both halting loops work on, and what a batch has in common."""
+"""The constants of a run, and the checks of states and readouts, for both halting loops."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Problem:
     readout: Callable[[Any], Any] | None
     state: list[Tensor]
     structure: Any
-    kinds: Kinds  # the classes of the state's leaves, now
+    kinds: Kinds  # the present classes of the state's leaves
     inputs: list[Tensor]
     input_kinds: Kinds
     input_structures: list[Any]
-    has_containers: bool  # an input is an object of its own beside its tensors, which the step may keep or change: it gets a new one
+    has_containers: bool  # an input is a container: each call gets a new one, as the step may change it
     ordinary: bool  # all tensors are plain contiguous ones on the CPU
     compact: bool | str
-    weights: int | None  # of one step, for the cost model
-    watch: Watch | None  # of a transform that is active
-    as_in_training: bool  # blocks are laid out as with gradients, which are on or will be for the same run
-    lag: int | None = LAG  # of the count of active rows, on CUDA
+    weights: int | None  # number of weights of a step, for the cost model
+    watch: Watch | None  # check for an active transform
+    as_in_training: bool  # blocks are laid out as with gradients, for this run or its repetition
+    lag: int | None = LAG  # lag of the count of active rows, on CUDA
     first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
-    result_kinds: Kinds = None  # the classes of what the first step returned, which the result gets
+    result_kinds: Kinds = None  # the classes of the first step's result, which the final result gets
     readout_kind: type[Tensor] | None = None
     like: _C.StateLike = field(init=False)
 
@@ -50,13 +50,13 @@ class Problem:
         self.like = _C.StateLike(self.state, form(self.structure))
 
     def schedule(self) -> _C.Schedule:
-        """When rows that have halted make it worth packing the others, where no gradient is needed."""
+        """Make the schedule of compaction for a run without gradients."""
         if self.compact == "auto":
             return schedule(self.weights, self.state, self.inputs)
         return at_once() if self.compact else never()
 
     def arguments(self, inputs: list[Tensor]) -> tuple[Any, ...]:
-        """The step's inputs, put together again from their leaves."""
+        """Rebuild the step's inputs from their leaves."""
         if self.input_kinds is not None:
             inputs = list(dress(inputs, self.input_kinds))
         out, start = [], 0
@@ -67,7 +67,7 @@ class Problem:
         return tuple(out)
 
     def leaves(self, tree: Any, rows: int) -> list[Tensor]:
-        """The leaves of what the step returned."""
+        """Return the leaves of the step's result."""
         leaves = self.like.take(tree, rows)
         if leaves is None:
             leaves = self.check_state(tree, rows)
@@ -76,11 +76,11 @@ class Problem:
         return leaves
 
     def tree(self, leaves: list[Tensor]) -> Any:
-        """A state made of plain leaves, in the classes that the user's functions gave it."""
+        """Build a state from plain leaves, in the classes of the step's result."""
         return unflatten(leaves if self.kinds is None else list(dress(leaves, self.kinds)), self.structure)
 
     def check_state(self, tree: Any, rows: int) -> list[Tensor]:
-        """The leaves of what the step returned, which has to look like the state it was given."""
+        """Return the leaves of the step's result, which has to have the form of the initial state."""
         leaves, structure = flatten_like(tree, self.structure)
         if structure is not self.structure and structure != self.structure:
             raise TypeError(
@@ -110,11 +110,11 @@ class Problem:
         return leaves
 
     def read(self, state: Any, leaves: list[Tensor], rows: int) -> Tensor:
-        """The readout of a block."""
+        """Return the readout of a block."""
         return self.check_readout(leaves[0] if self.readout is None else self.readout(state), rows)
 
     def read_leaf(self, readout: Tensor, leaves: list[Tensor]) -> int:
-        """Which leaf holds the logits that are read, so that minus infinity is an ordinary value there; -1: none."""
+        """Return the index of the leaf that is the readout of logits, where −inf is valid; -1: none."""
         if self.readout is None:
             return 0 if self.policy.reads_logits else -1
         for i, leaf in enumerate(leaves):
@@ -123,7 +123,7 @@ class Problem:
         return -1
 
     def check_readout(self, value: Any, rows: int) -> Tensor:
-        """What the readout returned, as a plain tensor; it has to look like the first one."""
+        """Return the readout as a plain tensor; it has to have the form of the first one."""
         if self.first_read is None:
             self.result_kinds = self.kinds
             if self.readout is not None:
@@ -149,7 +149,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def check_rows(value: Any, rows: int) -> Tensor:
-    """Require a real tensor with `rows` rows of what the readout returned, and make it a plain one."""
+    """Require that the readout is a real tensor with `rows` rows, and return it as a plain one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"readout: expected it to return a Tensor, got {describe(value)}")
     value = plain("readout", value)
@@ -172,7 +172,7 @@ def check_first_readout(value: Any, rows: int, device: torch.device) -> Tensor:
 
 
 def check_weighable(policy: Policy, readout: Tensor) -> None:
-    """Require floating point of a readout that the policy weighs."""
+    """Require a floating-point readout if the policy weights it."""
     if policy.weighted and readout.dtype not in DTYPE_CODES:
         name = type(policy).__name__
         raise TypeError(
@@ -181,5 +181,5 @@ def check_weighable(policy: Policy, readout: Tensor) -> None:
 
 
 def describe_tree(tree: Any) -> str:
-    """A returned state as an error message shows it."""
+    """Describe a returned state for an error message."""
     return describe(tree) if tree is None or isinstance(tree, Tensor) else str(flatten(tree)[1])

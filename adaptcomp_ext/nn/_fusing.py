@@ -1,8 +1,8 @@
-"""Whether the halting kernel may take a policy's decision: only where it is the decision that the policy's own methods take.
+"""The test whether the halting kernel may take a policy's decision, because it equals that of its methods.
 
-`Policy.fuse` says in the kernel's terms what `decide`, `begin` and the rest say in Python. A subclass that
-overrides one of these and inherits `fuse` means something else, and so does a policy with a method assigned
-to it: they run in Python. The answer for a class is kept on the class.
+`Policy.fuse` states in the kernel's terms what `decide`, `begin` and the other methods do in Python. A
+subclass that overrides one of these and inherits `fuse` runs in Python, and so does a policy with a method
+assigned to it. The result for a class is cached on the class.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ _HARMLESS = {"extra_repr", "fuse", "_fusing", "_written"}
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What is known of a class of policies, as long as it has these two methods."""
+    """The result for a class of policies, valid while it has these two methods."""
 
     decide: Any
     begin: Any
     fusable: bool
-    built_in: bool  # one of ours, whose `fuse` and `begin` need no checks
-    hooks: frozenset[str]  # which an instance must not shadow
+    built_in: bool  # a policy of this package, whose `fuse` and `begin` need no checks
+    hooks: frozenset[str]  # methods that an instance must not shadow
 
 
 def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
-    """The policy's decision for the kernel; None where it has none, or where its methods have been overridden since."""
+    """Return the policy's decision for the kernel; None if it has none, or if its methods are overridden."""
     cls = type(policy)
     answer: _Answer | None = cls.__dict__.get("_fusing")
-    if (
-        answer is None or answer.decide is not cls.decide or answer.begin is not cls.begin
-    ):  # a class can be changed, too
+    # A class can change after its result was cached.
+    if answer is None or answer.decide is not cls.decide or answer.begin is not cls.begin:
         answer = cls._fusing = _look(cls)  # type: ignore[attr-defined]
     own = policy.__dict__
     if "fuse" not in own:
@@ -54,7 +53,7 @@ def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
 
 
 def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
-    """The policy's initial carry, checked. Where it is `carried` by the kernel, which writes to it, its first is a copy."""
+    """Return the policy's initial carry, checked; if `carried`, the first is a copy that the kernel writes."""
     carry = policy.begin(run)
     if carry == ():
         return ()
@@ -82,7 +81,8 @@ def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
     if not checked or checked[0].shape != (run.batch,) or not checked[0].is_floating_point():
         came = describe(checked[0]) if checked else "none"
         raise ValueError(
-            f"begin: expected floating-point numbers of shape [{run.batch}], which the fused decision carries, got {came}"
+            f"begin: expected floating-point numbers of shape [{run.batch}], which the fused decision "
+            f"carries, got {came}"
         )
     first = torch.empty(run.batch, dtype=run.scalar, device=run.device).copy_(checked[0].detach())
     return (first, *checked[1:])
@@ -92,15 +92,14 @@ def _look(cls: type[Policy]) -> _Answer:
     mro = cls.__mro__
     at = next(i for i, base in enumerate(mro) if "fuse" in vars(base))
     fuses = mro[at]
-    # All that `fuse` may stand for: what its class and the bases define, and what they are configured by.
+    # All names that `fuse` may depend on: attributes of its class and the bases.
     known = {
         name for base in mro[at : mro.index(Policy) + 1] for name in vars(base) if not name.startswith("__")
     } - _HARMLESS
     known |= set(inspect.signature(fuses).parameters)
     known.add("__getattribute__")
     overridden = any(name in known for base in mro[:at] for name in vars(base))
-    # A method that was assigned to the class after its statement; of the class that defines `fuse` only where
-    # `fuse` was not.
+    # Methods that were assigned to a class after its statement, unless `fuse` was assigned, too.
     for base in mro[at : mro.index(Policy) + 1]:
         written = vars(base).get("_written", {})
         if vars(base).get("fuse") is written.get("fuse"):
@@ -116,7 +115,7 @@ def _look(cls: type[Policy]) -> _Answer:
 
 
 def _check(fused: Any, run: Run) -> halting.Fused:
-    """Require of a user's `fuse` what the kernel reads unchecked."""
+    """Check the result of a user's `fuse`, which the kernel reads unchecked."""
     if not isinstance(fused, halting.Fused):
         raise TypeError(f"fuse: expected it to return a Fused or None, got {describe(fused)}")
     check_choice(

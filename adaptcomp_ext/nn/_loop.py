@@ -1,8 +1,8 @@
-"""The halting loop out of place: training, policies that are not built in, and the reference.
+"""The halting loop out of place: for training, custom policies, and the reference.
 
-Nothing that the step produced is written to, because autograd may have kept it. After each step the rows that
-go on are copied into a fresh, smaller block, in order. The user's functions may write to what they produced:
-without gradients, what is kept of it over a step is a copy; with them it is not, and a change is an error.
+It does not write to the step's results, because autograd may have saved them. After each step the active rows
+are copied into a new, smaller block, in order. The user's functions may write to their own results: without
+gradients the loop keeps copies over a step; with gradients such a write raises an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from adaptcomp_ext.ops._plain import dressed
 
 
 def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
-    """Run every row until it has ended; `fused`: the policy's decision, for the kernel to take."""
+    """Run every row until it ends; `fused`: the policy's decision in the kernel's terms, if it has one."""
     try:
         return _run(problem, fused)
     except RuntimeError as error:
@@ -33,8 +33,8 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
 def _written_to(name: str, what: str, problem: Problem) -> RuntimeError:
     policy = type(problem.policy).__name__
     return RuntimeError(
-        f"{name}: expected {what} to be left as it is, because the gradient of the result with {policy} needs it, "
-        "got a change in place; return a new tensor, or run under torch.no_grad()"
+        f"{name}: expected {what} to be left as it is, because the gradient of the result with {policy} "
+        "needs it, got a change in place; return a new tensor, or run under torch.no_grad()"
     )
 
 
@@ -174,12 +174,12 @@ def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _unchanging(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where nothing would tell of a later change: its version is compared only where it has a gradient."""
+    """Return the tensor, or a copy if it has no gradient: only tensors with one are checked for changes."""
     return tensor if tensor.requires_grad else tensor.clone()
 
 
 def _apart(carry: tuple[Tensor, ...], seen: list[Tensor]) -> tuple[Tensor, ...]:
-    """The carry, with copies of what is in the memory of tensors that the step will see again."""
+    """Return the carry, with copies of tensors that share memory with tensors that the step gets again."""
     memory = {_memory(t) for t in seen}
     return tuple([t.clone() if _memory(t) in memory else t for t in carry])
 
@@ -187,7 +187,7 @@ def _apart(carry: tuple[Tensor, ...], seen: list[Tensor]) -> tuple[Tensor, ...]:
 def _memory(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # a wrapper of a transform, which may share anything
+    except (RuntimeError, NotImplementedError):  # a wrapper of a transform: it may share any memory
         return 0
 
 

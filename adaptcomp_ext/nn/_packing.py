@@ -1,4 +1,4 @@
-"""How the rows that go on are packed out of place, and how the gradient comes to them: the strategies of the halting loop."""
+"""Strategies of compaction out of place, with gradients, for the halting loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptcomp_ext.ops._backend import on_cuda, on_reference
 
 
 class Packing(ABC):
-    """What the strategies have in common."""
+    """The interface of a strategy."""
 
     has_padding = False
     """Whether rows have stayed in the block after their end."""
@@ -30,14 +30,14 @@ class Packing(ABC):
         carried: list[Tensor],
         step: halting.Step,
     ) -> halting.EndedAndPacked:
-        """End the rows that halt, and pack the others with all that is `carried` along."""
+        """End the rows that halt, and compact the others, with the `carried` tensors."""
 
 
 class Exact(Packing):
-    """Ends and packs rows in one call and one autograd node: on the CPU, on the kernels."""
+    """Ends and compacts rows in one call and one autograd node: for the kernels on the CPU."""
 
     def __init__(self, problem: Problem) -> None:
-        # With gradients every halted row leaves at once: see `Padded`.
+        # With gradients halted rows leave at once: see `Padded`.
         self._schedule = at_once() if problem.as_in_training else problem.schedule()
 
     def advance(
@@ -60,12 +60,12 @@ class Exact(Packing):
 
 
 class Padded(Packing):
-    """Ends rows, and packs into a block that may be larger than what runs.
+    """Ends rows, and compacts into a block that may be larger than the number of active rows.
 
-    On CUDA, on the reference, and where halted rows are to stay behind in training. Rows that stay behind are
-    stepped again. Their gradient is zero, but zero times the infinity of a step that diverges past their halt
-    would still be NaN: where there is a gradient they become copies of running rows, at the price of a
-    packing, so that leaving them never pays.
+    It is for CUDA, the reference, and training with compact=False. Halted rows in the block are stepped
+    again. Their gradient is zero, but zero times the infinity of a step that diverges after their halt would
+    be NaN. With gradients they are therefore replaced by copies of active rows, which costs a compaction, so
+    that keeping halted rows never pays.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -106,20 +106,20 @@ class Padded(Packing):
         if self._active is not None:
             running = self._active.bound()
             if rows > 0 and self._active.none_ran():
-                # The host learns late that nothing runs, and steps once more on rows that mean nothing: not
-                # for the gradient.
+                # The host learns late that no row is active, and has stepped once more on zeros: this step
+                # takes no part in the gradient.
                 return halting.EndedAndPacked(row, 0, leaves, carried)
             if step.step == step.max_steps:
                 running = 0
             size = rows if self._stay else min(rows, bucket(running))
-            # The host may not know yet that a row has ended; before min_steps none does but those that are
-            # not finite.
+            # The host may not know yet that a row has ended; before min_steps only rows that are not finite
+            # end.
             fewer = running < self._running
             ended = fewer or not self._active.exact or rows == 0
             halted = fewer or (ended and step.step >= step.min_steps)
             packs = running > 0 and (size < rows or (self._differentiable and halted))
         else:
-            ended = running < self._running or rows == 0  # an empty batch has a gradient too
+            ended = running < self._running or rows == 0  # an empty batch has a gradient, too
             size = rows if self._stay else running
             packs = 0 < running < rows and (size < rows or (ended and self._differentiable))
         self._running = running
@@ -146,7 +146,7 @@ class Padded(Packing):
 
 
 def choose(problem: Problem) -> Packing:
-    """The strategy for a run of the loop."""
+    """Choose the strategy of a run."""
     if on_cuda(problem.run.device) or on_reference() or (problem.as_in_training and problem.compact is False):
         return Padded(problem)
     return Exact(problem)

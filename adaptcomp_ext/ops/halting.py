@@ -1,4 +1,4 @@
-"""The halting step: everything between two calls of the user's step."""
+"""The halting step, which does all work between two calls of the user's step."""
 
 from __future__ import annotations
 
@@ -53,26 +53,25 @@ __all__ = [
 
 # --- autograd -----------------------------------------------------------------------------------------------
 class _Layout(NamedTuple):
-    """How tensors and gradients of `_HaltRows` are to be read."""
+    """The layout of the tensors and gradients of `_HaltRows`."""
 
-    act: (
-        tuple[tuple[int, int, int], float] | None
-    )  # logits and carry come first, and the carry after the step comes out last
+    # With ACT, logits and carry come first, and the carry after the step is the last result.
+    act: tuple[tuple[int, int, int], float] | None
     weighted: bool  # the weight comes first; never together with `act`
     readout: bool
-    shared: bool  # the readout is the first leaf, and not passed apart
+    shared: bool  # the readout is the first leaf, and is not passed separately
     readout_dtype: torch.dtype | None
     sums: int
-    increments: bool  # the sums have increments that are passed; without, the kernel computed them
+    increments: bool  # the increments of the sums are arguments; otherwise the kernel has computed them
     leaves: int
     carried: int
 
 
 class _HaltRows(Function):
-    """The halting step and the packing after it as one node, so that the backward pass writes each gradient once.
+    """The halting step and its compaction as one node, so that the backward pass writes each gradient once.
 
-    All of it has run already. `forward` declares which of the tensors were `written` in place, and gives the
-    graph what was `packed` out of the others; `fixed` are those of either that have no gradient.
+    The kernels have already run. `forward` declares the tensors that they have `written` in place and
+    `packed` from others; `fixed` are those of either that have no gradient.
     """
 
     @staticmethod
@@ -153,20 +152,19 @@ class _HaltRows(Function):
         )
 
 
-# Without the detour of torch.autograd.Function.apply for functorch, whose wrappers have no addresses and
-# never get here.
+# Bypasses the part of torch.autograd.Function.apply for functorch, whose wrappers never get here.
 _apply: Callable[..., Any] = super(torch.autograd.Function, _HaltRows).apply
 
 
 def changes_in_place(error: RuntimeError) -> bool:
-    """Whether torch raised it because a tensor was changed in place that this node has passed on, and keeps for its gradient."""
+    """Whether torch raised the error because a tensor that this node has saved was changed in place."""
     return f"of {_HaltRows.__name__} is a view and is being modified inplace" in str(error)
 
 
 # --- the op -------------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class Results:
-    """What the rows of a batch have written so far. The tensors are [B, ...] and are written in place."""
+    """The results of the rows so far. The tensors are [B, ...] and are written in place."""
 
     steps: Tensor
     status: Tensor
@@ -175,7 +173,7 @@ class Results:
     output: Tensor | None = None  # None: the first leaf is the output
 
     def block_gradient(self, rows: Tensor) -> None:
-        """Let no gradient into these rows, which are not finite: where the loss is NaN too, it would reach the parameters."""
+        """Detach these rows, which are not finite: a NaN of the loss in them would reach the parameters."""
         self.leaves = [block_gradient(t, rows) for t in self.leaves]
         self.totals = [block_gradient(t, rows) for t in self.totals]
         if self.output is not None:
@@ -183,7 +181,7 @@ class Results:
 
 
 def block_gradient(tensor: Tensor, rows: Tensor) -> Tensor:
-    """The same values, without a gradient in the rows where the bool [n] is true."""
+    """Return the tensor, detached in the rows where the bool [n] is true."""
     if not tensor.requires_grad:
         return tensor
     return torch.where(rows.view(-1, *(1 for _ in tensor.shape[1:])), tensor.detach(), tensor)
@@ -209,11 +207,11 @@ def halt_rows(
     read_leaf: int = -1,
     spent: Tensor | None = None,
 ) -> tuple[Tensor, int]:
-    """End the rows of a block that halt, reach `max_steps` or are not finite. First half of the step; see `pack_rows`.
+    """End the rows of a block that halt, reach `max_steps` or are not finite; `pack_rows` is the second half.
 
-    Where a row ends, its step count, status, last state and (unless weighted) readout go to `results`; in
-    every step ``weight * readout`` is added to ``results.output`` and each increment to its total, but for
-    the increments of a row that is not finite.
+    If a row ends, its step count, status, last state and (unless weighted) readout are written to `results`.
+    At every step ``weight * readout`` is added to ``results.output`` and each increment to its total, except
+    for the increments of a row that is not finite.
 
     Parameters
     ----------
@@ -222,11 +220,11 @@ def halt_rows(
     row : Tensor
         int64 [n]: the batch row of each block row, -1 for padding.
     halt : Tensor or Fused
-        bool [n]: the policy's wish, heeded from `min_steps` on; or a decision for the kernel to take.
+        bool [n]: the policy's decision, used from `min_steps` on; or a decision that the kernel takes.
     leaves : sequence of Tensor
-        The state, each [n, ...]. Floating-point leaves and weights are tested for being finite, the readout
-        for being so where it is not masked: minus infinity masks a class, and an element has to be left. With
-        a negative weight no class can be masked.
+        The state, each [n, ...]. Floating-point leaves and weights have to be finite. So has the readout,
+        except for −inf, which masks a class: at least one class has to be left, and the weight must not be
+        negative.
     weight, readout, increments : Tensor
         [n], [n, ...] and [n] each.
     running : Tensor, optional
@@ -234,32 +232,32 @@ def halt_rows(
     sample_ids : Tensor, optional
         int64 [B], for PONDER_SAMPLE.
     tested : Tensor, optional
-        [n]: what `halt` was computed from, to be finite or minus infinity.
+        [n]: the logits of `halt`, which have to be finite or −inf.
     carry, weight_out : Tensor, optional
-        [n] in the scalar dtype, for ACT: the halting probability spent, updated in place; and the weights.
+        [n] in the scalar dtype, for ACT: the accumulated halting probability, updated in place; and the
+        weights.
     read_leaf : int
-        The leaf that is the readout, and tested like it; -1: none.
+        Index of the leaf that is the readout, and is tested like it; -1: none.
     spent : Tensor, optional
-        [n]: the halting probability spent before the step; `carry` is then only written.
+        [n]: the accumulated halting probability before the step; `carry` is then only written.
 
     Returns
     -------
     flag : Tensor
-        int8 [n]: 0 for a row that goes on, the `Status` of one that ended now, -1 for padding.
+        int8 [n]: 0 for an active row, the `Status` of a row that has ended, -1 for padding.
     running : int
-        How many rows go on; -1 on CUDA, where only the device knows.
+        Number of active rows; -1 on CUDA, where only the device knows it.
 
     Notes
     -----
-    Not differentiable by itself: `pack_rows` attaches the gradient of both halves. Not checked: anything.
-    Called apart from the dispatcher unless a graph is being compiled: fifteen arguments cost more there than
-    in the kernel.
+    `pack_rows` attaches the gradient of both halves. Nothing is checked. The dispatcher is bypassed unless a
+    graph is being compiled: for fifteen arguments it costs more than the kernel.
     """
     tensors = (weight, readout, results.output, list(leaves), results.leaves, list(increments))
     bounds = (step, min_steps, max_steps)
     if on_reference():
         given = halt.signal if isinstance(halt, Fused) else halt
-        assert given is not None, "the reference knows no policies: they decide before"
+        assert given is not None, "on the reference the policy has decided in Python"
         written = (results.totals, results.steps, results.status)
         ended = reference.halt_rows(row, given, *tensors, *written, *bounds, tested, read_leaf)
         results.output, results.leaves, results.totals = ended.output, ended.results, ended.totals
@@ -277,30 +275,27 @@ def halt_rows(
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the rows that go on go to."""
+    """The index of a compaction."""
 
     index: Tensor
-    """int64 [m]: the block row that becomes each row of the new block; running rows in order, then
-    padding."""
+    """int64 [m]: the old block row that each new one copies: active rows in order, then padding."""
     place: Tensor
-    """int64 [n]: where each row of the old block goes, or -1."""
+    """int64 [n]: the place of each old block row in the new block, or -1."""
     row: Tensor
-    """int64 [m]: the batch row of each row of the new block, -1 for padding."""
+    """int64 [m]: the batch row of each new block row, -1 for padding."""
 
 
 def plan_packing(flag: Tensor, row: Tensor, rows: int) -> Plan:
-    """Pack the rows whose flag is 0, in order, into a block of `rows` rows, which has to have room for them.
+    """Make the index that compacts the rows whose flag is 0, in order, into a block of `rows` rows.
 
-    Where there is more room than that, the rows behind are copies of running ones, so that the step never
-    sees a value that no running row has. Where nothing runs any more the index is negative, for rows of
-    zeros. One kernel call; nobody waits for it.
+    `rows` must be at least their number. The remaining rows of the block are copies of active ones, so that
+    the step gets no value that no active row has. If no row is active the index is -1, for rows of zeros. It
+    is one kernel call, for which the host does not wait.
     """
     if on_reference():
         return Plan(*reference.plan_packing(flag, row, rows))
     before = row.shape[0]
-    whole = torch.empty(
-        2 * rows + before, dtype=torch.int64, device=row.device
-    )  # one allocation for the three
+    whole = torch.empty(2 * rows + before, dtype=torch.int64, device=row.device)  # one allocation for all
     _C.plan_packing([flag, row, before, rows, whole, *place(row.device)])
     return Plan(*whole.split_with_sizes([rows, before, rows]))
 
@@ -318,20 +313,20 @@ def pack_rows(
     increments: Sequence[Tensor] = (),
     act: ActNode | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Pack the rows that go on, and attach the gradient of the whole step. Second half of the step; see `halt_rows`.
+    """Compact the active rows, and attach the gradient of the complete step, after `halt_rows`.
 
     Parameters
     ----------
     results, row, leaves, weight, readout, increments
-        As given to `halt_rows`, right after it.
+        The arguments of `halt_rows`.
     flag : Tensor
-        What it returned.
+        Its result.
     plan : Plan or None
-        None: everything stays where it is.
+        The index of the compaction; None: no row moves.
     carried : sequence of Tensor
-        What moves along without being part of the state: inputs and the policy's carry, each [n, ...].
+        Tensors that move with the state: inputs and the policy's carry, each [n, ...].
     act : ActNode, optional
-        Where the kernel took ACT's decision. Its carry is moved and appended to `carried`.
+        The decision, if the kernel has taken it by ACT. Its carry is moved and appended to `carried`.
 
     Returns
     -------
@@ -365,7 +360,7 @@ def _attach(
     increments: Sequence[Tensor],
     act: ActNode | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Attach the gradient to what the kernels wrote. `packed` None: everything stays where it is."""
+    """Attach the gradient to the kernels' results. `packed` None: no row moves."""
     after = None if act is None else act.after
     decided = [] if act is None else [act.logits, act.before]
     if not (
@@ -374,7 +369,7 @@ def _attach(
     ):
         out = packed if packed is not None else [*leaves, *carried, *(() if after is None else (after,))]
         return out[: len(leaves)], out[len(leaves) :]
-    # What is only carried along passes by the node where nothing moves, and its gradient need not be copied.
+    # Without a move the carried tensors bypass the node, so that their gradients need not be copied.
     staying: Sequence[Tensor] = ()
     if packed is None:
         staying, carried = carried, ()
@@ -397,8 +392,7 @@ def _attach(
     if readout is not None and results.output is not None:
         written.insert(0, results.output)
         apart = [results.output] if shared else [readout, results.output]
-    # What came without a gradient goes on without one: an input that asked for none must not make the step
-    # compute it.
+    # Tensors without a gradient stay so: otherwise the step would compute gradients of inputs that need none.
     fixed = [t for t in results.leaves if not is_differentiable(t)]
     fixed += [t for t, source in zip(packed, moving, strict=False) if not source.requires_grad]
     before, logits, weights = (None, None, weight) if act is None else (act.before, act.logits, act.weight)
@@ -430,7 +424,7 @@ def _any_requires_grad(*groups: Sequence[Tensor | None]) -> bool:
 
 @dataclass(slots=True)
 class Step:
-    """One step of a block, beside the decision and the tensors that are packed; the fields are those of `halt_rows`."""
+    """The arguments of `halt_rows` for one step, except for the decision and the tensors that move."""
 
     step: int
     min_steps: int
@@ -448,9 +442,9 @@ class EndedAndPacked(NamedTuple):
     """A block after a step."""
 
     row: Tensor
-    """int64: the batch row of each row of the block, -1 for one that has ended and stayed."""
+    """int64: the batch row of each row of the block, -1 for a row that has ended and stayed."""
     running: int
-    """How many go on; on CUDA, a bound. 0: the rest is as it was."""
+    """Number of active rows; on CUDA, a bound. 0: the other fields are unchanged."""
     leaves: list[Tensor]
     carried: list[Tensor]
 
@@ -464,9 +458,9 @@ def end_and_pack(
     step: Step,
     least: int,
 ) -> EndedAndPacked:
-    """`halt_rows` and `pack_rows` in one, on the CPU and on the kernels.
+    """Run `halt_rows` and `pack_rows` in one, by the kernels on the CPU.
 
-    The rows that do not go on are packed away if there are at least `least` of them. If not, they stay.
+    Rows that have ended leave the block if there are at least `least` of them; otherwise they stay.
     """
     act, rows = step.act, row.shape[0]
     moving = [*leaves, *carried]
@@ -501,7 +495,7 @@ def end_and_pack(
         read_leaf=step.read_leaf,
         spent=None if act is None else act.before,
     )
-    # Where nothing has ended or been added up, nothing has happened that a gradient would have to know.
+    # Without an ended row and a sum, there is nothing for the gradient.
     if done.running < rows or rows == 0 or step.weight is not None or act is not None or step.increments:
         leaves, carried = _attach(
             *(results, row, done.flag, done.where, done.packed, leaves, carried),
