@@ -16,9 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if not any((ROOT / "adaptcomp_ext" / f"_C{ending}").exists() for ending in EXTENSION_SUFFIXES):
     sys.path[:] = [*(entry for entry in sys.path if Path(entry).resolve() != ROOT), str(ROOT)]
 
-import adaptcomp_ext as ac
-
 pytest.register_assert_rewrite("tests.helpers")
+
+import adaptcomp_ext as ac
+from tests.helpers import science
 
 # The tensors are small: on a busy machine a second thread waits for its turn longer than it works. Tests of
 # threads ask for them.
@@ -26,6 +27,19 @@ torch.set_num_threads(1)
 
 GUARD = 256  # bytes on either side of a poisoned allocation
 GUARD_BYTE = 0xA5
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "run the tests of the science in full, over all their seeds, instead of in their short form"
+    parser.addoption("--full", action="store_true", help=help)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    science.set_full(config.getoption("--full"))
+    # Of the halves in which `pytest -n 2` deals the tests out, the first takes several times as long: a process that has
+    # finished its own takes over tests of the other.
+    if getattr(config.option, "dist", None) == "load":
+        config.option.dist = "worksteal"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

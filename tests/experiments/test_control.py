@@ -80,6 +80,7 @@ def test_the_report_is_whole(out: Path) -> None:
     assert report["quick"] is True and QUICK in text and "not decided: one seed" in text
 
 
+@pytest.mark.science
 def test_the_random_gate_plans_as_often_as_the_value_gate(out: Path) -> None:
     value, random = (
         json.loads((out / "cells" / f"{n}-seed-0" / "result.json").read_text()) for n in ("value", "random")

@@ -20,14 +20,15 @@ from adaptcomp_ext.experiments.digits.networks import MAX_STEPS, Reader
 from adaptcomp_ext.experiments.runs import RunFolder
 from adaptcomp_ext.experiments.style import QUICK
 from tests.helpers.reports import check_one_seed_report
+from tests.helpers.science import seeds
 
 QUIET = Console(quiet=True)
-SEEDS = 3
+SEEDS = seeds(3)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The short version over three seeds, on scikit-learn's digits."""
+    """The short version over a few seeds, on scikit-learn's digits."""
     folder = tmp_path_factory.mktemp("digits")
     digits(None, folder, seeds=SEEDS, quick=True, console=QUIET)
     return folder
@@ -39,12 +40,14 @@ def cells(out: Path, part: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in found]
 
 
+@pytest.mark.science
 def test_dearer_steps_are_fewer(out: Path) -> None:
     for free, dear in zip(cells(out, "act-0"), cells(out, "act-0.1"), strict=True):
         assert dear["own"]["steps"] < free["own"]["steps"] - 0.5
         assert dear["own"]["accuracy"] > 0.8
 
 
+@pytest.mark.science
 def test_steps_go_where_they_are_needed(out: Path) -> None:
     gain = []
     for cell in cells(out, "depth"):
@@ -57,6 +60,7 @@ def test_steps_go_where_they_are_needed(out: Path) -> None:
     assert statistics.fmean(gain) > 0.005
 
 
+@pytest.mark.science
 def test_fewer_calls_are_less_compute(out: Path) -> None:
     report = json.loads((out / "digits.json").read_text())
     rows = next(t["rows"] for t in report["tables"] if "habit and control" in t["rows"][0])

@@ -16,14 +16,15 @@ from rich.console import Console
 from adaptcomp_ext.experiments.distill import distill
 from adaptcomp_ext.experiments.style import QUICK
 from tests.helpers.reports import check_one_seed_report
+from tests.helpers.science import seeds
 
 QUIET = Console(quiet=True)
-SEEDS = 3
+SEEDS = seeds(3)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The short version over three seeds, on scikit-learn's digits."""
+    """The short version over a few seeds, on scikit-learn's digits."""
     folder = tmp_path_factory.mktemp("distill")
     distill(None, folder, seeds=SEEDS, epochs=6, quick=True, console=QUIET)
     return folder
@@ -35,6 +36,7 @@ def cells(out: Path, part: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in found]
 
 
+@pytest.mark.science
 def test_fewer_units_are_faster_and_tuning_mends_them(out: Path) -> None:
     for cell in cells(out, "online-units"):
         shrunk = cell["shrunk"]
@@ -52,6 +54,7 @@ def test_fewer_units_are_faster_and_tuning_mends_them(out: Path) -> None:
     assert statistics.fmean(gained) > 0
 
 
+@pytest.mark.science
 def test_calling_control_more_often_is_never_worse(out: Path) -> None:
     for cell in cells(out, "online-units"):
         by_rate = cell["gated"]["by_rate"]
@@ -62,6 +65,7 @@ def test_calling_control_more_often_is_never_worse(out: Path) -> None:
         assert cell["gated"]["timing"]["saved"] > 0.2
 
 
+@pytest.mark.science
 def test_students_learn_from_either(out: Path) -> None:
     for cell in cells(out, "after"):
         assert set(cell["students"]) == {"labels", "1", "2", "4", "8"}

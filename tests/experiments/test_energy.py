@@ -98,6 +98,7 @@ def test_files(ran: tuple[dict[str, Any], Path, str]) -> None:
         assert len(picture) > 20_000
 
 
+@pytest.mark.science
 def test_it_works(ran: tuple[dict[str, Any], Path, str]) -> None:
     report, _, _ = ran
     assert report["accuracy"] > 0.93
@@ -449,6 +450,7 @@ def test_compare(model: LatentEnergyClassifier, data: ImageData) -> None:
     assert model.descend.tol == 1e-3
 
 
+@pytest.mark.science
 @pytest.mark.slow
 @pytest.mark.skipif(not MNIST.is_dir(), reason="needs the MNIST files")
 def test_mnist_in_one_epoch(tmp_path: Path) -> None:

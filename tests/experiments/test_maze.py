@@ -22,14 +22,15 @@ from adaptcomp_ext.experiments.maze.measure import measure, unseen_layouts
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.models.agents import SWEEPS, MazeAgent
 from tests.helpers.reports import check_one_seed_report
+from tests.helpers.science import seeds
 
 QUIET = Console(quiet=True)
-SEEDS = 3
+SEEDS = seeds(3)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The short version over three seeds."""
+    """The short version over a few seeds."""
     folder = tmp_path_factory.mktemp("maze")
     maze(folder, seeds=SEEDS, workers=2, quick=True, console=QUIET)
     return folder
@@ -41,12 +42,14 @@ def cells(out: Path, agent: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in found]
 
 
+@pytest.mark.science
 def test_a_price_saves_sweeps(out: Path) -> None:
     for priced, free in zip(cells(out, "priced"), cells(out, "free"), strict=True):
         assert priced["own"]["sweeps_per_step"] < 0.5 * free["own"]["sweeps_per_step"]
         assert priced["own"]["efficiency"] > priced["fixed"]["0"]["efficiency"] + 0.1
 
 
+@pytest.mark.science
 def test_sweeps_go_where_the_goal_is_far(out: Path) -> None:
     for cell in cells(out, "priced"):
         assert cell["own"]["correlation"] > 0.2
@@ -59,11 +62,13 @@ def test_sweeps_go_where_the_goal_is_far(out: Path) -> None:
     )
 
 
+@pytest.mark.science
 def test_the_gate_beats_its_own_choices_dealt_at_random(out: Path) -> None:
     gain = [cell["own"]["efficiency"] - cell["shuffled"]["efficiency"] for cell in cells(out, "priced")]
     assert min(gain) > 0 and statistics.fmean(gain) > 0.01
 
 
+@pytest.mark.science
 def test_effort_falls_with_practice(out: Path) -> None:
     for cell in cells(out, "priced"):
         sweeps = [point["sweeps"] for point in cell["curve"]]

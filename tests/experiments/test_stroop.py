@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -26,14 +27,15 @@ from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.vision import build_cnn, multiply_adds, weights
 from adaptcomp_ext.models.acc import Objective
 from tests.helpers.reports import check_one_seed_report
+from tests.helpers.science import seeds
 
 QUIET = Console(quiet=True)
-SEEDS = 3
+SEEDS = seeds(3)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The short version over three seeds, on scikit-learn's digits."""
+    """The short version over a few seeds, on scikit-learn's digits."""
     folder = tmp_path_factory.mktemp("stroop")
     stroop(None, folder, congruent=[0.8], seeds=SEEDS, quick=True, with_effort=False, console=QUIET)
     return folder
@@ -45,6 +47,7 @@ def cells(out: Path, part: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in found]
 
 
+@pytest.mark.science
 def test_control_is_called_for_incongruent_items(out: Path) -> None:
     for cell in cells(out, "main"):
         for gate in ("entropy", "kl"):
@@ -53,6 +56,7 @@ def test_control_is_called_for_incongruent_items(out: Path) -> None:
                 assert mixed["rate_incongruent"] > mixed["rate_congruent"]
 
 
+@pytest.mark.science
 def test_a_gate_is_worth_more_than_chance(out: Path) -> None:
     found = cells(out, "main")
     for rate in ("0.2", "0.3", "0.4"):
@@ -64,6 +68,7 @@ def test_a_gate_is_worth_more_than_chance(out: Path) -> None:
         assert statistics.fmean(gain) > 0.01
 
 
+@pytest.mark.science
 def test_control_is_better_where_habit_is_misled(out: Path) -> None:
     for cell in cells(out, "main"):
         accuracy = cell["accuracy"]
@@ -74,6 +79,7 @@ def test_control_is_better_where_habit_is_misled(out: Path) -> None:
         assert cell["timing"]["largest_difference"] < 1e-4 and cell["timing"]["saved"] > 0
 
 
+@pytest.mark.science
 def test_incongruent_items_take_more_steps(out: Path) -> None:
     high, low = cells(out, "reaction-congruent-0.8"), cells(out, "reaction-congruent-0.2")
 
@@ -103,7 +109,9 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(out: Path) -> No
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     stroop(None, out, congruent=[0.8], seeds=SEEDS, quick=True, with_effort=False, console=QUIET)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == stamps
-    with pytest.raises(ValueError, match=r"seeds = \[0, 1, 2\] there, \[0\] asked for"):
+    with pytest.raises(
+        ValueError, match=rf"seeds = {re.escape(str(list(range(SEEDS))))} there, \[0\] asked for"
+    ):
         stroop(None, out, congruent=[0.8], seeds=1, quick=True, with_effort=False, console=QUIET)
 
 

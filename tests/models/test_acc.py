@@ -26,6 +26,7 @@ from adaptcomp_ext.models.acc import (
     confidence_features,
     normalised_entropy,
 )
+from tests.helpers.science import seeds
 from tests.helpers.tensors import generator, values
 
 stats = pytest.importorskip("scipy.stats")
@@ -329,7 +330,7 @@ def known_value(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 @pytest.mark.parametrize("kind", [ValueGate, KLGate])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(seeds(3)))
 def test_learned_gates_find_the_value_of_control(kind: type, seed: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     gate = kind(CLASSES)

@@ -1,0 +1,16 @@
+"""How much of the science the tests run: a short form, or with ``--full`` all of it."""
+
+from __future__ import annotations
+
+_full = False
+
+
+def set_full(full: bool) -> None:
+    """Take the option ``--full`` of pytest (`conftest`), before the test modules are imported."""
+    global _full
+    _full = full
+
+
+def seeds(full: int) -> int:
+    """Number of seeds of a test of the science: `full` with ``--full``, else two, the fewest that have an interval."""
+    return full if _full else min(2, full)
