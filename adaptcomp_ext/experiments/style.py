@@ -20,12 +20,16 @@ __all__ = [
     "ORANGE",
     "OTHERS",
     "OURS",
+    "PANEL",
     "QUICK",
     "STYLE",
+    "WIDTH",
     "WRONG",
     "bar_chart",
     "bars",
     "curve",
+    "legend",
+    "mark_cut_axes",
     "note",
     "save",
     "span_at_least",
@@ -34,11 +38,11 @@ __all__ = [
 INK, MUTED, FAINT = "#22272e", "#6b7480", "#e3e6ea"
 OURS, OTHERS, WRONG, ORANGE, GREEN = "#2166ac", "#b4bcc6", "#c2341d", "#f08a24", "#3f9c6c"
 STYLE: dict[Any, Any] = {
-    "font.size": 10,
+    "font.size": 12,
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": FAINT,
-    "axes.titlesize": 11,
+    "axes.titlesize": 13,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -49,16 +53,19 @@ STYLE: dict[Any, Any] = {
     "xtick.minor.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 11,
 }
 """For `matplotlib.rc_context`."""
+WIDTH, PANEL = 6.4, 3.5
+"""Inches: the width of a picture, whose letters a phone still shows, and the height of a panel in it."""
 
 QUICK = "Quick run (--quick): it shows that everything runs, and its figures mean nothing."
 """What every report of a quick run says of itself."""
 
 
 def save(figure: Figure, path: Path, dpi: int, quick: bool = False) -> None:
-    """Write a PNG whole; one of a quick run says so across the picture."""
+    """Write a PNG whole, with its cut axes marked; one of a quick run says so across the picture."""
+    mark_cut_axes(figure)
     if quick:
         figure.text(
             0.5,
@@ -74,6 +81,48 @@ def save(figure: Figure, path: Path, dpi: int, quick: bool = False) -> None:
         )
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png")
+
+
+def mark_cut_axes(figure: Figure) -> None:
+    """Draw two strokes across each linear axis that does not begin at zero although all of it is positive."""
+    from matplotlib.lines import Line2D
+    from matplotlib.path import Path as Outline
+    from matplotlib.ticker import FixedFormatter
+
+    for axes in figure.axes:
+        if not axes.axison or axes.images:
+            continue
+        for axis, (low, high), at in (
+            (axes.xaxis, sorted(axes.get_xlim()), ([0.03, 0.05], [0, 0])),
+            (axes.yaxis, sorted(axes.get_ylim()), ([0, 0], [0.04, 0.07])),
+        ):
+            named = isinstance(axis.get_major_formatter(), FixedFormatter)  # categories, which have no zero
+            if axis.get_scale() == "linear" and low > 0.1 * (high - low) and not named:
+                slant = (1, 0.5) if axis is axes.yaxis else (0.5, 1)
+                stroke = Outline([(-slant[0], -slant[1]), slant])
+                axes.add_line(
+                    Line2D(
+                        *at,
+                        transform=axes.transAxes,
+                        marker=stroke,
+                        markersize=7,
+                        color="white",
+                        markeredgecolor=MUTED,
+                        markeredgewidth=1.2,
+                        linewidth=3,
+                        clip_on=False,
+                        zorder=9,
+                    )
+                )
+
+
+def legend(axes: Axes, columns: int = 2) -> None:
+    """Place the legend between the title, which has to be there, and the panel, where it hides nothing."""
+    rows = -(-len(axes.get_legend_handles_labels()[1]) // columns)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.2
+    )
+    axes.set_title(axes.get_title(loc="left"), pad=8 + 17 * rows)
 
 
 def bars(values: Sequence[Any], scale: float = 1.0) -> list[float] | None:

@@ -8,9 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import find_images
 from ..runs import Data, Epochs, FirstSeed, Quick, Results, Seeds, Setup, experiment, grid
-from ..runs.report import Block, Column, Picture, Table, Verdicts, panels, tabulate
-from ..runs.statistics import form, interval, millions, points
-from ..style import GREEN, INK, MUTED, ORANGE, OTHERS, OURS, WRONG, bar_chart, curve, note, span_at_least
+from ..runs.report import Block, Column, Picture, Table, Verdicts, column, tabulate
+from ..runs.statistics import estimate, form, interval, millions, points
+from ..style import (
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    OTHERS,
+    OURS,
+    WRONG,
+    bar_chart,
+    curve,
+    legend,
+    note,
+    span_at_least,
+)
 from ..vision import Recipe, recipe_for
 from .measure import DEPTHS, RATES, THRESHOLDS, measure
 
@@ -110,14 +123,13 @@ def report(results: Results) -> list[Block]:
         "ACC, value gate, 10 %: calls, %": (found.gated["value", 0.1], form()),
     }
     reads = Column("right, %", "accuracy", form(2))
-    compute = panels(found, _compute, _price, _classes, widths=(1.4, 1, 1))
     return [
         f"# Digits: {results.config['data']}",
         f"{results.config['train']:,} training images, a sixth of them held out; {results.opening}",
         "The readers look at an image (of MNIST at its halved size) through a window, a look at "
         f"{found.depth.first('step'):,} multiply–adds. Habit and control read the whole image, at "
         f"{cost['default']:,} and {cost['control']:,}.",
-        Picture("digits.png", "Accuracy against compute", compute, (13.5, 4.1)),
+        column("digits.png", "Accuracy against compute", found, _compute, _price, _classes),
         Verdicts(_sentences(found)),
         Picture(
             "digits_examples.png", "Fewest and most steps", partial(_examples, found), (9.2, 3.0), dpi=120
@@ -211,24 +223,26 @@ def _compute(axes: Axes, found: _Found) -> None:
 
     draw(found.fixed.values(), _of_steps, "fixed depth", color=OTHERS)
     draw(found.sure.values(), _of_steps, "stops when sure", color=OURS)
-    dealt = "the same steps, dealt at random"
+    dealt = "the same, dealt at random"
     draw(found.sure.values(), _of_steps, dealt, "shuffled", color=OURS, ls=":", mfc="white")
     draw(found.act.values(), _of_steps, "ACT, by price", color=ORANGE, marker="s", ls="")
     draw(found.ponder.values(), _of_steps, "PonderNet, by prior", color=WRONG, marker="^", ls="")
     value = [found.gated["value", rate] for rate in RATES]
-    draw(value, _of_calls, "habit and control (whole image)", color=GREEN, marker="D")
+    draw(value, _of_calls, "habit and control", color=GREEN, marker="D")
     axes.set(xscale="log", xlabel="multiply–adds of an image, millions", ylabel="right, %")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title("Accuracy against compute")
     span_at_least(axes, "y", 2.0)
-    axes.legend(loc="best", fontsize=8.5)
+    legend(axes)
 
 
 def _price(axes: Axes, found: _Found) -> None:
     act = found.act
     bar_chart(axes, [f"{price:g}" for price in act], [row["steps"] for row in act.values()], color=ORANGE)
     for i, row in enumerate(act.values()):
-        at = (i, row["steps"].mean())
-        note(axes, f"{100 * row['accuracy'].mean():.1f} %", at, (0, 8), color=MUTED, ha="center")
+        steps = estimate(row["steps"])
+        at = (i, steps.mean if steps.high is None else steps.high)
+        note(axes, f"{100 * row['accuracy'].mean():.1f} %", at, (0, 4), color=MUTED, ha="center")
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
     axes.set(xlabel="price of a step, nats", ylabel="steps (right, %)")
     axes.set_title("Steps by their price (ACT)")

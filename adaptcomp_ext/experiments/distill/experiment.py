@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import find_images
 from ..runs import Data, Epochs, FirstSeed, Quick, Results, Seeds, Setup, experiment, grid
-from ..runs.report import Block, Column, Picture, Verdicts, panels, tabulate
+from ..runs.report import Block, Column, Verdicts, column, tabulate
 from ..runs.statistics import Claim, form, interval, judged, millions, points
-from ..style import INK, MUTED, ORANGE, OTHERS, OURS, WRONG, curve, note, span_at_least
+from ..style import INK, MUTED, ORANGE, OTHERS, OURS, WRONG, curve, legend, note, span_at_least
 from ..vision import LARGE, recipe_for
 from .measure import RATES, SHARES, TEMPERATURES, measure
 
@@ -127,12 +127,7 @@ def report(results: Results) -> list[Block]:
         f"# Distillation: {results.config['data']}",
         f"{results.config['train']:,} training images, a sixth of them held out; {results.opening} π₁ has "
         f"{cost['default']:,} multiply–adds before it is shrunk, π₂ {cost['control']:,}.",
-        Picture(
-            "distill.png",
-            "Distillation",
-            panels(found, _ways, _shrinking, _pair, widths=(1.25, 1, 1)),
-            (13, 4),
-        ),
+        column("distill.png", "Distillation", found, _ways, _shrinking, _pair),
         "## What was expected",
         Verdicts(_sentences(found)),
         "## π₁ alone, per cent right",
@@ -240,7 +235,7 @@ def _ways(axes: Axes, found: _Found) -> None:
         curve(axes, [100 * values], [i], x_bars=True, color=colour, ms=7, lw=2)
     teacher = 100 * found.after["teacher"].mean()
     axes.axvline(teacher, color=MUTED, lw=1)
-    axes.annotate("π₂ alone", (teacher, -0.75), color=MUTED, fontsize=9, ha="right", va="center")
+    axes.annotate("π₂ alone", (teacher, -0.75), color=MUTED, fontsize=11, ha="right", va="center")
     axes.set_yticks(range(len(named)), [name for name, _, _ in named])
     axes.set_ylim(len(named) - 0.4, -1.1)
     axes.set_xlabel("right, %")
@@ -256,12 +251,13 @@ def _shrinking(axes: Axes, found: _Found) -> None:
         curve(axes, x, y, label, scale=100, x_bars=True, color=colour, ms=5)
         for share, a, b in zip(rows, x, y, strict=True):
             text = "whole" if share == "as it is" else f"−{100 * float(share):g} %"
-            note(axes, text, (a.mean(), 100 * b.mean()), color=INK, fontsize=9)
+            offset = (6, 5) if text != "whole" else (4, -16) if noise == "units" else (9, -3)
+            note(axes, text, (a.mean(), 100 * b.mean()), offset, color=INK, fontsize=10)
     axes.set_xlabel("times as fast, shrunk")
     axes.set_ylabel("right, %")
     axes.set_title("Units removed from π₁")
     span_at_least(axes, "y", 2.0)
-    axes.legend(loc="upper right")
+    legend(axes, 3)
 
 
 def _pair(axes: Axes, found: _Found) -> None:
@@ -281,10 +277,10 @@ def _pair(axes: Axes, found: _Found) -> None:
         marker="s",
         ms=6,
     )
-    for rate, a, b in zip(found.gated, x, y, strict=True):
-        note(axes, f"{100 * rate:g} %", (a, 100 * b.mean()), (4, -12), fontsize=8.5)
+    for i, (rate, a, b) in enumerate(zip(found.gated, x, y, strict=True)):
+        note(axes, f"{100 * rate:g} %", (a, 100 * b.mean()), (5, -14 if i % 2 else 6), fontsize=10)
     axes.set_xlabel("multiply–adds, % of π₂'s")
     axes.set_ylabel("right, %")
     axes.set_title("The pair, by calls of held-out images")
     span_at_least(axes, "y", 2.0)
-    axes.legend(loc="lower right")
+    legend(axes)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..runs import Cell, FirstSeed, Quick, Results, Seeds, Setup, Tick, experiment, grid
-from ..runs.report import Block, Column, Picture, Table, Verdicts, panels, tabulate
+from ..runs.report import Block, Column, Picture, Table, Verdicts, column, tabulate
 from ..runs.statistics import form, interval, mean_interval, points, said
-from ..style import GREEN, INK, MUTED, ORANGE, OTHERS, OURS, WRONG, curve, span_at_least
+from ..style import GREEN, INK, MUTED, ORANGE, OTHERS, OURS, WIDTH, WRONG, curve, legend, span_at_least
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,14 +169,9 @@ def report(results: Results) -> list[Block]:
         "sweeps of value iteration on the known map, and K is chosen for each state. A plan is not kept from one "
         "step to the next: an agent that remembered it would need one long plan for an episode. Choices and moves "
         "are sampled.",
-        Picture(
-            "maze.png",
-            "Mazes",
-            panels(found, _pareto, _distance, _practice, widths=(1.3, 1, 1)),
-            (13.5, 4.1),
-        ),
+        column("maze.png", "Mazes", found, _pareto, _distance, _practice),
         Verdicts(_sentences(found)),
-        Picture("maze_example.png", "An episode", lambda figure: _example(figure, found), (9.6, 3.9), 120),
+        Picture("maze_example.png", "An episode", lambda figure: _example(figure, found), (WIDTH, 8.5)),
         "## Agents on unseen mazes",
         tabulate("agent", trials, *columns),
         "## Other mazes (priced)",
@@ -257,10 +252,10 @@ def _pareto(axes: Axes, found: _Found) -> None:
     for name, marker in (("fixed-8", "^"), ("fixed-16", "v")):
         if name in found.agents:
             draw({0: found.agents[name]}, NAMES[name], color=WRONG, marker=marker)
-    axes.set(xlabel="sweeps a step", ylabel="path efficiency (shortest way / way taken)")
+    axes.set(xlabel="sweeps a step", ylabel="shortest way / way taken")
     axes.set_title("What thinking is worth")
     span_at_least(axes, "y", 0.1)
-    axes.legend(loc="lower right", fontsize=8.5)
+    legend(axes)
 
 
 def _distance(axes: Axes, found: _Found) -> None:
@@ -275,7 +270,7 @@ def _distance(axes: Axes, found: _Found) -> None:
         curve(axes, middle, [e["sweeps"] for e in entries.values()], label, color=color, marker=marker)
     axes.set(xlabel="steps to the goal", ylabel="sweeps", ylim=(0, 34))
     axes.set_title("Who gets the sweeps")
-    axes.legend(loc="best", fontsize=8.5)
+    legend(axes)
 
 
 def _practice(axes: Axes, found: _Found) -> None:
@@ -287,13 +282,13 @@ def _practice(axes: Axes, found: _Found) -> None:
         axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
     axes.set(xlabel="updates", ylabel="sweeps a step", ylim=(0, 34))
     axes.set_title("Effort over practice")
-    axes.legend(loc="best", fontsize=8.5)
+    legend(axes)
 
 
 def _example(figure: Figure, found: _Found) -> None:
-    """A maze, the way taken, and the sweeps of each step: on the map, and beside it in time."""
+    """A maze, the way taken, and the sweeps of each step: on the map, and below it in time."""
     example = found.priced.first("example")
-    chart, time = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    chart, time = figure.subplots(2, 1, height_ratios=(1.6, 1))
     sweeps, goal = example["sweeps"], example["goal"]
     rows, columns = zip(*example["positions"], strict=True)
     chart.imshow(example["walls"], cmap="gray_r", vmin=0, vmax=1.6, interpolation="nearest")

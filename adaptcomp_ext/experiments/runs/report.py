@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 
 from adaptcomp_ext.experiments.bench import machine
 from adaptcomp_ext.experiments.files import write_json, write_text
-from adaptcomp_ext.experiments.style import QUICK, STYLE, save
+from adaptcomp_ext.experiments.style import PANEL, QUICK, STYLE, WIDTH, save
 
 from .results import Results
 from .statistics import Shown, table
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Block", "Column", "Picture", "Table", "Verdicts", "panels", "publish", "tabulate"]
+__all__ = ["Block", "Column", "Picture", "Table", "Verdicts", "column", "panels", "publish", "tabulate"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,33 @@ def panels(
             panel(one, found)
 
     return draw_all
+
+
+def column(
+    name: str, alt: str, found: Any, *draw: Callable[[Axes, Any], None], height: float = PANEL
+) -> Picture:
+    """Make a picture of panels one below the other, narrow enough for a phone.
+
+    Parameters
+    ----------
+    name, alt : str
+        As for `Picture`.
+    found : object
+        What every panel is given to draw.
+    *draw : callable
+        ``draw(axes, found)`` for each panel.
+    height : float
+        Inches for each panel.
+    """
+
+    def draw_all(figure: Figure) -> None:
+        for axes, panel in zip(figure.subplots(len(draw), squeeze=False).flat, draw, strict=True):
+            panel(axes, found)
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            engine.set(h_pad=0.12)  # type: ignore[call-arg]
+
+    return Picture(name, alt, draw_all, (WIDTH, height * len(draw)))
 
 
 @dataclass(frozen=True)
