@@ -87,7 +87,7 @@ def mark_cut_axes(figure: Figure) -> None:
     """Draw two strokes across each linear axis that does not begin at zero although all of it is positive."""
     from matplotlib.lines import Line2D
     from matplotlib.path import Path as Outline
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FixedLocator, ScalarFormatter
 
     for axes in figure.axes:
         if not axes.axison or axes.images:
@@ -96,7 +96,9 @@ def mark_cut_axes(figure: Figure) -> None:
             (axes.xaxis, sorted(axes.get_xlim()), ([0.03, 0.05], [0, 0])),
             (axes.yaxis, sorted(axes.get_ylim()), ([0, 0], [0.04, 0.07])),
         ):
-            named = isinstance(axis.get_major_formatter(), FixedFormatter)  # categories, which have no zero
+            named = isinstance(axis.get_major_locator(), FixedLocator) and not isinstance(
+                axis.get_major_formatter(), ScalarFormatter
+            )  # labels of one's own: categories, which have no zero
             if axis.get_scale() == "linear" and low > 0.1 * (high - low) and not named:
                 slant = (1, 0.5) if axis is axes.yaxis else (0.5, 1)
                 stroke = Outline([(-slant[0], -slant[1]), slant])

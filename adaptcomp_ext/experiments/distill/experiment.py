@@ -277,8 +277,11 @@ def _pair(axes: Axes, found: _Found) -> None:
         marker="s",
         ms=6,
     )
-    for i, (rate, a, b) in enumerate(zip(found.gated, x, y, strict=True)):
-        note(axes, f"{100 * rate:g} %", (a, 100 * b.mean()), (5, -14 if i % 2 else 6), fontsize=10)
+    for rate, a, b in zip(found.gated, x, y, strict=True):
+        note(axes, f"{100 * rate:g} %", (a, 100 * b.mean()), (4, -15), fontsize=10)
+    axes.set_xscale("log")
+    axes.set_xticks([10, 20, 50, 100], ["10", "20", "50", "100"])
+    axes.minorticks_off()
     axes.set_xlabel("multiply–adds, % of π₂'s")
     axes.set_ylabel("right, %")
     axes.set_title("The pair, by calls of held-out images")
