@@ -130,7 +130,7 @@ def weights(module: nn.Module) -> int:
 
 
 def multiply_adds(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply–adds of one row through linear and convolution layers, without dead units, counted in one."""
+    """Multiply–adds of one row through linear and convolution layers, without its dead units."""
     total = 0
 
     def count(layer: Any, inputs: Any, output: Tensor) -> None:

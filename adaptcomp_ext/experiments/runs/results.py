@@ -51,7 +51,7 @@ class Results:
         self.found, self.config, self.machine, self.path = found, config, machine, path
 
     def where(self, **options: Any) -> Results:
-        """Return the results of the cells with these options; ``settings__gate``: an option in an option."""
+        """Return the results of the cells with these options; ``a__b`` is the option b in the option a."""
         chosen = [
             cell
             for cell in self.cells
