@@ -99,6 +99,88 @@ def test_the_peers():
         assert row["time of the peer / time of adaptcomp_ext"] == f"{peer['ratios']['peer/own']:.1f}"
 
 
+def of_halting(ratio: str, **wanted: object) -> list[float]:
+    """A ratio of the configurations of the halting benchmark that have these values, those with M = 16."""
+    rows = [r for r in halting() if wanted.items() <= r["config"].items() and r["config"]["max_steps"] == 16]
+    return [r["ratios"][ratio] for r in rows if ratio in r["ratios"]]
+
+
+def of_large(training: bool) -> list[float]:
+    """How many times longer masking takes where B >= 1024, D >= 256 and the mean is M/4."""
+    sizes = [(1024, 256), (4096, 256)]
+    return [
+        value
+        for batch, dim in sizes
+        for value in of_halting(
+            "masked/auto", core="gru", batch=batch, dim=dim, fraction=0.25, training=training
+        )
+    ]
+
+
+def bookkeeping(training: bool) -> list[float]:
+    """Microseconds a step that `AdaptiveHalt` takes over the lower bound at B = 32, D = 64."""
+    wanted = {"core": "gru", "batch": 32, "dim": 64, "training": training}
+    rows = [r for r in halting() if wanted.items() <= r["config"].items()]
+    over = [r["times_ms"]["auto"]["median"] - r["times_ms"]["limit"]["median"] for r in rows]
+    return [1000 * ms / r["rows"]["longest"] for ms, r in zip(over, rows, strict=True)]
+
+
+def of_energy(label: str, form: str) -> float:
+    """How many times longer than the kernel a form of a descent takes."""
+    rows = json.loads((RESULTS / "bench_energy.json").read_text())["rows"]
+    (ratios,) = [r["ratios"] for r in rows if r["label"].startswith(label)]
+    return ratios[f"{form}/kernel"]
+
+
+def of_route(form: str, least: int, most: int) -> list[float]:
+    """A form's time over route's where the number of rows is in between."""
+    rows = json.loads((RESULTS / "bench_route.json").read_text())["rows"]
+    return [r["ratios"][f"{form}/route"] for r in rows if least <= r["config"]["batch"] <= most]
+
+
+QUOTES = {
+    # A sentence, with its numbers as groups, and what they are computed from.
+    ("README.md", r"(\S+) to (\S+) times its lower bound"): lambda: [
+        min(of_halting("auto/limit", core="gru", batch=32, dim=64, fraction=1)),
+        max(of_halting("auto/limit", core="gru", batch=32, dim=64)),
+    ],
+    ("README.md", r"(\S+) times as fast as eager autograd for 16 rows of 32, and (\S+) times for"): lambda: [
+        of_energy("all mlp silu B=16", "eager"),
+        of_energy("all mlp silu B=1024", "eager"),
+    ],
+    ("docs/limits.md", r"Of the (\d+) configurations"): lambda: [len(halting())],
+    ("docs/limits.md", r"in one: (\S+) %"): lambda: [
+        100 * (max(r["ratios"]["auto/best"] for r in halting()) - 1)
+    ],
+    ("docs/limits.md", r"in small problems, by (\d+) %"): lambda: [
+        100 * (max(1 / r["ratios"]["masked_compile/auto"] for r in halting() if r["config"]["compiled"]) - 1)
+    ],
+    ("docs/limits.md", r"(\d+) to (\d+) µs a step in inference, (\d+) to (\d+) µs in training"): lambda: [
+        bound(bookkeeping(training)) for training in (False, True) for bound in (min, max)
+    ],
+    ("docs/limits.md", r"masking is up to (\S+) times as fast where"): lambda: [
+        1 / min(of_route("masking", 64, 64))
+    ],
+    ("docs/limits.md", r"`index_copy` up to (\S+) times"): lambda: [1 / min(of_route("indexed", 64, 64))],
+    ("docs/limits.md", r"takes up to (\d+) times as long"): lambda: [max(of_route("masking", 1024, 99999))],
+    ("docs/limits.md", r"a tie throughout \((\S+) to (\S+) of"): lambda: [
+        bound(of_route("indexed", 1024, 99999)) for bound in (min, max)
+    ],
+    ("docs/measured.md", r"(\S+) to (\S+) times faster in inference and (\S+) to (\S+) times"): lambda: [
+        bound(of_large(training)) for training in (False, True) for bound in (min, max)
+    ],
+}
+
+
+@pytest.mark.parametrize("quote", QUOTES, ids=lambda quote: quote[1])
+def test_a_sentence_quotes_the_report(quote):
+    name, pattern = quote
+    text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+    (found,) = re.finditer(pattern, text)
+    values = QUOTES[quote]()
+    assert all(quoted(n, value) for n, value in zip(found.groups(), values, strict=True)), (found[0], values)
+
+
 PAGES = sorted(p.stem for p in (ROOT / "docs" / "experiments").glob("*.md") if p.stem != "index")
 NOT_MEASURED = {
     # Settings, sizes and versions, which no report of the page holds.
