@@ -6,6 +6,7 @@ from typing import Any
 CPU: int
 EMULATED: bool
 MAX_LEAVES: int
+STATUS: dict[str, int]
 MAX_SUMS: int
 
 def is_ordinary(tensor: Any, shape: tuple[int, ...], /) -> bool: ...
@@ -100,16 +101,6 @@ class StateLike:
 class HaltRun:
     running: int
     inputs_replaced: bool
-    def __init__(
-        self,
-        arguments: list[Any],
-        threshold: float,
-        state: StateLike,
-        schedule: Schedule,
-        results: list[Any],
-        inputs: list[Any],
-        /,
-    ) -> None: ...
     def set_readout(self, readout: Any, output: Any, apart: bool, /) -> None: ...
     def advance(
         self, rows: int, step: int, leaves: list[Any], readout: Any, logits: Any, stream: int, /
@@ -120,15 +111,6 @@ class HaltRun:
 class DescentRun:
     accepted: int
     broken: int
-    def __init__(
-        self,
-        tensors: tuple[Any, ...],
-        step_size: Any,
-        sigma: Any,
-        integers: list[int],
-        numbers: list[float],
-        /,
-    ) -> None: ...
     def advance(
         self, point: Any, value: Any, gradient: Any, accepted: Any, step: int, stream: int, /
     ) -> Any: ...
@@ -151,3 +133,48 @@ def quadratic_descent_backward(arguments: list[Any], numbers: list[float]) -> No
 def quadratic_descent_scratch(arguments: list[Any]) -> int: ...
 def use_isa(name: str) -> None: ...
 def build_info() -> dict[str, Any]: ...
+def halt_run(
+    *,
+    state: StateLike,
+    schedule: Schedule,
+    results: list[Any],
+    inputs: list[Any],
+    rows: int,
+    row: Any,
+    flag: Any,
+    steps: Any,
+    status: Any,
+    wide: bool,
+    min_steps: int,
+    max_steps: int,
+    policy: int,
+    threshold: float,
+    signal: Any,
+    parameter: int,
+    sample_ids: Any,
+    carry: Any,
+    cost: Any,
+    running: Any,
+    inference_mode: bool,
+    in_place: bool,
+    device: int,
+) -> HaltRun: ...
+def descent_run(
+    *,
+    y: Any,
+    energy: Any,
+    steps: Any,
+    status: Any,
+    kept: Any,
+    velocity: Any,
+    moving: Any,
+    scale: Any,
+    sample_ids: Any,
+    row: Any,
+    flag: Any,
+    running: Any,
+    step_size: Any,
+    sigma: Any,
+    rule: tuple[list[int], list[float]],
+    device: int,
+) -> DescentRun: ...

@@ -16,6 +16,7 @@
 #include "bindings/arguments.h"
 #include "bindings/descent.h"
 #include "bindings/energies.h"
+#include "bindings/functions.h"
 #include "bindings/halt_run.h"
 #include "bindings/halting.h"
 #include "bindings/ordinary.h"
@@ -28,6 +29,7 @@
 #include "halting/halting.h"
 #include "halting/schedule.h"
 #include "pondernet/pondernet.h"
+#include "status.h"
 
 #ifdef ADAPTCOMP_EMULATION  // tests/cuda_host: the CUDA files are compiled for the host
 #include "emulator_bindings.h"
@@ -222,6 +224,14 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("EMULATED") = false;
 #endif
+  py::dict status;
+  status["PADDING"] = static_cast<int>(kPadding);
+  status["RUNNING"] = static_cast<int>(kRunning);
+  status["HALTED"] = static_cast<int>(kHalted);
+  status["MAX_STEPS"] = static_cast<int>(kMaxSteps);
+  status["NONFINITE"] = static_cast<int>(kNonFinite);
+  status["REJECTED"] = static_cast<int>(kRejected);
+  m.attr("STATUS") = status;
   m.attr("MAX_LEAVES") = kMaxLeaves;
   m.attr("MAX_SUMS") = kMaxSums;
   m.def("compact_index", &compact_index);
@@ -256,7 +266,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("use_isa", &use_isa);
   m.def("use_torch", &use_torch);
-  define_ordinary(m);
+  static PyMethodDef functions[] = {
+      fast("is_ordinary", &is_ordinary),
+      {"ordinary_rows", &ordinary_rows, METH_O, nullptr},
+      fast("are_ordinary_rows", &are_ordinary_rows),
+      named("halt_run", &make<HaltRun>),
+      named("descent_run", &make<DescentRun>),
+      {nullptr, nullptr, 0, nullptr},
+  };
+  if (PyModule_AddFunctions(m.ptr(), functions) != 0) throw py::error_already_set();
   m.def("flops_per_row", &state_flops_per_row);
   m.def("make_schedule", &make_schedule);
   py::class_<Schedule, std::shared_ptr<Schedule>>(m, "Schedule")
@@ -271,8 +289,6 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::list&, int64_t>())
       .def("take", &StateLike::take);
   py::class_<HaltRun>(m, "HaltRun")
-      .def(py::init<const py::list&, double, std::shared_ptr<StateLike>, std::shared_ptr<Schedule>,
-                    const py::list&, py::list>())
       .def("set_readout", &HaltRun::set_readout)
       .def("set_rows", &HaltRun::set_rows)
       .def("split", &HaltRun::split)
@@ -280,7 +296,6 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("running", &HaltRun::running)
       .def_readonly("inputs_replaced", &HaltRun::inputs_replaced);
   py::class_<DescentRun>(m, "DescentRun")
-      .def(py::init<py::tuple, py::object, py::object, const py::list&, const py::list&>())
       .def("advance", &DescentRun::advance)
       .def("set_rows", &DescentRun::set_rows)
       .def("index", &DescentRun::index)

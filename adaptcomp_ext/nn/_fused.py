@@ -84,21 +84,30 @@ class _Run:
         self.output: Tensor | None = None
         self.output_dtype = torch.float32
         device, _ = place(run.device)
-        self.block = _C.HaltRun(
-            [
-                *(run.batch, self.row, self.flag, self.steps, self.status),
-                *(run.scalar == torch.float64, run.min_steps, run.max_steps, fused.policy, fused.signal),
-                *(fused.parameter, run.sample_ids, self.carry[0] if fused.carried else None, self.cost),
-                *(None if self.active is None else self.active.running, torch.is_inference_mode_enabled()),
-                *(self.exits is None, device),
-            ],
-            *(
-                fused.threshold,
-                problem.like,
-                problem.schedule() if self.exits is None else never(),
-                self.results,
-                self.inputs,
-            ),
+        self.block = _C.halt_run(
+            state=problem.like,
+            schedule=problem.schedule() if self.exits is None else never(),
+            results=self.results,
+            inputs=self.inputs,
+            rows=run.batch,
+            row=self.row,
+            flag=self.flag,
+            steps=self.steps,
+            status=self.status,
+            wide=run.scalar == torch.float64,
+            min_steps=run.min_steps,
+            max_steps=run.max_steps,
+            policy=fused.policy,
+            threshold=fused.threshold,
+            signal=fused.signal,
+            parameter=fused.parameter,
+            sample_ids=run.sample_ids,
+            carry=self.carry[0] if fused.carried else None,
+            cost=self.cost,
+            running=None if self.active is None else self.active.running,
+            inference_mode=torch.is_inference_mode_enabled(),
+            in_place=self.exits is None,
+            device=device,
         )
 
     def run(self) -> HaltResult:

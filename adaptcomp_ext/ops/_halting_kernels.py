@@ -13,7 +13,9 @@ from adaptcomp_ext.ops._backend import place
 from adaptcomp_ext.ops._library import register
 
 MAX_LEAVES: int = _C.MAX_LEAVES
-RUNNING = 0  # the flag of a row that goes on; positive flags are the Status it ended with, -1 is padding
+RUNNING: int = _C.STATUS[
+    "RUNNING"
+]  # the flag of a row that goes on; positive flags are the Status it ended with, -1 is padding
 
 # The codes of csrc/halting/halting.h.
 GIVEN, FIXED_STEPS, ACT, PONDER_SAMPLE, CONFIDENCE = range(5)

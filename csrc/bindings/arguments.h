@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
+#include <string>
 
 #include "bindings/torch.h"
 #include "common/dtype.h"
@@ -19,6 +20,8 @@ class Arguments {
  public:
   explicit Arguments(const py::list& list) : items_(list.ptr()), size_(PyList_GET_SIZE(list.ptr())) {}
   int64_t integer() { return integer_of(next()); }
+  double number() { return py::handle(next()).cast<double>(); }
+  py::object object() { return py::reinterpret_borrow<py::object>(next()); }
   // A tensor that the Python side has allocated or made plain and contiguous, to be read or written.
   template <class T>
   T* pointer(const char* name = "a tensor") {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/arguments.h"
+#include "bindings/functions.h"
 #include "bindings/torch.h"
 #include "descent/descent.h"
 
@@ -40,35 +41,38 @@ inline PerRow per_row(const py::handle& numbers) {
 
 class DescentRun {
  public:
-  // tensors, all contiguous, None where there is none: y, energy, steps, status, kept, velocity, moving,
-  // scale, sample; row, flag, running (CUDA). step_size, sigma: a float or a tensor. integers: the rule's,
-  // device. numbers: the rule's.
-  DescentRun(py::tuple tensors, py::object step_size, py::object sigma, const py::list& integers,
-             const py::list& numbers)
-      : tensors_(std::move(tensors)), step_size_(std::move(step_size)), sigma_(std::move(sigma)) {
-    Arguments in(integers);
-    a_.rule = descent_rule(in, numbers);
-    device_ = in.integer();
-    in.done();
-    const Extent row = row_extent(address(0).ptr());
+  // Tensors are contiguous, or None where there is none; `row`, `flag` and `running` are for CUDA.
+  // `step_size` and `sigma`: a float or a tensor. `rule`: the two lists of `descent_rule`.
+  static constexpr std::initializer_list<const char*> kNames{
+      "y",          "energy", "steps", "status",  "kept",      "velocity", "moving", "scale",
+      "sample_ids", "row",    "flag",  "running", "step_size", "sigma",    "rule",   "device"};
+  explicit DescentRun(py::list arguments) : values_(std::move(arguments)) {
+    Arguments in(values_);
+    const Extent row = row_extent(y().ptr());
     a_.elements = row.elements;
     a_.dtype = row.dtype;
-    a_.y = data(0);
-    a_.energy = data(1);
-    a_.steps = static_cast<int64_t*>(data(2));
-    a_.status = static_cast<int8_t*>(data(3));
-    a_.kept = data(4);
-    a_.velocity = data(5);
-    a_.moving = static_cast<uint8_t*>(data(6));
-    a_.scale = data(7);
-    a_.sample = static_cast<const int64_t*>(data(8));
-    a_.row = static_cast<int64_t*>(data(9));
-    a_.flag = static_cast<int8_t*>(data(10));
-    running_on_device_ = static_cast<int64_t*>(data(11));
-    a_.step_size = per_row(step_size_);
-    a_.sigma = per_row(sigma_);
+    a_.y = in.pointer<void>("y");
+    a_.energy = in.pointer<void>("energy");
+    a_.steps = in.pointer<int64_t>("steps");
+    a_.status = in.pointer<int8_t>("status");
+    a_.kept = in.pointer<void>("kept");
+    a_.velocity = in.pointer<void>("velocity");
+    a_.moving = in.pointer<uint8_t>("moving");
+    a_.scale = in.pointer<void>("scale");
+    a_.sample = in.pointer<const int64_t>("sample_ids");
+    a_.row = in.pointer<int64_t>("row");
+    a_.flag = in.pointer<int8_t>("flag");
+    running_on_device_ = in.pointer<int64_t>("running");
+    a_.step_size = per_row(in.object());
+    a_.sigma = per_row(in.object());
+    const auto rule = in.object().cast<std::pair<py::list, py::list>>();
+    Arguments integers(rule.first);
+    a_.rule = descent_rule(integers, rule.second);
+    integers.done();
+    device_ = in.integer();
+    in.done();
     if (device_ == kCpu) {
-      row_.resize(static_cast<size_t>(rows_of(address(0).ptr())));
+      row_.resize(static_cast<size_t>(rows_of(y().ptr())));
       std::iota(row_.begin(), row_.end(), int64_t{0});
       index_.resize(row_.size());
       a_.row = row_.data();
@@ -111,7 +115,7 @@ class DescentRun {
   // int64 [rows that go on]: the block rows, of the block that was judged last, that the next one is made of.
   // CPU.
   py::object index() const {
-    const py::object out = new_rows(address(2).ptr(), counts_.running);
+    const py::object out = new_rows(steps().ptr(), counts_.running);
     std::copy_n(index_.data(), counts_.running, static_cast<int64_t*>(data_of(out.ptr(), "index")));
     return out;
   }
@@ -120,19 +124,15 @@ class DescentRun {
   int64_t broken() const { return counts_.broken; }
 
  private:
-  py::object address(size_t i) const { return tensors_[i]; }
-  void* data(size_t i) const {
-    const py::object tensor = address(i);
-    return tensor.is_none() ? nullptr : data_of(tensor.ptr(), "a tensor of the descent");
-  }
+  py::object y() const { return values_[0]; }
+  py::object steps() const { return values_[2]; }
 
-  py::tuple tensors_;  // held for their memory
-  py::object step_size_, sigma_;
+  py::list values_;  // held for the tensors' memory
   DescentStep a_{};
   DescentCounts counts_{0, 0, 0};
   int64_t* running_on_device_;
   int64_t device_;
-  Like like_{address(0).ptr()};
+  Like like_{y().ptr()};
   std::vector<int64_t> row_, index_;  // on the CPU
 };
 

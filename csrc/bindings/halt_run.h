@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bindings/arguments.h"
+#include "bindings/functions.h"
 #include "bindings/torch.h"
 #include "compaction/compaction.h"
 #include "halting/halting.h"
@@ -84,17 +85,21 @@ inline Schedule make_schedule(int64_t weights, const py::sequence& state, const 
 
 class HaltRun {
  public:
-  // arguments: rows, row and flag (CUDA), steps, status, wide, min_steps, max_steps, policy, signal (of the
-  // batch), parameter, sample, carry, cost, running (CUDA), inference mode, in place, device. `results`:
-  // where each row's last state goes. `inputs`: the step's, contiguous; packed along, and replaced in the
-  // list where that takes a new tensor.
-  HaltRun(const py::list& arguments, double threshold, std::shared_ptr<StateLike> state,
-          std::shared_ptr<Schedule> schedule, const py::list& results, py::list inputs)
-      : state_(std::move(state)),
-        leaves_(state_->leaves()),
-        schedule_(std::move(schedule)),
-        inputs_(std::move(inputs)) {
+  // `results`: where each row's last state goes. `inputs`: the step's, contiguous; packed along, and replaced
+  // in the list where that takes a new tensor. `row`, `flag` and `running` are for CUDA, where the host does
+  // not see them. `signal`: the policy's, one number for each row of the batch.
+  static constexpr std::initializer_list<const char*> kNames{
+      "state",  "schedule",  "results",        "inputs",    "rows",       "row",
+      "flag",   "steps",     "status",         "wide",      "min_steps",  "max_steps",
+      "policy", "threshold", "signal",         "parameter", "sample_ids", "carry",
+      "cost",   "running",   "inference_mode", "in_place",  "device"};
+  explicit HaltRun(const py::list& arguments)
+      : state_(arguments[0].cast<std::shared_ptr<StateLike>>()), leaves_(state_->leaves()) {
     Arguments in(arguments);
+    in.object();
+    schedule_ = in.object().cast<std::shared_ptr<Schedule>>();
+    const auto results = in.object().cast<py::list>();
+    inputs_ = in.object().cast<py::list>();
     const int64_t rows = in.integer();
     a_.row = in.pointer<int64_t>();
     a_.flag = in.pointer<int8_t>();
@@ -104,6 +109,7 @@ class HaltRun {
     a_.min_steps = in.integer();
     a_.max_steps = in.integer();
     a_.policy = static_cast<Policy>(in.integer());
+    a_.threshold = in.number();
     const auto* n = in.held<int64_t>(torch->int64, rows, "n");
     a_.parameter = in.integer();
     const auto* sample = in.held<int64_t>(torch->int64, rows, "sample_ids");
@@ -126,7 +132,6 @@ class HaltRun {
       a_.row = row_.data();
       a_.flag = flag_.data();
     }
-    a_.threshold = threshold;
     a_.n_sums = cost ? 1 : 0;
     a_.sums[0] = {nullptr, cost};
     a_.n_leaves = static_cast<int64_t>(leaves_.size());

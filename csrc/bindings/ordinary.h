@@ -1,17 +1,17 @@
 // Whether a tensor is as nearly all are: the checks of the Python side, of which each takes time and some
-// explain a lot, are for the others. Plain functions of Python, which take half as long to call as those of
-// pybind11.
+// explain a lot, are for the others.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include "bindings/functions.h"
 #include "bindings/torch.h"
 
 namespace adaptcomp {
 
 // Whether a tensor is a plain contiguous one on the CPU, with its values in memory. A tensor of another
 // layout than torch.strided, of a transform or without elements has no address, and is not.
-inline bool is_ordinary(PyObject* tensor, Facts& facts) {
+inline bool find_ordinary(PyObject* tensor, Facts& facts) {
   return is_plain(tensor) && facts.read(tensor) && facts.on_cpu() && facts.data() && facts.is_contiguous() &&
          !is_lazy(tensor);
 }
@@ -22,29 +22,24 @@ inline PyObject* is_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t c
     PyErr_SetString(PyExc_TypeError, "is_ordinary: expected a tensor and its shape");
     return nullptr;
   }
-  try {
+  return guarded([&] {
     Facts facts;
     const Py_ssize_t dims = PyTuple_GET_SIZE(arguments[1]);
-    bool answer = is_ordinary(arguments[0], facts) && facts.dtype() != DType::opaque && facts.dims() == dims;
+    bool answer =
+        find_ordinary(arguments[0], facts) && facts.dtype() != DType::opaque && facts.dims() == dims;
     for (Py_ssize_t d = 0; answer && d < dims; ++d)
       answer = facts.size(d) == integer_of(PyTuple_GET_ITEM(arguments[1], d));
     return PyBool_FromLong(answer);
-  } catch (py::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  }
+  });
 }
 
 // ordinary_rows(tensor): its rows; -1 where it is not ordinary, has another dtype or no batch dimension.
 inline PyObject* ordinary_rows(PyObject*, PyObject* tensor) {
-  try {
+  return guarded([&] {
     Facts facts;
-    const bool answer = is_ordinary(tensor, facts) && facts.dtype() != DType::opaque && facts.dims() > 0;
+    const bool answer = find_ordinary(tensor, facts) && facts.dtype() != DType::opaque && facts.dims() > 0;
     return PyLong_FromLongLong(answer ? facts.size(0) : -1);
-  } catch (py::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  }
+  });
 }
 
 // are_ordinary_rows(state, inputs): whether all tensors in these lists are ordinary, of real numbers,
@@ -54,36 +49,19 @@ inline PyObject* are_ordinary_rows(PyObject*, PyObject* const* arguments, Py_ssi
     PyErr_SetString(PyExc_TypeError, "are_ordinary_rows: expected two lists of tensors");
     return nullptr;
   }
-  try {
+  return guarded([&] {
     bool answer = PyList_GET_SIZE(arguments[0]) > 0;
     int64_t rows = -1;
     for (Py_ssize_t i = 0; i < 2; ++i) {
       for (Py_ssize_t t = 0; answer && t < PyList_GET_SIZE(arguments[i]); ++t) {
         Facts facts;
-        answer = is_ordinary(PyList_GET_ITEM(arguments[i], t), facts) && facts.is_real() &&
+        answer = find_ordinary(PyList_GET_ITEM(arguments[i], t), facts) && facts.is_real() &&
                  facts.dims() > 0 && (rows < 0 || facts.size(0) == rows);
         if (answer) rows = facts.size(0);
       }
     }
     return PyBool_FromLong(answer);
-  } catch (py::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  }
-}
-
-inline void define_ordinary(py::module_& m) {
-  static PyMethodDef functions[] = {
-      {"is_ordinary",
-       reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(
-           static_cast<PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t)>(&is_ordinary))),
-       METH_FASTCALL, nullptr},
-      {"ordinary_rows", &ordinary_rows, METH_O, nullptr},
-      {"are_ordinary_rows", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&are_ordinary_rows)),
-       METH_FASTCALL, nullptr},
-      {nullptr, nullptr, 0, nullptr},
-  };
-  if (PyModule_AddFunctions(m.ptr(), functions) != 0) throw py::error_already_set();
+  });
 }
 
 }  // namespace adaptcomp

@@ -104,11 +104,11 @@ AC_HD DescentCounts plain_rows(const DescentStep& a, int64_t begin, int64_t end,
     const Verdict verdict = judge<double>(a.rule, a.step, static_cast<double>(energy),
                                           static_cast<double>(value), finite, norm, false);
     counts.accepted += verdict.accept;
-    counts.broken += verdict.status == kNonfinite;
+    counts.broken += verdict.status == kNonFinite;
     if (a.accepted) a.accepted[i] = verdict.accept;
     T* y = static_cast<T*>(a.y) + r * n;
     if (verdict.accept || a.step == 0) energy = value;
-    if (verdict.status != kGoesOn) {
+    if (verdict.status != kRunning) {
       if (verdict.accept || a.step == 0) std::memcpy(y, point, static_cast<size_t>(n) * sizeof(T));
       a.steps[r] = a.step;
       a.status[r] = verdict.status;
@@ -210,9 +210,9 @@ class StepRows {
       const int64_t r = a_.row[i];
       const Verdict verdict = judge_row(i, r);
       counts.accepted += verdict.accept;
-      counts.broken += verdict.status == kNonfinite;
+      counts.broken += verdict.status == kNonFinite;
       if (a_.accepted) a_.accepted[i] = verdict.accept;
-      if (verdict.status != kGoesOn) {
+      if (verdict.status != kRunning) {
         a_.steps[r] = a_.step;
         a_.status[r] = verdict.status;
         continue;

@@ -81,11 +81,11 @@ __global__ void __launch_bounds__(kThreads)
   }
   finite = !Row::any(!finite);
   const double norm = rule.on_gradient && gradient ? norm_of<G>(gradient, n, live) : 0.0;
-  Verdict verdict{false, kGoesOn};
+  Verdict verdict{false, kRunning};
   if (live)
     verdict = judge<double>(rule, a.step, static_cast<double>(energy), static_cast<double>(value), finite,
                             norm, a.moving && a.moving[r]);
-  const bool goes_on = live && verdict.status == kGoesOn;
+  const bool goes_on = live && verdict.status == kRunning;
 
   // Every lane has read the state that lane 0 writes from here on.
   if (live && (verdict.accept || a.step == 0)) {

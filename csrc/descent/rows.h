@@ -15,15 +15,14 @@
 #include "common/dtype.h"
 #include "common/philox.h"
 #include "descent/rule.h"
+#include "status.h"
 
 namespace adaptcomp {
 
-// Why a row ended: the codes of adaptcomp_ext.Status. 0: it goes on.
-enum DescentStatus : int8_t { kGoesOn = 0, kHalted = 1, kMaxSteps = 2, kNonfinite = 3, kRejected = 4 };
-
+// What a step has made of a row.
 struct Verdict {
   bool accept;
-  int8_t status;
+  Status status;
 };
 
 // Judges the point of step `step`, 0 for the starting point. `finite`: the point and its energy are. `norm`:
@@ -34,16 +33,16 @@ struct Verdict {
 // without noise, velocity or backtracking the same point would be proposed for ever, and the row ends.
 template <class C>
 AC_HD Verdict judge(const DescentRule& rule, int64_t step, C e, C e_new, bool finite, C norm, bool moving) {
-  if (!finite) return {false, kNonfinite};
-  if (step == 0) return {true, kGoesOn};
+  if (!finite) return {false, kNonFinite};
+  if (step == 0) return {true, kRunning};
   const bool last = step >= rule.max_steps;
   if (rule.if_lower && !(e_new <= e)) {
     const bool again = rule.noisy || moving || rule.backtracking > 0;
-    return {false, !again ? kRejected : last ? kMaxSteps : kGoesOn};
+    return {false, !again ? kRejected : last ? kMaxSteps : kRunning};
   }
   const C change = e_new < e ? e - e_new : e_new - e;
   const bool stop = rule.tol > 0 && (rule.on_gradient ? norm : change) <= C(rule.tol);
-  return {true, stop ? kHalted : last ? kMaxSteps : kGoesOn};
+  return {true, stop ? kHalted : last ? kMaxSteps : kRunning};
 }
 
 // What the gradient is multiplied with to be at most `clip` long; NaN where the norm is NaN, so that the next

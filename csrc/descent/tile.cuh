@@ -182,7 +182,7 @@ class DescentTile : DescentSlots<C> {
       if (a.scale)
         Warp::once([&] { static_cast<C*>(a.scale)[at_step] = verdict.accept ? used_scale : C(0); });
     }
-    if (verdict.status != kGoesOn) {
+    if (verdict.status != kRunning) {
       Warp::copy(static_cast<C*>(a.y) + row * dim_, y, dim_);
       Warp::once([&] {
         // A starting point that is not finite reports its own energy.

@@ -225,7 +225,7 @@ class DescentTile {
     const C used_scale = s.s;
     if (verdict.accept) {
       s.e = e_new;
-      if (!plain_ || verdict.status != kGoesOn) {  // else the next proposal copies the point
+      if (!plain_ || verdict.status != kRunning) {  // else the next proposal copies the point
         copy_row(y, p, stride_);
         copy_row(kept, g, stride_);
       }
@@ -239,7 +239,7 @@ class DescentTile {
       if (a_.path) copy_row(static_cast<C*>(a_.path) + at_step * a_.dim, verdict.accept ? p : y, a_.dim);
       if (a_.scale) static_cast<C*>(a_.scale)[at_step] = verdict.accept ? used_scale : C(0);
     }
-    if (verdict.status != kGoesOn) {
+    if (verdict.status != kRunning) {
       // A starting point that is not finite reports its own energy.
       copy_row(static_cast<C*>(a_.y) + s.row * a_.dim, y, a_.dim);
       static_cast<C*>(a_.energy)[s.row] = s.step == 0 ? e_new : s.e;

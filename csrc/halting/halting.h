@@ -12,13 +12,11 @@
 #include "act/rows.h"
 #include "common/dtype.h"
 #include "compaction/compaction.h"
+#include "status.h"
 
 namespace adaptcomp {
 
 enum class Policy : int64_t { given = 0, fixed_steps = 1, act = 2, ponder_sample = 3, confidence = 4 };
-
-// What became of a row in this step. Positive values are adaptcomp_ext.Status; a padding row stays padding.
-enum Flag : int8_t { kPadding = -1, kRunning = 0, kHalted = 1, kMaxSteps = 2, kNonFinite = 3 };
 
 constexpr int64_t kMaxLeaves = 32;  // of the state; the binding refuses more
 constexpr int64_t kMaxSums = 2;     // cost and log-probability
@@ -38,7 +36,7 @@ struct Sum {              // a per-row scalar added up over the steps, in the sc
 struct HaltStep {
   int64_t rows;    // of the block, padding included
   int64_t* row;    // [rows] batch row of each block row, -1 for padding
-  int8_t* flag;    // [rows] out, a Flag
+  int8_t* flag;    // [rows] out, a Status
   int64_t* steps;  // [batch] out, for rows that end now
   int8_t* status;  // [batch] out, for rows that end now
   bool wide;       // scalar type (weight, carry, sums): double, else float

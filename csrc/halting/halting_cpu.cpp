@@ -102,14 +102,14 @@ void halt_rows(const HaltStep& a, int64_t begin, int64_t end) {
       pass_carry<S>(a, i);
       continue;
     }
-    const Verdict<S> v = decide<S>(a, i, r);
+    const Decision<S> v = decide<S>(a, i, r);
     const bool masked = may_mask(v.weight);
     bool finite = v.finite && (!separate_readout || finite_block_row(a.readout, i) ||
                                (masked && logits_block_row(a.readout, i)));
     for (int64_t l = 0; l < a.n_leaves && finite; ++l)
       finite = finite_block_row(a.leaves[l], i) ||
                (masked && l == a.read_leaf && logits_block_row(a.leaves[l], i));
-    const Flag flag = outcome(v.halt, finite, a.step, a.min_steps, a.max_steps);
+    const Status flag = outcome(v.halt, finite, a.step, a.min_steps, a.max_steps);
     a.flag[i] = flag;
     if (weighted && v.weight != 0) {
       dispatch(a.readout.dtype, [&](auto* type) {

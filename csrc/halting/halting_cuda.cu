@@ -81,8 +81,8 @@ __device__ void copy_result(const Leaf& leaf, int64_t i, int64_t r, int lane) {
 
 // The decision for row i, in lane 0. No other lane may call `decide`, because it updates the row's carry.
 template <class S, int G>
-__device__ __forceinline__ Verdict<S> verdict(const HaltStep& a, int64_t i, int64_t r, int lane) {
-  Verdict<S> v{S(0), S(0), false, true};
+__device__ __forceinline__ Decision<S> decision(const HaltStep& a, int64_t i, int64_t r, int lane) {
+  Decision<S> v{S(0), S(0), false, true};
   if (G >= 32 && a.policy == Policy::confidence && a.readout.row_elements > kClassesPerThread) {
     if (lane < 32) {
       device_dispatch(a.readout.dtype, [&](auto* type) {
@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   const bool weighted = is_weighted(a);
   const bool separate_readout = a.readout.block && (a.n_leaves == 0 || a.readout.block != a.leaves[0].block);
 
-  Verdict<S> v{S(0), S(0), false, true};
-  if (r >= 0) v = verdict<S, G>(a, i, r, lane);
+  Decision<S> v{S(0), S(0), false, true};
+  if (r >= 0) v = decision<S, G>(a, i, r, lane);
   const S weight = Row::broadcast(v.weight);
   const bool halt = Row::broadcast(static_cast<int>(v.halt)) != 0;
 
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   finite = !Row::any(!finite);
   if (separate_readout || a.read_leaf >= 0) finite = Row::any(left) && finite;
 
-  const Flag flag = r < 0 ? kPadding : outcome(halt, finite, a.step, a.min_steps, a.max_steps);
+  const Status flag = r < 0 ? kPadding : outcome(halt, finite, a.step, a.min_steps, a.max_steps);
   const bool ended = flag != kPadding && flag != kRunning;
   if (lane == 0 && i < a.rows) {
     a.flag[i] = flag;

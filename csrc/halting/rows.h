@@ -27,15 +27,15 @@ AC_HD bool is_confident(const Leaf& readout, int64_t i, Measure measure, S thres
 }
 
 template <class S>
-struct Verdict {
+struct Decision {
   S weight, cost;
   bool halt, finite;
 };
 
 // The policy's decision for block row i, batch row r. Reads no other row.
 template <class S>
-AC_HD Verdict<S> decide(const HaltStep& a, int64_t i, int64_t r) {
-  Verdict<S> v{S(1), S(0), false, true};
+AC_HD Decision<S> decide(const HaltStep& a, int64_t i, int64_t r) {
+  Decision<S> v{S(1), S(0), false, true};
   switch (a.policy) {
     case Policy::given:
       v.halt = static_cast<const uint8_t*>(a.signal)[i] != 0;
@@ -77,7 +77,7 @@ AC_HD void pass_carry(const HaltStep& a, int64_t i) {
   if (a.spent) static_cast<S*>(a.carry)[i] = static_cast<const S*>(a.spent)[i];
 }
 
-AC_HD Flag outcome(bool halt, bool finite, int64_t step, int64_t min_steps, int64_t max_steps) {
+AC_HD Status outcome(bool halt, bool finite, int64_t step, int64_t min_steps, int64_t max_steps) {
   if (!finite) return kNonFinite;
   if (halt && step >= min_steps) return kHalted;
   return step >= max_steps ? kMaxSteps : kRunning;

@@ -121,19 +121,23 @@ class State:
             self._active = ActiveCount(batch, device)
             self.row = self._rows = torch.arange(batch, device=device)
             self._flag = torch.empty(batch, dtype=torch.int8, device=device)
-        integers, numbers = rule_arguments(rule)
-        self._kernel = _C.DescentRun(
-            (
-                *(self.y, self.energy, self.steps, self.status, self.kept, self.velocity, moving, self.scale),
-                *(
-                    problem.sample_ids,
-                    self._rows,
-                    self._flag,
-                    None if self._active is None else self._active.running,
-                ),
-            ),
-            *(_number(problem.step_size, self.energy), _number(problem.sigma, self.energy)),
-            *([*integers, place(device)[0]], numbers),
+        self._kernel = _C.descent_run(
+            y=self.y,
+            energy=self.energy,
+            steps=self.steps,
+            status=self.status,
+            kept=self.kept,
+            velocity=self.velocity,
+            moving=moving,
+            scale=self.scale,
+            sample_ids=problem.sample_ids,
+            row=self._rows,
+            flag=self._flag,
+            running=None if self._active is None else self._active.running,
+            step_size=_number(problem.step_size, self.energy),
+            sigma=_number(problem.sigma, self.energy),
+            rule=rule_arguments(rule),
+            device=place(device)[0],
         )
 
     def advance(

@@ -1,0 +1,18 @@
+// What has become of a row, for every loop of the package.
+#pragma once
+
+#include <cstdint>
+
+namespace adaptcomp {
+
+// The positive values are those of adaptcomp_ext.Status. A row that runs has none yet, and padding is no row.
+enum Status : int8_t {
+  kPadding = -1,
+  kRunning = 0,
+  kHalted = 1,
+  kMaxSteps = 2,
+  kNonFinite = 3,
+  kRejected = 4,
+};
+
+}  // namespace adaptcomp
