@@ -53,7 +53,7 @@ def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
 
 
 def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
-    """Return the policy's initial carry, checked; if `carried`, the first is a copy that the kernel writes."""
+    """Return the policy's initial carry, checked; if `carried`, the first is a copy, for the kernel."""
     carry = policy.begin(run)
     if carry == ():
         return ()

@@ -1,4 +1,4 @@
-"""The next point of a descent, with its gradient, and the noise."""
+"""The update of a descent to the next point, with its gradient, and the noise."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from adaptcomp_ext.reference import DescentRule
 
 @documented
 class DescentUpdate(NamedTuple):
-    """Where a step of descent leads, and with which velocity.
+    """The result of `descent_update`.
 
     Attributes
     ----------
     point : Tensor
-        [rows, ...]: the next point, in the dtype of the points.
+        [rows, ...]: the next point y', in the dtype of y.
     velocity : Tensor
-        [rows, ...]: what the step size was multiplied with, float32 or float64.
+        [rows, ...]: the velocity v' of the step; float32, float64 for float64 points.
     """
 
     point: Tensor
@@ -35,7 +35,7 @@ class DescentUpdate(NamedTuple):
 
 
 def rule_arguments(rule: DescentRule) -> tuple[list[int], list[float]]:
-    """The rule as the kernels take it."""
+    """Return the integers and numbers of a rule in the order of the kernels' arguments."""
     integers = [rule.max_steps, rule.on_gradient, rule.if_lower, rule.noisy, rule.seed]
     return integers, [rule.tol, rule.momentum, rule.clip, rule.low, rule.high, rule.backtracking]
 
@@ -177,37 +177,42 @@ def descent_update(
     clip: float | None = None,
     clamp: tuple[float, float] | None = None,
 ) -> DescentUpdate:
-    """The next point of each row in a descent: v' = μ v + clip(g), y' = clamp(y + noise − α v').
+    """Compute the next point of each row in a descent: v' = μ v + clip(g), y' = clamp(y + noise − α v').
 
     Parameters
     ----------
     y : Tensor
         The points, [rows, ...]; float32, float64, bfloat16 or float16.
     gradient : Tensor
-        Of the energy at y, in y's shape and dtype.
+        g, the energy's gradient at y, in y's shape and dtype.
     step_size : Tensor
         α, without dimensions or [rows]; float32, float64 for float64 points.
     velocity : Tensor, optional
         v, in y's shape and the dtype of `step_size`. None: zero.
     noise : Tensor, optional
-        Likewise.
+        The noise, in y's shape and the dtype of `step_size`. None: zero.
     momentum : float
         μ, in [0, 1).
     clip : float, optional
-        The largest length of a row's gradient; a longer one is shortened to it.
+        Upper bound, > 0, on the norm of a row's gradient; a longer one is scaled down to it. None: no bound.
     clamp : pair of float, optional
-        The bounds of every element.
+        Lower and upper bound of every element of y'. None: no bounds.
 
     Returns
     -------
     DescentUpdate
-        ``point``, in y's dtype, and ``velocity``, in float32 or float64. A row depends on no other row, bit
-        for bit.
+        ``point``, in y's dtype, and ``velocity``, in float32 or float64. A row has the same bits in any
+        batch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
 
     Notes
     -----
-    Differentiable in all tensors, to any order. The gradient of the clamp is zero where it changed an
-    element.
+    The results are differentiable in all tensors, to any order. An element that the clamp changes has
+    gradient zero.
     """
     y = _checks.check_floating("y", y)
     if y.dim() == 0:
@@ -246,7 +251,7 @@ def update(
     noise: Tensor | None,
     rule: DescentRule,
 ) -> tuple[Tensor, Tensor]:
-    """`descent_update`, unchecked."""
+    """Run `descent_update` without its checks."""
     tensors = [t for t in (y, gradient, step_size, velocity, noise) if t is not None]
     enter("ops.descent_update", tensors, OP_OF_TENSORS, EVERYTHING)
     if on_reference():
@@ -262,7 +267,7 @@ def update(
 
 
 def clipped(gradient: Tensor, rule: DescentRule) -> Tensor:
-    """The velocity that gradients alone make: [n, ...] in the compute dtype."""
+    """Return the clipped gradients, [n, ...], in the compute dtype: the velocity without momentum."""
     if rule.clip == 0:
         return gradient.to(compute_dtype(gradient.dtype))
     return reference.clipped(gradient, rule.clip)
@@ -292,7 +297,7 @@ def check_clip(value: object) -> float:
 
 
 def check_clamp(value: object) -> tuple[float, float]:
-    """Require None or two numbers in ascending order; infinite ones are no bounds."""
+    """Require None or two numbers in ascending order; an infinite number is no bound."""
     if value is None:
         return -math.inf, math.inf
     if not isinstance(value, (tuple, list)) or len(value) != 2:

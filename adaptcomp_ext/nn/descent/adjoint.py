@@ -145,5 +145,5 @@ class _Adjoint(torch.autograd.Function):
                 third = torch.autograd.grad(
                     [f for f, _ in terms], targets, [g for _, g in terms], allow_unused=True
                 )
-        found = iter(third)
-        return (None, None, None, *(next(found) if need else None for need in needs))
+        gradients = iter(third)
+        return (None, None, None, *(next(gradients) if need else None for need in needs))

@@ -151,20 +151,20 @@ class Fused:
             g_path = torch.zeros_like(self._run.path)
             g_path[self._places] = g_outputs
         form = self._form._replace(tensors=tuple(map(_plain, tensors)))
-        found = form.differentiate(
+        gradients = form.differentiate(
             *(self._rule, start.detach(), step_size.detach(), _plain(sigma), self._ids, self._run),
             *(self._last, None if g_y is None else g_y.contiguous(), g_path),
         )
-        grads = list(found.tensors)
+        grads = list(gradients.tensors)
         at = form.kernels.rows_at
         shared = None if at is None else tensors[at]
         if at is not None and shared is not None and shared.dim() == 1:
             rows = grads[at]
             grads[at] = None if rows is None else rows.sum(dim=0)
-        g_step = found.step_size if step_size.dim() else found.step_size.sum()
-        g_y0 = None if self._stepwise else found.y0
-        every = [g_y0, g_step, None if found.noise is None else found.noise.sum(), *grads]
-        return [g if need else None for g, need in zip(every, needed, strict=True)]
+        g_step = gradients.step_size if step_size.dim() else gradients.step_size.sum()
+        g_y0 = None if self._stepwise else gradients.y0
+        all_gradients = [g_y0, g_step, None if gradients.noise is None else gradients.noise.sum(), *grads]
+        return [g if need else None for g, need in zip(all_gradients, needed, strict=True)]
 
     def function(self, inputs: adjoint.Inputs) -> list[Tensor]:
         """Run the descent again in plain PyTorch, each row with the steps that it took, with a graph."""
@@ -236,8 +236,8 @@ class FusedEnergy:
             inputs = adjoint.copies(inputs, self.own, needed)
             (value,) = self.function(inputs)
         targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
-        found = iter(torch.autograd.grad(value, targets, upstream[0], allow_unused=True))
-        return [next(found) if need else None for need in needed]
+        gradients = iter(torch.autograd.grad(value, targets, upstream[0], allow_unused=True))
+        return [next(gradients) if need else None for need in needed]
 
 
 def _number(value: float | Tensor, like: Tensor) -> Tensor:

@@ -173,15 +173,15 @@ class Unrolled:
                     g_sigma = add(g_sigma, (g_here * eta).sum())
             targets = [here, *(t for t in rows if t.requires_grad)]
             targets += [t for t, need in zip(leaves, needed[own:], strict=True) if need and t is not None]
-            found = iter(_grad(slope, targets, g_slope.to(slope.dtype)))
-            curved = next(found)
+            parts = iter(_grad(slope, targets, g_slope.to(slope.dtype)))
+            curved = next(parts)
             g_here = g_here if curved is None else g_here + curved
             for i, need in enumerate(needed[3:own]):
-                part = next(found) if need else None
+                part = next(parts) if need else None
                 if part is not None:
                     g_context[i] = add_rows(g_context[i], part, row, batch)
             for i, need in enumerate(needed[own:]):
-                g_leaves[i] = add(g_leaves[i], next(found)) if need else None
+                g_leaves[i] = add(g_leaves[i], next(parts)) if need else None
             v = _put(v, g_here, row)
             w = None if w is None else _put(w, g_before, row)
         check.done()
@@ -318,8 +318,8 @@ class FinalEnergy:
             inputs = adjoint.copies(inputs, self.own, needed)
             (value,) = self.function(inputs)
         targets = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
-        found = iter(_grad(value, targets, upstream[0]))
-        return [next(found) if need else None for need in needed]
+        gradients = iter(_grad(value, targets, upstream[0]))
+        return [next(gradients) if need else None for need in needed]
 
 
 def _grad(value: Tensor, targets: list[Tensor], upstream: Tensor | None) -> Sequence[Tensor | None]:

@@ -83,10 +83,10 @@ class Implicit:
         with torch.no_grad():
             v = torch.where(free, g_y[rows].to(compute_dtype(y.dtype)), 0.0)
             w = _solve(self.problem, slope, here, [c[rows].detach() for c in context], v, free)
-        found = iter(
+        gradients = iter(
             torch.autograd.grad(slope, targets, -w.to(slope.dtype), retain_graph=True, allow_unused=True)
         )
-        return [next(found) if need else None for need in needed]
+        return [next(gradients) if need else None for need in needed]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -147,9 +147,9 @@ class Taken:
 def taken(tape: Tape, last: int | None) -> list[Taken]:
     """Return the steps in order. On CUDA the host waits for the device once, for the sizes of all steps."""
     whole = tape.exact and last is None
-    some = [record for record in tape.records if not (whole and record.accepted is None)]
+    records = [record for record in tape.records if not (whole and record.accepted is None)]
     rows, took, stayed = [], [], []
-    for record in some:
+    for record in records:
         row = (
             torch.arange(record.start.shape[0], device=record.start.device)
             if record.row is None
@@ -164,12 +164,12 @@ def taken(tape: Tape, last: int | None) -> list[Taken]:
         stayed.append(inside & ~accepted)
     places = _places(took + stayed)
     fresh = None if last is None else tape.steps >= last
-    selected = {id(record): i for i, record in enumerate(some)}
+    selected = {id(record): i for i, record in enumerate(records)}
     steps = []
     for record in tape.records:
         i, rejected, first = selected.get(id(record)), None, None
         if i is not None:
-            others = places[len(some) + i]
+            others = places[len(records) + i]
             rejected = rows[i][others] if others.shape[0] else None
             record.row = rows[i]
             record.select(places[i])
@@ -177,8 +177,16 @@ def taken(tape: Tape, last: int | None) -> list[Taken]:
             first = fresh[record.row]
             fresh[record.row] = False
         partial = record.start.shape[0] != record.evaluated
-        found = (record.step, record.row, record.start, record.velocity, record.scale, partial, record.energy)
-        steps.append(Taken(*found, rejected, first))
+        fields = (
+            record.step,
+            record.row,
+            record.start,
+            record.velocity,
+            record.scale,
+            partial,
+            record.energy,
+        )
+        steps.append(Taken(*fields, rejected, first))
     return steps
 
 

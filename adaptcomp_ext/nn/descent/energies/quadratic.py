@@ -38,8 +38,9 @@ class QuadraticEnergy(ClosedFormEnergy):
 
     Examples
     --------
-    >>> solve = ac.EnergyDescent(ac.QuadraticEnergy(A, b), step_size=0.1, max_steps=1000, tol=1e-6,
-    stop="gradient") >>> x = solve(torch.zeros(1, 8)).y                    # A x = b
+    >>> energy = ac.QuadraticEnergy(A, b)
+    >>> solve = ac.EnergyDescent(energy, step_size=0.1, max_steps=1000, tol=1e-6, stop="gradient")
+    >>> x = solve(torch.zeros(1, 8)).y  # A x = b
     """
 
     def __init__(self, A: Tensor, b: Tensor | None = None) -> None:
