@@ -16,7 +16,7 @@ from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["app"]
 
-EXPERIMENTS = ("digits", "distill", "maze", "sudoku")
+EXPERIMENTS = ("digits", "distill", "maze", "sudoku", "energy")
 """Each is a package of this name beside this file, and in it an `Experiment` of this name."""
 BENCHMARKS = ("halting", "energy", "route", "planning")
 """Each is a module of this name in `bench`, and in it a `Benchmark` of this name."""
@@ -154,31 +154,6 @@ def demo(
     images = load_digits() if data is None else load_mnist(data)
     out.mkdir(parents=True, exist_ok=True)
     run_demo(images, out, epochs=epochs, seed=seed, threads=threads, seconds=seconds)
-
-
-@run.command()
-@guarded(None)
-def energy(
-    data: Annotated[
-        Path | None,
-        typer.Option(help=DATA_HELP),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and corruption.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    held_out: Annotated[
-        int, typer.Option(min=0, help="Number of training images to report on instead of the test images.")
-    ] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Few epochs and little timing.")] = False,
-) -> None:
-    """Train a latent-variable energy through its own descent; see which digits take many steps."""
-    from adaptcomp_ext.experiments.data import load_digits, load_mnist
-    from adaptcomp_ext.experiments.energy import energy as run_energy
-
-    images = load_digits() if data is None else load_mnist(data)
-    out.mkdir(parents=True, exist_ok=True)
-    run_energy(images, out, epochs=epochs, seed=seed, threads=threads, held_out=held_out, quick=quick)
 
 
 DataOption = Annotated[

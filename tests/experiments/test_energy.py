@@ -17,34 +17,40 @@ from rich.console import Console
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
-from adaptcomp_ext.experiments.data import ImageData, load_digits, load_mnist
+from adaptcomp_ext.experiments.data import ImageData, load_digits
 from adaptcomp_ext.experiments.energy import energy
-from adaptcomp_ext.experiments.energy.corruption import add_noise, corrupt, occlude
 from adaptcomp_ext.experiments.energy.evaluation import (
     Reading,
+    add_noise,
     by_budget,
     by_tolerance,
     changes,
+    corrupt,
     hardness,
+    occlude,
     parts,
     read,
+    setting,
     spread,
     under_corruption,
 )
-from adaptcomp_ext.experiments.energy.landscape import choose, survey
-from adaptcomp_ext.experiments.energy.model import build_classifier, build_model, setting
-from adaptcomp_ext.experiments.energy.report import hold_out, recipe_for
+from adaptcomp_ext.experiments.energy.experiment import recipe_for
+from adaptcomp_ext.experiments.energy.landscape import choose, load, save, survey
+from adaptcomp_ext.experiments.energy.measure import hold_out
 from adaptcomp_ext.experiments.energy.timing import compare, plain_loss
 from adaptcomp_ext.experiments.energy.training import (
     Batch,
     Recipe,
     batches,
+    build_classifier,
+    build_model,
     every_step_loss,
     practising,
     train,
     train_classifier,
 )
 from adaptcomp_ext.models import LatentEnergyClassifier
+from tests.helpers.reports import check_one_seed_report
 
 MNIST = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
 NAMES = ("energy.json", "energy.png", "energy_descents.png")
@@ -56,12 +62,13 @@ def data() -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def ran(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
+    """What the one cell measured, the folder, and what was printed."""
     out = tmp_path_factory.mktemp("energy") / "made"
     console = Console(file=io.StringIO(), width=130)
-    report = energy(data, out, quick=True, console=console)
+    energy(out=out, quick=True, console=console)
     assert isinstance(console.file, io.StringIO)
-    return report, out, console.file.getvalue()
+    return json.loads((out / "cells" / "seed-0" / "result.json").read_text()), out, console.file.getvalue()
 
 
 def reading(
@@ -89,13 +96,25 @@ def model(data: ImageData) -> LatentEnergyClassifier:
 
 
 def test_files(ran: tuple[dict[str, Any], Path, str]) -> None:
-    report, out, _ = ran
-    assert sorted(path.name for path in out.iterdir()) == sorted(NAMES)
-    assert json.loads((out / NAMES[0]).read_text()) == report
+    found, out, _ = ran
+    report = json.loads((out / NAMES[0]).read_text())
+    assert {path.name for path in out.iterdir()} == {*NAMES, "energy.md", "config.json", "cells"}
+    assert report["means"]["all"]["accuracy"][0] == found["accuracy"]
+    check_one_seed_report((out / "energy.md").read_text())
     for name in NAMES[1:]:
         picture = (out / name).read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 20_000
+
+
+def test_a_finished_folder_is_not_run_again(
+    ran: tuple[dict[str, Any], Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, _ = ran
+    before = json.loads((out / NAMES[0]).read_text())["tables"]
+    monkeypatch.setattr(energy, "measure", None)
+    again = energy(out=out, quick=True, console=Console(file=io.StringIO()))
+    assert json.loads(json.dumps(again["tables"])) == before
 
 
 @pytest.mark.science
@@ -135,58 +154,24 @@ def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
 
 
 def test_printed(ran: tuple[dict[str, Any], Path, str]) -> None:
-    report, _, printed = ran
-    assert f"{report['accuracy']:.2%}" in printed
-    assert f"{report['hardest_over_easiest']:.2f} times as many" in printed
-    for name in NAMES:
-        assert name in printed
+    found, _, printed = ran
+    words = " ".join(printed.split())
+    assert f"{100 * found['accuracy']:.2f} % of the images" in words
+    assert f"{found['hardest_over_easiest']:.2f} times as many" in words
+    assert "energy.md" in words
 
 
-def test_nothing_outside_changes(
-    ran: tuple[dict[str, Any], Path, str], data: ImageData, tmp_path: Path
-) -> None:
+def test_nothing_outside_changes(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    small = ImageData(
-        data.name, data.train_images[:200], data.train_labels[:200], data.test_images, data.test_labels
-    )
-    report = energy(small, tmp_path, quick=True, epochs=1, held_out=50, console=Console(file=io.StringIO()))
+    report = energy(out=tmp_path, quick=True, epochs=1, held_out=50, console=Console(file=io.StringIO()))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
-    assert report["data"] == {"name": data.name, "train": 150, "test": 50, "tested_on": "held-out", "side": 8}
+    expected = {"train": 1247, "test": 50, "tested_on": "held-out", "side": 8}
+    assert {key: report["config"][key] for key in expected} == expected
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(
-        "adaptcomp_ext.experiments.energy.energy",
-        lambda data, out, **options: given.update(data=data, out=out, **options),
-    )
-    words = (
-        "--quick",
-        "--out",
-        str(tmp_path / "a" / "b"),
-        "--seed",
-        "3",
-        "--threads",
-        "1",
-        "--epochs",
-        "2",
-        "--held-out",
-        "9",
-    )
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["run", "energy", *words])
-    assert not stop.value.code
-    assert given.pop("data").name == "scikit-learn digits (embedded, not MNIST)"
-    assert given == {
-        "out": tmp_path / "a" / "b",
-        "seed": 3,
-        "threads": 1,
-        "epochs": 2,
-        "held_out": 9,
-        "quick": True,
-    }
+def test_data_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "energy", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path)])
     assert stop.value.code == 2
@@ -418,6 +403,22 @@ def test_landscape(model: LatentEnergyClassifier, data: ImageData) -> None:
         assert abs(float(plane.grid[row, column] - found.energies[-1])) < 0.02 * drop
 
 
+def test_landscapes_are_read_as_they_were_written(
+    model: LatentEnergyClassifier, data: ImageData, tmp_path: Path
+) -> None:
+    written = {name: survey(model, data.test_images[i], i) for i, name in enumerate(("easy", "turned"))}
+    save(tmp_path / "some.safetensors", written)
+    read_again = load(tmp_path / "some.safetensors")
+    assert list(read_again) == ["easy", "turned"]
+    for name, landscape in written.items():
+        assert read_again[name].label == landscape.label
+        assert torch.equal(read_again[name].probabilities, landscape.probabilities)
+        assert all(
+            torch.equal(a, b) for a, b in zip(read_again[name].close[:4], landscape.close[:4], strict=True)
+        )
+        assert read_again[name].whole.explained == pytest.approx(landscape.whole.explained)
+
+
 class Rest(nn.Module):
     """Features that lead nowhere."""
 
@@ -454,8 +455,6 @@ def test_compare(model: LatentEnergyClassifier, data: ImageData) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not MNIST.is_dir(), reason="needs the MNIST files")
 def test_mnist_in_one_epoch(tmp_path: Path) -> None:
-    report = energy(
-        load_mnist(MNIST), tmp_path, quick=True, held_out=5000, console=Console(file=io.StringIO())
-    )
-    assert report["accuracy"] > 0.9
-    assert report["data"]["train"] == 55_000
+    report = energy(MNIST, tmp_path, quick=True, held_out=5000, console=Console(file=io.StringIO()))
+    assert report["means"]["all"]["accuracy"][0] > 0.9
+    assert report["config"]["train"] == 55_000

@@ -1,11 +1,10 @@
 """Inference by descent on an energy over classes and a latent, trained through that descent.
 
-``model`` builds the networks, ``training`` trains them and says what did not work, ``timing`` sets the
-kernels against plain autograd, ``corruption`` makes images harder, ``evaluation`` counts steps and right
-answers, ``landscape`` maps the energy around a descent, ``figure`` and ``descents`` draw, and ``report`` runs
-all that and prints it.
+``training`` builds and trains the networks and says what did not work, ``timing`` compares the kernels with plain
+autograd, ``evaluation`` makes images harder and counts steps and right answers, ``landscape`` maps the energy around
+a descent and ``descents`` draws it, ``measure`` is one seed of all that, and ``experiment`` declares it and reports.
 """
 
-from .report import energy
+from .experiment import energy
 
 __all__ = ["energy"]

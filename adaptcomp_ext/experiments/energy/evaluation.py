@@ -1,8 +1,9 @@
-"""What the trained model makes of images: right or wrong, in how many steps, and which images are hard."""
+"""What the trained model makes of images: right or wrong, in how many steps, which are hard, and what makes them harder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +13,20 @@ from torch import Tensor, nn
 import adaptcomp_ext as ac
 from adaptcomp_ext.models import LatentEnergyClassifier
 
-from .corruption import add_noise, occlude
-from .model import setting
-
 __all__ = [
     "NOISES",
     "PATCHES",
     "Reading",
+    "add_noise",
     "by_budget",
     "by_tolerance",
     "changes",
+    "corrupt",
     "hardness",
+    "occlude",
     "parts",
     "read",
+    "setting",
     "spread",
     "under_corruption",
 ]
@@ -32,6 +34,43 @@ __all__ = [
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 PATCHES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 BATCH = 2000
+
+
+@contextlib.contextmanager
+def setting(descend: ac.EnergyDescent, **options: Any) -> Iterator[None]:
+    """Set attributes of a descent, and put them back."""
+    before = {name: getattr(descend, name) for name in options}
+    try:
+        for name, value in options.items():
+            setattr(descend, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(descend, name, value)
+
+
+def add_noise(images: Tensor, scale: float | Tensor, generator: torch.Generator) -> Tensor:
+    """Add normal noise of standard deviation `scale`, a number or [N, 1, 1], to images [N, H, W] in 0..1, and clip."""
+    return (images + scale * torch.randn(images.shape, generator=generator)).clamp_(0, 1)
+
+
+def occlude(images: Tensor, share: float | Tensor, generator: torch.Generator) -> Tensor:
+    """Black out a square at a random place, its side `share` of the image's side: a number or [N]."""
+    n, side = images.shape[0], images.shape[-1]
+    patch = torch.as_tensor(share).expand(n)[:, None] * side
+    low = torch.rand(n, 2, generator=generator) * (side - patch)
+    pixel = torch.arange(side) + 0.5
+    hidden = [(pixel > low[:, i : i + 1]) & (pixel < low[:, i : i + 1] + patch) for i in (0, 1)]
+    return images.masked_fill(hidden[0][:, :, None] & hidden[1][:, None, :], 0)
+
+
+def corrupt(images: Tensor, share: float, noise: float, patch: float, generator: torch.Generator) -> Tensor:
+    """Noise for a share of the images, a patch for another such share, each of a strength from 0 to `noise` and `patch`."""
+    n = images.shape[0]
+    strength, chosen = torch.rand(2, n, generator=generator), torch.rand(2, n, generator=generator) < share
+    scales = strength * chosen
+    images = add_noise(images, noise * scales[0][:, None, None], generator)
+    return occlude(images, patch * scales[1], generator)
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.models import LatentEnergyClassifier
 
-from .evaluation import Reading
-from .model import setting
+from ..files import write_tensors
+from .evaluation import Reading, setting
 
-__all__ = ["Landscape", "Map", "choose", "survey"]
+__all__ = ["Landscape", "Map", "choose", "load", "save", "survey"]
 
 CELLS = 121
+ORDER = ("easy", "hard", "turned")
 MARGIN, LEAST = 0.35, 0.6
 
 
@@ -127,3 +131,36 @@ def choose(reading: Reading, first: Reading, hard: Tensor) -> dict[str, int]:
     if len(turned):
         chosen["turned"] = int(turned[reading.steps[turned].argmax()])
     return chosen
+
+
+def save(path: Path, landscapes: Mapping[str, Landscape]) -> None:
+    """Write landscapes by their names into a safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    for name, landscape in landscapes.items():
+        for key, value in landscape._asdict().items():
+            parts = value._asdict() if isinstance(value, Map) else {"": value}
+            for part, content in parts.items():
+                tensors[f"{name}/{key}/{part}"] = torch.as_tensor(content)
+    write_tensors(path, tensors)
+
+
+def load(path: Path) -> dict[str, Landscape]:
+    """Read what `save` wrote."""
+    tensors = load_file(path)
+
+    def plane(name: str) -> Map:
+        path, x, y, grid, explained = (tensors[f"{name}/{part}"] for part in Map._fields)
+        return Map(path, x, y, grid, float(explained))
+
+    return {
+        name: Landscape(
+            tensors[f"{name}/image/"],
+            int(tensors[f"{name}/label/"]),
+            tensors[f"{name}/energies/"],
+            tensors[f"{name}/probabilities/"],
+            plane(f"{name}/whole"),
+            plane(f"{name}/close"),
+        )
+        for name in ORDER
+        if f"{name}/label/" in tensors
+    }

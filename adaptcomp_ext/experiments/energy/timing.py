@@ -48,7 +48,7 @@ def plain_loss(model: LatentEnergyClassifier, batch: Batch) -> Tensor:
     return torch.stack(losses).mean()
 
 
-class _Contender:
+class _Way:
     """One way of computing the loss, with a model of its own."""
 
     def __init__(self, model: LatentEnergyClassifier, loss: Loss, recipe: Recipe, rows: int) -> None:
@@ -111,13 +111,11 @@ def compare(
     recipe = replace(
         recipe, epochs=max(recipe.epochs, -(-(WARM_UP + updates) // per_epoch))
     )  # the schedule has to last
-    contenders = {
-        "kernels": _Contender(
-            model, lambda model, batch: every_step_loss(model, batch)[0], recipe, len(images)
-        ),
-        "plain": _Contender(model, plain_loss, recipe, len(images)),
+    ways = {
+        "kernels": _Way(model, lambda model, batch: every_step_loss(model, batch)[0], recipe, len(images)),
+        "plain": _Way(model, plain_loss, recipe, len(images)),
     }
-    kernels, plain = contenders.values()
+    kernels, plain = ways.values()
     generator = torch.Generator().manual_seed(seed)
     steps = cycle(range(1, recipe.steps + 1))
     endless = (batch for _ in count() for batch in batches(images, labels, recipe, generator))
@@ -126,19 +124,20 @@ def compare(
         for i, batch in enumerate(islice(endless, WARM_UP + updates)):
             batch = batch._replace(steps=next(steps))
             losses = []
-            for contender in contenders.values():
+            for way in ways.values():
                 torch.manual_seed(i)  # the same dropout
-                losses.append(contender.take(batch))
+                losses.append(way.take(batch))
             if i == 0:
                 difference = abs(losses[0] - losses[1])
     found: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
         "updates": updates,
         "updates_per_epoch": per_epoch,
         "difference_of_losses": difference,
     }
     for what in ("update_ms", "descent_ms"):
-        times = [getattr(contender, what)[WARM_UP:] for contender in (kernels, plain)]
-        found[what] = {name: statistics.fmean(some) for name, some in zip(contenders, times, strict=True)}
+        times = [getattr(way, what)[WARM_UP:] for way in (kernels, plain)]
+        found[what] = {name: statistics.fmean(some) for name, some in zip(ways, times, strict=True)}
         found[what]["ratio"] = statistics.median(p / k for k, p in zip(*times, strict=True))
-    found["seconds_per_epoch"] = {name: found["update_ms"][name] * per_epoch / 1e3 for name in contenders}
+    found["seconds_per_epoch"] = {name: found["update_ms"][name] * per_epoch / 1e3 for name in ways}
     return found

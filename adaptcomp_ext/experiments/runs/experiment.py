@@ -144,11 +144,13 @@ class Experiment:
             console=console,
             cluster=cluster,
         )
-        results = Results(what.cells, run_some(what.cells), what.config)
+        results = Results(what.cells, run_some(what.cells), what.config, folder=out)
         if what.then:
             more = what.then(results)
             alone: dict[str, Any] = {"workers": 1, "threads": 1} if what.then_alone else {}
-            results = Results([*what.cells, *more], {**results.found, **run_some(more, **alone)}, what.config)
+            results = Results(
+                [*what.cells, *more], {**results.found, **run_some(more, **alone)}, what.config, folder=out
+            )
         assert self.report is not None, f"{self.name}: no function was decorated with @{self.name}.reports"
         return publish(self.name, out, results, self.report, console)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cells import Cell
@@ -37,6 +38,8 @@ class Results:
         What the experiment ran on, for the opening of its report.
     path : str
         The path at which all lookups begin; empty: the whole result.
+    folder : Path
+        The folder of the experiment.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class Results:
         config: Mapping[str, Any],
         machine: str = "",
         path: str = "",
+        folder: Path = Path(),
     ) -> None:
         self.cells = sorted(cells, key=lambda cell: cell.seed)
         self.found, self.config, self.machine, self.path = found, config, machine, path
+        self.folder = folder
 
     def where(self, **options: Any) -> Results:
         """Return the results of the cells with these options; ``a__b`` is the option b in the option a."""
@@ -61,11 +66,11 @@ class Results:
         ]
         if not chosen:
             raise KeyError(f"no cell with {options}")
-        return Results(chosen, self.found, self.config, self.machine, self.path)
+        return Results(chosen, self.found, self.config, self.machine, self.path, self.folder)
 
     def at(self, path: str | float) -> Results:
         """Return the same results, in which all further paths begin at `path`."""
-        return Results(self.cells, self.found, self.config, self.machine, self._under(path))
+        return Results(self.cells, self.found, self.config, self.machine, self._under(path), self.folder)
 
     def __getitem__(self, path: str | float) -> Series:
         """Return the quantity of each seed; a KeyError where a cell lacks it or two cells share a seed."""
@@ -101,6 +106,11 @@ class Results:
         """Return the different values that an option has among the cells, in their order."""
         values = [_look(cell.options, key.replace("__", "/"), None) for cell in self.cells]
         return [value for i, value in enumerate(values) if value is not None and value not in values[:i]]
+
+    @property
+    def files(self) -> Path:
+        """The folder of the first seed's cell, with the files that it wrote."""
+        return self.folder / "cells" / self.cells[0].name
 
     @property
     def seeds(self) -> list[int]:
