@@ -68,12 +68,20 @@ def _single(name: str, told: str, function: Callable[..., None]) -> Any:
 
 
 class _Experiments(_Declared):
-    what, names = "experiment", EXPERIMENTS
+    what = "experiment"
+    names: tuple[str, ...] = EXPERIMENTS
 
     def declared(self, name: str) -> Any:
         experiment = getattr(import_module(f"adaptcomp_ext.experiments.{name}"), name)
         told = f"{experiment.help} Goes on where it was interrupted."
         return _single(name, told, guarded(RESUMES)(experiment.command))
+
+
+class _Commands(_Experiments):
+    """All commands: the demonstration, which is an experiment, and those below."""
+
+    what = "command"
+    names: tuple[str, ...] = ("demo",)
 
 
 class _Benchmarks(_Declared):
@@ -97,6 +105,7 @@ class _Benchmarks(_Declared):
 
 
 app = typer.Typer(
+    cls=_Commands,
     help="Adaptive computation for PyTorch.",
     no_args_is_help=True,
     add_completion=False,
@@ -130,30 +139,6 @@ def _options(
 def info() -> None:
     """Print the version, what was compiled, and the torch in use."""
     print_info()
-
-
-@app.command()
-@guarded(None)
-def demo(
-    data: Annotated[
-        Path | None,
-        typer.Option(help=DATA_HELP),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and jitter.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for all repeats of the timing together.")
-    ] = 5.0,
-) -> None:
-    """Train a reader that looks longer at hard digits; time it; draw what it did. Under a minute."""
-    from adaptcomp_ext.experiments.data import load_digits, load_mnist
-    from adaptcomp_ext.experiments.demo import demo as run_demo
-
-    images = load_digits() if data is None else load_mnist(data)
-    out.mkdir(parents=True, exist_ok=True)
-    run_demo(images, out, epochs=epochs, seed=seed, threads=threads, seconds=seconds)
 
 
 DataOption = Annotated[

@@ -14,7 +14,6 @@ import pytest
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
-from adaptcomp_ext.experiments.files import write_text
 from tests.helpers.processes import OUTSIDE, run_python
 
 EXTRAS = ("matplotlib", "rich", "sklearn", "typer")
@@ -167,17 +166,21 @@ def test_module_form() -> None:
 
 
 def test_demo(extras: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(
-        "adaptcomp_ext.experiments.demo.demo",
-        lambda data, out, **options: given.update(data=data, out=out, **options),
-    )
+    from adaptcomp_ext.experiments.demo import demo
+
+    cells: list[Any] = []
+
+    def measure(cell: Any, folder: Path, tick: Any) -> None:
+        cells.append(cell)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(demo, "measure", measure)
     out = tmp_path / "a" / "b"
-    assert run("demo", "--out", str(out), "--seed", "3", "--threads", "1", "--epochs", "2") == 0
+    assert run("demo", "--out", str(out), "--seed", "3", "--threads", "1", "--epochs", "2") == 2
     assert out.is_dir()
-    assert given["out"] == out
-    assert given["data"].name == "scikit-learn digits (embedded, not MNIST)"
-    assert (given["seed"], given["threads"], given["epochs"]) == (3, 1, 2)
+    assert [(cell.seed, cell.options["recipe"]["epochs"]) for cell in cells] == [(3, 2)]
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert config["data"] == "scikit-learn digits (embedded, not MNIST)"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +262,7 @@ def test_version_without_extras() -> None:
     assert (code, out, err) == (0, f"adaptcomp_ext {ac.__version__}\n", "")
 
 
-RESUMED, BEGUN_ANEW = "the same command goes on where this run ended", "nothing of this run is kept"
+RESUMED = "the same command goes on where this run ended"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,7 @@ RESUMED, BEGUN_ANEW = "the same command goes on where this run ended", "nothing 
         (("run", "digits", "--quick"), RESUMED),
         (("run", "stroop", "--quick"), RESUMED),
         (("run", "sudoku", "--quick"), RESUMED),
-        (("demo",), BEGUN_ANEW),
+        (("demo",), RESUMED),
     ],
 )
 def test_a_full_disk_is_one_sentence(
@@ -284,9 +287,6 @@ def test_a_full_disk_is_one_sentence(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_text", full)
-    monkeypatch.setattr(
-        "adaptcomp_ext.experiments.demo.report._train", lambda *a: write_text(tmp_path / "x", "")
-    )
     assert run(*words, "--out", str(tmp_path / "out")) == 2
     err = capsys.readouterr().err
     assert (

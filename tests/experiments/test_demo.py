@@ -12,13 +12,16 @@ for extra in ("matplotlib", "rich", "sklearn"):
     pytest.importorskip(extra)
 
 from rich.console import Console
+from safetensors.torch import load_file
 
 from adaptcomp_ext.experiments.data import ImageData, load_digits
 from adaptcomp_ext.experiments.demo import demo
-from adaptcomp_ext.experiments.demo.contenders import Outcome, active_rows, agreement, contenders, limit
+from adaptcomp_ext.experiments.demo.baselines import Outcome, active_rows, agreement, limit, ways
+from adaptcomp_ext.experiments.demo.experiment import recipe_for
+from adaptcomp_ext.experiments.demo.measure import PER_CLASS, SHOWN
 from adaptcomp_ext.experiments.demo.model import GlimpseReader
-from adaptcomp_ext.experiments.demo.report import recipe_for
 from adaptcomp_ext.experiments.demo.training import Recipe, train
+from tests.helpers.reports import check_one_seed_report
 
 
 @pytest.fixture(scope="module")
@@ -30,58 +33,84 @@ def data() -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def ran(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
+    """What the one cell measured, the folder, and what was printed."""
     out = tmp_path_factory.mktemp("demo") / "made"
     console = Console(file=io.StringIO(), width=100)
-    report = demo(data, out, epochs=1, threads=1, seconds=0.1, console=console)
+    demo(out=out, epochs=1, threads=1, seconds=0.1, console=console)
     assert isinstance(console.file, io.StringIO)
-    return report, out, console.file.getvalue()
+    return json.loads((out / "cells" / "seed-0" / "result.json").read_text()), out, console.file.getvalue()
 
 
 def test_files(ran: tuple[dict[str, Any], Path, str]) -> None:
-    report, out, _ = ran
-    assert json.loads((out / "demo.json").read_text()) == report
+    found, out, _ = ran
+    report = json.loads((out / "demo.json").read_text())
+    assert report["means"]["all"]["accuracy"][0] == found["accuracy"]
+    assert report["versions"]["torch"] == torch.__version__
     picture = (out / "demo.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
+    check_one_seed_report((out / "demo.md").read_text())
 
 
-def test_report(ran: tuple[dict[str, Any], Path, str]) -> None:
-    report, _, _ = ran
-    steps = report["steps"]
+def test_cell(ran: tuple[dict[str, Any], Path, str]) -> None:
+    found, _, _ = ran
+    steps = found["steps"]
     assert 1 <= steps["min"] <= steps["mean"] <= steps["max"] <= steps["at_most"]
-    assert 0 <= report["accuracy"] <= 1
-    for groups in (report["by_steps"], report["by_class"]):
-        assert sum(group["images"] for group in groups) == 150
-        assert sum(group["images"] * group["mean_steps"] for group in groups) / 150 == pytest.approx(
+    assert 0 <= found["accuracy"] <= 1
+    for groups in (found["by_steps"], found["by_class"]):
+        assert sum(group["images"] for group in groups) == 500
+        assert sum(group["images"] * group["mean_steps"] for group in groups) / 500 == pytest.approx(
             steps["mean"]
         )
-        assert sum(group["images"] * group["accuracy"] for group in groups) / 150 == pytest.approx(
-            report["accuracy"]
+        assert sum(group["images"] * group["accuracy"] for group in groups) / 500 == pytest.approx(
+            found["accuracy"]
         )
-    assert list(report["times_ms"]) == ["masked", "indexed", "adaptive", "limit"]
-    for timing in report["times_ms"].values():
+    assert list(found["times_ms"]) == ["masked", "indexed", "adaptive", "limit"]
+    for timing in found["times_ms"].values():
         assert 0 < timing["low"] <= timing["median"] <= timing["high"]
-    assert report["times_ms"]["masked"]["over_masked"] == 1.0
-    assert report["times_ms"]["limit"]["over_limit"] == 1.0
-    assert report["machine"]["threads"] == 1
-    assert report["versions"]["torch"] == torch.__version__
+    assert found["times_ms"]["masked"]["over_masked"] == 1.0
+    assert found["times_ms"]["limit"]["over_limit"] == 1.0
+    assert found["batch"]["threads"] == 1
 
 
-def test_contenders_agree(ran: tuple[dict[str, Any], Path, str]) -> None:
-    report, _, printed = ran
-    assert report["rows_that_differ"]["predictions"] == 0
-    assert report["rows_that_differ"]["steps"] == 0
-    assert report["rows_that_differ"]["logits"] < 1e-3
-    assert "All ways give the same prediction" in printed
+def test_a_finished_folder_is_not_run_again(
+    ran: tuple[dict[str, Any], Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, _ = ran
+    before = json.loads((out / "demo.json").read_text())["tables"]
+    monkeypatch.setattr(demo, "measure", None)
+    again = demo(out=out, epochs=1, seconds=0.1, console=Console(file=io.StringIO()))
+    assert json.loads(json.dumps(again["tables"])) == before
+
+
+def test_the_digits_of_the_picture(ran: tuple[dict[str, Any], Path, str]) -> None:
+    _, out, _ = ran
+    shown = load_file(out / "cells" / "seed-0" / SHOWN)
+    assert len(shown["label"]) == 10 * 2 * PER_CLASS == len(shown["path"])
+    assert shown["label"].bincount().tolist() == [2 * PER_CLASS] * 10
+    looks = (~shown["path"][:, :, 0].isnan()).sum(1)
+    assert torch.equal(looks, shown["steps"])
+    for label in range(10):
+        steps = shown["steps"][shown["label"] == label]
+        assert steps[:PER_CLASS].max() <= steps[PER_CLASS:].min()
+
+
+def test_ways_agree(ran: tuple[dict[str, Any], Path, str]) -> None:
+    found, _, printed = ran
+    assert found["rows_that_differ"]["predictions"] == 0
+    assert found["rows_that_differ"]["steps"] == 0
+    assert found["rows_that_differ"]["logits"] < 1e-3
+    assert "All ways give the same prediction" in " ".join(printed.split())
 
 
 def test_printed(ran: tuple[dict[str, Any], Path, str]) -> None:
-    report, _, printed = ran
-    for label in ("masked", "boolean indexing", "AdaptiveHalt", "limit"):
-        assert label in printed
-    assert f"{report['accuracy']:.1%}" in printed
-    assert "demo.png" in printed
+    found, _, printed = ran
+    words = " ".join(printed.split())
+    for label in ("masked", "boolean indexing", "AdaptiveHalt", "lower bound"):
+        assert label in words
+    assert f"{100 * found['accuracy']:.1f} % of the test images" in words
+    assert "demo.md" in words
 
 
 def varied_reader() -> GlimpseReader:
@@ -96,10 +125,10 @@ def varied_reader() -> GlimpseReader:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 150])
-def test_contenders(data: ImageData, rows: int) -> None:
+def test_ways(data: ImageData, rows: int) -> None:
     reader, images = varied_reader(), data.test_images[:rows]
     with torch.no_grad():
-        outcomes = {name: call() for name, call in contenders(reader, images).items()}
+        outcomes = {name: call() for name, call in ways(reader, images).items()}
     found = agreement(outcomes)
     assert found["steps"] == found["predictions"] == 0
     assert found["logits"] < 1e-4

@@ -4,10 +4,10 @@
 masked      all rows run until the last one has halted; ``torch.where`` freezes the halted ones
 indexed     ``state = state[active]`` after every step at which a row halts
 adaptive    `AdaptiveHalt`, as the reader is
-limit       step, readout and head alone on each step's true number of rows: no bookkeeping
+limit       the lower bound: step, readout and head alone on each step's true number of rows: no bookkeeping
 ==========  ================================================================================
 
-All but the limit give logits and steps; the limit does not know which rows are which.
+All but the lower bound give logits and steps; the lower bound does not know which rows are which.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from adaptcomp_ext.experiments.bench.timing import clock, interleave
 
 from .model import GlimpseReader
 
-__all__ = ["NAMES", "Outcome", "Timing", "agreement", "compare", "contenders"]
+__all__ = ["NAMES", "Outcome", "Timing", "agreement", "compare", "ways"]
 
 NAMES = ("masked", "indexed", "adaptive", "limit")
 
@@ -100,7 +100,7 @@ def adaptive(reader: GlimpseReader, images: Tensor) -> Outcome:
 
 
 def limit(reader: GlimpseReader, images: Tensor, steps: Tensor) -> Callable[[], None]:
-    """Return what no way of halting can beat: the networks on blocks of the right sizes, made beforehand.
+    """Return the lower bound of every way: the networks on blocks of the right sizes, made beforehand.
 
     The blocks are prefixes of one tensor, as warm in the caches as a well-kept active block.
     """
@@ -121,8 +121,8 @@ def active_rows(steps: Tensor) -> list[int]:
     return [int((steps >= n).sum()) for n in range(1, int(steps.max()) + 1)] if len(steps) else []
 
 
-def contenders(reader: GlimpseReader, images: Tensor) -> dict[str, Callable[[], Outcome]]:
-    """Return all but the limit, ready to be called."""
+def ways(reader: GlimpseReader, images: Tensor) -> dict[str, Callable[[], Outcome]]:
+    """Return all but the lower bound, ready to be called."""
     return {
         "masked": lambda: masked(reader, images),
         "indexed": lambda: indexed(reader, images),
@@ -173,7 +173,7 @@ def compare(
         Times by name, in the order of `NAMES`, and what `agreement` says.
     """
     with torch.inference_mode():
-        calls: dict[str, Callable[[], Any]] = dict(contenders(reader, images))
+        calls: dict[str, Callable[[], Any]] = dict(ways(reader, images))
         outcomes = {name: call() for name, call in calls.items()}
         calls["limit"] = limit(reader, images, outcomes["adaptive"].steps)
         times = interleave(calls, clock(images.device), seconds)
