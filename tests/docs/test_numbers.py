@@ -138,6 +138,16 @@ def of_route(form: str, least: int, most: int) -> list[float]:
     return [r["ratios"][f"{form}/route"] for r in rows if least <= r["config"]["batch"] <= most]
 
 
+def of_memory(form: str) -> list[float]:
+    """MiB kept for the backward pass, by mean/M, at B = 1024, D = 256 with scripted halting."""
+    memory = json.loads((RESULTS / "bench_halting.json").read_text())["memory"]
+    wanted = {"core": "gru", "policy": "fixed", "batch": 1024, "dim": 256}
+    rows = sorted(
+        (r for r in memory if wanted.items() <= r["config"].items()), key=lambda r: r["config"]["fraction"]
+    )
+    return [r["bytes"][form] / 2**20 for r in rows]
+
+
 QUOTES = {
     # A sentence, with its numbers as groups, and what they are computed from.
     ("README.md", r"(\S+) to (\S+) times its lower bound"): lambda: [
@@ -166,6 +176,10 @@ QUOTES = {
     ("docs/limits.md", r"a tie throughout \((\S+) to (\S+) of"): lambda: [
         bound(of_route("indexed", 1024, 99999)) for bound in (min, max)
     ],
+    (
+        "docs/measured.md",
+        r"it is (\S+), (\S+), (\S+) and (\S+) MiB at .* against (\S+), (\S+), (\S+) and (\S+) MiB with masking",
+    ): lambda: [*of_memory("auto"), *of_memory("masked")],
     ("docs/measured.md", r"(\S+) to (\S+) times faster in inference and (\S+) to (\S+) times"): lambda: [
         bound(of_large(training)) for training in (False, True) for bound in (min, max)
     ],
