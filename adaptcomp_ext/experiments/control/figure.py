@@ -14,7 +14,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE, WRONG, bars, save
+from adaptcomp_ext.experiments.style import (
+    ORANGE,
+    OTHERS,
+    OURS,
+    PANEL,
+    STYLE,
+    WIDTH,
+    WRONG,
+    bars,
+    legend,
+    save,
+)
 
 from .markdown import NAMES
 
@@ -27,7 +38,7 @@ COLORS = {"always": OTHERS, "value": OURS, "never": WRONG, "random": ORANGE}
 def draw(summary: Summary, path: Path, quick: bool = False) -> None:
     """Return and planning rate over training; return against seconds."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.1), layout="constrained")
+        figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 3 * PANEL), layout="constrained")
         for name, found in summary["agents"].items():
             rounds = len(found["curve"]["return"])
             steps = found["steps"] / rounds * np.arange(1, rounds + 1) / 1e3
@@ -49,7 +60,7 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
             xlabel="steps, thousands",
             ylabel="return, per 1,000 steps",
         )
-        axes[0].legend(loc="best", fontsize=8.5)
+        legend(axes[0])
         axes[1].set(
             title="How often it plans", xlabel="steps, thousands", ylabel="states planned, %", ylim=(0, 100)
         )
@@ -57,7 +68,7 @@ def draw(summary: Summary, path: Path, quick: bool = False) -> None:
         axes[2].set_xlim(left=0)
         # From 0, as returns are: the axis would else be cut to the little by which single dots differ.
         axes[2].set_ylim(0, 1.15 * max(1.0, axes[2].get_ylim()[1]))
-        axes[2].legend(loc="best", fontsize=8.5)
+        legend(axes[2])
         save(figure, path, 130, quick)
         plt.close(figure)
 
@@ -77,7 +88,7 @@ def draw_strip(
     rows = 3 if len(frames) else 2
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            rows, 1, figsize=(10, 1.5 * rows + 0.6), layout="constrained", sharex=not len(frames)
+            rows, 1, figsize=(WIDTH, 1.7 * rows + 0.6), layout="constrained", sharex=not len(frames)
         )
         if len(frames):
             axes[0].imshow(np.concatenate(list(frames), axis=1))
@@ -85,6 +96,7 @@ def draw_strip(
         reward, iterations = axes[-2], axes[-1]
         reward.plot(strip["reward"], color=OTHERS, lw=1.2)
         reward.set_ylabel("reward")
+        reward.set_ylim(0, 1.1 * max(1e-9, *strip["reward"]))
         reward.set_title("The episode that was planned most")
         iterations.bar(range(len(strip["iterations"])), strip["iterations"], 1.0, color=OURS)
         iterations.set_ylabel("iterations")

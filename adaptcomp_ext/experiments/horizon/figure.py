@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from adaptcomp_ext.experiments.style import OTHERS, OURS, STYLE, bars, save
+from adaptcomp_ext.experiments.style import OTHERS, OURS, PANEL, STYLE, WIDTH, bars, legend, save
 
 __all__ = ["draw"]
 
@@ -19,7 +19,7 @@ __all__ = ["draw"]
 def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
     """Return against what is imagined; which horizons are chosen; an episode."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.1), layout="constrained", width_ratios=(1, 1, 1.3))
+        figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 3 * PANEL), layout="constrained")
         for name, parts, color, marker in (
             ("the same everywhere", summary["fixed"], OTHERS, "o"),
             ("chosen by state", summary["adaptive"], OURS, "o"),
@@ -40,7 +40,7 @@ def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
             title="What looking ahead is worth", xlabel="steps imagined by each candidate", ylabel="return"
         )
         axes[0].set_ylim(0, 1.15 * max(1.0, axes[0].get_ylim()[1]))
-        axes[0].legend(loc="best", fontsize=8.5)
+        legend(axes[0])
         width = 0.8 / len(summary["adaptive"])
         for i, (price, found) in enumerate(summary["adaptive"].items()):
             share = [100 * v.mean for v in found["share"].values()]
@@ -48,7 +48,7 @@ def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
         names = list(next(iter(summary["adaptive"].values()))["share"])
         axes[1].set_xticks([k + 0.4 - width / 2 for k in range(len(names))], names)
         axes[1].set(title="Which horizons are chosen", xlabel="H", ylabel="states, %")
-        axes[1].legend(loc="best", fontsize=8.5)
+        legend(axes[1])
         strip = summary["strip"]
         axes[2].bar(range(len(strip["horizon"])), strip["horizon"], 1.0, color=OURS)
         axes[2].plot([4 * r for r in strip["reward"]], color=OTHERS, lw=1.2)

@@ -22,9 +22,12 @@ from adaptcomp_ext.experiments.style import (
     ORANGE,
     OTHERS,
     OURS,
+    PANEL,
     STYLE,
+    WIDTH,
     WRONG,
     bars,
+    legend,
     save,
     span_at_least,
 )
@@ -48,7 +51,7 @@ def draw_main(main: Mapping[str, Any], path: Path, quick: bool = False) -> None:
     """Accuracy on incongruent digits, accuracy against calls, and who is called."""
     settings = list(main)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+        figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 3 * PANEL), layout="constrained")
         _bars(axes[0], main, settings)
         _curves(axes[1], main[settings[0]], settings[0])
         _calls(axes[2], main, settings)
@@ -62,7 +65,7 @@ def _bars(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None:
         ("the CNN alone", OTHERS, lambda f: f["accuracy"]["cnn"]["incongruent"]),
         ("habit π₁ alone", "#6aa6d8", lambda f: f["accuracy"]["default"]["incongruent"]),
         (
-            f"ACC, {rate} of held-out items called",
+            f"ACC, {rate} called",
             OURS,
             lambda f: f["gates"]["as trained"]["value"][TABLE_RATE]["incongruent/control"],
         ),
@@ -80,9 +83,8 @@ def _bars(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None:
     axes.set_xlabel("congruent in training")
     axes.set_ylabel("right, %")
     axes.set_title("Incongruent test digits")
-    axes.set_ylim(0, 132)
-    axes.set_yticks(range(0, 101, 20))
-    axes.legend(loc="upper left", fontsize=8.5, ncols=2)
+    axes.set_ylim(0, 105)
+    legend(axes)
 
 
 def _curves(axes: Axes, found: Mapping[str, Any], p: str) -> None:
@@ -104,14 +106,14 @@ def _curves(axes: Axes, found: Mapping[str, Any], p: str) -> None:
     always = 100 * found["always"][MIXED].mean
     axes.axhline(always, color=MUTED, lw=1)
     axes.annotate(
-        "control everywhere", (0, always), xytext=(2, 3), textcoords="offset points", color=MUTED, fontsize=9
+        "control everywhere", (0, always), xytext=(2, 3), textcoords="offset points", color=MUTED, fontsize=11
     )
     axes.set_xlabel("rows that call control, %")
     axes.set_ylabel("right, %")
     axes.set_xlim(left=0)
     axes.set_title(f"Mixed stream ({100 * float(p):g} % in training)")
     span_at_least(axes, "y", 2.0)
-    axes.legend(loc="lower right")
+    legend(axes)
 
 
 def _calls(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None:
@@ -132,9 +134,9 @@ def _calls(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None
     axes.set_xticks(range(len(settings)), [f"{100 * float(p):g} %" for p in settings])
     axes.set_xlabel("congruent in training")
     axes.set_ylabel("rows that call control, %")
-    axes.set_ylim(0, 115)
+    axes.set_ylim(0, 105)
     axes.set_title("Who calls control (value gate)")
-    axes.legend(loc="upper left", ncols=3, fontsize=8.5)
+    legend(axes, 3)
 
 
 def draw_beliefs(
@@ -146,8 +148,8 @@ def draw_beliefs(
         figure, axes = plt.subplots(
             len(items),
             3,
-            figsize=(10, 2.1 * len(items) + 0.4),
-            width_ratios=(1, 3, 3),
+            figsize=(WIDTH, 1.6 * len(items) + 0.4),
+            width_ratios=(1, 2, 2),
             layout="constrained",
             squeeze=False,
         )
@@ -155,7 +157,7 @@ def draw_beliefs(
             picture, *others = axes[row]
             picture.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             picture.set_axis_off()
-            picture.set_title(f"a {names[item['ink']]} {item['digit']}")
+            picture.set_title(f"a {names[item['ink']]} {item['digit']}", fontsize=11)
             for one, who, name in zip(
                 others, ("default", "control"), ("habit π₁", "control π₂"), strict=True
             ):
@@ -167,7 +169,8 @@ def draw_beliefs(
                 one.set_ylim(0, 1)
                 one.set_yticks((0, 1))
                 said = int(np.argmax(item[who]))
-                one.set_title(f"{name} says {said}")
+                one.set_title(f"{name} says {said}", fontsize=11)
+                one.tick_params(labelsize=9)
         figure.suptitle(title, color=INK, x=0.01, ha="left")
         save(figure, path, 120, quick)
         plt.close(figure)
@@ -178,9 +181,7 @@ def draw_reaction(reaction: Mapping[str, Any], path: Path, quick: bool = False) 
     proportions = {float(n.split()[1]): f for n, f in reaction.items() if n.startswith("congruent ")}
     high = max(proportions)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, 4, figsize=(15, 3.9), layout="constrained", width_ratios=(1.2, 1.2, 1, 1)
-        )
+        figure, axes = plt.subplots(4, 1, figsize=(WIDTH, 4 * PANEL), layout="constrained")
         for one, task, title in zip(axes, TASKS, ("Reading the digit", "Naming the ink"), strict=False):
             for i, condition in enumerate(CONDITIONS):
                 values = [f[task]["steps"][condition] for f in proportions.values()]
@@ -193,8 +194,8 @@ def draw_reaction(reaction: Mapping[str, Any], path: Path, quick: bool = False) 
             one.set_xlabel("congruent in practice")
             one.set_ylabel("steps until halting")
             one.set_title(title)
-            one.set_ylim(0, 1.25 * one.get_ylim()[1])
-            one.legend(ncols=3, fontsize=8, loc="upper left")
+            one.set_ylim(bottom=0)
+            legend(one, 3)
         for task, look in zip(TASKS, (OURS, ORANGE), strict=True):
             effects = [f[task]["effect"] for f in proportions.values()]
             x = [100 * p for p in proportions]
@@ -209,10 +210,11 @@ def draw_reaction(reaction: Mapping[str, Any], path: Path, quick: bool = False) 
             one.axhline(0, color=FAINT, lw=1)
             one.set_ylabel("incongruent − congruent, steps")
             span_at_least(one, "y", 0.5)
-            one.legend(loc="lower right" if one is axes[3] else "upper left")
         axes[2].set_xlabel("congruent in practice, %")
         axes[2].set_title("The effect, by the proportion")
         axes[3].set_xlabel("updates")
         axes[3].set_title(f"With practice ({100 * high:g} % congruent)")
+        legend(axes[2])
+        legend(axes[3])
         save(figure, path, 120, quick)
         plt.close(figure)

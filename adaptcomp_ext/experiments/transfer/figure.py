@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, STYLE, save
+from adaptcomp_ext.experiments.style import ORANGE, OTHERS, OURS, PANEL, STYLE, WIDTH, legend, save
 
 from .cell import LARGEST
 from .markdown import NAMES
@@ -26,7 +26,11 @@ def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
     """Return over training of each task, where it is not the first of its order."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(summary["curves"]), figsize=(13.5, 4.1), layout="constrained", sharey=True
+            len(summary["curves"]),
+            1,
+            figsize=(WIDTH, PANEL * len(summary["curves"])),
+            layout="constrained",
+            sharey=True,
         )
         for one, (task, curves) in zip(axes, summary["curves"].items(), strict=True):
             for keep, runs in curves.items():
@@ -36,7 +40,7 @@ def draw(summary: Mapping[str, Any], path: Path, quick: bool = False) -> None:
                     one.plot(x, returns, color=color, lw=0.7, alpha=0.6)
                 one.plot(x, np.mean(runs, axis=0), color=color, lw=2.2, label=NAMES[keep])
             one.set(title=task, xlabel="round", ylim=(0, LARGEST))
-        axes[0].set_ylabel("return, per 1,000 steps")
-        axes[0].legend(loc="best", fontsize=8.5)
+            one.set_ylabel("return, per 1,000 steps")
+        legend(axes[0], 3)
         save(figure, path, 130, quick)
         plt.close(figure)
