@@ -1,10 +1,10 @@
-// The boundary to Python: arguments in, kernels called, results out. No torch header, and no Python outside
-// this file and the headers of csrc/bindings, which are its parts.
+// The boundary to Python, which reads arguments, calls kernels and returns results. It includes no torch
+// header, and only this file and csrc/bindings, its parts, use Python.
 //
 // Tensors, sizes and dtype codes arrive as one flat list per call (reading forty integers from a list takes
-// less than a microsecond), or apart. Shapes were checked on the Python side, adaptcomp_ext/ops: this module
-// is private and trusts its caller. But every address is taken here, by the guard of bindings/torch.h, so
-// that no tensor without memory gets to a kernel.
+// less than a microsecond), or separately. adaptcomp_ext/ops has checked the shapes: this module is private
+// and trusts its caller. But every address is taken here, by the guard of bindings/torch.h, so that no tensor
+// without memory reaches a kernel.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -97,7 +97,7 @@ void act_step_backward(const py::list& list, double threshold) {
   AC_RUN(where, act_step_backward_cpu(a), act_step_backward_cuda(a, where.device, where.stream));
 }
 
-// The same lists as ACT's, with log_survival for accumulated.
+// The lists of ACT, with log_survival in place of accumulated.
 void pondernet_step(const py::list& list, double log_prior, double log_epsilon) {
   Arguments in(list);
   PonderNetStep a{};
@@ -178,7 +178,7 @@ int64_t compact_temp(int64_t n) {
 
 constexpr const char* kIsaNames[] = {"base", "avx2", "avx512"};
 
-// For tests: another instruction set of those that the machine has.
+// Selects another instruction set of the machine, for tests.
 void use_isa(const std::string& name) {
   for (int i = 0; i <= static_cast<int>(best_isa()); ++i) {
     if (name == kIsaNames[i]) {

@@ -1,11 +1,12 @@
-// What has become of a row, for every loop of the package.
+// The status of a row, for every loop of the package.
 #pragma once
 
 #include <cstdint>
 
 namespace adaptcomp {
 
-// The positive values are those of adaptcomp_ext.Status. A row that runs has none yet, and padding is no row.
+// The positive values are those of adaptcomp_ext.Status. An active row has none yet, and padding is not a
+// row.
 enum Status : int8_t {
   kPadding = -1,
   kRunning = 0,

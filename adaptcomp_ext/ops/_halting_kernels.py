@@ -1,4 +1,4 @@
-"""The halting kernels: argument lists, and the raw op. Private; see `halting`."""
+"""The calls of the halting kernels, and the raw op; see `halting`."""
 
 from __future__ import annotations
 
@@ -13,38 +13,37 @@ from adaptcomp_ext.ops._backend import place
 from adaptcomp_ext.ops._library import register
 
 MAX_LEAVES: int = _C.MAX_LEAVES
-RUNNING: int = _C.STATUS[
-    "RUNNING"
-]  # the flag of a row that goes on; positive flags are the Status it ended with, -1 is padding
+RUNNING: int = _C.STATUS["RUNNING"]
+"""The flag of an active row. A positive flag is the Status of a row that has ended, -1 is padding."""
 
 # The codes of csrc/halting/halting.h.
 GIVEN, FIXED_STEPS, ACT, PONDER_SAMPLE, CONFIDENCE = range(5)
 
 
 class Fused(NamedTuple):
-    """A decision that the halting kernel takes by itself, in the call that does everything else."""
+    """A decision that the halting kernel takes."""
 
     policy: int
     signal: Tensor | None = None
     """GIVEN: bool [n]. FIXED_STEPS: int64 [B], or None for `parameter`. ACT, PONDER_SAMPLE: logits [n]."""
     threshold: float = 0.0
     parameter: int = 0
-    """FIXED_STEPS: the number. PONDER_SAMPLE: the seed. CONFIDENCE: the measure."""
+    """FIXED_STEPS: the number of steps. PONDER_SAMPLE: the seed. CONFIDENCE: the measure."""
     carried: bool = False
-    """The kernel updates ``carry[0]``, [n] in the scalar dtype."""
+    """Whether the kernel updates ``carry[0]``, [n] in the scalar dtype."""
     has_cost: bool = False
     head: Callable[[Any], Any] | None = None
-    """ACT, PONDER_SAMPLE: gives the logits, one per row of a state."""
+    """ACT, PONDER_SAMPLE: returns the logits, one for each row of a state."""
 
 
 class ActNode(NamedTuple):
-    """A decision of ACT taken in the kernel, as the gradient needs it. The tensors are [n]."""
+    """A decision of ACT that the kernel has taken, for its gradient. The tensors are [n]."""
 
     logits: Tensor
     before: Tensor
-    """The halting probability spent before the step."""
+    """Accumulated halting probability before the step."""
     after: Tensor
-    """The same with this step."""
+    """Accumulated halting probability after the step."""
     weight: Tensor
     bounds: tuple[int, int, int]
     """step, min_steps, max_steps."""
@@ -52,16 +51,16 @@ class ActNode(NamedTuple):
 
 
 class Stepped(NamedTuple):
-    """What the halting kernel returns."""
+    """The result of the halting kernel."""
 
     flag: Tensor
     """int8 [n]"""
     running: int
-    """The rows that go on; -1 on CUDA, where only the device knows."""
+    """Number of active rows; -1 on CUDA, where only the device knows it."""
     where: Tensor | None
-    """int64 [n]: where the rows were packed, each one's place in the new block, or -1."""
+    """int64 [n], if compacted: the place of each row in the new block, or -1."""
     row: Tensor | None
-    """int64 [running]: the batch row of each packed row."""
+    """int64 [running], if compacted: the batch row of each row of the new block."""
     packed: list[Tensor] | None
 
 
@@ -90,7 +89,7 @@ def halt_step(
     read_leaf: int = -1,
     spent: Tensor | None = None,
 ) -> Stepped:
-    """End the rows that halt; on the CPU also pack the others, where at least `least` have ended (None: never)."""
+    """End the rows that halt; on the CPU compact the others if at least `least` have ended (None: never)."""
     flag = torch.empty_like(row, dtype=torch.int8)
     scalars = (sample_ids, carry, weight, weight_out, tested)
     tensors = (row, flag, steps, status, running, *scalars, decision.signal, readout, output, spent)
@@ -147,15 +146,15 @@ def _kernel(
         *(step, min_steps, max_steps),
     ).flag
     for written in (output, *results, *totals, steps, status, running):
-        if written is not None:  # the kernel wrote through raw pointers, which autograd does not see
+        if written is not None:  # autograd does not see the kernel's writes through raw pointers
             torch.autograd.graph.increment_version(written)
     return flag
 
 
 _halt_rows = register(
-    "halt_rows(Tensor row, Tensor halt, Tensor? weight, Tensor? readout, Tensor(a!)? output, Tensor[] leaves, "
-    "Tensor(b!)[] results, Tensor[] increments, Tensor(c!)[] totals, Tensor(d!) steps, Tensor(e!) status, "
-    "Tensor(f!)? running, int step, int min_steps, int max_steps) -> Tensor",
+    "halt_rows(Tensor row, Tensor halt, Tensor? weight, Tensor? readout, Tensor(a!)? output, "
+    "Tensor[] leaves, Tensor(b!)[] results, Tensor[] increments, Tensor(c!)[] totals, Tensor(d!) steps, "
+    "Tensor(e!) status, Tensor(f!)? running, int step, int min_steps, int max_steps) -> Tensor",
     _kernel,
     lambda row, *rest: torch.empty_like(row, dtype=torch.int8),
 )

@@ -1,4 +1,4 @@
-// What the functions of the boundary share: reading their lists, and running on the host or on a device.
+// The reading of argument lists, and the choice between host and device, for all functions of the boundary.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -22,7 +22,7 @@ class Arguments {
   int64_t integer() { return integer_of(next()); }
   double number() { return py::handle(next()).cast<double>(); }
   py::object object() { return py::reinterpret_borrow<py::object>(next()); }
-  // A tensor that the Python side has allocated or made plain and contiguous, to be read or written.
+  // A tensor that Python has allocated, or made plain and contiguous, to be read or written.
   template <class T>
   T* pointer(const char* name = "a tensor") {
     PyObject* item = next();
@@ -37,8 +37,8 @@ class Arguments {
     if (!is_tensor(item)) throw py::type_error(std::string(name) + ": expected a Tensor or None");
     return is_plain(item) && !is_lazy(item) ? data_of(item, name) : data_.real(item, name);
   }
-  // A tensor that the Python side holds for longer than this call, and that has to be as the kernel reads it:
-  // of this dtype, contiguous, with at least so many elements.
+  // A tensor that Python holds longer than this call. It has to be contiguous, with this dtype and at least
+  // `elements` elements.
   template <class T>
   T* held(const py::object& dtype, int64_t elements, const char* name) {
     PyObject* item = next();
@@ -47,8 +47,8 @@ class Arguments {
     if (!is_contiguous(item)) throw py::value_error(std::string(name) + ": expected a contiguous tensor");
     return const_cast<T*>(data);
   }
-  // Tensors that are only read, whatever their strides: real numbers; float32 (float64 if `wide`) with at
-  // least so many elements; int64; bool.
+  // Tensors of any strides that are only read: real numbers; float32 (float64 if `wide`) with at least
+  // `elements` elements; int64; bool.
   void* reals(const char* name) { return data_.real(next(), name); }
   void* scalars(bool wide, int64_t elements, const char* name) {
     return data_.typed<void>(next(), torch->dtypes[wide ? 1 : 0], elements, name);
@@ -61,7 +61,7 @@ class Arguments {
   }
   void* stream() { return reinterpret_cast<void*>(static_cast<uintptr_t>(integer())); }
   DType dtype() { return static_cast<DType>(integer()); }
-  // The length of a table that follows, refused beyond `most`.
+  // The length of a table that follows, at most `most`.
   int64_t length(int64_t most) {
     const int64_t n = integer();
     if (n < 0 || n > most)
@@ -85,7 +85,7 @@ class Arguments {
 
 constexpr int64_t kCpu = -1;  // the device index that means the host
 
-// Where a call runs: a device index and a stream.
+// The device index and the stream of a call.
 struct Place {
   int64_t device;
   void* stream;
@@ -98,7 +98,7 @@ struct Place {
   }
   bool on_cpu() const { return device == kCpu; }
 };
-// The last two integers of a list.
+// Reads the place, the last two integers of a list.
 inline Place place(Arguments& in) {
   const int64_t device = in.integer();
   const Place where(device, in.stream());

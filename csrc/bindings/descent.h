@@ -1,5 +1,4 @@
-// A descent on an energy that PyTorch evaluates, between two evaluations; and the parts of it that have a
-// gradient.
+// The work of a descent between two evaluations of an energy by PyTorch, and its parts with a gradient.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -33,7 +32,7 @@ inline DescentRule descent_rule(Arguments& in, const py::list& numbers) {
   return rule;
 }
 
-// A float, or a tensor of the compute type: one number or one for each row.
+// Reads a float, or a tensor of the compute type with one number or one for each row.
 inline PerRow per_row(const py::handle& numbers) {
   if (!is_tensor(numbers.ptr())) return {nullptr, false, numbers.cast<double>()};
   return {data_of(numbers.ptr(), "step_size or noise"), Shape(numbers.ptr()).dims() > 0, 0.0};
@@ -41,8 +40,8 @@ inline PerRow per_row(const py::handle& numbers) {
 
 class DescentRun {
  public:
-  // Tensors are contiguous, or None where there is none; `row`, `flag` and `running` are for CUDA.
-  // `step_size` and `sigma`: a float or a tensor. `rule`: the two lists of `descent_rule`.
+  // Tensors are contiguous, or None; `row`, `flag` and `running` are for CUDA. `step_size` and `sigma` are
+  // floats or tensors. `rule` has the two lists of `descent_rule`.
   static constexpr std::initializer_list<const char*> kNames{
       "y",          "energy", "steps", "status",  "kept",      "velocity", "moving", "scale",
       "sample_ids", "row",    "flag",  "running", "step_size", "sigma",    "rule",   "device"};
@@ -79,9 +78,9 @@ class DescentRun {
     }
   }
 
-  // Judges the points of step `step`. `gradient`: None after the last step if nothing depends on it.
-  // `accepted`: uint8 [rows] out, or None. Returns the next points of the rows that go on, None where none
-  // does; on CUDA, where only the device knows, those of all rows.
+  // Judges the points of step `step`. `gradient` may be None after the last step if the rule does not read
+  // it. `accepted`: uint8 [rows] out, or None. Returns the next points of the active rows, None if there is
+  // none; on CUDA, where only the device knows them, those of all rows.
   py::object advance(const py::object& point, const py::object& value, const py::object& gradient,
                      const py::object& accepted, int64_t step, int64_t stream) {
     Contiguous plain;
@@ -109,18 +108,17 @@ class DescentRun {
     return next;
   }
 
-  // On CUDA: `row` of the next block, which was packed into new memory. The caller holds it.
+  // Sets `row` of the next block after a compaction on CUDA; the caller holds it.
   void set_rows(const py::object& row) { a_.row = static_cast<int64_t*>(data_of(row.ptr(), "row")); }
 
-  // int64 [rows that go on]: the block rows, of the block that was judged last, that the next one is made of.
-  // CPU.
+  // int64 [active rows]: the rows of the last judged block that the next block has; on the CPU.
   py::object index() const {
     const py::object out = new_rows(steps().ptr(), counts_.running);
     std::copy_n(index_.data(), counts_.running, static_cast<int64_t*>(data_of(out.ptr(), "index")));
     return out;
   }
 
-  int64_t accepted() const { return counts_.accepted; }  // on the CPU, as the next
+  int64_t accepted() const { return counts_.accepted; }  // on the CPU, like the next
   int64_t broken() const { return counts_.broken; }
 
  private:

@@ -1,5 +1,5 @@
-// The whole descents at the boundary. Each takes the list of a descent (or of its gradient), the integers and
-// addresses of its energy and the place, on CUDA then the scratch; and a list of real numbers.
+// The fused descents at the boundary. Each takes a list with the arguments of a descent (or of its gradient),
+// of its energy, the place and, on CUDA, the scratch; and a list of real numbers.
 #pragma once
 
 #include <chrono>
@@ -12,11 +12,11 @@
 
 namespace adaptcomp {
 
-// Python's signals, Ctrl-C above all, while a kernel runs without the lock of the interpreter.
+// Checks for Python's signals, such as Ctrl-C, while a kernel runs without the interpreter's lock.
 class Signals {
  public:
   Interrupt* interrupt() { return &interrupt_; }
-  // To be called with the lock: raises what a handler has raised.
+  // Raises the exception of a signal handler; to be called with the lock.
   void raise() const {
     if (interrupt_.stopped) throw py::error_already_set();
   }
@@ -80,7 +80,7 @@ inline DescentBackward read_descent_backward(Arguments& in, const py::list& real
   return d;
 }
 
-// The end of a list: the place, and on CUDA address and bytes of the scratch.
+// The end of a list: the place and, on CUDA, address and size of the scratch.
 struct CallPlace : Place {
   explicit CallPlace(Arguments& in) : CallPlace(in, in.integer()) { in.done(); }
   DescentScratch scratch;
@@ -217,8 +217,8 @@ inline void quadratic_descent_backward(const py::list& list, const py::list& rea
   signals.raise();
 }
 
-// How much scratch a call needs: 0 on the host, -1 where a row is too long for the device's kernels, which
-// then refuse the call. rows, dim, wide, backward, device; the sizes of the energy
+// The size of the scratch of a call: 0 on the host, -1 if a row is too long for the device's kernels. Its
+// list: rows, dim, wide, backward, device; the sizes of the energy
 struct ScratchQuery {
   explicit ScratchQuery(Arguments& in)
       : rows(in.integer()),

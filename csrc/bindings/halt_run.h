@@ -1,9 +1,9 @@
-// A run of the halting loop in place, between two calls of the user's step.
+// The work of the in-place halting loop between two calls of the user's step.
 //
-// The interpreter has little to do there, but does it with cold caches: a step of a network leaves none of
-// its code and data behind, and forty small operations on tensors then take as long as a small step. So the
-// loop calls StateLike::take before readout and head and HaltRun::advance after them; what is left in Python
-// is the user's.
+// It is little work, but the interpreter does it with cold caches: a step of a network evicts its code and
+// data, and forty small operations on tensors then take as long as a small step. So the loop calls
+// StateLike::take before readout and head and HaltRun::advance after them, and only the user's functions run
+// in Python.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -25,7 +25,7 @@ namespace adaptcomp {
 
 enum class Form : int64_t { tensor = 0, tuple = 1, other = 2 };
 
-// What the states of a run have to look like.
+// The form that all states of a run must have.
 class StateLike {
  public:
   StateLike(const py::list& state, int64_t form) : form_(static_cast<Form>(form)) {
@@ -34,9 +34,8 @@ class StateLike {
     for (const py::handle leaf : state) leaves_.emplace_back(leaf.ptr());
   }
 
-  // The leaves of a state as the step returned it, in a new list; None where it is not a tensor or a plain
-  // tuple of contiguous tensors that look like the state: the caller then checks it, and mends what is only
-  // unusual.
+  // Returns the leaves of a step's result in a new list; None if it is not a tensor or a plain tuple of
+  // contiguous tensors in the form of the state: the caller then checks and converts it.
   py::object take(const py::object& tree, int64_t rows) const {
     if (form_ == Form::other) return py::none();
     if (form_ == Form::tuple && !(PyTuple_CheckExact(tree.ptr()) &&
@@ -61,14 +60,14 @@ class StateLike {
   std::vector<Like> leaves_;
 };
 
-// See flops_per_row.
+// Calls flops_per_row for a state.
 inline double state_flops_per_row(int64_t weights, const py::object& state) {
   Facts facts;
   facts.require(state.ptr());
   return flops_per_row(weights, facts.sizes(), facts.dims());
 }
 
-// The schedule of a run at these prices; see adaptcomp_ext/nn/cost_model.py. `state` and `inputs`: one block.
+// Makes the schedule of a run from the cost model's prices; `state` and `inputs` are the tensors of a block.
 inline Schedule make_schedule(int64_t weights, const py::sequence& state, const py::sequence& inputs,
                               double packing, double per_tensor, double per_byte, double per_flop) {
   int64_t bytes = 0, tensors = 0;
@@ -141,25 +140,25 @@ class HaltRun {
     for (const py::handle input : inputs_) like_inputs_.emplace_back(input.ptr());
   }
 
-  // The first readout, which decides what all have to look like, and the output it goes to. Without this call
-  // the kernel looks at no readout. `apart`: it is not the first leaf.
+  // Sets the first readout, which fixes the form of all readouts, and the output. Without this call the
+  // kernel reads no readout. `apart`: the readout is not the first leaf.
   void set_readout(const py::object& readout, const py::object& output, bool apart) {
     readout_.emplace(readout.ptr());
     a_.readout = readout_->leaf(output.ptr(), "output");
     apart_ = apart;
   }
 
-  // On CUDA: `row` and the carry of the next block, which was packed into new memory. The caller holds both.
+  // Sets `row` and carry of the next block after a compaction on CUDA; the caller holds both.
   void set_rows(const py::object& row, const py::object& carry) {
     a_.row = static_cast<int64_t*>(data_of(row.ptr(), "row"));
     a_.carry = carry.is_none() ? nullptr : data_of(carry.ptr(), "carry");
   }
 
-  // Ends the rows that halt after `step`, and packs the others where the schedule says so. `leaves`: as
-  // `take` gave them, held by nobody else; packed in place where their memory is provably nobody else's, and
-  // replaced in the list otherwise. Returns the rows of the next block, 0 where none goes on; on CUDA, where
-  // nothing is packed here, those of this one. Returns kUnusual, and has done nothing, where readout or
-  // logits are not as expected.
+  // Ends the rows that halt after `step`, and compacts the others if the schedule says so. `leaves`, from
+  // `take`, must have no other reference. They are compacted in place if no other object can see their
+  // memory, and replaced in the list otherwise. Returns the number of rows of the next block, 0 if no row is
+  // active; on CUDA, where it does not compact, that of this block. Returns kUnusual, and has done nothing,
+  // if readout or logits do not have the expected form.
   int64_t advance(int64_t rows, int64_t step, const py::list& leaves, const py::object& readout,
                   const py::object& logits, int64_t stream) {
     if (apart_ && !readout_->fits(readout.ptr(), rows, a_.readout.block)) return kUnusual;
@@ -192,20 +191,21 @@ class HaltRun {
   }
   static constexpr int64_t kUnusual = -1;
 
-  // For whoever packs out of place after `advance`: the rows that go on, of which there are `running`, and
-  // the others. See split_rows_cpu; `out` has room for twice the rows of the block. The next block is the one
-  // of the rows that go on.
+  // Writes the indices of the `running` active rows and of the others after `advance`, for a compaction out
+  // of place: see split_rows_cpu. `out` has room for twice the rows of the block. The active rows are the
+  // next block.
   void split(int64_t rows, const py::object& out) {
     auto* where = static_cast<int64_t*>(data_of(out.ptr(), "row"));
     split_rows_cpu(a_.flag, a_.row, rows, running, where);
     std::copy_n(where + rows, running, a_.row);
   }
 
-  int64_t running = 0;           // rows that went on after the last `advance`; on the CPU
-  bool inputs_replaced = false;  // an input was replaced in its list by the last packing
+  int64_t running = 0;           // number of active rows after the last `advance`; on the CPU
+  bool inputs_replaced = false;  // the last compaction has replaced an input in its list
 
  private:
-  // Which leaf is the readout, or -1. A readout of the user's is one that is in the same memory.
+  // The index of the leaf that is the readout, or -1. A separate readout is a leaf if it has the leaf's
+  // memory.
   int64_t read_leaf() const {
     if (!apart_) return a_.policy == Policy::confidence ? 0 : -1;
     const auto same = [&](const Leaf& leaf) {
@@ -268,8 +268,8 @@ class HaltRun {
     replaced_.clear();
   }
 
-  // Plans to move the surviving rows of list[i]: to where it is if it is `own`, else to a new tensor in its
-  // place.
+  // Adds the move of the active rows of list[i]: in place if it is `own`, else to a new tensor that replaces
+  // it.
   void add_move(const py::list& list, size_t i, const Like& like, const Block& block, int64_t rows,
                 bool own) {
     if (own) {

@@ -1,5 +1,5 @@
-// The halting step out of place and its adjoint, on tensors: what training runs, where nothing that autograd
-// may have kept is written to.
+// The halting step out of place and its adjoint, for training: they do not write to tensors that autograd may
+// have saved.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,7 +15,7 @@
 
 namespace adaptcomp {
 
-// What a policy decides from: bools or logits of the block, or the numbers of steps of the batch.
+// Reads the signal of a policy: bools or logits of the block, or the numbers of steps of the batch.
 inline void take_signal(HaltStep& a, Contiguous& data, const py::handle& signal, int64_t batch) {
   if (signal.is_none()) return;
   if (a.policy == Policy::given) {
@@ -34,12 +34,12 @@ inline bool is_double(const py::handle& tensor) {
 }
 
 // tensors: row, flag, steps, status, running (CUDA), sample_ids, carry, weight, weight_out, tested, signal,
-// readout, output, spent; None where there is none. Without a readout and with one wanted, as by Confidence,
-// it is the first leaf. integers: step, min_steps, max_steps, policy, parameter, whether the policy has a
-// cost, read_leaf, least, place. On the CPU the rows that go on are packed, in order, where at least `least`
-// do not: those of all tensors `moving`, into new ones. Returns the number of rows that go on (-1 on CUDA);
-// and, where they were packed, the place of each row in the new block or -1, the batch row of each of its
-// rows, and the list of packed tensors.
+// readout, output, spent; each may be None. If a policy such as Confidence needs a readout and it is None, it
+// is the first leaf. integers: step, min_steps, max_steps, policy, parameter, whether the policy has a cost,
+// read_leaf, least, place. On the CPU the active rows of all tensors `moving` are compacted, in order, into
+// new tensors if at least `least` rows have ended. Returns the number of active rows (-1 on CUDA); and, after
+// a compaction, the place of each row in the new block or -1, the batch row of each new row, and the list of
+// new tensors.
 inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves, const py::sequence& results,
                            const py::sequence& increments, const py::sequence& totals,
                            const py::sequence& moving, const py::list& integers, double threshold) {
@@ -120,7 +120,7 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
   if (!where.on_cpu() || running == 0 || a.rows - running < least)
     return py::make_tuple(running, py::none(), py::none(), py::none());
 
-  // One entry more than needed: the plan writes beyond each end before it knows better.
+  // One entry more than needed, because the branch-free loop also writes the entry after the last one.
   std::vector<int64_t> index(static_cast<size_t>(running) + 1), next(static_cast<size_t>(running) + 1);
   const py::object places = new_rows(row.ptr(), a.rows), next_row = new_rows(row.ptr(), running);
   plan_packing_cpu(a.flag, a.row, a.rows, index.data(), static_cast<int64_t*>(data_of(places.ptr(), "place")),
@@ -137,10 +137,10 @@ inline py::tuple halt_rows(const py::tuple& tensors, const py::sequence& leaves,
 }
 
 // tensors: row, flag, where, weight, readout, g_output; for ACT also logits, accumulated, g_next, g_cost.
-// `where`: each row's place in the packed block, or None. g_results and g_packed, in pairs, and g_totals may
-// hold None. `shared`: the readout is the first leaf. integers: step, min_steps, max_steps, place; the first
-// three for ACT. Returns g_readout, g_weight, the list of g_increments (for ACT: of its logits and of what
-// was accumulated), the list of g_leaves; None for a gradient that is zero throughout.
+// `where`: each row's place in the new block, or None. g_results and g_packed, in pairs, and g_totals may
+// have None. `shared`: the readout is the first leaf. integers: step, min_steps, max_steps, place; the first
+// three are for ACT. Returns g_readout, g_weight, the list of g_increments (for ACT: in its logits and in the
+// accumulated probability), and the list of g_leaves; None is a gradient of zeros.
 inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_results,
                                const py::sequence& g_packed, const py::sequence& g_totals,
                                const py::object& readout_dtype, bool shared, const py::list& integers,
@@ -218,7 +218,7 @@ inline py::tuple halt_backward(const py::tuple& tensors, const py::sequence& g_r
     }
   }
 
-  // More leaves than one call takes go in several; all that is not a leaf goes with the first.
+  // More leaves than one call takes go in several calls; all other tensors go with the first.
   size_t begin = 0;
   do {
     a.n_leaves = 0;

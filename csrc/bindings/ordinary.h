@@ -1,5 +1,5 @@
-// Whether a tensor is as nearly all are: the checks of the Python side, of which each takes time and some
-// explain a lot, are for the others.
+// A fast test for ordinary tensors: only the others need the checks in Python, which take time and explain
+// what is wrong.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,14 +9,14 @@
 
 namespace adaptcomp {
 
-// Whether a tensor is a plain contiguous one on the CPU, with its values in memory. A tensor of another
-// layout than torch.strided, of a transform or without elements has no address, and is not.
+// Whether a tensor is plain, contiguous and on the CPU, with its values in memory. A tensor of another layout
+// than torch.strided, of a transform or without elements has no address, and is not ordinary.
 inline bool find_ordinary(PyObject* tensor, Facts& facts) {
   return is_plain(tensor) && facts.read(tensor) && facts.on_cpu() && facts.data() && facts.is_contiguous() &&
          !is_lazy(tensor);
 }
 
-// is_ordinary(tensor, shape): of float32, float64, bfloat16 or float16 and of this shape, a tuple.
+// is_ordinary(tensor, shape): whether it is also of float32, float64, bfloat16 or float16 and of this shape.
 inline PyObject* is_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2 || !PyTuple_Check(arguments[1])) {
     PyErr_SetString(PyExc_TypeError, "is_ordinary: expected a tensor and its shape");
@@ -33,7 +33,8 @@ inline PyObject* is_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t c
   });
 }
 
-// ordinary_rows(tensor): its rows; -1 where it is not ordinary, has another dtype or no batch dimension.
+// ordinary_rows(tensor): its number of rows; -1 if it is not ordinary, has another dtype or no batch
+// dimension.
 inline PyObject* ordinary_rows(PyObject*, PyObject* tensor) {
   return guarded([&] {
     Facts facts;

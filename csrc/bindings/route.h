@@ -1,4 +1,4 @@
-// Merging and splitting rows of tensors.
+// The merging and splitting of rows of tensors.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -20,7 +20,7 @@ inline bool in_order(const py::list& list) {
   return in_order_cpu(index, count, size);
 }
 
-// The tensors of `otherwise`, with row j of `rows` in place of row index[j].
+// Returns the tensors of `otherwise` with row j of `rows` in place of row index[j].
 inline py::list merge_rows(const py::sequence& rows, const py::sequence& otherwise, const py::object& index,
                            int64_t size, int64_t device, int64_t stream) {
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
@@ -42,7 +42,7 @@ inline py::list merge_rows(const py::sequence& rows, const py::sequence& otherwi
   return out;
 }
 
-// Its adjoint: the gradients of `rows`, none unless `with_rows`, and then those of `otherwise`.
+// The adjoint: returns the gradients of `rows`, if `with_rows`, followed by those of `otherwise`.
 inline py::list split_rows(const py::sequence& grads, const py::object& index, int64_t size, bool with_rows,
                            int64_t device, int64_t stream) {
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));

@@ -1,4 +1,4 @@
-// Gathering and scattering rows of tensors.
+// The gathering and scattering of rows of tensors.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,12 +11,12 @@
 
 namespace adaptcomp {
 
-// See check_block.
+// Calls check_block for each tensor.
 inline void check_blocks(const py::sequence& tensors, int64_t rows, const char* name) {
   for (const py::handle tensor : tensors) check_block(tensor.ptr(), rows, name);
 }
 
-// New blocks of `rows` rows, and the moves into them from the tensors they are like.
+// New blocks of `rows` rows like given tensors, and the moves from these into them.
 struct NewBlocks {
   NewBlocks(const py::sequence& tensors, int64_t rows) {
     for (const py::handle tensor : tensors) {
@@ -33,7 +33,7 @@ struct NewBlocks {
   py::list blocks;
 };
 
-// The rows of each tensor that `index` names; of zeros where it is negative.
+// Returns the rows of each tensor at `index`; zeros where the index is negative.
 inline py::list gather_rows(const py::sequence& tensors, const py::object& index, int64_t device,
                             int64_t stream) {
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
@@ -45,7 +45,7 @@ inline py::list gather_rows(const py::sequence& tensors, const py::object& index
   return to.blocks;
 }
 
-// Its adjoint: blocks of `rows` rows, zero but for those that `index` names.
+// The adjoint: returns blocks of `rows` rows, which are zero except at `index`.
 inline py::list scatter_rows(const py::sequence& tensors, const py::object& index, int64_t rows,
                              int64_t device, int64_t stream) {
   const Place where(device, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));

@@ -1,10 +1,9 @@
-// Tensors as the boundary sees them: Python objects with a data_ptr(). No torch header, hence one build for
-// every torch.
+// Tensors at the boundary: Python objects with an address. Without torch headers one build serves every
+// torch.
 //
-// Every address of a tensor is taken by `data_of`. It refuses, by a TypeError that names the argument,
-// whatever has no memory that a kernel could read: fake and meta tensors, the wrappers of torch.func, tensors
-// whose storage was released, classes with a
-// __torch_dispatch__.
+// `data_of` takes every address of a tensor. It raises a TypeError that names the argument if the tensor has
+// no memory that a kernel can read: for fake and meta tensors, wrappers of torch.func, tensors whose storage
+// was released, and classes with a __torch_dispatch__.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -23,7 +22,7 @@ namespace adaptcomp {
 
 namespace py = pybind11;
 
-// What is used of torch, handed over when the package is imported.
+// The objects of torch that are used here; the package passes them at its import.
 struct Torch {
   PyTypeObject *tensor, *parameter;
   py::object plain;  // plain(name, tensor): the same values as a torch.Tensor with memory, or a TypeError
@@ -68,35 +67,34 @@ inline int64_t integer_of(PyObject* value) {
 }
 inline int64_t integer_of(const py::object& value) { return integer_of(value.ptr()); }
 
-// Clears an ordinary error. One that is none, such as KeyboardInterrupt, goes on.
+// Clears an ordinary error, and rethrows any other, such as KeyboardInterrupt.
 inline void clear_error() {
   if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();
   PyErr_Clear();
 }
 
 // --- the guard
-// ----------------------------------------------------------------------------------------------------------------
+
 inline bool is_tensor(PyObject* object) { return PyObject_TypeCheck(object, torch->tensor); }
 
-// Whether the class is torch.Tensor or nn.Parameter. Any other may answer in its own way to what is asked
-// below.
+// Whether the class is torch.Tensor or nn.Parameter. Other classes may override the methods used below.
 inline bool is_plain(PyObject* tensor) {
   return Py_TYPE(tensor) == torch->tensor || Py_TYPE(tensor) == torch->parameter;
 }
 
-// The same values as a torch.Tensor with memory of its own.
+// Returns the values as a torch.Tensor with memory.
 inline py::object plain_tensor(PyObject* tensor, const char* name) {
   return torch->plain(name, py::reinterpret_borrow<py::object>(tensor));
 }
 
-// What a plain tensor is, read once. Its sizes and strides are the tensor's own where torch has DLPack's
-// interface: this object is to be used before anybody else can touch the tensor.
+// The properties of a plain tensor, read once. If torch has DLPack's interface, sizes and strides are the
+// tensor's own memory: the object must be used before any other code can change the tensor.
 class Facts {
  public:
   Facts() = default;
   Facts(const Facts&) = delete;
 
-  // False where torch does not say, as of tensors that are no arrays of numbers or have no memory to be.
+  // Returns false if torch cannot tell them, as for tensors that are not dense or have no memory.
   bool read(PyObject* tensor) {
     if (!torch->read) return read_attributes(tensor) && data_known_;
     dlpack::Tensor t;
@@ -118,7 +116,7 @@ class Facts {
     element_bytes_ = (t.dtype.bits * t.dtype.lanes + 7) / 8;
     return true;
   }
-  // The same by attributes, also of a tensor without memory. False where it has no shape.
+  // Reads attributes, also of a tensor without memory; returns false if it has no shape.
   bool read_attributes(PyObject* tensor) {
     const auto integers = [](const py::object& tuple, std::vector<int64_t>& out) {
       out.clear();
@@ -151,7 +149,7 @@ class Facts {
     return true;
   }
 
-  // What can be known of any tensor with a shape.
+  // Reads the properties of any tensor with a shape.
   void require(PyObject* tensor) {
     if (!read(tensor) && !read_attributes(tensor)) throw py::type_error("expected a tensor with a shape");
   }
@@ -163,8 +161,8 @@ class Facts {
   DType dtype() const { return dtype_; }
   int64_t element_bytes() const { return element_bytes_; }
   bool on_cpu() const { return on_cpu_; }
-  uint64_t kind() const { return kind_; }    // of two dtypes, different
-  uint64_t place() const { return place_; }  // of two devices, different
+  uint64_t kind() const { return kind_; }    // differs between dtypes
+  uint64_t place() const { return place_; }  // differs between devices
   int64_t elements() const {
     int64_t n = 1;
     for (Py_ssize_t d = 0; d < dims_; ++d) n *= sizes_[d];
@@ -181,7 +179,7 @@ class Facts {
     }
     return true;
   }
-  // Whether the dtype is real and one that a state may have.
+  // Whether a state may have the dtype.
   bool is_real() const {
     if (dtype_ != DType::opaque) return true;
     if (torch->read)
@@ -204,20 +202,20 @@ class Facts {
   std::vector<int64_t> own_sizes_, own_strides_;
 };
 
-// Whether the values are still to be negated, which torch does lazily and an address does not show.
+// Whether a negation is pending: torch negates lazily, which an address does not show.
 inline bool is_lazy(PyObject* tensor) {
   PyObject* const arguments[] = {tensor};
   return owned(PyObject_Vectorcall(torch->is_neg.ptr(), arguments, 1, nullptr)).ptr() == Py_True;
 }
 
-// The address of a plain tensor; false where it has elements and no memory.
+// Finds the address of a plain tensor; returns false if it has elements and no memory.
 inline bool find_data(PyObject* tensor, void*& data) {
   Facts facts;
   if (facts.read(tensor)) {
     data = facts.data();
     return facts.has_memory();
   }
-  // Some have an address and no strides that DLPack could tell.
+  // Some tensors have an address, but no strides that DLPack can tell.
   const py::object address =
       py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, torch->data_ptr.ptr()));
   if (!address) {
@@ -228,7 +226,7 @@ inline bool find_data(PyObject* tensor, void*& data) {
   return data || integer_of(method(tensor, torch->numel)) == 0;
 }
 
-// The address of a tensor, which error messages call `name`.
+// Returns the address of a tensor; `name` is its name in error messages.
 inline void* data_of(PyObject* tensor, const char* name) {
   void* data = nullptr;
   if (is_plain(tensor) && find_data(tensor, data)) return data;
@@ -238,13 +236,13 @@ inline void* data_of(PyObject* tensor, const char* name) {
 }
 
 // --- what is known of a tensor
-// ------------------------------------------------------------------------------------------------
+
 class Shape {
  public:
   explicit Shape(PyObject* tensor) : Shape(tensor, nullptr) {
     if (!*this) throw py::type_error("expected a tensor with a shape");
   }
-  // False where there is none, as nested tensors have none.
+  // False if the tensor has no shape, like a nested tensor.
   Shape(PyObject* tensor, std::nullptr_t)
       : sizes_(py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, torch->shape.ptr()))) {
     if (!sizes_) clear_error();
@@ -264,7 +262,7 @@ class Shape {
 };
 inline int64_t rows_of(PyObject* tensor) { return Shape(tensor).rows(); }
 
-// False also where the layout is one that is never contiguous and says so by an exception, as sparse ones do.
+// Also false for layouts, such as sparse ones, for which torch raises an exception.
 inline bool is_contiguous(PyObject* tensor) {
   const py::object answer =
       py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, torch->is_contiguous.ptr()));
@@ -272,7 +270,7 @@ inline bool is_contiguous(PyObject* tensor) {
   return answer.ptr() == Py_True;
 }
 
-// The code of a tensor's dtype.
+// Returns the code of a tensor's dtype.
 inline DType dtype_of(PyObject* tensor) {
   const py::object dtype = attribute(tensor, torch->dtype);
   for (size_t code = 0; code < torch->dtypes.size(); ++code) {
@@ -281,7 +279,7 @@ inline DType dtype_of(PyObject* tensor) {
   return DType::opaque;
 }
 
-// One row of a tensor. Of an opaque dtype the elements are counted in bytes, as the kernels want it.
+// The size of one row of a tensor; the kernels count the elements of an opaque dtype in bytes.
 struct Extent {
   DType dtype;
   int64_t elements, bytes;
@@ -299,7 +297,7 @@ inline Extent row_extent(PyObject* tensor) {
   return row_extent(facts);
 }
 
-// `rows` rows like those of a tensor, uninitialised; of another dtype if one is given.
+// Allocates `rows` uninitialised rows like those of a tensor, of another dtype if it is given.
 inline py::object new_rows(PyObject* like, int64_t rows, const py::object& dtype = py::none()) {
   const Shape shape(like);
   shape.rows();
@@ -317,11 +315,11 @@ inline py::object new_rows(PyObject* like, int64_t rows, const py::object& dtype
   return attribute(like, torch->new_empty)(size, py::arg("dtype") = dtype);
 }
 
-// Addresses of tensors that are read: as plain contiguous tensors with their values in memory. The copies
-// that this takes live as long as this object.
+// Addresses of tensors that are read, as plain contiguous tensors with their values in memory. Copies that
+// this needs live as long as the object.
 class Contiguous {
  public:
-  // Of integers and bools.
+  // For integers and bools.
   void* operator()(const py::handle& tensor, const char* name) {
     if (tensor.is_none()) return nullptr;
     PyObject* found = unwrapped(tensor.ptr(), name);
@@ -329,21 +327,21 @@ class Contiguous {
     if (facts.read(found) && facts.has_memory() && facts.is_contiguous()) return facts.data();
     return address(is_contiguous(found) ? found : keep(method(found, torch->contiguous)), name);
   }
-  // Of real numbers: torch negates lazily, which an address does not show.
+  // For real numbers: a pending negation is carried out.
   void* real(const py::handle& tensor, const char* name) {
     if (tensor.is_none()) return nullptr;
     PyObject* found = unwrapped(tensor.ptr(), name);
     if (is_lazy(found)) found = keep(method(found, torch->resolve_neg));
     return (*this)(found, name);
   }
-  // Of anything: it conjugates lazily, too.
+  // For any dtype: a pending conjugation is carried out, too.
   void* any(const py::handle& tensor, const char* name) {
     if (tensor.is_none()) return nullptr;
     PyObject* found = unwrapped(tensor.ptr(), name);
     if (answers(found, torch->is_conj)) found = keep(method(found, torch->resolve_conj));
     return real(found, name);
   }
-  // Of one dtype, with at least `elements` elements.
+  // For one dtype, with at least `elements` elements.
   template <class T>
   T* typed(const py::handle& tensor, const py::object& dtype, int64_t elements, const char* name) {
     if (tensor.is_none()) return nullptr;
@@ -354,7 +352,7 @@ class Contiguous {
     if (elements > 0) require(found, elements, name);
     return static_cast<T*>((*this)(found, name));
   }
-  // That there are at least so many elements.
+  // Requires at least `elements` elements.
   static void require(PyObject* tensor, int64_t elements, const char* name) {
     const int64_t came = integer_of(method(tensor, torch->numel));
     if (came < elements)
@@ -379,7 +377,7 @@ class Contiguous {
   std::vector<py::object> kept_;
 };
 
-// The storage of a tensor; none of a wrapper of a transform or a fake tensor, which torch looks after.
+// Returns the storage of a tensor; null for a wrapper of a transform and a fake tensor.
 inline py::object storage_of(PyObject* tensor) {
   auto storage =
       py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, torch->untyped_storage.ptr()));
@@ -387,8 +385,8 @@ inline py::object storage_of(PyObject* tensor) {
   return storage;
 }
 
-// Whether the storage of a contiguous tensor has all of its elements: the user can make a storage smaller and
-// leave the shape as it is.
+// Whether the storage of a contiguous tensor has all of its elements: a user can shrink the storage and leave
+// the shape unchanged.
 inline bool is_in_storage(PyObject* tensor, const Facts& facts, const py::object& storage) {
   if (!storage) return true;
   const int64_t end = integer_of(method(tensor, torch->storage_offset)) + facts.elements();
@@ -399,8 +397,8 @@ inline bool is_in_storage(PyObject* tensor, const Facts& facts, const py::object
 
 inline std::string shape_text(PyObject* tensor) { return py::str(py::list(attribute(tensor, torch->shape))); }
 
-// Requires a block of `rows` rows in memory, before its rows are moved: the user's functions, which had it,
-// may have resized it.
+// Requires a block of `rows` rows in memory before its rows are moved, because the user's functions may have
+// resized it.
 inline void check_block(PyObject* tensor, int64_t rows, const char* name) {
   Facts facts;
   const bool has_shape = facts.read(tensor) || facts.read_attributes(tensor);
@@ -415,13 +413,13 @@ inline void check_block(PyObject* tensor, int64_t rows, const char* name) {
                           " bytes whose storage was made smaller than that");
 }
 
-// Where a block of rows is.
+// The memory of a block of rows.
 struct Block {
   void* data;
   py::object storage;
 };
 
-// What a block of rows of one tensor has to look like: everything but their number.
+// The form that a block of rows of one tensor must have, apart from their number.
 class Like {
  public:
   explicit Like(PyObject* tensor) {
@@ -435,19 +433,19 @@ class Like {
     tail_.assign(facts.sizes() + 1, facts.sizes() + facts.dims());
   }
 
-  // The address of a plain contiguous block of `rows` such rows with memory; false where `tensor` is none.
+  // Finds the address of a plain contiguous block of `rows` such rows; returns false if `tensor` is not one.
   bool find(PyObject* tensor, int64_t rows, const void*& data) const {
     Facts facts;
     if (!is_block(tensor, rows, facts)) return false;
     data = facts.data();
     return true;
   }
-  // Whether it is one, with its values in memory.
+  // Whether it is such a block, with its values in memory.
   bool fits(PyObject* tensor, int64_t rows, const void*& data) const {
     return find(tensor, rows, data) && !is_lazy(tensor);
   }
-  // A block that fits, and whose storage has all of its elements. To be asked before rows are moved in it.
-  // `untouched`: it did fit, and nobody has had it since.
+  // Requires a block that fits, and whose storage has all of its elements, before its rows are moved.
+  // `untouched`: it has been tested to fit, and no other code could change it since.
   Block require_block(PyObject* tensor, int64_t rows, const char* name, bool untouched = false) const {
     Facts facts;
     if (is_block(tensor, rows, facts) && (untouched || !is_lazy(tensor))) {
@@ -461,7 +459,7 @@ class Like {
   }
   bool is_beside(const Facts& facts) const { return facts.place() == place_; }
 
-  // tensor = tensor[:rows], without a new object. For memory that nobody else sees.
+  // tensor = tensor[:rows], without a new object, for memory that no other object sees.
   void shrink(PyObject* tensor, int64_t rows) {
     const py::int_ count(rows);
     if (sizes_.empty())
@@ -487,18 +485,18 @@ class Like {
   uint64_t kind_, place_;
   Extent row_;
   std::vector<int64_t> tail_;
-  std::vector<py::object> sizes_;  // tail_ as Python has it, where rows are packed in place
+  std::vector<py::object> sizes_;  // tail_ in Python's objects, for compaction in place
 };
 
 // --- whose memory it is
-// -------------------------------------------------------------------------------------------------------
-// Whether nothing but `references` Python objects of the loop can see the memory of `tensor`.
+
+// Whether only `references` Python objects of the loop can see the memory of `tensor`.
 //
-// Python's references are counted, and those to the storage: every other view, a view's base, and every hold
-// from C++ would be one more. Memory that torch did not allocate, such as an array's, is not resizable, and
-// may be seen by anyone. A tensor of inference mode must not be written to outside it; and one that needs a
-// gradient, of a step that differentiates under no_grad, cannot be made smaller. `storage`: the tensor's,
-// held by the caller alone.
+// It counts the references to the tensor and to its storage, to which other views, a view's base, and
+// references from C++ add. Memory that torch did not allocate, such as an array's, is not resizable, and
+// other objects may see it. An inference tensor must not be written outside of inference mode; and a tensor
+// that needs a gradient, from a step that differentiates under no_grad, cannot be made smaller. `storage` is
+// the tensor's storage, and the caller's only reference to it.
 inline bool sole_owner(PyObject* tensor, const py::object& storage, Py_ssize_t references,
                        bool inference_mode) {
   if (torch->storage_use_count.is_none() || Py_TYPE(tensor) != torch->tensor) return false;
@@ -508,7 +506,7 @@ inline bool sole_owner(PyObject* tensor, const py::object& storage, Py_ssize_t r
   if (attribute(tensor, torch->requires_grad).ptr() != Py_False) return false;
   if (!storage || Py_REFCNT(storage.ptr()) > torch->one_storage) return false;
   if (!answers(storage.ptr(), torch->resizable)) return false;
-  // `storage` is a holder more, unless somebody has the same object.
+  // `storage` is one more reference, unless another one has the same object.
   const py::object address = attribute(storage.ptr(), torch->cdata);
   return integer_of(owned(PyObject_CallOneArg(torch->storage_use_count.ptr(), address.ptr()))) <= 2;
 }

@@ -1,12 +1,12 @@
-// One step of a descent on an energy, one row: whether the point that was just evaluated is taken, whether
-// the row ends there, and the next point. Shared by the fused step for energies that PyTorch evaluates and by
-// the kernels that run a whole descent.
+// One step of a descent on an energy for one row: whether it accepts the point that was just evaluated,
+// whether it ends, and its next point. The step for energies that PyTorch evaluates and the fused descents
+// share it.
 //
 //   m <- mu m + clip(g);   p = clamp(y + sigma eta - alpha s m)
 //
-// y is the row's point, E and g the energy and its gradient there, m the velocity, s the factor that
-// backtracking has left of the step size alpha, eta standard normal noise. p is evaluated next and judged: it
-// becomes y, or is rejected. Step 0 judges the starting point itself.
+// y is the row's point, E and g are the energy and its gradient at y, m is the velocity, s backtracking's
+// factor of the step size alpha, and eta standard normal noise. p is evaluated next and judged: it becomes y,
+// or is rejected. Step 0 judges the starting point.
 #pragma once
 
 #include <cmath>
@@ -25,12 +25,12 @@ struct Verdict {
   Status status;
 };
 
-// Judges the point of step `step`, 0 for the starting point. `finite`: the point and its energy are. `norm`:
-// of the gradient at the point, used by the rule on the gradient only. `moving`: a velocity other than zero
-// took part in the step.
+// Judges the point of step `step`, 0 for the starting point. `finite`: whether the point and its energy are
+// finite. `norm`: the norm of the gradient at the point, for `on_gradient` only. `moving`: whether the row's
+// velocity was not zero.
 //
-// After a rejection the velocity is dropped and the row tries again, unless nothing would be different then:
-// without noise, velocity or backtracking the same point would be proposed for ever, and the row ends.
+// After a rejection the velocity is set to zero and the row tries again. Without noise, velocity or
+// backtracking the next proposal would be the same point, and the row ends.
 template <class C>
 AC_HD Verdict judge(const DescentRule& rule, int64_t step, C e, C e_new, bool finite, C norm, bool moving) {
   if (!finite) return {false, kNonFinite};
@@ -45,14 +45,14 @@ AC_HD Verdict judge(const DescentRule& rule, int64_t step, C e, C e_new, bool fi
   return {true, stop ? kHalted : last ? kMaxSteps : kRunning};
 }
 
-// What the gradient is multiplied with to be at most `clip` long; NaN where the norm is NaN, so that the next
-// point shows it.
+// The factor that clips the gradient to the norm `clip`; NaN if the norm is NaN, so that the next point is
+// NaN.
 template <class C>
 AC_HD C clip_factor(const DescentRule& rule, C norm) {
   return rule.clip > 0 && !(norm <= C(rule.clip)) ? C(rule.clip) / norm : C(1);
 }
 
-// max(low, min(high, x)), NaN kept.
+// max(low, min(high, x)); NaN stays NaN.
 template <class C>
 AC_HD C clamped(const DescentRule& rule, C x) {
   if (x < C(rule.low)) return C(rule.low);
@@ -60,16 +60,15 @@ AC_HD C clamped(const DescentRule& rule, C x) {
   return x;
 }
 
-// The words that elements 4 block to 4 block + 3 of the noise of a sample's step are made of.
+// The random words for elements 4 block to 4 block + 3 of the noise of a sample's step.
 AC_HD void normal_words(const DescentRule& rule, uint64_t sample, int64_t step, int64_t block,
                         uint32_t word[4]) {
   // The last counter word is zero in `uniform`: the noise and a policy's draws never share numbers.
   philox(rule.seed, sample, static_cast<uint32_t>(step), static_cast<uint32_t>(block + 1), word);
 }
 
-// The logarithm of u in [2^-32, 1], and sine and cosine of a whole turn divided by 2^32, times `turn`. Those
-// of fdlibm (Sun Microsystems 1993), less than a unit in the last place off, without its special cases: host
-// and device have the same bits, and loops over them vectorise.
+// The logarithm of u in [2^-32, 1], and sine and cosine of 2 pi `turn` / 2^32, as in fdlibm (Sun Microsystems
+// 1993), within one ulp, without its special cases: host and device have the same bits, and loops vectorise.
 AC_HD double log_of(double u) {
   uint64_t bits;
   std::memcpy(&bits, &u, 8);
@@ -114,7 +113,7 @@ AC_HD void sine_cosine_of(uint32_t turn, double& sine, double& cosine) {
   sine = quarter & 2 ? -second : second;
 }
 
-// Two standard normal numbers from two words, by Box and Muller.
+// Makes two standard normal numbers of two words, by Box and Muller.
 AC_HD void normal_pair(uint32_t radial, uint32_t angular, double& first, double& second) {
   using std::sqrt;
   const double u = (static_cast<double>(radial) + 1.0) * (1.0 / 4294967296.0);  // in (0, 1]
@@ -125,7 +124,7 @@ AC_HD void normal_pair(uint32_t radial, uint32_t angular, double& first, double&
   second = radius * sine;
 }
 
-// Four standard normal numbers: elements 4 block to 4 block + 3 of the noise of a sample's step.
+// Makes elements 4 block to 4 block + 3 of the noise of a sample's step, four standard normal numbers.
 template <class C>
 AC_HD void normals(const DescentRule& rule, uint64_t sample, int64_t step, int64_t block, C out[4]) {
   uint32_t word[4];

@@ -1,10 +1,9 @@
-// The halting step: everything that happens to a block of rows between two calls of the user's step, in one
-// call.
+// The halting step, one call that does all work on a block of rows between two calls of the user's step.
 //
-// For every row of the block: decide whether it halts, test that it is finite, add its weighted readout to
-// the output, and where it ends write its steps, status and last state to the results. On the CPU the
-// survivors are then packed in the same call; on CUDA packing follows on the stream when the host's stale
-// count says that a smaller block will do.
+// For every row of the block it decides whether the row halts, tests that it is finite, adds its weighted
+// readout to the output, and, if the row ends, writes its steps, status and last state to the results. On the
+// CPU the same call compacts the active rows. On CUDA compaction follows on the stream, when the host's late
+// count shows that a smaller block can hold them.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +17,7 @@ namespace adaptcomp {
 
 enum class Policy : int64_t { given = 0, fixed_steps = 1, act = 2, ponder_sample = 3, confidence = 4 };
 
-constexpr int64_t kMaxLeaves = 32;  // of the state; the binding refuses more
+constexpr int64_t kMaxLeaves = 32;  // of the state
 constexpr int64_t kMaxSums = 2;     // cost and log-probability
 
 struct Leaf {         // one tensor of the state
@@ -28,18 +27,18 @@ struct Leaf {         // one tensor of the state
   DType dtype;  // opaque (row_elements then counts bytes): copied, not tested
 };
 
-struct Sum {              // a per-row scalar added up over the steps, in the scalar type
-  const void* increment;  // [rows]; null where the policy computes it here
+struct Sum {              // a scalar of each row, added up over the steps, in the scalar type
+  const void* increment;  // [rows]; null if the kernel computes it
   void* total;            // [batch]
 };
 
 struct HaltStep {
-  int64_t rows;    // of the block, padding included
+  int64_t rows;    // number of block rows, padding included
   int64_t* row;    // [rows] batch row of each block row, -1 for padding
   int8_t* flag;    // [rows] out, a Status
   int64_t* steps;  // [batch] out, for rows that end now
   int8_t* status;  // [batch] out, for rows that end now
-  bool wide;       // scalar type (weight, carry, sums): double, else float
+  bool wide;       // whether weight, carry and sums are double, else float
   int64_t step, min_steps, max_steps;
 
   Policy policy;
@@ -70,29 +69,29 @@ struct HaltStep {
   int64_t read_leaf = -1;
 };
 
-// The rows still running. No result depends on the number of threads.
+// Returns the number of active rows. No result depends on the number of threads.
 int64_t halt_step_cpu(const HaltStep& args);
-// Packs the running rows of the block in place of the finished ones: the rows from the tail fill the holes,
-// so as many rows move as have ended. A Move with dst == src is filled in place; otherwise all `running` rows
-// are written to dst. `row` is updated likewise.
+// Compacts the active rows: rows from the end of the block take the places of rows that have ended, so that
+// as many rows move as have ended. A Move with dst == src works in place; otherwise all `running` rows are
+// written to dst. `row` is updated likewise.
 void fill_holes_cpu(const int8_t* flag, int64_t running, int64_t* row, const Move* moves, int64_t n_moves);
 
-// `*running` on the device, unless null, is decreased by the rows that end.
+// `*running` on the device, unless null, is decreased by the number of rows that end.
 void halt_step_cuda(const HaltStep& args, int64_t* running, int64_t device, void* stream);
 
-// Where the rows go that go on, in order: `index[j]` is the block row that becomes row j, `place[i]` where
-// row i goes or -1, and `next` is `row` after the move. Returns how many go on. `index` and `next` have room
-// for one more than that, `place` for `rows`.
+// Makes the index of a compaction in order: `index[j]` is the block row that becomes row j, `place[i]` is the
+// new place of row i or -1, and `next` is `row` after the compaction. Returns the number of active rows;
+// `index` and `next` have room for one more, `place` for `rows`.
 int64_t plan_packing_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t* index, int64_t* place,
                          int64_t* next);
 
-// The same for a block of a given size, at least as large as the number of rows that go on:
+// The index of a compaction into a block of a given size, at least the number of active rows:
 //
 //   flag  = [0 1 0 -1 0]     row  = [7 2 5 -1 3]     size = 5
 //   index = [0 2 4  0 2]     next = [7 5 3 -1 -1]    place = [0 -1 1 -1 2]
 //
-// The rows behind are copies of those that go on, one after the other, and padding. Where none goes on, index
-// is -1.
+// The rows from that number on are padding, cyclic copies of the active rows. If no row is active, index is
+// -1.
 struct PackingPlan {
   const int8_t* flag;  // [rows], as the halting step left it
   const int64_t* row;  // [rows]
@@ -104,8 +103,8 @@ struct PackingPlan {
 void plan_packing_cpu(const PackingPlan& args);
 void plan_packing_cuda(const PackingPlan& args, int64_t device, void* stream);
 
-// The rows that go on, of which there are `running`, and the others: first the places of the ones and of the
-// others in the block, then, in the same order, their batch rows. `out` has room for twice `rows`.
+// Writes the block rows of the `running` active rows, those of the ended rows, and, in the same order, their
+// batch rows to `out`, which has room for twice `rows`.
 void split_rows_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t running, int64_t* out);
 
 struct LeafGrad {
@@ -121,8 +120,8 @@ struct SumGrad {
   void* g_increment;    // [rows] out
 };
 
-// The adjoint of the halting step followed by packing. A row that ended takes its gradient from the results,
-// a row that goes on from its place in the packed block, padding and non-finite rows are zero. Every element
+// The adjoint of the halting step and its compaction. A row that ended takes its gradient from the results,
+// an active row from its place in the new block; padding and rows that are not finite get zero. Every element
 // of every output is written.
 struct HaltBackward {
   int64_t rows;
@@ -142,13 +141,12 @@ struct HaltBackward {
   LeafGrad leaves[kMaxLeaves];
   int64_t n_leaves;
 
-  // Where ACT decided in the kernel, its own adjoint follows: g_weight is then not stored but goes on to the
-  // logits.
+  // If the kernel decided by ACT, its adjoint follows: g_weight is then not stored, but passed to the logits.
   const void* logits;  // [rows], as in the forward call; null: another policy
   DType logits_dtype;
   const void* accumulated;  // [rows], before the forward call
   ActParams act;
-  const void* g_next;   // [packed rows], of the accumulated probability; or null
+  const void* g_next;   // [packed rows], gradient in the accumulated probability; or null
   const void* g_cost;   // [batch] or null
   void* g_logits;       // [rows] out, in the scalar type
   void* g_accumulated;  // [rows] out

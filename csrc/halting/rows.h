@@ -1,4 +1,5 @@
-// Row arithmetic of the halting step: who ends, and the element-wise part of its output and gradient.
+// The row arithmetic of the halting step: whether a row ends, and the elementwise part of output and
+// gradient.
 #pragma once
 
 #include "act/rows.h"
@@ -32,7 +33,7 @@ struct Decision {
   bool halt, finite;
 };
 
-// The policy's decision for block row i, batch row r. Reads no other row.
+// The policy's decision for block row i, batch row r. It reads no other row.
 template <class S>
 AC_HD Decision<S> decide(const HaltStep& a, int64_t i, int64_t r) {
   Decision<S> v{S(1), S(0), false, true};
@@ -71,7 +72,7 @@ AC_HD Decision<S> decide(const HaltStep& a, int64_t i, int64_t r) {
   return v;
 }
 
-// What padding has accumulated is not looked at, but goes on as it is.
+// Passes the carry of a padding row on unchanged; nothing reads it.
 template <class S>
 AC_HD void pass_carry(const HaltStep& a, int64_t i) {
   if (a.spent) static_cast<S*>(a.carry)[i] = static_cast<const S*>(a.spent)[i];
@@ -85,8 +86,8 @@ AC_HD Status outcome(bool halt, bool finite, int64_t step, int64_t min_steps, in
 
 AC_HD bool is_weighted(const HaltStep& a) { return a.policy == Policy::act || a.weight != nullptr; }
 
-// ACT's own adjoint, for a row whose weight has the gradient g_weight. `live`: neither padding nor ended for
-// not being finite.
+// The adjoint of ACT for a row whose weight has the gradient g_weight. `live`: the row is neither padding nor
+// NONFINITE.
 template <class S>
 AC_HD void act_backward_row(const HaltBackward& a, int64_t i, int64_t r, int64_t place, bool live,
                             S g_weight) {
@@ -101,22 +102,21 @@ AC_HD void act_backward_row(const HaltBackward& a, int64_t i, int64_t r, int64_t
   static_cast<S*>(a.g_accumulated)[i] = g.accumulated;
 }
 
-// Whether minus infinity is an ordinary value in a readout of this weight. Only a sum of weights that are not
-// negative keeps a masked class masked.
+// Whether minus infinity is valid in a readout of this weight: a negative weight would make it plus infinity.
 template <class S>
 AC_HD bool may_mask(S weight) {
   return !(weight < S(0));
 }
 
-// output += weight * readout, one element, in the compute type. Not for a weight of zero, which adds nothing,
-// while zero times the minus infinity of a masked class would be NaN.
+// output += weight * readout for one element, in the compute type. Not to be called for a weight of zero:
+// zero times the minus infinity of a masked class would be NaN.
 template <class T>
 AC_HD void accumulate(compute_t<T>& output, compute_t<T> weight, T readout) {
   output += weight * load(readout);
 }
 
-// The derivative of weight * readout in the weight. Of a masked class it is zero: minus infinity, whatever
-// the weight.
+// The derivative of weight * readout in the weight; zero for a masked class, which is minus infinity for any
+// weight.
 template <class T>
 AC_HD compute_t<T> weight_slope(T readout) {
   return is_masked(readout) ? compute_t<T>(0) : load(readout);
