@@ -13,8 +13,9 @@ namespace {
 constexpr int kFlags = 16;  // per thread, in one access
 constexpr int kTile = kFlags * kThreads;
 
-static_assert(kRunning == 0 && (kPadding & 3) && (kHalted & 3) && (kMaxSteps & 3) && (kNonFinite & 3),
-              "a row goes on where the two low bits of its flag are zero");
+static_assert(kRunning == 0 && (kPadding & 7) && (kHalted & 7) && (kMaxSteps & 7) && (kNonFinite & 7) &&
+                  (kRejected & 7),
+              "a row goes on where the three low bits of its flag are zero");
 
 using Flags = Pack<uint32_t, kFlags / 4>;
 
@@ -32,13 +33,14 @@ __device__ __forceinline__ Flags load_flags(const int8_t* flag, int64_t first, i
 }
 
 __device__ __forceinline__ bool goes_on(const Flags& flags, int e) {
-  return ((flags.v[e / 4] >> (8 * (e % 4))) & 3u) == 0;
+  return ((flags.v[e / 4] >> (8 * (e % 4))) & 7u) == 0;
 }
 
 __device__ __forceinline__ int count(const Flags& flags) {
   int ended = 0;
 #pragma unroll
-  for (int w = 0; w < kFlags / 4; ++w) ended += __popc((flags.v[w] | flags.v[w] >> 1) & 0x01010101u);
+  for (int w = 0; w < kFlags / 4; ++w)
+    ended += __popc((flags.v[w] | flags.v[w] >> 1 | flags.v[w] >> 2) & 0x01010101u);
   return kFlags - ended;
 }
 

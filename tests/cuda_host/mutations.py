@@ -226,6 +226,14 @@ MUTATIONS = (
         "down",
     ),
     Mutation(
+        "packing: a rejected row counts as one that goes on",
+        "halting/packing_cuda.cu",
+        "flags.v[w] >> 1 | flags.v[w] >> 2)",
+        "flags.v[w] >> 1)",
+        ("packing_cuda",),
+        (HALTING, "-k", "the_plan_is"),
+    ),
+    Mutation(
         "packing: an own row counts as one before it",
         "halting/packing_cuda.cu",
         "if (i < begin) before += n;",

@@ -56,6 +56,9 @@ PARTS = {
         {"order": "up", "late": 2}, of("nn", "row_independence", "random_programs"), "act or ponder or random"
     ),
     "descent loop": Part({"order": "down", "late": -1}, of("nn", "energy_descent")),
+    "rejected steps": Part(
+        {"order": "random"}, of("nn", "energy_descent_gradients"), "those_of_the_reference and lower"
+    ),
     "addresses": Part(
         {},
         of("ops", "act", "confidence", "halting", "descent", "route"),

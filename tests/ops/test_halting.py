@@ -224,7 +224,7 @@ def test_the_plan_is_the_references(device, poison, pattern, rows):
         "last": i < rows - 1,
         "last tile": i < 4096,
     }.get(pattern, mask(pattern, rows) if pattern in ("none", "all", "alternating", "random") else None)
-    kinds = values((rows,), torch.int64).remainder(4)
+    kinds = values((rows,), torch.int64).remainder(5)  # the statuses of descents included
     flag = torch.where(ended, torch.where(kinds == 0, PADDING, kinds), RUNNING).to(torch.int8).to(device)
     row = torch.randperm(rows + 5, generator=generator(rows))[:rows].to(device)
     running = int((flag == RUNNING).sum())
