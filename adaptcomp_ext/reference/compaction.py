@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.reference._broadcast import over
+
 
 def compact_index(keep: Tensor) -> Tensor:
     """Return the indices of the true entries, ascending."""
@@ -24,8 +26,7 @@ def gather_rows(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     out = []
     for t in tensors:
         rows = t[index.clamp(min=0)] if t.shape[0] else t.new_zeros((index.shape[0], *t.shape[1:]))
-        blank = (index < 0).view(-1, *(1 for _ in t.shape[1:]))
-        out.append(torch.where(blank, torch.zeros_like(rows), rows))
+        out.append(torch.where(over(index < 0, t), torch.zeros_like(rows), rows))
     return out
 
 

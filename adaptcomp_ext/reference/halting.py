@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.reference._broadcast import over
 from adaptcomp_ext.reference.act import act_step, act_step_backward
 from adaptcomp_ext.reference.compaction import gather_rows
 
@@ -40,11 +41,6 @@ def _logits(t: Tensor, weight: Tensor | None) -> Tensor:
     if weight is not None:
         masked = masked & ~(weight.detach()[:, None] < 0)
     return (rows.isfinite() | masked).all(dim=1) & (rows.isfinite().any(dim=1) | (rows.shape[1] == 0))
-
-
-def _wide(rows: Tensor, like: Tensor) -> Tensor:
-    """Shape a tensor [n] to broadcast over the rows of `like`."""
-    return rows.view(-1, *(1 for _ in like.shape[1:]))
 
 
 def _weighted(w: Tensor, r: Tensor) -> Tensor:
@@ -94,14 +90,14 @@ def halt_rows(
     ended = flag > 0
 
     def without_gradient_where_not_finite(t: Tensor) -> Tensor:
-        return torch.where(_wide(finite, t), t, t.detach())
+        return torch.where(over(finite, t), t, t.detach())
 
     def finished(t: Tensor, into: Tensor) -> Tensor:
         return into.index_copy(0, row[ended], without_gradient_where_not_finite(t)[ended].to(into.dtype))
 
     if weight is not None and readout is not None and output is not None:
         w, r = without_gradient_where_not_finite(weight), without_gradient_where_not_finite(readout)
-        term = _weighted(_wide(w, r).to(output.dtype), r.to(output.dtype))
+        term = _weighted(over(w, r).to(output.dtype), r.to(output.dtype))
         output = output.index_add(0, row[active], term[active])
     elif readout is not None and output is not None:
         output = finished(readout, output)
@@ -169,8 +165,8 @@ def halt_rows_backward(
     g_readout = g_weight = None
     if g_output is not None and weight is not None and readout is not None:
         g = pick(g_output, from_batch)
-        g_readout = (_wide(weight, g).to(g.dtype) * g).to(readout.dtype)
-        g_readout = torch.where(_wide(live, g_readout), g_readout, torch.zeros_like(g_readout))
+        g_readout = (over(weight, g).to(g.dtype) * g).to(readout.dtype)
+        g_readout = torch.where(over(live, g_readout), g_readout, torch.zeros_like(g_readout))
         slope = readout.masked_fill(readout.isneginf(), 0)
         g_weight = (g * slope.to(g.dtype)).unsqueeze(-1).flatten(1).sum(dim=1).to(weight.dtype)
         g_weight = torch.where(live, g_weight, torch.zeros_like(g_weight))
