@@ -16,7 +16,7 @@ from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["app"]
 
-EXPERIMENTS = ("digits", "distill", "maze", "sudoku", "energy")
+EXPERIMENTS = ("digits", "distill", "maze", "sudoku", "energy", "horizon", "transfer")
 """Each is a package of this name beside this file, and in it an `Experiment` of this name."""
 BENCHMARKS = ("halting", "energy", "route", "planning")
 """Each is a module of this name in `bench`, and in it a `Benchmark` of this name."""
@@ -265,56 +265,6 @@ def control(
         agents=agents.split(","),
         price=price,
         test_price=test_price,
-        workers=workers,
-        threads=threads,
-        quick=quick,
-    )
-
-
-@run.command()
-@guarded(RESUMES)
-def horizon(
-    task: TaskOption = "pendulum-swingup",
-    steps: StepsOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/horizon-TASK.")
-    ] = None,
-    seed: SeedOption = 0,
-    seeds: SeedsOption = 1,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = 1,
-    quick: QuickOption = False,
-) -> None:
-    """Look ahead as far as a state is worth. Goes on where it was interrupted."""
-    from adaptcomp_ext.experiments.horizon import horizon as run_horizon
-
-    where = out or Path(f"adaptcomp-out/horizon-{task}")
-    run_horizon(
-        task, where, steps=steps, seeds=seeds, first_seed=seed, workers=workers, threads=threads, quick=quick
-    )
-
-
-@run.command()
-@guarded(RESUMES)
-def transfer(
-    steps: StepsOption = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/transfer"),
-    orders: Annotated[int, typer.Option(min=1, max=6, help="Number of orders of the three tasks.")] = 6,
-    seed: SeedOption = 0,
-    seeds: SeedsOption = 1,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = 1,
-    quick: QuickOption = False,
-) -> None:
-    """Learn walker stand, walk and run one after another, keeping the habit. Hours. Goes on where it was interrupted."""
-    from adaptcomp_ext.experiments.transfer import transfer as run_transfer
-
-    run_transfer(
-        out,
-        steps=steps,
-        orders=orders,
-        seeds=seeds,
-        first_seed=seed,
         workers=workers,
         threads=threads,
         quick=quick,

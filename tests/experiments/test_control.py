@@ -25,7 +25,7 @@ from adaptcomp_ext.experiments.horizon import horizon
 from adaptcomp_ext.experiments.runs import mean_interval, read_json
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.transfer import transfer
-from adaptcomp_ext.experiments.transfer.cell import successor
+from adaptcomp_ext.experiments.transfer.measure import successor
 from tests.helpers.reports import check_one_seed_report
 
 QUIET = Console(quiet=True)
@@ -371,11 +371,17 @@ def test_bad_options_are_named(change: dict[str, object], message: str) -> None:
 
 def test_horizons(tmp_path: Path) -> None:
     report = horizon("pendulum-swingup", tmp_path, quick=True, console=QUIET)
-    assert list(report["fixed"]) == ["0", "1", "2", "4", "8"]
-    for name, found in report["fixed"].items():
-        assert found["horizon"].mean == int(name) and found["share"][name].mean == 1
-    cheap, dear = (report["adaptive"][p]["steps imagined"].mean for p in list(report["adaptive"])[:2])
+    found = report["means"]["all"]
+    assert list(found["fixed"]) == ["0", "1", "2", "4", "8"]
+    for name, row in found["fixed"].items():
+        assert row["horizon"].mean == int(name) and row["share"][name].mean == 1
+    cheap, dear = (found["adaptive"][p]["steps imagined"].mean for p in list(found["adaptive"])[:2])
     assert cheap >= dear
+    # The report shows what was measured: every horizon, and what each level gains.
+    horizons, levels, _ = (table["rows"] for table in report["tables"])
+    assert [row["mean H"].mean for row in horizons[:5]] == [0, 1, 2, 4, 8]
+    assert [row["return"] for row in horizons[5:]] == [row["return"] for row in found["adaptive"].values()]
+    assert [row["mean gain"] for row in levels] == found["mean gain"]
     assert (tmp_path / "horizon.png").stat().st_size > 10_000 and "nan" not in (
         tmp_path / "horizon.md"
     ).read_text()
@@ -404,8 +410,6 @@ def test_what_is_kept() -> None:
 
 def test_transfer(tmp_path: Path) -> None:
     report = transfer(tmp_path, steps=900, orders=2, quick=True, console=QUIET)
-    assert set(report["total"]) == {"nothing", "habit", "everything"}
-    assert report["later"]["habit"]["regret"].n == 2
     cells = {path.parent.name: read_json(path)["tasks"] for path in tmp_path.glob("cells/*/result.json")}
     assert len(cells) == 3 + 2 * 2
     # What the orders begin with was learned once, and is what they go on from.
@@ -413,12 +417,30 @@ def test_transfer(tmp_path: Path) -> None:
         assert cells[f"{keep}-stand-walk-run-seed-0"][0] == cells["scratch-walker-stand-seed-0"][0]
         assert cells[f"{keep}-walk-run-stand-seed-0"][0] == cells["scratch-walker-walk-seed-0"][0]
     assert cells["habit-stand-walk-run-seed-0"][1] != cells["everything-stand-walk-run-seed-0"][1]
+    # The regret is that of both orders; the differences are those from the same tasks, learned from scratch.
+    scratch, *kept = report["tables"][0]["rows"]
+    alone = {task: cells[f"scratch-walker-{task}-seed-0"][0] for task in ("stand", "walk", "run")}
+    assert scratch["regret"].mean == pytest.approx(np.mean([task["regret"] for task in alone.values()]))
+    for keep, row in zip(("habit", "everything"), kept, strict=True):
+        orders = {name: cells[f"{keep}-{name}-seed-0"] for name in ("stand-walk-run", "walk-run-stand")}
+        assert row["regret"].mean == pytest.approx(
+            np.mean([task["regret"] for tasks in orders.values() for task in tasks])
+        )
+        assert row["− scratch"].mean == pytest.approx(row["regret"].mean - scratch["regret"].mean)
+        for header, key in (("2nd and 3rd task", "regret"), ("their first quarter", "early regret")):
+            differences = [
+                task[key] - alone[word][key]
+                for name, tasks in orders.items()
+                for word, task in list(zip(name.split("-"), tasks, strict=True))[1:]
+            ]
+            assert row[header].mean == pytest.approx(np.mean(differences))
     assert (tmp_path / "transfer.png").stat().st_size > 10_000 and "nan" not in (
         tmp_path / "transfer.md"
     ).read_text()
     check_one_seed_report((tmp_path / "transfer.md").read_text())
-    with pytest.raises(ValueError, match="orders: expected 1 to 6, got 7"):
+    with pytest.raises(ValueError, match="orders: expected a number <= 6, got 7"):
         transfer(tmp_path / "other", orders=7, quick=True, console=QUIET)
+    assert not (tmp_path / "other").exists()
 
 
 def test_values_learn_from_targets_in_their_bounds() -> None:

@@ -1,5 +1,5 @@
 """A planning horizon that follows the state."""
 
-from .report import horizon
+from .experiment import horizon
 
 __all__ = ["horizon"]

@@ -5,7 +5,7 @@ from adaptcomp_ext.experiments.files import read_json, write_json, write_text
 from .cells import Cell, Tick, run_cells, span
 from .experiment import Experiment, Setup, experiment, grid
 from .folder import RunFolder
-from .options import Data, Epochs, FirstSeed, Listed, Quick, Seeds
+from .options import Data, Epochs, FirstSeed, Listed, Quick, Seeds, Steps, Task
 from .plan import Plan, publish, run_plan, seeds_from
 from .report import Block, Column, Picture, Table, Verdicts, panels, tabulate
 from .results import Results
@@ -56,7 +56,9 @@ __all__ = [
     "Seeds",
     "Setup",
     "Shown",
+    "Steps",
     "Table",
+    "Task",
     "Tick",
     "Verdicts",
     "counted",

@@ -19,6 +19,8 @@ __all__ = [
     "Listed",
     "Quick",
     "Seeds",
+    "Steps",
+    "Task",
     "Threads",
     "Workers",
     "check_option",
@@ -68,6 +70,13 @@ Epochs = Annotated[
 ]
 Quick = Annotated[
     bool, typer.Option("--quick", help="Train briefly, with few settings, to see that it runs.")
+]
+Task = Annotated[str, typer.Option(help="Task of the DeepMind Control Suite, such as walker-walk.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Steps of the suite in each training, in all environments. Default: what suits the task."
+    ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes side by side.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch in each process.")]

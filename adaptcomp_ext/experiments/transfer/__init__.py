@@ -1,5 +1,5 @@
 """Transfer: what is kept from one task to the next."""
 
-from .report import transfer
+from .experiment import transfer
 
 __all__ = ["transfer"]

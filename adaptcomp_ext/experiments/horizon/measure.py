@@ -16,7 +16,7 @@ from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
 from adaptcomp_ext.experiments.runs import Cell, Tick, rank_correlation, span
 from adaptcomp_ext.models.agents import DepthGate, DepthPlanner, PlanningAgent
 
-__all__ = ["run_cell"]
+__all__ = ["measure"]
 
 FIT_SEED, TEST_SEED = 30_000, 10_000
 CHUNK = 64  # states whose gains are found at a time
@@ -32,8 +32,8 @@ class _Walked(NamedTuple):
     reward: Tensor
 
 
-def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Do what the options say."""
+def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Train an agent, fit its gate, and let it walk with horizons that are fixed, chosen, and dealt at random."""
     keep_freed_memory()
     settings = Settings(**cell.options["settings"])
     trainer = Trainer(settings, cell.seed, folder)

@@ -13,25 +13,16 @@ from adaptcomp_ext.experiments.control.training import Settings, Trainer, build,
 from adaptcomp_ext.experiments.runs import Cell, Tick, span
 from adaptcomp_ext.models.agents import PlanningAgent
 
-__all__ = ["KEEPS", "LARGEST", "run_cell", "successor"]
+__all__ = ["measure", "successor"]
 
-KEEPS = ("nothing", "habit", "everything")
-"""What goes from one task to the next: nothing; π₁ with the encoder that it reads, π₂'s parts being made
-anew; all networks."""
 LARGEST = 1000.0  # the largest return
 
 
 def successor(agent: PlanningAgent, settings: Settings, keep: str) -> PlanningAgent:
-    """The agent that begins the next task; from torch's random state where parts are new.
+    """Return the agent that begins the next task, with `settings`; new parts come from torch's random state.
 
-    Parameters
-    ----------
-    agent : PlanningAgent
-        Of the task before; left as it is.
-    settings : Settings
-        Of the next task.
-    keep : str
-        One of `KEEPS`.
+    `keep` says what it takes over from the `agent` of the task before, which is left as it is: "nothing", the
+    "habit" with the encoder that it reads, or "everything".
     """
     world = agent.world
     inputs = next(world.encoder.parameters()).shape[1]
@@ -44,7 +35,7 @@ def successor(agent: PlanningAgent, settings: Settings, keep: str) -> PlanningAg
     return new
 
 
-def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Learn the tasks in their order; the first one is taken over from the cell that learned it from scratch."""
     keep_freed_memory()
     settings = Settings(**cell.options["settings"])
