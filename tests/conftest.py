@@ -36,8 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     science.set_full(config.getoption("--full"))
-    # Of the halves in which `pytest -n 2` deals the tests out, the first takes several times as long: a process that has
-    # finished its own takes over tests of the other.
+    # `pytest -n 2` deals the tests out in halves, the first of which takes several times as long: a process
+    # that has finished its own takes over tests of the other.
     if getattr(config.option, "dist", None) == "load":
         config.option.dist = "worksteal"
 

@@ -198,7 +198,7 @@ def stroop(
     reaction: Annotated[bool, typer.Option(help="Whether steps are measured as reaction time.")] = True,
     effort: Annotated[bool, typer.Option(help="Whether prices of effort are compared.")] = True,
 ) -> None:
-    """Read digits in misleading ink: habit and control, all gates, steps as reaction time. Goes on where it was interrupted."""
+    """Read digits in misleading ink: habit and control, all gates, steps as reaction time. Resumable."""
     from adaptcomp_ext.experiments.stroop import stroop as run_stroop
 
     proportions = _proportions(congruent)

@@ -54,7 +54,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file whole; tensors are copied, since the format refuses those that share memory."""
+    """Write a complete safetensors file; tensors are copied, because the format refuses shared memory."""
     from safetensors.torch import save
 
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}

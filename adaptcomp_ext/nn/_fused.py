@@ -120,7 +120,8 @@ class _Run:
         out_of_place = self.active is not None or self.exits is not None
         for n, step in enumerate(problem.steps, 1):
             current = step(previous, *arguments)
-            if has_containers:  # before the call, which counts who can see an input: a container that the step kept is one more
+            # Before `advance`, which counts references to the inputs: the step may have kept the container.
+            if has_containers:
                 arguments = problem.arguments(self.inputs)
             leaves = take(current, rows)
             if leaves is None:
@@ -209,7 +210,7 @@ class _Run:
         readout: Tensor | None,
         exits: list[tuple[Tensor, list[Tensor]]],
     ) -> tuple[list[Tensor], int]:
-        """In training, take the rows that have ended and those that go on apart, by operations that have gradients."""
+        """Separate, in training, the rows that have ended from the active ones, differentiably."""
         running = self.block.running
         ended = leaves if readout is None else [*leaves, readout]
         if running == 0:
@@ -229,7 +230,7 @@ class _Run:
         return leaves, running
 
     def _with_gradient(self, exits: list[tuple[Tensor, list[Tensor]]]) -> None:
-        """Put the rows that have ended together in the order of the batch, as the kernel has, but with their gradients."""
+        """Collect the ended rows in the order of the batch, with their gradients."""
         rows = torch.cat([row for row, _ in exits])
         order = torch.empty_like(rows)
         order[rows] = torch.arange(rows.shape[0], device=rows.device)

@@ -178,7 +178,8 @@ QUOTES = {
     ],
     (
         "docs/measured.md",
-        r"it is (\S+), (\S+), (\S+) and (\S+) MiB at .* against (\S+), (\S+), (\S+) and (\S+) MiB with masking",
+        r"it is (\S+), (\S+), (\S+) and (\S+) MiB at .* "
+        r"against (\S+), (\S+), (\S+) and (\S+) MiB with masking",
     ): lambda: [*of_memory("auto"), *of_memory("masked")],
     ("docs/measured.md", r"(\S+) to (\S+) times faster in inference and (\S+) to (\S+) times"): lambda: [
         bound(of_large(training)) for training in (False, True) for bound in (min, max)

@@ -18,7 +18,7 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 def run(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[nn.Module, dict[str, float], dict[int, torch.Tensor]]:
-    """Run an example: what it returns, and what its optimiser's parameters were before the training, by id."""
+    """Run an example; return its result, and its optimiser's parameters before the training, by id."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""The halting benchmark on a tiny grid, and the harness: forms agree, rows are counted, files are written and resumed."""
+"""The halting benchmark on a tiny grid, and the harness: forms agree, rows are counted, runs resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The energy benchmark on a tiny grid: forms agree, rows stop when they should, ratios are right, files are written."""
+"""The energy benchmark on a tiny grid: forms agree, rows stop, ratios are right, files are written."""
 
 from __future__ import annotations
 

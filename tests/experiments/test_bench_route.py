@@ -1,4 +1,4 @@
-"""The routing benchmark on a tiny grid: forms agree, ratios are right, files are written, the command passes its options."""
+"""The routing benchmark on a tiny grid: forms agree, ratios are right, options reach the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells on Ray: the bits of a local run, and what becomes of a run whose workers, cluster or driver are killed."""
+"""Cells on Ray: the bits of a local run, and runs whose workers, cluster or driver are killed."""
 
 from __future__ import annotations
 
@@ -305,7 +305,8 @@ from tests.experiments.test_cluster import *
 @guarded("the same command goes on")
 def command():
     folder = RunFolder.open(Path("out"), "test", {{}})
-    run_cells(folder, cells(stay=True)[1:], train_or_stay, workers=1, threads=1, console=QUIET, cluster={head[1]!r})
+    options = dict(workers=1, threads=1, console=QUIET, cluster={head[1]!r})
+    run_cells(folder, cells(stay=True)[1:], train_or_stay, **options)
 if __name__ == "__main__":
     try:
         command()

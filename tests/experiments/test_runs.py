@@ -142,7 +142,8 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path, stop
 
 def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
-    code = f"import sys; sys.path.append({str(ROOT)!r}); from pathlib import Path; from {__name__} import train; "
+    code = f"import sys; sys.path.append({str(ROOT)!r}); "
+    code += f"from pathlib import Path; from {__name__} import train; "
     code += f"import torch; torch.set_num_threads(1); train(Path({str(path)!r}), pause=0.05)"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     deadline = time.monotonic() + 60
@@ -344,7 +345,8 @@ def results(tmp_path: Path) -> Path:
     for name in ("one", "two"):
         folder = RunFolder.open(tmp_path / "out" / name, name, {"seeds": [0], "note": "<b>&"})
         (folder.path / "figure.png").write_bytes(png)
-        text = f"# Title {name}\n\n![picture](figure.png)\n\n- **Holds.** 1 < 2 <script>\n\n| a | b |\n|---|---:|\n| x | 1 |\n"
+        table = "| a | b |\n|---|---:|\n| x | 1 |\n"
+        text = f"# Title {name}\n\n![picture](figure.png)\n\n- **Holds.** 1 < 2 <script>\n\n{table}"
         (folder.path / f"{name}.md").write_text(text, encoding="utf-8")
     RunFolder.open(tmp_path / "out" / "unfinished", "three", {})
     return tmp_path / "out"

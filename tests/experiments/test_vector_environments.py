@@ -1,4 +1,4 @@
-"""What both environments promise to Gymnasium: autoreset modes as in its own SyncVectorEnv, seeds, wrappers, pictures."""
+"""The environments' promises to Gymnasium: autoreset modes, seeds, wrappers, pictures."""
 
 from __future__ import annotations
 

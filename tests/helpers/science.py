@@ -12,5 +12,5 @@ def set_full(full: bool) -> None:
 
 
 def seeds(full: int) -> int:
-    """Number of seeds of a test of the science: `full` with ``--full``, else two, the fewest that have an interval."""
+    """Return the number of seeds of a scientific test: `full` with ``--full``, else two, for an interval."""
     return full if _full else min(2, full)

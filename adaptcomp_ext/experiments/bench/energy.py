@@ -64,9 +64,10 @@ aten = torch.ops.aten
 class Config:
     """A point of the grid: B rows, widths of the context and of y, at most M steps.
 
-    ``mode`` is "all": all rows take all steps; "stop": rows converge, after a quarter of the steps on average;
-    or "train": forward and backward pass through all steps. ``hidden`` are the widths of a network's layers, the
-    number of a Hopfield network's patterns, or nothing for a quadratic energy, whose context is b.
+    ``mode`` is "all": all rows take all steps; "stop": rows converge, after a quarter of the steps on
+    average; or "train": forward and backward pass through all steps. ``hidden`` are the widths of a network's
+    layers, the number of a Hopfield network's patterns, or nothing for a quadratic energy, whose context is
+    b.
     """
 
     mode: str

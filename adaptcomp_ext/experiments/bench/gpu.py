@@ -2,8 +2,8 @@
 
 In the order of interest: the bandwidth of a device copy, of compaction and of the halting step; whole
 descents against the same descent by autograd; halting with and without compaction. Each line is printed, and
-the file written, as soon as it is measured, so that a run that is cut short leaves what it had. Every form is checked
-against the first one before it is timed.
+the file written, as soon as it is measured, so that a run that is cut short leaves what it had. Every form is
+checked against the first one before it is timed.
 """
 
 from __future__ import annotations

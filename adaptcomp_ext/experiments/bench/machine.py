@@ -41,9 +41,9 @@ def threads(count: int | None) -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Have glibc's allocator keep freed memory instead of giving it back; returns whether it will.
 
-    By default it may give memory back whenever the last block of the heap is freed, and the next step then takes
-    a page fault for every 4 KB: whether it does depends on where small blocks happen to lie, and doubled the time
-    of one baseline or another at random.
+    By default it may give memory back whenever the last block of the heap is freed, and the next step then
+    takes a page fault for every 4 KB: whether it does depends on where small blocks happen to lie, and
+    doubled the time of one baseline or another at random.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -35,8 +35,8 @@ ITERATIONS = 6
 STOPS = (0.0, 0.35, 0.25, 0.15, 0.1, 0.15)
 """Share of the states that stop after 1, 2, … iterations: 3.4 on average, about what trained agents do."""
 TOLERANCE = 0.05
-"""The planner's own, in units of actions: products over other numbers of rows round otherwise, and a sample whose
-score is that close to the next one's may take its place among the elites."""
+"""The planner's own, in units of actions: products over other numbers of rows round differently, so that
+samples with nearly equal scores may change places among the elites."""
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def interleave(
     seconds : float
         Time for all rounds together.
     few, fewest, most : int
-        Number of rounds: at least ``few``, or ``fewest`` where ``few`` would take over twice the time; at most
-        ``most``.
+        Number of rounds: at least ``few``, or ``fewest`` where ``few`` would take over twice the time; at
+        most ``most``.
     block : float
         Milliseconds. A shorter call is made as often in a row as fits into this time, and counts with its
         mean: the steady state of a program that does little else. 0: each call by itself.

@@ -68,7 +68,7 @@ def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
 
 
 class _Checks:
-    """Evaluations on the way: of full length, from the same states, and on disk, so that none is run twice."""
+    """Evaluate during training: full episodes from the same states, on disk, so that each runs once."""
 
     def __init__(self, cell: Cell, folder: Path, trainer: Trainer) -> None:
         settings, count = trainer.settings, cell.options["checks"]
@@ -151,7 +151,7 @@ def _kept_thresholds(agent: PlanningAgent) -> Iterator[None]:
 
 
 def _where(agent: PlanningAgent, test: Callable[..., Episodes], seed: int) -> dict[str, Any]:
-    """Whether the gate calls the states in which habit and planner disagree, measured where the planner runs everywhere."""
+    """Measure whether the gate calls where habit and planner disagree; the planner runs in all states."""
     price = float(agent.gate.thresholds[0])
     with _kept_thresholds(agent):
         agent.gate.thresholds[0] = -1.0  # below all scores: every state is planned, and its score reported

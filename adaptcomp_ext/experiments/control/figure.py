@@ -84,7 +84,7 @@ def _band(
 def draw_strip(
     strip: Summary, path: Path, frames: Sequence[NDArray[np.uint8]] = (), quick: bool = False
 ) -> None:
-    """An episode's rewards, and the planner's iterations in each of its states under them; pictures above where there are any."""
+    """Draw an episode's rewards, pictures above them if there are any, the planner's iterations below."""
     rows = 3 if len(frames) else 2
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(

@@ -84,7 +84,7 @@ class Learner:
         self.optimizer = torch.optim.Adam(groups, settings.learning_rate, fused=True)
 
     def update(self, replay: Replay, gate_too: bool = True) -> Tensor:
-        """Improve once; consistency, reward, value, habit and gate losses [5], the last NaN where the gate does not learn."""
+        """Improve once; return the losses [5] of consistency, reward, value, habit and gate (NaN without)."""
         s, world, gate = self.settings, self.agent.world, self.agent.gate
         world.habit.train()  # its noise belongs to learning alone
         piece = replay.sample(s.batch, s.horizon)

@@ -30,22 +30,24 @@ def verdicts(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
     out = []
     for name, found in summary["agents"].items():
         out.append(
-            f"The agent that {NAMES[name]}: return {interval(found['return'], 0, 1.0)} after {found['steps']:,} steps and "
-            f"{interval(found['seconds'], 0, 1.0)} s of training; it planned {interval(found['training rate'])} % of the states "
-            f"while it learned, {interval(found['rate'])} % at the end."
+            f"The agent that {NAMES[name]}: return {interval(found['return'], 0, 1.0)} after "
+            f"{found['steps']:,} steps and {interval(found['seconds'], 0, 1.0)} s of training; it "
+            f"planned {interval(found['training rate'])} % of the states while it learned, "
+            f"{interval(found['rate'])} % at the end."
         )
     if "value − always" in summary:
         found = summary["value − always"]
         out.append(
             f"Against planning everywhere the gated agent's return differs by {_signed(found['return'])}: "
-            f"{said(found['return'], 'higher', 'lower')}; its training takes {interval(found['saved'])} % less time."
+            f"{said(found['return'], 'higher', 'lower')}; its training takes {interval(found['saved'])} "
+            "% less time."
         )
     if "value − random" in summary:
         found = summary["value − random"]
         out.append(
-            f"Against planning as often at random, all through training: {_signed(found['return'])} at the end "
-            f"({said(found['return'], 'better', 'worse')}), {_signed(found['learning'])} over the whole training "
-            f"({said(found['learning'], 'better', 'worse')}). On the way: "
+            f"Against planning as often at random, all through training: {_signed(found['return'])} at "
+            f"the end ({said(found['return'], 'better', 'worse')}), {_signed(found['learning'])} over "
+            f"the whole training ({said(found['learning'], 'better', 'worse')}). On the way: "
             + "; ".join(
                 f"{_signed(difference)} after {entry['round']} rounds ({said(difference, 'better', 'worse')})"
                 for entry, difference in zip(summary["on the way"], found["checks"], strict=True)
@@ -55,36 +57,39 @@ def verdicts(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
     if "gates" in summary:
         found = summary["gates"]["random"]
         out.append(
-            f"The trained agent, made to plan at random at {interval(found['rate'])} %: the gate's own choice is worth "
-            f"{_signed(found['value −'])} ({said(found['value −'], 'more', 'less')})."
+            f"The trained agent, made to plan at random at {interval(found['rate'])} %: the gate's own "
+            f"choice is worth {_signed(found['value −'])} ({said(found['value −'], 'more', 'less')})."
         )
         for entry in summary["prices"]:
             if entry["price"] in (settings["price"], settings["test_price"]):
                 out.append(
-                    f"Tested at a price of {entry['price']:g} it plans {interval(entry['rate'])} % of the states, and its return "
-                    f"differs by {_signed(entry['− everywhere'])} from its own when it plans everywhere "
-                    f"({said(entry['− everywhere'], 'more', 'less')})."
+                    f"Tested at a price of {entry['price']:g} it plans {interval(entry['rate'])} % of "
+                    f"the states, and its return differs by {_signed(entry['− everywhere'])} from its "
+                    f"own when it plans everywhere ({said(entry['− everywhere'], 'more', 'less')})."
                 )
         early = summary["on the way"][0]
         for where, when in ((early, f"After {early['round']} rounds"), (summary["where"], "At the end")):
             low, _, high = where["rate by distance"]
             out.append(
-                f"{when}, where habit and plan would do much the same (a third of the states) the gate calls {interval(low)} %, "
-                f"where their actions are furthest apart {interval(high)} %: "
+                f"{when}, where habit and plan would do much the same (a third of the states) the gate "
+                f"calls {interval(low)} %, where their actions are furthest apart {interval(high)} %: "
                 f"{said(where['most − least distance'], 'more where they disagree', 'less there')}. Rank "
-                f"correlation of its score with the gain {interval(where['rank correlation with gain'], 2, 1.0)}."
+                "correlation of its score with the gain "
+                f"{interval(where['rank correlation with gain'], 2, 1.0)}."
             )
         where = summary["where"]
         low, _, high = where["rate by gain"]
         out.append(
-            f"At the end, of the third of the states in which the plan's first action gains least the gate calls {interval(low)} "
-            f"%, of the third in which it gains most {interval(high)} %: {points(where['most − least gain'])} points "
+            "At the end, of the third of the states in which the plan's first action gains least the "
+            f"gate calls {interval(low)} %, of the third in which it gains most {interval(high)} %: "
+            f"{points(where['most − least gain'])} points "
             f"({said(where['most − least gain'], 'more', 'less')})."
         )
         for entry in summary["on the way"]:
             out.append(
-                f"After {entry['round']} rounds, planning {interval(entry['rate'])} % of the states, the gate's choice is worth "
-                f"{_signed(entry['− at random'])} against as many at random ({said(entry['− at random'], 'more', 'less')})."
+                f"After {entry['round']} rounds, planning {interval(entry['rate'])} % of the states, "
+                f"the gate's choice is worth {_signed(entry['− at random'])} against as many at random "
+                f"({said(entry['− at random'], 'more', 'less')})."
             )
         rates = [r.mean for r in summary["agents"]["value"]["curve"]["rate"]]
         acted = [r for r in rates if r > 0]
@@ -110,11 +115,11 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     )
     parts = [
         f"# Planning on demand: {settings['task']}\n",
-        f"{settings['envs']} environments, action repeat 2, {settings['rounds']} rounds of {settings['episode']} "
-        "decisions in each; "
-        f"price {settings['price']:g} of the spread of values{in_tests}; {counted(seeds, 'seed')}; one thread of {machine}. "
-        f"Evaluations are {config['episodes']} episodes of the suite's own length (a return of at most 1,000), "
-        "without exploration. "
+        f"{settings['envs']} environments, action repeat 2, {settings['rounds']} rounds of "
+        f"{settings['episode']} decisions in each; "
+        f"price {settings['price']:g} of the spread of values{in_tests}; {counted(seeds, 'seed')}; one "
+        f"thread of {machine}. Evaluations are {config['episodes']} episodes of the suite's own length "
+        "(a return of at most 1,000), without exploration. "
         f"{measured_over(seeds)}\n",
         f"![Learning and planning]({FIGURES['main']})\n",
         "\n".join(f"- {verdict}" for verdict in verdicts(summary, settings)) + "\n",
@@ -169,8 +174,8 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     if "on the way" in summary:
         parts.append("## Where the gated agent plans while it learns\n")
         parts.append(
-            "Thirds of the states, by how far the first actions of habit and plan are apart (distance of their means; KL "
-            "divergence), measured where every state is planned.\n"
+            "Thirds of the states, by how far the first actions of habit and plan are apart (distance "
+            "of their means; KL divergence), measured where every state is planned.\n"
         )
         header = ["round", "planned, %", "return, − at random"]
         for name in APART:

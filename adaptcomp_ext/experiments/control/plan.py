@@ -106,7 +106,7 @@ def plan(
 
 
 def matched(cells: Sequence[Cell], found: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
-    """The cells of the random gate, with the rates at which the value gate of the same seed planned, round by round."""
+    """Return the random gate's cells, with the rates at which the value gate of the same seed planned."""
     out = []
     for cell in cells:
         if cell.options["settings"]["gate"] == "random":

@@ -88,7 +88,7 @@ class Replay:
         self.length += 1
 
     def sample(self, batch: int, horizon: int) -> Piece:
-        """Draw stretches of `horizon` steps that no episode's end cuts, and shorter episodes whole; needs `horizon` steps."""
+        """Draw `horizon` steps within an episode, or a shorter episode; `horizon` steps have to be there."""
         envs = self.observation.shape[1]
         begin, env = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
         while len(begin) < batch:

@@ -98,7 +98,7 @@ def build(settings: Settings, observations: int, actions: int) -> PlanningAgent:
 
 
 class _Bursts:
-    """Exploration that gets somewhere: now and then an action is held for a while (εz-greedy: Dabney et al. 2021)."""
+    """Explore by holding an action for a while now and then (εz-greedy: Dabney et al. 2021)."""
 
     def __init__(self, envs: int, actions: int) -> None:
         self.left = torch.zeros(envs, dtype=torch.int64)
@@ -154,7 +154,8 @@ class Trainer:
         history = Checkpoint(folder / "agent.safetensors").load(self.agent, self.learner.optimizer, None)
         for part in sorted(folder.glob("past-*.safetensors")):
             if int(part.stem.partition("-")[2]) > len(history):
-                part.unlink()  # written, but killed before the checkpoint: those rounds are done again, and cut elsewhere perhaps
+                # It was written, but the run was killed before the checkpoint: its rounds run again.
+                part.unlink()
                 continue
             tensors = load_file(part)
             self._restore_random(tensors.pop("random"))
@@ -285,7 +286,7 @@ def train(
     tick: Callable[[float], None] | None = None,
     every: float = 20.0,
 ) -> list[dict[str, float]]:
-    """Run the rounds that are missing; `after(round)` is called after each; what was done is written every so many seconds."""
+    """Run the rounds that are missing, write checkpoints at intervals, and call `after(round)` after each."""
     last = time.monotonic()
     while len(trainer.history) < trainer.settings.rounds:
         trainer.round()

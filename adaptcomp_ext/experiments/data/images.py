@@ -44,7 +44,8 @@ class ImageData:
 
     def __repr__(self) -> str:
         train, test = len(self.train_labels), len(self.test_labels)
-        return f"ImageData({self.name!r}, {train:,} training and {test:,} test images of {self.side}×{self.side})"
+        images = f"{train:,} training and {test:,} test images of {self.side}×{self.side}"
+        return f"ImageData({self.name!r}, {images})"
 
     @property
     def side(self) -> int:
@@ -77,7 +78,7 @@ def load_digits(test_rows: int = 500, seed: int = 0) -> ImageData:
 
 
 def find_images(data: Path | str | None, download: bool = False) -> ImageData:
-    """What an experiment reads: MNIST from a folder, or without one scikit-learn's digits, whose name says so."""
+    """Return an experiment's data: MNIST from a folder, or scikit-learn's digits, whose name says so."""
     if data is None:
         if download:
             raise ValueError("download: expected a data folder to download into (--data DIR), got none")
@@ -120,7 +121,8 @@ def load_mnist(folder: Path | str, download: bool = False) -> ImageData:
     missing = [MNIST_FILES[part][0] for part, path in paths.items() if path is None]
     if missing:
         raise FileNotFoundError(
-            f"{folder}: missing {', '.join(missing)} (each may also end in .gz, or lie in MNIST/raw); {what_is_there(folder)}"
+            f"{folder}: missing {', '.join(missing)} (each may also end in .gz, or lie in MNIST/raw); "
+            f"{what_is_there(folder)}"
         )
     contents = {part: (path, read_whole(path)) for part, path in paths.items() if path is not None}
     found = {
@@ -158,6 +160,7 @@ def _is_mnist(contents: dict[str, tuple[Path, bytes]]) -> bool:
     if wrong and len(wrong) < len(sums):
         path = contents[wrong[0]][0]
         raise ValueError(
-            f"{path}: expected MNIST's file, as others beside it are (md5 {_MD5[wrong[0]]} unpacked), found md5 {sums[wrong[0]]}"
+            f"{path}: expected MNIST's file, as others beside it are (md5 {_MD5[wrong[0]]} unpacked), "
+            f"found md5 {sums[wrong[0]]}"
         )
     return not wrong

@@ -46,7 +46,8 @@ def fetch_mnist(folder: Path | str) -> None:
         from torchvision.datasets import MNIST
     except ImportError:
         raise ModuleNotFoundError(
-            'downloading MNIST needs torchvision: pip install "adaptcomp_ext[mnist]", or put its four IDX files into '
+            'downloading MNIST needs torchvision: pip install "adaptcomp_ext[mnist]", '
+            "or put its four IDX files into "
             f"{folder} yourself"
         ) from None
     with tempfile.TemporaryDirectory() as temporary:

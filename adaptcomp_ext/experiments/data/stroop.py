@@ -120,7 +120,7 @@ def _inks(digits: Tensor, conditions: Tensor, other: Tensor) -> Tensor:
 
 
 class StroopMNIST(Dataset[Any]):
-    """MNIST in coloured ink, in the manner of torchvision's data sets. The task is the digit; the ink is what distracts.
+    """MNIST in coloured ink, like torchvision's data sets. The task is the digit; the ink distracts.
 
     Parameters
     ----------

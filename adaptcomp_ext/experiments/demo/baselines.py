@@ -72,7 +72,7 @@ def masked(reader: GlimpseReader, images: Tensor) -> Outcome:
 
 
 def indexed(reader: GlimpseReader, images: Tensor) -> Outcome:
-    """ACT on the rows that remain, with one ``nonzero`` per step and `index_select`, several times faster than a mask."""
+    """Run ACT on the remaining rows by ``nonzero`` and `index_select`, several times faster than a mask."""
     threshold, rows = reader.threshold, len(images)
     state, spent, row = reader.start(rows), torch.zeros(rows), torch.arange(rows)
     logits = torch.zeros(rows, reader.readout.out_features)

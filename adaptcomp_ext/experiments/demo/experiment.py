@@ -58,9 +58,9 @@ def demo(
     options = {"data": None if data is None else str(data), "recipe": asdict(recipe), "seconds": seconds}
     train, test = len(images.train_images), len(images.test_images)
     about = (
-        f"{train:,} training images, {test:,} test images. The reader sees {recipe.window}x{recipe.window} of "
-        f"{images.side}x{images.side} pixels at a look, and decides itself when it has seen enough (ACT, at most "
-        f"{recipe.max_steps} looks)"
+        f"{train:,} training images, {test:,} test images. The reader sees "
+        f"{recipe.window}x{recipe.window} of {images.side}x{images.side} pixels at a look, and decides "
+        f"itself when it has seen enough (ACT, at most {recipe.max_steps} looks)"
     )
     config = {"data": images.name, "train": train, "test": test, "side": images.side, "about": about}
     return Setup(
@@ -84,8 +84,8 @@ def report(results: Results) -> list[Block]:
         ),
         Verdicts(_sentences(results)),
         f"## One batch of {batch['rows']:,} images, {counted(batch['threads'], 'thread')}",
-        "Masked: all rows run until the last one halts. Lower bound: the networks alone on the active rows. Ratios: median "
-        "over the rounds of the quotient within a round.",
+        "Masked: all rows run until the last one halts. Lower bound: the networks alone on the active "
+        "rows. Ratios: median over the rounds of the quotient within a round.",
         tabulate(
             "way",
             times,
@@ -112,18 +112,21 @@ def report(results: Results) -> list[Block]:
 def _sentences(results: Results) -> list[str]:
     steps, batch, times = results.at("steps"), results.first("batch"), results.at("times_ms")
     differ = {key: int(results[f"rows_that_differ/{key}"].sum()) for key in ("predictions", "steps")}
-    same = f"All ways give the same prediction and the same number of steps for each of the {batch['rows']:,} images."
+    images = f"{batch['rows']:,} images"
+    same = f"All ways give the same prediction and the same number of steps for each of the {images}."
     different = (
         f"The ways differ in the prediction of {differ['predictions']} and the steps of {differ['steps']} of "
         f"{batch['rows']:,} images: matrix products round differently in batches of different sizes."
     )
     return [
-        f"{interval(results['accuracy'])} % of the test images are read right with {interval(steps['mean'], 2, 1.0)} looks on "
-        f"average, {steps['min'].min()} to {steps['max'].max()} (at most {steps.first('at_most')} allowed). Training took "
+        f"{interval(results['accuracy'])} % of the test images are read right with "
+        f"{interval(steps['mean'], 2, 1.0)} looks on average, {steps['min'].min()} to "
+        f"{steps['max'].max()} (at most {steps.first('at_most')} allowed). Training took "
         f"{interval(results['training/seconds'], 0, 1.0)} s.",
         f"A batch takes {interval(times['adaptive/median'], 2, 1.0)} ms with AdaptiveHalt, "
-        f"{interval(times['indexed/median'], 2, 1.0)} ms with boolean indexing, {interval(times['masked/median'], 2, 1.0)} ms "
-        f"masked; the lower bound is {interval(times['limit/median'], 2, 1.0)} ms. AdaptiveHalt takes "
+        f"{interval(times['indexed/median'], 2, 1.0)} ms with boolean indexing, "
+        f"{interval(times['masked/median'], 2, 1.0)} ms masked; the lower bound is "
+        f"{interval(times['limit/median'], 2, 1.0)} ms. AdaptiveHalt takes "
         f"{interval(times['adaptive/over_masked'], 2, 1.0)} of the masked time, "
         f"{interval(times['adaptive/over_limit'], 2, 1.0)} times the lower bound.",
         different if any(differ.values()) else same,
@@ -139,7 +142,8 @@ def _draw(figure: Figure, results: Results) -> None:
         0.025,
         0.918,
         f"{config['data']}, {config['test']:,} test images: {results.first('accuracy'):.1%} read right with "
-        f"{steps['mean']:.2f} looks on average ({steps['min']} to {steps['max']}, at most {steps['at_most']} allowed)",
+        f"{steps['mean']:.2f} looks on average ({steps['min']} to {steps['max']}, at most "
+        f"{steps['at_most']} allowed)",
         fontsize=12,
         color=MUTED,
     )

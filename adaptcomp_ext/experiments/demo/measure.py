@@ -98,8 +98,9 @@ def _chosen(
     Returns
     -------
     dict
-        ``image`` [K, H, W]; ``label``, ``steps`` and ``predicted`` int64 [K]; ``column`` int64 [K], the place in the row of
-        the digit, the fewest looks first; ``path`` [K, max_steps, 2], where each look went, NaN after the last one.
+        ``image`` [K, H, W]; ``label``, ``steps`` and ``predicted`` int64 [K]; ``column`` int64 [K], the place
+        in the row of the digit, the fewest looks first; ``path`` [K, max_steps, 2], where each look went, NaN
+        after the last one.
     """
     rows: list[int] = []
     columns: list[int] = []

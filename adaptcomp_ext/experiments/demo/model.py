@@ -1,4 +1,4 @@
-"""A reader of digits that looks at an image through a small window, again and again, until it is sure enough."""
+"""A reader of digits that looks at an image through a small window, several times, until it halts."""
 
 from __future__ import annotations
 

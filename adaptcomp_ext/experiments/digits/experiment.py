@@ -195,9 +195,9 @@ def _sentences(found: _Found) -> list[str]:
     return [
         f"Under ACT {priced}.",
         f"Stopping at a confidence of {SHOWN:g} takes {interval(shown['steps'], 2, 1.0)} steps and reads "
-        f"{interval(shown['accuracy'], 2)} %. That is {points(shown['own steps'] - shown['shuffled'])} points more than "
-        f"the same steps dealt at random among the images; a fixed depth of {nearest} reads "
-        f"{interval(found.fixed[nearest]['accuracy'], 2)} %.",
+        f"{interval(shown['accuracy'], 2)} %. That is {points(shown['own steps'] - shown['shuffled'])} "
+        f"points more than the same steps dealt at random among the images; a fixed depth of {nearest} "
+        f"reads {interval(found.fixed[nearest]['accuracy'], 2)} %.",
         f"On the clock, stopping at {SHOWN:g}: masked inference takes "
         f"{interval(shown['/timing/masked_over_compacted'], 2, 1.0)} times as long, all steps "
         f"{interval(shown['/timing/all_steps_over_compacted'], 2, 1.0)} times.",

@@ -181,24 +181,25 @@ def _sentences(found: _Found) -> list[str]:
     times = found.units.at("gated/timing")
     return [
         judged(
-            f"Distilled online, π₁ alone reads {interval(online['default'], 2)} % of the clean test digits, π₂ "
-            f"{interval(online['control'], 2)} %: {points(gap)} points apart (1 allowed).",
+            f"Distilled online, π₁ alone reads {interval(online['default'], 2)} % of the clean test "
+            f"digits, π₂ {interval(online['control'], 2)} %: {points(gap)} points apart (1 allowed).",
             Claim(gap, 0.01, most=True),
         ),
-        f"Online distillation less none {points(found.dense - found.labels)} points; distillation after training less "
-        f"none {points(found.students['4'] - found.labels)}; online less after "
+        f"Online distillation less none {points(found.dense - found.labels)} points; distillation after "
+        f"training less none {points(found.students['4'] - found.labels)}; online less after "
         f"{points(found.dense - found.students['4'])}.",
         judged(
-            f"Without {100 * SHARE:g} % of the units of every hidden layer, shrunk and tuned for an epoch, π₁ is "
-            f"{interval(small['faster'], 2, 1.0)} times as fast (2 expected) and reads "
-            f"{interval(small['accuracy'], 2)} %: {points(loss)} points against the dense π₁, {points(cut)} against the "
-            f"one it was cut from, {points(plain)} against a dense one of the labels alone (0.5 allowed).",
+            f"Without {100 * SHARE:g} % of the units of every hidden layer, shrunk and tuned for an "
+            f"epoch, π₁ is {interval(small['faster'], 2, 1.0)} times as fast (2 expected) and reads "
+            f"{interval(small['accuracy'], 2)} %: {points(loss)} points against the dense π₁, "
+            f"{points(cut)} against the one it was cut from, {points(plain)} against a dense one of the "
+            "labels alone (0.5 allowed).",
             Claim(small["faster"], 2.0),
             *(Claim(difference, -0.005) for difference in (loss, cut, plain)),
         ),
         f"Zeros that lie anywhere: {interval(whole['sparsity'])} % of the weights are pruned and "
-        f"{interval(whole['default'], 2)} % of the digits are read right; what of the zeros is whole units makes π₁ "
-        f"{interval(sparse['faster'], 2, 1.0)} times as fast.",
+        f"{interval(whole['default'], 2)} % of the digits are read right; what of the zeros is whole "
+        f"units makes π₁ {interval(sparse['faster'], 2, 1.0)} times as fast.",
         *(_equal(found, allowed) for allowed in EQUAL),
         f"On the clock, with {interval(times['rate'])} % of a batch called, the pair is "
         f"{interval(times['ms/control'] / times['ms/gated'], 2, 1.0)} times as fast as π₂ everywhere.",
@@ -220,8 +221,8 @@ def _equal(found: _Found, allowed: float) -> str:
     by_mean = "" if held or alone else " by the mean, not by the whole interval"
     return (
         f"{where}{within}{by_mean}: calling {interval(row['rate'])} % of the test digits (calibrated to "
-        f"{100 * met[0]:g} % of held-out ones), {points(found.less_control(row))} points, at {100 * share:.0f} % of "
-        "π₂'s multiply–adds."
+        f"{100 * met[0]:g} % of held-out ones), {points(found.less_control(row))} points, at "
+        f"{100 * share:.0f} % of π₂'s multiply–adds."
     )
 
 

@@ -32,8 +32,9 @@ def draw_descents(figure: Figure, landscapes: Mapping[str, Landscape]) -> None:
     figure.set_layout_engine("none")
     figure.text(0.02, 1 - 0.48 / height, "Down the energy, one digit at a time", fontsize=19, weight="bold")
     about = (
-        "○ start   ● minimum.  Each plane holds the path's two ends and the direction in which it strays most from the "
-        "line between them. Contours: energies above the lowest one on the plane, at equal ratios."
+        "○ start   ● minimum.  Each plane holds the path's two ends and the direction in which it "
+        "strays most from the line between them. Contours: energies above the lowest one on the plane, "
+        "at equal ratios."
     )
     figure.text(0.02, 1 - 0.8 / height, about, fontsize=11, color=MUTED)
     grid = figure.add_gridspec(

@@ -1,4 +1,4 @@
-"""What the trained model makes of images: right or wrong, in how many steps, which are hard, and what makes them harder."""
+"""The evaluation of the trained model on images: accuracy, steps, and what makes an image hard."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def setting(descend: ac.EnergyDescent, **options: Any) -> Iterator[None]:
 
 
 def add_noise(images: Tensor, scale: float | Tensor, generator: torch.Generator) -> Tensor:
-    """Add normal noise of standard deviation `scale`, a number or [N, 1, 1], to images [N, H, W] in 0..1, and clip."""
+    """Add normal noise of deviation `scale`, a number or [N, 1, 1], to images [N, H, W] in 0..1, and clip."""
     return (images + scale * torch.randn(images.shape, generator=generator)).clamp_(0, 1)
 
 
@@ -65,7 +65,7 @@ def occlude(images: Tensor, share: float | Tensor, generator: torch.Generator) -
 
 
 def corrupt(images: Tensor, share: float, noise: float, patch: float, generator: torch.Generator) -> Tensor:
-    """Noise for a share of the images, a patch for another such share, each of a strength from 0 to `noise` and `patch`."""
+    """Add noise to a share of the images and a patch to another, of strengths up to `noise` and `patch`."""
     n = images.shape[0]
     strength, chosen = torch.rand(2, n, generator=generator), torch.rand(2, n, generator=generator) < share
     scales = strength * chosen

@@ -108,9 +108,10 @@ def report(results: Results) -> list[Block]:
     per_epoch = results.first("timing/updates_per_epoch")
     return [
         f"# Energy: {config['data']}",
-        f"{config['train']:,} training images, {config['test']:,} {config['tested_on']} images; {results.opening} "
-        "E(x, y, z) is an energy over the logits y of the classes and a latent z. Inference descends it in both until a "
-        f"step lowers it by no more than {results.first('tol'):g}, at most {results.first('steps/at_most')} steps.",
+        f"{config['train']:,} training images, {config['test']:,} {config['tested_on']} images; "
+        f"{results.opening} E(x, y, z) is an energy over the logits y of the classes and a latent z. "
+        "Inference descends it in both until a step lowers it by no more than "
+        f"{results.first('tol'):g}, at most {results.first('steps/at_most')} steps.",
         Picture("energy.png", "Steps down the energy", lambda figure: _draw(figure, results), (15, 8.6)),
         Verdicts(_sentences(results)),
         Picture(
@@ -154,8 +155,9 @@ def report(results: Results) -> list[Block]:
         "## Training",
         f"Whole epochs as trained take {interval(results['training/seconds_per_epoch'], 1, 1.0)} s each, "
         f"{interval(results['training/seconds'], 0, 1.0)} s in all. The rows below are updates alone on "
-        f"{counted(timing.first('threads'), 'thread')}, in turn on the same batches; seconds per epoch are those of {per_epoch} "
-        f"updates, extrapolated from {timing.first('updates')}. The ratio is the median within one update.",
+        f"{counted(timing.first('threads'), 'thread')}, in turn on the same batches; seconds per epoch "
+        f"are those of {per_epoch} updates, extrapolated from {timing.first('updates')}. The ratio is "
+        "the median within one update.",
         Table(
             [
                 "what",
@@ -189,15 +191,16 @@ def _sentences(results: Results) -> list[str]:
     return [
         f"{interval(results['accuracy'], 2)} % of the images are read right (an ordinary classifier: "
         f"{interval(control['accuracy'], 2)} %), in {interval(steps['mean'], 2, 1.0)} steps on average, "
-        f"{steps['min'].min()} to {steps['max'].max()}; {interval(steps['ended_by_the_limit'], 0, 1.0)} images end at the "
-        f"bound of {steps.first('at_most')}.",
-        f"The hardest tenth takes {interval(results['hardest_over_easiest'], 2, 1.0)} times as many steps as the easiest "
-        f"({interval(tenths[-1], 2, 1.0)} against {interval(tenths[0], 2, 1.0)}); rank correlation of difficulty and steps "
-        f"{interval(results['rank_correlation'], 2, 1.0)}.",
+        f"{steps['min'].min()} to {steps['max'].max()}; {interval(steps['ended_by_the_limit'], 0, 1.0)} "
+        f"images end at the bound of {steps.first('at_most')}.",
+        f"The hardest tenth takes {interval(results['hardest_over_easiest'], 2, 1.0)} times as many "
+        f"steps as the easiest ({interval(tenths[-1], 2, 1.0)} against {interval(tenths[0], 2, 1.0)}); "
+        f"rank correlation of difficulty and steps {interval(results['rank_correlation'], 2, 1.0)}.",
         f"After one step {interval(first['accuracy'], 2)} % are right; the rest of the descent mends "
-        f"{interval(first['mended'], 0, 1.0)} of {results.config['test']:,} and spoils {interval(first['spoilt'], 0, 1.0)}.",
-        f"An update takes {interval(timing['update_ms/ratio'], 2, 1.0)} times as long on plain autograd as on the kernels, its "
-        f"descent alone {interval(timing['descent_ms/ratio'], 2, 1.0)} times.",
+        f"{interval(first['mended'], 0, 1.0)} of {results.config['test']:,} and spoils "
+        f"{interval(first['spoilt'], 0, 1.0)}.",
+        f"An update takes {interval(timing['update_ms/ratio'], 2, 1.0)} times as long on plain autograd "
+        f"as on the kernels, its descent alone {interval(timing['descent_ms/ratio'], 2, 1.0)} times.",
     ]
 
 
@@ -208,9 +211,11 @@ def _draw(figure: Figure, results: Results) -> None:
     figure.text(
         0.022,
         0.905,
-        f"{config['data']}, {config['test']:,} {config['tested_on']} images: {results['accuracy'].mean():.2%} read right in "
-        f"{steps['mean'].mean():.1f} steps down the energy ({steps['min'].min()} to {steps['max'].max()}); "
-        f"{results['hardest_over_easiest'].mean():.2f} times as many for the hardest tenth as for the easiest",
+        f"{config['data']}, {config['test']:,} {config['tested_on']} images: "
+        f"{results['accuracy'].mean():.2%} read right in {steps['mean'].mean():.1f} steps down the "
+        f"energy ({steps['min'].min()} to {steps['max'].max()}); "
+        f"{results['hardest_over_easiest'].mean():.2f} times as many for the hardest tenth as for the "
+        "easiest",
         fontsize=11,
         color=MUTED,
     )

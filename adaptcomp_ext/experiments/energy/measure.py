@@ -1,4 +1,4 @@
-"""One seed: train the energy model and an ordinary classifier, read the test images, and time the training."""
+"""One seed: train the energy model and a classifier, evaluate them on the test images, time the training."""
 
 from __future__ import annotations
 

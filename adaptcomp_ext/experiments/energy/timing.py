@@ -27,7 +27,7 @@ Loss = Callable[[LatentEnergyClassifier, Batch], Tensor]
 
 
 def plain_loss(model: LatentEnergyClassifier, batch: Batch) -> Tensor:
-    """The loss of `every_step_loss` as one writes it without this package: the whole batch, a differentiable gradient per step.
+    """Compute the loss of `every_step_loss` without this package, with a differentiable gradient per step.
 
     What does not depend on the point is computed once, which makes it faster than calling the energy anew.
     """
@@ -60,7 +60,7 @@ class _Way:
         self.descent_ms: list[float] = []
 
     def take(self, batch: Batch) -> float:
-        """Time an update, and before it the descent alone, forward and backward, for features that are given; return the loss."""
+        """Time an update, and before it the descent alone, forward and backward, for given features."""
         with torch.no_grad():
             features = self.model.encoder(batch.images)
         given = batch._replace(images=features.requires_grad_())

@@ -1,8 +1,8 @@
-"""Building and training of the networks: the energy model, with a loss after every step, and an ordinary classifier.
+"""Building and training of the networks: the energy model, with a loss after every step, and a classifier.
 
-What was tried for MNIST, on 5,000 held-out training images, six epochs, one seed, all else as in `Recipe`: accuracy
-in per cent, and the mean steps of the hardest tenth over those of the easiest. Differences of 0.3 % and of 0.3 are
-within what another seed does.
+What was tried for MNIST, on 5,000 held-out training images, six epochs, one seed, all else as in `Recipe`:
+accuracy in per cent, and the mean steps of the hardest tenth over those of the easiest. Differences of 0.3 %
+and of 0.3 are within what another seed does.
 
 ============================================  ====  ===  ==================================================
 as it is                                      97.6  2.3
@@ -78,7 +78,7 @@ def build_model(side: int) -> LatentEnergyClassifier:
 
 
 def build_classifier(side: int) -> nn.Sequential:
-    """An ordinary classifier: an encoder of the same shape, and a linear readout where the energy model descends."""
+    """An ordinary classifier: an encoder of the same shape, and a linear readout in place of the descent."""
     return nn.Sequential(_encoder(side), nn.Linear(FEATURES, 10))
 
 
@@ -122,7 +122,7 @@ class Epoch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What an update learns from: images, labels, and how to descend: `steps` and the factors [B] of the step size."""
+    """The data of an update: images, labels, the number of `steps`, and factors [B] of the step size."""
 
     images: Tensor
     labels: Tensor
@@ -147,7 +147,7 @@ def practising(descend: ac.EnergyDescent) -> contextlib.AbstractContextManager[N
 
 
 def every_step_loss(model: LatentEnergyClassifier, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy averaged over rows and steps, and the last logits [B, classes]; `model.descend` has to be `practising`."""
+    """Return the mean cross-entropy over rows and steps, and the last logits, while `practising`."""
     model.descend.max_steps = batch.steps
     result = model(batch.images, model.step_size * batch.factors)
     assert result.trace is not None

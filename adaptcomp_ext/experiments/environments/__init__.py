@@ -1,1 +1,1 @@
-"""What agents act in: vector environments in Gymnasium's interface. Need the extras ``maze`` or ``control``."""
+"""Vector environments with Gymnasium's interface. They need the extras ``maze`` or ``control``."""

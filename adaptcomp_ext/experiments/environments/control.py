@@ -1,4 +1,4 @@
-"""Tasks of the DeepMind Control Suite (Tassa et al. 2018), several copies at once, as one vector environment of Gymnasium."""
+"""Tasks of the DeepMind Control Suite (Tassa et al. 2018), several copies as one vector environment."""
 
 from __future__ import annotations
 
@@ -168,7 +168,8 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape or actions.dtype.kind != "f":
             raise ValueError(
-                f"actions: expected floating point of shape {self.action_space.shape}, got {describe(actions)}"
+                f"actions: expected floating point of shape {self.action_space.shape}, got "
+                f"{describe(actions)}"
             )
         if not np.isfinite(actions).all():
             raise ValueError("actions: expected finite numbers, got others")
@@ -205,7 +206,7 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         return observation.copy(), reward, np.zeros(self.num_envs, bool), truncated, info
 
     def _follow(self, mask: NDArray[np.bool_]) -> None:
-        """Seed the generators of the copies in `mask` from `np_random`, where that is another than the last time."""
+        """Seed the generators of the copies in `mask` from `np_random`, if that is a new one."""
         if self._followed is self.np_random:
             return
         self._followed = self.np_random
@@ -218,7 +219,8 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             self._suite[i].task.random.seed(words[i])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.task!r}, num_envs={self.num_envs}, autoreset_mode={self.autoreset_mode.value!r})"
+        mode = f"autoreset_mode={self.autoreset_mode.value!r}"
+        return f"{type(self).__name__}({self.task!r}, num_envs={self.num_envs}, {mode})"
 
     def _begin(self, i: int) -> NDArray[np.float32]:
         self._steps[i], self._ended[i] = 0, False
@@ -240,7 +242,7 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         return np.concatenate([np.ravel(part) for part in observation.values()]).astype(np.float32)
 
     def random_state(self) -> list[tuple[Any, ...]]:
-        """The state of each copy's random numbers, as JSON can keep it; with it, episodes begin where they would have."""
+        """Return the state of each copy's random numbers, in JSON's types, with which episodes repeat."""
         out = []
         for one in self._suite:
             kind, keys, position, has_gauss, gauss = one.task.random.get_state()
@@ -268,6 +270,6 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
             return tuple(one.physics.render(height=180, width=240, camera_id=0) for one in self._suite)
         except Exception as error:  # each library fails in its own way
             raise RuntimeError(
-                "render: expected a library that MuJoCo can draw with, found none; set MUJOCO_GL to egl, osmesa or glfw in the "
-                f"environment ({error})"
+                "render: expected a library that MuJoCo can draw with, found none; set MUJOCO_GL to "
+                f"egl, osmesa or glfw in the environment ({error})"
             ) from None

@@ -46,7 +46,7 @@ class Layouts(NamedTuple):
 
 
 def distances(walls: NDArray[np.bool_], goal: NDArray[np.int64]) -> NDArray[np.int16]:
-    """Steps to the goal from each cell, by flooding all mazes at once: walls [N, S, S], goal [N, 2] → int16 [N, S, S]."""
+    """Count the steps to the goal from each cell: walls [N, S, S], goal [N, 2] → int16 [N, S, S]."""
     n, size, _ = walls.shape
     width = size + 2
     # All mazes as one line of cells, each with a rim: a shift that runs from one into the next meets walls on
@@ -83,7 +83,7 @@ def distances(walls: NDArray[np.bool_], goal: NDArray[np.int64]) -> NDArray[np.i
 
 
 def draw_layouts(count: int, size: int, density: float, random: np.random.Generator) -> Layouts:
-    """Draw mazes: each cell a wall with probability `density`, the goal any free cell, the start any that leads there.
+    """Draw mazes: each cell is a wall with probability `density`; the goal is reachable from the start.
 
     Parameters
     ----------

@@ -120,7 +120,7 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin N episodes, or those of ``options["reset_mask"]``, bool [N]. A seed makes everything that follows repeatable."""
+        """Begin N episodes, or those of ``options["reset_mask"]``, bool [N]. A seed makes them repeatable."""
         if seed is not None:
             check_int("seed", seed, 0, bounded=False)  # NumPy draws seeds of 128 bits
         mask = check_reset_mask(options, self.num_envs, self._ready)
@@ -182,7 +182,7 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return self._observe(), reward, terminated, truncated, info
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """Draw each maze, its goal and who walks there: N pictures, uint8 [16 S, 16 S, 3]; None where `render_mode` is None."""
+        """Draw each maze, its goal and its walker: N pictures, uint8 [16 S, 16 S, 3]; None without a mode."""
         if self.render_mode is None:
             return None
         if not self._ready:

@@ -1,4 +1,4 @@
-"""When ended episodes begin anew, which of them a reset begins, and whether pictures are drawn: Gymnasium's conventions."""
+"""Gymnasium's conventions: when ended episodes begin anew, which of them a reset begins, and pictures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_render_mode(mode: object) -> str | None:
 
 
 def check_reset_mask(options: object, count: int, started: bool) -> NDArray[np.bool_]:
-    """Return which of `count` environments a reset begins, bool [count]: those of ``options["reset_mask"]``, or all.
+    """Return which of `count` environments a reset begins, bool [count]: ``options["reset_mask"]``, or all.
 
     Parameters
     ----------
@@ -71,10 +71,11 @@ def check_reset_mask(options: object, count: int, started: bool) -> NDArray[np.b
 
 
 def refuse_ended(ended: NDArray[np.bool_]) -> None:
-    """Require that every environment is within an episode: in mode DISABLED nobody else begins the next one."""
+    """Require that every environment is in an episode: in mode DISABLED the caller begins the next one."""
     if ended.any():
         which = ", ".join(map(str, np.flatnonzero(ended)[:5]))
         raise RuntimeError(
-            f"step: expected reset(options={{'reset_mask': mask}}) of the environments whose episodes have ended, got none for "
-            f"{which}{' and others' if ended.sum() > 5 else ''} (autoreset_mode is Disabled)"
+            "step: expected reset(options={'reset_mask': mask}) of the environments whose episodes have "
+            f"ended, got none for {which}{' and others' if ended.sum() > 5 else ''} (autoreset_mode is "
+            "Disabled)"
         )

@@ -39,7 +39,7 @@ def horizon(
     first_seed: FirstSeed = 0,
     quick: Quick = False,
 ) -> Setup:
-    """Learn to control, learn what each deeper plan gains, and let each state choose how far to look ahead."""
+    """Learn to control, learn the gain of each deeper plan, and let each state choose its horizon."""
     from ..control.plan import preset
 
     settings = asdict(replace(preset(task, steps=steps, quick=quick), gate="always"))
@@ -86,9 +86,10 @@ def report(results: Results) -> list[Block]:
     )
     return [
         f"# How far to look ahead: {settings['task']}",
-        f"The agents plan everywhere while they learn ({settings['rounds']} rounds of {settings['episode']} decisions in "
-        f"{settings['envs']} environments). Afterwards each row of the table is measured in {config['episodes']} whole "
-        f"episodes; {results.opening} Dealt at random means: among the episodes of the same moment.",
+        f"The agents plan everywhere while they learn ({settings['rounds']} rounds of "
+        f"{settings['episode']} decisions in {settings['envs']} environments). Afterwards each row of "
+        f"the table is measured in {config['episodes']} whole episodes; {results.opening} Dealt at "
+        "random means: among the episodes of the same moment.",
         column("horizon.png", "Horizons", found, _worth, _share, _depths, _rewards, height=3.2),
         Verdicts(_sentences(found)),
         tabulate(
@@ -101,10 +102,10 @@ def report(results: Results) -> list[Block]:
             Column("− dealt at random", _gain, _signed),
         ),
         "## What a level gains",
-        f"The gain of a level over the level before it is the model's estimate, in {config['states']} states of the last "
-        "quarter of the training: what its first action is worth when all that follows is planned to the deepest horizon, "
-        "in thousandths of the spread of values. The gate's expectation is compared with it in a fifth of the states, which "
-        "the gate did not learn from.",
+        f"The gain of a level over the level before it is the model's estimate, in {config['states']} "
+        "states of the last quarter of the training: what its first action is worth when all that "
+        "follows is planned to the deepest horizon, in thousandths of the spread of values. The gate's "
+        "expectation is compared with it in a fifth of the states, which the gate did not learn from.",
         Table(
             ["level", "mean gain", "rank correlation of the gate's expectation"],
             [[f"H = {h}", interval(gain, 3, 1000.0), interval(known, 2, 1.0)] for h, gain, known in levels],
@@ -125,15 +126,17 @@ def _sentences(found: _Found) -> list[str]:
     best = max(found.fixed, key=lambda h: found.fixed[h]["return"].mean())
     returns = ", ".join(f"{interval(row['return'], 0, 1.0)} for H = {h}" for h, row in found.fixed.items())
     sentences = [
-        f"With the same horizon in all states the return is {returns}. The largest mean is that of H = {best}."
+        f"With the same horizon in all states the return is {returns}. The largest mean is that of H = "
+        f"{best}."
     ]
     for price, row in found.chosen.items():
         used = sum(row[f"share/{h}"].mean() > 0.02 for h in found.fixed)
         sentences.append(
-            f"At price {price} the states choose H = {interval(row['horizon'], 2, 1.0)} on average, and {used} different "
-            f"ones in more than 2 % of the states each. The return is {interval(row['return'], 0, 1.0)} for "
-            f"{interval(row['steps imagined'], 1, 1.0)} imagined steps of each candidate. Against the same depths dealt at "
-            f"random it differs by {_signed(_gain(row))} ({said(_gain(row), 'better', 'worse')})."
+            f"At price {price} the states choose H = {interval(row['horizon'], 2, 1.0)} on average, and "
+            f"{used} different ones in more than 2 % of the states each. The return is "
+            f"{interval(row['return'], 0, 1.0)} for {interval(row['steps imagined'], 1, 1.0)} imagined "
+            "steps of each candidate. Against the same depths dealt at random it differs by "
+            f"{_signed(_gain(row))} ({said(_gain(row), 'better', 'worse')})."
         )
     return sentences
 

@@ -33,7 +33,7 @@ class _Walked(NamedTuple):
 
 
 def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Train an agent, fit its gate, and let it walk with horizons that are fixed, chosen, and dealt at random."""
+    """Train an agent, fit its gate, and let it walk with fixed, chosen and random horizons."""
     keep_freed_memory()
     settings = Settings(**cell.options["settings"])
     trainer = Trainer(settings, cell.seed, folder)
@@ -82,7 +82,7 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
 
 
 def _tried(trainer: Trainer, planner: DepthPlanner, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """States from the last quarter of the training, and what each level gains there, in units of the spread of values."""
+    """Return states from the last quarter of the training, and each level's gain, in units of the spread."""
     world, replay = trainer.agent.world, trainer.replay
     generator = torch.Generator().manual_seed(seed)
     recent = replay.observation[replay.length * 3 // 4 : replay.length].flatten(0, 1)
@@ -104,7 +104,7 @@ def _walk(
     length: int | None = None,
     shuffle: bool = False,
 ) -> _Walked:
-    """N episodes of `length` decisions, or whole ones; `shuffle`: the chosen depths are dealt among the states."""
+    """Run N episodes of `length` decisions, or complete ones; `shuffle` permutes depths over states."""
     env = ControlVectorEnv(task, count, max_steps=length, autoreset_mode="SameStep")
     observation, _ = env.reset(seed=seed)
     going = np.ones(count, bool)

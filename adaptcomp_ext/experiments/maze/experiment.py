@@ -163,12 +163,13 @@ def report(results: Results) -> list[Block]:
     return [
         "# Mazes: a price for each sweep",
         f"{settings['size']} × {settings['size']} cells, {settings['density']:g} of them walls; "
-        f"{settings['mazes']} mazes side by side, {settings['updates']} updates of {settings['horizon']} steps in each; "
-        f"price of a sweep {settings['price']:g}; {results.config['mazes']} unseen mazes for each trial; {results.opening}",
-        "The habit reads the walls around it and the direction of the goal. Before it acts, the agent may run K "
-        "sweeps of value iteration on the known map, and K is chosen for each state. A plan is not kept from one "
-        "step to the next: an agent that remembered it would need one long plan for an episode. Choices and moves "
-        "are sampled.",
+        f"{settings['mazes']} mazes side by side, {settings['updates']} updates of "
+        f"{settings['horizon']} steps in each; price of a sweep {settings['price']:g}; "
+        f"{results.config['mazes']} unseen mazes for each trial; {results.opening}",
+        "The habit reads the walls around it and the direction of the goal. Before it acts, the agent "
+        "may run K sweeps of value iteration on the known map, and K is chosen for each state. A plan "
+        "is not kept from one step to the next: an agent that remembered it would need one long plan "
+        "for an episode. Choices and moves are sampled.",
         column("maze.png", "Mazes", found, _pareto, _distance, _practice),
         Verdicts(_sentences(found)),
         Picture("maze_example.png", "An episode", lambda figure: _example(figure, found), (WIDTH, 8.5)),
@@ -204,8 +205,9 @@ def _sentences(found: _Found) -> list[str]:
     own, free = found.agents["priced"], found.agents["free"]
     sentences = [
         f"With a price: path efficiency {interval(own['efficiency'], 3, 1.0)} at "
-        f"{interval(own['sweeps_per_step'], 1, 1.0)} sweeps a step, {interval(own['success'])} % arrive. Without: "
-        f"{interval(free['efficiency'], 3, 1.0)} at {interval(free['sweeps_per_step'], 1, 1.0)}."
+        f"{interval(own['sweeps_per_step'], 1, 1.0)} sweeps a step, {interval(own['success'])} % "
+        f"arrive. Without: {interval(free['efficiency'], 3, 1.0)} at "
+        f"{interval(free['sweeps_per_step'], 1, 1.0)}."
     ]
     for control, row in (
         ("the same sweeps dealt at random among the states", found.shuffled),
@@ -213,20 +215,21 @@ def _sentences(found: _Found) -> list[str]:
     ):
         gain = own["efficiency"] - row["efficiency"]
         sentences.append(
-            f"Against {control} ({interval(row['sweeps_per_step'], 1, 1.0)} a step), path efficiency differs by "
-            f"{points(gain)} points: {said(gain, 'better', 'worse')}. "
+            f"Against {control} ({interval(row['sweeps_per_step'], 1, 1.0)} a step), path efficiency "
+            f"differs by {points(gain)} points: {said(gain, 'better', 'worse')}. "
             f"Arrivals differ by {points(own['success'] - row['success'])} points."
         )
     larger = found.others[LARGER]["own/correlation"]
     sentences.append(
-        f"Sweeps follow distance: r = {interval(own['correlation'], 2, 1.0)}; on 17 × 17 mazes, never seen in "
-        f"training, {interval(larger, 2, 1.0)}; without a price {interval(free['correlation'], 2, 1.0)}."
+        f"Sweeps follow distance: r = {interval(own['correlation'], 2, 1.0)}; on 17 × 17 mazes, never "
+        f"seen in training, {interval(larger, 2, 1.0)}; without a price "
+        f"{interval(free['correlation'], 2, 1.0)}."
     )
     for (mazes, size), row in found.clock.items():
         sentences.append(
             f"On the clock, {mazes} mazes of side {size} at once: an episode with K = 16 takes "
-            f"{interval(_ratio('fixed 16')(row), 2, 1.0)} times as long as with the K of the gate, one whose halted "
-            f"rows are masked {interval(_ratio('masked')(row), 2, 1.0)} times."
+            f"{interval(_ratio('fixed 16')(row), 2, 1.0)} times as long as with the K of the gate, one "
+            f"whose halted rows are masked {interval(_ratio('masked')(row), 2, 1.0)} times."
         )
     for k in (8, 16):
         if f"fixed-{k}" in found.agents:
@@ -234,8 +237,9 @@ def _sentences(found: _Found) -> list[str]:
             sentences.append(
                 f"Against an agent trained with K = {k} everywhere, which spends "
                 f"{interval(rival['sweeps_per_episode'], 0, 1.0)} sweeps on an episode instead of "
-                f"{interval(own['sweeps_per_episode'], 0, 1.0)}: {points(own['success'] - rival['success'])} points of "
-                f"arrivals, {points(own['efficiency'] - rival['efficiency'])} of path efficiency."
+                f"{interval(own['sweeps_per_episode'], 0, 1.0)}: "
+                f"{points(own['success'] - rival['success'])} points of arrivals, "
+                f"{points(own['efficiency'] - rival['efficiency'])} of path efficiency."
             )
     return sentences
 

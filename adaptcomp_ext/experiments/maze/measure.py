@@ -167,7 +167,7 @@ class _Walk:
 
 
 def compare(agent: MazeAgent, mazes: int, size: int, density: float, seconds: float) -> dict[str, Any]:
-    """Milliseconds of an episode, environment and all, with `mazes` side by side: as the gate decides, the same masked, K = 16.
+    """Time an episode, in ms, with `mazes` side by side: with the gate's K, the same masked, and with K = 16.
 
     The three take turns; the ratios are medians of pairs of turns, a turn divided by the number of episodes
     that end in it on average.

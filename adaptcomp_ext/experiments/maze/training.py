@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017) of choice and action together; the price of sweeps is in the reward."""
+"""Proximal policy optimisation (Schulman et al. 2017) of choice and action, with a price on sweeps."""
 
 from __future__ import annotations
 

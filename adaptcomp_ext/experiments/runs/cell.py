@@ -1,4 +1,4 @@
-"""A cell, one setting and one seed of an experiment, and how it runs in a process: the same way wherever that is."""
+"""A cell, one setting and one seed of an experiment, and its run in a process, local or remote."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAUSE = 0.2  # seconds between two ticks that a process sends to the one that sh
 
 
 class Cell(NamedTuple):
-    """One setting and one seed: a name, which is also its folder's, its options (JSON), and the seed of torch."""
+    """One setting and one seed: a name, also of its folder, its options (JSON), and the seed of torch."""
 
     name: str
     options: dict[str, Any]
@@ -29,7 +29,7 @@ Worker = Callable[[Cell, Path, Tick], dict[str, Any]]
 
 
 def span(tick: Tick, what: str, begin: float, end: float) -> Callable[[float], None]:
-    """Return the `tick` of a part of a cell, which goes from 0 to 1 while the cell goes from `begin` to `end`."""
+    """Return the `tick` of a part of a cell: its 0 to 1 are `begin` to `end` of the cell."""
     return lambda done: tick(what, begin + (end - begin) * done)
 
 
@@ -47,7 +47,7 @@ def spaced(tick: Tick) -> Tick:
 
 
 def run_one(worker: Worker, cell: Cell, path: Path, threads: int, tick: Tick) -> dict[str, Any]:
-    """Run a cell here with its seed and so many threads of torch; the result also has the ``seconds`` it took."""
+    """Run a cell here with its seed and `threads` threads of torch; the result also has its ``seconds``."""
     begin = time.perf_counter()
     with settings(threads, cell.seed):
         result = worker(cell, path, tick)

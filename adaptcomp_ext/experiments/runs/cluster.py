@@ -82,8 +82,8 @@ def run_on_cluster(
     ConnectionError
         If the cluster does not answer, or goes away. Its workers end by themselves then.
     ValueError
-        If a machine of the cluster sees another folder, lacks a module, has another version of this package or
-        of torch, or if no machine has `threads` cores.
+        If a machine of the cluster sees another folder, lacks a module, has another version of this package
+        or of torch, or if no machine has `threads` cores.
     ChildProcessError
         If the worker of one cell was killed again and again.
     Exception

@@ -1,8 +1,9 @@
-"""The process that uses Ray: it hands out cells, tells what becomes of them, and may be ended by Ray at any time.
+"""The process that uses Ray: it distributes cells and reports on them, and Ray may end it at any time.
 
 What it sends: ``("ready",)`` once the machines are checked; then ``("alive",)`` every few seconds,
 ``("tick", name, what, done)``, ``("done", name, result)``, ``("again", name)`` where a worker was lost,
-``("failed", pickled error, traceback)``; at last ``("end",)``. It stops when the other end of the pipe is closed.
+``("failed", pickled error, traceback)``; at last ``("end",)``. It stops when the other end of the pipe is
+closed.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ def _join(ray: Any, address: str, cores: int) -> None:
         )
     except Exception as error:
         raise ConnectionError(
-            f"cluster: Ray could not be joined at {address} ({_line(error)}); a cluster that asks for a token "
-            "finds it in the environment variable RAY_AUTH_TOKEN"
+            f"cluster: Ray could not be joined at {address} ({_line(error)}); a cluster that asks for a "
+            "token finds it in the environment variable RAY_AUTH_TOKEN"
         ) from None
 
 
@@ -154,7 +155,8 @@ def _listed(versions: dict[str, str]) -> str:
 
 
 def _probe() -> Any:
-    # Defined in a function, so that Ray sends the code itself: the machine may have no adaptcomp_ext to find it in.
+    # Defined in a function, so that Ray sends the code itself: the machine may have no adaptcomp_ext to find
+    # it in.
     def probe(owner: str, token: str, module: str, packages: list[str]) -> tuple[bool, str, dict[str, str]]:
         import importlib
         import json

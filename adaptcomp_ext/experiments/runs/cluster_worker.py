@@ -29,8 +29,8 @@ def versions() -> dict[str, str]:
 def run_there(job: Job, cell: Cell, ticks: Any) -> tuple[Any, ...]:
     """Run a cell; return ``("done", result)``, or ``("failed", pickled error, traceback)``.
 
-    The process ends with the run that it belongs to, even where the cluster does not see to that: when its folder
-    has another owner or none, what it would still write belongs to nobody.
+    The process ends with the run that it belongs to, even where the cluster does not see to that: when its
+    folder has another owner or none, what it would still write belongs to nobody.
     """
     if os.path.isdir(job.directory):  # for files that were named relative to it
         os.chdir(job.directory)

@@ -1,4 +1,4 @@
-"""An output folder that knows what it holds: it is resumed by the same configuration and refused to any other."""
+"""An output folder with its configuration: the same one resumes it, any other is refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ class RunFolder:
             found = read_json(path / CONFIG_NAME)
             if found != wanted:
                 raise ValueError(
-                    f"{path}: {_difference(found, wanted)}; nothing was overwritten: choose another output folder"
+                    f"{path}: {_difference(found, wanted)}; nothing was overwritten: choose another "
+                    "output folder"
                 )
         else:
             path.mkdir(parents=True, exist_ok=True)

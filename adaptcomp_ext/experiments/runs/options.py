@@ -84,9 +84,10 @@ Cluster = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="Ray cluster that runs the processes: ray://HOST:10001 (a cluster elsewhere), auto (the one that "
-        "this machine belongs to) or local (one that is started for this run). Its machines must see the "
-        "folder of the results under the same path. Default: processes of this machine, without Ray.",
+        help="Ray cluster that runs the processes: ray://HOST:10001 (a cluster elsewhere), auto (the one "
+        "that this machine belongs to) or local (one that is started for this run). Its machines must "
+        "see the folder of the results under the same path. Default: processes of this machine, without "
+        "Ray.",
     ),
 ]
 

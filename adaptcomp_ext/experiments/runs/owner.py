@@ -1,4 +1,4 @@
-"""One run at a time writes into a folder: a lock that ends with its process, and a token that others can check."""
+"""The lock of a folder, which one run at a time holds until its process ends, and a token to check it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ WATCH = 1.0  # seconds between two looks at the token
 def owned(folder: Path) -> Iterator[str]:
     """Own a folder while the block runs.
 
-    The lock is the operating system's: it ends with the process, killed or not, so that no lock is ever stale.
-    On a network file system it holds among machines as far as that system has locks.
+    The lock is the operating system's: it ends with the process, killed or not, so that no lock is ever
+    stale. On a network file system it holds among machines as far as that system has locks.
 
     Parameters
     ----------

@@ -21,10 +21,12 @@ __all__ = ["FORMATS", "find_runs", "write_page"]
 FORMATS = (".html", ".md")
 _IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 _STYLE = """
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #22272e }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #22272e }
+body { font: 16px/1.5 system-ui, sans-serif }
 img { max-width: 100% } pre { background: #f5f6f8; padding: .6rem; overflow-x: auto }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 14px; display: block; overflow-x: auto }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #e3e6ea } section { border-top: 3px solid #2166ac; margin-top: 3rem }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #e3e6ea }
+section { border-top: 3px solid #2166ac; margin-top: 3rem }
 """
 
 
@@ -106,10 +108,12 @@ def _html(runs: Sequence[Run]) -> str:
         # What a report says is text: only the marks of Markdown become tags.
         body = markdown.markdown(html.escape(run.text, quote=False), extensions=["tables"])
         body = re.sub(r'src="([^"]+)"', partial(_embedded, run.folder), body)
-        config = f"<details><summary>Configuration</summary><pre>{html.escape(_configuration(run))}</pre></details>"
+        options = html.escape(_configuration(run))
+        config = f"<details><summary>Configuration</summary><pre>{options}</pre></details>"
         parts.append(f'<section id="run{i}">{body}{config}</section>')
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Results</title><style>{_STYLE}</style></head>'
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Results</title>'
+        f"<style>{_STYLE}</style></head>"
         f"<body><h1>Results</h1><ul>{contents}</ul>{''.join(parts)}</body></html>\n"
     )
 

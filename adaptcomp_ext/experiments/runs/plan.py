@@ -42,7 +42,7 @@ def seeds_from(first_seed: int, seeds: int) -> range:
 def run_plan(
     plan: Plan, out: Path, worker: Worker, *, workers: int, threads: int, console: Console
 ) -> dict[str, dict[str, Any]]:
-    """Open the folder, which refuses another configuration, and run what is not finished; the results of all cells by name."""
+    """Open the folder, which refuses another configuration; run missing cells; return all results by name."""
     folder = RunFolder.open(out, plan.name, plan.config)
     config = plan.config
     subject = (

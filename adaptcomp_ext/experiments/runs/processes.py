@@ -95,7 +95,7 @@ def end_with_parent(grace: float = 0.0) -> None:
 
 @contextlib.contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Hold Ctrl-C back; processes that are started inside never see one, not even before they have begun to run."""
+    """Hold Ctrl-C back; processes that are started inside never get one, not even before they run."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

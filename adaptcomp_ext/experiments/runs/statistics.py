@@ -39,7 +39,7 @@ ONE_SEED = "Not decided: one seed"
 
 
 class Interval(NamedTuple):
-    """The mean of `n` values, its 95 % interval, and the two-sided p of a mean of 0; one value has neither."""
+    """Return the mean of `n` values, its 95 % interval, and the two-sided p of mean 0 (not for one value)."""
 
     mean: float
     low: float | None

@@ -16,7 +16,7 @@ COUNT = 4
 
 
 def choose(stream: Stream) -> list[dict[str, Any]]:
-    """Choose incongruent items that habit answers by their ink and control by their digit, a yellow 5 first if there is one.
+    """Choose incongruent items that habit answers by ink and control by digit, a yellow 5 first if possible.
 
     Returns
     -------

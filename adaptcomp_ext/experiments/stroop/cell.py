@@ -1,4 +1,4 @@
-"""One setting and one seed: train the ordinary CNN and ACC, read the test digits, try all gates, take the time."""
+"""One setting and one seed: train the CNN and ACC, evaluate both, try all gates, and measure times."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _calls(axes: Axes, main: Mapping[str, Any], settings: Sequence[str]) -> None
 def draw_beliefs(
     items: Sequence[Mapping[str, Any]], images: Tensor, title: str, path: Path, quick: bool = False
 ) -> None:
-    """Both beliefs about single incongruent items, side by side; images uint8 [N, 3, H, W] in the order of the items."""
+    """Draw both beliefs about single incongruent items side by side; images uint8 [N, 3, H, W]."""
     names = list(COLOURS)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(

@@ -37,7 +37,7 @@ MIXED = "mixed"
 
 @dataclass(frozen=True)
 class Stream:
-    """Test or held-out items that both networks have read: digits int64 [N], inks int64 [N], logits [N, C] of each."""
+    """Items with the logits of both networks: digits int64 [N], inks int64 [N], logits [N, C] of each."""
 
     digits: Tensor
     inks: Tensor
@@ -61,7 +61,7 @@ def _joined(a: Stream, b: Stream) -> Stream:
 
 
 def read_test(model: ac.models.ACC, data: StroopMNIST) -> dict[str, Stream]:
-    """The test digits congruent, neutral and incongruent; and "mixed": half of the digits congruent, the others incongruent."""
+    """Return test items congruent, neutral, incongruent, and "mixed": half congruent, half incongruent."""
     streams = {}
     for condition in Condition:
         images, inks = data.recoloured(condition)

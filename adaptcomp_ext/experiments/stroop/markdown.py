@@ -34,23 +34,25 @@ def verdicts(summary: Summary) -> list[str]:
     main = summary["main"]
     if "0.8" in main:
         cnn = main["0.8"]["accuracy"]["cnn"]["incongruent"]
-        text = f"The CNN trained at 80 % congruent reads {interval(cnn)} % of the incongruent test digits (94 % expected)."
+        share = f"{interval(cnn)} % of the incongruent test digits"
+        text = f"The CNN trained at 80 % congruent reads {share} (94 % expected)."
         out.append(judged(text, Claim(cnn, 0.94)))
     for p, found in main.items():
         share, d = percent(float(p), 3).replace(".000", "").replace("00 %", " %"), found["differences"]
         ours = d[f"ACC calling {100 * float(TABLE_RATE):g} % of held-out items − CNN, incongruent"]
         alone = d["control − CNN, incongruent"]
         text = (
-            f"{share} congruent, incongruent digits: gated ACC less the CNN of equal size {points(ours)} points; "
-            f"control alone {points(alone)}."
+            f"{share} congruent, incongruent digits: gated ACC less the CNN of equal size "
+            f"{points(ours)} points; control alone {points(alone)}."
         )
         out.append(judged(text, Claim(ours)) if p in ("0.8", "0.99") else text)
         loss = d[f"value gate at {100 * float(MAX_RATE):g} % − always, mixed"]
         calls = d[f"calls of incongruent − congruent items at {100 * float(MAX_RATE):g} %, value gate"]
         rate = found["gates"][MIXED]["value"][MAX_RATE][f"{MIXED}/rate"]
         text = (
-            f"{share} congruent, mixed stream: with {interval(rate)} % of calls the answers lose {points(loss)} points against "
-            f"control everywhere (0.5 allowed at 40 %); incongruent items are called {points(calls, 1)} points more often."
+            f"{share} congruent, mixed stream: with {interval(rate)} % of calls the answers lose "
+            f"{points(loss)} points against control everywhere (0.5 allowed at 40 %); incongruent items "
+            f"are called {points(calls, 1)} points more often."
         )
         out.append(judged(text, Claim(loss, -EQUAL), Claim(calls)))
         random = d[f"value − random gate at {100 * float(MAX_RATE):g} %, mixed"]
@@ -62,12 +64,13 @@ def verdicts(summary: Summary) -> list[str]:
         if p in ("0.95", "0.99"):
             each = [d[f"value − entropy gate at {100 * rate:g} %, mixed"] for rate in RATES]
             listed = "; ".join(f"at {100 * r:g} % {points(e)}" for r, e in zip(RATES, each, strict=True))
-            text = f"{share} congruent: the value gate less normalised entropy at equal call rates, points: {listed}."
+            gates = "value gate less normalised entropy at equal call rates"
+            text = f"{share} congruent: the {gates}, points: {listed}."
             out.append(judged(text, *(Claim(e) for e in each)))
         saved = found["saved"]
         text = (
-            f"{share} congruent: at {interval(found['timed_rate'])} % of calls a batch takes {interval(saved)} % less time than "
-            "with control everywhere (30 % expected); control takes "
+            f"{share} congruent: at {interval(found['timed_rate'])} % of calls a batch takes "
+            f"{interval(saved)} % less time than with control everywhere (30 % expected); control takes "
             f"{interval(found['control_over_default'], 1, 1.0)} times as long as habit."
         )
         out.append(judged(text, Claim(saved, BASE_RATE), Claim(found["control_over_default"], 4.0)))
@@ -84,8 +87,9 @@ def _reaction_verdicts(reaction: Summary) -> list[str]:
         grows = paired(high[task]["effects"], low[task]["effects"])
         verb = "Reading digits" if task == "read" else "Naming inks"
         text = (
-            f"{verb} takes {points(effect, 2, 1.0)} more steps for incongruent than for congruent items at 80 % congruent, "
-            f"{points(low[task]['effect'], 2, 1.0)} at 20 %; the difference of these is {points(grows, 2, 1.0)}."
+            f"{verb} takes {points(effect, 2, 1.0)} more steps for incongruent than for congruent items "
+            f"at 80 % congruent, {points(low[task]['effect'], 2, 1.0)} at 20 %; the difference of these "
+            f"is {points(grows, 2, 1.0)}."
         )
         out.append(judged(text, Claim(effect), Claim(grows)))
     high, low = reaction.get("unbiased items, congruent 0.8"), reaction.get("unbiased items, congruent 0.2")
@@ -95,7 +99,8 @@ def _reaction_verdicts(reaction: Summary) -> list[str]:
             grows = paired(high[task]["effects"], low[task]["effects"])
             parts.append(f"{points(grows, 2, 1.0)} steps ({task})")
         out.append(
-            f"On items whose own proportion stays at one half, the effect at 80 % less that at 20 %: {'; '.join(parts)}."
+            "On items whose own proportion stays at one half, the effect at 80 % less that at 20 %: "
+            f"{'; '.join(parts)}."
         )
     much, little = reaction.get("reading 0.9"), reaction.get("reading 0.1")
     if much and little:
@@ -114,7 +119,8 @@ def write_markdown(summary: Summary, config: Mapping[str, Any], machine: str) ->
     parts = [
         f"# Stroop: {config['data']}\n",
         f"{config['train']:,} training images; {counted(seeds, 'seed')}; {machine}. {measured_over(seeds)} "
-        "Times are medians, and their ratios are taken within interleaved rounds, because cells may have run side by side.\n",
+        "Times are medians, and their ratios are taken within interleaved rounds, because cells may "
+        "have run side by side.\n",
         f"![Stroop]({FIGURES['main']})\n",
         "## What was expected\n",
         "\n".join(f"- {verdict}" for verdict in verdicts(summary)) + "\n",
@@ -157,7 +163,8 @@ def _main_tables(main: Summary) -> list[str]:
         rows.append([f"{float(p) * 100:g} %", "calls of the value gate", *calls])
     parts.append(table(["congruent in training", "who", *CONDITIONS], rows))
     parts.append(
-        "## Gates at equal call rates on the mixed stream (half congruent, half incongruent), per cent right\n"
+        "## Gates at equal call rates on the mixed stream (half congruent, half incongruent), per cent "
+        "right\n"
     )
     rows = []
     for p, found in main.items():
@@ -228,8 +235,9 @@ def _reaction_tables(reaction: Summary) -> list[str]:
     ]
     parts.append(table([*header, "masked / compacted time"], rows))
     parts.append(
-        "Interference: incongruent less neutral; facilitation: neutral less congruent. *Unbiased items*: the proportion was that "
-        "of responses 0 to 2 alone, and the steps are those of responses 3 and 4, congruent half of the time whatever the "
-        "proportion: an effect of the proportion here cannot come from which inks go with which digits.\n"
+        "Interference: incongruent less neutral; facilitation: neutral less congruent. *Unbiased "
+        "items*: the proportion was that of responses 0 to 2 alone, and the steps are those of "
+        "responses 3 and 4, congruent half of the time whatever the proportion: an effect of the "
+        "proportion here cannot come from which inks go with which digits.\n"
     )
     return parts

@@ -39,7 +39,7 @@ RECURRENT_TOLERANCES = (3e-2, 3e-1, 1e-1, 1e-2)
 
 
 class Attempt(NamedTuple):
-    """One try at each of n puzzles: whether right, bool [n]; steps taken, int64 [n]; the energy in the end, [n], or None."""
+    """One try at n puzzles: right, bool [n]; steps, int64 [n]; the final energy, [n], or None."""
 
     right: Tensor
     steps: Tensor
@@ -52,7 +52,7 @@ def solved(answer: Tensor, puzzles: Puzzles) -> Tensor:
 
 
 def by_blanks(attempt: Attempt, blanks: Tensor) -> list[dict[str, Any]]:
-    """Puzzles, share solved, and mean, standard deviation and quartiles of the steps, for each number of blanks."""
+    """Return puzzles, share solved, and mean, deviation and quartiles of the steps by number of blanks."""
     rows = []
     for value in blanks.unique().tolist():
         here = blanks == value
@@ -74,13 +74,13 @@ def by_blanks(attempt: Attempt, blanks: Tensor) -> list[dict[str, Any]]:
 
 
 def best_of(energy: Tensor, right: Tensor, starts: int) -> float:
-    """Share of puzzles solved by the one of the first `starts` attempts with the lowest energy; both [n, attempts]."""
+    """Return the share solved by the lowest-energy one of the first `starts` attempts; both [n, attempts]."""
     chosen = energy[:, :starts].argmin(dim=1, keepdim=True)
     return _share(right.gather(1, chosen))
 
 
 def auc(energy: Tensor, right: Tensor) -> float | None:
-    """How often a right answer has less energy than a wrong one, over all such pairs of the n answers; ties count one half.
+    """Return how often a right answer has less energy than a wrong one, over all pairs; ties count one half.
 
     1 if the energy tells them apart without fail, 0.5 if it says nothing, None if all are right or all are
     wrong.
@@ -121,7 +121,7 @@ def _timed(call: Callable[[], Any]) -> float:
 
 
 def _stopped(attempt: Attempt, puzzles: Puzzles, tolerance: float) -> dict[str, Any]:
-    """What came of a stop rule: shares, steps, steps by blanks and their correlation with the blanks (None if constant)."""
+    """Summarise a stop rule: shares, steps, steps by blanks, and their correlation (None if constant)."""
     both = torch.stack((attempt.steps, puzzles.blanks)).double()
     varies = bool((both.std(dim=1) > 0).all())
     return {
@@ -204,7 +204,7 @@ def examine_energy(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[st
 
 @torch.no_grad()
 def stopped(solver: EnergySolver | Recurrent, puzzles: Puzzles, seed: int) -> dict[str, Any]:
-    """Let a solver work on puzzles until it stops, at the first of its tolerances; the entry of ``stopped`` for that."""
+    """Run a solver until it stops, at the first of its tolerances; return the entry of ``stopped``."""
     first, most = first_answer(puzzles.board(), torch.Generator().manual_seed(seed)), ALLOWED[-1]
     if isinstance(solver, Recurrent):
         return _stopped(
@@ -216,7 +216,7 @@ def stopped(solver: EnergySolver | Recurrent, puzzles: Puzzles, seed: int) -> di
 
 
 def _settle(solver: Recurrent, answer: Tensor, puzzles: Puzzles, tolerance: float, most: int) -> Attempt:
-    """Run until no probability of a blank cell changes by more than `tolerance`; only the rows that still run are computed."""
+    """Run until no probability of a blank cell changes by more than `tolerance`, on the active rows only."""
     board, final = puzzles.board(), torch.empty_like(answer)
     steps, row = torch.full((len(answer),), most), torch.arange(len(answer))
     for step in range(1, most + 1):
@@ -233,7 +233,7 @@ def _settle(solver: Recurrent, answer: Tensor, puzzles: Puzzles, tolerance: floa
 
 @torch.no_grad()
 def examine_recurrent(solver: Recurrent, puzzles: Puzzles, seed: int) -> dict[str, Any]:
-    """Examine a recurrent network: ``allowed``, ``stopped`` and ``milliseconds`` as in `examine_energy`, from the same start."""
+    """Examine a recurrent network as `examine_energy` does: ``allowed``, ``stopped`` and ``milliseconds``."""
     board, most = puzzles.board(), ALLOWED[-1]
     first = first_answer(board, torch.Generator().manual_seed(seed))
     answer, right = first, []

@@ -27,12 +27,12 @@ LABELS = {"feed_forward": "feed-forward", "recurrent": "recurrent", "energy": "e
 ITERATE = {"recurrent": ORANGE, "energy": OURS}
 """The solvers that take steps, and their colours."""
 HELD_OUT = {
-    4: "Held out: 68 of the 288 grids, and with them a fifth of the kinds of puzzles: no training puzzle becomes a "
-    "held-out one by relabelling digits, exchanging rows, columns, bands or stacks, or reflection. All solvers "
-    "treat the lines of a board alike, so that puzzles of held-out grids alone would be no news to them. No puzzle "
+    4: "Held out: 68 of the 288 grids, and with them a fifth of the kinds of puzzles: no training puzzle "
+    "becomes a held-out one by relabelling digits, exchanging rows, columns, bands or stacks, or "
+    "reflection. All solvers treat the lines of a board alike, so that puzzles of held-out grids alone "
+    "would be no news to them. No puzzle is altered in training.",
+    9: "Held out: puzzles of other random grids. Naked and hidden singles alone solve all puzzles. No puzzle "
     "is altered in training.",
-    9: "Held out: puzzles of other random grids. Naked and hidden singles alone solve all puzzles. No puzzle is "
-    "altered in training.",
 }
 
 
@@ -46,7 +46,7 @@ def sudoku(
     first_seed: FirstSeed = 0,
     quick: Quick = False,
 ) -> Setup:
-    """Solve Sudoku by descending a learnt energy, longer where it is harder. Two minutes per seed; ten for 9×9."""
+    """Solve Sudoku by descending a learnt energy, longer if harder. Two minutes per seed; ten for 9×9."""
     if size not in SOURCES:
         raise ValueError(f"size: expected 4 or 9, got {size}")
     recipe = asdict(replace(Recipe(), updates=QUICK_UPDATES) if quick else Recipe())
@@ -56,12 +56,13 @@ def sudoku(
     return Setup(
         config={**options, "seeds": every, "quick": quick},
         cells=[Cell(f"seed-{seed}", options, seed) for seed in every],
-        about=f"[bold]{size}×{size} Sudoku[/], {blanks[0]} to {blanks[-1]} blanks, one solution each. {HELD_OUT[size]}",
+        about=f"[bold]{size}×{size} Sudoku[/], {blanks[0]} to {blanks[-1]} blanks, one solution each. "
+        f"{HELD_OUT[size]}",
     )
 
 
 def _known(values: Any) -> Any:
-    """Drop the seeds in which a quantity is not defined, such as a correlation of constants; None where all are."""
+    """Drop seeds in which a quantity is undefined, such as a correlation of constants; None if all are."""
     values = values.dropna()
     return values.astype(float) if len(values) else None
 
@@ -71,7 +72,7 @@ def _solver(row: Results) -> str:
 
 
 def _rule(row: Results, path: str) -> Any:
-    """A quantity with the stop rule on, at its first tolerance; the feed-forward network has none, and one path."""
+    """Return a quantity with the stop rule at its first tolerance; the feed-forward network has no rule."""
     if _solver(row) == "feed_forward":
         return row[path] if path == "solved" else None
     return _known(row[f"stopped/0/{path}"])
@@ -110,16 +111,16 @@ def report(results: Results) -> list[Block]:
         ]
     return [
         f"# Sudoku, {size}×{size}",
-        f"{results.config['puzzles']:,} held-out puzzles of {blanks[0]} to {blanks[-1]} blanks, one solution each; "
-        f"{results.opening} {HELD_OUT[size]}",
+        f"{results.config['puzzles']:,} held-out puzzles of {blanks[0]} to {blanks[-1]} blanks, one "
+        f"solution each; {results.opening} {HELD_OUT[size]}",
         Picture(
             "sudoku.png", "One puzzle, and all of them", lambda figure: _draw(figure, results), (15, 9.2)
         ),
         Verdicts(_sentences(solvers)),
         "## Held-out puzzles",
-        f"Steps until the energy changes by no more than {tolerances['energy']:g}, or no probability of the recurrent "
-        f"network by more than {tolerances['recurrent']:g}; the step that shows it counts. r: correlation of steps and "
-        "blanks. ms: time to solve all puzzles as one batch.",
+        f"Steps until the energy changes by no more than {tolerances['energy']:g}, or no probability of "
+        f"the recurrent network by more than {tolerances['recurrent']:g}; the step that shows it "
+        "counts. r: correlation of steps and blanks. ms: time to solve all puzzles as one batch.",
         tabulate(
             "solver",
             {
@@ -150,9 +151,10 @@ def report(results: Results) -> list[Block]:
             Column(f"at {blanks[-1]} blanks", "by_blanks/-1/steps", plain),
         ),
         "## Does the energy tell right from wrong?",
-        "n: puzzles solved, %, by the one of n random starts that ends with the lowest energy. Wrong: number of wrong "
-        "first answers, of all seeds. The last columns say how often a right answer has less energy than a wrong one "
-        "(1: always, 0.5: by chance): an answer to the same puzzle, to another with as many blanks, to any other.",
+        "n: puzzles solved, %, by the one of n random starts that ends with the lowest energy. Wrong: "
+        "number of wrong first answers, of all seeds. The last columns say how often a right answer has "
+        "less energy than a wrong one (1: always, 0.5: by chance): an answer to the same puzzle, to "
+        "another with as many blanks, to any other.",
         tabulate(
             "at most",
             few,
@@ -168,7 +170,7 @@ def report(results: Results) -> list[Block]:
 
 
 class _Compared(NamedTuple):
-    """A quantity of the two solvers that take steps: whether more (1) or less (−1) is better, digits and scale."""
+    """A quantity of the two solvers with steps: whether more (1) or less (−1) is better, digits, scale."""
 
     name: str
     quantity: Any
@@ -187,7 +189,7 @@ COMPARED = (
 
 
 def _sentences(solvers: dict[str, Results]) -> list[str]:
-    """What the energy gains on the feed-forward network, and which of the two that iterate does better at what."""
+    """Compare the energy with the feed-forward network, and the two iterating solvers with each other."""
     energy, recurrent = solvers["energy"], solvers["recurrent"]
     ours, theirs = _rule(energy, "solved"), solvers["feed_forward"]["solved"]
     text = (
@@ -224,9 +226,10 @@ def _draw(figure: Figure, results: Results) -> None:
         0.025,
         0.912,
         f"{size}×{size} Sudoku, {results.config['puzzles']:,} held-out puzzles: "
-        f"{100 * energy['stopped/0/solved'].mean():.1f}% solved in {energy['stopped/0/steps'].mean():.1f} steps on average, "
-        f"each stopped where its energy changes by no more than {energy.first('stopped/0/tolerance'):g} "
-        f"({seeds} seed{'s' if seeds > 1 else ''})",
+        f"{100 * energy['stopped/0/solved'].mean():.1f}% solved in "
+        f"{energy['stopped/0/steps'].mean():.1f} steps on average, each stopped where its energy "
+        f"changes by no more than {energy.first('stopped/0/tolerance'):g} ({seeds} "
+        f"seed{'s' if seeds > 1 else ''})",
         fontsize=12,
         color=MUTED,
     )

@@ -75,8 +75,8 @@ def follow(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``solution`` and ``given`` of each cell; and at some of its steps ``step``, ``energy``, and each cell's most
-        probable ``digit`` with its ``probability``.
+        ``solution`` and ``given`` of each cell; and at some of its steps ``step``, ``energy``, and each
+        cell's most probable ``digit`` with its ``probability``.
     """
     hardest = (puzzles.blanks == puzzles.blanks.max()).nonzero()[:, 0]
     chosen = Puzzles(puzzles.solution[hardest], puzzles.given[hardest])

@@ -106,7 +106,7 @@ class FeedForward(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """The body again and again, each time adding to the answer what a readout says. One step, from answer to answer."""
+    """One step from answer to answer: the body, whose readout is added to the answer."""
 
     def __init__(self, box: int, width: int) -> None:
         super().__init__()

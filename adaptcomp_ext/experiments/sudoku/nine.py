@@ -59,7 +59,7 @@ def random_grid(generator: random.Random) -> list[int]:
 
 
 def singles_solve(puzzles: Puzzles) -> Tensor:
-    """Whether naked and hidden singles alone solve each puzzle, bool [n]; where they do, there is but one solution."""
+    """Return whether naked and hidden singles alone solve each puzzle, bool [n]; it is then unique."""
     groups = units(BOX)
     peers = (groups.T @ groups > 0).float()
     done = torch.zeros(len(puzzles.given), dtype=torch.bool)

@@ -43,7 +43,7 @@ class Puzzles(NamedTuple):
         return (~self.given).sum(dim=1)
 
     def board(self) -> Tensor:
-        """What a solver sees: float32 [n, cells, side + 1], the given digit one-hot, then 1 where the cell is blank."""
+        """Return a solver's input: float32 [n, cells, side + 1], the digit one-hot, then 1 for a blank."""
         side = round(self.solution.shape[1] ** 0.5)
         digits = torch.nn.functional.one_hot(self.solution, side) * self.given[..., None]
         return torch.cat((digits, ~self.given[..., None]), dim=2).float()
@@ -89,7 +89,7 @@ def all_grids() -> Tensor:
 
 
 def position_symmetries() -> Tensor:
-    """Return the 128 ways of exchanging rows, columns, bands, stacks and both axes: int64 [128, 16], ``grid[symmetry]``."""
+    """Return the 128 exchanges of rows, columns, bands, stacks and axes, int64 [128, 16]."""
     lines = [
         (*a, *b) for x, y in (((0, 1), (2, 3)), ((2, 3), (0, 1))) for a in (x, x[::-1]) for b in (y, y[::-1])
     ]
@@ -173,7 +173,7 @@ class FourByFour:
         return self._draw("test", self.test_grids, torch.arange(rows) % len(BLANKS), generator)
 
     def test_of_any_kind(self, rows: int, generator: torch.Generator) -> Puzzles:
-        """Draw puzzles of the held-out grids that may have twins among the training puzzles, each number of blanks in turn."""
+        """Draw puzzles of held-out grids that may have twins in training, each number of blanks in turn."""
         return self._draw("any", self.test_grids, torch.arange(rows) % len(BLANKS), generator)
 
     def _draw(self, part: str, grids: Tensor, blanks: Tensor, generator: torch.Generator) -> Puzzles:
@@ -200,7 +200,7 @@ class _Pools:
 
 
 def _patterns_with_one_solution(grid: Tensor, grids: Tensor) -> Tensor:
-    """Sets of given cells, bool [n, 16], that no other grid shares with `grid`, with as many blanks as puzzles have here."""
+    """Return sets of given cells, bool [n, 16], with as many blanks as puzzles, that determine `grid`."""
     patterns = (torch.arange(2**CELLS)[:, None] >> torch.arange(CELLS)) & 1 == 1
     blanks = (~patterns).sum(dim=1)
     patterns = patterns[(blanks >= BLANKS.start) & (blanks < BLANKS.stop)]

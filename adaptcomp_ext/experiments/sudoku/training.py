@@ -86,7 +86,7 @@ def first_answer(board: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def loss_of(answer: Tensor, puzzles: Puzzles) -> Tensor:
-    """Cross-entropy of logits [n, cells, side], averaged over the blank cells of a puzzle, then over puzzles."""
+    """Return the cross-entropy of logits [n, cells, side], averaged over blank cells, then over puzzles."""
     each = F.cross_entropy(answer.flatten(0, 1), puzzles.solution.flatten(), reduction="none").view_as(
         puzzles.given
     )
@@ -193,7 +193,7 @@ def train_feed_forward(
 def train_recurrent(
     solver: Recurrent, source: Source, recipe: Recipe, seed: int, progress: Progress
 ) -> float:
-    """Train a recurrent network as the energy is trained: random start, a loss after every step, detached between steps."""
+    """Train a recurrent network like the energy: random start, a loss after every step, detached steps."""
 
     def loss(puzzles: Puzzles, generator: torch.Generator) -> Tensor:
         board = puzzles.board()

@@ -45,7 +45,7 @@ def transfer(
     first_seed: FirstSeed = 0,
     quick: Quick = False,
 ) -> Setup:
-    """Learn walker stand, walk and run one after another, keeping the habit, everything or nothing. It takes hours."""
+    """Learn walker stand, walk and run in turn, keeping the habit, everything or nothing. It takes hours."""
     from ..control.plan import preset
 
     common = {"settings": asdict(replace(preset(TASKS[0], steps=steps, quick=quick), gate="value"))}
@@ -112,10 +112,11 @@ def report(results: Results) -> list[Block]:
 
     return [
         "# Transfer: walker stand, walk and run, one after another",
-        f"{counted(len(config['orders']), 'order')}; each task {settings['rounds']} rounds of {settings['episode']} "
-        f"decisions in {settings['envs']} environments; {results.opening} Regret is 1,000 less the return per 1,000 steps, "
-        "averaged over a task's training. The orders of a seed share its three trainings from scratch and are averaged. "
-        "Thin lines in the figure are single runs.",
+        f"{counted(len(config['orders']), 'order')}; each task {settings['rounds']} rounds of "
+        f"{settings['episode']} decisions in {settings['envs']} environments; {results.opening} Regret "
+        "is 1,000 less the return per 1,000 steps, averaged over a task's training. The orders of a "
+        "seed share its three trainings from scratch and are averaged. Thin lines in the figure are "
+        "single runs.",
         column("transfer.png", "Transfer", found, *(partial(_task, task=task) for task in TASKS)),
         Verdicts([_sentence(found, keep) for keep in found.kept]),
         Table(
@@ -141,8 +142,9 @@ def _sentence(found: _Found, keep: str) -> str:
     regret = f"Where {NAMES[keep]}, the mean regret over the three tasks"
     compared = f"{ONE_SEED}. {regret} less" if value.low is None else f"{regret} is {how}"
     return (
-        f"{compared} that from scratch: {found.less_scratch(keep)} of 1,000. On the second and third task alone the "
-        f"difference is {found.less_scratch(keep, *LATER)}, in their first quarter {found.less_scratch(keep, *EARLY)}."
+        f"{compared} that from scratch: {found.less_scratch(keep)} of 1,000. On the second and third "
+        f"task alone the difference is {found.less_scratch(keep, *LATER)}, in their first quarter "
+        f"{found.less_scratch(keep, *EARLY)}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Several tasks one after another: what is kept from one to the next, and what it costs until each is learned."""
+"""Several tasks one after another: what is kept between tasks, and the cost until each is learned."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def successor(agent: PlanningAgent, settings: Settings, keep: str) -> PlanningAg
 
 
 def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Learn the tasks in their order; the first one is taken over from the cell that learned it from scratch."""
+    """Learn the tasks in order; the first one comes from the cell that learned it from scratch."""
     keep_freed_memory()
     settings = Settings(**cell.options["settings"])
     order, keep = cell.options["order"], cell.options["keep"]

@@ -63,14 +63,14 @@ class Recipe:
 
 
 def recipe_for(mnist: bool, quick: bool) -> Recipe:
-    """The recipe that suits the images: `updates` in each epoch, `trials` of each task and condition when measuring."""
+    """Return the recipe for the images: `updates` of an epoch, `trials` of each tested task and condition."""
     if quick:
         return Recipe(epochs=2, updates=250, trials=500, batch=64, features=64, dim=32)
     return Recipe(epochs=5, updates=300, trials=4000) if mnist else Recipe(epochs=5, updates=200, trials=2000)
 
 
 def settings_of(quick: bool) -> list[Setting]:
-    """The designs that are compared: proportion congruent, share of practice, and the control for contingency."""
+    """Return the designs: proportion congruent, share of practice, and the control for contingency."""
     proportions = [Setting(f"congruent {p:g}", Design(p)) for p in ((0.2, 0.8) if quick else (0.2, 0.5, 0.8))]
     if quick:
         return proportions
@@ -129,7 +129,7 @@ def measure_reaction(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
 
 @torch.no_grad()
 def _measure(model: Observer, pool: Pool, design: Design, count: int) -> dict[str, float]:
-    """``TASK/CONDITION/steps``, the mean over right answers, and ``TASK/CONDITION/right``; with the control of unbiased items."""
+    """Return ``TASK/CONDITION/steps``, the mean over right answers, and ``TASK/CONDITION/right``."""
     found = {}
     responses = range(BIASED, RESPONSES) if design.control else range(RESPONSES)
     targets = torch.tensor(list(responses)).repeat(-(-count // len(responses)))[:count]
@@ -149,7 +149,7 @@ def _measure(model: Observer, pool: Pool, design: Design, count: int) -> dict[st
 
 @torch.no_grad()
 def _time(model: Observer, trials: Trials, seconds: float) -> dict[str, Any]:
-    """Inference on one batch of practice trials: with compaction, and behind a mask until the last row has halted."""
+    """Time inference on one batch of practice trials: compacted, and masked until the last row has halted."""
 
     def run(compact: bool | str) -> None:
         model.halt.compact = compact

@@ -13,7 +13,7 @@ __all__ = ["Observer"]
 
 
 class _Look(nn.Module):
-    """One look: the item under fresh noise, with the cue, into a GRU cell. Evidence accumulates because no look is like another.
+    """One look: the item with new noise, and the cue, into a GRU cell, which accumulates evidence over looks.
 
     The noise comes from torch's global generator: rows that have halted draw none, so a row's noise depends
     on its batch.
