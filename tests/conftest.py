@@ -105,7 +105,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
 def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compact small blocks as large ones: training compacts them differently, and tests have small ones."""
     if request.param == "large":
-        monkeypatch.setattr("adaptcomp_ext.nn._fused.SMALL", 0)
+        monkeypatch.setattr("adaptcomp_ext.nn.halting.fused.SMALL", 0)
 
 
 @pytest.fixture

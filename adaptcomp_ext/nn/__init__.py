@@ -1,10 +1,10 @@
 """Modules: the halting loop and its policies, descent on an energy, routing, variational dropout."""
 
-from adaptcomp_ext.nn.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.descent.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
-from adaptcomp_ext.nn.policies import ACT, Confidence, Convergence, FixedSteps, PonderNet
-from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
+from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
+from adaptcomp_ext.nn.halting.policies import ACT, Confidence, Convergence, FixedSteps, PonderNet
+from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View
 from adaptcomp_ext.nn.result import EnergyResult, HaltResult, Status, Trace
 from adaptcomp_ext.nn.route import route
 from adaptcomp_ext.nn.shrinking import shrink

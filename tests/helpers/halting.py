@@ -402,7 +402,7 @@ def mode(name):
     """Run in a mode: "grad", "grad_large" (as a large block), "no_grad", "inference" or "reference"."""
     with contextlib.ExitStack() as stack:
         if name == "grad_large":
-            stack.enter_context(mock.patch("adaptcomp_ext.nn._fused.SMALL", 0))
+            stack.enter_context(mock.patch("adaptcomp_ext.nn.halting.fused.SMALL", 0))
         if name == "no_grad":
             stack.enter_context(torch.no_grad())
         if name == "inference":

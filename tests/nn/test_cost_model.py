@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.nn.cost_model import CostModel, at_once, count_weights, flops_per_row, never
-from adaptcomp_ext.nn.cost_model import schedule as make_schedule
+from adaptcomp_ext.nn.halting.cost_model import CostModel, at_once, count_weights, flops_per_row, never
+from adaptcomp_ext.nn.halting.cost_model import schedule as make_schedule
 
 SIZES = [1, 2, 3, 10, 100, 1000]
 

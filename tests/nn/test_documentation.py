@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.nn import policy
+from adaptcomp_ext.nn.halting import policy
 
 RECORDS = {
     name: cls

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.nn._fusing import fused_decision
-from adaptcomp_ext.nn.policy import Run
+from adaptcomp_ext.nn.halting.fusing import fused_decision
+from adaptcomp_ext.nn.halting.policy import Run
 from adaptcomp_ext.ops import halting
 
 B, M = 6, 5

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._block import Problem
-from adaptcomp_ext.nn._fusing import begin
-from adaptcomp_ext.nn._packing import choose
-from adaptcomp_ext.nn.policy import View, check_decision, check_logits, plain_decision
+from adaptcomp_ext.nn.halting.block import Problem
+from adaptcomp_ext.nn.halting.fusing import begin
+from adaptcomp_ext.nn.halting.packing import choose
+from adaptcomp_ext.nn.halting.policy import View, check_decision, check_logits, plain_decision
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, on_cuda

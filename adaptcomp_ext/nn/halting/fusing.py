@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn.policy import Policy, Run
+from adaptcomp_ext.nn.halting.policy import Policy, Run
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import check_memory, is_dense, plain

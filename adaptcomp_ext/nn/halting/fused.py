@@ -8,7 +8,7 @@ copied. What happens between the calls of the user's functions is compiled: csrc
 
 *In training* it serves small blocks. The call decides and tests; torch's own ``index_select`` packs, out of
 place, and attaches the gradient. An autograd node in Python takes longer to make and to run than the few it
-replaces; in large blocks it makes up for that by touching every byte once, and `adaptcomp_ext.nn._loop` does
+replaces; in large blocks it makes up for that by touching every byte once, and `adaptcomp_ext.nn.halting.loop` does
 so.
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import ActiveCount, bucket
-from adaptcomp_ext.nn._block import Problem
-from adaptcomp_ext.nn._fusing import begin
 from adaptcomp_ext.nn._tree import is_container
-from adaptcomp_ext.nn.cost_model import never
-from adaptcomp_ext.nn.policy import check_logits
+from adaptcomp_ext.nn.halting.block import Problem
+from adaptcomp_ext.nn.halting.cost_model import never
+from adaptcomp_ext.nn.halting.fusing import begin
+from adaptcomp_ext.nn.halting.policy import check_logits
 from adaptcomp_ext.nn.result import HaltResult, Status
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, contiguous, on_cuda, place

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn._naming import named
-from adaptcomp_ext.nn.policy import Decision, Policy, Run, View, check_head, head_logits
+from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View, check_head, head_logits
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_fraction, check_int
 from adaptcomp_ext.ops.pondernet import pondernet_step_unchecked

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn._naming import named
-from adaptcomp_ext.nn.policy import Decision, Policy, Run, View, check_head, head_logits
+from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View, check_head, head_logits
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_fraction
 from adaptcomp_ext.ops.act import act_step_unchecked

@@ -12,8 +12,8 @@ from torch import Tensor
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import LAG
 from adaptcomp_ext.nn._tree import flatten, flatten_like, form, unflatten
-from adaptcomp_ext.nn.cost_model import at_once, never, schedule
-from adaptcomp_ext.nn.policy import Policy, Run
+from adaptcomp_ext.nn.halting.cost_model import at_once, never, schedule
+from adaptcomp_ext.nn.halting.policy import Policy, Run
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._plain import Kinds, check_memory, dress, is_dense, kinds_of, plain

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn.policy import Decision, Policy, View
+from adaptcomp_ext.nn.halting.policy import Decision, Policy, View
 from adaptcomp_ext.ops._backend import on_cuda
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int
 from adaptcomp_ext.ops.descent import check_number

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from adaptcomp_ext.nn.policy import Decision, Policy, View
+from adaptcomp_ext.nn.halting.policy import Decision, Policy, View
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_fraction
 from adaptcomp_ext.ops.confidence import MEASURES, confidence

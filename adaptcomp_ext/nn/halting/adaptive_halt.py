@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext import _C
-from adaptcomp_ext.nn import _batch_statistics
 from adaptcomp_ext.nn._active import LAG, check_lag
-from adaptcomp_ext.nn._block import Problem, check_weighable
-from adaptcomp_ext.nn._fused import run_fused, serves
-from adaptcomp_ext.nn._fusing import fused_decision
-from adaptcomp_ext.nn._loop import run_loop
 from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_batch, flatten, is_container
-from adaptcomp_ext.nn.cost_model import count_weights
-from adaptcomp_ext.nn.policy import Policy, Run
+from adaptcomp_ext.nn.halting import batch_statistics
+from adaptcomp_ext.nn.halting.block import Problem, check_weighable
+from adaptcomp_ext.nn.halting.cost_model import count_weights
+from adaptcomp_ext.nn.halting.fused import run_fused, serves
+from adaptcomp_ext.nn.halting.fusing import fused_decision
+from adaptcomp_ext.nn.halting.loop import run_loop
+from adaptcomp_ext.nn.halting.policy import Policy, Run
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
@@ -79,7 +79,7 @@ class AdaptiveHalt(Checked):
     compact : bool or "auto"
         True: halted rows leave the block at once, and ``step`` gets only active rows. False: they stay and
         are masked. "auto": halted rows stay while moving the active ones would cost more, by a cost model
-        (`adaptcomp_ext.nn.cost_model`); with gradients they leave at once.
+        (`adaptcomp_ext.nn.halting.cost_model`); with gradients they leave at once.
     lag : int or None
         On CUDA, the size of a block follows from the number of active rows `lag` steps before, at least 1.
         With 2, the default, the host waits for the step before last while the device runs the last one, and
@@ -194,9 +194,9 @@ class AdaptiveHalt(Checked):
         # Walking through a large module takes longer than a small step, so that the result is cached.
         known = self._searched
         if known is None or known[0] is not step or known[1] is not policy or known[2] is not readout:
-            norms = _batch_statistics.find(step, policy, readout)
+            norms = batch_statistics.find(step, policy, readout)
             known = self._searched = (step, policy, readout, count_weights(step), norms)
-        compact = _batch_statistics.settle(known[4], self.compact) if known[4] else self.compact
+        compact = batch_statistics.settle(known[4], self.compact) if known[4] else self.compact
         return (known[3] if compact == "auto" else None), compact
 
     def forward(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> HaltResult:
@@ -242,7 +242,7 @@ class AdaptiveHalt(Checked):
                 return run_fused(problem, fused)
             return run_loop(problem, fused)
         except ValueError as error:
-            explained = _batch_statistics.explain(error)
+            explained = batch_statistics.explain(error)
             if explained is error or problem.compact is False:
                 raise
             raise explained from error

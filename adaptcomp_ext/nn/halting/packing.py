@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn._active import ActiveCount, bucket
-from adaptcomp_ext.nn._block import Problem
-from adaptcomp_ext.nn.cost_model import at_once
+from adaptcomp_ext.nn.halting.block import Problem
+from adaptcomp_ext.nn.halting.cost_model import at_once
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import on_cuda, on_reference
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import _C
-from adaptcomp_ext.nn.policy import Decision, Policy, Run, View
+from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_int, describe

@@ -1,0 +1,246 @@
+"""The base class of halting policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptcomp_ext.nn._settings import Checked
+from adaptcomp_ext.ops._backend import DTYPE_CODES
+from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._fields import documented
+from adaptcomp_ext.ops._plain import check_memory, is_dense, kinds_of, plain
+from adaptcomp_ext.ops.halting import Fused
+
+
+@documented
+class Run(NamedTuple):
+    """The constants of a run.
+
+    Attributes
+    ----------
+    batch : int
+        B, the number of rows.
+    device : torch.device
+        The device of all tensors of the run.
+    min_steps : int
+        No row halts before this step.
+    max_steps : int
+        Every row ends at this step at the latest.
+    sample_ids : Tensor or None
+        int64 [B]: the key of each row's random numbers; None: its place in the batch.
+    scalar : torch.dtype
+        The dtype of weights, costs and log-probabilities: float32, or float64 in a float64 model.
+    """
+
+    batch: int
+    device: torch.device
+    min_steps: int
+    max_steps: int
+    sample_ids: Tensor | None
+    scalar: torch.dtype
+
+
+@dataclass(slots=True)
+class View:
+    """The block of n rows that a policy decides about after a step; rows whose ``row`` is -1 are padding.
+
+    Attributes
+    ----------
+    run : Run
+        The constants of the run.
+    step : int
+        The number of the step, counted from 1.
+    state : pytree of Tensor
+        [n, ...] each: the state after the step.
+    previous : pytree of Tensor
+        [n, ...] each: the state of the same rows before the step. A step that overwrites its own output
+        overwrites it too.
+    readout : Tensor
+        [n, ...]: the readout after the step.
+    row : Tensor
+        int64 [n]: the batch row of each row of the block, counted from 0; -1 for padding.
+    carry : tuple of Tensor
+        [n, ...] each: the carry of the policy's last decision, or of `Policy.begin`.
+    """
+
+    run: Run
+    step: int
+    state: Any
+    previous: Any
+    readout: Tensor
+    row: Tensor
+    carry: tuple[Tensor, ...]
+
+
+@documented
+class Decision(NamedTuple):
+    """A policy's decision for each row of the block; weight, cost, log_prob and carry are differentiable.
+
+    Attributes
+    ----------
+    halt : Tensor
+        bool [n]: whether the row halts. It is used from `min_steps` on; at `max_steps` every row ends.
+    weight : Tensor or None
+        [n], for weighted policies: the weight of this step's readout in the output.
+    cost : Tensor or None
+        [n]: added to the row's ponder cost. None at every step: the cost is the number of steps.
+    log_prob : Tensor or None
+        [n], in nats: added to the row's log-probability.
+    carry : tuple of Tensor
+        [n, ...] each: passed to the policy at the next step, for the active rows. Number and dtypes have to
+        be the same at every step.
+    logits : Tensor or None
+        [n]: the logits of the decision. A row where they are NaN or +inf ends ``NONFINITE``.
+    """
+
+    halt: Tensor
+    weight: Tensor | None = None
+    cost: Tensor | None = None
+    log_prob: Tensor | None = None
+    carry: tuple[Tensor, ...] = ()
+    logits: Tensor | None = None
+
+
+class Policy(Checked):
+    """Base class of halting policies, which decide after each step which rows halt.
+
+    A subclass implements `decide`; `begin` and the properties have defaults. The policies of this package
+    check their settings at every assignment.
+
+    Examples
+    --------
+    A policy that halts a row whose state has stopped changing:
+
+    >>> class Still(ac.Policy):
+    ...     def decide(self, view):
+    ...         return ac.Decision(halt=(view.state - view.previous).norm(dim=1) < 1e-3)
+    """
+
+    _written: dict[str, Any]
+    """The attributes of the class statement: see `adaptcomp_ext.nn.halting.fusing`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._written = dict(vars(cls))
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the output is the weighted sum of the readouts, not the readout at each row's last step."""
+        return False
+
+    @property
+    def traced(self) -> bool:
+        """Whether `HaltResult.trace` is filled."""
+        return False
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether the readout is class logits, so that −inf masks a class even where it is the state."""
+        return False
+
+    def begin(self, run: Run) -> tuple[Tensor, ...]:
+        """Check the policy against the batch, and return the initial carry, [B, ...] each. Default: none."""
+        return ()
+
+    def decide(self, view: View) -> Decision:
+        """Return the decision for each row of the block; it must not depend on other rows."""
+        raise NotImplementedError(f"{type(self).__name__} must implement decide()")
+
+    def fuse(self) -> Fused | None:
+        """Return the decision of `decide` in the halting kernel's terms; None (default) if it has no kernel.
+
+        It is used only if no subclass overrides `decide`, `begin` or another method without overriding
+        `fuse`: such a subclass runs by its methods.
+        """
+        return None
+
+    def check_readout(self, readout: Tensor) -> None:
+        """Raise TypeError or ValueError if the policy cannot use the first readout. Default: any is fine."""
+
+
+def head_logits(head: Any, view: View) -> Tensor:
+    """Return one logit per row, [n], from a halting head that returns [n] or [n, 1]."""
+    return check_logits(head(view.state), view.row.shape[0], view.run.device)
+
+
+def check_logits(logits: Any, rows: int, device: torch.device) -> Tensor:
+    """Check the result of a halting head, and return it as [n]."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"head: expected it to return a Tensor, got {describe(logits)}")
+    logits = plain("head", logits)
+    if not is_dense(logits):
+        raise TypeError(f"head: expected dense logits, got {describe(logits)}")
+    if logits.dtype not in DTYPE_CODES:
+        raise TypeError(f"head: expected floating-point logits, got {logits.dtype}")
+    if logits.device != device:
+        raise ValueError(f"head: expected logits on {device}, got them on {logits.device}")
+    check_memory("head", logits)
+    if logits.shape == (rows, 1):
+        return logits.reshape(rows)
+    if logits.shape != (rows,):
+        raise ValueError(
+            f"head: expected one logit per row, shape [{rows}] or [{rows}, 1], got {list(logits.shape)}"
+        )
+    return logits
+
+
+def plain_decision(decision: Any) -> Any:
+    """Return the decision with plain tensors."""
+    if not isinstance(decision, Decision):
+        return decision  # `check_decision` raises
+    fields = (decision.halt, decision.weight, decision.cost, decision.log_prob, decision.logits)
+    if kinds_of([t for t in fields if t is not None]) is None and kinds_of(decision.carry) is None:
+        return decision
+    halt, weight, cost, log_prob, logits = map(
+        _plain_field, ("halt", "weight", "cost", "log_prob", "logits"), fields
+    )
+    carry = tuple(_plain_field(f"carry[{i}]", t) for i, t in enumerate(decision.carry))
+    return Decision(halt, weight, cost, log_prob, carry, logits)
+
+
+def _plain_field(name: str, value: Any) -> Any:
+    return plain(f"Decision.{name}", value) if isinstance(value, Tensor) else value
+
+
+def check_decision(decision: object, view: View) -> tuple[bool, bool, bool]:
+    """Require a decision that the kernels can read; return which of weight, cost and log_prob it has."""
+    n, device = view.row.shape[0], view.row.device
+    if not isinstance(decision, Decision):
+        raise TypeError(f"decide: expected it to return a Decision, got {describe(decision)}")
+    scalars = (
+        ("weight", decision.weight),
+        ("cost", decision.cost),
+        ("log_prob", decision.log_prob),
+        ("logits", decision.logits),
+    )
+    for name, value in (("halt", decision.halt), *scalars):
+        if value is None and name != "halt":
+            continue
+        if not isinstance(value, Tensor) or (
+            value.dtype != torch.bool if name == "halt" else value.dtype not in DTYPE_CODES
+        ):
+            expected = "a bool Tensor" if name == "halt" else "a floating-point Tensor"
+            raise TypeError(f"Decision.{name}: expected {expected}, got {describe(value)}")
+        if not is_dense(value):
+            raise TypeError(f"Decision.{name}: expected a dense tensor, got {describe(value)}")
+        if value.shape != (n,) or value.device != device:
+            raise ValueError(f"Decision.{name}: expected shape [{n}] on {device}, got {describe(value)}")
+    for i, value in enumerate(decision.carry):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Decision.carry[{i}]: expected a Tensor, got {describe(value)}")
+        if not is_dense(value):
+            raise TypeError(f"Decision.carry[{i}]: expected a dense tensor, got {describe(value)}")
+        if value.shape[:1] != (n,) or value.device != device:
+            raise ValueError(f"Decision.carry[{i}]: expected {n} rows on {device}, got {describe(value)}")
+    return decision.weight is not None, decision.cost is not None, decision.log_prob is not None
+
+
+def check_head(head: object) -> Any:
+    """Require a callable."""
+    if not callable(head):
+        raise TypeError(f"head: expected a callable or nn.Module, got {describe(head)}")
+    return head
