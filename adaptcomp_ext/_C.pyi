@@ -148,6 +148,8 @@ def halt_run(
     min_steps: int,
     max_steps: int,
     policy: int,
+    has_head: bool,
+    reads_logits: bool,
     threshold: float,
     signal: Any,
     parameter: int,

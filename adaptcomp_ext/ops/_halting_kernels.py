@@ -35,6 +35,11 @@ class Fused(NamedTuple):
     head: Callable[[Any], Any] | None = None
     """ACT, PONDER_SAMPLE: returns the logits, one for each row of a state."""
 
+    @property
+    def kernel(self) -> Kernel:
+        """The form of the kernel's decision."""
+        return KERNELS[self.policy]
+
 
 class ActNode(NamedTuple):
     """A decision of ACT that the kernel has taken, for its gradient. The tensors are [n]."""
@@ -48,6 +53,37 @@ class ActNode(NamedTuple):
     bounds: tuple[int, int, int]
     """step, min_steps, max_steps."""
     threshold: float
+
+    @classmethod
+    def of(cls, fused: Fused, carry: Tensor, bounds: tuple[int, int, int]) -> ActNode:
+        """Allocate the node of one step, for the kernel to write."""
+        assert fused.signal is not None, "the head's logits"
+        after, weight = (torch.empty_like(carry, requires_grad=False) for _ in range(2))
+        return cls(fused.signal, carry, after, weight, bounds, fused.threshold)
+
+
+class Kernel(NamedTuple):
+    """The form of a decision in the kernel: what it takes and leaves. The loops need to know nothing else."""
+
+    has_head: bool = False
+    has_signal: bool = False
+    """It may take one int64 for each row of the batch."""
+    carries: bool = False
+    """It updates a number for each row, and adds up a cost."""
+    reads_logits: bool = False
+    """It reads the readout as class logits, also where the state itself is read."""
+    parameters: tuple[int, ...] | None = None
+    """The parameters that there are; None: any from 0 on."""
+    node: Callable[[Fused, Tensor, tuple[int, int, int]], ActNode] | None = None
+    """Makes the autograd node's part of a step, where the decision has a gradient."""
+
+
+KERNELS = {
+    FIXED_STEPS: Kernel(has_signal=True),
+    ACT: Kernel(has_head=True, carries=True, node=ActNode.of),
+    PONDER_SAMPLE: Kernel(has_head=True),
+    CONFIDENCE: Kernel(reads_logits=True, parameters=(0, 1, 2)),
+}
 
 
 class Stepped(NamedTuple):

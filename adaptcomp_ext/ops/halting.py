@@ -17,6 +17,7 @@ from adaptcomp_ext.ops._halting_kernels import (
     CONFIDENCE,
     FIXED_STEPS,
     GIVEN,
+    KERNELS,
     MAX_LEAVES,
     PONDER_SAMPLE,
     RUNNING,
@@ -33,6 +34,7 @@ __all__ = [
     "CONFIDENCE",
     "FIXED_STEPS",
     "GIVEN",
+    "KERNELS",
     "MAX_LEAVES",
     "PONDER_SAMPLE",
     "RUNNING",
@@ -434,7 +436,7 @@ class Step:
     increments: Sequence[Tensor] = ()
     sample_ids: Tensor | None = None
     tested: Tensor | None = None
-    act: ActNode | None = None
+    node: ActNode | None = None
     read_leaf: int = -1
 
 
@@ -462,7 +464,7 @@ def end_and_pack(
 
     Rows that have ended leave the block if there are at least `least` of them; otherwise they stay.
     """
-    act, rows = step.act, row.shape[0]
+    act, rows = step.node, row.shape[0]
     moving = [*leaves, *carried]
     if act is not None:
         moving.append(act.after)

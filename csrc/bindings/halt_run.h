@@ -88,10 +88,10 @@ class HaltRun {
   // in the list where that takes a new tensor. `row`, `flag` and `running` are for CUDA, where the host does
   // not see them. `signal`: the policy's, one number for each row of the batch.
   static constexpr std::initializer_list<const char*> kNames{
-      "state",  "schedule",  "results",        "inputs",    "rows",       "row",
-      "flag",   "steps",     "status",         "wide",      "min_steps",  "max_steps",
-      "policy", "threshold", "signal",         "parameter", "sample_ids", "carry",
-      "cost",   "running",   "inference_mode", "in_place",  "device"};
+      "state",        "schedule",       "results",  "inputs",    "rows",       "row",    "flag",
+      "steps",        "status",         "wide",     "min_steps", "max_steps",  "policy", "has_head",
+      "reads_logits", "threshold",      "signal",   "parameter", "sample_ids", "carry",  "cost",
+      "running",      "inference_mode", "in_place", "device"};
   explicit HaltRun(const py::list& arguments)
       : state_(arguments[0].cast<std::shared_ptr<StateLike>>()), leaves_(state_->leaves()) {
     Arguments in(arguments);
@@ -108,6 +108,8 @@ class HaltRun {
     a_.min_steps = in.integer();
     a_.max_steps = in.integer();
     a_.policy = static_cast<Policy>(in.integer());
+    has_head_ = in.integer() != 0;
+    reads_logits_ = in.integer() != 0;
     a_.threshold = in.number();
     const auto* n = in.held<int64_t>(torch->int64, rows, "n");
     a_.parameter = in.integer();
@@ -162,7 +164,7 @@ class HaltRun {
   int64_t advance(int64_t rows, int64_t step, const py::list& leaves, const py::object& readout,
                   const py::object& logits, int64_t stream) {
     if (apart_ && !readout_->fits(readout.ptr(), rows, a_.readout.block)) return kUnusual;
-    if (has_head() && !take_logits(logits.ptr(), rows)) return kUnusual;
+    if (has_head_ && !take_logits(logits.ptr(), rows)) return kUnusual;
     for (size_t l = 0; l < leaves_.size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
       // Readout and head had it since `take`.
@@ -207,7 +209,7 @@ class HaltRun {
   // The index of the leaf that is the readout, or -1. A separate readout is a leaf if it has the leaf's
   // memory.
   int64_t read_leaf() const {
-    if (!apart_) return a_.policy == Policy::confidence ? 0 : -1;
+    if (!apart_) return reads_logits_ ? 0 : -1;
     const auto same = [&](const Leaf& leaf) {
       return leaf.block == a_.readout.block && leaf.row_elements == a_.readout.row_elements &&
              leaf.dtype == a_.readout.dtype;
@@ -215,8 +217,6 @@ class HaltRun {
     const int64_t l = std::find_if(a_.leaves, a_.leaves + a_.n_leaves, same) - a_.leaves;
     return l < a_.n_leaves ? l : -1;
   }
-
-  bool has_head() const { return a_.policy == Policy::act || a_.policy == Policy::ponder_sample; }
 
   static const int64_t* copied(const int64_t* from, std::vector<int64_t>& to, int64_t rows) {
     if (!from) return nullptr;
@@ -242,7 +242,7 @@ class HaltRun {
           PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), rows, "inputs"));
     for (size_t l = 0; l < leaves_.size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
-      const Block block = leaves_[l].require_block(leaf, rows, "step", !apart_ && !has_head());
+      const Block block = leaves_[l].require_block(leaf, rows, "step", !apart_ && !has_head_);
       add_move(leaves, l, leaves_[l], block, rows, sole_owner(leaf, block.storage, 1, inference_mode_));
     }
     const size_t replaced = replaced_.size();
@@ -286,7 +286,7 @@ class HaltRun {
   HaltStep a_{};
   int64_t* running_on_device_;
   int64_t device_;
-  bool inference_mode_, apart_ = false, inputs_are_ours_ = false;
+  bool has_head_, reads_logits_, inference_mode_, apart_ = false, inputs_are_ours_ = false;
   std::shared_ptr<StateLike> state_;
   std::vector<Like>& leaves_;
   std::shared_ptr<Schedule> schedule_;

@@ -1,15 +1,16 @@
-"""The halting loop where the kernel takes the policy's decision: one kernel call per step.
+"""The fused halting loop, for policies that the kernel decides: one kernel call for each step.
 
-*In inference* it works in place. The call decides, adds up the output, writes the results of the rows that
-end, and, on the CPU, fills their holes with rows from the tail of the block: as many rows move as have ended,
-and none in a step where nobody ends. A tensor is written to only where it is provably nobody else's: the
-block's own copies of the inputs, and a state that the step returned and kept no hold of. Everything else is
-copied. What happens between the calls of the user's functions is compiled: csrc/bindings/halt_run.h.
+*In inference* the loop works in place. The kernel decides, adds to the output and writes the results of
+the rows that halt. On the CPU it also fills their places with rows from the end of the block: as many
+rows move as have halted, and none in a step in which no row halts. A tensor is written to only if nobody
+else can hold it: the block's own copies of the inputs, and a state that the step returned and did not
+keep. Other tensors are copied. The work between two calls of the user's functions is compiled
+(csrc/bindings/halt_run.h).
 
-*In training* it serves small blocks. The call decides and tests; torch's own ``index_select`` packs, out of
-place, and attaches the gradient. An autograd node in Python takes longer to make and to run than the few it
-replaces; in large blocks it makes up for that by touching every byte once, and `adaptcomp_ext.nn.halting.loop` does
-so.
+*In training* the loop serves small blocks. The kernel decides and tests the rows for being finite;
+torch's ``index_select`` compacts them out of place and records the gradient. An autograd node in Python
+takes longer than the few operations that it would replace. In large blocks it is faster, because it
+touches each byte once: they run in `adaptcomp_ext.nn.halting.loop`.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ class _Run:
             min_steps=run.min_steps,
             max_steps=run.max_steps,
             policy=fused.policy,
+            has_head=fused.head is not None,
+            reads_logits=fused.kernel.reads_logits,
             threshold=fused.threshold,
             signal=fused.signal,
             parameter=fused.parameter,
@@ -168,7 +171,7 @@ class _Run:
             dtype = compute_dtype(first.dtype) if weighted else first.dtype
             self.output = allocate((run.batch, *first.shape[1:]), dtype=dtype, device=run.device)
         if (
-            self.output is not None or self.fused.policy == halting.CONFIDENCE
+            self.output is not None or self.fused.kernel.reads_logits
         ):  # which reads the class logits even from the state
             self.block.set_readout(first, self.results[0] if self.output is None else self.output, apart)
         return first if apart else None

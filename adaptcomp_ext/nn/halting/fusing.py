@@ -118,30 +118,26 @@ def _check(fused: Any, run: Run) -> halting.Fused:
     """Check the result of a user's `fuse`, which the kernel reads unchecked."""
     if not isinstance(fused, halting.Fused):
         raise TypeError(f"fuse: expected it to return a Fused or None, got {describe(fused)}")
-    check_choice(
-        "fuse: policy",
-        fused.policy,
-        (halting.FIXED_STEPS, halting.ACT, halting.PONDER_SAMPLE, halting.CONFIDENCE),
-    )
-    with_head = fused.policy in (halting.ACT, halting.PONDER_SAMPLE)
-    if with_head and not callable(fused.head):
+    check_choice("fuse: policy", fused.policy, tuple(halting.KERNELS))
+    kernel = fused.kernel
+    if kernel.has_head and not callable(fused.head):
         raise TypeError(f"fuse: expected a head that can be called, got {describe(fused.head)}")
-    if not with_head and fused.head is not None:
+    if not kernel.has_head and fused.head is not None:
         raise TypeError(f"fuse: expected no head for this policy, got {describe(fused.head)}")
     if isinstance(fused.threshold, bool) or not isinstance(fused.threshold, (int, float)):
         raise TypeError(f"fuse: expected a number as threshold, got {describe(fused.threshold)}")
     check_int("fuse: parameter", fused.parameter, 0)
-    if fused.policy == halting.CONFIDENCE:
-        check_choice("fuse: parameter", fused.parameter, (0, 1, 2))
-    act = fused.policy == halting.ACT
-    if bool(fused.carried) != act or bool(fused.has_cost) != act:
+    if kernel.parameters is not None:
+        check_choice("fuse: parameter", fused.parameter, kernel.parameters)
+    if bool(fused.carried) != kernel.carries or bool(fused.has_cost) != kernel.carries:
         raise ValueError(
-            f"fuse: expected carried and has_cost to be {act}, got {fused.carried!r} and {fused.has_cost!r}"
+            f"fuse: expected carried and has_cost to be {kernel.carries}, got {fused.carried!r} and "
+            f"{fused.has_cost!r}"
         )
     signal = fused.signal
     if signal is None:
         return fused
-    if fused.policy != halting.FIXED_STEPS:
+    if not kernel.has_signal:
         raise TypeError(f"fuse: expected no signal for this policy, got {describe(signal)}")
     if (
         not isinstance(signal, Tensor)

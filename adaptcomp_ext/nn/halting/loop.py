@@ -53,6 +53,7 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     previous = problem.tree(state)
     row = torch.arange(run.batch, device=run.device)
     carry = begin(policy, run, fused is not None and fused.carried)
+    make_node = None if fused is None else fused.kernel.node
     arguments = problem.arguments(inputs)
     records: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     versions: list[tuple[Tensor, int]] = []
@@ -107,24 +108,22 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
                 "decide: expected the same fields of the Decision (weight, cost, log_prob) at every step"
             )
 
-        weight = tested = act = None
+        bounds = (n, run.min_steps, run.max_steps)
+        weight = tested = node = None
         increments: list[Tensor] = []
         if decision is not None:
             increments = [_as(t, run.scalar) for t in (decision.cost, decision.log_prob) if t is not None]
             weight = _as(decision.weight, run.scalar) if weighted and decision.weight is not None else None
             tested = decision.logits
-        elif fused is not None and fused.carried and fused.signal is not None:
-            after, weights = (torch.empty_like(carry[0], requires_grad=False) for _ in range(2))
-            act = halting.ActNode(
-                fused.signal, carry[0], after, weights, (n, run.min_steps, run.max_steps), fused.threshold
-            )
+        elif make_node is not None:
+            node = make_node(halt, carry[0], bounds)
         if traced and decision is not None and decision.weight is not None:
             kept = _unchanging(readout), _unchanging(decision.weight)
             versions += [(t, t._version) for t in kept if t.requires_grad]
             records.append((*kept, row, torch.full_like(row, n)))
         separate = readout if results.output is not None else None
-        bounds, read_leaf = (n, run.min_steps, run.max_steps), problem.read_leaf(readout, leaves)
-        taken = halting.Step(*bounds, weight, separate, increments, run.sample_ids, tested, act, read_leaf)
+        read_leaf = problem.read_leaf(readout, leaves)
+        taken = halting.Step(*bounds, weight, separate, increments, run.sample_ids, tested, node, read_leaf)
         carried = [*inputs, *(() if decision is None else decision.carry)]
         done = packing.advance(results, row, halt, leaves, carried, taken)
         if done.running == 0:

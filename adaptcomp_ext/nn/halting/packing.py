@@ -49,6 +49,7 @@ class Exact(Packing):
         carried: list[Tensor],
         step: halting.Step,
     ) -> halting.EndedAndPacked:
+        """End and compact in one call: see `Packing`."""
         rows = row.shape[0]
         done = halting.end_and_pack(results, row, decision, leaves, carried, step, self._schedule.least(rows))
         if done.row.shape[0] < rows:
@@ -85,7 +86,8 @@ class Padded(Packing):
         carried: list[Tensor],
         step: halting.Step,
     ) -> halting.EndedAndPacked:
-        act, weight, readout, increments = step.act, step.weight, step.readout, step.increments
+        """End the rows, then compact where the block can be smaller: see `Packing`."""
+        node, weight, readout, increments = step.node, step.weight, step.readout, step.increments
         flag, running = halting.halt_rows(
             *(results, row, decision, leaves),
             step=step.step,
@@ -97,10 +99,10 @@ class Padded(Packing):
             running=None if self._active is None else self._active.running,
             sample_ids=step.sample_ids,
             tested=step.tested,
-            carry=None if act is None else act.after,
-            weight_out=None if act is None else act.weight,
+            carry=None if node is None else node.after,
+            weight_out=None if node is None else node.weight,
             read_leaf=step.read_leaf,
-            spent=None if act is None else act.before,
+            spent=None if node is None else node.before,
         )
         rows = row.shape[0]
         if self._active is not None:
@@ -126,7 +128,7 @@ class Padded(Packing):
         plan = halting.plan_packing(flag, row, size) if packs else None
         if (
             plan is not None
-            or act is not None
+            or node is not None
             or (self._differentiable and (ended or weight is not None or increments))
         ):
             leaves, carried = halting.pack_rows(
@@ -134,7 +136,7 @@ class Padded(Packing):
                 weight=weight,
                 readout=readout,
                 increments=increments,
-                act=act,
+                act=node,
             )
         if plan is not None:
             row = plan.row
