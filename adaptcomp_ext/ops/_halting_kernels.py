@@ -35,11 +35,6 @@ class Fused(NamedTuple):
     head: Callable[[Any], Any] | None = None
     """ACT, PONDER_SAMPLE: returns the logits, one for each row of a state."""
 
-    @property
-    def kernel(self) -> Kernel:
-        """The form of the kernel's decision."""
-        return KERNELS[self.policy]
-
 
 class ActNode(NamedTuple):
     """A decision of ACT that the kernel has taken, for its gradient. The tensors are [n]."""

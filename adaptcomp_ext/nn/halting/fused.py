@@ -100,7 +100,7 @@ class _Run:
             max_steps=run.max_steps,
             policy=fused.policy,
             has_head=fused.head is not None,
-            reads_logits=fused.kernel.reads_logits,
+            reads_logits=halting.KERNELS[fused.policy].reads_logits,
             threshold=fused.threshold,
             signal=fused.signal,
             parameter=fused.parameter,
@@ -171,7 +171,7 @@ class _Run:
             dtype = compute_dtype(first.dtype) if weighted else first.dtype
             self.output = allocate((run.batch, *first.shape[1:]), dtype=dtype, device=run.device)
         if (
-            self.output is not None or self.fused.kernel.reads_logits
+            self.output is not None or halting.KERNELS[self.fused.policy].reads_logits
         ):  # which reads the class logits even from the state
             self.block.set_readout(first, self.results[0] if self.output is None else self.output, apart)
         return first if apart else None

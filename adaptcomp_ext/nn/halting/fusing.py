@@ -119,7 +119,7 @@ def _check(fused: Any, run: Run) -> halting.Fused:
     if not isinstance(fused, halting.Fused):
         raise TypeError(f"fuse: expected it to return a Fused or None, got {describe(fused)}")
     check_choice("fuse: policy", fused.policy, tuple(halting.KERNELS))
-    kernel = fused.kernel
+    kernel = halting.KERNELS[fused.policy]
     if kernel.has_head and not callable(fused.head):
         raise TypeError(f"fuse: expected a head that can be called, got {describe(fused.head)}")
     if not kernel.has_head and fused.head is not None:

@@ -53,7 +53,7 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     previous = problem.tree(state)
     row = torch.arange(run.batch, device=run.device)
     carry = begin(policy, run, fused is not None and fused.carried)
-    make_node = None if fused is None else fused.kernel.node
+    make_node = None if fused is None else halting.KERNELS[fused.policy].node
     arguments = problem.arguments(inputs)
     records: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     versions: list[tuple[Tensor, int]] = []
