@@ -24,7 +24,7 @@ class WithConstants(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WithConstants:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         for name, value in self.constants().items():
             now = self._buffers[name]
             if now is not None and not now.is_meta:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adaptcomp_ext.nn.descent.compiled import is_second_derivative_error, second_derivative_error
+from adaptcomp_ext.ops._library import Function
 from adaptcomp_ext.ops._transforms import check_gradients
 
 Inputs = Sequence[Tensor | None]
@@ -64,7 +65,7 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
-class _Node(torch.autograd.Function):
+class _Node(Function):
     """The node of outputs that have already been computed; `work` computes their gradient."""
 
     @staticmethod
@@ -98,7 +99,7 @@ def _gradients(
     return list(_Adjoint.apply(work, len(upstream), needed, *upstream, *inputs))
 
 
-class _Adjoint(torch.autograd.Function):
+class _Adjoint(Function):
     """The gradients of the inputs as outputs of a node, for second derivatives."""
 
     @staticmethod

@@ -161,7 +161,7 @@ class State:
             The points of the next step; None where no row goes on.
         """
         stream = 0 if self._active is None else place(point.device)[1]
-        following = self._kernel.advance(point, value, slope, accepted, step, stream)
+        following: Tensor | None = self._kernel.advance(point, value, slope, accepted, step, stream)
         self.index = None
         if self._active is not None:
             return self._pack_on_device(self._active, following, point.shape[0], accepted)

@@ -148,7 +148,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.numel() == b.numel() and a.data_ptr() == b.data_ptr()
 
 
-def check_rows(value: Any, rows: int) -> Tensor:
+def check_rows(value: object, rows: int) -> Tensor:
     """Require that the readout is a real tensor with `rows` rows, and return it as a plain one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"readout: expected it to return a Tensor, got {describe(value)}")
@@ -163,7 +163,7 @@ def check_rows(value: Any, rows: int) -> Tensor:
     return value
 
 
-def check_first_readout(value: Any, rows: int, device: torch.device) -> Tensor:
+def check_first_readout(value: object, rows: int, device: torch.device) -> Tensor:
     """Require a real tensor with `rows` rows on `device`."""
     value = check_rows(value, rows)
     if value.device != device:

@@ -167,7 +167,7 @@ def head_logits(head: Any, view: View) -> Tensor:
     return check_logits(head(view.state), view.row.shape[0], view.run.device)
 
 
-def check_logits(logits: Any, rows: int, device: torch.device) -> Tensor:
+def check_logits(logits: object, rows: int, device: torch.device) -> Tensor:
     """Check the result of a halting head, and return it as [n]."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"head: expected it to return a Tensor, got {describe(logits)}")

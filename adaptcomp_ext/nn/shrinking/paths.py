@@ -169,4 +169,5 @@ def _normalised(norm: Any, constants: Tensor) -> Tensor:
     if norm.running_mean is None or norm.running_var is None:  # the batch's statistics are used
         return torch.full_like(constants, float("nan"))
     out = (constants.double() - norm.running_mean) / (norm.running_var.double() + norm.eps).sqrt()
-    return (out * norm.weight + norm.bias if norm.affine else out).to(constants.dtype)
+    scaled: Tensor = out * norm.weight + norm.bias if norm.affine else out
+    return scaled.to(constants.dtype)

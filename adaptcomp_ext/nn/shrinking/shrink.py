@@ -165,7 +165,7 @@ def _remove(path: Path) -> bool:
 
 def _columns(layer: Any, units: int, run: int) -> Tensor:
     """Return a reader's weight as [outputs, units, weights of one unit]."""
-    weight = layer.weight.detach()
+    weight: Tensor = layer.weight.detach()
     return weight.reshape(len(weight), units, run * weight[0, 0].numel())
 
 

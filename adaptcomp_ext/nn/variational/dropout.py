@@ -384,7 +384,7 @@ class VariationalDropout(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VariationalDropout:
         """Move and cast all but the threshold, which only moves: rounding it would prune other weights."""
         known = self._first_threshold if self.threshold.is_meta else float(self.threshold)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         if not self.threshold.is_meta:  # also after `to_empty`, which leaves it uninitialised
             noise = self.log_variance if self.form == "sparse" and self.per == "weight" else self.log_noise
             self.register_buffer("threshold", _scalar(known, noise.dtype, self.threshold.device))

@@ -37,7 +37,7 @@ inputs without a batch."""
 
 def count_units(layer: nn.Module, features: int | None) -> int:
     """Return the number of units that the layer has, or `features` if the layer does not tell it."""
-    known = next(
+    known: int | None = next(
         (getattr(layer, name) for name in _WIDTHS if isinstance(getattr(layer, name, None), int)), None
     )
     shape: Any = getattr(layer, "normalized_shape", None)  # of nn.LayerNorm and nn.RMSNorm

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from adaptcomp_ext.ops import _library
+
 __all__ = ["outside_autocast", "wide"]
 
 Function = Callable[..., Tensor]
@@ -34,7 +36,7 @@ def outside_autocast(function: Function, *tensors: Tensor) -> Tensor:
     return out
 
 
-class _Outside(torch.autograd.Function):
+class _Outside(_library.Function):
     """Recompute in the backward pass: a graph of the forward pass would run its products under autocast."""
 
     @staticmethod

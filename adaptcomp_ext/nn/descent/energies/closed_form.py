@@ -98,7 +98,8 @@ def check_own(
         tensor = _plain_given(name, tensor, shape, y, kernels)
         if tensor.dtype not in DTYPE_CODES:
             raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+    converted: Tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
+    return converted
 
 
 def _is_like(tensor: Any, shape: tuple[int, ...], y: Tensor) -> bool:
@@ -124,7 +125,8 @@ def check_given(
         tensor = _plain_given(name, tensor, shape, y, kernels)
     elif not tensor.is_contiguous():
         tensor = tensor.contiguous()
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+    converted: Tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
+    return converted
 
 
 def _plain_given(name: str, tensor: object, shape: tuple[int, ...], y: Tensor, kernels: bool) -> Tensor:
