@@ -16,7 +16,7 @@ from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["app"]
 
-EXPERIMENTS = ("digits", "distill", "maze", "sudoku", "energy", "horizon", "transfer")
+EXPERIMENTS = ("digits", "distill", "maze", "sudoku", "energy", "control", "horizon", "transfer")
 """Each is a package of this name beside this file, and in it an `Experiment` of this name."""
 BENCHMARKS = ("halting", "energy", "route", "planning")
 """Each is a module of this name in `bench`, and in it a `Benchmark` of this name."""
@@ -215,59 +215,6 @@ def stroop(
         quick=quick,
         with_reaction=reaction,
         with_effort=effort,
-    )
-
-
-TaskOption = Annotated[str, typer.Option(help="Task of the DeepMind Control Suite, such as walker-walk.")]
-StepsOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Steps of the suite, all environments together. Default: what suits the task."),
-]
-
-
-@run.command()
-@guarded(RESUMES)
-def control(
-    task: TaskOption = "pendulum-swingup",
-    steps: StepsOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results. Default: adaptcomp-out/control-TASK.")
-    ] = None,
-    agents: Annotated[
-        str, typer.Option(help="Agents to train, with commas between them.")
-    ] = "always,value,never,random",
-    price: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Price of one plan, in units of the spread of the value estimates."),
-    ] = None,
-    test_price: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="Price of one plan in tests. Default: what suits the task; --price where that is given.",
-        ),
-    ] = None,
-    seed: SeedOption = 0,
-    seeds: SeedsOption = 1,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = 1,
-    quick: QuickOption = False,
-) -> None:
-    """Learn to control, planning where it pays. Half an hour per seed. Goes on where it was interrupted."""
-    from adaptcomp_ext.experiments.control import control as run_control
-
-    run_control(
-        task,
-        out or Path(f"adaptcomp-out/control-{task}"),
-        steps=steps,
-        seeds=seeds,
-        first_seed=seed,
-        agents=agents.split(","),
-        price=price,
-        test_price=test_price,
-        workers=workers,
-        threads=threads,
-        quick=quick,
     )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "STYLE",
     "WIDTH",
     "WRONG",
+    "band",
     "bar_chart",
     "bars",
     "curve",
@@ -169,6 +170,18 @@ def curve(
         label=label,
         **shown,
     )
+
+
+def band(
+    axes: Axes, x: Sequence[float], values: Sequence[Any], label: str, *, scale: float = 1.0, color: str
+) -> None:
+    """Draw means against x as a line, and their intervals around it; `scale`: 100 for per cent."""
+    from adaptcomp_ext.experiments.runs.statistics import estimate
+
+    values = [estimate(v) for v in values]
+    low, high = ([scale * (v.mean + sign * v.half) for v in values] for sign in (-1, 1))
+    axes.plot(x, [scale * v.mean for v in values], color=color, lw=1.6, label=label)
+    axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
 
 
 def bar_chart(

@@ -10,19 +10,18 @@ import torch
 
 for extra in ("dm_control", "gymnasium", "matplotlib", "rich", "safetensors", "scipy"):
     pytest.importorskip(extra)
+from matplotlib.figure import Figure
 from rich.console import Console
 from safetensors.torch import load_file
 
-from adaptcomp_ext.experiments.control import control, figure
-from adaptcomp_ext.experiments.control.cell import FRAMES, FRAMES_NAME, _Camera, _strip
-from adaptcomp_ext.experiments.control.evaluation import run_episodes
-from adaptcomp_ext.experiments.control.figure import draw_strip
-from adaptcomp_ext.experiments.control.plan import plan, preset
-from adaptcomp_ext.experiments.control.replay import Replay
-from adaptcomp_ext.experiments.control.training import Settings, Trainer, train
+from adaptcomp_ext.experiments.control import control
+from adaptcomp_ext.experiments.control.experiment import _cost, _episode, _Found
+from adaptcomp_ext.experiments.control.learning import Replay
+from adaptcomp_ext.experiments.control.measure import FRAMES, FRAMES_NAME, _Camera, _strip, run_episodes
+from adaptcomp_ext.experiments.control.training import Settings, Trainer, preset, train
 from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
 from adaptcomp_ext.experiments.horizon import horizon
-from adaptcomp_ext.experiments.runs import mean_interval, read_json
+from adaptcomp_ext.experiments.runs import Cell, Results, read_json
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.transfer import transfer
 from adaptcomp_ext.experiments.transfer.measure import successor
@@ -55,12 +54,21 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_is_whole(out: Path) -> None:
     report = json.loads((out / "control.json").read_text())
-    assert set(report["agents"]) == {"always", "value", "never", "random"}
-    assert (
-        report["agents"]["always"]["training rate"][0] == 1
-        and report["agents"]["never"]["training rate"][0] == 0
-    )
-    assert set(report["gates"]) == {"value", "kl", "entropy", "random", "always", "never"}
+    assert set(report["means"]) == {"always", "value", "never", "random"}
+    tables = {table["heading"]: table["rows"] for table in report["tables"]}
+    agents = {row["agent"]: row for row in tables["Agents"]}
+    assert list(agents) == [
+        "plans everywhere",
+        "plans where it pays",
+        "never plans",
+        "plans as often at random",
+    ]
+    always, never = (agents[name]["planned in training, %"] for name in ("plans everywhere", "never plans"))
+    assert always[0] == 1 and never[0] == 0
+    gates = tables["The gated agent, made to plan by other gates"]
+    assert {row["gate"] for row in gates} == {"value", "kl", "entropy", "random", "always", "never"}
+    assert len(tables["The gated agent against others"]) == 2
+    assert len(tables["Where the gated agent plans"]) == 2 * 3
     cell = json.loads((out / "cells" / "value-seed-0" / "result.json").read_text())
     settings = report["config"]["settings"]
     assert [p["price"] / settings["price"] for p in cell["prices"]] == [0.0625, 0.125, 0.25, 0.5, 1.0, 2.0]
@@ -311,8 +319,10 @@ def test_episodes_are_repeatable_and_leave_the_agent_alone() -> None:
 def test_pictures_where_rendering_is_possible(tmp_path: Path) -> None:
     strip = {"reward": [0.0, 1.0] * 20, "iterations": [0, 3] * 20}
     frames = np.random.default_rng(0).integers(0, 255, (8, 18, 24, 3), dtype=np.uint8)
-    draw_strip(strip, tmp_path / "with.png", frames)
-    draw_strip(strip, tmp_path / "without.png")
+    for name, pictures in (("with.png", list(frames)), ("without.png", [])):
+        figure = Figure(layout="constrained")
+        _episode(figure, strip, pictures)
+        figure.savefig(tmp_path / name)
     assert (tmp_path / "with.png").stat().st_size > (tmp_path / "without.png").stat().st_size
 
 
@@ -342,10 +352,7 @@ def test_steps_become_whole_rounds() -> None:
 
 def test_a_price_is_that_of_evaluations_too_unless_these_have_their_own() -> None:
     def prices(**given: float) -> tuple[float, float | None]:
-        options: dict[str, float | None] = {"price": None, "test_price": None, **given}
-        what = plan(
-            "pendulum-swingup", seeds=1, first_seed=0, steps=None, agents=["value"], quick=True, **options
-        )  # type: ignore[arg-type]
+        what = control.setup("pendulum-swingup", agents=["value"], quick=True, **given)
         return what.config["settings"]["price"], what.config["settings"]["test_price"]
 
     own = preset("pendulum-swingup")
@@ -362,11 +369,11 @@ def test_a_price_is_that_of_evaluations_too_unless_these_have_their_own() -> Non
         ({"agents": ["random"]}, "agents: expected value with random"),
     ],
 )
-def test_bad_options_are_named(change: dict[str, object], message: str) -> None:
-    options = {"task": "pendulum-swingup", "seeds": 1, "first_seed": 0, "steps": None, "agents": ["value"]}
-    options.update(price=None, test_price=None)
+def test_bad_options_are_named(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    options = {"task": "pendulum-swingup", "agents": ["value"], **change}
     with pytest.raises(ValueError, match=message):
-        plan(**{**options, **change}, quick=True)  # type: ignore[arg-type]
+        control(**options, out=tmp_path / "out", quick=True, console=QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_horizons(tmp_path: Path) -> None:
@@ -469,20 +476,14 @@ def test_the_gate_learns_only_where_it_is_asked_to() -> None:
     assert not torch.equal(gate, before) and bool(found.isfinite().all())
 
 
-def test_returns_that_hardly_differ_are_drawn_close_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_returns_that_hardly_differ_are_drawn_close_together() -> None:
     def agent(value: float) -> dict[str, object]:
-        curve = {name: [mean_interval([value])] * 3 for name in ("return", "rate")}
-        return {
-            "curve": curve,
-            "steps": 300,
-            "seconds": mean_interval([value]),
-            "return": mean_interval([value]),
-        }
+        training = {"act": value, "simulate": 0.0, "learn": 0.0}
+        return {"own": {"return": value}, "training": training, "checks": []}
 
-    limits: list[tuple[float, float]] = []
-    monkeypatch.setattr(figure, "save", lambda drawn, *arguments: limits.append(drawn.axes[2].get_ylim()))
-    figure.draw({"agents": {"always": agent(904.0), "value": agent(904.8)}}, tmp_path / "x.png")
-    ((low, high),) = limits
+    cells = [Cell(name, {"settings": {"gate": name}}, 0) for name in ("always", "never")]
+    found = {"always": agent(904.0), "never": agent(904.8)}
+    axes = Figure().subplots()
+    _cost(axes, _Found(Results(cells, found, {"agents": list(found)})))
+    low, high = axes.get_ylim()
     assert low == 0 and 1000 < high < 1100

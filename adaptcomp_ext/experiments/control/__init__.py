@@ -1,5 +1,5 @@
 """Planning on demand in the DeepMind Control Suite."""
 
-from .report import control
+from .experiment import control
 
 __all__ = ["control"]

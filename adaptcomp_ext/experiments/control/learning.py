@@ -1,4 +1,4 @@
-"""One update of the agent from stretches of its past: model and values, then the habit, then the gate.
+"""What an agent lived through, and one update from it: model and values, then the habit, then the gate.
 
 Values are learned from the rewards up to the end of a stretch and the slow value of its last state
 (uncorrected n-step returns): where rewards are rare, one step at a time takes too many updates to reach the
@@ -8,40 +8,114 @@ states before them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext.models.agents import PlanningAgent, divergence
 
-from .replay import Replay
-
-__all__ = ["Learner", "Learning"]
-
+__all__ = ["Learner", "Learning", "Replay"]
 
 LEAST_SPREAD = 0.01
 SPREAD_RATE = 0.01
 GATE_HASTE = 2.0  # of its learning rate: it learns in every second update
+SEEN = ("observation", "following", "action", "reward", "ended")
+FIELDS = (*SEEN, "mean", "std", "gain", "divergence", "glance")
+"""What is kept of a step: what was seen, and what a plan gave."""
+
+
+class Piece(NamedTuple):
+    """Stretches of H steps, or whole episodes that are shorter.
+
+    `length` [B], int64, is the number of steps, 1 to H. `observation` [B, H + 1, O] is that before each step
+    and after the last, which fills the rest of a shorter stretch; `action` [B, H, A] and `reward` [B, H] are
+    0 there.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    length: Tensor
+
+
+class Planned(NamedTuple):
+    """States that were planned [B, O], the plans' first actions [B, A], and what came of them [B]."""
+
+    observation: Tensor
+    mean: Tensor
+    std: Tensor
+    gain: Tensor
+    divergence: Tensor
+    glance: Tensor
+
+
+class Replay:
+    """Steps of N environments in the order of time, in a room of fixed size; nothing is thrown away."""
+
+    def __init__(self, steps: int, envs: int, observations: int, actions: int) -> None:
+        self.observation = torch.zeros(steps, envs, observations)
+        self.following = torch.zeros(steps, envs, observations)
+        self.action, self.mean, self.std = (torch.zeros(steps, envs, actions) for _ in range(3))
+        self.reward, self.gain, self.divergence, self.glance = (torch.zeros(steps, envs) for _ in range(4))
+        self.ended = torch.zeros(steps, envs, dtype=torch.bool)
+        self.length = 0
+
+    def add(self, **step: Tensor) -> None:
+        """Append one step of all environments."""
+        for name in FIELDS:
+            getattr(self, name)[self.length] = step[name]
+        self.length += 1
+
+    def sample(self, batch: int, horizon: int) -> Piece:
+        """Draw `horizon` steps within an episode, or a shorter episode; `horizon` steps have to be there."""
+        envs = self.observation.shape[1]
+        begin, env = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        while len(begin) < batch:
+            t = torch.randint(self.length - horizon + 1, (batch + batch // 8,))
+            e = torch.randint(envs, t.shape)
+            whole = ~self.ended[t[:, None] + torch.arange(horizon - 1), e[:, None]].any(1)
+            # An episode that is shorter than a stretch is learned from too: from its first step, the rest
+            # left blank.
+            fits = whole | (t == 0) | self.ended[t - 1, e]
+            begin, env = torch.cat([begin, t[fits]]), torch.cat([env, e[fits]])
+        begin, env = begin[:batch], env[:batch]
+        at, e = begin[:, None] + torch.arange(horizon), env[:, None]
+        ended = self.ended[at, e]
+        ended[:, -1] = True
+        length = ended.int().argmax(1) + 1
+        last = self.following[begin + length - 1, env][:, None]
+        blank = torch.arange(horizon) >= length[:, None]
+        observation = torch.cat([torch.where(blank[..., None], last, self.observation[at, e]), last], 1)
+        action = self.action[at, e].masked_fill(blank[..., None], 0.0)
+        return Piece(observation, action, self.reward[at, e].masked_fill(blank, 0.0), length)
+
+    def planned(self, count: int, batch: int) -> Planned | None:
+        """Draw `batch` of the last `count` steps' states that were planned; None if none was."""
+        since = max(0, self.length - count)
+        index = (~self.gain[since : self.length].isnan()).nonzero()
+        if not len(index):
+            return None
+        index = index[torch.randint(len(index), (batch,))]
+        t, e = index[:, 0] + since, index[:, 1]
+        parts = (self.observation, self.mean, self.std, self.gain, self.divergence, self.glance)
+        return Planned(*(part[t, e] for part in parts))
+
+    def part(self, begin: int, end: int) -> dict[str, Tensor]:
+        """Steps `begin` to `end`, to be written."""
+        return {name: getattr(self, name)[begin:end].clone() for name in FIELDS}
+
+    def extend(self, part: dict[str, Tensor]) -> None:
+        """Append what `part` gave."""
+        count = len(part["reward"])
+        for name in FIELDS:
+            getattr(self, name)[self.length : self.length + count] = part[name]
+        self.length += count
 
 
 @dataclass(frozen=True)
 class Learning:
-    """Of the updates.
-
-    Attributes
-    ----------
-    distil : float
-        Weight of log(1 + KL(π₂ ‖ π₁)) in the habit's loss, on states that were planned.
-    entropy : float
-        Weight of the habit's entropy.
-    description : float
-        Weight of the habit's description length, per update's row (β).
-    recent : int
-        Habit and gate learn from the plans of so many last steps of each environment.
-    plans : int
-        Of them, for each update.
-    """
+    """Settings of the updates: sizes, rates, and the weights of the losses."""
 
     batch: int = 128
     horizon: int = 5
@@ -51,25 +125,17 @@ class Learning:
     consistency: float = 2.0
     reward: float = 1.0
     value: float = 2.0
-    distil: float = 0.5
-    entropy: float = 3e-5
-    description: float = 1e-7
+    distil: float = 0.5  # of log(1 + KL(π₂ ‖ π₁)) in the habit's loss, on states that were planned
+    entropy: float = 3e-5  # of the habit
+    description: float = 1e-7  # of the habit's description length, per update's row (β)
     follow: float = 0.02
     max_norm: float = 10.0
-    recent: int = 250
-    plans: int = 128
+    recent: int = 250  # habit and gate learn from the plans of this many last steps of each environment
+    plans: int = 128  # of them, for each update
 
 
 class Learner:
-    """Owns the optimizers.
-
-    Parameters
-    ----------
-    agent : PlanningAgent
-        Learns in place.
-    settings : Learning
-        How.
-    """
+    """Owns the optimizer; the agent learns in place."""
 
     def __init__(self, agent: PlanningAgent, settings: Learning) -> None:
         world = agent.world

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
+from adaptcomp_ext.experiments.environments.control import ACTION_REPEAT, ControlVectorEnv, check_task
 from adaptcomp_ext.experiments.files import write_tensors
 from adaptcomp_ext.experiments.runs import Checkpoint
 from adaptcomp_ext.models.agents import PlanGate, PlanningAgent, WorldModel
 
-from .learning import Learner, Learning
-from .replay import Replay
+from .learning import Learner, Learning, Replay
 
-__all__ = ["Settings", "Trainer", "build", "train"]
+__all__ = ["Settings", "Trainer", "build", "preset", "train"]
 
 MT_WORDS = 624
 BURST = 12  # decisions for which an exploratory action is held, on average
@@ -30,61 +29,75 @@ FULL = 500  # decisions of the suite's own episode
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one training.
+    """Settings of one training."""
 
-    Attributes
-    ----------
-    task : str
-        One of `adaptcomp_ext.experiments.environments.control.TASKS`.
-    gate : str
-        Of `adaptcomp_ext.models.agents.GATES`: which states are planned.
-    price : float
-        κ of the value gate while it learns: planned where the predicted gain exceeds it, in units of the
-        spread of values.
-    test_price : float or None
-        κ in evaluations, where a plan costs none of the time in which the agent learns. None: the same.
-    rates : tuple of float or None
-        Of the random gate: which share of the states is planned, by round; the last one for all rounds after
-        it.
-    envs, rounds, episode : int
-        Environments side by side; rounds; decisions of a round, after which all begin anew.
-    warm : int
-        Rounds of random bursts before the agent acts.
-    updates : int
-        Of the networks, for each decision of all environments together.
-    first_updates : int
-        After the warm rounds.
-    wide : float
-        σ of plans is at least this at first, falling linearly to the planner's own within half of the
-        training.
-    bursts : float
-        Probability per decision that a random action is held for some time, falling to 0 at 60 % of the
-        training.
-    latent, hidden : int
-        Sizes of the networks.
-    planner : dict
-        Options of `adaptcomp_ext.models.agents.Planner`.
-    learning : dict
-        Options of `Learning`.
-    """
-
-    task: str
-    gate: str = "value"
+    task: str  # one of `adaptcomp_ext.experiments.environments.control.TASKS`
+    gate: str = "value"  # of `adaptcomp_ext.models.agents.GATES`: which states are planned
+    # κ of the value gate while it learns: a state is planned where the predicted gain exceeds it, in units of
+    # the spread of values; κ in evaluations, where a plan costs no time to learn (None: the same).
     price: float = 0.003
     test_price: float | None = None
+    # Of the random gate: the share of the states planned in each round, the last one in all after it.
     rates: tuple[float, ...] | None = None
-    envs: int = 32
+    envs: int = 32  # environments side by side
     rounds: int = 20
-    episode: int = 100
-    warm: int = 2
-    updates: int = 5
-    first_updates: int = 500
-    wide: float = 0.5
+    episode: int = 100  # decisions of a round, after which all environments begin anew
+    warm: int = 2  # rounds of random bursts before the agent acts
+    updates: int = 5  # of the networks, for each decision of all environments together
+    first_updates: int = 500  # after the warm rounds
+    wide: float = (
+        0.5  # least σ of plans at first, falling linearly to the planner's own by half of the training
+    )
+    # Probability per decision that a random action is held for some time; 0 from 60 % of the training on.
     bursts: float = 0.01
-    latent: int = 32
+    latent: int = 32  # sizes of the networks
     hidden: int = 128
-    planner: dict[str, Any] = field(default_factory=dict)
-    learning: dict[str, Any] = field(default_factory=dict)
+    planner: dict[str, Any] = field(default_factory=dict)  # options of `adaptcomp_ext.models.agents.Planner`
+    learning: dict[str, Any] = field(default_factory=dict)  # options of `Learning`
+
+
+SMALL = Settings("", hidden=64, updates=4, planner={"samples": 512})
+LARGE = Settings("", latent=64, hidden=128, rounds=60, updates=8, planner={"samples": 256})
+PRESETS: Mapping[str, Settings] = {
+    # Values at rest, where there is nothing more to win, came out between 0.93 and 1.
+    "pendulum-swingup": replace(
+        SMALL,
+        rounds=24,
+        price=0.0012,
+        test_price=0.0012 / 16,
+        bursts=0.02,
+        planner={**SMALL.planner, "enough": 0.9},
+    ),
+    "reacher-easy": replace(SMALL, rounds=28, price=0.012),
+    "walker-stand": LARGE,
+    "walker-walk": LARGE,
+    "walker-run": LARGE,
+    "hopper-stand": LARGE,
+    "cheetah-run": LARGE,
+}
+
+
+def preset(task: str, *, steps: int | None = None, quick: bool = False) -> Settings:
+    """The settings of a task; `steps` of the suite are rounded up to whole rounds."""
+    settings = replace(PRESETS[check_task(task)], task=task)
+    if quick:
+        planner = {**settings.planner, "samples": 64, "elites": 12, "habits": 4, "iterations": 3}
+        small: dict[str, Any] = {"latent": 16, "hidden": 32, "learning": {"batch": 32}}
+        settings = replace(
+            settings,
+            envs=6,
+            rounds=4,
+            episode=40,
+            warm=1,
+            updates=1,
+            first_updates=30,
+            planner=planner,
+            **small,
+        )
+    if steps is not None:
+        round_ = settings.envs * settings.episode * ACTION_REPEAT
+        settings = replace(settings, rounds=max(settings.warm + 1, -(-steps // round_)))
+    return settings
 
 
 def build(settings: Settings, observations: int, actions: int) -> PlanningAgent:
@@ -118,16 +131,8 @@ class _Bursts:
 class Trainer:
     """One agent, its environments and its past.
 
-    Parameters
-    ----------
-    settings : Settings
-        What to do.
-    seed : int
-        Of the environments; the rest comes from torch's random state.
-    folder : Path, optional
-        Where it is kept; a folder that holds a part of the same training is gone on with.
-    agent : PlanningAgent, optional
-        Instead of a new one.
+    The environments take `seed`, all else torch's random state. A training of which `folder` holds a part
+    goes on from there. `agent` is trained instead of a new one.
     """
 
     def __init__(

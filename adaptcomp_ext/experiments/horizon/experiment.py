@@ -40,7 +40,7 @@ def horizon(
     quick: Quick = False,
 ) -> Setup:
     """Learn to control, learn the gain of each deeper plan, and let each state choose its horizon."""
-    from ..control.plan import preset
+    from ..control.training import preset
 
     settings = asdict(replace(preset(task, steps=steps, quick=quick), gate="always"))
     measured: dict[str, Any] = {

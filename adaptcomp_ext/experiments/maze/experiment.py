@@ -13,7 +13,7 @@ import typer
 from ..runs import Cell, FirstSeed, Quick, Results, Seeds, Setup, Tick, experiment, grid
 from ..runs.report import Block, Column, Picture, Table, Verdicts, column, tabulate
 from ..runs.statistics import form, interval, mean_interval, points, said
-from ..style import GREEN, INK, MUTED, ORANGE, OTHERS, OURS, WIDTH, WRONG, curve, legend, span_at_least
+from ..style import GREEN, INK, MUTED, ORANGE, OTHERS, OURS, WIDTH, WRONG, band, curve, legend, span_at_least
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -279,11 +279,9 @@ def _distance(axes: Axes, found: _Found) -> None:
 
 def _practice(axes: Axes, found: _Found) -> None:
     for row, color, label in ((found.priced, OURS, "with a price"), (found.free, ORANGE, "no price")):
-        means = [mean_interval(list(sweeps)) for sweeps in row.each("curve", "sweeps")]
-        x = [row.first("every") * (i + 1) for i in range(len(means))]
-        axes.plot(x, [v.mean for v in means], color=color, lw=1.6, label=label)
-        low, high = [v.mean - v.half for v in means], [v.mean + v.half for v in means]
-        axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
+        sweeps = row.each("curve", "sweeps")
+        x = [row.first("every") * (i + 1) for i in range(len(sweeps))]
+        band(axes, x, sweeps, label, color=color)
     axes.set(xlabel="updates", ylabel="sweeps a step", ylim=(0, 34))
     axes.set_title("Effort over practice")
     legend(axes)

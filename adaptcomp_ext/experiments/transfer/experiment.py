@@ -46,7 +46,7 @@ def transfer(
     quick: Quick = False,
 ) -> Setup:
     """Learn walker stand, walk and run in turn, keeping the habit, everything or nothing. It takes hours."""
-    from ..control.plan import preset
+    from ..control.training import preset
 
     common = {"settings": asdict(replace(preset(TASKS[0], steps=steps, quick=quick), gate="value"))}
     every = list(range(first_seed, first_seed + seeds))

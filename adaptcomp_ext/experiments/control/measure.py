@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
@@ -17,25 +18,20 @@ from adaptcomp_ext.experiments.files import whole
 from adaptcomp_ext.experiments.runs import Cell, Tick, rank_correlation, read_json, span, write_json
 from adaptcomp_ext.models.agents import PlanningAgent
 
-from .evaluation import Episodes, run_episodes
 from .training import Settings, Trainer, train
 
-__all__ = ["APART", "FRAMES_NAME", "KINDS", "PRICES", "run_cell"]
+__all__ = ["FRAMES_NAME", "Episodes", "measure", "run_episodes"]
 
-KINDS = ("value", "kl", "entropy", "random", "always", "never")
-"""How the value gate's agent is made to plan, once trained."""
-APART = ("distance", "divergence")
-"""How far habit and plan are apart: their first actions' means; their distributions."""
 PRICES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
-"""At which the trained value gate's agent is tested, in units of the price that it was trained at."""
+"""Prices at which the trained value gate's agent is tested, as multiples of the one in training."""
 CHECK_SEED, TEST_SEED = 20_000, 10_000
 SHOWN = 250  # decisions of the episode that is drawn
 FRAMES = 8
 FRAMES_NAME = "frames.npy"
 
 
-def run_cell(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Train as the settings say."""
+def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Train as the settings say, and test the agent."""
     keep_freed_memory()
     settings = Settings(**cell.options["settings"])
     trainer = Trainer(settings, cell.seed, folder)
@@ -159,7 +155,7 @@ def _where(agent: PlanningAgent, test: Callable[..., Episodes], seed: int) -> di
     score = episodes.score.flatten()
     called = score > price
     found: dict[str, Any] = {}
-    for name in (*APART, "gain"):
+    for name in ("distance", "divergence", "gain"):
         apart = getattr(episodes, name).flatten()
         thirds = apart.argsort(stable=True).tensor_split(3)
         found[f"rate by {name}"] = [float(called[third].double().mean()) for third in thirds]
@@ -197,3 +193,70 @@ def _strip(episodes: Episodes, camera: _Camera, folder: Path) -> dict[str, Any]:
         "reward": episodes.reward[:SHOWN, shown].tolist(),
         "iterations": iterations[:, shown].tolist(),
     }
+
+
+class Episodes(NamedTuple):
+    """N episodes of T decisions: returns [N], what came of each state [T, N], and how many broke.
+
+    `gain`, `divergence` and `distance` are those of plans, NaN where there was none; `score` is the gate's.
+    """
+
+    returns: Tensor
+    called: Tensor
+    iterations: Tensor
+    gain: Tensor
+    divergence: Tensor
+    distance: Tensor
+    score: Tensor
+    reward: Tensor
+    broken: int
+
+    @property
+    def rate(self) -> float:
+        """Share of the states that were planned."""
+        return float(self.called.double().mean())
+
+
+@torch.no_grad()
+def run_episodes(
+    agent: PlanningAgent,
+    task: str,
+    count: int,
+    seed: int,
+    kind: str | None = None,
+    length: int | None = None,
+    watch: Callable[[ControlVectorEnv], None] | None = None,
+) -> Episodes:
+    """Run `count` whole episodes with an agent as it is: no exploration, nothing learned.
+
+    The same `seed` begins in the same states. `kind` is that of the gate, by default its own, and put back
+    afterwards; `length` is the number of decisions, by default those of the suite's own episode; `watch` is
+    shown the environment before each decision.
+    """
+    env = ControlVectorEnv(task, count, max_steps=length, autoreset_mode="SameStep")
+    observation, _ = env.reset(seed=seed)
+    own, agent.gate.kind = agent.gate.kind, kind or agent.gate.kind
+    least, agent.planner.least_std = agent.planner.least_std, 0.05
+    records: list[tuple[Tensor, ...]] = []
+    going = np.ones(count, bool)
+    before = None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            while going.any():
+                if watch is not None:
+                    watch(env)
+                act = agent.act(torch.from_numpy(observation), before)
+                before = act.following
+                observation, reward, _, truncated, _ = env.step(act.action.numpy())
+                counted = torch.from_numpy(np.where(going, reward, 0.0))
+                records.append(
+                    (act.called, act.iterations, act.gain, act.divergence, act.distance, act.score, counted)
+                )
+                going &= ~truncated
+    finally:
+        agent.gate.kind, agent.planner.least_std = own, least
+    called, iterations, gain, apart, distance, score, rewards = (
+        torch.stack(part) for part in zip(*records, strict=True)
+    )
+    return Episodes(rewards.sum(0), called, iterations, gain, apart, distance, score, rewards, env.broken)
