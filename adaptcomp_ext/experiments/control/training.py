@@ -45,9 +45,7 @@ class Settings:
     warm: int = 2  # rounds of random bursts before the agent acts
     updates: int = 5  # of the networks, for each decision of all environments together
     first_updates: int = 500  # after the warm rounds
-    wide: float = (
-        0.5  # least σ of plans at first, falling linearly to the planner's own by half of the training
-    )
+    wide: float = 0.5  # least σ of plans at first; falls to the planner's own by half of the training
     # Probability per decision that a random action is held for some time; 0 from 60 % of the training on.
     bursts: float = 0.01
     latent: int = 32  # sizes of the networks
