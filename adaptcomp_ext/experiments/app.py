@@ -16,7 +16,7 @@ from adaptcomp_ext.experiments.info import print_info, print_version
 
 __all__ = ["app"]
 
-EXPERIMENTS = ("digits", "distill", "maze", "sudoku", "energy", "control", "horizon", "transfer")
+EXPERIMENTS = ("digits", "distill", "stroop", "maze", "sudoku", "energy", "control", "horizon", "transfer")
 """Each is a package of this name beside this file, and in it an `Experiment` of this name."""
 BENCHMARKS = ("halting", "energy", "route", "planning")
 """Each is a module of this name in `bench`, and in it a `Benchmark` of this name."""
@@ -117,9 +117,6 @@ run = typer.Typer(cls=_Experiments, help="Run an experiment.", no_args_is_help=T
 app.add_typer(run, name="run")
 
 
-DATA_HELP = "Folder with MNIST's four IDX files, or torchvision's root. Default: scikit-learn's digits."
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print_version()
@@ -139,83 +136,6 @@ def _options(
 def info() -> None:
     """Print the version, what was compiled, and the torch in use."""
     print_info()
-
-
-DataOption = Annotated[
-    Path | None,
-    typer.Option(help=DATA_HELP),
-]
-DownloadOption = Annotated[
-    bool, typer.Option("--download", help="Fetch missing files into that folder, through torchvision.")
-]
-SeedOption = Annotated[int, typer.Option(min=0, help="First seed, of weights, order and colours.")]
-SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
-EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")]
-WorkersOption = Annotated[int, typer.Option(min=1, help="Number of processes side by side.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of torch in each process.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Few epochs and settings, to see that it runs.")]
-
-
-def _fetch(data: Path | None, download: bool) -> None:
-    from adaptcomp_ext.experiments.data import fetch_mnist
-
-    if download:
-        if data is None:
-            raise ValueError("--download: expected a folder to download into (--data DIR), got none")
-        try:
-            fetch_mnist(data)
-        except (
-            ModuleNotFoundError
-        ) as error:  # of torchvision, which is none of the extras that every experiment needs
-            raise ValueError(str(error)) from None
-
-
-def _proportions(text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--congruent: expected numbers with commas between them, got {text!r}") from None
-    if not all(0 <= value <= 1 for value in values) or len(set(values)) != len(values):
-        raise ValueError(f"--congruent: expected different numbers from 0 to 1, got {text!r}")
-    return values
-
-
-@run.command()
-@guarded(RESUMES)
-def stroop(
-    data: DataOption = None,
-    download: DownloadOption = False,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("adaptcomp-out/stroop"),
-    congruent: Annotated[
-        str, typer.Option(help="Proportions congruent in training.")
-    ] = "0.8,0.95,0.99,0.995",
-    seed: SeedOption = 0,
-    seeds: SeedsOption = 1,
-    epochs: EpochsOption = None,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = 1,
-    quick: QuickOption = False,
-    reaction: Annotated[bool, typer.Option(help="Whether steps are measured as reaction time.")] = True,
-    effort: Annotated[bool, typer.Option(help="Whether prices of effort are compared.")] = True,
-) -> None:
-    """Read digits in misleading ink: habit and control, all gates, steps as reaction time. Resumable."""
-    from adaptcomp_ext.experiments.stroop import stroop as run_stroop
-
-    proportions = _proportions(congruent)
-    _fetch(data, download)
-    run_stroop(
-        data,
-        out,
-        congruent=proportions,
-        seeds=seeds,
-        first_seed=seed,
-        epochs=epochs,
-        workers=workers,
-        threads=threads,
-        quick=quick,
-        with_reaction=reaction,
-        with_effort=effort,
-    )
 
 
 @app.command()

@@ -172,8 +172,9 @@ def train(
     checkpoint: Path,
     tick: Callable[[float], None],
     clip: float | None = None,
+    after: Callable[[int], Mapping[str, float]] | None = None,
 ) -> list[dict[str, float]]:
-    """Train a network by a recipe on ``loss(index, done)``; parameters as for `train_classifier`."""
+    """Train a network by a recipe on ``loss(index, done)``; options as of `train_classifier` and `fit`."""
     noise = [p for name, p in model.named_parameters() if _is_noise(name)]
     known = set(map(id, noise))
     groups = [{"params": [p for p in model.parameters() if id(p) not in known], "weight_decay": 1e-2}]
@@ -194,6 +195,7 @@ def train(
         clip=clip,
         checkpoint=Checkpoint(checkpoint),
         tick=tick,
+        after=after,
     )
 
 

@@ -17,12 +17,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from adaptcomp_ext.experiments.app import app
-from adaptcomp_ext.experiments.runs import RunFolder, run_cells
+from adaptcomp_ext.experiments.runs import Results, RunFolder, Verdicts, run_cells
 from adaptcomp_ext.experiments.stroop import stroop
-from adaptcomp_ext.experiments.stroop.cell import run_cell
-from adaptcomp_ext.experiments.stroop.markdown import verdicts
-from adaptcomp_ext.experiments.stroop.networks import build_acc, build_baseline, build_habit
-from adaptcomp_ext.experiments.stroop.plan import plan
+from adaptcomp_ext.experiments.stroop.measure import build_acc, build_baseline, build_habit, measure
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.vision import build_cnn, multiply_adds, weights
 from adaptcomp_ext.models.acc import Objective
@@ -101,7 +98,7 @@ def test_the_report_is_whole(out: Path) -> None:
         assert (out / name).stat().st_size > 10_000 and f"]({name})" in text
     cell = cells(out, "main")[0]
     mean = statistics.fmean(c["accuracy"]["cnn"]["neutral"] for c in cells(out, "main"))
-    assert report["main"]["0.8"]["accuracy"]["cnn"]["neutral"][0] == pytest.approx(mean)
+    assert report["means"]["main-0.8"]["accuracy"]["cnn"]["neutral"][0] == pytest.approx(mean)
     assert cell["data"] == report["config"]["data"]
 
 
@@ -120,16 +117,7 @@ class Interrupted(Exception):
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(out: Path, tmp_path: Path) -> None:
-    what = plan(
-        None,
-        congruent=[0.8],
-        seeds=SEEDS,
-        first_seed=0,
-        epochs=None,
-        quick=True,
-        with_reaction=True,
-        with_effort=False,
-    )
+    what = stroop.setup(None, congruent=[0.8], seeds=SEEDS, quick=True, with_effort=False)
     folder = RunFolder.open(tmp_path, "stroop", what.config)
     some = [cell for cell in what.cells if cell.seed == 0 and cell.options["part"] == "main"]
 
@@ -138,15 +126,53 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(out: Path, tmp_path: Path
             if what == "ACC" and done > 0.25:
                 raise Interrupted
 
-        return run_cell(cell, path, interrupt)
+        return measure(cell, path, interrupt)
 
     with pytest.raises(Interrupted):
         run_cells(folder, some, stops, workers=1, threads=1, console=QUIET)
     assert (folder.cell(some[0].name) / "acc.safetensors").is_file() and folder.result(some[0].name) is None
-    found = run_cells(folder, some, run_cell, workers=1, threads=1, console=QUIET)[some[0].name]
+    found = run_cells(folder, some, measure, workers=1, threads=1, console=QUIET)[some[0].name]
     whole = json.loads((out / "cells" / some[0].name / "result.json").read_text())
     for key in ("accuracy", "gates", "entropy", "mcnemar", "beliefs"):
         assert found[key] == whole[key]
+
+
+def test_every_number_of_the_old_summary_is_in_a_table(out: Path) -> None:
+    """Differences at every call rate, and the effect after every epoch."""
+    tables = {
+        tuple(table["rows"][0]): table["rows"]
+        for table in json.loads((out / "stroop.json").read_text())["tables"]
+    }
+    (against,) = (rows for header, rows in tables.items() if "− entropy" in header)
+    (practice,) = (rows for header, rows in tables.items() if "250 updates" in header)
+    found = cells(out, "main")
+    for row, rate in zip(against, ("0.05", "0.1", "0.2", "0.3", "0.4"), strict=True):
+        mixed = [cell["gates"]["mixed"] for cell in found]
+        gains = [m["value"][rate]["mixed"]["control"] - m["entropy"][rate]["mixed"]["control"] for m in mixed]
+        assert row["− entropy"][0] == pytest.approx(statistics.fmean(gains))
+    high = [cell["history"][0] for cell in cells(out, "reaction-congruent-0.8")]
+    effect = statistics.fmean(h["name/incongruent/steps"] - h["name/congruent/steps"] for h in high)
+    (row,) = (row for row in practice if (row["practised"], row["task"]) == ("congruent 0.8", "name"))
+    assert row["250 updates"][0] == pytest.approx(effect)
+
+
+@pytest.mark.parametrize("congruent", [[0.8, 1.8], [0.8, 0.8], "0.8", [True, "x"]])
+def test_proportions_are_checked_in_python_too(congruent: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="congruent: expected different numbers from 0 to 1, got"):
+        stroop(None, tmp_path / "new", congruent=congruent, console=QUIET)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_parts_can_be_left_out() -> None:
+    options = {"congruent": [0.8], "quick": True}
+    whole = stroop.setup(None, **options)
+    less = stroop.setup(None, **options, with_reaction=False, with_effort=False)
+    assert [cell.name for cell in less.cells] == ["main-0.8-seed-0"]
+    assert {cell.options["part"] for cell in whole.cells} == {"main", "reaction", "effort"}
+    assert (less.config["reaction"], less.config["effort"]) == (None, False)
+    help_text = CliRunner().invoke(app, ["run", "stroop", "--help"], env={"COLUMNS": "200"}).output
+    for option in ("--no-reaction", "--no-effort", "--congruent", "--seed", "--seeds", "--download"):
+        assert option in help_text
 
 
 def test_networks_are_as_described() -> None:
@@ -159,25 +185,16 @@ def test_networks_are_as_described() -> None:
 
 
 def test_verdicts_follow_the_figures(out: Path) -> None:
-    from adaptcomp_ext.experiments.stroop.summary import Results, summarise
-
-    what = plan(
-        None,
-        congruent=[0.8],
-        seeds=SEEDS,
-        first_seed=0,
-        epochs=None,
-        quick=True,
-        with_reaction=True,
-        with_effort=False,
-    )
+    what = stroop.setup(None, congruent=[0.8], seeds=SEEDS, quick=True, with_effort=False)
     found = {
         cell.name: json.loads((out / "cells" / cell.name / "result.json").read_text()) for cell in what.cells
     }
     for cell in found.values():
         if "timing" in cell and "saved" in cell["timing"]:
             cell["timing"]["saved"] = 0.1
-    said = verdicts(summarise(Results(what.cells, found)))
+    assert stroop.report is not None
+    blocks = stroop.report(Results(what.cells, found, what.config))
+    (said,) = (block.sentences for block in blocks if isinstance(block, Verdicts))
     assert any("takes 10.0 ± 0.0 % less time" in v and v.startswith("**Does not hold.**") for v in said)
 
 
@@ -185,7 +202,7 @@ def test_verdicts_follow_the_figures(out: Path) -> None:
     ("words", "message"),
     [
         (["run", "stroop", "--congruent", "0.8,x"], "--congruent: expected numbers"),
-        (["run", "stroop", "--congruent", "0.8,1.8"], "--congruent: expected different numbers from 0 to 1"),
+        (["run", "stroop", "--congruent", "0.8,1.8"], "congruent: expected different numbers from 0 to 1"),
         (["run", "digits", "--download"], "--download: expected a folder"),
         (["run", "distill", "--data", "/nowhere"], "/nowhere: expected a folder with the four MNIST files"),
         (["report", "/nowhere"], "/nowhere: expected a folder with results"),

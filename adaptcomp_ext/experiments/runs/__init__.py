@@ -6,13 +6,11 @@ from .cells import Cell, Tick, run_cells, span
 from .experiment import Experiment, Setup, experiment, grid
 from .folder import RunFolder
 from .options import Data, Epochs, FirstSeed, Listed, Quick, Seeds, Steps, Task
-from .plan import Plan, publish, run_plan, seeds_from
 from .report import Block, Column, Picture, Table, Verdicts, panels, tabulate
 from .results import Results
 from .statistics import (
     ONE_SEED,
     Claim,
-    Difference,
     Interval,
     Shown,
     counted,
@@ -42,14 +40,12 @@ __all__ = [
     "Claim",
     "Column",
     "Data",
-    "Difference",
     "Epochs",
     "Experiment",
     "FirstSeed",
     "Interval",
     "Listed",
     "Picture",
-    "Plan",
     "Quick",
     "Results",
     "RunFolder",
@@ -77,13 +73,10 @@ __all__ = [
     "panels",
     "percent",
     "points",
-    "publish",
     "rank_correlation",
     "read_json",
     "run_cells",
-    "run_plan",
     "said",
-    "seeds_from",
     "shuffled",
     "span",
     "table",

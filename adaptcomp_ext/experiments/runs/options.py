@@ -99,7 +99,8 @@ def check_option(name: str, annotation: Any, value: Any) -> None:
     kind, *marks = get_args(annotation)
     kinds = get_args(kind) or (kind,)
     bounds = next((mark for mark in marks if isinstance(mark, OptionInfo)), None)
-    if bounds is None or (value is None and type(None) in kinds):
+    listed = any(isinstance(mark, Listed) for mark in marks)  # its elements are the experiment's to check
+    if bounds is None or listed or (value is None and type(None) in kinds):
         return
     if int in kinds:
         check_int(name, value, -(2**63) if bounds.min is None else int(bounds.min))

@@ -1,5 +1,5 @@
 """Digits in coloured ink: habit and control, all gates, and steps as reaction time."""
 
-from .report import stroop
+from .experiment import stroop
 
 __all__ = ["stroop"]

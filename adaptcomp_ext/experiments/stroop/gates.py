@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.experiments.data import Condition, StroopMNIST
-from adaptcomp_ext.experiments.runs import mcnemar
-from adaptcomp_ext.experiments.vision import accuracy
-from adaptcomp_ext.models.acc import (
-    AlwaysGate,
-    BatchMeanGate,
-    EntropyGate,
-    Gate,
-    KLGate,
-    MarginGate,
-    NeverGate,
-    RandomGate,
-    ValueGate,
-    normalised_entropy,
-)
+from adaptcomp_ext.models import acc
+
+from ..data import Condition, StroopMNIST
+from ..runs import mcnemar
+from ..vision import accuracy
 
 __all__ = ["BATCH", "GATES", "RATES", "Stream", "build_gates", "held_out", "read_test", "survey"]
 
@@ -35,9 +24,8 @@ BATCH = 256
 MIXED = "mixed"
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Items with the logits of both networks: digits int64 [N], inks int64 [N], logits [N, C] of each."""
+class Stream(NamedTuple):
+    """Items that both networks have read: digits and inks, int64 [N], and the logits of each, [N, C]."""
 
     digits: Tensor
     inks: Tensor
@@ -45,41 +33,35 @@ class Stream:
     control: Tensor
 
     def part(self, chosen: Tensor | slice) -> Stream:
-        """Some of them."""
-        return Stream(self.digits[chosen], self.inks[chosen], self.default[chosen], self.control[chosen])
+        """Return some of the items."""
+        return Stream(*(field[chosen] for field in self))
 
 
 @torch.no_grad()
 def _read(model: ac.models.ACC, images: Tensor, digits: Tensor, inks: Tensor, batch: int = 500) -> Stream:
-    parts = [model.both(part) for part in images.split(batch)]
-    return Stream(digits, inks, torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
-
-
-def _joined(a: Stream, b: Stream) -> Stream:
-    pairs = ((getattr(a, name), getattr(b, name)) for name in Stream.__dataclass_fields__)
-    return Stream(*(torch.cat(pair) for pair in pairs))
+    default, control = zip(*(model.both(part) for part in images.split(batch)), strict=True)
+    return Stream(digits, inks, torch.cat(default), torch.cat(control))
 
 
 def read_test(model: ac.models.ACC, data: StroopMNIST) -> dict[str, Stream]:
-    """Return test items congruent, neutral, incongruent, and "mixed": half congruent, half incongruent."""
+    """Read the test digits in each condition; and "mixed": half of them congruent, the others incongruent."""
     streams = {}
     for condition in Condition:
         images, inks = data.recoloured(condition)
         streams[condition.name.lower()] = _read(model, images, data.digits, inks)
-    streams[MIXED] = _mixed(streams["congruent"], streams["incongruent"], seed=0)
-    return streams
+    return {**streams, MIXED: _mixed(streams["congruent"], streams["incongruent"], seed=0)}
 
 
 def _mixed(congruent: Stream, incongruent: Stream, seed: int) -> Stream:
     order = torch.randperm(len(congruent.digits), generator=torch.Generator().manual_seed(seed))
     half = len(order) // 2
-    both = _joined(congruent.part(order[:half]), incongruent.part(order[half:]))
+    pairs = zip(congruent.part(order[:half]), incongruent.part(order[half:]), strict=True)
     again = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed + 1))
-    return both.part(again)
+    return Stream(*map(torch.cat, pairs)).part(again)
 
 
 def held_out(model: ac.models.ACC, data: StroopMNIST) -> tuple[Stream, Stream, Stream]:
-    """Three sets of held-out items: for fitting, for calibrating, and the latter's digits as a mixed stream.
+    """Read held-out items for fitting and for calibrating, and the latter's digits as a mixed stream.
 
     The first two are coloured as in training, and have no digit in common.
     """
@@ -89,65 +71,61 @@ def held_out(model: ac.models.ACC, data: StroopMNIST) -> tuple[Stream, Stream, S
     for condition in (Condition.CONGRUENT, Condition.INCONGRUENT):
         images, inks = data.recoloured(condition, seed=1)
         sides.append(_read(model, images[half:], data.digits[half:], inks[half:]))
-    return (
-        as_trained.part(slice(0, half)),
-        as_trained.part(slice(half, None)),
-        _mixed(sides[0], sides[1], seed=2),
-    )
+    fitting, calibrating = as_trained.part(slice(0, half)), as_trained.part(slice(half, None))
+    return fitting, calibrating, _mixed(sides[0], sides[1], seed=2)
 
 
-def build_gates(fitting: Stream, seed: int) -> dict[str, Gate]:
-    """All gates by name; the learned ones fitted."""
+def build_gates(fitting: Stream, seed: int) -> dict[str, acc.Gate]:
+    """Build all gates by name, the learned ones fitted."""
     classes = fitting.default.shape[1]
-    learned = {"value": ValueGate(classes), "kl": KLGate(classes)}
+    learned = {"value": acc.ValueGate(classes), "kl": acc.KLGate(classes)}
     for gate in learned.values():
         gate.fit(fitting.default, fitting.control, fitting.digits, seed=seed)
     return {
         **learned,
-        "entropy": EntropyGate(),
-        "margin": MarginGate(),
-        "random": RandomGate(),
-        "batch-mean": BatchMeanGate(EntropyGate(), BATCH),
-        "always": AlwaysGate(),
-        "never": NeverGate(),
+        "entropy": acc.EntropyGate(),
+        "margin": acc.MarginGate(),
+        "random": acc.RandomGate(),
+        "batch-mean": acc.BatchMeanGate(acc.EntropyGate(), BATCH),
+        "always": acc.AlwaysGate(),
+        "never": acc.NeverGate(),
     }
 
 
-def _calls(gate: Gate, stream: Stream) -> Tensor:
-    if isinstance(gate, BatchMeanGate):
-        return torch.cat([gate(part) for part in stream.default.split(gate.batch)])
-    return gate(stream.default)
-
-
-def _answers(stream: Stream, called: Tensor) -> dict[str, Tensor]:
-    mixed = stream.default.softmax(1) + stream.control.softmax(1)
-    default = stream.default.softmax(1)
-    return {
+def _answers(gate: acc.Gate, stream: Stream) -> tuple[Tensor, dict[str, Tensor]]:
+    """Which items the gate calls, and the answers: "control" is π₂'s alone where it ran."""
+    batches = stream.default.split(gate.batch) if isinstance(gate, acc.BatchMeanGate) else [stream.default]
+    called = torch.cat([gate(part) for part in batches])
+    default, control = stream.default.softmax(1), stream.control.softmax(1)
+    return called, {
         "control": torch.where(called[:, None], stream.control, stream.default),
-        "mixture": torch.where(called[:, None], mixed, default),
+        "mixture": torch.where(called[:, None], default + control, default),
     }
 
 
-def _judge(gate: Gate, streams: Mapping[str, Stream]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _judge(gate: acc.Gate, streams: Mapping[str, Stream]) -> dict[str, Any]:
+    judged: dict[str, Any] = {}
     for name, stream in streams.items():
-        called = _calls(gate, stream)
-        answers = _answers(stream, called)
-        found[name] = {
+        called, answers = _answers(gate, stream)
+        judged[name] = {
             "rate": float(called.double().mean()),
             **{how: accuracy(answer, stream.digits) for how, answer in answers.items()},
         }
         if name == MIXED:
             congruent = stream.inks == stream.digits
-            found[name]["rate_congruent"] = float(called[congruent].double().mean())
-            found[name]["rate_incongruent"] = float(called[~congruent].double().mean())
-    return found
+            judged[name]["rate_congruent"] = float(called[congruent].double().mean())
+            judged[name]["rate_incongruent"] = float(called[~congruent].double().mean())
+    return judged
 
 
 def survey(
-    gates: Mapping[str, Gate], calibrating: Stream, mixed: Stream, streams: Mapping[str, Stream], seed: int
+    gates: Mapping[str, acc.Gate],
+    calibrating: Stream,
+    mixed: Stream,
+    streams: Mapping[str, Stream],
+    seed: int,
 ) -> dict[str, Any]:
-    """Every gate at every rate.
+    """Judge every gate at every rate.
 
     Returns
     -------
@@ -158,31 +136,27 @@ def survey(
         stream at each rate; ``entropy``: mean normalised entropies.
     """
     torch.manual_seed(seed)
-    found: dict[str, Any] = {"gates": {}}
-    for name in ("always", "never"):
-        found[name] = _judge(gates[name], streams)
-    tests: dict[str, dict[str, float]] = {}
+    surveyed: dict[str, Any] = {name: _judge(gates[name], streams) for name in ("always", "never")}
+    by_calibration: dict[str, dict[str, dict[str, Any]]] = {}
     for how, stream in (("as trained", calibrating), (MIXED, mixed)):
-        by_gate: dict[str, Any] = {}
+        by_calibration[how] = {name: {} for name in GATES}
         for name in GATES:
-            by_gate[name] = {}
             for rate in RATES:
                 gates[name].calibrate(stream.default, rate)
-                by_gate[name][f"{rate:g}"] = _judge(gates[name], streams)
-        found["gates"][how] = by_gate
+                by_calibration[how][name][f"{rate:g}"] = _judge(gates[name], streams)
+    tests: dict[str, dict[str, float]] = {}
+    test = streams[MIXED]
     for rate in RATES:
         right = {}
         for name in ("value", "entropy", "random"):
             gates[name].calibrate(mixed.default, rate)
-            test = streams[MIXED]
-            right[name] = _answers(test, _calls(gates[name], test))["control"].argmax(1) == test.digits
+            right[name] = _answers(gates[name], test)[1]["control"].argmax(1) == test.digits
         tests[f"{rate:g}"] = {name: mcnemar(right[name], right["random"]) for name in ("value", "entropy")}
-    found["mcnemar"] = tests
-    found["entropy"] = {
+    entropy = {
         name: {
-            "default": float(normalised_entropy(s.default).mean()),
-            "control": float(normalised_entropy(s.control).mean()),
+            who: float(acc.normalised_entropy(logits).mean())
+            for who, logits in (("default", stream.default), ("control", stream.control))
         }
-        for name, s in streams.items()
+        for name, stream in streams.items()
     }
-    return found
+    return {**surveyed, "gates": by_calibration, "mcnemar": tests, "entropy": entropy}
