@@ -144,7 +144,7 @@ def _mixed(gate: str, rate: float) -> str:
 
 
 def _trained(gate: str, quantity: str = "control", rate: float = TABLE_RATE) -> str:
-    """The path of what a gate that was calibrated as it was trained does in the condition ``{c}``."""
+    """The path of what a gate, calibrated on items as in training, does in the condition ``{c}``."""
     return f"gates/as trained/{gate}/{rate:g}/{{c}}/{quantity}"
 
 
@@ -167,11 +167,10 @@ def _more_calls(row: Results) -> Any:
     return row["rate_incongruent"] - row["rate_congruent"]
 
 
-def _mcnemar(row: Results) -> Shown:
+def _mcnemar(row: Results) -> float:
     """The largest p of a seed, against the random gate."""
     rate = row.path.split("/")[3]
-    largest = float(row[f"/mcnemar/{rate}/value"].max())
-    return Shown(f"{largest:.2g}", largest)
+    return float(row[f"/mcnemar/{rate}/value"].max())
 
 
 def _slashed(path: str, keys: Sequence[str], digits: int) -> Callable[[Results], str]:
@@ -239,23 +238,20 @@ def _sentences(found: _Found) -> list[str]:
         ours, alone = _less_cnn(_trained("value"))(row), _less_cnn("accuracy/control/incongruent")(row)
         text = (
             f"{at}, incongruent digits: the gated pair reads {points(ours)} points more than the CNN of "
-            "equal size; "
-            f"control alone {points(alone)}."
+            f"equal size; control alone {points(alone)}."
         )
         sentences.append(judged(text, Claim(ours)) if p in (0.8, 0.99) else text)
         value = found.value[_share(p), _share(MAX_RATE)]
         loss, calls, gain = _less("always")(value), _more_calls(value), _less("random")(value)
         text = (
             f"{at}, mixed stream: with {interval(value['rate'])} % of calls the answers are {points(loss)} "
-            "points from "
-            "control everywhere (a loss of 0.5 is allowed at 40 %); incongruent items are called "
-            f"{points(calls, 1)} points "
-            "more often."
+            "points from control everywhere (a loss of 0.5 is allowed at 40 %); incongruent items are "
+            f"called {points(calls, 1)} points more often."
         )
         sentences.append(judged(text, Claim(loss, -EQUAL), Claim(calls)))
         text = (
             f"{at}: the value gate reads {points(gain)} points more than a random one at the same rate "
-            f"(largest McNemar p of a seed {_mcnemar(value)})."
+            f"(largest McNemar p of a seed {_mcnemar(value):.2g})."
         )
         sentences.append(judged(text, Claim(gain)))
         if p in (0.95, 0.99):
@@ -266,9 +262,8 @@ def _sentences(found: _Found) -> list[str]:
         saved, dearer = row["timing/saved"], row["timing/control_over_default"]
         text = (
             f"{at}: at {interval(row['timing/rate'])} % of calls a batch takes {interval(saved)} % less "
-            "time than "
-            f"with control everywhere (30 % expected); control takes {interval(dearer, 1, 1.0)} times as "
-            "long as habit."
+            f"time than with control everywhere (30 % expected); control takes "
+            f"{interval(dearer, 1, 1.0)} times as long as habit."
         )
         sentences.append(judged(text, Claim(saved, SAVED), Claim(dearer, DEARER)))
     return sentences
@@ -283,13 +278,13 @@ def _reaction_sentences(found: _Found) -> list[str]:
             high, low = effects["congruent 0.8", task], effects["congruent 0.2", task]
             text = (
                 f"{verb} takes {points(high, 2, 1.0)} more steps for incongruent than for congruent items "
-                "at 80 % congruent, "
-                f"{points(low, 2, 1.0)} at 20 %; the difference of these is {points(high - low, 2, 1.0)}."
+                f"at 80 % congruent, {points(low, 2, 1.0)} at 20 %; the difference of these is "
+                f"{points(high - low, 2, 1.0)}."
             )
             sentences.append(judged(text, Claim(high), Claim(high - low)))
-    high, low = (f"unbiased items, congruent {p}" for p in (0.8, 0.2))
-    if {high, low} <= practised:
-        grows = {task: points(effects[high, task] - effects[low, task], 2, 1.0) for task in reaction.TASKS}
+    most, least = (f"unbiased items, congruent {p}" for p in (0.8, 0.2))
+    if {most, least} <= practised:
+        grows = {task: points(effects[most, task] - effects[least, task], 2, 1.0) for task in reaction.TASKS}
         listed = "; ".join(f"{more} steps ({task})" for task, more in grows.items())
         sentences.append(
             "On items whose own proportion stays at one half, the effect at 80 % less that at 20 % is "
@@ -355,7 +350,7 @@ def _main_tables(found: _Found) -> list[Block]:
             (of, "called"),
             found.value,
             *(Column(f"− {gate}", _less(gate), points) for gate in ("entropy", "random", "always")),
-            Column("largest McNemar p against random", _mcnemar),
+            Column("largest McNemar p against random", _mcnemar, lambda p: Shown(f"{p:.2g}", p)),
             Column("calls, incongruent − congruent", _more_calls, points),
         ),
         "## Normalised entropy, and time",
@@ -406,11 +401,10 @@ def _reaction_tables(found: _Found) -> list[Block]:
             Column("% right", right),
             Column("masked / compacted time", "/timing/masked_over_compacted", form(2, 1.0)),
         ),
-        "Interference: incongruent less neutral; facilitation: neutral less congruent. *Unbiased items*: "
-        "the proportion was that "
-        "of responses 0 to 2 alone, and the steps are those of responses 3 and 4, congruent half of the "
-        "time whatever the "
-        "proportion: an effect of the proportion here cannot come from which inks go with which digits.",
+        "Interference: incongruent less neutral; facilitation: neutral less congruent. *Unbiased items*: the "
+        "proportion was that of responses 0 to 2 alone, and the steps are those of responses 3 and 4, "
+        "congruent half of the time whatever the proportion: an effect of the proportion here cannot come "
+        "from which inks go with which digits.",
         "Steps of incongruent less congruent items, as practice goes on:",
         tabulate(
             of,
