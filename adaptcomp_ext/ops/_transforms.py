@@ -216,13 +216,22 @@ def check_gradients(called: str, gradients: Iterable[Any]) -> None:
 
 
 def apart(called: str, function: _Function) -> _Function:
-    """Exclude `function` from graphs of torch.compile; where a graph may not be split, the error says why."""
-    disable: Callable[..., _Function] = torch.compiler.disable
-    reason = f"{called} does not support torch.compile(fullgraph=True) and torch.export: {_RECORDED}."
-    try:
-        return disable(function, reason=reason)
-    except TypeError:  # before torch 2.7
-        return disable(function)
+    """Exclude `function` from graphs of torch.compile; where a graph may not be split, the error says why.
+
+    ``torch.compiler.disable`` would import Dynamo, which takes as long as torch itself. Torch's own helper
+    imports it at the first call. Dynamo knows such a function, and its reason, by the two attributes.
+    """
+    outside: Callable[..., Any] = torch._disable_dynamo(function)  # type: ignore[attr-defined]
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        return outside(*arguments, **options)
+
+    run._torchdynamo_disable = True  # type: ignore[attr-defined]
+    run._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+        f"{called} does not support torch.compile(fullgraph=True) and torch.export: {_RECORDED}."
+    )
+    return run  # type: ignore[return-value]
 
 
 def _look(

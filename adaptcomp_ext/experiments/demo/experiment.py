@@ -128,7 +128,8 @@ def _sentences(results: Results) -> list[str]:
         f"{interval(times['masked/median'], 2, 1.0)} ms masked; the lower bound is "
         f"{interval(times['limit/median'], 2, 1.0)} ms. AdaptiveHalt takes "
         f"{interval(times['adaptive/over_masked'], 2, 1.0)} of the masked time, "
-        f"{interval(times['adaptive/over_limit'], 2, 1.0)} times the lower bound.",
+        f"{interval(times['adaptive/over_limit'], 2, 1.0)} times the lower bound "
+        "(medians of the ratios within a round).",
         different if any(differ.values()) else same,
     ]
 
@@ -203,11 +204,11 @@ def _histogram(axes: Axes, results: Results) -> None:
     for group in groups:
         if group["images"] >= FEWEST_FOR_A_SHARE:
             place = (group["value"], group["images"])
-            note(axes, f"{group['accuracy']:.0%}", place, (0, 3), ha="center", fontsize=9, color=MUTED)
+            note(axes, f"{group['accuracy']:.0%}", place, (0, 3), ha="center", fontsize=8, color=MUTED)
     most = max(group["images"] for group in groups)
     axes.set(ylim=(0, most * 1.18), ylabel="images", xlim=(0.4, steps["at_most"] + 0.6))
     axes.set_xticks(range(1, steps["at_most"] + 1))
-    axes.set_xlabel(f"looks (above the bars: share read right, where {FEWEST_FOR_A_SHARE} images or more)")
+    axes.set_xlabel(f"looks (above: share read right, from {FEWEST_FOR_A_SHARE} images on)")
     axes.set_title(f"Looks per image: {steps['mean']:.2f} on average", pad=8)
 
 
@@ -236,7 +237,7 @@ def _clock(axes: Axes, results: Results) -> None:
     axes.set_yticks(range(len(LABELS)), [label.replace(" ", "\n") for label in LABELS.values()])
     axes.tick_params(axis="y", colors=INK)
     axes.set(ylim=(len(LABELS) - 0.5, -0.5), xlabel="milliseconds per batch (median and quartiles)")
-    axes.set_xlim(0, highest * 1.6)
+    axes.set_xlim(0, highest * 1.9)
     batch = results.first("batch")
     axes.set_title(
         f"Time for a batch of {batch['rows']:,} on {counted(batch['threads'], 'CPU thread')}", pad=8

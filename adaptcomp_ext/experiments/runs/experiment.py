@@ -20,6 +20,7 @@ from .folder import RunFolder
 from .options import Cluster, Download, Listed, Threads, Workers, check_option, fetch_images
 from .report import Block, publish
 from .results import Results
+from .statistics import counted
 
 __all__ = ["Experiment", "Setup", "experiment", "grid"]
 
@@ -132,7 +133,7 @@ class Experiment:
         console = console or Console()
         what = self.setup(**given)
         folder = RunFolder.open(out, self.name, what.config)
-        console.print(f"{what.about or f'[bold]{self.name}[/]'}; {len(what.cells)} cells in {out}")
+        console.print(f"{what.about or f'[bold]{self.name}[/]'}; {counted(len(what.cells), 'cell')} in {out}")
         if what.config.get("quick"):
             console.print(f"[bold]{QUICK}[/]")
         run_some = functools.partial(
