@@ -24,6 +24,9 @@ BAD_OPTIONS = [
     ({"step": 3}, TypeError, "step: expected a callable.*got int 3"),
     ({"step": None}, TypeError, "step: expected a callable.*got NoneType"),
     ({"step": nn.ModuleList()}, ValueError, "step: .*at least one layer.*empty"),
+    ({"step": nn.GRUCell(4, 4)}, TypeError, "step: .*GRUCell.*takes the input first.*class Cell.nn.GRUCell."),
+    ({"step": nn.LSTMCell(4, 4)}, TypeError, "step: .*LSTMCell.*takes the input first"),
+    ({"step": nn.ModuleList([nn.Identity(), nn.RNNCell(4, 4)])}, TypeError, "step: .*RNNCell.*input first"),
     ({"policy": "act"}, TypeError, "policy: expected an adaptcomp_ext.Policy, got str 'act'"),
     ({"policy": ac.ACT}, TypeError, "policy: expected an adaptcomp_ext.Policy"),
     ({"readout": 1}, TypeError, "readout: expected a callable or None, got int 1"),
@@ -456,3 +459,15 @@ def test_a_step_that_raises_leaves_nothing_broken(name, how, device):
             before, (h, x, *step.parameters(), *policy.buffers(), *policy.parameters()), strict=True
         ):
             assert torch.equal(a, b)
+
+
+def test_a_recurrent_cell_with_the_state_first_is_a_step():
+    class Cell(nn.LSTMCell):
+        def forward(self, state, x):
+            return super().forward(x, state)
+
+    torch.manual_seed(0)
+    cell, state, x = Cell(3, 4), (torch.zeros(2, 4), torch.zeros(2, 4)), torch.randn(2, 3)
+    result = ac.AdaptiveHalt(cell, ac.FixedSteps(2), 2)(state, x)
+    expected = cell(cell(state, x), x)
+    torch.testing.assert_close(result.output, expected[0])

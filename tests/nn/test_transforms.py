@@ -126,7 +126,7 @@ def test_a_graph_of_one_piece_is_refused():
 
 
 SCRIPTED = {
-    "AdaptiveHalt": ac.AdaptiveHalt(nn.GRUCell(3, 3), ac.FixedSteps(2)),
+    "AdaptiveHalt": ac.AdaptiveHalt(nn.Linear(3, 3), ac.FixedSteps(2)),
     "EnergyDescent": ac.EnergyDescent(nn.Linear(3, 1)),
     "MLPEnergy": ac.MLPEnergy(3, 3, 4),
     "HopfieldEnergy": ac.HopfieldEnergy(torch.eye(3), 1.0),

@@ -28,12 +28,22 @@ from adaptcomp_ext.ops._plain import Kinds, is_dense
 from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.halting import MAX_LEAVES
 
+_INPUT_FIRST = {cell.forward: cell.__name__ for cell in (nn.RNNCell, nn.GRUCell, nn.LSTMCell)}
+
 
 def _check_step(step: Any) -> Any:
     if not (callable(step) or isinstance(step, nn.ModuleList)):
         raise TypeError(f"step: expected a callable, nn.Module or nn.ModuleList, got {describe(step)}")
     if isinstance(step, nn.ModuleList) and len(step) == 0:
         raise ValueError("step: expected a ModuleList with at least one layer, got an empty one")
+    for layer in step if isinstance(step, nn.ModuleList) else (step,):
+        if isinstance(layer, nn.RNNCellBase) and type(layer).forward in _INPUT_FIRST:
+            name = _INPUT_FIRST[type(layer).forward]
+            raise TypeError(
+                f"step: expected a module that is called as step(state, *inputs), got {describe(layer)}, "
+                "which takes the input first: with equal sizes the two would be swapped silently. Subclass "
+                f"it: class Cell(nn.{name}): def forward(self, state, x): return super().forward(x, state)"
+            )
     return step
 
 
@@ -63,7 +73,8 @@ class AdaptiveHalt(Checked):
     ----------
     step : callable, nn.Module or nn.ModuleList
         ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes; a dictionary may
-        be returned with its keys in another order. A ModuleList gives step n its own layer (early exit), and
+        be returned with its keys in another order. torch's own recurrent cells take the input first and are
+        refused; subclass them. A ModuleList gives step n its own layer (early exit), and
         bounds `max_steps` by its length.
     policy : Policy
         Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a custom
