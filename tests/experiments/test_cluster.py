@@ -26,6 +26,7 @@ for extra in ("rich", "typer", "safetensors"):
     pytest.importorskip(extra)
 from rich.console import Console
 
+import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
 from adaptcomp_ext.experiments.runs import Cell, Checkpoint, RunFolder, cluster, fit, owner, run_cells
 from tests.helpers.processes import ROOT
@@ -129,7 +130,9 @@ def head(token: None) -> Iterator[tuple[str, str]]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
     command += ["--disable-usage-stats", "--include-dashboard=false", "--object-store-memory=80000000"]
     command += [f"--port={port}", f"--ray-client-server-port={client}", f"--temp-dir={folder}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token"}
+    # The package that these tests import, installed or not, and then the tests, which the workers import too.
+    path = os.pathsep.join((str(Path(ac.__file__).parents[1]), str(ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path, "RAY_AUTH_MODE": "token"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=environment, **quiet)
     try:
