@@ -110,6 +110,13 @@ def free_port() -> int:
         return place.getsockname()[1]
 
 
+@pytest.fixture(autouse=True)
+def on_demand(request: pytest.FixtureRequest) -> None:
+    """Starting Ray takes long, and half a gigabyte: those tests run with ``--full``."""
+    if request.node.get_closest_marker("slow") and not request.config.getoption("--full"):
+        pytest.skip("starts Ray, which --full asks for")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def token() -> Iterator[None]:
     """A password for the clusters of these tests, which Ray opens to the network."""
@@ -121,8 +128,10 @@ def token() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def head(token: None) -> Iterator[tuple[str, str]]:
+def head(token: None, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     """The addresses of a cluster with two cores: for a machine of it, and for a client from outside."""
+    if not request.config.getoption("--full"):  # a fixture of a module comes before `on_demand`
+        pytest.skip("starts Ray, which --full asks for")
     pytest.importorskip("ray", reason="the extra cluster is not installed")
     pytest.importorskip("grpc", reason="the extra cluster is not installed")
     port, client = free_port(), free_port()

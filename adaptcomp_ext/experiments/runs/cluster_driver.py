@@ -50,8 +50,8 @@ class Job(NamedTuple):
 def drive(pipe: Connection, job: Job, cells: Sequence[Cell], workers: int, address: str) -> None:
     """Run in a process of its own."""
     end_with_parent(grace=5.0)
-    # Ray puts this process's directory first on the workers' paths: in a checkout, the sources without a compiled
-    # module would hide the installed package. The workers themselves go to the directory of the run.
+    # Ray puts this process's directory first on the workers' paths: in a checkout, the sources without a
+    # compiled module would hide the installed package. The workers themselves go to the directory of the run.
     os.chdir(job.cells)
     _prepare(address)
     try:
