@@ -41,7 +41,6 @@ _PLAIN = (
     torch.layout,
     torch.Size,
 )
-_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 
 class Entry(NamedTuple):
