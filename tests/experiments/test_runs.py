@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from adaptcomp_ext.experiments.runs import (
     Cell,
     Checkpoint,
     Claim,
+    Later,
     RunFolder,
     counted,
     fit,
@@ -206,6 +208,22 @@ def test_cells_run_once_and_alike_however_many_workers(tmp_path: Path, workers: 
     again = run_cells(folder, cells(), work, workers=workers, threads=1, console=QUIET)
     assert again == found
     assert [(folder.cell(f"c-{i}") / "runs.txt").read_text() for i in range(3)] == ["x"] * 3
+
+
+def test_a_worker_is_imported_where_its_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = pickle.loads(pickle.dumps(Later("simulated.measure")))
+    assert worker.__module__ == "simulated.measure"  # what the machines of a cluster are asked for
+    with pytest.raises(ModuleNotFoundError, match="simulated"):
+        worker(cells()[0], tmp_path, None)
+    (tmp_path / "simulated").mkdir()
+    (tmp_path / "simulated" / "measure.py").write_text(
+        "import os\ndef measure(cell, folder, tick): return {'seed': cell.seed, 'process': os.getpid()}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = RunFolder.open(tmp_path / "out", "test", {})
+    found = run_cells(folder, cells(), worker, workers=2, threads=1, console=QUIET)
+    assert [result["seed"] for result in found.values()] == [0, 1, 2]
+    assert os.getpid() not in {result["process"] for result in found.values()}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

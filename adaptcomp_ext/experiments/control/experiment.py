@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
-from ..runs import Cell, FirstSeed, Listed, Quick, Results, Seeds, Setup, Steps, Task, Tick, experiment, grid
+from ..runs import Cell, FirstSeed, Later, Listed, Quick, Results, Seeds, Setup, Steps, Task, experiment, grid
 from ..runs.report import Block, Column, Picture, Table, Verdicts, column, tabulate
 from ..runs.statistics import estimate, form, interval, points, said
 from ..style import ORANGE, OTHERS, OURS, WIDTH, WRONG, band, curve, legend
@@ -35,14 +34,7 @@ GATES = ("value", "kl", "entropy", "random", "always", "never")
 SPREAD = "in units of the value estimates' range from their 5th to their 95th percentile"
 
 
-def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Run a cell; the simulator is imported here, so that the experiment can be listed without it."""
-    from .measure import measure
-
-    return measure(cell, folder, tick)
-
-
-@experiment(measure, out="adaptcomp-out/control-{task}")
+@experiment(Later(f"{__package__}.measure"), out="adaptcomp-out/control-{task}")
 def control(
     task: Task = "pendulum-swingup",
     *,

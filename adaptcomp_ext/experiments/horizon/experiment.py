@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs import Cell, FirstSeed, Quick, Results, Seeds, Setup, Steps, Task, Tick, experiment
+from ..runs import Cell, FirstSeed, Later, Quick, Results, Seeds, Setup, Steps, Task, experiment
 from ..runs.report import Block, Column, Table, Verdicts, column, tabulate
 from ..runs.statistics import form, interval, points, said
 from ..style import GREEN, ORANGE, OTHERS, OURS, WRONG, curve, legend
@@ -23,14 +22,7 @@ PRICES = (0.00003, 0.0001, 0.0003, 0.001)
 """Price of a step of the horizon, in units of the spread of values."""
 
 
-def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Run a cell; the simulator is imported here, so that the experiment can be listed without it."""
-    from .measure import measure
-
-    return measure(cell, folder, tick)
-
-
-@experiment(measure, out="adaptcomp-out/horizon-{task}")
+@experiment(Later(f"{__package__}.measure"), out="adaptcomp-out/horizon-{task}")
 def horizon(
     task: Task = "pendulum-swingup",
     *,

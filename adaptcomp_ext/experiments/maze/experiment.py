@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from operator import itemgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runs import Cell, FirstSeed, Quick, Results, Seeds, Setup, Tick, experiment, grid
+from ..runs import Cell, FirstSeed, Later, Quick, Results, Seeds, Setup, experiment, grid
 from ..runs.report import Block, Column, Picture, Table, Verdicts, column, tabulate
 from ..runs.statistics import form, interval, mean_interval, points, said
 from ..style import GREEN, INK, MUTED, ORANGE, OTHERS, OURS, WIDTH, WRONG, band, curve, legend, span_at_least
@@ -34,14 +33,7 @@ NAMES = {
 }
 
 
-def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Run a cell; the environment is imported here, so that the experiment can be listed without it."""
-    from .measure import measure
-
-    return measure(cell, folder, tick)
-
-
-@experiment(measure)
+@experiment(Later(f"{__package__}.measure"))
 def maze(
     *,
     seeds: Seeds = 1,

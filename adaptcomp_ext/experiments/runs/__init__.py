@@ -2,7 +2,7 @@
 
 from adaptcomp_ext.experiments.files import read_json, write_json, write_text
 
-from .cells import Cell, Tick, run_cells, span
+from .cells import Cell, Later, Tick, run_cells, span
 from .experiment import Experiment, Setup, experiment, grid
 from .folder import RunFolder
 from .options import Data, Epochs, FirstSeed, Listed, Quick, Seeds, Steps, Task
@@ -44,6 +44,7 @@ __all__ = [
     "Experiment",
     "FirstSeed",
     "Interval",
+    "Later",
     "Listed",
     "Picture",
     "Quick",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adaptcomp_ext.experiments.settings import settings
 
-__all__ = ["PAUSE", "Cell", "Tick", "Worker", "run_one", "spaced", "span"]
+__all__ = ["PAUSE", "Cell", "Later", "Tick", "Worker", "run_one", "spaced", "span"]
 
 PAUSE = 0.2  # seconds between two ticks that a process sends to the one that shows them
 
@@ -26,6 +27,25 @@ Tick = Callable[[str, float], None]
 """``tick(what, done)``: what the cell is doing, and the share of the cell that is done."""
 Worker = Callable[[Cell, Path, Tick], dict[str, Any]]
 """``worker(cell, folder, tick)``: a function at the top of a module, so that another process can find it."""
+
+
+class Later:
+    """The worker that is called `measure` in a module which is imported where a cell runs, and not before.
+
+    With it, an experiment can be listed where what it measures with, such as a simulator, is not installed.
+
+    Parameters
+    ----------
+    module : str
+        The module's full name; a cluster asks its machines whether they have it.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.__module__ = module
+
+    def __call__(self, cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+        """Import the module and run a cell."""
+        return dict(import_module(self.__module__).measure(cell, folder, tick))
 
 
 def span(tick: Tick, what: str, begin: float, end: float) -> Callable[[float], None]:

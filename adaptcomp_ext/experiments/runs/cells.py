@@ -11,13 +11,13 @@ from rich.console import Console
 from adaptcomp_ext.ops._checks import check_int
 
 from .bars import Bars
-from .cell import Cell, Tick, Worker, run_one, span
+from .cell import Cell, Later, Tick, Worker, run_one, span
 from .cluster import check_cluster, run_on_cluster
 from .folder import RunFolder
 from .owner import owned
 from .processes import run_in_processes
 
-__all__ = ["Cell", "Tick", "Worker", "run_cells", "span"]
+__all__ = ["Cell", "Later", "Tick", "Worker", "run_cells", "span"]
 
 
 def run_cells(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runs import Cell, FirstSeed, Quick, Results, Seeds, Setup, Steps, Tick, experiment, grid
+from ..runs import Cell, FirstSeed, Later, Quick, Results, Seeds, Setup, Steps, experiment, grid
 from ..runs.report import Block, Table, Verdicts, column
 from ..runs.statistics import ONE_SEED, Shown, counted, interval, points
 from ..style import ORANGE, OTHERS, OURS, legend
@@ -27,14 +26,7 @@ NAMES = {"nothing": "from scratch", "habit": "the habit is kept", "everything": 
 """What goes from one task to the next: nothing; π₁ with the encoder that it reads; all networks."""
 
 
-def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
-    """Run a cell; the simulator is imported here, so that the experiment can be listed without it."""
-    from .measure import measure
-
-    return measure(cell, folder, tick)
-
-
-@experiment(measure)
+@experiment(Later(f"{__package__}.measure"))
 def transfer(
     *,
     steps: Steps = None,
