@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.promise("systems")
 @pytest.mark.parametrize(
     ("define", "sentence"),
     [

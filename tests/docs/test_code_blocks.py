@@ -56,6 +56,7 @@ TRAINED = {"README.md": "halt", "docs/tutorial.md": "model"}
 """What a document trains: it holds its step and its head, of which nothing is hidden in a plain function."""
 
 
+@pytest.mark.promise("examples")
 @pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_blocks_run(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

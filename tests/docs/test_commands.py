@@ -41,6 +41,7 @@ def help_of(*words: str) -> str:
     return text.getvalue()
 
 
+@pytest.mark.promise("examples")
 @pytest.mark.parametrize("command", commands())
 def test_the_command_exists(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")

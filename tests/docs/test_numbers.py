@@ -45,6 +45,7 @@ def halting() -> list[dict]:
     return json.loads((RESULTS / "bench_halting.json").read_text())["rows"]
 
 
+@pytest.mark.promise("figures")
 @pytest.mark.parametrize("name", ["README.md", "docs/measured.md"])
 def test_the_halting_table(name):
     rows = tables(ROOT / name, "`AdaptiveHalt`")
@@ -69,6 +70,7 @@ def test_the_halting_table(name):
             assert quoted(row[column], measured["ratios"][ratio]), (row, column)
 
 
+@pytest.mark.promise("figures")
 def test_the_energy_table_stands_in_the_report():
     report = (RESULTS / "bench_energy.md").read_text()
     numbers = set(re.findall(r"\d+\.?\d*", report))
@@ -79,6 +81,7 @@ def test_the_energy_table_stands_in_the_report():
                 assert any(quoted(text, float(n)) for n in numbers if "." in n), (row, column)
 
 
+@pytest.mark.promise("figures")
 def test_the_peers():
     peers = {r["label"]: r for r in json.loads((RESULTS / "bench_peers.json").read_text())["rows"]}
     readme = {
@@ -187,6 +190,7 @@ QUOTES = {
 }
 
 
+@pytest.mark.promise("figures")
 @pytest.mark.parametrize("quote", QUOTES, ids=lambda quote: quote[1])
 def test_a_sentence_quotes_the_report(quote):
     name, pattern = quote
@@ -224,6 +228,7 @@ def numbers_of(value: object) -> list[float]:
     return [float(value)] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
 
+@pytest.mark.promise("figures")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_numbers_of_an_experiment_stand_in_its_reports(page):
     """Numbers with a decimal point, or of three digits: each is a number of the page's reports, rounded."""

@@ -104,6 +104,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.promise("examples")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_does_what_it_says(name, monkeypatch):
     if name in ("early_exit", "habit_and_control"):

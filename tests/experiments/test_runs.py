@@ -127,6 +127,7 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
+@pytest.mark.promise("resume")
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path, stop: int) -> None:
     whole, history = train(None)
@@ -142,6 +143,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path: Path, stop
     assert equal(again, whole) and unchanged == resumed
 
 
+@pytest.mark.promise("resume")
 def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     code = f"import sys; sys.path.append({str(ROOT)!r}); "
@@ -418,6 +420,7 @@ def test_rank_correlations() -> None:
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------
+@pytest.mark.promise("verdicts")
 @pytest.mark.parametrize(
     ("claims", "verdict"),
     [

@@ -59,6 +59,7 @@ def build(**options) -> ACC:
 
 
 # --- the gated answer ---------------------------------------------------------------------------------------
+@pytest.mark.promise("no work")
 @pytest.mark.parametrize("answer", ["control", "mixture"])
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_answers_like_masking_and_runs_only_what_is_called(answer: str, rate: float) -> None:
@@ -95,6 +96,7 @@ def test_gradients_reach_both_through_the_gated_answer() -> None:
     assert x.grad is not None and bool(x.grad.any(dim=1).all())
 
 
+@pytest.mark.promise("row alone")
 def test_a_row_is_the_same_in_any_batch() -> None:
     acc = build().eval()
     x = values((30, 5), D)
@@ -139,6 +141,7 @@ def test_recurrent_and_convolutional_backbones() -> None:
     assert images.default[0].per == "unit" and type(small[0]) is nn.Conv2d
 
 
+@pytest.mark.promise("modules")
 def test_lives_like_a_module() -> None:
     acc = build(objective=Objective(effort="value")).eval()
     x = values((20, 5), D)
@@ -381,6 +384,7 @@ def test_a_gate_of_ones_own() -> None:
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

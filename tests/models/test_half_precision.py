@@ -43,6 +43,7 @@ def finite_gradients(module: nn.Module) -> bool:
 
 
 # --- ACC ----------------------------------------------------------------------------------------------------
+@pytest.mark.promise("accumulation")
 @halves
 def test_scores_are_those_of_the_same_logits_in_float32(dtype: torch.dtype) -> None:
     logits = (values((50, CLASSES)) * torch.linspace(0.1, 30, 50)[:, None]).to(dtype)

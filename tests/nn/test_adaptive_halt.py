@@ -54,6 +54,7 @@ def numbered(batch, device="cpu"):
 
 
 # --- which rows the step sees -------------------------------------------------------------------------------
+@pytest.mark.promise("no work")
 @pytest.mark.parametrize("how", ALL_MODES)
 def test_only_active_rows_are_stepped_when_compact(how):
     n = torch.tensor([3, 1, 4, 1, 5, 2, 6, 5, 3, 5])
@@ -68,6 +69,7 @@ def test_only_active_rows_are_stepped_when_compact(how):
         assert all(rows == sorted(rows) for rows in step.calls)
 
 
+@pytest.mark.promise("no work")
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 def test_row_evaluations_are_the_sum_of_the_steps(how, name):
@@ -97,6 +99,7 @@ def test_auto_packs_at_once_with_gradients():
     assert [len(rows) for rows in step.calls] == [4, 3, 2]
 
 
+@pytest.mark.promise("no work")
 @pytest.mark.parametrize("how", ALL_MODES)
 @pytest.mark.parametrize("compact", COMPACT)
 def test_nothing_runs_after_the_last_row_has_halted(how, compact):
@@ -160,6 +163,7 @@ def test_module_list_ends_at_the_smaller_of_its_length_and_max_steps():
 
 
 # --- the edges ----------------------------------------------------------------------------------------------
+@pytest.mark.promise("small")
 @pytest.mark.parametrize("how", ALL_MODES)
 @pytest.mark.parametrize("batch", [0, 1, 2])
 @pytest.mark.parametrize("name", POLICIES)
@@ -177,6 +181,7 @@ def test_tiny_batches_and_one_step(name, batch, how, device):
             (result.output.sum() + result.cost.sum()).backward()
 
 
+@pytest.mark.promise("small")
 def test_an_empty_batch_is_differentiable(device):
     step, policy, h, x = make("act", 0, device=device, requires_grad=True)
     result = ac.AdaptiveHalt(step, policy, 4)(h, x)
@@ -275,6 +280,7 @@ def from_numpy(t):
 FORMATS = [transposed, strided, offset, middle, from_numpy]
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("name", POLICIES)
@@ -288,6 +294,7 @@ def test_layout_of_state_and_inputs_does_not_matter(name, layout, how, device):
             assert got is want is None or identical(got, want)
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("layout", [transposed, strided, offset, middle])
 @pytest.mark.parametrize("name", POLICIES)
@@ -301,6 +308,7 @@ def test_layout_of_what_the_step_returns_does_not_matter(name, layout, how, devi
         assert got is want is None or (identical(got, want) and identical(read, want))
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.parametrize("how", ALL_MODES)
 def test_expanded_tensors(how, device):
     step, policy, _, _ = make("act", 6, device=device)

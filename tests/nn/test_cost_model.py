@@ -108,6 +108,7 @@ def test_lazy_modules_can_be_steps():
         assert halt(torch.zeros(5, 4)).steps.tolist() == [2] * 5
 
 
+@pytest.mark.promise("seed")
 def test_the_same_call_takes_the_same_decisions():
     sizes = []
 

@@ -83,6 +83,7 @@ def without_waiting(name, batch, device, **options):
     return step, Quiet(name.startswith("weighted")) if "budget" in name else policy, h, x
 
 
+@pytest.mark.promise("no wait")
 @pytest.mark.cuda
 @pytest.mark.parametrize("lag", [2, None])
 @pytest.mark.parametrize("compact", COMPACT)
@@ -116,6 +117,7 @@ def test_a_trace_makes_the_host_wait_once_at_the_end(cuda):
     assert counts[0] == counts[1] <= 5
 
 
+@pytest.mark.promise("formula")
 @pytest.mark.cuda
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", UNTRACED)
@@ -136,6 +138,7 @@ def test_cpu_and_cuda_agree(name, how, cuda):
     torch.testing.assert_close(result.cost.cpu(), expected.cost, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.promise("graphs")
 @pytest.mark.cuda
 @pytest.mark.parametrize("how", ["no_grad", "grad"])
 @pytest.mark.parametrize("compact", COMPACT)
@@ -166,6 +169,7 @@ def test_capture_and_replay(name, compact, how, cuda):
                 assert (a is None and b is None) or identical(a.cpu(), b.cpu())
 
 
+@pytest.mark.promise("streams")
 @pytest.mark.cuda
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", POLICIES)
@@ -193,6 +197,7 @@ def test_two_streams(name, how, cuda):
             assert (a is None and b is None) or identical(a.cpu(), b.cpu())
 
 
+@pytest.mark.promise("streams")
 @pytest.mark.cuda
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", POLICIES)

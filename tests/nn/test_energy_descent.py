@@ -82,6 +82,7 @@ def test_the_options_meet_every_way_to_end():
     )
 
 
+@pytest.mark.promise("formula")
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_kernels_and_reference_agree(device, dtype, name):
@@ -106,6 +107,7 @@ def test_kernels_and_reference_agree(device, dtype, name):
         torch.testing.assert_close(got.trace.outputs, want.trace.outputs, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.promise("with gradients")
 @pytest.mark.parametrize("gradient", MODES, ids=str)
 @pytest.mark.parametrize("name", ["plain", "backtracking, momentum", "everything"])
 def test_every_mode_and_every_grad_mode_has_the_same_bits(device, name, gradient):
@@ -121,6 +123,7 @@ def test_every_mode_and_every_grad_mode_has_the_same_bits(device, name, gradient
                 assert identical(a, b)
 
 
+@pytest.mark.promise("small")
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("batch", [1, 33])
 def test_small_cases(device, batch):
@@ -129,6 +132,7 @@ def test_small_cases(device, batch):
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
+@pytest.mark.promise("row alone")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_row_alone_has_the_bits_it_has_in_a_batch(device, dtype, name):
@@ -143,6 +147,7 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(device, dtype, name):
         same_bits(alone, [t[b : b + 1] for t in together[:4]])
 
 
+@pytest.mark.promise("threads")
 def test_the_number_of_threads_changes_no_bit(threads):
     def energy(y, x):
         return (y * y * x).sum(1)
@@ -169,6 +174,7 @@ def test_the_number_of_threads_changes_no_bit(threads):
         same_bits(other, results[0])
 
 
+@pytest.mark.promise("no work")
 def test_only_rows_that_go_on_are_evaluated():
     seen = []
 
@@ -183,6 +189,7 @@ def test_only_rows_that_go_on_are_evaluated():
     assert seen == [(30, 30), *((n, n) for n in active)]
 
 
+@pytest.mark.promise("seed")
 def test_noise_is_keyed_by_seed_sample_and_step(device):
     def energy(y):
         return (y * y).sum(1) * 0
@@ -213,6 +220,7 @@ def test_tol_zero_stops_nobody(device):
         assert result.status.tolist() == [HALTED] * 3
 
 
+@pytest.mark.promise("small")
 def test_one_step(device):
     result = run("plain", device=device, max_steps=1)
     assert set(result.steps.tolist()) == {1}
@@ -246,6 +254,7 @@ def test_step_sizes_of_the_call_and_of_each_row(device):
     same_bits(host, descend(y0, x, step_size=0.1))
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout(device, layout):
     y0, x = (laid_out(layout, 9, DIM, torch.float32, device, seed=s) for s in (1, 2))
@@ -271,6 +280,7 @@ def test_points_of_more_dimensions_and_of_none(device):
     assert empty.energy.tolist() == [0.0] * 3
 
 
+@pytest.mark.promise("small")
 @pytest.mark.parametrize("gradient", MODES, ids=str)
 def test_an_empty_batch(device, gradient):
     energy = Bowl(torch.float32, device)
@@ -304,6 +314,7 @@ def barrier(y, x):
     return term[:, 0] + term[:, 1]
 
 
+@pytest.mark.promise("not finite")
 @pytest.mark.parametrize("accept", ["always", "if_lower"])
 def test_a_row_that_breaks_keeps_its_last_finite_point_and_harms_no_neighbour(device, accept):
     y0 = torch.rand(20, 2, device=device) + 1.0
@@ -332,6 +343,7 @@ def test_a_row_that_breaks_keeps_its_last_finite_point_and_harms_no_neighbour(de
     same_bits(broken, clean, rows=others)
 
 
+@pytest.mark.promise("not finite")
 @pytest.mark.parametrize("width", [1, 5, 33, 1100])
 def test_a_point_that_is_not_finite_ends_its_row_where_the_energy_does_not_see_it(device, width):
     for at in {0, width // 2, width - 1}:

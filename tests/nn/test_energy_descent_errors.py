@@ -105,6 +105,7 @@ BAD_OPTIONS = [
 ]
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("options", "error", "message"), BAD_OPTIONS, ids=[str(i) for i in range(len(BAD_OPTIONS))]
 )
@@ -159,6 +160,7 @@ BAD_ARGUMENTS = [
 ]
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("y0", "context", "options", "error", "message"),
     BAD_ARGUMENTS,
@@ -235,6 +237,7 @@ BAD_ENERGIES = [
 ]
 
 
+@pytest.mark.promise("step's result")
 @pytest.mark.parametrize(
     ("energy", "error", "message"), BAD_ENERGIES, ids=[str(i) for i in range(len(BAD_ENERGIES))]
 )

@@ -83,6 +83,7 @@ def close(got, want, tolerance=1e-9):
 
 
 # --- unrolled -----------------------------------------------------------------------------------------------
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("per_row", [True, False])
 @pytest.mark.parametrize("name", UNROLLED)
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
@@ -105,6 +106,7 @@ def test_unrolled_against_finite_differences(check, name, per_row):
     assert check(run, leaves)
 
 
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("trace", [False, True])
 @pytest.mark.parametrize("mode", ALL_MODES)
 @pytest.mark.parametrize("name", UNROLLED)
@@ -118,6 +120,7 @@ def test_gradients_are_those_of_the_reference(device, name, mode, trace):
     close(grads(p.loss(result), p.leaves), grads(p.loss(want), p.leaves))
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("mode", ALL_MODES)
 @pytest.mark.parametrize("name", ["plain", "clip", "backtracking", "everything"])
 def test_second_derivatives_are_those_of_the_reference(device, name, mode):
@@ -244,6 +247,7 @@ def test_context_that_was_computed_from_the_energys_own_parameters(device):
             close(got, both())
 
 
+@pytest.mark.promise("memory")
 def test_the_memory_of_a_forward_pass_is_its_points_not_its_graphs():
     alive = weakref.WeakSet()
     most = 0
@@ -455,6 +459,7 @@ def test_rows_of_an_implicit_gradient_do_not_wait_for_each_other(device):
         torch.testing.assert_close(alone[b], together[b])
 
 
+@pytest.mark.promise("second derivative")
 def test_implicit_twice_is_refused_by_name(device):
     y0, x = problem(3, torch.float64, device, requires_grad=True)
     result = ac.EnergyDescent(Bowl(device=device), 0.2, 20, gradient="implicit")(y0, x)

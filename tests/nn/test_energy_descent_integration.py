@@ -40,6 +40,7 @@ def same(a, b):
     assert all((x is None and y is None) or identical(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.promise("compile")
 @pytest.mark.parametrize("gradient", MODES, ids=str)
 def test_a_model_with_a_descent_in_it_can_be_compiled(gradient):
     torch._dynamo.reset()
@@ -70,6 +71,7 @@ def test_a_model_with_a_descent_in_it_can_be_compiled(gradient):
     torch._dynamo.reset()
 
 
+@pytest.mark.promise("autocast")
 @pytest.mark.parametrize("gradient", MODES, ids=str)
 def test_autocast(gradient):
     """The energy runs in bfloat16, forward and backward; points, energies and gradients stay float32."""
@@ -98,6 +100,7 @@ def test_autocast(gradient):
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.promise("modules")
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
 @pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save"])
 def test_copies_behave_like_the_original(copied, used):
@@ -118,6 +121,7 @@ def test_copies_behave_like_the_original(copied, used):
     same(train(other, y0, x), train(descend, y0, x))
 
 
+@pytest.mark.promise("modules")
 def test_state_dict_round_trip():
     descend = module_of()
     assert set(descend.state_dict()) == {"step_size", "energy.a", "energy.b", "energy.c"}
@@ -127,6 +131,7 @@ def test_state_dict_round_trip():
     same(train(other, y0, x), train(descend, y0, x))
 
 
+@pytest.mark.promise("modules")
 def test_moving_to_another_dtype():
     descend = module_of().double()
     y0, x = problem(4, torch.float64)
@@ -134,6 +139,7 @@ def test_moving_to_another_dtype():
     assert "max_steps=5" in repr(descend)
 
 
+@pytest.mark.promise("modules")
 @pytest.mark.parametrize("gradient", MODES, ids=str)
 def test_results_can_be_pickled_and_copied(gradient):
     y0, x = problem(4)
@@ -155,6 +161,7 @@ def process_group():
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.promise("distributed")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 def test_distributed_data_parallel(process_group):
     y0, x = problem(6)
@@ -170,6 +177,7 @@ def test_distributed_data_parallel(process_group):
             assert (a.grad is None or not a.grad.any()) if b.grad is None else identical(a.grad, b.grad)
 
 
+@pytest.mark.promise("processes")
 def test_python_threads_do_not_disturb_each_other():
     y0, x = problem(40)
     want = train(module_of(), y0, x)
@@ -239,6 +247,7 @@ def test_an_energy_that_differentiates_on_its_own():
         torch.testing.assert_close(ac.EnergyDescent(energy, 0.001, 3, 0.0)(y0, x).y, want.y)
 
 
+@pytest.mark.promise("processes")
 def test_a_forked_child_can_run_after_its_parent_has():
     done = run_python(
         "-c",
@@ -267,6 +276,7 @@ def cuda():
     return torch.device("cuda", torch.cuda.current_device())
 
 
+@pytest.mark.promise("no wait")
 @pytest.mark.cuda
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", ["plain", "everything"])
@@ -286,6 +296,7 @@ def test_the_host_never_waits_while_rows_descend(cuda, gradient, name, how):
     assert int(result.steps.min()) >= 1
 
 
+@pytest.mark.promise("formula")
 @pytest.mark.cuda
 @pytest.mark.parametrize("gradient", MODES, ids=str)
 @pytest.mark.parametrize("name", ["plain", "everything"])
@@ -305,6 +316,7 @@ def test_cpu_and_cuda_agree(cuda, name, gradient):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.promise("graphs")
 @pytest.mark.cuda
 def test_capture_and_replay(cuda):
     y0, x = problem(64, device=cuda)
@@ -326,6 +338,7 @@ def test_capture_and_replay(cuda):
     same([t.cpu() for t in result[:4]], [t.cpu() for t in want[:4]])
 
 
+@pytest.mark.promise("streams")
 @pytest.mark.cuda
 def test_on_another_stream(cuda):
     y0, x = problem(300, device=cuda)

@@ -51,6 +51,7 @@ BAD_OPTIONS = [
 ]
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("options", "error", "message"), BAD_OPTIONS, ids=[str(i) for i in range(len(BAD_OPTIONS))]
 )
@@ -115,6 +116,7 @@ BAD_POLICIES = [
 ]
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("build", "error", "message"), BAD_POLICIES, ids=[str(i) for i in range(len(BAD_POLICIES))]
 )
@@ -131,6 +133,7 @@ def test_seed_has_room_for_63_bits():
 
 
 # --- the arguments of a call --------------------------------------------------------------------------------
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize(
     "bad", NOT_TENSORS, ids=[type(bad).__name__ + str(i) for i, bad in enumerate(NOT_TENSORS)]
@@ -157,6 +160,7 @@ BAD_TENSORS = [
 ]
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize(("bad", "error", "message"), BAD_TENSORS, ids=[m for _, _, m in BAD_TENSORS])
 def test_tensors_of_a_wrong_kind(bad, error, message, how):
@@ -169,6 +173,7 @@ def test_tensors_of_a_wrong_kind(bad, error, message, how):
             halt()(H, bad)
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize("how", MODES)
 def test_batch_sizes_that_differ(how):
     with mode(how):
@@ -204,6 +209,7 @@ def test_fixed_steps_for_another_batch():
         halt(policy=ac.FixedSteps(torch.ones(5, dtype=torch.int64)).to("meta"))(H)
 
 
+@pytest.mark.promise("before")
 def test_nothing_runs_before_the_arguments_are_checked():
     calls = []
     model = halt(lambda h, *_: calls.append(1) or h)
@@ -215,6 +221,7 @@ def test_nothing_runs_before_the_arguments_are_checked():
     assert not calls
 
 
+@pytest.mark.promise("bad input")
 def test_cuda_tensors_need_a_build_with_cuda(monkeypatch):
     monkeypatch.setattr(_checks, "HAS_CUDA", False)
     with pytest.raises(RuntimeError, match=r"state is on cuda:0.*built without CUDA"):
@@ -248,6 +255,7 @@ BAD_STEPS = [
 ]
 
 
+@pytest.mark.promise("step's result")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(("step", "error", "message"), BAD_STEPS, ids=[str(i) for i in range(len(BAD_STEPS))])
@@ -263,6 +271,7 @@ def test_step_that_changes_the_state(step, error, message, late, how):
         halt(wrong)(H)
 
 
+@pytest.mark.promise("step's result")
 @pytest.mark.parametrize("how", MODES)
 def test_step_that_changes_a_nested_state(how):
     with mode(how):
@@ -294,6 +303,7 @@ BAD_HEADS = [
 ]
 
 
+@pytest.mark.promise("step's result")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", ["act", "ponder", "ponder_eval"])
 @pytest.mark.parametrize(("head", "error", "message"), BAD_HEADS, ids=[str(i) for i in range(len(BAD_HEADS))])
@@ -313,6 +323,7 @@ BAD_READOUTS = [
 ]
 
 
+@pytest.mark.promise("step's result")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize(
@@ -406,6 +417,7 @@ class Fixed(ac.Policy):
         return self.decisions[min(view.step, len(self.decisions)) - 1]
 
 
+@pytest.mark.promise("step's result")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize(
     ("decision", "error", "message"), BAD_DECISIONS, ids=[str(i) for i in range(len(BAD_DECISIONS))]
@@ -415,6 +427,7 @@ def test_decisions(decision, error, message, how):
         halt(lambda h: h * 1, Fixed(decision))(H)
 
 
+@pytest.mark.promise("step's result")
 def test_decisions_that_change_between_steps():
     some = ac.Decision(NO, cost=H[:, 0])
     for decisions in (

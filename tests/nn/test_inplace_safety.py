@@ -32,6 +32,7 @@ def run(step, *arguments, how="no_grad", compact=True, device="cpu", readout=Non
         )
 
 
+@pytest.mark.promise("untouched")
 @pytest.mark.parametrize("form", ["tensor", "nested"])
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
@@ -92,6 +93,7 @@ def read_kept(name, kept, like):
     return value
 
 
+@pytest.mark.promise("untouched")
 @pytest.mark.parametrize("how", ["no_grad", "inference"])
 @pytest.mark.parametrize("keep", KEEP)
 def test_what_the_step_kept_of_its_result_stays_as_it_was(keep, how):
@@ -146,6 +148,7 @@ def test_hooks_may_keep_results(how):
     assert all(map(torch.equal, kept, copies))
 
 
+@pytest.mark.promise("untouched")
 @pytest.mark.parametrize("how", ["no_grad", "inference"])
 def test_readouts_heads_and_policies_may_keep_what_they_see(how):
     kept = []
@@ -164,6 +167,7 @@ def test_readouts_heads_and_policies_may_keep_what_they_see(how):
         assert torch.equal(state, copy), tag
 
 
+@pytest.mark.promise("untouched")
 @pytest.mark.parametrize("how", ["no_grad", "inference"])
 def test_step_may_keep_its_arguments(how):
     """The inputs of a call are the loop's copies: compacted in place unless another reference exists."""
@@ -274,6 +278,7 @@ def test_a_step_that_works_in_place_on_its_own_tensors(how):
     assert torch.equal(run(step, torch.zeros(BATCH, 1), how=how).output[:, 0], N.float())
 
 
+@pytest.mark.promise("untouched")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_results_are_not_shared_with_the_arguments_or_the_next_call(name, how):

@@ -54,6 +54,7 @@ def graphs():
     torch._dynamo.reset()
 
 
+@pytest.mark.promise("compile")
 @pytest.mark.parametrize("how", ["grad", "no_grad", "inference"])
 def test_a_compiled_step_is_not_compiled_again_for_every_size(how, graphs):
     cell = Cell()
@@ -67,6 +68,7 @@ def test_a_compiled_step_is_not_compiled_again_for_every_size(how, graphs):
     assert graphs.count <= 3
 
 
+@pytest.mark.promise("compile")
 @pytest.mark.parametrize("name", ["act", "ponder_eval", "max_prob"])
 def test_a_compiled_step_trains(name, graphs):
     step, policy, h, x = make(name, 17, requires_grad=True)
@@ -79,6 +81,7 @@ def test_a_compiled_step_trains(name, graphs):
     assert graphs.count <= 3
 
 
+@pytest.mark.promise("compile")
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", ["act", "fixed_tensor"])
 def test_a_model_with_a_halting_loop_in_it_can_be_compiled(name, how, graphs):
@@ -116,6 +119,7 @@ def test_a_compiled_step_in_a_compiled_model(how, graphs):
 
 
 # --- autocast -----------------------------------------------------------------------------------------------
+@pytest.mark.promise("autocast")
 @pytest.mark.parametrize("how", MODES)
 def test_autocast(how):
     """The step and the head compute in bfloat16; the state keeps its dtype."""
@@ -151,6 +155,7 @@ def test_autocast(how):
     assert torch.bfloat16 in seen
 
 
+@pytest.mark.promise("autocast")
 def test_autocast_does_not_excuse_an_integer():
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="dtype"):
         ac.AdaptiveHalt(lambda h: h.long(), ac.FixedSteps(2), 3)(torch.zeros(2, 1))
@@ -173,6 +178,7 @@ def through_torch_save(halt):
     return torch.load(buffer, weights_only=False)
 
 
+@pytest.mark.promise("modules")
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, through_pickle, through_torch_save])
 @pytest.mark.parametrize("name", POLICIES)
@@ -189,6 +195,7 @@ def test_copies_behave_like_the_original(name, copied, used):
         assert not {p.data_ptr() for p in halt.parameters()} & {p.data_ptr() for p in twin.parameters()}
 
 
+@pytest.mark.promise("modules")
 @pytest.mark.parametrize("name", POLICIES)
 def test_state_dict_round_trip(name):
     halt, h, x = module_of(name)
@@ -204,6 +211,7 @@ def test_state_dict_round_trip(name):
     same(halt(h, x), other(h, x))
 
 
+@pytest.mark.promise("modules")
 def test_parameters_are_those_of_step_head_and_readout():
     step, policy, _, _ = make("act")
     halt = ac.AdaptiveHalt(step, policy, 3, readout=nn.Linear(DIM, 2))
@@ -218,6 +226,7 @@ def test_parameters_are_those_of_step_head_and_readout():
     }
 
 
+@pytest.mark.promise("modules")
 @pytest.mark.parametrize("name", POLICIES)
 def test_results_can_be_pickled_and_copied(name):
     halt, h, x = module_of(name)
@@ -227,6 +236,7 @@ def test_results_can_be_pickled_and_copied(name):
     same(result, copy.deepcopy(result))
 
 
+@pytest.mark.promise("modules")
 def test_moving_to_another_dtype():
     halt, h, x = module_of("act")
     result = halt.double()(h.double(), x.double())
@@ -249,6 +259,7 @@ def process_group():
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.promise("distributed")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 def test_distributed_data_parallel(process_group):
     for name in POLICIES:
@@ -263,6 +274,7 @@ def test_distributed_data_parallel(process_group):
             assert (a.grad is None or not a.grad.any()) if b.grad is None else identical(a.grad, b.grad)
 
 
+@pytest.mark.promise("threads")
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_number_of_threads_changes_no_bit(name, threads):
     got = []
@@ -285,6 +297,7 @@ def test_the_number_of_threads_changes_no_bit(name, threads):
         same(got[0], other)
 
 
+@pytest.mark.promise("processes")
 def test_python_threads_do_not_disturb_each_other():
     """One module, several threads; half of them on the reference."""
     halt, h, x = module_of("act")
@@ -310,6 +323,7 @@ def test_python_threads_do_not_disturb_each_other():
     assert not wrong
 
 
+@pytest.mark.promise("processes")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 def test_a_forked_child_can_run_after_its_parent_has():
     """The child process has one thread, like a data loader's worker."""

@@ -30,6 +30,7 @@ def late(request):
 LAGS = [2, 1, 3, 10**6, None]  # a million: the host learns nothing
 
 
+@pytest.mark.promise("stale count")
 @pytest.mark.parametrize("compact", COMPACT)
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", POLICIES)
@@ -47,6 +48,7 @@ def test_how_stale_the_count_is_changes_no_bit(name, how, compact, late):
             assert (a is None and b is None) or identical(a.cpu(), b.cpu())
 
 
+@pytest.mark.promise("stale count")
 @pytest.mark.parametrize("name", ["plain", "backtracking, momentum", "everything"])
 @pytest.mark.parametrize(
     "gradient", ["unrolled", ("truncated", 2), "stepwise", "implicit", "detached"], ids=str
@@ -181,6 +183,7 @@ class Launches:
             return self.step(h, x)
 
 
+@pytest.mark.promise("launches")
 @pytest.mark.skipif(not EMULATED, reason="the emulator counts the launches")
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", FUSED)
@@ -208,6 +211,7 @@ def test_a_step_takes_four_launches_at_most(name, how, monkeypatch):
     assert launched.count("aten::copy_") <= len(counted.between)
 
 
+@pytest.mark.promise("launches")
 @pytest.mark.skipif(not EMULATED, reason="the emulator counts the launches")
 @pytest.mark.parametrize("name", FUSED)
 def test_a_step_takes_one_launch_backward(name):

@@ -71,6 +71,7 @@ def test_a_bound_that_is_never_met_costs_nothing(kind, gradient, trace):
     assert torch.equal(run(2**63 - 1)[0], want[0])
 
 
+@pytest.mark.promise("seed")
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", SHORT)
 def test_a_descent_that_runs_twice_has_the_same_bits(monkeypatch, kind, option):

@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
+from adaptcomp_ext.nn.halting.policies.pondernet import _hazard
 from tests.helpers.halting import (
     COMPACT,
     DIM,
@@ -31,6 +32,7 @@ from tests.helpers.halting import (
 pytestmark = pytest.mark.usefixtures("block_size")
 
 
+@pytest.mark.promise("formula")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("form", ["tensor", "tuple", "nested"])
 @pytest.mark.parametrize("name", POLICIES)
@@ -58,6 +60,7 @@ def test_readout_min_steps_and_head_of_width_one(name, how, device):
         assert result.output.shape == (8, 3)
 
 
+@pytest.mark.promise("formula")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
@@ -71,6 +74,7 @@ def test_dtypes(name, how, dtype, device):
     assert result.cost.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@pytest.mark.promise("accumulation")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_weighted_sum_is_accumulated_in_float32(dtype, device):
     """Two hundred weights, most of them below the resolution of half precision at one."""
@@ -79,6 +83,7 @@ def test_weighted_sum_is_accumulated_in_float32(dtype, device):
     assert bool((ac.AdaptiveHalt(lambda h: h * 1, policy, 200)(h).output == 1).all())
 
 
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("how", ["grad", "reference"])
 @pytest.mark.parametrize("compact", COMPACT)
 @pytest.mark.parametrize("name", POLICIES)
@@ -135,12 +140,14 @@ CASES = {
 }
 
 
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_by_finite_differences(case):
     run, arguments = differentiable(*CASES[case])
     assert gradcheck(run, arguments)
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("case", CASES)
 def test_second_derivatives_by_finite_differences(case):
     run, arguments = differentiable(*CASES[case])
@@ -186,6 +193,7 @@ def test_act_is_the_same_in_evaluation(device):
     assert identical(a.output, b.output) and identical(a.cost, b.cost)
 
 
+@pytest.mark.promise("status")
 def test_a_row_that_runs_out_of_steps_says_so(device):
     h = torch.randn(3, DIM, device=device)
     for policy in (ac.ACT(lambda h: h[:, 0] * 0 - 9), ac.Confidence(1.0), ac.FixedSteps(99)):
@@ -265,6 +273,7 @@ def test_philox_of_the_tests_gives_the_published_vectors():
     assert philox4x32(*pi) == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
 
 
+@pytest.mark.promise("seed")
 @pytest.mark.parametrize("how", MODES)
 def test_ponder_draws_depend_on_seed_sample_and_step_alone(how, device):
     ids = torch.tensor([3, 2**40 + 7, 0, 3, 11, 2**62], device=device)
@@ -279,6 +288,7 @@ def test_ponder_draws_depend_on_seed_sample_and_step_alone(how, device):
     assert steps[0] == steps[3]
 
 
+@pytest.mark.promise("seed", "row alone")
 @pytest.mark.parametrize("compact", COMPACT)
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 def test_permuting_rows_and_their_ids_permutes_the_result(how, compact, device):
@@ -291,6 +301,19 @@ def test_permuting_rows_and_their_ids_permutes_the_result(how, compact, device):
     assert identical(a.steps[order], b.steps) and identical(a.output[order], b.output)
 
 
+@pytest.mark.promise("row alone")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_hazard_is_one_number_wherever_its_row_stands(dtype):
+    """A policy that samples outside of the kernels compares its draw with this."""
+    for logit in torch.randn(50, dtype=dtype):
+        for rows in (1, 17, 18, 31, 33, 47, 63, 64):
+            assert _hazard(logit.repeat(rows)).unique().numel() == 1
+            assert torch.equal(_hazard(logit.repeat(rows))[:1], _hazard(logit[None]))
+    far = torch.tensor([-2000.0, -20.0, 0.0, 20.0, 2000.0], dtype=dtype)
+    torch.testing.assert_close(_hazard(far), torch.sigmoid(far))
+
+
+@pytest.mark.promise("seed")
 def test_seeds_differ_and_repeat(device):
     h = torch.zeros(200, 1, device=device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -86,6 +87,7 @@ def masked(result, keep):
     )
 
 
+@pytest.mark.promise("formula")
 @given(programs())
 @SETTINGS
 def test_against_the_dense_loop(p):
@@ -101,6 +103,7 @@ def test_against_the_dense_loop(p):
     )
 
 
+@pytest.mark.promise("formula")
 @given(programs())
 @SETTINGS
 def test_against_the_reference(p):
@@ -132,6 +135,7 @@ def test_against_the_reference(p):
         torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.promise("row alone")
 @given(programs(), st.data())
 @SETTINGS
 def test_any_part_of_a_batch_gives_the_same_bits(p, data):

@@ -59,6 +59,7 @@ def gradients(out, upstream, *wanted):
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
 
 
+@pytest.mark.promise("formula", "gradient")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 def test_the_bits_of_masking_forward_and_backward(device, poison, size, dtype):
@@ -95,6 +96,7 @@ def test_the_gradient_of_a_weight_is_the_masked_one(device):
         torch.testing.assert_close(*found, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("numerical", [gradcheck, gradgradcheck])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_differentiable_twice(device, numerical, pattern):
@@ -153,6 +155,7 @@ def test_results_of_any_dtype(device, dtype):
     assert_bitwise(ac.route(chosen, lambda x: x, new, otherwise=old), torch.where(chosen[:, None], new, old))
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout(device, layout):
     for pattern in PATTERNS:
@@ -165,6 +168,7 @@ def test_any_memory_layout(device, layout):
         )
 
 
+@pytest.mark.promise("row alone")
 def test_a_row_does_not_see_its_neighbours(device):
     chosen = mask("random", 33, device)
     branch, x, z, otherwise = case(33, device=device)
@@ -177,6 +181,7 @@ def test_a_row_does_not_see_its_neighbours(device):
         assert_bitwise(ac.route(chosen[one], branch, x[one], z[one], otherwise=otherwise[one]), together[one])
 
 
+@pytest.mark.promise("not finite")
 def test_a_nan_in_a_row_that_is_not_used_reaches_nothing(device):
     chosen = mask("alternating", 7, device)
     branch, x, z, otherwise = case(7, device=device)
@@ -190,6 +195,7 @@ def test_a_nan_in_a_row_that_is_not_used_reaches_nothing(device):
     assert not bool(through.isfinite().all())  # which masking does not keep out
 
 
+@pytest.mark.promise("small")
 def test_no_row_chosen(device):
     branch, x, z, otherwise = case(5, device=device)
     out = ac.route(torch.zeros(5, dtype=torch.bool, device=device), branch, x, z, otherwise=otherwise)
@@ -263,6 +269,7 @@ def test_the_reference_agrees(device):
         assert_bitwise(got, want)
 
 
+@pytest.mark.promise("autocast")
 @pytest.mark.parametrize("pattern", ["random", "all"])
 def test_autocast_converts_to_the_dtype_of_otherwise(device, pattern):
     chosen = mask(pattern, 9, device)
@@ -311,6 +318,7 @@ def untouched(*_):
     raise AssertionError("the branch ran before the arguments were checked")
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),
     [
@@ -392,6 +400,7 @@ def test_bad_input_is_refused_by_name(error, message, arguments):
         ac.route(*arguments)
 
 
+@pytest.mark.promise("compile")
 def test_a_compiled_model_is_split_where_the_rows_are_counted(recwarn):
     """A split graph compiles the branch too; fullgraph=True raises."""
     layer, graphs = nn.Linear(3, 3).double(), []

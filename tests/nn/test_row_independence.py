@@ -63,6 +63,7 @@ def per_row(
     return out
 
 
+@pytest.mark.promise("row alone", "compaction")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", POLICIES)
@@ -78,6 +79,7 @@ def test_a_row_is_the_same_alone_in_any_batch_in_any_order_and_however_packed(na
                 assert identical(a[chosen], b)
 
 
+@pytest.mark.promise("with gradients")
 @pytest.mark.parametrize("name", POLICIES)
 def test_results_are_the_same_with_and_without_gradients(name, device):
     """Two loops and two kernels have the same arithmetic, also in the training loop's weighted sum."""
@@ -89,6 +91,7 @@ def test_results_are_the_same_with_and_without_gradients(name, device):
         assert identical(got, want)
 
 
+@pytest.mark.promise("threads")
 def test_many_rows_and_threads_change_nothing(threads, device):
     for name in ("act", "max_prob", "weighted_budget"):
         threads(1)
@@ -161,6 +164,7 @@ def applicable(name, place):
 CASES = [(n, p) for n in POLICIES for p in PLACES if applicable(n, p)]
 
 
+@pytest.mark.promise("not finite")
 @pytest.mark.parametrize("value", [NAN, -INF])
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize(("name", "place"), CASES)
@@ -193,6 +197,7 @@ def test_a_broken_row_ends_as_nonfinite_at_that_step_and_harms_no_other(name, pl
             assert bool(h.grad[BAD_ROW].isfinite().all())
 
 
+@pytest.mark.promise("not finite")
 @pytest.mark.parametrize("how", ["grad", "reference"])
 @pytest.mark.parametrize(("name", "place"), [c for c in CASES if c[1] not in ("input", "state")])
 def test_a_broken_row_passes_no_gradient_back(name, place, how, device):
@@ -250,6 +255,7 @@ def test_the_cost_of_a_broken_row_is_that_of_the_steps_before(place, how, device
         assert bool(shift.grad.isfinite())
 
 
+@pytest.mark.promise("not finite")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_broken_from_the_start(name, how, device):
@@ -284,6 +290,7 @@ def test_integers_in_the_state_are_never_nonfinite(how, device):
     assert result.status.tolist() == [1, 1, 1] and torch.equal(result.state[1], bits)
 
 
+@pytest.mark.promise("not finite")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("how", MODES)
 def test_broken_rows_in_every_dtype(dtype, how, device):

@@ -21,6 +21,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("policy", "name", "good", "bad"),
     [
@@ -55,6 +56,7 @@ def test_settings_of_a_policy_are_checked_whenever_they_are_assigned(policy, nam
     assert getattr(copy.deepcopy(made), name) == before or isinstance(before, nn.Module)
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
@@ -78,6 +80,7 @@ def test_settings_of_a_module_are_checked_whenever_they_are_assigned(name, good,
         assert halt(torch.ones(3, 2)).steps.tolist() == [2] * 3
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize("how", MODES)
 def test_bounds_assigned_later_are_checked_at_the_call(how):
     halt = ac.AdaptiveHalt(torch.tanh, ac.FixedSteps(2), max_steps=4)
@@ -176,6 +179,7 @@ def test_a_descent_heeds_noise_that_was_changed_in_place():
         descend(y)
 
 
+@pytest.mark.promise("bad input")
 def test_settings_of_a_descent_that_are_properties_are_read_at_every_call():
     descend = Annealed(half_square, tol=0.0)
     y = torch.ones(3, 1)

@@ -88,6 +88,7 @@ def run(kind, place, name, compact="auto"):
 NAMES = ["act", "ponder", "ponder_eval", "max_prob", "relative", "fixed_tensor", "weighted_budget"]
 
 
+@pytest.mark.promise("subclasses")
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("place", PLACES)
@@ -170,6 +171,7 @@ def test_a_class_of_parameters():
     assert state.grad.tolist() == [[1.0, 1.0]] * 4
 
 
+@pytest.mark.promise("subclasses")
 @pytest.mark.parametrize("how", ["grad", "no_grad", "reference"])
 @pytest.mark.parametrize("mask", [[True, False, True], [False] * 3, [True] * 3])
 def test_route(how, mask):
@@ -238,6 +240,7 @@ def test_ops(grad):
             assert type(got) is Tensor and torch.equal(got, want)
 
 
+@pytest.mark.promise("subclasses")
 @pytest.mark.parametrize("how", MODES)
 def test_a_wrapper_with_a_dispatch_of_its_own_is_refused_by_name(how):
     x, n = torch.randn(4, 3), torch.tensor([1, 2, 2, 1])
@@ -355,6 +358,7 @@ def lazily_negated(t):
     return torch._neg_view(-t)
 
 
+@pytest.mark.promise("subclasses")
 @pytest.mark.parametrize(
     "change", [lambda t: t.as_subclass(Image), lazily_negated], ids=["subclass", "negated"]
 )

@@ -36,6 +36,7 @@ class Counting(torch.autograd.Function):
         return g * (1 - out * out)
 
 
+@pytest.mark.promise("no work")
 @pytest.mark.parametrize("compact", [True, "auto"])
 @pytest.mark.parametrize("name", [n for n in POLICIES if n != "ponder"])
 def test_a_halted_row_costs_nothing_forward_and_backward(name, compact):
@@ -61,6 +62,7 @@ def saved_bytes(run):
     return held
 
 
+@pytest.mark.promise("memory")
 @pytest.mark.parametrize("policy", ["fixed", "act"])
 def test_memory_grows_with_the_sum_of_the_steps_and_not_with_batch_times_max_steps(policy):
     batch, dim, steps = 256, 64, 16
@@ -152,6 +154,7 @@ def test_ponder_cost_teaches_act_to_halt_sooner():
     assert float(halt(h, x).steps.double().mean()) < before - 1
 
 
+@pytest.mark.promise("compaction")
 @pytest.mark.parametrize("name", POLICIES)
 def test_gradients_do_not_depend_on_compaction(name, device):
     """Rows have bitwise equal gradients, parameters up to the order of a sum."""
@@ -176,6 +179,7 @@ def test_the_graph_can_be_walked_twice(name, device):
     assert identical(a, b)
 
 
+@pytest.mark.promise("checkpoint")
 @pytest.mark.parametrize("where", ["step", "loop"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_checkpointing(name, where, device):
@@ -191,6 +195,7 @@ def test_checkpointing(name, where, device):
         assert identical(a, b)
 
 
+@pytest.mark.promise("checkpoint")
 @pytest.mark.parametrize("derived", [False, True])
 @pytest.mark.parametrize("compact", COMPACT)
 @pytest.mark.parametrize("name", POLICIES)

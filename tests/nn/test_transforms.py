@@ -88,6 +88,7 @@ RECORDING = {
 }
 
 
+@pytest.mark.promise("transforms")
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("how", DIFFERENTIATION)
@@ -104,6 +105,7 @@ def test_differentiation_is_refused_on_the_kernels_and_right_on_the_reference(ho
         torch.testing.assert_close(transform(function), want)
 
 
+@pytest.mark.promise("transforms")
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("policy", ["fixed", "ponder"])
 @pytest.mark.parametrize("how", RECORDING)
@@ -118,6 +120,7 @@ def test_recording_and_batching_are_refused(how, policy, reference):
     assert "call it" in text or "torch.compile without fullgraph=True" in text
 
 
+@pytest.mark.promise("transforms")
 def test_a_graph_of_one_piece_is_refused():
     function = halting(FIXED)
     with pytest.raises(RuntimeError, match=r"AdaptiveHalt does not support torch\.compile\(fullgraph=True\)"):
@@ -136,6 +139,7 @@ SCRIPTED = {
 }
 
 
+@pytest.mark.promise("transforms")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", SCRIPTED)
 def test_scripting_is_refused(name):
@@ -226,6 +230,7 @@ def test_a_scripted_budget_is_not_looked_at_where_it_has_no_values():
         torch.func.grad(lambda x: halting(ac.FixedSteps(N))(x).sum())(X)
 
 
+@pytest.mark.promise("transforms")
 @pytest.mark.parametrize("policy", ["act", "still"])
 def test_a_batch_of_gradients_is_refused(policy):
     """The block is so large that the kernels run the backward pass."""

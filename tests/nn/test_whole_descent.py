@@ -104,6 +104,7 @@ def test_energies_in_closed_form_run_as_a_whole(monkeypatch, kind):
     with_gradients(function, tensors)
 
 
+@pytest.mark.promise("formula")
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_matches_the_reference_in_double(device, poison, kind, option):
@@ -120,6 +121,7 @@ def test_matches_the_reference_in_double(device, poison, kind, option):
     poison.check()
 
 
+@pytest.mark.promise("formula")
 @pytest.mark.parametrize("option", ["plain", "momentum", "clip", "noise"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_is_as_good_as_torch(device, kind, option):
@@ -139,6 +141,7 @@ def test_float32_is_as_good_as_torch(device, kind, option):
         assert_as_good_as_torch(g, s, e, rounding=4.0, scale=e.abs().max().item())
 
 
+@pytest.mark.promise("accumulation")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", SHORT)
 def test_half_precision_is_rounded_once(device, kind, dtype):
@@ -165,6 +168,7 @@ def instruction_set(request):
     _C.use_isa(before)
 
 
+@pytest.mark.promise("formula")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_instruction_set(instruction_set, kind, dtype):
@@ -183,6 +187,7 @@ def test_every_instruction_set(instruction_set, kind, dtype):
                 )
 
 
+@pytest.mark.promise("row alone")
 @pytest.mark.parametrize("kind", ["mlp-softplus", "deep-gelu", "hopfield"])
 def test_rows_alone_in_every_instruction_set(instruction_set, kind):
     module = energy(kind, dtype=torch.float32, **WIDE)
@@ -196,6 +201,7 @@ def test_rows_alone_in_every_instruction_set(instruction_set, kind):
         assert_bitwise(descend(*(t[row : row + 1] for t in given)).y, whole.y[row : row + 1])
 
 
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 2), "stepwise", "detached"], ids=str)
 @pytest.mark.parametrize("kind", SHORT)
 @pytest.mark.parametrize("option", ["plain", "energy", "clip and momentum", "all"])
@@ -222,6 +228,7 @@ def test_gradients_where_no_slot_of_a_tile_is_empty(device, poison, kind, rows):
     poison.check()
 
 
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["plain", "clip and momentum", "noise", "clamp"])
 def test_gradcheck_in_every_argument(kind, option):
@@ -237,6 +244,7 @@ def test_gradcheck_in_every_argument(kind, option):
     assert gradcheck(outputs, [t.requires_grad_() for t in tensors])
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("kind", SHORT)
 @pytest.mark.parametrize("option", ["plain", "momentum", "all"])
 def test_gradgradcheck(kind, option):
@@ -276,6 +284,7 @@ def test_gradient_of_sigma_and_of_a_shared_step_size():
     assert gradcheck(function, [sigma, alpha])
 
 
+@pytest.mark.promise("row alone")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["energy", "all", "backtracking"])
@@ -306,6 +315,7 @@ def test_a_row_is_bitwise_the_same_alone_and_in_any_order(device, kind, option, 
                 assert_bitwise(getattr(alone, name), getattr(whole, name)[row : row + 1])
 
 
+@pytest.mark.promise("row alone")
 @pytest.mark.parametrize("kind", ["mlp-gelu", "deep-tanh", "hopfield", "linear rows"])
 def test_the_rows_gradients_do_not_depend_on_their_neighbours(device, kind):
     rows = 37
@@ -368,6 +378,7 @@ def test_the_product_with_a_context(instruction_set, device, poison, transposed)
     assert gradgradcheck(lambda *t: _Product.apply(transposed, *t), tensors)
 
 
+@pytest.mark.promise("threads")
 @pytest.mark.parametrize("kind", SHORT)
 def test_threads_change_no_row(threads, kind):
     module = energy(kind, dtype=torch.float32, dim=32, width=64, context=24)
@@ -385,6 +396,7 @@ def test_threads_change_no_row(threads, kind):
             assert_bitwise(a, b)
 
 
+@pytest.mark.promise("not finite")
 @pytest.mark.parametrize("kind", SHORT)
 def test_a_row_that_is_not_finite_ends_alone(device, kind):
     rows, bad = 20, 6
@@ -422,6 +434,7 @@ def test_a_row_that_diverges_keeps_its_last_finite_point(device):
     assert bool(g.isfinite().all())
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.parametrize("layout", ["transposed", "strided", "misaligned", "expanded"])
 def test_layouts(device, layout):
     module = energy("mlp-silu", dtype=torch.float32, device=device)
@@ -431,6 +444,7 @@ def test_layouts(device, layout):
     assert_bitwise(got.y, expected.y)
 
 
+@pytest.mark.promise("small")
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("kind", SHORT)
 @pytest.mark.parametrize("rows", [0, 1, 2, 15, 16, 17])
@@ -455,6 +469,7 @@ def test_tolerance_zero_runs_to_the_end(device, kind):
     assert result.steps.tolist() == [7] * 6 and result.status.tolist() == [ac.Status.MAX_STEPS] * 6
 
 
+@pytest.mark.promise("seed")
 def test_noise_is_of_the_sample_and_the_step(device):
     module = energy("mlp-silu", device=device)
     descend = ac.EnergyDescent(module, noise=0.5, max_steps=3, tol=0.0, seed=4)

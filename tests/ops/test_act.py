@@ -56,6 +56,7 @@ def check_against_reference(rows, dtype, scalar, stage, device):
         assert_as_good_as_torch(g, s, e)
 
 
+@pytest.mark.promise("formula", "own memory")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("scalar", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -75,6 +76,7 @@ def test_small_cases(device, rows):
     torch.autograd.grad([out.weight, out.cost], [logits, accumulated], [torch.ones_like(out.weight)] * 2)
 
 
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_gradients_match_autograd_through_the_reference(device, poison, dtype, stage):
@@ -90,6 +92,7 @@ def test_gradients_match_autograd_through_the_reference(device, poison, dtype, s
     poison.check()
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 def test_is_differentiable_twice(device, check, stage):
@@ -103,6 +106,7 @@ def test_each_output_has_its_own_gradient(device, used):
     assert gradcheck(lambda z, a: step(z, a, "running")[used], leaves)
 
 
+@pytest.mark.promise("layout")
 def test_non_contiguous_and_misaligned_arguments(device):
     logits, accumulated = block(66, torch.float32, torch.float32, device)
     for cut in (slice(None, None, 2), slice(1, None), slice(3, 40, 3)):
@@ -114,6 +118,7 @@ def test_non_contiguous_and_misaligned_arguments(device):
     assert bool((g == g[0]).all())
 
 
+@pytest.mark.promise("row alone")
 def test_a_row_alone_gives_the_bits_it_gives_in_a_batch(device):
     logits, accumulated = block(257, torch.float32, torch.float32, device)
     together = step(logits, accumulated, "running")
@@ -220,6 +225,7 @@ def problem(device):
     return logits, states
 
 
+@pytest.mark.promise("formula")
 def test_the_steps_add_up_to_graves_equations(problem):
     logits, states = problem
     output, cost, weights, steps = rollout(logits, states)
@@ -242,6 +248,7 @@ def closed_form(logits, states, steps):
     return slope[..., None] * (states - last), -slope
 
 
+@pytest.mark.promise("gradient")
 def test_the_gradient_of_output_and_ponder_cost_has_its_closed_form(problem):
     logits, states = problem
     z = logits.requires_grad_()

@@ -97,6 +97,7 @@ def raw_calls(device):
     return [pytest.param(*call, id=f"{i}-{call[0]}") for i, call in enumerate(calls)]
 
 
+@pytest.mark.promise("compile")
 @pytest.mark.parametrize(("name", "arguments"), raw_calls("cpu"))
 def test_opcheck_with_all_its_utilities(device, name, arguments):
     if name == "halt_rows" and not on_cuda(device) and arguments[11] is not None:
@@ -211,6 +212,7 @@ def check_compiled(op, device, backend):
     assert len(shapes) <= 2, "compiled anew for each batch size"
 
 
+@pytest.mark.promise("compile")
 @pytest.mark.parametrize("op", ["padded", "act", "pondernet", "confidence", "scatter"])
 def test_compiles_into_one_graph_for_all_batch_sizes(device, op):
     check_compiled(op, device, "aot_eager")
@@ -286,6 +288,7 @@ def test_one_thread_and_several_give_the_same_bits(threads):
             assert_bitwise(got, want)
 
 
+@pytest.mark.promise("processes")
 def test_several_python_threads_may_call_at_once():
     expected, failures = everything_large(), []
 
@@ -305,6 +308,7 @@ def test_several_python_threads_may_call_at_once():
     assert not any(worker.is_alive() for worker in workers)
 
 
+@pytest.mark.promise("processes")
 def test_the_reference_is_asked_for_in_one_thread_only():
     from adaptcomp_ext.ops._backend import on_reference
 
@@ -346,6 +350,7 @@ assert os.waitstatus_to_exitcode(status) == 0, status
 """
 
 
+@pytest.mark.promise("processes")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1)])
 def test_a_forked_child_works_and_does_not_hang(before, after):
@@ -594,12 +599,14 @@ BAD = [
 ]
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(("function", "arguments", "error", "match"), BAD)
 def test_a_bad_argument_is_named_with_what_was_expected_and_what_came(function, arguments, error, match):
     with pytest.raises(error, match=match):
         function(**arguments) if isinstance(arguments, dict) else function(*arguments)
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.skipif(ac.build_info()["cuda"], reason="built with CUDA")
 def test_without_cuda_compiled_in_the_error_is_one_clear_sentence():
     from adaptcomp_ext.ops._checks import check_device

@@ -9,6 +9,7 @@ from adaptcomp_ext.ops import _capability
 DEFAULT = "75-real,80-real,90"
 
 
+@pytest.mark.promise("capability")
 @pytest.mark.parametrize(
     ("architectures", "capability", "expected"),
     [
@@ -35,6 +36,7 @@ def test_the_rules_of_binary_compatibility(architectures, capability, expected):
     assert _capability.runs_on(architectures, capability) is expected
 
 
+@pytest.mark.promise("capability")
 def test_a_device_that_the_build_does_not_fit_is_refused_at_every_use(monkeypatch):
     monkeypatch.setattr(_C, "build_info", lambda: {"cuda_architectures": "90-real"})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))

@@ -53,6 +53,7 @@ def check_all_three(keep, tensors):
         assert_bitwise(pb, everywhere)
 
 
+@pytest.mark.promise("formula", "own memory")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", ROWS)
 def test_matches_indexing_in_every_size_and_writes_all_it_promises(device, poison, rows, dtype):
@@ -62,6 +63,7 @@ def test_matches_indexing_in_every_size_and_writes_all_it_promises(device, poiso
     poison.check()
 
 
+@pytest.mark.promise("small")
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
 @pytest.mark.parametrize("rows", FEW_ROWS)
@@ -71,6 +73,7 @@ def test_small_cases(device, rows, dtype):
     )
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout(device, poison, layout, dtype):
@@ -80,6 +83,7 @@ def test_any_memory_layout(device, poison, layout, dtype):
     poison.check()
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.sanitizer
 def test_misaligned_rows(device):
     tensors = [laid_out("misaligned", 33, width, torch.bfloat16, device) for width in (1, 7, 8, 16)]
@@ -146,6 +150,7 @@ def test_lazily_conjugated_and_negated_tensors(device, dtype):
         torch.testing.assert_close(again, lazy[keep], rtol=0, atol=0)
 
 
+@pytest.mark.promise("large")
 def test_offsets_beyond_two_to_the_thirty_first(device):
     rows, width = (1 << 16) + 1, (1 << 15) + 8
     x = torch.empty((rows, width), dtype=torch.uint8, device=device)  # only its last row is ever touched
@@ -183,6 +188,7 @@ def gradient_cases(device):
     return mask("random", 6, device, seed=3), x, y
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 def test_compact_is_differentiable_twice(device, check):
     keep, x, y = gradient_cases(device)

@@ -36,6 +36,7 @@ def check_against_reference(logits, measure):
     assert bool((got >= -4 * torch.finfo(got.dtype).eps).all())
 
 
+@pytest.mark.promise("formula", "own memory")
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_matches_the_reference_in_every_size(device, poison, dtype, measure):

@@ -60,6 +60,7 @@ def update(y, gradient, size, velocity, noise, options):
     return ac.ops.descent_update(y, gradient, size, velocity=velocity, noise=noise, **options)
 
 
+@pytest.mark.promise("formula", "own memory")
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_matches_the_reference_in_every_size(device, poison, dtype, name):
@@ -128,6 +129,7 @@ def test_rows_of_more_dimensions_are_flattened(device):
     assert point.tolist() == [0.75] * 3
 
 
+@pytest.mark.promise("row alone")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_row_alone_gives_the_bits_it_gives_in_a_batch(device, name, threads):
     options = OPTIONS[name]
@@ -149,6 +151,7 @@ def test_a_row_alone_gives_the_bits_it_gives_in_a_batch(device, name, threads):
                 assert_bitwise(g, w[i : i + 1])
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_is_differentiable_twice(device, check, name):
@@ -171,6 +174,7 @@ def test_is_differentiable_twice(device, check, name):
         assert check(run, leaves)
 
 
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradients_match_autograd_through_the_reference(device, dtype, name):
@@ -213,6 +217,7 @@ def test_a_nan_row_shows_and_harms_no_neighbour(device):
     assert_bitwise(got[others], clean[others])
 
 
+@pytest.mark.promise("compile")
 @pytest.mark.parametrize("name", ["plain", "all"])
 def test_compiles_whole(device, name):
     torch._dynamo.reset()
@@ -323,6 +328,7 @@ BAD = [
 ]
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))]
 )

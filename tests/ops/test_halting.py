@@ -40,6 +40,7 @@ from tests.helpers.tensors import (
 )
 
 
+@pytest.mark.promise("formula", "own memory")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_matches_the_reference_in_every_size(device, poison, dtype, kind):
@@ -62,6 +63,7 @@ def test_matches_the_reference_in_every_width(device, dtype, weighted):
         )
 
 
+@pytest.mark.promise("small")
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("kind", ["state is the output", "readout apart", "weighted state", "two sums"])
 @pytest.mark.parametrize("rows", [0, 1, 33, 257])
@@ -89,6 +91,7 @@ def test_rows_that_take_a_whole_block_of_threads(device, poison, dtype, readout)
     poison.check()
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_memory_layout(device, dtype, layout):
@@ -99,6 +102,7 @@ def test_any_memory_layout(device, dtype, layout):
         check_against_reference(block)
 
 
+@pytest.mark.promise("status")
 def test_who_ends_and_why(device):
     block = make_block(6, device, padding=False, pattern="none")
     block.halt[1] = block.halt[2] = True
@@ -130,6 +134,7 @@ def test_rows_that_go_on_and_rows_of_other_blocks_are_left_untouched(device):
     assert bool((results.totals[0][~stepped] == UNTOUCHED).all())
 
 
+@pytest.mark.promise("not finite")
 @pytest.mark.parametrize("where", ["leaf", "readout", "weight"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -162,6 +167,7 @@ def test_an_element_that_is_not_finite_ends_its_row_wherever_it_is(device, width
         assert block.end()[1].tolist() == [NONFINITE if i == 4 else RUNNING for i in range(9)]
 
 
+@pytest.mark.promise("row alone")
 def test_a_row_alone_gives_the_bits_it_gives_in_a_block(device):
     block = make_block(
         64, device, widths=(17, 64), weighted=True, readout="leaf", integers=False, padding=False
@@ -271,6 +277,7 @@ def test_padding_holds_copies_of_running_rows(device):
             assert_bitwise(t[j], t[j % running])
 
 
+@pytest.mark.promise("large")
 def test_offsets_beyond_two_to_the_thirty_first(device):
     rows, width = (1 << 16) + 1, (1 << 15) + 8
     block = make_block(rows, device, widths=(1,), integers=False, sums=0, pattern="none", padding=False)

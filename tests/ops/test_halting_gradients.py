@@ -20,6 +20,7 @@ from tests.helpers.tensors import (
 )
 
 
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("packing", ["stay", "exact", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -32,6 +33,7 @@ def test_gradients_match_autograd_through_the_reference(device, poison, dtype, k
     poison.check()
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("packing", ["stay", "exact", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_is_differentiable_twice(device, kind, packing):

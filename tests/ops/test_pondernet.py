@@ -69,6 +69,7 @@ def check_against_reference(rows, dtype, scalar, stage, device):
         assert_as_good_as_torch(g, s, e, rounding=4.0, scale=1.0)
 
 
+@pytest.mark.promise("formula", "own memory")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("scalar", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -88,6 +89,7 @@ def test_small_cases(device, rows):
     torch.autograd.grad([out.weight, out.cost], leaves, [torch.ones_like(out.weight)] * 2)
 
 
+@pytest.mark.promise("gradient")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_gradients_match_autograd_through_the_reference(device, poison, dtype, stage):
@@ -103,6 +105,7 @@ def test_gradients_match_autograd_through_the_reference(device, poison, dtype, s
     poison.check()
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 def test_is_differentiable_twice(device, check, stage):

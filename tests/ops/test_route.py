@@ -51,6 +51,7 @@ def check(chosen, whole, otherwise, form="compact"):
         assert_bitwise(got, expected)
 
 
+@pytest.mark.promise("formula", "own memory")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", ROWS)
@@ -71,6 +72,7 @@ def test_small_cases(device, rows, dtype, form):
     check(mask("random", rows, device), *sides, form)
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout(device, poison, layout, dtype):
@@ -91,6 +93,7 @@ def test_any_memory_layout(device, poison, layout, dtype):
     poison.check()
 
 
+@pytest.mark.promise("layout")
 @pytest.mark.sanitizer
 def test_misaligned_rows(device):
     whole, otherwise = (
@@ -141,6 +144,7 @@ def test_lazily_conjugated_and_negated_tensors(device):
         assert torch.equal(got, torch.where(chosen[:, None], view(x), view(o)))
 
 
+@pytest.mark.promise("large")
 @pytest.mark.slow
 def test_offsets_beyond_two_to_the_thirty_first(device):
     size, width = (1 << 16) + 1, (1 << 15) + 8
@@ -173,6 +177,7 @@ def test_what_compact_took_goes_back_where_it_was(device):
     assert_bitwise(ac.ops.merge_rows(padded, at, x)[0], x)
 
 
+@pytest.mark.promise("threads")
 @pytest.mark.parametrize("count", [2, 3])
 def test_one_thread_and_several_give_the_same_bits(threads, count):
     chosen = mask("random", 4096)
@@ -202,6 +207,7 @@ def gradient_cases(device, form):
     return index, rows, otherwise
 
 
+@pytest.mark.promise("second derivative")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("numerical", [gradcheck, gradgradcheck])
 def test_differentiable_twice(device, numerical, form):
@@ -301,6 +307,7 @@ def both_ways(x, o, keep):
     return ac.ops.merge_rows([rows * 2], index, [o])[0]
 
 
+@pytest.mark.promise("compile")
 def test_compiles_into_one_graph_for_all_batch_sizes(device):
     torch._dynamo.reset()
     compiled = torch.compile(both_ways, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -341,6 +348,7 @@ def test_never_waits_for_the_device_and_runs_in_a_graph():
 X, INDEX = torch.zeros(5, 3), torch.tensor([1, 3])
 
 
+@pytest.mark.promise("bad input")
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),
     [

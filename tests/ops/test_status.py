@@ -22,6 +22,7 @@ static_assert(std::is_same_v<decltype(outcome(true, true, 1, 1, 1)), decltype(Ve
 """
 
 
+@pytest.mark.promise("status")
 def test_the_codes_are_those_of_the_compiled_module():
     assert {status.name: int(status) for status in ac.Status} == {
         name: code for name, code in _C.STATUS.items() if code > 0

@@ -60,6 +60,7 @@ DIFFERENTIATION = {
 }
 
 
+@pytest.mark.promise("transforms")
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("how", DIFFERENTIATION)
@@ -88,6 +89,7 @@ def test_confidence_only_decides_in_forward_mode_too():
     torch.testing.assert_close(torch.vmap(ac.ops.confidence)(X.expand(2, 6, 3))[1], ac.ops.confidence(X))
 
 
+@pytest.mark.promise("transforms")
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", OPS)
 def test_vmap(name):
@@ -138,6 +140,7 @@ RECORDERS = {
 }
 
 
+@pytest.mark.promise("transforms")
 @pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("how", RECORDERS)
 def test_what_is_recorded_of_an_op_is_right_for_other_values(how, name):
@@ -174,6 +177,7 @@ def test_fake_tensors_have_the_shapes(name, grad):
     assert (got.shape, got.dtype) == (want.shape, want.dtype)
 
 
+@pytest.mark.promise("transforms")
 @pytest.mark.parametrize("name", OPS)
 def test_batches_of_gradients_are_refused(name):
     with pytest.raises(

@@ -40,6 +40,11 @@ def _check_seed(seed: Any) -> int:
     return int(seed)
 
 
+def _hazard(logits: Tensor) -> Tensor:
+    """Return the probability that a row halts; `torch.sigmoid` would round it by the row's place."""
+    return torch.exp(-logits).add(1).reciprocal()
+
+
 class PonderNet(Policy):
     """PonderNet (Banino, Balaguer, Blundell 2021): the halting step is random, with a learned hazard.
 
@@ -118,7 +123,7 @@ class PonderNet(Policy):
             with torch.no_grad():
                 sample = view.row if run.sample_ids is None else run.sample_ids[view.row.clamp(min=0)]
                 draw = uniform(self.seed, sample, view.step).to(run.scalar)
-                return Decision(draw < torch.sigmoid(logits.to(run.scalar)), logits=logits)
+                return Decision(draw < _hazard(logits.to(run.scalar)), logits=logits)
         weight, log_survival, cost, halt = pondernet_step_unchecked(
             logits,
             view.carry[0],
