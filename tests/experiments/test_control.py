@@ -23,8 +23,7 @@ from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
 from adaptcomp_ext.experiments.horizon import horizon
 from adaptcomp_ext.experiments.runs import Cell, Results, read_json
 from adaptcomp_ext.experiments.style import QUICK
-from adaptcomp_ext.experiments.transfer import transfer
-from adaptcomp_ext.experiments.transfer.measure import successor
+from adaptcomp_ext.experiments.transfer import successor, transfer
 from tests.helpers.reports import check_one_seed_report
 
 QUIET = Console(quiet=True)

@@ -37,14 +37,15 @@ from adaptcomp_ext.experiments.energy.evaluation import (
 from adaptcomp_ext.experiments.energy.experiment import recipe_for
 from adaptcomp_ext.experiments.energy.landscape import choose, load, save, survey
 from adaptcomp_ext.experiments.energy.measure import hold_out
-from adaptcomp_ext.experiments.energy.timing import compare, plain_loss
 from adaptcomp_ext.experiments.energy.training import (
     Batch,
     Recipe,
     batches,
     build_classifier,
     build_model,
+    compare,
     every_step_loss,
+    plain_loss,
     practising,
     train,
     train_classifier,

@@ -17,8 +17,7 @@ from rich.console import Console
 
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
 from adaptcomp_ext.experiments.maze import maze, training
-from adaptcomp_ext.experiments.maze.evaluation import run_trial
-from adaptcomp_ext.experiments.maze.measure import measure, unseen_layouts
+from adaptcomp_ext.experiments.maze.measure import measure, run_trial, unseen_layouts
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.models.agents import SWEEPS, MazeAgent
 from tests.helpers.reports import check_one_seed_report

@@ -18,7 +18,8 @@ from rich.console import Console
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
 from adaptcomp_ext.experiments.runs import Cell, Results
-from adaptcomp_ext.experiments.sudoku import evaluation, sudoku
+from adaptcomp_ext.experiments.sudoku import measure as evaluation
+from adaptcomp_ext.experiments.sudoku import sudoku
 from adaptcomp_ext.experiments.sudoku.experiment import _sentences
 from adaptcomp_ext.experiments.sudoku.measure import follow
 from adaptcomp_ext.experiments.sudoku.model import Energy, FeedForward, Recurrent, units

@@ -14,6 +14,8 @@ from ..runs import Cell, FirstSeed, Later, Listed, Quick, Results, Seeds, Setup,
 from ..runs.report import Block, Column, Picture, Table, Verdicts, column, tabulate
 from ..runs.statistics import estimate, form, interval, points, said
 from ..style import ORANGE, OTHERS, OURS, WIDTH, WRONG, band, curve, legend
+from .measure import FRAMES_NAME, measure
+from .training import preset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +36,9 @@ GATES = ("value", "kl", "entropy", "random", "always", "never")
 SPREAD = "in units of the value estimates' range from their 5th to their 95th percentile"
 
 
-@experiment(Later(f"{__package__}.measure"), out="adaptcomp-out/control-{task}")
+@experiment(
+    Later("adaptcomp_ext.experiments.environments.control", measure), out="adaptcomp-out/control-{task}"
+)
 def control(
     task: Task = "pendulum-swingup",
     *,
@@ -58,8 +62,6 @@ def control(
     quick: Quick = False,
 ) -> Setup:
     """Learn to control, planning everywhere, where it pays, at random or never. Half an hour per seed."""
-    from .training import preset
-
     settings = preset(task, steps=steps, quick=quick)
     if price is not None:
         settings = replace(settings, price=price, test_price=None)
@@ -380,8 +382,6 @@ def _cost(axes: Axes, found: _Found) -> None:
 
 
 def _strip(value: Results) -> Picture:
-    from .measure import FRAMES_NAME
-
     path = value.folder / "cells" / value.cells[0].name / FRAMES_NAME
     frames = list(np.load(path)) if path.is_file() else []
     draw = partial(_episode, strip=value.first("strip"), frames=frames)

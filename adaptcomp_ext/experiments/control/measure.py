@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
-from adaptcomp_ext.experiments.environments.control import ControlVectorEnv
 from adaptcomp_ext.experiments.files import whole
 from adaptcomp_ext.experiments.runs import Cell, Tick, rank_correlation, read_json, span, write_json
 from adaptcomp_ext.models.agents import PlanningAgent
 
 from .training import Settings, Trainer, train
 
-__all__ = ["FRAMES_NAME", "Episodes", "measure", "run_episodes"]
+if TYPE_CHECKING:
+    from ..environments.control import ControlVectorEnv
 
 PRICES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
 """Prices at which the trained value gate's agent is tested, as multiples of the one in training."""
@@ -217,7 +217,43 @@ class Episodes(NamedTuple):
         return float(self.called.double().mean())
 
 
-@torch.no_grad()
+def walk(
+    agent: PlanningAgent,
+    task: str,
+    count: int,
+    seed: int,
+    decide: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]],
+    length: int | None = None,
+    watch: Callable[[ControlVectorEnv], None] | None = None,
+) -> tuple[list[Tensor], int]:
+    """Run `count` episodes of `length` decisions, or whole ones, without exploration.
+
+    The same `seed` begins in the same states. ``decide(observation) -> (action, record)``; `watch` is shown
+    the environment before each decision. Returns the stacked records [T, N, …], after them the rewards, which
+    are 0 after an episode's end, and the number of episodes that broke.
+    """
+    from ..environments.control import ControlVectorEnv
+
+    env = ControlVectorEnv(task, count, max_steps=length, autoreset_mode="SameStep")
+    observation, _ = env.reset(seed=seed)
+    least, agent.planner.least_std = agent.planner.least_std, 0.05
+    records: list[tuple[Tensor, ...]] = []
+    going = np.ones(count, bool)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            while going.any():
+                if watch is not None:
+                    watch(env)
+                action, record = decide(torch.from_numpy(observation))
+                observation, reward, _, truncated, _ = env.step(action.numpy())
+                records.append((*record, torch.from_numpy(np.where(going, reward, 0.0))))
+                going &= ~truncated
+    finally:
+        agent.planner.least_std = least
+    return [torch.stack(part) for part in zip(*records, strict=True)], env.broken
+
+
 def run_episodes(
     agent: PlanningAgent,
     task: str,
@@ -227,36 +263,18 @@ def run_episodes(
     length: int | None = None,
     watch: Callable[[ControlVectorEnv], None] | None = None,
 ) -> Episodes:
-    """Run `count` whole episodes with an agent as it is: no exploration, nothing learned.
+    """`walk` with an agent as it is. `kind` is that of the gate: by default its own, to which it returns."""
+    before: Tensor | None = None
 
-    The same `seed` begins in the same states. `kind` is that of the gate, by default its own, and put back
-    afterwards; `length` is the number of decisions, by default those of the suite's own episode; `watch` is
-    shown the environment before each decision.
-    """
-    env = ControlVectorEnv(task, count, max_steps=length, autoreset_mode="SameStep")
-    observation, _ = env.reset(seed=seed)
+    def decide(observation: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        nonlocal before
+        act = agent.act(observation, before)
+        before = act.following
+        return act.action, (act.called, act.iterations, act.gain, act.divergence, act.distance, act.score)
+
     own, agent.gate.kind = agent.gate.kind, kind or agent.gate.kind
-    least, agent.planner.least_std = agent.planner.least_std, 0.05
-    records: list[tuple[Tensor, ...]] = []
-    going = np.ones(count, bool)
-    before = None
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            while going.any():
-                if watch is not None:
-                    watch(env)
-                act = agent.act(torch.from_numpy(observation), before)
-                before = act.following
-                observation, reward, _, truncated, _ = env.step(act.action.numpy())
-                counted = torch.from_numpy(np.where(going, reward, 0.0))
-                records.append(
-                    (act.called, act.iterations, act.gain, act.divergence, act.distance, act.score, counted)
-                )
-                going &= ~truncated
+        records, broken = walk(agent, task, count, seed, decide, length, watch)
     finally:
-        agent.gate.kind, agent.planner.least_std = own, least
-    called, iterations, gain, apart, distance, score, rewards = (
-        torch.stack(part) for part in zip(*records, strict=True)
-    )
-    return Episodes(rewards.sum(0), called, iterations, gain, apart, distance, score, rewards, env.broken)
+        agent.gate.kind = own
+    return Episodes(records[-1].sum(0), *records, broken=broken)

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adaptcomp_ext.experiments.environments.control import ACTION_REPEAT, ControlVectorEnv, check_task
 from adaptcomp_ext.experiments.files import write_tensors
 from adaptcomp_ext.experiments.runs import Checkpoint
 from adaptcomp_ext.models.agents import PlanGate, PlanningAgent, WorldModel
@@ -77,6 +76,9 @@ PRESETS: Mapping[str, Settings] = {
 
 def preset(task: str, *, steps: int | None = None, quick: bool = False) -> Settings:
     """The settings of a task; `steps` of the suite are rounded up to whole rounds."""
+    # Imported where it is needed: without the simulator the experiments can still be listed.
+    from ..environments.control import ACTION_REPEAT, check_task
+
     settings = replace(PRESETS[check_task(task)], task=task)
     if quick:
         planner = {**settings.planner, "samples": 64, "elites": 12, "habits": 4, "iterations": 3}
@@ -136,6 +138,8 @@ class Trainer:
     def __init__(
         self, settings: Settings, seed: int, folder: Path | None = None, agent: PlanningAgent | None = None
     ) -> None:
+        from ..environments.control import ControlVectorEnv
+
         self.settings, self.folder = settings, folder
         self.env = ControlVectorEnv(
             settings.task, settings.envs, max_steps=settings.episode, autoreset_mode="SameStep"

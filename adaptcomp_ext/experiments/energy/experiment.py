@@ -12,8 +12,7 @@ from ..runs import Cell, Data, Epochs, FirstSeed, Quick, Results, Seeds, Setup, 
 from ..runs.report import Block, Column, Picture, Table, Verdicts, tabulate
 from ..runs.statistics import counted, form, interval, mean_interval
 from ..style import INK, MUTED, ORANGE, OTHERS, OURS, curve, note
-from .descents import draw_descents
-from .landscape import load
+from .landscape import draw_descents, load
 from .measure import LANDSCAPES, hold_out, measure
 from .training import Recipe
 

@@ -26,8 +26,7 @@ from .evaluation import (
     under_corruption,
 )
 from .landscape import choose, save, survey
-from .timing import compare
-from .training import Recipe, build_classifier, build_model, train, train_classifier
+from .training import Recipe, build_classifier, build_model, compare, train, train_classifier
 
 __all__ = ["LANDSCAPES", "hold_out", "measure"]
 

@@ -30,7 +30,7 @@ Worker = Callable[[Cell, Path, Tick], dict[str, Any]]
 
 
 class Later:
-    """The worker that is called `measure` in a module which is imported where a cell runs, and not before.
+    """A worker that needs a module which is imported where a cell runs, and not before.
 
     With it, an experiment can be listed where what it measures with, such as a simulator, is not installed.
 
@@ -38,14 +38,17 @@ class Later:
     ----------
     module : str
         The module's full name; a cluster asks its machines whether they have it.
+    worker : Worker, optional
+        Runs the cell. Default: the function `measure` of the module.
     """
 
-    def __init__(self, module: str) -> None:
-        self.__module__ = module
+    def __init__(self, module: str, worker: Worker | None = None) -> None:
+        self.__module__, self.worker = module, worker
 
     def __call__(self, cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         """Import the module and run a cell."""
-        return dict(import_module(self.__module__).measure(cell, folder, tick))
+        module = import_module(self.__module__)
+        return dict((self.worker or module.measure)(cell, folder, tick))
 
 
 def span(tick: Tick, what: str, begin: float, end: float) -> Callable[[float], None]:

@@ -12,8 +12,7 @@ from ..runs import Cell, FirstSeed, Quick, Results, Seeds, Setup, experiment
 from ..runs.report import Block, Column, Picture, Verdicts, tabulate
 from ..runs.statistics import ONE_SEED, estimate, form, interval, mean_interval, points, said
 from ..style import INK, MUTED, ORANGE, OTHERS, OURS, WRONG, curve
-from .evaluation import ALLOWED
-from .measure import SOURCES, measure
+from .measure import ALLOWED, SOURCES, measure
 from .training import Recipe
 
 if TYPE_CHECKING:

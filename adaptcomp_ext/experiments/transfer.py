@@ -1,18 +1,24 @@
-"""The experiment: its options and cells, and its report."""
+"""Transfer: walker stand, walk and run in turn, and what is kept from one task to the next."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
 
-from ..runs import Cell, FirstSeed, Later, Quick, Results, Seeds, Setup, Steps, experiment, grid
-from ..runs.report import Block, Table, Verdicts, column
-from ..runs.statistics import ONE_SEED, Shown, counted, interval, points
-from ..style import ORANGE, OTHERS, OURS, legend
+from adaptcomp_ext.models.agents import PlanningAgent
+
+from .bench.machine import keep_freed_memory
+from .control.training import Settings, Trainer, build, preset, train
+from .runs import Cell, FirstSeed, Later, Quick, Results, Seeds, Setup, Steps, Tick, experiment, grid, span
+from .runs.report import Block, Table, Verdicts, column
+from .runs.statistics import ONE_SEED, Shown, counted, interval, points
+from .style import ORANGE, OTHERS, OURS, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +30,59 @@ ORDERS = tuple(tasks[i:] + tasks[:i] for tasks in (TASKS, TASKS[::-1]) for i in 
 """All six; each task is the first of one of the first three, the second of one, the third of one."""
 NAMES = {"nothing": "from scratch", "habit": "the habit is kept", "everything": "everything is kept"}
 """What goes from one task to the next: nothing; π₁ with the encoder that it reads; all networks."""
+LARGEST = 1000.0
+"""The largest return."""
 
 
-@experiment(Later(f"{__package__}.measure"))
+def successor(agent: PlanningAgent, settings: Settings, keep: str) -> PlanningAgent:
+    """Make the agent of the next task; new parts come from torch's random state.
+
+    `keep` says what it takes over from the `agent` of the task before, which is left as it is: "nothing", the
+    "habit" with the encoder that it reads, or "everything".
+    """
+    world = agent.world
+    new = build(settings, next(world.encoder.parameters()).shape[1], world.actions)
+    if keep == "everything":
+        new.load_state_dict(agent.state_dict())
+    elif keep == "habit":
+        new.world.encoder.load_state_dict(world.encoder.state_dict())
+        new.world.habit.load_state_dict(world.habit.state_dict())
+    return new
+
+
+def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+    """Learn the tasks in order; the first one comes from the cell that learned it from scratch."""
+    keep_freed_memory()
+    settings = Settings(**cell.options["settings"])
+    order, keep = cell.options["order"], cell.options["keep"]
+    agent: PlanningAgent | None = None
+    tasks: list[dict[str, Any]] = []
+    for i, task in enumerate(order):
+        own = replace(settings, task=task, warm=settings.warm if i == 0 else 0)
+        begun = i == 0 and keep != "nothing"
+        where = (folder.parent / cell.options["begin"] if begun else folder) / f"{i}-{task}"
+        where.mkdir(exist_ok=True)
+        # Each task begins from a state of its own, so that one that is taken up again ends as it would have.
+        torch.manual_seed(1000 * cell.seed + i)
+        begin = None if agent is None else successor(agent, own, keep)
+        trainer = Trainer(own, cell.seed + i, where, begin)
+        history = train(trainer, None, span(tick, task, i / len(order), (i + 1) / len(order)))
+        agent = trainer.agent
+        returns = [record["return"] for record in history]
+        regret = [LARGEST - value for value in returns]
+        tasks.append(
+            {
+                "task": task,
+                "returns": returns,
+                "regret": _mean(regret),
+                "early regret": _mean(regret[: max(1, len(regret) // 4)]),
+                "rate": _mean([record["rate"] for record in history]),
+            }
+        )
+    return {"tasks": tasks, "regret": _mean([entry["regret"] for entry in tasks])}
+
+
+@experiment(Later(f"{__package__}.environments.control", measure))
 def transfer(
     *,
     steps: Steps = None,
@@ -38,8 +94,6 @@ def transfer(
     quick: Quick = False,
 ) -> Setup:
     """Learn walker stand, walk and run in turn, keeping the habit, everything or nothing. It takes hours."""
-    from ..control.training import preset
-
     common = {"settings": asdict(replace(preset(TASKS[0], steps=steps, quick=quick), gate="value"))}
     every = list(range(first_seed, first_seed + seeds))
     chosen = [list(order) for order in ORDERS[:orders]]
@@ -101,7 +155,10 @@ def report(results: Results) -> list[Block]:
     """What is kept from one task to the next, and the regret that it saves."""
     found, config = _Found(results), results.config
     settings = config["settings"]
-
+    rows = []
+    for keep, name in NAMES.items():
+        less = ["–" if keep == "nothing" else found.less_scratch(keep, *what) for what in (ALL, LATER, EARLY)]
+        rows.append([name, interval(found.regret(keep), 0, 1.0), *less])
     return [
         "# Transfer: walker stand, walk and run, one after another",
         f"{counted(len(config['orders']), 'order')}; each task {settings['rounds']} rounds of "
@@ -111,20 +168,7 @@ def report(results: Results) -> list[Block]:
         "single runs.",
         column("transfer.png", "Transfer", found, *(partial(_task, task=task) for task in TASKS)),
         Verdicts([_sentence(found, keep) for keep in found.kept]),
-        Table(
-            ["what is kept", "regret", "− scratch", "2nd and 3rd task", "their first quarter"],
-            [
-                [
-                    name,
-                    interval(found.regret(keep), 0, 1.0),
-                    *(
-                        "–" if keep == "nothing" else found.less_scratch(keep, *w)
-                        for w in (ALL, LATER, EARLY)
-                    ),
-                ]
-                for keep, name in NAMES.items()
-            ],
-        ),
+        Table(["what is kept", "regret", "− scratch", "2nd and 3rd task", "their first quarter"], rows),
     ]
 
 

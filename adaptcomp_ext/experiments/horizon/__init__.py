@@ -1,5 +1,0 @@
-"""A planning horizon that follows the state."""
-
-from .experiment import horizon
-
-__all__ = ["horizon"]
