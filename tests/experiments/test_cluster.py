@@ -28,7 +28,8 @@ from rich.console import Console
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
-from adaptcomp_ext.experiments.runs import Cell, Checkpoint, RunFolder, cluster, fit, owner, run_cells
+from adaptcomp_ext.experiments.runs import Cell, Checkpoint, RunFolder, cluster, fit, run_cells
+from adaptcomp_ext.experiments.runs.folder import owned
 from tests.helpers.processes import ROOT
 
 QUIET = Console(quiet=True)
@@ -227,7 +228,7 @@ import ray
 from pathlib import Path
 from adaptcomp_ext.experiments.runs import cluster_driver as driver
 from tests.experiments.test_cluster import train
-from adaptcomp_ext.experiments.runs.owner import owned
+from adaptcomp_ext.experiments.runs.folder import owned
 driver._join(ray, {head[0]!r}, 2)
 with owned(Path("cells")) as token:
     job = driver.Job.here(Path("cells"), token, train, 1)
@@ -336,7 +337,7 @@ if __name__ == "__main__":
     if how == signal.SIGINT:
         assert run.returncode == 130 and err.strip() == "adaptcomp: interrupted; the same command goes on"
     stops(sign)
-    with owner.owned(tmp_path / "out" / "cells"):  # nobody's any more
+    with owned(tmp_path / "out" / "cells"):  # nobody's any more
         pass
 
 

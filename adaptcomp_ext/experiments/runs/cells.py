@@ -1,23 +1,130 @@
-"""The cells of an experiment: run here, in processes of this machine or on a cluster, each only once."""
+"""The cells of an experiment, each one setting and one seed: run once, and recorded in the folder.
+
+They run in this process, in several (`processes`) or on a cluster (`cluster`); the two modules are imported
+when they are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adaptcomp_ext.ops._checks import check_int
 
-from .bars import Bars
-from .cell import Cell, Later, Tick, Worker, run_one, span
-from .cluster import check_cluster, run_on_cluster
-from .folder import RunFolder
-from .owner import owned
-from .processes import run_in_processes
+from .folder import RunFolder, owned
 
-__all__ = ["Cell", "Later", "Tick", "Worker", "run_cells", "span"]
+__all__ = ["PAUSE", "Bars", "Cell", "Later", "Tick", "Worker", "run_cells", "run_one", "spaced", "span"]
+
+PAUSE = 0.2  # seconds between two ticks that a process sends to the one that shows them
+
+
+class Cell(NamedTuple):
+    """One setting and one seed: a name, also of its folder, its options (JSON), and the seed of torch."""
+
+    name: str
+    options: dict[str, Any]
+    seed: int
+
+
+Tick = Callable[[str, float], None]
+"""``tick(what, done)``: what the cell is doing, and the share of the cell that is done."""
+Worker = Callable[[Cell, Path, Tick], dict[str, Any]]
+"""``worker(cell, folder, tick)``: a function at the top of a module, so that another process can find it."""
+
+
+class Later:
+    """A worker that needs a module which is imported where a cell runs, and not before.
+
+    With it, an experiment can be listed where what it measures with, such as a simulator, is not installed.
+
+    Parameters
+    ----------
+    module : str
+        The module's full name; a cluster asks its machines whether they have it.
+    worker : Worker, optional
+        Runs the cell. Default: the function `measure` of the module.
+    """
+
+    def __init__(self, module: str, worker: Worker | None = None) -> None:
+        self.__module__, self.worker = module, worker
+
+    def __call__(self, cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
+        """Import the module and run a cell."""
+        module = import_module(self.__module__)
+        return dict((self.worker or module.measure)(cell, folder, tick))
+
+
+def span(tick: Tick, what: str, begin: float, end: float) -> Callable[[float], None]:
+    """Return the `tick` of a part of a cell: its 0 to 1 are `begin` to `end` of the cell."""
+    return lambda done: tick(what, begin + (end - begin) * done)
+
+
+def spaced(tick: Tick) -> Tick:
+    """Return a `tick` that drops the calls which come within `PAUSE` seconds of the last one it passed on."""
+    last = 0.0
+
+    def passed(what: str, done: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > PAUSE:
+            last = time.monotonic()
+            tick(what, done)
+
+    return passed
+
+
+class Bars(Progress):
+    """The progress of cells on a terminal, a bar for each."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[what]}"),
+            console=console,
+        )
+        self._running: dict[str, TaskID] = {}
+
+    def wait(self, name: str) -> None:
+        """Add the bar of a cell that has not begun; its clock stands until `show`."""
+        self._running[name] = self.add_task(name, total=1.0, what="waiting", start=False)
+
+    def show(self, name: str, what: str, done: float) -> None:
+        """Show what a cell is doing and the share of it that is done."""
+        if name in self._running:  # what another process sent before its result may come after it
+            self.start_task(self._running[name])
+            self.update(self._running[name], completed=done, what=what)
+
+    def done(self, name: str) -> None:
+        """Show that a cell is done."""
+        self.show(name, "done", 1.0)
+        del self._running[name]
+
+
+def run_one(worker: Worker, cell: Cell, path: Path, threads: int, tick: Tick) -> dict[str, Any]:
+    """Run a cell here with its seed and `threads` threads of torch; the result also has its ``seconds``.
+
+    Threads and random state are put back afterwards.
+    """
+    begin, before = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cell.seed)
+            result = worker(cell, path, tick)
+    finally:
+        torch.set_num_threads(before)
+    return {**result, "seconds": time.perf_counter() - begin}
 
 
 def run_cells(
@@ -67,30 +174,24 @@ def run_cells(
     """
     check_int("workers", workers, 1)
     check_int("threads", threads, 1)
-    check_cluster(cluster)
-    waiting = [cell for cell in cells if folder.result(cell.name) is None]
-    if waiting:
+    if cluster is not None:
+        from .cluster import check_cluster, run_on_cluster
+
+        check_cluster(cluster)
+    if any(folder.result(cell.name) is None for cell in cells):
         with owned(folder.cells) as token, Bars(console) as bars:
-            waiting = [cell for cell in waiting if folder.result(cell.name) is None]
+            waiting = [cell for cell in cells if folder.result(cell.name) is None]
             if cluster is not None:
-                run_on_cluster(
-                    folder,
-                    waiting,
-                    worker,
-                    workers=workers,
-                    threads=threads,
-                    address=cluster,
-                    token=token,
-                    bars=bars,
-                )
+                run_on_cluster(folder, waiting, worker, workers, threads, cluster, token, bars)
             elif workers > 1:
-                run_in_processes(folder, waiting, worker, workers=workers, threads=threads, bars=bars)
+                from .processes import run_in_processes
+
+                run_in_processes(folder, waiting, worker, workers, threads, bars)
             else:
                 for cell in waiting:
-                    bars.show(cell.name, "", 0.0)
-                    result = run_one(
-                        worker, cell, folder.cell(cell.name), threads, partial(bars.show, cell.name)
-                    )
-                    folder.finish(cell.name, result)
+                    bars.wait(cell.name)
+                    tick = partial(bars.show, cell.name)
+                    tick("", 0.0)
+                    folder.finish(cell.name, run_one(worker, cell, folder.cell(cell.name), threads, tick))
                     bars.done(cell.name)
     return {cell.name: folder.result(cell.name) or {} for cell in cells}

@@ -14,8 +14,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from .bars import Bars
-from .cell import Cell, Worker
+from .cells import Bars, Cell, Worker
 from .cluster_driver import Job, drive
 from .folder import RunFolder
 from .processes import interrupts_later
@@ -63,7 +62,6 @@ def run_on_cluster(
     folder: RunFolder,
     cells: Sequence[Cell],
     worker: Worker,
-    *,
     workers: int,
     threads: int,
     address: str,
@@ -123,7 +121,9 @@ def run_on_cluster(
                 folder.finish(name, result)
                 bars.done(name)
             elif kind == "again":
-                bars.say(f"{about[0]}: its worker was lost; the cell runs again from its checkpoint")
+                bars.console.print(
+                    f"{about[0]}: its worker was lost; the cell runs again from its checkpoint"
+                )
             elif kind == "failed" and failed is None:
                 failed = _unpacked(*about)
         if failed is not None:

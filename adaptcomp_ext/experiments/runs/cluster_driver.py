@@ -1,9 +1,9 @@
-"""The process that uses Ray: it distributes cells and reports on them, and Ray may end it at any time.
+"""What runs with Ray: the process that distributes cells, which Ray may end at any time, and its workers.
 
-What it sends: ``("ready",)`` once the machines are checked; then ``("alive",)`` every few seconds,
-``("tick", name, what, done)``, ``("done", name, result)``, ``("again", name)`` where a worker was lost,
-``("failed", pickled error, traceback)``; at last ``("end",)``. It stops when the other end of the pipe is
-closed.
+What the process sends to the run: ``("ready",)`` once the machines are checked; then ``("alive",)`` every
+few seconds, ``("tick", name, what, done)``, ``("done", name, result)``, ``("again", name)`` where a worker
+was lost, ``("failed", pickled error, traceback)``; at last ``("end",)``. It stops when the other end of the
+pipe is closed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import socket
 import sys
 import time
 import traceback
@@ -19,9 +20,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .cell import PAUSE, Cell, Worker
-from .cluster_worker import run_there, versions
-from .owner import OWNER_NAME
+import torch
+
+import adaptcomp_ext
+
+from .cells import PAUSE, Cell, Worker, run_one, spaced
+from .folder import OWNER_NAME, owns, watched
 from .processes import end_with_parent
 
 __all__ = ["Job", "drive"]
@@ -29,6 +33,11 @@ __all__ = ["Job", "drive"]
 ALIVE = 2.0  # seconds between two questions whether the cluster is there
 DEATHS = 3  # of the workers of one cell
 STORE = 80 * 2**20  # bytes of shared memory for a Ray of our own: results are small
+
+
+def versions() -> dict[str, str]:
+    """Return the versions, here, of what must be the same on all machines for the same results."""
+    return {"adaptcomp_ext": adaptcomp_ext.__version__, "torch": str(torch.__version__)}
 
 
 class Job(NamedTuple):
@@ -45,6 +54,35 @@ class Job(NamedTuple):
     def here(cls, cells: Path, token: str, worker: Worker, threads: int) -> Job:
         """Take working directory and versions from this process."""
         return cls(cells.resolve(), token, worker, threads, os.getcwd(), versions())
+
+
+def run_there(job: Job, cell: Cell, ticks: Any) -> tuple[Any, ...]:
+    """Run a cell; return ``("done", result)``, or ``("failed", pickled error, traceback)``.
+
+    The process ends with the run that it belongs to, even where the cluster does not see to that: when its
+    folder has another owner or none, what it would still write belongs to nobody.
+    """
+    if os.path.isdir(job.directory):  # for files that were named relative to it
+        os.chdir(job.directory)
+    try:
+        # The machines were asked before the first cell; this one may have joined the cluster since.
+        if versions() != job.versions:
+            raise ValueError(
+                f"cluster: expected {job.versions} on {socket.gethostname()} too, got {versions()}"
+            )
+        if not owns(job.cells, job.token):
+            raise FileNotFoundError(
+                f"{job.cells}: expected the folder of this run on {socket.gethostname()} too, found another"
+            )
+        with watched(job.cells, job.token, lambda: os._exit(1)):
+            tick = spaced(lambda what, done: ticks.put.remote(cell.name, what, done))
+            return "done", run_one(job.worker, cell, job.cells / cell.name, job.threads, tick)
+    except Exception as error:
+        trace = traceback.format_exc()
+        try:
+            return "failed", pickle.dumps(error), trace
+        except Exception:  # an error that holds what cannot be sent
+            return "failed", pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}")), trace
 
 
 def drive(pipe: Connection, job: Job, cells: Sequence[Cell], workers: int, address: str) -> None:

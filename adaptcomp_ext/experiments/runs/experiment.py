@@ -128,7 +128,8 @@ class Experiment:
         out, workers, threads, cluster, console = (
             given.pop(name) for name in ("out", "workers", "threads", "cluster", "console")
         )
-        check_cluster(cluster)
+        if cluster is not None:
+            check_cluster(cluster)
         out = Path(self.out.format(**given) if out is None else out)
         console = console or Console()
         what = self.setup(**given)

@@ -15,15 +15,14 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
-from .bars import Bars
-from .cell import PAUSE, Cell, Worker, run_one, spaced
+from .cells import PAUSE, Bars, Cell, Worker, run_one, spaced
 from .folder import RunFolder
 
 __all__ = ["end_with_parent", "interrupts_later", "run_in_processes"]
 
 
 def run_in_processes(
-    folder: RunFolder, cells: Sequence[Cell], worker: Worker, *, workers: int, threads: int, bars: Bars
+    folder: RunFolder, cells: Sequence[Cell], worker: Worker, workers: int, threads: int, bars: Bars
 ) -> None:
     """Run cells in `workers` processes and record each result as it comes.
 
