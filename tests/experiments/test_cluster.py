@@ -144,7 +144,8 @@ def head(token: None, request: pytest.FixtureRequest) -> Iterator[tuple[str, str
     path = os.pathsep.join((str(Path(ac.__file__).parents[1]), str(ROOT)))
     environment = {**os.environ, "PYTHONPATH": path, "RAY_AUTH_MODE": "token"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=environment, **quiet)
+    # Not in the checkout: the server of ray:// is `python -m ...`, which finds modules there first.
+    process = subprocess.Popen(command, env=environment, cwd=folder, **quiet)
     try:
         for place in (port, client):
             await_that(lambda place=place: answers(place), process)
