@@ -34,6 +34,7 @@ from adaptcomp_ext.nn import (
     Status,
     Trace,
     VariationalDropout,
+    cells,
     route,
     shrink,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "VariationalDropout",
     "__version__",
     "build_info",
+    "cells",
     "models",
     "ops",
     "reference",

@@ -1,5 +1,6 @@
 """Modules: the halting loop and its policies, descent on an energy, routing, variational dropout."""
 
+from adaptcomp_ext.nn import cells
 from adaptcomp_ext.nn.descent.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
@@ -30,6 +31,7 @@ __all__ = [
     "Trace",
     "VariationalDropout",
     "View",
+    "cells",
     "description_length",
     "route",
     "shrink",

@@ -39,10 +39,16 @@ def _check_step(step: Any) -> Any:
     for layer in step if isinstance(step, nn.ModuleList) else (step,):
         if isinstance(layer, nn.RNNCellBase) and type(layer).forward in _INPUT_FIRST:
             name = _INPUT_FIRST[type(layer).forward]
+            own = {"GRUCell": "GRU", "LSTMCell": "LSTM"}.get(name)
+            way_out = (
+                f"Pass adaptcomp_ext.cells.{own}.from_torch(cell), which has its parameters"
+                if own
+                else "Subclass it: class Cell(nn.RNNCell): def forward(self, state, x): return "
+                "super().forward(x, state)"
+            )
             raise TypeError(
                 f"step: expected a module that is called as step(state, *inputs), got {describe(layer)}, "
-                "which takes the input first: with equal sizes the two would be swapped silently. Subclass "
-                f"it: class Cell(nn.{name}): def forward(self, state, x): return super().forward(x, state)"
+                f"which takes the input first: with equal sizes the two would be swapped silently. {way_out}"
             )
     return step
 
