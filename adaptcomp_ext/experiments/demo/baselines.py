@@ -12,20 +12,14 @@ All but the lower bound give logits and steps; the lower bound does not know whi
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.experiments.bench.timing import clock, interleave
-
+from ..bench.timing import clock, interleave, ratio, summary
 from .model import GlimpseReader
-
-__all__ = ["NAMES", "Outcome", "Timing", "agreement", "compare", "ways"]
-
-NAMES = ("masked", "indexed", "adaptive", "limit")
 
 
 class Outcome(NamedTuple):
@@ -35,27 +29,13 @@ class Outcome(NamedTuple):
     steps: Tensor
 
 
-class Timing(NamedTuple):
-    """Wall-clock per batch, in milliseconds: median and quartiles.
-
-    The ratios are medians over the rounds of the quotient within one round, in which what slows the whole
-    round cancels.
-    """
-
-    median: float
-    low: float
-    high: float
-    over_masked: float
-    over_limit: float
-
-
 def masked(reader: GlimpseReader, images: Tensor) -> Outcome:
     """ACT without compaction."""
     threshold, rows = reader.threshold, len(images)
     state = reader.start(rows)
     spent, steps = torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
     active = torch.ones(rows, dtype=torch.bool)
-    logits: Tensor | float = 0.0
+    logits = torch.zeros(rows, reader.readout.out_features)
     for n in range(1, reader.max_steps + 1):
         state = torch.where(active[:, None], reader.step(state, images), state)
         total = spent + torch.sigmoid(reader.head(state)[:, 0])
@@ -67,7 +47,6 @@ def masked(reader: GlimpseReader, images: Tensor) -> Outcome:
         spent = total
         if not active.any():
             break
-    assert isinstance(logits, Tensor)
     return Outcome(logits, steps)
 
 
@@ -108,8 +87,8 @@ def limit(reader: GlimpseReader, images: Tensor, steps: Tensor) -> Callable[[], 
     blocks = [(state[:n], images[:n]) for n in active_rows(steps)]
 
     def run() -> None:
-        for some_state, some_images in blocks:
-            new = reader.step(some_state, some_images)
+        for states, seen in blocks:
+            new = reader.step(states, seen)
             reader.readout(new)
             reader.head(new)
 
@@ -131,58 +110,39 @@ def ways(reader: GlimpseReader, images: Tensor) -> dict[str, Callable[[], Outcom
 
 
 def agreement(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Compare all outcomes with the masked one.
-
-    Returns
-    -------
-    dict
-        ``predictions`` and ``steps``: in how many rows any of them differs; ``logits``: the largest
-        difference.
-    """
-    reference = outcomes["masked"]
+    """In how many rows any outcome differs from the masked one, and the largest difference of ``logits``."""
+    reference, others = outcomes["masked"], outcomes.values()
     classes = reference.logits.argmax(dim=1)
-    predictions, steps = (
-        torch.zeros_like(classes, dtype=torch.bool),
-        torch.zeros_like(classes, dtype=torch.bool),
-    )
-    difference = 0.0
-    for outcome in outcomes.values():
-        predictions |= outcome.logits.argmax(dim=1) != classes
-        steps |= outcome.steps != reference.steps
-        difference = max(difference, float((outcome.logits - reference.logits).abs().max()))
-    return {"predictions": int(predictions.sum()), "steps": int(steps.sum()), "logits": difference}
+    predictions = torch.stack([outcome.logits.argmax(dim=1) != classes for outcome in others])
+    steps = torch.stack([outcome.steps != reference.steps for outcome in others])
+    return {
+        "predictions": int(predictions.any(dim=0).sum()),
+        "steps": int(steps.any(dim=0).sum()),
+        "logits": max(float((outcome.logits - reference.logits).abs().max()) for outcome in others),
+    }
 
 
 def compare(
     reader: GlimpseReader, images: Tensor, seconds: float
-) -> tuple[dict[str, Timing], dict[str, Any]]:
-    """Time the four on one batch in turn, and check that they agree.
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Time the four in turn on one batch, for `seconds` in all, and check that they agree.
 
-    Parameters
-    ----------
-    reader : GlimpseReader
-        In evaluation mode.
-    images : Tensor
-        The batch.
-    seconds : float
-        For all repeats together.
-
-    Returns
-    -------
-    tuple
-        Times by name, in the order of `NAMES`, and what `agreement` says.
+    Returns the times of each in milliseconds (median and quartiles, and the medians of its ratios within a
+    round), and what `agreement` says.
     """
     with torch.inference_mode():
         calls: dict[str, Callable[[], Any]] = dict(ways(reader, images))
         outcomes = {name: call() for name, call in calls.items()}
         calls["limit"] = limit(reader, images, outcomes["adaptive"].steps)
         times = interleave(calls, clock(images.device), seconds)
-    found = {}
-    for name in NAMES:
-        low, median, high = statistics.quantiles(times[name], n=4, method="inclusive")
-        found[name] = Timing(median, low, high, _ratio(times, name, "masked"), _ratio(times, name, "limit"))
-    return found, agreement(outcomes)
-
-
-def _ratio(times: Mapping[str, list[float]], over: str, under: str) -> float:
-    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
+    timings = {}
+    for name in calls:
+        of = summary(times[name])
+        timings[name] = {
+            "median": of["median"],
+            "low": of["q25"],
+            "high": of["q75"],
+            "over_masked": ratio(times, name, "masked"),
+            "over_limit": ratio(times, name, "limit"),
+        }
+    return timings, agreement(outcomes)

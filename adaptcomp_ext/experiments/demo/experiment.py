@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,15 +13,13 @@ from ..data import ImageData, find_images
 from ..runs import Cell, Data, Epochs, FirstSeed, Results, Seeds, Setup, experiment
 from ..runs.report import Block, Column, Picture, Verdicts, tabulate
 from ..runs.statistics import counted, estimate, form, interval
-from ..style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, WRONG, note
+from ..style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, WIDTH, WRONG, note
 from .measure import PER_CLASS, SHOWN, measure
 from .training import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
-
-__all__ = ["demo", "recipe_for"]
+    from matplotlib.figure import Figure
 
 FEWEST_FOR_A_SHARE = 10
 LABELS = {
@@ -73,15 +72,12 @@ def demo(
 @demo.reports
 def report(results: Results) -> list[Block]:
     """How many looks a digit gets, and what that is worth on the clock."""
-    batch = results.first("batch")
-    times = {label: results.at(f"times_ms/{name}") for name, label in LABELS.items()}
-    milliseconds, ratio = form(2, 1.0), form(2, 1.0)
+    batch, classes = results.first("batch"), results.first("by_class")
+    times, two = {label: results.at(f"times_ms/{name}") for name, label in LABELS.items()}, form(2, 1.0)
     return [
         f"# Demo: {results.config['data']}",
         f"{results.config['about']}; {results.opening}",
-        Picture(
-            "demo.png", "How many looks does a digit need?", lambda figure: _draw(figure, results), (15, 9.6)
-        ),
+        Picture("demo.png", "How many looks does a digit need?", partial(_draw, results), (WIDTH, 18.5)),
         Verdicts(_sentences(results)),
         f"## One batch of {batch['rows']:,} images, {counted(batch['threads'], 'thread')}",
         "Masked: all rows run until the last one halts. Lower bound: the networks alone on the active "
@@ -89,21 +85,18 @@ def report(results: Results) -> list[Block]:
         tabulate(
             "way",
             times,
-            Column("median, ms", "median", milliseconds),
-            Column("lower quartile, ms", "low", milliseconds),
-            Column("upper quartile, ms", "high", milliseconds),
-            Column("over masked", "over_masked", ratio),
-            Column("over the lower bound", "over_limit", ratio),
+            Column("median, ms", "median", two),
+            Column("lower quartile, ms", "low", two),
+            Column("upper quartile, ms", "high", two),
+            Column("over masked", "over_masked", two),
+            Column("over the lower bound", "over_limit", two),
         ),
         "## Looks by digit",
         tabulate(
             "digit",
-            {
-                str(entry["value"]): results.at(f"by_class/{i}")
-                for i, entry in enumerate(results.first("by_class"))
-            },
+            {str(entry["value"]): results.at(f"by_class/{i}") for i, entry in enumerate(classes)},
             Column("images", "images", form(0, 1.0)),
-            Column("looks", "mean_steps", form(2, 1.0)),
+            Column("looks", "mean_steps", two),
             Column("right, %", "accuracy", form()),
         ),
     ]
@@ -134,67 +127,42 @@ def _sentences(results: Results) -> list[str]:
     ]
 
 
-def _draw(figure: Figure, results: Results) -> None:
+def _draw(results: Results, figure: Figure) -> None:
     """Which digits got few looks and which got many, and what that is worth on the clock."""
-    figure.set_layout_engine("none")
-    config, steps = results.config, results.first("steps")
-    figure.text(0.025, 0.952, "How many looks does a digit need?", fontsize=19, weight="bold")
-    figure.text(
-        0.025,
-        0.918,
-        f"{config['data']}, {config['test']:,} test images: {results.first('accuracy'):.1%} read right with "
-        f"{steps['mean']:.2f} looks on average ({steps['min']} to {steps['max']}, at most "
-        f"{steps['at_most']} allowed)",
-        fontsize=12,
-        color=MUTED,
-    )
-    digits, charts = figure.subfigures(1, 2, width_ratios=(1.32, 1), wspace=0, squeeze=False)[0]
-    _digits(digits, results)
-    grid = charts.add_gridspec(3, 1, left=0.19, right=0.96, top=0.835, bottom=0.07, hspace=0.52)
-    for i, chart in enumerate((_histogram, _classes, _clock)):
-        chart(charts.add_subplot(grid[i]), results)
+    figure.suptitle("How many looks does a digit need?", x=0.02, ha="left", weight="bold")
+    panels = figure.subplots(4, 1, height_ratios=(10.2, 3, 3, 3.2))
+    for axes, draw in zip(panels, (_digits, _histogram, _classes, _clock), strict=True):
+        draw(axes, results)
 
 
-def _digits(figure: SubFigure, results: Results) -> None:
-    """The digits of the first seed with the fewest and the most looks."""
+def _digits(axes: Axes, results: Results) -> None:
+    """The digits of the first seed with the fewest and the most looks, each a square of side 1."""
+    from matplotlib.patches import Rectangle
+
     shown = load_file(results.files / SHOWN)
-    grid = figure.add_gridspec(
-        10,
-        2 * PER_CLASS + 1,
-        width_ratios=[1] * PER_CLASS + [0.25] + [1] * PER_CLASS,
-        left=0.07,
-        right=0.985,
-        top=0.835,
-        bottom=0.045,
-        wspace=0.06,
-        hspace=0.32,
-    )
-    for i, (label, column) in enumerate(zip(shown["label"].tolist(), shown["column"].tolist(), strict=True)):
-        axes = figure.add_subplot(grid[label, column + (column >= PER_CLASS)])
-        _digit(axes, {name: values[i] for name, values in shown.items()})
-    figure.text(0.07, 0.872, "Fewest looks", fontsize=11, weight="bold")
-    figure.text(0.555, 0.872, "Most looks", fontsize=11, weight="bold")
-    legend = "number: looks     line: where it looked, from ○ to ●     red: misread, as what"
-    figure.text(0.985, 0.012, legend, fontsize=9.5, color=MUTED, ha="right")
-
-
-def _digit(axes: Axes, shown: dict[str, Any]) -> None:
-    side = shown["image"].shape[-1]
-    steps, label, predicted = (int(shown[name]) for name in ("steps", "label", "predicted"))
-    axes.imshow(shown["image"].numpy(), cmap="Greys", vmin=0, vmax=1.25)
-    y, x = ((shown["path"][:steps] + 1) * (side - 1) / 2).numpy().T
-    axes.plot(x, y, color=ORANGE, linewidth=1.1, alpha=0.9)
-    axes.plot(x[0], y[0], "o", color=ORANGE, markersize=4, markerfacecolor="white")
-    axes.plot(x[-1], y[-1], "o", color=ORANGE, markersize=4)
-    axes.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5), xticks=[], yticks=[])
-    wrong = label != predicted
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=WRONG if wrong else FAINT, linewidth=1.6 if wrong else 0.8)
-    if wrong:
-        badge = {"boxstyle": "square,pad=0.22", "facecolor": WRONG, "edgecolor": "none"}
-        place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "bbox": badge}
-        axes.text(0.9, 0.1, str(predicted), fontsize=8, weight="bold", color="white", **place)
-    axes.set_title(str(steps), fontsize=8.5, color=MUTED, weight="normal", loc="center", pad=2)
+    for i in range(len(shown["label"])):
+        one = {name: values[i].numpy() for name, values in shown.items()}
+        left, top = 1.1 * one["column"] + 0.3 * (one["column"] >= PER_CLASS), 1.38 * one["label"]
+        axes.imshow(one["image"], cmap="Greys", vmin=0, vmax=1.25, extent=(left, left + 1, top + 1, top))
+        side, steps = len(one["image"]), int(one["steps"])
+        y, x = ((one["path"][:steps] + 1) / 2 * (side - 1) + 0.5).T / side
+        axes.plot(left + x, top + y, color=ORANGE, lw=1.1, alpha=0.9)
+        axes.plot(left + x[0], top + y[0], "o", color=ORANGE, ms=4, mfc="white")
+        axes.plot(left + x[-1], top + y[-1], "o", color=ORANGE, ms=4)
+        wrong = one["label"] != one["predicted"]
+        frame = {"ec": WRONG if wrong else FAINT, "lw": 1.6 if wrong else 0.8, "fill": False}
+        axes.add_patch(Rectangle((left, top), 1, 1, **frame))
+        if wrong:
+            badge = {"boxstyle": "square,pad=0.2", "facecolor": WRONG, "edgecolor": "none"}
+            place: dict[str, Any] = {"ha": "center", "va": "center", "bbox": badge, "weight": "bold"}
+            axes.text(left + 0.9, top + 0.9, str(one["predicted"]), fontsize=9, color="white", **place)
+        axes.text(left + 0.5, top - 0.03, str(steps), fontsize=10, color=MUTED, ha="center", va="bottom")
+    for text, begin in (("Fewest looks", 0.0), ("Most looks", 1.1 * PER_CLASS + 0.3)):
+        axes.text(begin, -0.42, text, fontsize=12, weight="bold", va="bottom")
+    legend = "number: looks   line: where it looked, from ○ to ●   red: misread, as what"
+    axes.text(0, 9 * 1.38 + 1.12, legend, fontsize=9.5, color=MUTED, va="top")
+    axes.set(xlim=(-0.05, 2.2 * PER_CLASS + 0.25), ylim=(9 * 1.38 + 1.5, -0.9), aspect="equal")
+    axes.set_axis_off()
 
 
 def _histogram(axes: Axes, results: Results) -> None:
@@ -204,12 +172,12 @@ def _histogram(axes: Axes, results: Results) -> None:
     for group in groups:
         if group["images"] >= FEWEST_FOR_A_SHARE:
             place = (group["value"], group["images"])
-            note(axes, f"{group['accuracy']:.0%}", place, (0, 3), ha="center", fontsize=8, color=MUTED)
+            note(axes, f"{group['accuracy']:.0%}", place, (0, 3), ha="center", fontsize=8.5, color=MUTED)
     most = max(group["images"] for group in groups)
     axes.set(ylim=(0, most * 1.18), ylabel="images", xlim=(0.4, steps["at_most"] + 0.6))
     axes.set_xticks(range(1, steps["at_most"] + 1))
     axes.set_xlabel(f"looks (above: share read right, from {FEWEST_FOR_A_SHARE} images on)")
-    axes.set_title(f"Looks per image: {steps['mean']:.2f} on average", pad=8)
+    axes.set_title(f"Looks per image: {steps['mean']:.2f} on average")
 
 
 def _classes(axes: Axes, results: Results) -> None:
@@ -217,10 +185,10 @@ def _classes(axes: Axes, results: Results) -> None:
     means = [group["mean_steps"] for group in groups]
     axes.bar(range(len(groups)), means, color=OURS, width=0.72)
     for i, mean in enumerate(means):
-        note(axes, f"{mean:.1f}", (i, mean), (0, 3), ha="center", fontsize=9, color=MUTED)
-    axes.set_xticks(range(len(groups)), [str(group["value"]) for group in groups], fontsize=11, color=INK)
+        note(axes, f"{mean:.1f}", (i, mean), (0, 3), ha="center", fontsize=10, color=MUTED)
+    axes.set_xticks(range(len(groups)), [str(group["value"]) for group in groups], color=INK)
     axes.set(ylim=(0, max(means) * 1.15), ylabel="looks", xlabel="digit")
-    axes.set_title("Mean looks per digit", pad=8)
+    axes.set_title("Mean looks per digit")
 
 
 def _clock(axes: Axes, results: Results) -> None:
@@ -229,16 +197,13 @@ def _clock(axes: Axes, results: Results) -> None:
         timing = results.at(f"times_ms/{name}")
         low, median, high = (estimate(timing[key]).mean for key in ("low", "median", "high"))
         axes.barh(i, median, color=OURS if name == "adaptive" else OTHERS, height=0.66)
-        axes.errorbar(median, i, xerr=[[median - low], [high - median]], color=INK, linewidth=1, capsize=2)
-        over = "" if name == "limit" else f"   {timing['over_limit'].mean():.2f} × the bound"
-        note(axes, f"{median:.1f} ms{over}", (high, i), (7, 0), va="center", fontsize=9.5)
+        axes.errorbar(median, i, xerr=[[median - low], [high - median]], color=INK, lw=1, capsize=2)
+        over = "" if name == "limit" else f", {timing['over_limit'].mean():.2f} × the bound"
+        note(axes, f"{median:.1f} ms{over}", (high, i), (7, 0), va="center", fontsize=10)
         highest = max(highest, high)
-    axes.axvline(results["times_ms/limit/median"].mean(), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(LABELS)), [label.replace(" ", "\n") for label in LABELS.values()])
-    axes.tick_params(axis="y", colors=INK)
+    axes.axvline(results["times_ms/limit/median"].mean(), color=MUTED, lw=1, ls=(0, (4, 3)), zorder=0)
+    axes.set_yticks(range(len(LABELS)), [label.replace(" ", "\n") for label in LABELS.values()], color=INK)
     axes.set(ylim=(len(LABELS) - 0.5, -0.5), xlabel="milliseconds per batch (median and quartiles)")
     axes.set_xlim(0, highest * 1.9)
     batch = results.first("batch")
-    axes.set_title(
-        f"Time for a batch of {batch['rows']:,} on {counted(batch['threads'], 'CPU thread')}", pad=8
-    )
+    axes.set_title(f"A batch of {batch['rows']:,} on {counted(batch['threads'], 'CPU thread')}")

@@ -11,24 +11,21 @@ from torch import Tensor
 
 import adaptcomp_ext as ac
 
-from ..data import find_images
+from ..data import ImageData, find_images
 from ..files import write_tensors
 from ..runs import Cell, Tick
 from .baselines import compare
 from .model import GlimpseReader
 from .training import Recipe, train
 
-__all__ = ["PER_CLASS", "SHOWN", "measure"]
-
 SHOWN = "shown.safetensors"
-PER_CLASS = 5
+PER_CLASS = 4
 TIMED_ROWS = 2000
 
 
 def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Train, read and time; the digits that the picture shows are written into the cell's folder."""
-    recipe, path = Recipe(**cell.options["recipe"]), cell.options["data"]
-    data = find_images(None if path is None else Path(path))
+    recipe, data = Recipe(**cell.options["recipe"]), find_images(cell.options["data"])
     reader = GlimpseReader(data.side, recipe.window, recipe.dim, recipe.max_steps)
     updates = recipe.epochs * -(-len(data.train_images) // recipe.batch)
     done = 0
@@ -44,12 +41,12 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     tick("reading", 0.8)
     with torch.inference_mode():
         results = [reader(images) for images in data.test_images.split(TIMED_ROWS)]
-    steps = torch.cat([result.steps for result in results])
-    status = torch.cat([result.status for result in results])
-    predicted = torch.cat([result.output.argmax(dim=1) for result in results])
-    # The ponder cost N + R puts rows with the same number of steps in order.
-    cost = torch.cat([result.cost for result in results])
-    write_tensors(folder / SHOWN, _chosen(reader, data.test_images, data.test_labels, cost, steps, predicted))
+    steps, status, cost, output = (
+        torch.cat([getattr(result, name) for result in results])
+        for name in ("steps", "status", "cost", "output")
+    )
+    predicted = output.argmax(dim=1)
+    write_tensors(folder / SHOWN, _chosen(reader, data, cost, steps, predicted))
     tick("timing the four ways of running it", 0.85)
     timed = data.test_images[:TIMED_ROWS]
     times, agreed = compare(reader, timed, cell.options["seconds"])
@@ -72,7 +69,7 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
             "longest": int(steps[: len(timed)].max()),
             "threads": torch.get_num_threads(),
         },
-        "times_ms": {name: timing._asdict() for name, timing in times.items()},
+        "times_ms": times,
         "rows_that_differ": agreed,
     }
 
@@ -91,17 +88,14 @@ def _groups(of: Tensor, steps: Tensor, right: Tensor) -> list[dict[str, Any]]:
 
 
 def _chosen(
-    reader: GlimpseReader, images: Tensor, labels: Tensor, cost: Tensor, steps: Tensor, predicted: Tensor
+    reader: GlimpseReader, data: ImageData, cost: Tensor, steps: Tensor, predicted: Tensor
 ) -> dict[str, Tensor]:
-    """Return the images of each digit with the fewest and with the most looks, K of them.
+    """Return the images of each digit with the fewest and with the most looks.
 
-    Returns
-    -------
-    dict
-        ``image`` [K, H, W]; ``label``, ``steps`` and ``predicted`` int64 [K]; ``column`` int64 [K], the place
-        in the row of the digit, the fewest looks first; ``path`` [K, max_steps, 2], where each look went, NaN
-        after the last one.
+    Images with equally many are ordered by their ponder cost N + R. ``column`` is the place in the row of the
+    digit, the fewest looks first; ``path`` [K, max_steps, 2] is where each look went, NaN after the last one.
     """
+    images, labels = data.test_images, data.test_labels
     rows: list[int] = []
     columns: list[int] = []
     for label in range(10):

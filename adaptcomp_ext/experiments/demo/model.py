@@ -7,25 +7,13 @@ from torch import Tensor, nn
 
 import adaptcomp_ext as ac
 
-__all__ = ["GlimpseReader", "GlimpseStep"]
-
 
 class GlimpseStep(nn.Module):
     """One look: choose a place from what is known so far, read the window there, update what is known.
 
     The window is a soft one (a normalised Gaussian around each of its points, after DRAW), so that the choice
-    of the place has a gradient.
-
-    Parameters
-    ----------
-    side : int
-        Height and width of the images.
-    window : int
-        Height and width of the window, in pixels.
-    dim : int
-        Width of the state.
-    features : int
-        Width of what a glimpse is encoded to.
+    of the place has a gradient. `side` and `window` are the heights and widths of image and window in pixels,
+    `dim` and `features` the widths of the state and of an encoded glimpse.
     """
 
     pixels: Tensor
@@ -56,21 +44,7 @@ class GlimpseStep(nn.Module):
 
 
 class GlimpseReader(nn.Module):
-    """`GlimpseStep` under ACT: how many looks an image gets depends on the image.
-
-    Parameters
-    ----------
-    side : int
-        Height and width of the images.
-    window : int
-        Height and width of a glimpse, in pixels.
-    dim : int
-        Width of the state.
-    max_steps : int
-        M.
-    classes : int
-        Number of classes.
-    """
+    """`GlimpseStep` under ACT: how many looks an image gets, of at most `max_steps`, depends on the image."""
 
     def __init__(
         self, side: int, window: int, dim: int = 256, max_steps: int = 16, classes: int = 10

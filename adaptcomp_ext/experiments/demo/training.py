@@ -11,39 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptcomp_ext.experiments.data import ImageData
-
+from ..data import ImageData
 from .model import GlimpseReader
-
-__all__ = ["Epoch", "Recipe", "train"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the reader is built and trained.
-
-    Attributes
-    ----------
-    window, dim, max_steps : int
-        See `GlimpseReader`.
-    epochs : int
-        Passes over the training images.
-    batch : int
-        Rows per update.
-    learning_rate : float
-        Peak of a one-cycle schedule.
-    ponder : float
-        τ, the price of one step in units of the cross-entropy, reached after `free` of the training.
-    free : float
-        Share of the training over which the price rises from 0: first read, then read fast.
-    """
+    """How the reader is built (see `GlimpseReader`) and trained."""
 
     window: int
     epochs: int
     dim: int = 256
     max_steps: int = 16
     batch: int = 128
-    learning_rate: float = 4e-3
+    learning_rate: float = 4e-3  # peak of a one-cycle schedule
+    # The price of one step, in units of the cross-entropy, rises from 0 to `ponder` over the first part of
+    # the training, whose share of it is `free`: first read, then read fast.
     ponder: float = 0.014
     free: float = 0.3
 
@@ -74,24 +57,9 @@ def train(
     seed: int,
     progress: Callable[[float, float, float], None],
 ) -> list[Epoch]:
-    """Train the reader in place.
+    """Train the reader in place; `seed` is that of the order of the images and their jitter.
 
-    Parameters
-    ----------
-    reader : GlimpseReader
-        What to train.
-    data : ImageData
-        Its training images are used.
-    recipe : Recipe
-        How.
-    seed : int
-        Of the order of the images and their jitter.
-    progress : callable
-        Called after every update with the loss, the accuracy and the mean steps of its batch.
-
-    Returns
-    -------
-    list of Epoch
+    ``progress(loss, accuracy, steps)`` is called after every update with the means over its batch.
     """
     generator = torch.Generator().manual_seed(seed)
     images, labels = data.train_images, data.train_labels
