@@ -13,26 +13,8 @@ from torch import Tensor, nn
 import adaptcomp_ext as ac
 from adaptcomp_ext.models import LatentEnergyClassifier
 
-__all__ = [
-    "NOISES",
-    "PATCHES",
-    "Reading",
-    "add_noise",
-    "by_budget",
-    "by_tolerance",
-    "changes",
-    "corrupt",
-    "hardness",
-    "occlude",
-    "parts",
-    "read",
-    "setting",
-    "spread",
-    "under_corruption",
-]
-
-NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-PATCHES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""Deviations of the noise, and shares of the side that a patch hides."""
 BATCH = 2000
 
 
@@ -50,7 +32,7 @@ def setting(descend: ac.EnergyDescent, **options: Any) -> Iterator[None]:
 
 
 def add_noise(images: Tensor, scale: float | Tensor, generator: torch.Generator) -> Tensor:
-    """Add normal noise of deviation `scale`, a number or [N, 1, 1], to images [N, H, W] in 0..1, and clip."""
+    """Add normal noise of deviation `scale`, a number or [N, 1, 1], to images [N, H, W] in 0..1; clip."""
     return (images + scale * torch.randn(images.shape, generator=generator)).clamp_(0, 1)
 
 
@@ -75,15 +57,7 @@ def corrupt(images: Tensor, share: float, noise: float, patch: float, generator:
 
 @dataclass(frozen=True)
 class Reading:
-    """What became of N images.
-
-    Attributes
-    ----------
-    predicted, steps, status, right : Tensor
-        [N], of the integer types of `ac.EnergyResult`; `right` is bool.
-    energy : Tensor
-        float32 [N], at the end.
-    """
+    """What became of N images: each [N], as in `ac.EnergyResult`, and whether the prediction is right."""
 
     predicted: Tensor
     steps: Tensor
@@ -187,14 +161,10 @@ def under_corruption(
     model: LatentEnergyClassifier, images: Tensor, labels: Tensor, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Accuracy and mean steps with noise of each scale, and with a patch of each size."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    ways: dict[str, tuple[Callable[[Tensor, float, torch.Generator], Tensor], tuple[float, ...]]] = {
-        "noise": (add_noise, NOISES),
-        "patch": (occlude, PATCHES),
-    }
-    for name, (change, strengths) in ways.items():
-        found[name] = []
-        for strength in strengths:
-            changed = change(images, strength, torch.Generator().manual_seed(seed))
-            found[name].append({"strength": strength, **read(model, changed, labels).summary()})
-    return found
+
+    def changed(change: Callable[..., Tensor], strength: float) -> dict[str, Any]:
+        harder = change(images, strength, torch.Generator().manual_seed(seed))
+        return {"strength": strength, **read(model, harder, labels).summary()}
+
+    ways = {"noise": add_noise, "patch": occlude}
+    return {name: [changed(change, strength) for strength in STRENGTHS] for name, change in ways.items()}

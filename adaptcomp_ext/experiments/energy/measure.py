@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
-import adaptcomp_ext as ac
 
 from ..data import ImageData, find_images
-from ..runs import Cell, Tick
+from ..runs import Cell, Tick, rank_correlation
 from .evaluation import (
-    Reading,
     by_budget,
     by_tolerance,
     changes,
@@ -27,8 +23,6 @@ from .evaluation import (
 )
 from .landscape import choose, save, survey
 from .training import Recipe, build_classifier, build_model, compare, train, train_classifier
-
-__all__ = ["LANDSCAPES", "hold_out", "measure"]
 
 LANDSCAPES = "landscapes.safetensors"
 BUDGETS = (1, 2, 3, 5, 8, 12, 20, 50)
@@ -49,8 +43,7 @@ def hold_out(data: ImageData, count: int, seed: int = 0) -> ImageData:
 def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Train and measure; the landscapes of some descents are written into the cell's folder."""
     seed, recipe = cell.seed, Recipe(**cell.options["recipe"])
-    path = cell.options["data"]
-    data = find_images(None if path is None else Path(path))
+    data = find_images(cell.options["data"])
     if cell.options["held_out"]:
         data = hold_out(data, cell.options["held_out"])
     images, labels = data.test_images, data.test_labels
@@ -87,7 +80,7 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     save(folder / LANDSCAPES, surveys)
     tick("timing updates", 0.9)
     timing = compare(model, data.train_images, data.train_labels, recipe, cell.options["timed_updates"], seed)
-    groups = parts(reading, hard)
+    groups, steps = parts(reading, hard), reading.steps
     hardest = hard.argsort(stable=True).tensor_split(len(groups))[-1]
     return {
         "tol": descend.tol,
@@ -99,10 +92,17 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         },
         "timing": timing,
         "accuracy": reading.accuracy,
-        "steps": _steps(reading, descend.max_steps),
+        "steps": {
+            "mean": reading.mean_steps,
+            "min": int(steps.min()),
+            "max": int(steps.max()),
+            "at_most": descend.max_steps,
+            "ended_by_the_limit": reading.summary()["ended_by_the_limit"],
+            "counts": steps.bincount()[1:].tolist(),
+        },
         "by_difficulty": groups,
         "hardest_over_easiest": spread(groups),
-        "rank_correlation": _rank_correlation(hard, reading),
+        "rank_correlation": rank_correlation(hard, reading.steps),
         "after_the_first_step": {"accuracy": first.accuracy, **changes(first, reading)},
         "classifier": {
             "accuracy": float(control.double().mean()),
@@ -112,23 +112,3 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         "by_tolerance": tolerances,
         "corrupted": corrupted,
     }
-
-
-def _steps(reading: Reading, at_most: int) -> dict[str, Any]:
-    steps = reading.steps
-    return {
-        "mean": reading.mean_steps,
-        "min": int(steps.min()),
-        "max": int(steps.max()),
-        "at_most": at_most,
-        "ended_by_the_limit": int((reading.status == ac.Status.MAX_STEPS).sum()),
-        "counts": steps.bincount(minlength=int(steps.max()) + 1)[1:].tolist(),
-    }
-
-
-def _rank_correlation(hard: Tensor, reading: Reading) -> float:
-    """Spearman's, of difficulty and steps, with mean ranks for equal steps."""
-    _, group, counts = reading.steps.unique(return_inverse=True, return_counts=True)
-    steps = (counts.cumsum(0) - counts / 2)[group].double()
-    ranks = hard.argsort(stable=True).argsort().double()
-    return float(torch.corrcoef(torch.stack((ranks, steps)))[0, 1].nan_to_num())

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 import adaptcomp_ext as ac
 from adaptcomp_ext.models import LatentEnergyClassifier
 
+from ..bench.timing import clock
 from .evaluation import corrupt, setting
 
 WIDE, FEATURES = 256, 128
@@ -61,7 +62,7 @@ def _encoder(side: int) -> nn.Sequential:
 
 
 def build_model(side: int) -> LatentEnergyClassifier:
-    """The energy model for images [B, side, side]."""
+    """The energy model of images [B, side, side]."""
     return LatentEnergyClassifier(_encoder(side), FEATURES, dim_latent=LATENT, hidden=HIDDEN)
 
 
@@ -72,30 +73,14 @@ def build_classifier(side: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained.
-
-    Attributes
-    ----------
-    epochs : int
-        Passes over the training images.
-    batch : int
-        Rows per update.
-    learning_rate : float
-        Peak of a one-cycle schedule.
-    steps : int
-        The descents of an update take 1 to so many steps, drawn for each update.
-    jitter : float
-        A row's step size is the learned one times 1 ± up to so much.
-    corrupted, noise, patch : float
-        See `corruption.corrupt`.
-    """
+    """How a model is trained."""
 
     epochs: int
     batch: int = 128
-    learning_rate: float = 3e-3
-    steps: int = 6
-    jitter: float = 0.3
-    corrupted: float = 0.3
+    learning_rate: float = 3e-3  # peak of a one-cycle schedule
+    steps: int = 6  # the descents of an update take 1 to so many, drawn for each update
+    jitter: float = 0.3  # a row's step size is the learned one times 1 ± up to so much
+    corrupted: float = 0.3  # share of the images that get noise, and of those that get a patch: see `corrupt`
     noise: float = 0.5
     patch: float = 0.5
 
@@ -171,24 +156,10 @@ def train(
     seed: int,
     progress: Callable[[float, float], None],
 ) -> list[Epoch]:
-    """Train the energy model in place.
+    """Train the energy model in place; its descent ends set as before.
 
-    Parameters
-    ----------
-    model : LatentEnergyClassifier
-        Ends in evaluation mode, its descent set as before.
-    images, labels : Tensor
-        float32 [N, H, W] in 0..1; int64 [N].
-    recipe : Recipe
-        How.
-    seed : int
-        Of order, corruption, jitter and lengths.
-    progress : callable
-        Called after every update with the loss and the accuracy of its batch.
-
-    Returns
-    -------
-    list of Epoch
+    `seed` is that of order, corruption, jitter and lengths; ``progress(loss, accuracy)`` is called after each
+    update.
     """
     generator = torch.Generator().manual_seed(seed)
     update = Updates(model, recipe, len(images))
@@ -226,6 +197,7 @@ def train_classifier(model: nn.Module, images: Tensor, labels: Tensor, recipe: R
 
 
 WARM_UP = 6
+CLOCK = clock(torch.device("cpu"))
 
 Loss = Callable[[LatentEnergyClassifier, Batch], Tensor]
 
@@ -268,7 +240,7 @@ class _Way:
         with torch.no_grad():
             features = self.model.encoder(batch.images)
         given = batch._replace(images=features.requires_grad_())
-        self.descent_ms.append(_milliseconds(lambda: self.loss(self.behind, given).backward()))
+        self.descent_ms.append(CLOCK(lambda: self.loss(self.behind, given).backward()))
         self.behind.zero_grad()
         losses: list[Tensor] = []
 
@@ -276,45 +248,23 @@ class _Way:
             losses.append(self.loss(self.model, batch))
             self.update(losses[0])
 
-        self.update_ms.append(_milliseconds(update))
+        self.update_ms.append(CLOCK(update))
         return float(losses[0].detach())
-
-
-def _milliseconds(call: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    call()
-    return (time.perf_counter() - begin) * 1e3
 
 
 def compare(
     model: LatentEnergyClassifier, images: Tensor, labels: Tensor, recipe: Recipe, updates: int, seed: int
 ) -> dict[str, Any]:
-    """Time single updates in turn on the same batches, and extrapolate to an epoch.
+    """Time `updates` single updates of copies in turn on the same batches, and extrapolate to an epoch.
 
-    Parameters
-    ----------
-    model : LatentEnergyClassifier
-        Copies of it are trained.
-    images, labels : Tensor
-        The training images.
-    recipe : Recipe
-        Of the batches; the number of steps goes through 1 to ``recipe.steps`` in turn.
-    updates : int
-        How many are timed.
-    seed : int
-        Of the batches.
-
-    Returns
-    -------
-    dict
-        Milliseconds per update (forward, backward and optimiser, the batch given) and of the descent in it
-        alone (forward and backward, the features given); seconds per epoch of updates; the median ratios of
-        plain to kernels within one update; the difference of the two first losses.
+    Returns milliseconds per update (forward, backward and optimiser, the batch given) and of the descent in
+    it alone (forward and backward, the features given), the median ratios of plain to kernels within one
+    update, and the difference of the two first losses. The number of steps goes through 1 to
+    ``recipe.steps`` in turn.
     """
     per_epoch = -(-len(images) // recipe.batch)
-    recipe = replace(
-        recipe, epochs=max(recipe.epochs, -(-(WARM_UP + updates) // per_epoch))
-    )  # the schedule has to last
+    lasting = max(recipe.epochs, -(-(WARM_UP + updates) // per_epoch))  # the schedule has to last
+    recipe = replace(recipe, epochs=lasting)
     ways = {
         "kernels": _Way(model, lambda model, batch: every_step_loss(model, batch)[0], recipe, len(images)),
         "plain": _Way(model, plain_loss, recipe, len(images)),
