@@ -1,27 +1,67 @@
-"""The commands, on typer; `cli.main` says what to do where the extras are not installed."""
+"""The commands, on typer, and how they end; `cli.main` says what to do where the extras are not installed."""
 
 from __future__ import annotations
 
+import errno
+import functools
 from collections.abc import Callable
 from importlib import import_module
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from adaptcomp_ext.experiments.endings import guarded
-from adaptcomp_ext.experiments.info import print_info, print_version
+from .cli import print_info, print_version
 
-__all__ = ["app"]
+__all__ = ["app", "guarded"]
 
 EXPERIMENTS = ("digits", "distill", "stroop", "maze", "sudoku", "energy", "control", "horizon", "transfer")
-"""Each is a package of this name beside this file, and in it an `Experiment` of this name."""
+"""Each is a module of this name beside this file, and in it an `Experiment` of this name."""
 BENCHMARKS = ("halting", "energy", "route", "planning")
 """Each is a module of this name in `bench`, and in it a `Benchmark` of this name."""
+
 RESUMES = "the same command goes on where this run ended"
 KEPT = "the same command with --resume keeps what was measured"
+AGAIN = "nothing of this run is kept, and the same command begins it anew"
+REFUSED, INTERRUPTED = 2, 130  # 130 is a shell's own code for Ctrl-C
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def guarded(again: str, *also: type[Exception]) -> Callable[[Function], Function]:
+    """Decorate a command, so that it ends in one sentence on standard error and an exit code.
+
+    Parameters
+    ----------
+    again : str
+        What to do after a full disk or Ctrl-C, such as `RESUMES`.
+    *also : exception types
+        Those, besides ValueError and OSError, whose message is a sentence for the user.
+    """
+    refusals: tuple[type[Exception], ...] = (ValueError, OSError, *also)
+
+    def decorate(command: Function) -> Function:
+        @functools.wraps(command)
+        def run(*arguments: Any, **options: Any) -> None:
+            try:
+                command(*arguments, **options)
+                return
+            except KeyboardInterrupt:
+                sentence, code = f"interrupted; {again}", INTERRUPTED
+            except refusals as error:
+                sentence, code = str(error), REFUSED
+                if isinstance(error, OSError) and error.errno in FULL:
+                    what = f"{error.filename or 'a file'} could not be written"
+                    sentence = f"the disk is full: {what}; free some space, then {again}"
+            typer.echo(f"adaptcomp: {sentence}", err=True)
+            raise typer.Exit(code)
+
+        return run  # type: ignore[return-value]
+
+    return decorate
 
 
 class _Command(TyperCommand):
@@ -30,24 +70,52 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
-        except Exception as error:  # click's, but typer may bring a click of its own
-            if hasattr(error, "option_name") and hasattr(error, "message"):
-                known = [
-                    name for parameter in self.params for name in (*parameter.opts, *parameter.secondary_opts)
-                ]
+        except Exception as error:  # click's NoSuchOption, but typer may bring a click of its own
+            if hasattr(error, "possibilities") and hasattr(error, "message"):
+                known = [name for p in self.params for name in (*p.opts, *p.secondary_opts)]
                 error.message += f". Options: {', '.join(known)}."
+                error.possibilities = None  # those that resemble it are among them
             raise
+
+
+def _single(function: Callable[..., None], name: str, panel: str, told: str, more: str = "") -> Any:
+    """Return a command: `told` stands in the list of its group, `more` after it in its own help."""
+    alone = typer.Typer(add_completion=False)
+    about = f"{told} {more}"
+    alone.command(name, cls=_Command, help=about, short_help=told, rich_help_panel=panel)(function)
+    return typer.main.get_command(alone)
+
+
+def _experiment(name: str) -> Any:
+    experiment = getattr(import_module(f"adaptcomp_ext.experiments.{name}"), name)
+    more = "The same command goes on where a run was interrupted."
+    panel = "Commands" if name == "demo" else "Experiments"
+    return _single(guarded(RESUMES)(experiment.command), name, panel, experiment.help, more)
+
+
+def _benchmark(name: str) -> Any:
+    package = import_module("adaptcomp_ext.experiments.bench")
+    (benchmark,) = (b for b in package.BENCHMARKS if b.name == name)
+
+    def command(**options: Any) -> None:
+        getattr(package, f"bench_{name}")(**options)
+
+    parameters = []
+    for o in benchmark.Options.declared():
+        option = typer.Option(*[f"--{o.name}"] * (o.default is False), help=o.help, min=o.least)
+        kind: Any = Annotated[o.kind | None if o.optional else o.kind, option]
+        parameters.append(Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=kind))
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return _single(guarded(KEPT, RuntimeError)(command), name, "Benchmarks", benchmark.help)
 
 
 class _Declared(TyperGroup):
     """Commands that are made from declarations, each imported when it is wanted."""
 
-    what = "command"
-    names: tuple[str, ...] = ()
-
-    def declared(self, name: str) -> Any:
-        """Return the command of a declaration."""
-        raise NotImplementedError
+    what: str
+    names: tuple[str, ...]
+    declared: ClassVar[staticmethod[[str], Any]]
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*self.names, *super().list_commands(ctx)]
@@ -61,60 +129,42 @@ class _Declared(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def _single(name: str, told: str, function: Callable[..., None]) -> Any:
-    alone = typer.Typer(add_completion=False)
-    alone.command(name, cls=_Command, help=told)(function)
-    return typer.main.get_command(alone)
+class _Commands(_Declared):
+    """All commands: the demonstration, which is an experiment, and those below."""
+
+    what, names, declared = "command", ("demo",), staticmethod(_experiment)
 
 
 class _Experiments(_Declared):
-    what = "experiment"
-    names: tuple[str, ...] = EXPERIMENTS
-
-    def declared(self, name: str) -> Any:
-        experiment = getattr(import_module(f"adaptcomp_ext.experiments.{name}"), name)
-        told = f"{experiment.help} Goes on where it was interrupted."
-        return _single(name, told, guarded(RESUMES)(experiment.command))
-
-
-class _Commands(_Experiments):
-    """All commands: the demonstration, which is an experiment, and those below."""
-
-    what = "command"
-    names: tuple[str, ...] = ("demo",)
+    what, names, declared = "experiment", EXPERIMENTS, staticmethod(_experiment)
 
 
 class _Benchmarks(_Declared):
-    what, names = "benchmark", BENCHMARKS
-
-    def declared(self, name: str) -> Any:
-        package = import_module("adaptcomp_ext.experiments.bench")
-        (benchmark,) = (b for b in package.BENCHMARKS if b.name == name)
-
-        def command(**options: Any) -> None:
-            getattr(package, f"bench_{name}")(**options)
-
-        parameters = []
-        for o in benchmark.Options.declared():
-            option = typer.Option(*[f"--{o.name}"] * (o.default is False), help=o.help, min=o.least)
-            kind: Any = Annotated[o.kind | None if o.optional else o.kind, option]
-            parameters.append(Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=kind))
-        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return _single(name, benchmark.help, guarded(KEPT, (ValueError, RuntimeError, OSError))(command))
+    what, names, declared = "benchmark", BENCHMARKS, staticmethod(_benchmark)
 
 
 app = typer.Typer(
     cls=_Commands,
-    help="Adaptive computation for PyTorch.",
+    help="Adaptive computation for PyTorch: demonstration, experiments and benchmarks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(cls=_Benchmarks, help="Run a benchmark.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-run = typer.Typer(cls=_Experiments, help="Run an experiment.", no_args_is_help=True)
-app.add_typer(run, name="run")
+run = typer.Typer(
+    cls=_Experiments,
+    help="Run an experiment; write its report, its figures and its checkpoints into one folder. If it is"
+    " interrupted, the same command goes on with it. Durations are those of one CPU core.",
+    subcommand_metavar="EXPERIMENT [OPTIONS]",
+    no_args_is_help=True,
+)
+bench = typer.Typer(
+    cls=_Benchmarks,
+    help="Run a benchmark; write its tables and its figure into one folder.",
+    subcommand_metavar="BENCHMARK [OPTIONS]",
+    no_args_is_help=True,
+)
+app.add_typer(run, name="run", short_help="Run an experiment.")
+app.add_typer(bench, name="bench", short_help="Run a benchmark.")
 
 
 def _version(wanted: bool) -> None:
@@ -139,17 +189,18 @@ def info() -> None:
 
 
 @app.command()
-@guarded(None)
+@guarded(AGAIN)
 def report(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders with results. Default: adaptcomp-out.")
+        list[Path] | None,
+        typer.Argument(help="Folders that hold results, at any depth. Default: adaptcomp-out."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The page, ending in .html or .md.")] = Path(
-        "adaptcomp-out/report.html"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="File of the page: HTML with the pictures in it, or Markdown (.md).")
+    ] = Path("adaptcomp-out/report.html"),
 ) -> None:
-    """Gather the reports of the experiments in these folders into one page."""
-    from adaptcomp_ext.experiments.runs.page import find_runs, write_page
+    """Gather the reports of all finished experiments into one page."""
+    from .runs.page import find_runs, write_page
 
     runs = find_runs(folders or [Path("adaptcomp-out")])
     write_page(runs, out)

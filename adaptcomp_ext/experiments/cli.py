@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from adaptcomp_ext.experiments.info import print_info, print_version
+import adaptcomp_ext as ac
 
-__all__ = ["main"]
+__all__ = ["main", "print_info", "print_version"]
 
 _EXTRAS = {
     **dict.fromkeys(
@@ -23,6 +23,21 @@ _EXTRAS = {
     "ray": "cluster",
     "grpc": "cluster",
 }
+
+
+def print_version() -> None:
+    """Print the name and the version of the package."""
+    print(f"adaptcomp_ext {ac.__version__}")
+
+
+def print_info() -> None:
+    """Print `adaptcomp_ext.build_info`, one line each."""
+    info = ac.build_info()
+    width = max(map(len, info))
+    for name, value in info.items():
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        print(f"{name.replace('_', ' '):{width}}  {'-' if value in (None, '') else value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -122,7 +122,24 @@ def test_what_is_unknown_is_told_with_what_is_known(
 ) -> None:
     assert run(*words) == 2
     err = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert expected in err
+    assert expected in err and "Possible options" not in err  # typer's, which repeats some of them
+
+
+def test_an_option_without_its_value_is_not_called_unknown(
+    extras: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("run", "digits", "--seeds") == 2
+    err = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "Option '--seeds' requires an argument." in err and "Options:" not in err
+
+
+def test_the_help_of_an_experiment_says_that_it_resumes(
+    extras: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("run", "--help") == 0
+    assert capsys.readouterr().out.count("interrupted") == 1  # once for all experiments
+    assert run("run", "digits", "--help") == 0
+    assert "interrupted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["control", "horizon"])

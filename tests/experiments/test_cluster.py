@@ -314,7 +314,7 @@ def test_no_worker_goes_on_without_its_run(
         f"""
 import sys; sys.path.append({str(ROOT)!r})
 from pathlib import Path
-from adaptcomp_ext.experiments.endings import guarded
+from adaptcomp_ext.experiments.app import guarded
 from tests.experiments.test_cluster import *
 @guarded("the same command goes on")
 def command():
