@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from ..runs import Cell, FirstSeed, Quick, Results, Seeds, Setup, experiment
 from ..runs.report import Block, Column, Picture, Verdicts, tabulate
-from ..runs.statistics import ONE_SEED, estimate, form, interval, mean_interval, points, said
-from ..style import INK, MUTED, ORANGE, OTHERS, OURS, WRONG, curve
+from ..runs.statistics import ONE_SEED, estimate, form, interval, points, said
+from ..style import INK, MUTED, ORANGE, OTHERS, OURS, WIDTH, WRONG, curve, legend
 from .measure import ALLOWED, SOURCES, measure
 from .training import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-__all__ = ["sudoku"]
+    from matplotlib.figure import Figure, SubFigure
 
 TEST_PUZZLES, QUICK_PUZZLES, QUICK_UPDATES = {4: 1600, 9: 400}, 24, 20
 LABELS = {"feed_forward": "feed-forward", "recurrent": "recurrent", "energy": "energy"}
@@ -60,21 +59,17 @@ def sudoku(
     )
 
 
-def _known(values: Any) -> Any:
-    """Drop seeds in which a quantity is undefined, such as a correlation of constants; None if all are."""
-    values = values.dropna()
+def _known_at(row: Results, path: str) -> Any:
+    """A quantity of the seeds in which it is defined, as a correlation of constants is not; None: of none."""
+    values = row[path].dropna()
     return values.astype(float) if len(values) else None
-
-
-def _solver(row: Results) -> str:
-    return row.path.split("/")[0]
 
 
 def _rule(row: Results, path: str) -> Any:
     """Return a quantity with the stop rule at its first tolerance; the feed-forward network has no rule."""
-    if _solver(row) == "feed_forward":
+    if row.path == "feed_forward":
         return row[path] if path == "solved" else None
-    return _known(row[f"stopped/0/{path}"])
+    return _known_at(row, f"stopped/0/{path}")
 
 
 def _ratio(row: Results) -> Any:
@@ -86,21 +81,17 @@ def report(results: Results) -> list[Block]:
     """What the solvers solve, in how many steps, and whether the energy tells right from wrong."""
     solvers = {name: results.at(name) for name in LABELS}
     energy, size = solvers["energy"], results.config["size"]
+    iterating = {LABELS[name]: solvers[name] for name in ITERATE}
     blanks = [entry["blanks"] for entry in energy.first("stopped/0/by_blanks")]
-    tolerances = {name: solvers[name].first("stopped/0/tolerance") for name in ITERATE}
+    tolerance = {label: row.first("stopped/0/tolerance") for label, row in iterating.items()}
     stops = {
-        (LABELS[name], f"{entry['tolerance']:g}"): solvers[name].at(f"stopped/{i}")
-        for name in ITERATE
-        for i, entry in sorted(
-            enumerate(solvers[name].first("stopped")), key=lambda each: -each[1]["tolerance"]
-        )
+        (label, f"{entry['tolerance']:g}"): row.at(f"stopped/{i}")
+        for label, row in iterating.items()
+        for i, entry in sorted(enumerate(row.first("stopped")), key=lambda each: -each[1]["tolerance"])
     }
-    few = {
-        f"{steps} step{'s' if steps != '1' else ''}": energy.at(f"few_steps/{steps}")
-        for steps in energy.keys("few_steps")
-    }
-    starts = energy.keys("few_steps/1/best_of")
-    plain, share = form(1, 1.0), form()
+    few = {_at_most(steps): energy.at(f"few_steps/{steps}") for steps in energy.keys("few_steps")}
+    plain, share, ratio, whole = form(1, 1.0), form(), form(2, 1.0), form(0, 1.0)
+    ends = [(f"at {blanks[i]} blanks", f"by_blanks/{i}/steps") for i in (0, -1)]
     twins = []
     if "of_any_kind" in results:
         each = (f"{LABELS[name]} {interval(results[f'of_any_kind/{name}/solved'])} %" for name in LABELS)
@@ -112,13 +103,11 @@ def report(results: Results) -> list[Block]:
         f"# Sudoku, {size}×{size}",
         f"{results.config['puzzles']:,} held-out puzzles of {blanks[0]} to {blanks[-1]} blanks, one "
         f"solution each; {results.opening} {HELD_OUT[size]}",
-        Picture(
-            "sudoku.png", "One puzzle, and all of them", lambda figure: _draw(figure, results), (15, 9.2)
-        ),
+        Picture("sudoku.png", "One puzzle, and all of them", partial(_draw, results), (WIDTH, 18.5)),
         Verdicts(_sentences(solvers)),
         "## Held-out puzzles",
-        f"Steps until the energy changes by no more than {tolerances['energy']:g}, or no probability of "
-        f"the recurrent network by more than {tolerances['recurrent']:g}; the step that shows it "
+        f"Steps until the energy changes by no more than {tolerance['energy']:g}, or no probability of "
+        f"the recurrent network by more than {tolerance['recurrent']:g}; the step that shows it "
         "counts. r: correlation of steps and blanks. ms: time to solve all puzzles as one batch.",
         tabulate(
             "solver",
@@ -126,28 +115,22 @@ def report(results: Results) -> list[Block]:
                 f"{LABELS[name]}, {row.first('parameters') / 1000:.0f}k parameters": row
                 for name, row in solvers.items()
             },
-            Column("training, s", "seconds", form(0, 1.0)),
-            Column("solved, %", lambda row: _rule(row, "solved"), share),
-            Column("steps", lambda row: _rule(row, "steps"), plain),
-            Column(f"at {blanks[0]} blanks", lambda row: _rule(row, "by_blanks/0/steps"), plain),
-            Column(f"at {blanks[-1]} blanks", lambda row: _rule(row, "by_blanks/-1/steps"), plain),
-            Column("r", lambda row: _rule(row, "correlation"), form(2, 1.0)),
-            Column("ms", "milliseconds", form(0, 1.0)),
+            Column("training, s", "seconds", whole),
+            Column("solved, %", partial(_rule, path="solved"), share),
+            Column("steps", partial(_rule, path="steps"), plain),
+            *(Column(title, partial(_rule, path=path), plain) for title, path in ends),
+            Column("r", partial(_rule, path="correlation"), ratio),
+            Column("ms", "milliseconds", whole),
         ),
         "## Solved, %, after so many steps, nothing stopped before",
-        tabulate(
-            "solver",
-            {LABELS[name]: solvers[name] for name in ITERATE},
-            *(Column(str(steps), f"allowed/{steps}", share) for steps in ALLOWED),
-        ),
+        tabulate("solver", iterating, *(Column(str(steps), f"allowed/{steps}", share) for steps in ALLOWED)),
         "## Where the stop rule stops",
         tabulate(
             ("solver", "tolerance"),
             stops,
             Column("solved, %", "solved", share),
             Column("steps", "steps", plain),
-            Column(f"at {blanks[0]} blanks", "by_blanks/0/steps", plain),
-            Column(f"at {blanks[-1]} blanks", "by_blanks/-1/steps", plain),
+            *(Column(*end, plain) for end in ends),
         ),
         "## Does the energy tell right from wrong?",
         "n: puzzles solved, %, by the one of n random starts that ends with the lowest energy. Wrong: "
@@ -157,15 +140,19 @@ def report(results: Results) -> list[Block]:
         tabulate(
             "at most",
             few,
-            *(Column(f"n = {n}", f"best_of/{n}", share) for n in starts),
+            *(Column(f"n = {n}", f"best_of/{n}", share) for n in energy.keys("few_steps/1/best_of")),
             Column("wrong", lambda row: int(row["wrong"].sum())),
             *(
-                Column(name, lambda row, name=name: _known(row[f"auc_{name}"]), form(2, 1.0))  # type: ignore[misc]
+                Column(name, partial(_known_at, path=f"auc_{name}"), ratio)
                 for name in ("within", "alike", "across")
             ),
         ),
         *twins,
     ]
+
+
+def _at_most(steps: str) -> str:
+    return f"{steps} step{'s' if steps != '1' else ''}"
 
 
 class _Compared(NamedTuple):
@@ -179,8 +166,8 @@ class _Compared(NamedTuple):
 
 
 COMPARED = (
-    _Compared("share solved, %", lambda row: _rule(row, "solved"), 1, scale=100.0),
-    _Compared("steps", lambda row: _rule(row, "steps"), -1),
+    _Compared("share solved, %", partial(_rule, path="solved"), 1, scale=100.0),
+    _Compared("steps", partial(_rule, path="steps"), -1),
     _Compared("time to solve, ms", lambda row: row["milliseconds"], -1, 0),
     _Compared("time to train, s", lambda row: row["seconds"], -1, 0),
     _Compared("steps on the hardest for each on the easiest", _ratio, 1),
@@ -215,62 +202,47 @@ def _sentences(solvers: dict[str, Results]) -> list[str]:
     return sentences + [f"{title}: {'; '.join(parts)}." for title, parts in verdicts.items() if parts]
 
 
-def _draw(figure: Figure, results: Results) -> None:
+def _draw(results: Results, figure: Figure) -> None:
     """One puzzle on its way down the energy; below it, what the solvers make of all puzzles."""
-    figure.set_layout_engine("none")
-    energy = results.at("energy")
-    size, seeds = results.config["size"], len(results.seeds)
-    figure.text(0.025, 0.948, "Thinking by going downhill", fontsize=19, weight="bold")
-    figure.text(
-        0.025,
-        0.912,
-        f"{size}×{size} Sudoku, {results.config['puzzles']:,} held-out puzzles: "
-        f"{100 * energy['stopped/0/solved'].mean():.1f}% solved in "
-        f"{energy['stopped/0/steps'].mean():.1f} steps on average, each stopped where its energy "
-        f"changes by no more than {energy.first('stopped/0/tolerance'):g} ({seeds} "
-        f"seed{'s' if seeds > 1 else ''})",
-        fontsize=12,
-        color=MUTED,
-    )
-    _boards(figure, results.first("descent"))
-    charts = figure.add_gridspec(1, 4, left=0.045, right=0.985, top=0.535, bottom=0.075, wspace=0.24)
-    for i, chart in enumerate((_allowed, _solved, _steps, _starts)):
-        chart(figure.add_subplot(charts[i]), results)
+    boards, charts = figure.subfigures(2, 1, height_ratios=(1, 3))
+    _boards(boards, results.first("descent"))
+    for axes, draw in zip(charts.subplots(4, 1), (_allowed, _solved, _steps, _starts), strict=True):
+        draw(axes, results)
 
 
-def _boards(figure: Figure, descent: dict[str, Any]) -> None:
+def _boards(figure: SubFigure, descent: dict[str, Any]) -> None:
     given, solution = descent["given"], descent["solution"]
     side = round(len(given) ** 0.5)
-    box = round(side**0.5)
-    grid = figure.add_gridspec(1, 7, left=0.025, right=0.985, top=0.84, bottom=0.64, wspace=0.12)
-    for i, step in enumerate(descent["step"]):
-        axes = figure.add_subplot(grid[0, i])
+    box, least = round(side**0.5), 1 / side
+    figure.suptitle("One puzzle on its way down", x=0.02, ha="left", weight="bold")
+    panels = figure.subplots(2, 4).flat
+    for i, (axes, step) in enumerate(zip(panels, descent["step"], strict=False)):
         for cell, (digit, chance) in enumerate(
             zip(descent["digit"][i], descent["probability"][i], strict=True)
         ):
-            shade = 1.0 if given[cell] else (chance - 1 / side) / (1 - 1 / side)
+            known = given[cell]
             axes.text(
                 cell % side + 0.5,
                 cell // side + 0.54,
-                str((solution[cell] if given[cell] else digit) + 1),
-                color=INK if given[cell] else OURS if digit == solution[cell] else WRONG,
-                alpha=0.15 + 0.85 * shade,
-                fontsize=64 / side,
-                weight="bold" if given[cell] else "normal",
+                str((solution[cell] if known else digit) + 1),
+                color=INK if known else OURS if digit == solution[cell] else WRONG,
+                alpha=1.0 if known else 0.15 + 0.85 * (chance - least) / (1 - least),
+                fontsize=56 / side,
+                weight="bold" if known else "normal",
                 ha="center",
                 va="center",
             )
         for line in range(side + 1):
             width = 1.6 if line % box == 0 else 0.6
-            axes.plot((0, side), (line, line), color=MUTED, linewidth=width)
-            axes.plot((line, line), (0, side), color=MUTED, linewidth=width)
+            axes.plot((0, side), (line, line), color=MUTED, lw=width)
+            axes.plot((line, line), (0, side), color=MUTED, lw=width)
         axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 0.05, -0.05), aspect="equal")
+        when = f"step {step}" if step else "start"
+        axes.set_title(f"{when}, E = {descent['energy'][i]:.3g}", fontsize=10, weight="normal", color=MUTED)
+    for axes in figure.axes:
         axes.set_axis_off()
-        when = f"{f'step {step}' if step else 'start'}    E = {descent['energy'][i]:.3g}"
-        axes.set_title(when, fontsize=10, weight="normal", loc="center", color=MUTED)
-    figure.text(0.025, 0.878, "One puzzle on its way down", fontsize=11, weight="bold")
-    legend = "black: given     blue: right     red: wrong     the fainter, the less sure"
-    figure.text(0.985, 0.612, legend, fontsize=9.5, color=MUTED, ha="right")
+    key = "black: given\nblue: right\nred: wrong\nthe fainter,\nthe less sure"
+    figure.axes[-1].text(0, 1, key, fontsize=10.5, color=MUTED, va="top")
 
 
 def _powers_of_two(axes: Axes, ticks: Sequence[int]) -> None:
@@ -284,11 +256,11 @@ def _allowed(axes: Axes, results: Results) -> None:
         solved = [results[f"{name}/allowed/{steps}"] for steps in ALLOWED]
         curve(axes, ALLOWED, solved, name, scale=100, color=color)
     plain = 100 * results["feed_forward/solved"].mean()
-    axes.axhline(plain, color=OTHERS, linestyle=(0, (4, 3)), label="feed-forward")
+    axes.axhline(plain, color=OTHERS, ls=(0, (4, 3)), label="feed-forward")
     _powers_of_two(axes, ALLOWED)
     axes.set(xlabel="steps allowed", ylabel="solved, %")
-    axes.legend(loc="lower right")
-    axes.set_title("Solved, by steps allowed", pad=8)
+    axes.set_title("Solved, by steps allowed")
+    legend(axes, 3)
 
 
 def _solved(axes: Axes, results: Results) -> None:
@@ -298,20 +270,23 @@ def _solved(axes: Axes, results: Results) -> None:
         curve(axes, blanks, results.each(path, "solved"), LABELS[name], scale=100, color=color)
     axes.set_xticks(blanks)
     axes.set(xlabel="blanks", ylabel="solved, %")
-    axes.set_title("Solved, by blanks", pad=8)
+    axes.set_title("Solved, by blanks")
+    legend(axes, 3)
 
 
 def _steps(axes: Axes, results: Results) -> None:
     for name, color in ITERATE.items():
         path = f"{name}/stopped/0/by_blanks"
         blanks = [entry["blanks"] for entry in results.first(path)]
-        low, high = ([v.mean() for v in results.each(path, f"quartiles/{i}")] for i in (0, 2))
-        axes.fill_between(blanks, low, high, color=color, alpha=0.15, linewidth=0)
-        means = [mean_interval(list(steps)).mean for steps in results.each(path, "steps")]
-        axes.plot(blanks, means, "o-", color=color, markersize=4)
+        low, means, high = (
+            [v.mean() for v in results.each(path, key)] for key in ("quartiles/0", "steps", "quartiles/2")
+        )
+        axes.fill_between(blanks, low, high, color=color, alpha=0.15, lw=0)
+        axes.plot(blanks, means, "o-", color=color, ms=4, label=LABELS[name])
     axes.set_xticks(blanks)
     axes.set(ylim=(0, None), xlabel="blanks (shaded: between the quartiles)", ylabel="steps")
-    axes.set_title("Steps until it stops, by blanks", pad=8)
+    axes.set_title("Steps until it stops, by blanks")
+    legend(axes)
 
 
 def _starts(axes: Axes, results: Results) -> None:
@@ -319,10 +294,10 @@ def _starts(axes: Axes, results: Results) -> None:
     for i, budget in enumerate(budgets):
         few = results.at(f"energy/few_steps/{budget}")
         starts = [int(n) for n in few.keys("best_of")]
-        label = f"at most {budget} step{'s' if budget != '1' else ''}"
+        solved = [few[f"best_of/{n}"] for n in starts]
         shade = 0.35 + 0.65 * i / (len(budgets) - 1)
-        curve(axes, starts, [few[f"best_of/{n}"] for n in starts], label, scale=100, color=OURS, alpha=shade)
+        curve(axes, starts, solved, f"at most {_at_most(budget)}", scale=100, color=OURS, alpha=shade)
     _powers_of_two(axes, starts)
     axes.set(xlabel="random starts", ylabel="solved, %")
-    axes.legend(loc="best")
-    axes.set_title("Best of several starts, by energy", pad=8)
+    axes.set_title("Best of several starts, by energy")
+    legend(axes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..bench.timing import clock
 from ..runs import Cell, Tick
 from .model import FeedForward, Recurrent
 from .nine import NineByNine
@@ -70,11 +70,7 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
 def follow(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[str, Any]:
     """Follow one descent: of the puzzles with the most blanks, the one that takes the median number of steps.
 
-    Returns
-    -------
-    dict
-        ``solution`` and ``given`` of each cell; and at some of its steps ``step``, ``energy``, and each
-        cell's most probable ``digit`` with its ``probability``.
+    At some of its steps: ``step``, ``energy``, each cell's most probable ``digit`` with its ``probability``.
     """
     hardest = (puzzles.blanks == puzzles.blanks.max()).nonzero()[:, 0]
     chosen = Puzzles(puzzles.solution[hardest], puzzles.given[hardest])
@@ -125,24 +121,19 @@ def solved(answer: Tensor, puzzles: Puzzles) -> Tensor:
 
 def by_blanks(attempt: Attempt, blanks: Tensor) -> list[dict[str, Any]]:
     """Return puzzles, share solved, and mean, deviation and quartiles of the steps by number of blanks."""
-    rows = []
-    for value in blanks.unique().tolist():
-        here = blanks == value
-        steps = attempt.steps[here].double()
-        low, middle, high = torch.quantile(
-            steps, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        ).tolist()
-        rows.append(
-            {
-                "blanks": value,
-                "puzzles": int(here.sum()),
-                "solved": _share(attempt.right[here]),
-                "steps": float(steps.mean()),
-                "sd": float(steps.std(correction=0)),
-                "quartiles": [low, middle, high],
-            }
-        )
-    return rows
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    parts = [(value, blanks == value) for value in blanks.unique().tolist()]
+    return [
+        {
+            "blanks": value,
+            "puzzles": int(here.sum()),
+            "solved": _share(attempt.right[here]),
+            "steps": float((steps := attempt.steps[here].double()).mean()),
+            "sd": float(steps.std(correction=0)),
+            "quartiles": torch.quantile(steps, quarters).tolist(),
+        }
+        for value, here in parts
+    ]
 
 
 def best_of(energy: Tensor, right: Tensor, starts: int) -> float:
@@ -184,12 +175,8 @@ def _share(right: Tensor) -> float:
 
 def _timed(call: Callable[[], Any]) -> float:
     """Milliseconds of the quickest of three calls."""
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return 1e3 * min(times)
+    time_once = clock(torch.device("cpu"))
+    return min(time_once(call) for _ in range(3))
 
 
 def _stopped(attempt: Attempt, puzzles: Puzzles, tolerance: float) -> dict[str, Any]:
@@ -217,25 +204,13 @@ def _descend(solver: EnergySolver, answer: Tensor, puzzles: Puzzles, tolerance: 
 
 @torch.no_grad()
 def examine_energy(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[str, Any]:
-    """Examine an energy.
+    """Examine a trained energy on held-out puzzles; the `seed` is that of the random starts.
 
-    Parameters
-    ----------
-    solver : EnergySolver
-        Trained.
-    puzzles : Puzzles
-        Held-out ones.
-    seed : int
-        Of the random starts.
-
-    Returns
-    -------
-    dict
-        ``allowed``: share solved after so many steps, nothing stopped before. ``stopped``: for each tolerance
-        of the stop rule. ``few_steps``: with at most so many steps, the stop rule on, several random starts
-        for each puzzle: share solved by the best of n by energy, how many first answers are wrong, and how
-        well the energy tells right from wrong: across puzzles, across puzzles alike in their number of
-        blanks, and within puzzles. ``milliseconds``: for all puzzles, with the stop rule.
+    ``allowed``: share solved after so many steps, nothing stopped before. ``stopped``: for each tolerance of
+    the stop rule. ``few_steps``: with at most so many steps, the stop rule on, several random starts for each
+    puzzle: share solved by the best of n by energy, how many first answers are wrong, and how well the energy
+    tells right from wrong: across puzzles, across puzzles alike in their number of blanks, and within
+    puzzles. ``milliseconds``: for all puzzles, with the stop rule.
     """
     generator = torch.Generator().manual_seed(seed)
     board = puzzles.board()
@@ -279,12 +254,10 @@ def stopped(solver: EnergySolver | Recurrent, puzzles: Puzzles, seed: int) -> di
     """Run a solver until it stops, at the first of its tolerances; return the entry of ``stopped``."""
     first, most = first_answer(puzzles.board(), torch.Generator().manual_seed(seed)), ALLOWED[-1]
     if isinstance(solver, Recurrent):
-        return _stopped(
-            _settle(solver, first, puzzles, RECURRENT_TOLERANCES[0], most), puzzles, RECURRENT_TOLERANCES[0]
-        )
-    return _stopped(
-        _descend(solver, first, puzzles, ENERGY_TOLERANCES[0], most), puzzles, ENERGY_TOLERANCES[0]
-    )
+        tolerance = RECURRENT_TOLERANCES[0]
+        return _stopped(_settle(solver, first, puzzles, tolerance, most), puzzles, tolerance)
+    tolerance = ENERGY_TOLERANCES[0]
+    return _stopped(_descend(solver, first, puzzles, tolerance, most), puzzles, tolerance)
 
 
 def _settle(solver: Recurrent, answer: Tensor, puzzles: Puzzles, tolerance: float, most: int) -> Attempt:

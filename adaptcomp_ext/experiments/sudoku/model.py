@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Body", "Energy", "FeedForward", "Recurrent", "units"]
-
 
 def units(box: int) -> Tensor:
     """Which cells belong to which rows, columns and boxes: float32 [3 * side, cells], side = box²."""
@@ -26,17 +24,7 @@ def units(box: int) -> Tensor:
 
 
 class Body(nn.Module):
-    """Two rounds of messages between the cells of a row, of a column and of a box.
-
-    Parameters
-    ----------
-    box : int
-        2 for 4×4, 3 for 9×9.
-    width : int
-        Features of a cell.
-    rounds : int
-        Of messages.
-    """
+    """Rounds of messages between the cells of a row, of a column and of a box; `width` features of a cell."""
 
     units: Tensor
 
@@ -50,14 +38,9 @@ class Body(nn.Module):
         self.register_buffer("units", units(box))
 
     def forward(self, answer: Tensor, board: Tensor) -> Tensor:
-        """Features of each cell, [cells, B, width].
+        """Features [cells, B, width] of an answer, logits [B, cells, side], to a board of `Puzzles.board`.
 
-        Parameters
-        ----------
-        answer : Tensor
-            Logits [B, cells, side]. They enter through a softmax, and only where the cell is blank.
-        board : Tensor
-            [B, cells, side + 1], of `Puzzles.board`.
+        Logits enter through a softmax, and only where the cell is blank.
         """
         rows, cells, side = answer.shape
         blank = board[..., side:]
@@ -72,15 +55,7 @@ class Body(nn.Module):
 
 
 class Energy(nn.Module):
-    """Squared length of features of a board with its answer: E(answer, board) ≥ 0, one number for each row.
-
-    Parameters
-    ----------
-    box, width
-        See `Body`.
-    features : int
-        Features of each cell whose squares are summed.
-    """
+    """Squared length of the features of a board with its answer: E(answer, board) ≥ 0."""
 
     def __init__(self, box: int, width: int, features: int = 32) -> None:
         super().__init__()

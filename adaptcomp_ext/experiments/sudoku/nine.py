@@ -11,8 +11,6 @@ from torch import Tensor
 from .model import units
 from .puzzles import Puzzles
 
-__all__ = ["NINE_BLANKS", "NineByNine", "random_grid", "singles_solve"]
-
 NINE_BLANKS = range(10, 46, 5)
 BOX, SIDE, CELLS = 3, 9, 81
 
@@ -83,23 +81,8 @@ class NineByNine:
     """9×9 puzzles with 10 to 45 blanks, made for the occasion.
 
     The grids held out are other random ones. There are 5·10⁹ kinds of grids under the symmetries of Sudoku,
-    so that twins of training grids, which a 4×4 grid has in plenty, are not to be expected.
-
-    Parameters
-    ----------
-    seed : int
-        Of grids and puzzles.
-    grids : int
-        To train on; an eighth of that are held out.
-    per_blanks : int
-        Training puzzles for each number of blanks.
-
-    Attributes
-    ----------
-    box, blanks
-        Side of a box; range of the number of blanks.
-    train_grids, test_grids : Tensor
-        int64 [n, 81].
+    so that twins of training grids, which a 4×4 grid has in plenty, are not to be expected. An eighth as many
+    grids as are trained on are held out.
     """
 
     box, blanks = BOX, NINE_BLANKS

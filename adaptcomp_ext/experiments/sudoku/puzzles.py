@@ -15,8 +15,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["BLANKS", "FourByFour", "Puzzles", "Source", "all_grids", "position_symmetries"]
-
 BLANKS = range(4, 12)
 SIDE, CELLS = 4, 16
 HELD_OUT_GRIDS = 68
@@ -24,18 +22,10 @@ HELD_OUT_KINDS = 0.2
 
 
 class Puzzles(NamedTuple):
-    """Puzzles with one solution each.
+    """Puzzles with one solution each."""
 
-    Attributes
-    ----------
-    solution : Tensor
-        int64 [n, cells], digits from 0, row by row.
-    given : Tensor
-        bool [n, cells]; the other cells are blank.
-    """
-
-    solution: Tensor
-    given: Tensor
+    solution: Tensor  # int64 [n, cells], digits from 0, row by row
+    given: Tensor  # bool [n, cells]; the other cells are blank
 
     @property
     def blanks(self) -> Tensor:
@@ -50,18 +40,10 @@ class Puzzles(NamedTuple):
 
 
 class Source(Protocol):
-    """Where puzzles come from: those to train on and those held out.
+    """Where puzzles come from: those to train on and those held out."""
 
-    Attributes
-    ----------
-    box : int
-        Side of a box.
-    blanks : range
-        Numbers of blanks.
-    """
-
-    box: int
-    blanks: range
+    box: int  # side of a box
+    blanks: range  # numbers of blanks
 
     def train(self, rows: int, generator: torch.Generator) -> Puzzles:
         """Draw training puzzles, all numbers of blanks alike."""
@@ -107,23 +89,8 @@ class FourByFour:
     """Every 4×4 puzzle with 4 to 11 blanks and one solution, those to train on and those held out.
 
     A puzzle is held out if both its grid and its kind are: no training puzzle becomes a held-out one by any
-    symmetry of Sudoku. A fifth of the kinds of each number of blanks are held out, and 68 of the 288 grids.
-
-    Parameters
-    ----------
-    seed : int
-        Of the split.
-
-    Attributes
-    ----------
-    box, blanks
-        Side of a box; range of the number of blanks.
-    grids : Tensor
-        int64 [288, 16].
-    train_grids, test_grids : Tensor
-        Indices into `grids`.
-    kinds : dict
-        How many kinds there are: ``train`` and ``test``.
+    symmetry of Sudoku. A fifth of the kinds of each number of blanks are held out, and 68 of the 288 grids;
+    the `seed` decides which. `train_grids` and `test_grids` are indices into `grids`.
     """
 
     box, blanks = 2, BLANKS
@@ -149,17 +116,15 @@ class FourByFour:
             for blanks in BLANKS:
                 here = (~patterns).sum(dim=1) == blanks
                 names, kind = kinds[here].unique(return_inverse=True)
-                held_out = torch.randperm(len(names), generator=generator) < max(
-                    1, round(HELD_OUT_KINDS * len(names))
-                )
+                count = max(1, round(HELD_OUT_KINDS * len(names)))
+                held_out = torch.randperm(len(names), generator=generator) < count
                 for part, chosen in (("train", ~held_out), ("test", held_out)):
                     pools[part, standard, blanks] = patterns[here][chosen[kind]]
                     self.kinds[part] += int(chosen.sum())
                 pools["any", standard, blanks] = patterns[here]
+        each = [(standard, blanks) for standard in range(len(standards)) for blanks in BLANKS]
         self._pools = {
-            part: _Pools(
-                [pools[part, standard, blanks] for standard in range(len(standards)) for blanks in BLANKS]
-            )
+            part: _Pools([pools[part, standard, blanks] for standard, blanks in each])
             for part in ("train", "test", "any")
         }
 

@@ -17,56 +17,28 @@ import adaptcomp_ext as ac
 from .model import Energy, FeedForward, Recurrent
 from .puzzles import Puzzles, Source
 
-__all__ = ["EnergySolver", "Recipe", "first_answer", "loss_of", "train", "train_energy", "train_feed_forward"]
-__all__ += ["train_recurrent"]
-
 Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the solvers are built and trained.
+    """How the solvers are built and trained."""
 
-    Attributes
-    ----------
-    width : int
-        Of the body.
-    updates, batch : int
-        Number of updates, puzzles in each.
-    learning_rate : float
-        After `warm_up` updates; from there a cosine down to 0. The last weights are the ones used.
-    steps : int
-        The steps of an update are drawn from 1 to this.
-    step_size : float
-        To start with; its logarithm is learnt, at `step_rate` times the learning rate.
-    jitter : float
-        The step size of a sample is multiplied by a number drawn from 1 ± this.
-    clip : float
-        Largest norm of the gradient of all parameters.
-    """
-
-    width: int = 64
+    width: int = 64  # of the body
     updates: int = 1500
     batch: int = 64
+    # Reached after `warm_up` updates; from there a cosine down to 0. The last weights are the ones used.
     learning_rate: float = 2e-3
     warm_up: int = 50
-    steps: int = 6
-    step_size: float = 10.0
+    steps: int = 6  # the steps of an update are drawn from 1 to this
+    step_size: float = 10.0  # at first; its logarithm is learnt, at `step_rate` times the learning rate
     step_rate: float = 5.0
-    jitter: float = 0.3
-    clip: float = 1.0
+    jitter: float = 0.3  # the step size of a sample is multiplied by a number drawn from 1 ± this
+    clip: float = 1.0  # largest norm of the gradient of all parameters
 
 
 class EnergySolver(nn.Module):
-    """An energy, the learnt size of a step down it, and the descent.
-
-    Parameters
-    ----------
-    box : int
-        2 for 4×4, 3 for 9×9.
-    recipe : Recipe
-        Of its width and the first step size.
-    """
+    """An energy, the learnt size of a step down it, and the descent; `box` is 2 for 4×4, 3 for 9×9."""
 
     def __init__(self, box: int, recipe: Recipe) -> None:
         super().__init__()
@@ -87,10 +59,8 @@ def first_answer(board: Tensor, generator: torch.Generator) -> Tensor:
 
 def loss_of(answer: Tensor, puzzles: Puzzles) -> Tensor:
     """Return the cross-entropy of logits [n, cells, side], averaged over blank cells, then over puzzles."""
-    each = F.cross_entropy(answer.flatten(0, 1), puzzles.solution.flatten(), reduction="none").view_as(
-        puzzles.given
-    )
-    blank = ~puzzles.given
+    each = F.cross_entropy(answer.flatten(0, 1), puzzles.solution.flatten(), reduction="none")
+    each, blank = each.view_as(puzzles.given), ~puzzles.given
     return ((each * blank).sum(dim=1) / blank.sum(dim=1)).mean()
 
 
@@ -102,43 +72,26 @@ def train(
     seed: int,
     progress: Progress,
 ) -> float:
-    """Train in place.
+    """Train in place, and return the seconds.
 
-    Parameters
-    ----------
-    solver : nn.Module
-        Whose parameters are trained.
-    loss : callable
-        Loss of a batch; the generator is for whatever is random in it.
-    source : Source
-        Of the puzzles.
-    recipe : Recipe
-        How.
-    seed : int
-        Of puzzles and losses. The puzzles are the same whatever the loss draws.
-    progress : callable
-        Called after every update with its loss.
-
-    Returns
-    -------
-    float
-        Seconds.
+    ``loss(puzzles, generator)``: the generator is for whatever is random in it. The puzzles follow from the
+    `seed`, and are the same whatever the loss draws. ``progress(loss)`` is called after every update.
     """
     begin = time.perf_counter()
     of_puzzles, of_loss = torch.Generator().manual_seed(2 * seed), torch.Generator().manual_seed(2 * seed + 1)
-    step = [p for name, p in solver.named_parameters() if name == "log_step"]
-    others = [p for name, p in solver.named_parameters() if name != "log_step"]
     groups: list[dict[str, Any]] = [
-        {"params": others},
-        {"params": step, "lr": recipe.learning_rate * recipe.step_rate},
+        {"params": [p for name, p in solver.named_parameters() if name != "log_step"]},
+        {
+            "params": [p for name, p in solver.named_parameters() if name == "log_step"],
+            "lr": recipe.learning_rate * recipe.step_rate,
+        },
     ]
     optimizer = torch.optim.Adam(groups, lr=recipe.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda done: (
-            min(1.0, (done + 1) / recipe.warm_up) * 0.5 * (1 + math.cos(math.pi * done / recipe.updates))
-        ),
-    )
+
+    def factor(done: int) -> float:
+        return min(1.0, (done + 1) / recipe.warm_up) * 0.5 * (1 + math.cos(math.pi * done / recipe.updates))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     solver.train()
     for _ in range(recipe.updates):
         value = loss(source.train(recipe.batch, of_puzzles), of_loss)
