@@ -44,7 +44,7 @@ from adaptcomp_ext.experiments.runs import (
     table,
     wilson,
 )
-from adaptcomp_ext.experiments.runs.folder import owned, owns, watched
+from adaptcomp_ext.experiments.runs.lock import owned, owns, watched
 from adaptcomp_ext.experiments.runs.page import find_runs, write_page
 from adaptcomp_ext.experiments.style import save as save_figure
 from tests.helpers.processes import ROOT
@@ -285,7 +285,7 @@ def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
 
 def test_the_folder_of_a_killed_run_is_free(tmp_path: Path) -> None:
     code = f"import sys, time; sys.path.append({str(ROOT)!r}); from pathlib import Path; "
-    code += "from adaptcomp_ext.experiments.runs.folder import owned\n"
+    code += "from adaptcomp_ext.experiments.runs.lock import owned\n"
     code += f"with owned(Path({str(tmp_path)!r})) as token: print(token, flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None

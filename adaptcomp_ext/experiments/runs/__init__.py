@@ -2,9 +2,8 @@
 
 from adaptcomp_ext.experiments.files import read_json, write_json, write_text
 
-from .cells import Cell, Later, Tick, run_cells, span
+from .cells import Cell, Later, RunFolder, Tick, run_cells, span
 from .experiment import Experiment, Setup, experiment, grid
-from .folder import RunFolder
 from .options import Data, Epochs, FirstSeed, Listed, Quick, Seeds, Steps, Task
 from .report import Block, Column, Picture, Table, Verdicts, panels, tabulate
 from .results import Results

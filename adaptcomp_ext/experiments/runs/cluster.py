@@ -14,9 +14,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from .cells import Bars, Cell, Worker
+from .cells import Bars, Cell, RunFolder, Worker
 from .cluster_driver import Job, drive
-from .folder import RunFolder
 from .processes import interrupts_later
 
 __all__ = ["check_cluster", "run_on_cluster"]

@@ -25,7 +25,7 @@ import torch
 import adaptcomp_ext
 
 from .cells import PAUSE, Cell, Worker, run_one, spaced
-from .folder import OWNER_NAME, owns, watched
+from .lock import OWNER_NAME, owns, watched
 from .processes import end_with_parent
 
 __all__ = ["Job", "drive"]

@@ -14,9 +14,8 @@ from rich.console import Console
 
 from adaptcomp_ext.experiments.style import QUICK
 
-from .cells import Cell, Worker, run_cells
+from .cells import Cell, RunFolder, Worker, run_cells
 from .cluster import check_cluster
-from .folder import RunFolder
 from .options import Cluster, Download, Listed, Threads, Workers, check_option, fetch_images
 from .report import Block, publish
 from .results import Results
@@ -150,9 +149,8 @@ class Experiment:
         if what.then:
             more = what.then(results)
             alone: dict[str, Any] = {"workers": 1, "threads": 1} if what.then_alone else {}
-            results = Results(
-                [*what.cells, *more], {**results.found, **run_some(more, **alone)}, what.config, folder=out
-            )
+            found = {**results.found, **run_some(more, **alone)}
+            results = Results([*what.cells, *more], found, what.config, folder=out)
         assert self.report is not None, f"{self.name}: no function was decorated with @{self.name}.reports"
         return publish(self.name, out, results, self.report, console)
 

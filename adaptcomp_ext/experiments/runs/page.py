@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from adaptcomp_ext.experiments.files import read_json, write_text
 
-from .folder import CONFIG_NAME
+from .cells import CONFIG_NAME
 
 __all__ = ["FORMATS", "find_runs", "write_page"]
 

@@ -15,8 +15,7 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
-from .cells import PAUSE, Bars, Cell, Worker, run_one, spaced
-from .folder import RunFolder
+from .cells import PAUSE, Bars, Cell, RunFolder, Worker, run_one, spaced
 
 __all__ = ["end_with_parent", "interrupts_later", "run_in_processes"]
 
