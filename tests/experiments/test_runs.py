@@ -22,14 +22,12 @@ from rich.console import Console
 from scipy import stats
 
 from adaptcomp_ext.experiments.files import write_tensors, write_text
-from adaptcomp_ext.experiments.runs import (
-    Cell,
-    Checkpoint,
+from adaptcomp_ext.experiments.runs import Cell, Checkpoint, Later, RunFolder, fit, run_cells, shuffled
+from adaptcomp_ext.experiments.runs.lock import owned, owns, watched
+from adaptcomp_ext.experiments.runs.page import find_runs, write_page
+from adaptcomp_ext.experiments.runs.statistics import (
     Claim,
-    Later,
-    RunFolder,
     counted,
-    fit,
     interval,
     judged,
     mcnemar,
@@ -38,14 +36,10 @@ from adaptcomp_ext.experiments.runs import (
     paired,
     points,
     rank_correlation,
-    run_cells,
     said,
-    shuffled,
     table,
     wilson,
 )
-from adaptcomp_ext.experiments.runs.lock import owned, owns, watched
-from adaptcomp_ext.experiments.runs.page import find_runs, write_page
 from adaptcomp_ext.experiments.style import save as save_figure
 from tests.helpers.processes import ROOT
 

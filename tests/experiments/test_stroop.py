@@ -17,7 +17,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from adaptcomp_ext.experiments.app import app
-from adaptcomp_ext.experiments.runs import Results, RunFolder, Verdicts, run_cells
+from adaptcomp_ext.experiments.runs import Results, RunFolder, run_cells
+from adaptcomp_ext.experiments.runs.report import Verdicts
 from adaptcomp_ext.experiments.stroop import stroop
 from adaptcomp_ext.experiments.stroop.measure import build_acc, build_baseline, build_habit, measure
 from adaptcomp_ext.experiments.style import QUICK

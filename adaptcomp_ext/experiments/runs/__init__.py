@@ -1,87 +1,38 @@
-"""What the experiments share: declaration, folders, cells, training that resumes, statistics, reports."""
+"""What the experiments share: declaration, cells, training that resumes, results, statistics, reports."""
 
-from adaptcomp_ext.experiments.files import read_json, write_json, write_text
-
+from ..files import read_json, write_json
 from .cells import Cell, Later, RunFolder, Tick, run_cells, span
 from .experiment import Experiment, Setup, experiment, grid
 from .options import Data, Epochs, FirstSeed, Listed, Quick, Seeds, Steps, Task
-from .report import Block, Column, Picture, Table, Verdicts, panels, tabulate
 from .results import Results
-from .statistics import (
-    ONE_SEED,
-    Claim,
-    Interval,
-    Shown,
-    counted,
-    estimate,
-    form,
-    interval,
-    judged,
-    mcnemar,
-    mean_interval,
-    measured_over,
-    millions,
-    paired,
-    percent,
-    points,
-    rank_correlation,
-    said,
-    table,
-    wilson,
-)
+from .statistics import mcnemar, rank_correlation
 from .training import Checkpoint, fit, shuffled
 
 __all__ = [
-    "ONE_SEED",
-    "Block",
     "Cell",
     "Checkpoint",
-    "Claim",
-    "Column",
     "Data",
     "Epochs",
     "Experiment",
     "FirstSeed",
-    "Interval",
     "Later",
     "Listed",
-    "Picture",
     "Quick",
     "Results",
     "RunFolder",
     "Seeds",
     "Setup",
-    "Shown",
     "Steps",
-    "Table",
     "Task",
     "Tick",
-    "Verdicts",
-    "counted",
-    "estimate",
     "experiment",
     "fit",
-    "form",
     "grid",
-    "interval",
-    "judged",
     "mcnemar",
-    "mean_interval",
-    "measured_over",
-    "millions",
-    "paired",
-    "panels",
-    "percent",
-    "points",
     "rank_correlation",
     "read_json",
     "run_cells",
-    "said",
     "shuffled",
     "span",
-    "table",
-    "tabulate",
-    "wilson",
     "write_json",
-    "write_text",
 ]
