@@ -28,6 +28,7 @@
 #include "confidence/confidence.h"
 #include "halting/halting.h"
 #include "halting/schedule.h"
+#include "linear/linear.h"
 #include "pondernet/pondernet.h"
 #include "status.h"
 
@@ -131,6 +132,24 @@ void pondernet_step_backward(const py::list& list, double log_prior, double log_
   a.g_log_survival = in.pointer<void>();
   const Place where = place(in);
   AC_RUN(where, pondernet_step_backward_cpu(a), pondernet_step_backward_cuda(a, where.device, where.stream));
+}
+
+// rows, inner, columns, wide, x, weight and its two strides, bias, out, place
+void linear(const py::list& list) {
+  Arguments in(list);
+  Linear a{};
+  a.rows = in.integer();
+  a.inner = in.integer();
+  a.columns = in.integer();
+  a.wide = in.integer() != 0;
+  a.x = in.pointer<void>("x");
+  a.weight = in.pointer<void>("weight");
+  a.row = in.integer();
+  a.column = in.integer();
+  a.bias = in.pointer<void>("bias");
+  a.out = in.pointer<void>();
+  const Place where = place(in);
+  AC_RUN(where, linear_cpu(a), linear_cuda(a, where.device, where.stream));
 }
 
 // rows, classes, measure, logits, dtype, confidence, place
@@ -248,12 +267,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("pondernet_step", &pondernet_step);
   m.def("pondernet_step_backward", &pondernet_step_backward);
   m.def("confidence", &confidence);
+  m.def("linear", &linear);
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
   m.def("halt_backward", &halt_backward);
   m.def("descent_update", &descent_update);
   m.def("descent_normals", &descent_normals);
-  m.def("mlp_context", &mlp_context);
   m.def("mlp_descent", &mlp_descent);
   m.def("mlp_descent_backward", &mlp_descent_backward);
   m.def("mlp_descent_scratch", &mlp_descent_scratch);

@@ -19,6 +19,7 @@ if not any((ROOT / "adaptcomp_ext" / f"_C{ending}").exists() for ending in EXTEN
 pytest.register_assert_rewrite("tests.helpers")
 
 import adaptcomp_ext as ac
+from adaptcomp_ext import _C
 from tests.helpers import science
 
 # The tensors are small: on a busy machine a second thread waits for its turn longer than it works. Tests of
@@ -106,6 +107,18 @@ def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Compact small blocks as large ones: training compacts them differently, and tests have small ones."""
     if request.param == "large":
         monkeypatch.setattr("adaptcomp_ext.nn.halting.fused.SMALL", 0)
+
+
+@pytest.fixture(params=["base", "avx2", "avx512"])
+def instruction_set(request):
+    """Run with each instruction set of the machine."""
+    before = ac.build_info()["instruction_set"]
+    try:
+        _C.use_isa(request.param)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    yield request.param
+    _C.use_isa(before)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from adaptcomp_ext.ops.act import ActStep, act_step
 from adaptcomp_ext.ops.compaction import compact, compact_padded, scatter_rows
 from adaptcomp_ext.ops.confidence import confidence
 from adaptcomp_ext.ops.descent import DescentUpdate, descent_update
+from adaptcomp_ext.ops.linear import linear
 from adaptcomp_ext.ops.pondernet import PonderNetStep, pondernet_step
 from adaptcomp_ext.ops.route import merge_rows
 
@@ -25,6 +26,7 @@ __all__ = [
     "compact_padded",
     "confidence",
     "descent_update",
+    "linear",
     "merge_rows",
     "pondernet_step",
     "reference_kernels",

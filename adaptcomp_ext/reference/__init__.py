@@ -18,6 +18,7 @@ from adaptcomp_ext.reference.descent import (
 )
 from adaptcomp_ext.reference.halting import act_halt_backward, halt_rows, halt_rows_backward, plan_packing
 from adaptcomp_ext.reference.hopfield_energy import hopfield_energy
+from adaptcomp_ext.reference.linear import linear
 from adaptcomp_ext.reference.mlp_energy import mlp_energy
 from adaptcomp_ext.reference.philox import normals, uniform
 from adaptcomp_ext.reference.pondernet import pondernet_step, pondernet_step_backward
@@ -41,6 +42,7 @@ __all__ = [
     "halt_rows_backward",
     "hopfield_energy",
     "judge",
+    "linear",
     "merge_rows",
     "mlp_energy",
     "normals",

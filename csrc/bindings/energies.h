@@ -93,24 +93,6 @@ struct CallPlace : Place {
   }
 };
 
-// rows, inner, columns, wide, x, weight and its two strides, bias, out
-inline void mlp_context(const py::list& list) {
-  Arguments in(list);
-  MlpContext c{};
-  c.rows = in.integer();
-  c.inner = in.integer();
-  c.columns = in.integer();
-  c.wide = in.integer() != 0;
-  c.x = in.pointer<void>("context");
-  c.weight = in.pointer<void>("weight_x");
-  c.row = in.integer();
-  c.column = in.integer();
-  c.bias = in.pointer<void>("bias1");
-  c.out = in.pointer<void>();
-  const Place where = place(in);
-  AC_RUN(where, mlp_context_cpu(c), mlp_context_cuda(c, where.device, where.stream));
-}
-
 // hidden1, hidden2, activation, weight1, context and its stride, weight2, bias2, out, out_bias; a real number
 // more: ridge
 inline MlpEnergy read_mlp(Arguments& in, const py::list& reals) {

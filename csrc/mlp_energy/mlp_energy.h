@@ -30,20 +30,6 @@ struct MlpEnergyGrad {
   void *weight1, *context, *weight2, *bias2, *out;
 };
 
-// out[r, j] = bias[j] + sum_i x[r, i] weight[i, j], with the terms in this order for any number of rows. It
-// computes the context's part c of the first layer, and the gradient in the context.
-struct MlpContext {
-  int64_t rows, inner, columns;
-  bool wide;           // double; else float
-  const void* x;       // [rows, inner]
-  const void* weight;  // element i, j at i * row + j * column
-  int64_t row, column;
-  const void* bias;  // [columns], or null: zero
-  void* out;         // [rows, columns]
-};
-
-void mlp_context_cpu(const MlpContext& context);
-void mlp_context_cuda(const MlpContext& context, int64_t device, void* stream);
 void mlp_descent_cpu(const Descent& descent, const MlpEnergy& energy);
 void mlp_descent_backward_cpu(const DescentBackward& descent, const MlpEnergy& energy,
                               const MlpEnergyGrad& grad);

@@ -4,11 +4,9 @@
 
 namespace adaptcomp {
 
-AC_DECLARE_ISA(void mlp_context(const MlpContext&))
 AC_DECLARE_ISA(void mlp_descent(const Descent&, const MlpEnergy&))
 AC_DECLARE_ISA(void mlp_descent_backward(const DescentBackward&, const MlpEnergy&, const MlpEnergyGrad&))
 
-void mlp_context_cpu(const MlpContext& context) { AC_CALL_ISA(mlp_context(context)); }
 void mlp_descent_cpu(const Descent& descent, const MlpEnergy& energy) {
   AC_CALL_ISA(mlp_descent(descent, energy));
 }

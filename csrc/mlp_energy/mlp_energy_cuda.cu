@@ -298,26 +298,7 @@ class MlpTile {
   C* sums_ = nullptr;
 };
 
-// One thread computes each element: the steps of a descent outweigh this single product.
-template <class C>
-__global__ void __launch_bounds__(kThreads) mlp_context_kernel(const __grid_constant__ MlpContext a) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t i = at / a.columns, j = at % a.columns;
-  if (i >= a.rows) return;
-  const C *x = static_cast<const C*>(a.x) + i * a.inner,
-          *weight = static_cast<const C*>(a.weight) + j * a.column;
-  C sum = a.bias ? static_cast<const C*>(a.bias)[j] : C(0);
-  for (int64_t k = 0; k < a.inner; ++k) sum = std::fma(x[k], weight[k * a.row], sum);
-  static_cast<C*>(a.out)[at] = sum;
-}
-
 }  // namespace
-
-void mlp_context_cuda(const MlpContext& a, int64_t device, void* stream) {
-  const DeviceGuard guard(device);
-  const int64_t blocks = blocks_for(a.rows * a.columns, kThreads);
-  launch("mlp_context", a.wide ? mlp_context_kernel<double> : mlp_context_kernel<float>, blocks, stream, a);
-}
 
 void mlp_descent_cuda(const Descent& a, const MlpEnergy& e, const DescentScratch& scratch, int64_t device,
                       void* stream) {

@@ -256,33 +256,7 @@ void dispatch_mlp(bool wide, const MlpEnergy& e, const F& f) {
   });
 }
 
-template <class C>
-void context_product(const MlpContext& a) {
-  const Panels<C> weight(static_cast<const C*>(a.weight), a.inner, a.columns, a.row, a.column);
-  const int64_t width = weight.columns();
-  Scratch<C> bias(width);
-  zero_row(bias.get(), width);
-  if (a.bias) copy_row(bias.get(), static_cast<const C*>(a.bias), a.columns);
-  const double work =
-      static_cast<double>(a.rows) * static_cast<double>(a.inner) * static_cast<double>(a.columns);
-  parallel_team(least(a.rows, threads_for(work)), [&](int64_t t, int64_t of) {
-    Scratch<C> in(kSlots * a.inner), out(kSlots * width);
-    zero_row(in.get(), kSlots * a.inner);
-    const int64_t end = a.rows * (t + 1) / of;
-    for (int64_t row = a.rows * t / of; row < end; row += kSlots) {
-      const int64_t used = least(kSlots, end - row);
-      copy_row(in.get(), static_cast<const C*>(a.x) + row * a.inner, used * a.inner);
-      product(in.get(), a.inner, used, weight, {bias.get(), 0},
-              [&](int64_t r, int64_t j, vec<C> v)
-                  __attribute__((always_inline)) { store_vec(out.get() + r * width + j, v); });
-      unpad(static_cast<C*>(a.out) + row * a.columns, out.get(), used, a.columns, width);
-    }
-  });
-}
-
 }  // namespace
-
-void mlp_context(const MlpContext& a) { a.wide ? context_product<double>(a) : context_product<float>(a); }
 
 void mlp_descent(const Descent& a, const MlpEnergy& e) {
   dispatch_mlp(a.wide, e, [&](auto* tile) {

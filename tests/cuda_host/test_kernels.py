@@ -36,7 +36,7 @@ def of(folder: str, *names: str) -> tuple[str, ...]:
 
 PARTS = {
     "rows": Part({"order": "random"}, of("ops", "act", "pondernet", "confidence")),
-    "moves": Part({"order": "down"}, of("ops", "compaction", "route")),
+    "moves": Part({"order": "down"}, of("ops", "compaction", "linear", "route")),
     "halting": Part(
         {"order": "together"},
         of("ops", "halting", "halting_gradients"),
@@ -61,7 +61,7 @@ PARTS = {
     ),
     "addresses": Part(
         {},
-        of("ops", "act", "confidence", "halting", "descent", "route"),
+        of("ops", "act", "confidence", "halting", "descent", "linear", "route"),
         "",
         "sanitizer and not cuda",
         "address",

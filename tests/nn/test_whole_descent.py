@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import adaptcomp_ext as ac
-from adaptcomp_ext import _C
-from adaptcomp_ext.ops.mlp_energy import _Product
 from tests.helpers.closed_forms import KINDS, OPTIONS, SHORT, contexts, energy, points, step_sizes
 from tests.helpers.tensors import (
     Unchanged,
@@ -154,18 +152,6 @@ def test_half_precision_is_rounded_once(device, kind, dtype):
     for g, e in zip(grads, exact_grads, strict=True):
         assert g.dtype == dtype
         torch.testing.assert_close(g.float(), e, rtol=2e-2, atol=2e-2 * e.abs().max().item())
-
-
-@pytest.fixture(params=["base", "avx2", "avx512"])
-def instruction_set(request):
-    """Run with each instruction set of the machine."""
-    before = ac.build_info()["instruction_set"]
-    try:
-        _C.use_isa(request.param)
-    except ValueError as reason:
-        pytest.skip(str(reason))
-    yield request.param
-    _C.use_isa(before)
 
 
 @pytest.mark.promise("formula")
@@ -360,22 +346,6 @@ def test_a_context_counts_row_by_row(instruction_set, threads, n_threads, dtype)
     many = torch.arange(70).repeat(40)  # shared out among the threads
     for some, every in zip(run(many), together, strict=True):
         assert_bitwise(some, every[many])
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_the_product_with_a_context(instruction_set, device, poison, transposed):
-    for rows, inner, columns in ((1, 1, 1), (17, 5, 9), (3, 64, 33), (40, 7, 128), (0, 3, 2)):
-        x = values((rows, inner), torch.float64, device).requires_grad_()
-        shape = (inner, columns) if transposed else (columns, inner)
-        weight = values(shape, torch.float64, device, 1).requires_grad_()
-        bias = values((columns,), torch.float64, device, 2).requires_grad_()
-        got = _Product.apply(transposed, x, weight, bias)
-        torch.testing.assert_close(got, x @ (weight if transposed else weight.T) + bias)
-    tensors = [
-        values(s, torch.float64, device, i).requires_grad_() for i, s in enumerate(((3, 4), (4, 4), (4,)))
-    ]
-    assert gradcheck(lambda *t: _Product.apply(transposed, *t), tensors)
-    assert gradgradcheck(lambda *t: _Product.apply(transposed, *t), tensors)
 
 
 @pytest.mark.promise("threads")

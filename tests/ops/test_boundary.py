@@ -67,6 +67,8 @@ def raw_calls(device):
         ("pondernet_step_backward", (z, -z.abs(), None, *grads, *ponder)),
         ("confidence", (x[0], 1)),
         ("confidence", (x[0].double().t().contiguous().t(), 2)),
+        ("linear", (x[0], x[0][:4].clone(), z[:4].clone(), False)),
+        ("linear", (x[0].double(), x[0][:3].double(), None, True)),
         ("descent_update", (x[0], x[0] * 2, z.abs(), None, None, 0.0, 1.5, -math.inf, 0.7)),
         (
             "descent_update",
@@ -178,6 +180,9 @@ def call(op, x, keep):
     if op == "compact":
         rows, index = ac.ops.compact(keep, [x, x[:, None] * 2])
         return (*rows, index)
+    if op == "linear":
+        pair = torch.stack([x, x * 2], 1)
+        return (ac.ops.linear(pair, torch.ones(3, 2, device=x.device), torch.arange(3.0, device=x.device)),)
     assert op == "scatter"
     return ac.ops.scatter_rows(
         [x, x[:, None] * 2], torch.arange(x.shape[0], device=x.device).flip(0) - 1, x.shape[0] + 2
@@ -213,7 +218,7 @@ def check_compiled(op, device, backend):
 
 
 @pytest.mark.promise("compile")
-@pytest.mark.parametrize("op", ["padded", "act", "pondernet", "confidence", "scatter"])
+@pytest.mark.parametrize("op", ["padded", "act", "pondernet", "confidence", "linear", "scatter"])
 def test_compiles_into_one_graph_for_all_batch_sizes(device, op):
     check_compiled(op, device, "aot_eager")
 

@@ -19,7 +19,8 @@ from adaptcomp_ext.nn.descent.energies.closed_form import (
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._fused_descent import ClosedForm
 from adaptcomp_ext.ops.descent import check_number
-from adaptcomp_ext.ops.mlp_energy import context_part, mlp_closed_form
+from adaptcomp_ext.ops.linear import linear_unchecked
+from adaptcomp_ext.ops.mlp_energy import mlp_closed_form
 from adaptcomp_ext.reference.mlp_energy import ACTIVATIONS
 
 
@@ -136,7 +137,7 @@ class MLPEnergy(ClosedFormEnergy):
         first_part = own("bias1", first)
         if self.dim_context:
             x = check_given("context", context[0], (y.shape[0], self.dim_context), y, dtype, kernels)
-            product = context_part if kernels else F.linear
+            product = linear_unchecked if kernels else F.linear
             first_part = product(x, own("weight_x", first, self.dim_context), first_part)
         weight2 = bias2 = None
         if len(self.hidden) == 2:
