@@ -68,18 +68,8 @@ def save(figure: Figure, path: Path, dpi: int, quick: bool = False) -> None:
     """Write a PNG whole, with its cut axes marked; one of a quick run says so across the picture."""
     mark_cut_axes(figure)
     if quick:
-        figure.text(
-            0.5,
-            0.5,
-            "quick run",
-            fontsize=64,
-            color=WRONG,
-            alpha=0.18,
-            rotation=15,
-            ha="center",
-            va="center",
-            zorder=10,
-        )
+        look: dict[str, Any] = {"fontsize": 64, "color": WRONG, "alpha": 0.18, "rotation": 15, "zorder": 10}
+        figure.text(0.5, 0.5, "quick run", ha="center", va="center", **look)
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png")
 
@@ -103,20 +93,10 @@ def mark_cut_axes(figure: Figure) -> None:
             if axis.get_scale() == "linear" and low > 0.1 * (high - low) and not named:
                 slant = (1, 0.5) if axis is axes.yaxis else (0.5, 1)
                 stroke = Outline([(-slant[0], -slant[1]), slant])
-                axes.add_line(
-                    Line2D(
-                        *at,
-                        transform=axes.transAxes,
-                        marker=stroke,
-                        markersize=7,
-                        color="white",
-                        markeredgecolor=MUTED,
-                        markeredgewidth=1.2,
-                        linewidth=3,
-                        clip_on=False,
-                        zorder=9,
-                    )
-                )
+                look: dict[str, Any] = {"marker": stroke, "markersize": 7, "markeredgecolor": MUTED}
+                look |= {"markeredgewidth": 1.2, "color": "white", "linewidth": 3}
+                line = Line2D(*at, transform=axes.transAxes, clip_on=False, zorder=9, **look)
+                axes.add_line(line)
 
 
 def legend(axes: Axes, columns: int = 2) -> None:
@@ -131,6 +111,12 @@ def legend(axes: Axes, columns: int = 2) -> None:
 def bars(values: Sequence[Any], scale: float = 1.0) -> list[float] | None:
     """Half of each interval, for ``errorbar``; None, and so no bars, where there is one seed."""
     return None if all(value.high is None for value in values) else [scale * value.half for value in values]
+
+
+def _estimates(values: Sequence[Any]) -> list[Any]:
+    from .runs.statistics import estimate  # `runs` imports this module
+
+    return [estimate(value) for value in values]
 
 
 def curve(
@@ -158,9 +144,7 @@ def curve(
     **look
         As for ``errorbar``.
     """
-    from adaptcomp_ext.experiments.runs.statistics import estimate
-
-    x, y = [estimate(v) for v in x], [estimate(v) for v in y]
+    x, y = _estimates(x), _estimates(y)
     shown: dict[str, Any] = {"marker": "o", "ms": 4.5, "lw": 1.6, **look}
     axes.errorbar(
         [v.mean for v in x],
@@ -176,9 +160,7 @@ def band(
     axes: Axes, x: Sequence[float], values: Sequence[Any], label: str, *, scale: float = 1.0, color: str
 ) -> None:
     """Draw means against x as a line, and their intervals around it; `scale`: 100 for per cent."""
-    from adaptcomp_ext.experiments.runs.statistics import estimate
-
-    values = [estimate(v) for v in values]
+    values = _estimates(values)
     low, high = ([scale * (v.mean + sign * v.half) for v in values] for sign in (-1, 1))
     axes.plot(x, [scale * v.mean for v in values], color=color, lw=1.6, label=label)
     axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
@@ -194,9 +176,7 @@ def bar_chart(
     **look: Any,
 ) -> None:
     """Draw a bar for each Series over seeds or interval, with its interval; `look` as for ``bar``."""
-    from adaptcomp_ext.experiments.runs.statistics import estimate
-
-    values, places = [estimate(v) for v in values], range(len(values))
+    values, places = _estimates(values), range(len(values))
     means = [scale * v.mean for v in values]
     line: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1}
     if horizontal:

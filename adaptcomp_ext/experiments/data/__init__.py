@@ -1,7 +1,6 @@
 """Data sets of the experiments."""
 
-from .images import ImageData, find_images, load_digits, load_mnist
-from .mnist import fetch_mnist, read_idx
+from .images import ImageData, fetch_mnist, find_images, load_digits, load_mnist, read_idx
 from .stroop import COLOURS, GREY, NEUTRAL_INK, Condition, StroopMNIST, colour, draw_inks
 
 __all__ = [

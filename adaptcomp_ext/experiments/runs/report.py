@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -113,8 +113,7 @@ def column(
     """
 
     def draw_all(figure: Figure) -> None:
-        for axes, panel in zip(figure.subplots(len(draw), squeeze=False).flat, draw, strict=True):
-            panel(axes, found)
+        panels(found, *draw, rows=len(draw))(figure)
         engine = figure.get_layout_engine()
         if engine is not None:
             engine.set(h_pad=0.12)  # type: ignore[call-arg]
@@ -186,7 +185,7 @@ def publish(
     (``means``).
     """
     about = machine.describe(torch.device("cpu"))
-    results.machine = f"{about['machine']['cpu']}, torch {about['versions']['torch']}"
+    results = replace(results, machine=f"{about['machine']['cpu']}, torch {about['versions']['torch']}")
     blocks, quick = list(report(results)), bool(results.config.get("quick"))
     verdicts = [text for block in blocks if isinstance(block, Verdicts) for text in block.sentences]
     content = {

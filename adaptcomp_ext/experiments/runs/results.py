@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ __all__ = ["Results"]
 _SEED = re.compile(r"-?seed-\d+$")
 
 
+@dataclass(frozen=True, eq=False)
 class Results:
     """The results of some cells of an experiment, which may differ in their settings.
 
@@ -26,10 +28,10 @@ class Results:
     says. Looked up, a quantity is a pandas Series indexed by seed: arithmetic on two of them pairs the seeds,
     and `interval` and `points` write their means with an interval.
 
-    Parameters
+    Attributes
     ----------
     cells : sequence of Cell
-        The cells, in the order in which they ran.
+        The cells; sorted by their seed.
     found : mapping
         The result of each cell, by the cell's name.
     config : mapping
@@ -42,35 +44,31 @@ class Results:
         The folder of the experiment.
     """
 
-    def __init__(
-        self,
-        cells: Sequence[Cell],
-        found: Mapping[str, Mapping[str, Any]],
-        config: Mapping[str, Any],
-        machine: str = "",
-        path: str = "",
-        folder: Path = Path(),
-    ) -> None:
-        self.cells = sorted(cells, key=lambda cell: cell.seed)
-        self.found, self.config, self.machine, self.path = found, config, machine, path
-        self.folder = folder
+    cells: Sequence[Cell]
+    found: Mapping[str, Mapping[str, Any]]
+    config: Mapping[str, Any]
+    machine: str = ""
+    path: str = ""
+    folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", sorted(self.cells, key=lambda cell: cell.seed))
 
     def where(self, **options: Any) -> Results:
         """Return the results of the cells with these options; ``a__b`` is the option b in the option a."""
-        chosen = [
-            cell
-            for cell in self.cells
-            if all(
-                _look(cell.options, key.replace("__", "/"), None) == value for key, value in options.items()
-            )
-        ]
+        wanted = {key.replace("__", "/"): value for key, value in options.items()}
+
+        def fits(cell: Cell) -> bool:
+            return all(_look(cell.options, path, None) == value for path, value in wanted.items())
+
+        chosen = list(filter(fits, self.cells))
         if not chosen:
             raise KeyError(f"no cell with {options}")
-        return Results(chosen, self.found, self.config, self.machine, self.path, self.folder)
+        return replace(self, cells=chosen)
 
     def at(self, path: str | float) -> Results:
         """Return the same results, in which all further paths begin at `path`."""
-        return Results(self.cells, self.found, self.config, self.machine, self._under(path), self.folder)
+        return replace(self, path=self._under(path))
 
     def __getitem__(self, path: str | float) -> Series:
         """Return the quantity of each seed; a KeyError where a cell lacks it or two cells share a seed."""
