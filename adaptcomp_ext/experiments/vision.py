@@ -174,7 +174,19 @@ def train(
     clip: float | None = None,
     after: Callable[[int], Mapping[str, float]] | None = None,
 ) -> list[dict[str, float]]:
-    """Train a network by a recipe on ``loss(index, done)``; options as of `train_classifier` and `fit`."""
+    """Train a network by a recipe.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network.
+    loss, rows, seed, tick, clip, after
+        As for `fit`.
+    recipe : Recipe
+        How it is trained.
+    checkpoint : Path
+        The file of the state after each epoch, from which training goes on.
+    """
     noise = [p for name, p in model.named_parameters() if _is_noise(name)]
     known = set(map(id, noise))
     groups = [{"params": [p for p in model.parameters() if id(p) not in known], "weight_decay": 1e-2}]
@@ -208,21 +220,7 @@ def train_classifier(
     tick: Callable[[float], None],
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> list[dict[str, float]]:
-    """Train a network on the cross-entropy of the digit, taken once, from logits.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Images uint8 to logits.
-    data, recipe, seed
-        The training set; how it is trained; the seed of the order.
-    checkpoint : Path
-        The file of the state after each epoch, from which training goes on.
-    tick : callable
-        Called with the share that is done.
-    loss : callable, optional
-        ``loss(index, logits) -> scalar`` instead of the cross-entropy, for the rows `index`.
-    """
+    """Train a network from images to logits on cross-entropy or ``loss(index, logits)``; see `train`."""
 
     def update(index: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         output, digits = model(data.images[index]), data.digits[index]
@@ -240,7 +238,7 @@ def train_acc(
     checkpoint: Path,
     tick: Callable[[float], None],
 ) -> list[dict[str, float]]:
-    """Train habit and control together on `ACC.loss`; the rest as for `train_classifier`."""
+    """Train habit and control together on `ACC.loss`; see `train`."""
 
     def loss(index: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         beta = min(1.0, 2 * done)

@@ -63,19 +63,26 @@ Download = Annotated[
     typer.Option("--download", help="Download missing files into the --data folder, through torchvision."),
 ]
 Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
-FirstSeed = Annotated[int, typer.Option("--seed", min=0, help="First seed, of weights, order and noise.")]
+FirstSeed = Annotated[
+    int, typer.Option("--seed", min=0, help="First of the seeds. A seed determines weights, order and noise.")
+]
 Epochs = Annotated[
     int | None,
     typer.Option(min=1, help="Passes over the training images. Default: what suits the data."),
 ]
 Quick = Annotated[
-    bool, typer.Option("--quick", help="Train briefly, with few settings, to see that it runs.")
+    bool,
+    typer.Option(
+        "--quick",
+        help="Train briefly, with few settings, to see that everything runs: the figures mean nothing.",
+    ),
 ]
 Task = Annotated[str, typer.Option(help="Task of the DeepMind Control Suite, such as walker-walk.")]
 Steps = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Steps of the suite in each training, in all environments. Default: what suits the task."
+        min=1,
+        help="Steps of the simulator in each training, in all environments. Default: what suits the task.",
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes side by side.")]
