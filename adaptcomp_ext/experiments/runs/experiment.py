@@ -7,7 +7,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 from rich.console import Console
@@ -83,12 +83,7 @@ class Experiment:
         Default folder, in which ``{option}`` stands for an option's value.
     """
 
-    def __init__(
-        self,
-        setup: Callable[..., Setup],
-        measure: Worker,
-        out: str | None = None,
-    ) -> None:
+    def __init__(self, setup: Callable[..., Setup], measure: Worker, out: str | None = None) -> None:
         self.setup, self.measure = setup, measure
         self.report: Report | None = None
         self.name = self.__name__ = setup.__name__
@@ -96,9 +91,7 @@ class Experiment:
         self.help = " ".join((inspect.getdoc(setup) or "").split("\n\n")[0].split())
         self.out = out or f"adaptcomp-out/{self.name}"
         options = list(inspect.signature(setup, eval_str=True).parameters.values())
-        shown = self.out
-        for option in options:
-            shown = shown.replace(f"{{{option.name}}}", option.name.upper())
+        shown = self.out.format(**{option.name: option.name.upper() for option in options})
         folder = Annotated[Path | None, typer.Option(help=f"Folder of the results. Default: {shown}.")]
         by_name = Parameter.KEYWORD_ONLY
         self.__signature__ = inspect.Signature(
@@ -136,20 +129,13 @@ class Experiment:
         console.print(f"{what.about or f'[bold]{self.name}[/]'}; {counted(len(what.cells), 'cell')} in {out}")
         if what.config.get("quick"):
             console.print(f"[bold]{QUICK}[/]")
-        run_some = functools.partial(
-            run_cells,
-            folder,
-            worker=self.measure,
-            workers=workers,
-            threads=threads,
-            console=console,
-            cluster=cluster,
-        )
-        results = Results(what.cells, run_some(what.cells), what.config, folder=out)
+        how: dict[str, Any] = {"workers": workers, "threads": threads, "cluster": cluster}
+        run_some = functools.partial(run_cells, folder, worker=self.measure, console=console)
+        results = Results(what.cells, run_some(what.cells, **how), what.config, folder=out)
         if what.then:
             more = what.then(results)
-            alone: dict[str, Any] = {"workers": 1, "threads": 1} if what.then_alone else {}
-            found = {**results.found, **run_some(more, **alone)}
+            alone = {"workers": 1, "threads": 1} if what.then_alone else {}
+            found = {**results.found, **run_some(more, **{**how, **alone})}
             results = Results([*what.cells, *more], found, what.config, folder=out)
         assert self.report is not None, f"{self.name}: no function was decorated with @{self.name}.reports"
         return publish(self.name, out, results, self.report, console)
@@ -174,9 +160,7 @@ class Experiment:
         for parameter in self.__signature__.parameters.values():
             if parameter.name == "console":
                 continue
-            marks = (
-                get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
-            )
+            marks = get_args(parameter.annotation)[1:]
             for mark in marks:
                 if isinstance(mark, Listed):
                     listed[parameter.name] = mark.split
