@@ -180,7 +180,7 @@ def horizon(
     first_seed: FirstSeed = 0,
     quick: Quick = False,
 ) -> Setup:
-    """Learn to control, learn the gain of each deeper plan, and let each state choose its horizon."""
+    """Learn to control and what deeper plans gain: each state chooses its horizon. Ten minutes per seed."""
     settings = asdict(replace(preset(task, steps=steps, quick=quick), gate="always"))
     measured: dict[str, Any] = {
         "levels": list(LEVELS),

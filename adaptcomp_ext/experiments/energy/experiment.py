@@ -50,7 +50,7 @@ def energy(
     ] = 0,
     quick: Quick = False,
 ) -> Setup:
-    """Train a latent-variable energy through its own descent, and see which digits take many steps."""
+    """Train a latent-variable energy through its own descent: which digits are hard? A minute per seed."""
     images = find_images(data)
     if held_out:
         images = hold_out(images, held_out)
