@@ -28,8 +28,8 @@ from rich.console import Console
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments import cli
+from adaptcomp_ext.experiments.files import owned
 from adaptcomp_ext.experiments.runs import Cell, Checkpoint, RunFolder, cluster, fit, run_cells
-from adaptcomp_ext.experiments.runs.lock import owned
 from tests.helpers.processes import ROOT
 
 QUIET = Console(quiet=True)
@@ -229,7 +229,7 @@ import ray
 from pathlib import Path
 from adaptcomp_ext.experiments.runs import cluster_driver as driver
 from tests.experiments.test_cluster import train
-from adaptcomp_ext.experiments.runs.lock import owned
+from adaptcomp_ext.experiments.files import owned
 driver._join(ray, {head[0]!r}, 2)
 with owned(Path("cells")) as token:
     job = driver.Job.here(Path("cells"), token, train, 1)

@@ -21,9 +21,8 @@ for extra in ("rich", "safetensors", "scipy"):
 from rich.console import Console
 from scipy import stats
 
-from adaptcomp_ext.experiments.files import write_tensors, write_text
+from adaptcomp_ext.experiments.files import owned, owns, watched, write_tensors, write_text
 from adaptcomp_ext.experiments.runs import Cell, Checkpoint, Later, RunFolder, fit, run_cells, shuffled
-from adaptcomp_ext.experiments.runs.lock import owned, owns, watched
 from adaptcomp_ext.experiments.runs.page import find_runs, write_page
 from adaptcomp_ext.experiments.runs.statistics import (
     Claim,
@@ -279,7 +278,7 @@ def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
 
 def test_the_folder_of_a_killed_run_is_free(tmp_path: Path) -> None:
     code = f"import sys, time; sys.path.append({str(ROOT)!r}); from pathlib import Path; "
-    code += "from adaptcomp_ext.experiments.runs.lock import owned\n"
+    code += "from adaptcomp_ext.experiments.files import owned\n"
     code += f"with owned(Path({str(tmp_path)!r})) as token: print(token, flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None

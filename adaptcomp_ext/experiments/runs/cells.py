@@ -21,8 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from adaptcomp_ext.ops._checks import check_int
 
-from ..files import read_json, write_json
-from .lock import owned
+from ..files import owned, read_json, write_json
 
 __all__ = [
     "CONFIG_NAME",

@@ -24,8 +24,8 @@ import torch
 
 import adaptcomp_ext
 
+from ..files import OWNER_NAME, owns, watched
 from .cells import PAUSE, Cell, Worker, run_one, spaced
-from .lock import OWNER_NAME, owns, watched
 from .processes import end_with_parent
 
 __all__ = ["Job", "drive"]
