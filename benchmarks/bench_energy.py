@@ -1,7 +1,4 @@
-"""Run the energy benchmark: ``python benchmarks/bench_energy.py --quick --out results/quick``.
-
-The same as ``adaptcomp bench energy``; needs torch and the package, none of its extras.
-"""
+"""``adaptcomp bench energy`` where torch is all there is: ``python benchmarks/bench_energy.py --quick``."""
 
 from adaptcomp_ext.experiments.bench import EnergyBenchmark
 

@@ -1,7 +1,4 @@
-"""Take a first look at a GPU in a few minutes: ``python benchmarks/bench_gpu.py --out bench.json``.
-
-Needs torch and the package, none of its extras.
-"""
+"""A first look at a GPU, where torch is all there is: ``python benchmarks/bench_gpu.py --out bench.json``."""
 
 from adaptcomp_ext.experiments.bench.gpu import main
 

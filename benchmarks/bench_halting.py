@@ -1,7 +1,4 @@
-"""Run the halting benchmark: ``python benchmarks/bench_halting.py --quick --out results/quick``.
-
-The same as ``adaptcomp bench halting``; needs torch and the package, none of its extras.
-"""
+"""``adaptcomp bench halting`` where torch is all there is: ``python benchmarks/bench_halting.py --quick``."""
 
 from adaptcomp_ext.experiments.bench import HaltingBenchmark
 

@@ -15,9 +15,10 @@ rounds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.bench import harness
 from adaptcomp_ext.experiments.bench.harness import Columns, Report, Row, Table
-from adaptcomp_ext.experiments.bench.timing import Call, ratio
+from adaptcomp_ext.experiments.bench.timing import Call, ratios_over
 
 ROWS, WIDTH = 1024, 256
 TOLERANCE = 1e-3
@@ -79,8 +80,7 @@ def torchode() -> Sides:
     term = torchode.ODETerm(lambda t, y: step.flow(y))
     solver = torchode.AutoDiffAdjoint(torchode.Euler(term=term), torchode.FixedStepController())
     zero, dt = torch.zeros(ROWS), torch.full((ROWS,), step.dt)
-    # The step with which a row reaches its end is its last; the middle of it leaves no doubt which one that
-    # is.
+    # The step with which a row reaches its end is its last; the middle of it leaves no doubt which one it is.
     ends = (steps - 0.5) * step.dt
     problem = torchode.InitialValueProblem(y0=y0, t_start=zero, t_end=ends, t_eval=zero[:, None])
     halt = ac.AdaptiveHalt(step, ac.FixedSteps(steps), max_steps=40)
@@ -115,9 +115,8 @@ class Exit(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         last = nn.Linear(WIDTH, WIDTH)
-        nn.init.orthogonal_(
-            last.weight, gain=5.0
-        )  # features grow from layer to layer, and with them confidence
+        # Features grow from layer to layer, and with them confidence.
+        nn.init.orthogonal_(last.weight, gain=5.0)
         self.layer = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), last)
         self.head = nn.Linear(WIDTH, 10)
 
@@ -176,39 +175,26 @@ class Config:
     label: str
 
 
-@dataclass(frozen=True)
-class PeerOptions(harness.Options):
-    """The options of the comparison."""
-
-    out: str = harness.option("results/bench_peers", "Folder of the results.")
-    seconds: float | None = harness.option(None, "Seconds for all rounds with one peer. Default: 10.", 0.1)
-    seed: int = harness.option(0, "Seed of weights and tensors.", 0)
-
-
 class PeerBenchmark(harness.Benchmark):
     """One measured point against each peer."""
 
     name = "peers"
     title = "Peers"
-    help = "Time adaptcomp_ext against torchdeq, torchode, TorchEBM and earlyon."
-    Options = PeerOptions
-    full_seconds = 10.0
+
+    @dataclass(frozen=True)
+    class Options(harness.Options):
+        """Its options."""
+
+        out: str = harness.option("results/bench_peers", "Folder of the results.")
+        full_seconds: ClassVar[float] = 10.0
 
     def configs(self) -> Iterable[Config]:
-        """Return the peers."""
         return map(Config, PEERS)
 
     def measure(self, config: Config) -> dict[str, Any]:
-        """Verify and time one peer."""
         torch.manual_seed(self.options.seed)
         with torch.no_grad():
             peer, own, what = PEERS[config.label]()
-            row = {
-                "config": asdict(config),
-                "label": config.label,
-                "what": what,
-                "version": version(config.label),
-            }
 
             def agreement() -> dict[str, float]:
                 if config.label == "earlyon":  # compared where it was made: our rows leave earlier
@@ -216,14 +202,12 @@ class PeerBenchmark(harness.Benchmark):
                 both = {"peer": (peer().float(),), "own": (own().float(),)}
                 return {"output": harness.compare(both, ("the result",), "peer", TOLERANCE)}
 
-            calls = {"peer": peer, "own": own}
-            ratios = lambda times: {"peer/own": ratio(times, "peer", "own")}  # noqa: E731
-            return harness.timed_row(row, calls, agreement, ratios, self.device, self.options.seconds)
+            calls, known = {"peer": peer, "own": own}, {"what": what, "version": version(config.label)}
+            return self.timed(config, calls, agreement, partial(ratios_over, under="own"), **known)
 
     @staticmethod
     def tables(report: Report, rows: Sequence[Row]) -> Iterable[Table]:
-        """Yield the comparison."""
-        yield Table.of("One point each", "", rows, COLUMNS)
+        yield Table("One point each", "", rows, COLUMNS)
 
 
 if __name__ == "__main__":

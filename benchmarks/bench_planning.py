@@ -1,7 +1,4 @@
-"""Run the planning benchmark: ``python benchmarks/bench_planning.py --quick --out results/quick``.
-
-The same as ``adaptcomp bench planning``; needs torch and the package, none of its extras.
-"""
+"""``adaptcomp bench planning`` where torch is all there is: ``python benchmarks/bench_planning.py``."""
 
 from adaptcomp_ext.experiments.bench import PlanningBenchmark
 

@@ -1,7 +1,4 @@
-"""Run the routing benchmark: ``python benchmarks/bench_route.py --quick --out results/quick``.
-
-The same as ``adaptcomp bench route``; needs torch and the package, none of its extras.
-"""
+"""``adaptcomp bench route`` where torch is all there is: ``python benchmarks/bench_route.py --quick``."""
 
 from adaptcomp_ext.experiments.bench import RouteBenchmark
 

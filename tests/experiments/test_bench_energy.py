@@ -12,26 +12,30 @@ import torch
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.bench import bench_energy, energy, harness
 from adaptcomp_ext.experiments.bench.energy import (
-    ACTIVATIONS,
-    BARS,
-    GRIDS,
+    DEFAULT,
+    LEAST,
     PRODUCT_FLOPS,
+    QUICK,
     SIZES,
     TOLERANCE,
-    Config,
     EnergyBenchmark,
-    Outcome,
     at,
-    forms,
     judge,
-    make_problem,
     memory_rows,
     ratios,
-    training_calls,
-    training_losses,
     verify,
 )
-from adaptcomp_ext.experiments.bench.halting import scripted_steps
+from adaptcomp_ext.experiments.bench.energy_forms import (
+    ACTIVATIONS,
+    STEP_SIZE,
+    Config,
+    Outcome,
+    forms,
+    make_problem,
+    training_calls,
+    training_losses,
+)
+from adaptcomp_ext.experiments.bench.halting_forms import scripted_steps
 from adaptcomp_ext.experiments.bench.harness import (
     CompileCache,
     DisagreementError,
@@ -82,7 +86,7 @@ def test_forms_agree_with_the_float64_descent(config):
     with ac.reference_kernels(), torch.no_grad():
         double = problem.energy.double()
         stop = "gradient" if config.mode == "stop" else "energy"
-        descent = ac.EnergyDescent(double, problem.step_size, config.steps, problem.tol, stop)
+        descent = ac.EnergyDescent(double, STEP_SIZE, config.steps, problem.tol, stop)
         want = descent(problem.y0.double(), *(c.double() for c in problem.context))
     torch.testing.assert_close(outcomes["eager"].y.double(), want.y, rtol=1e-4, atol=1e-4)
     if config.mode == "stop":
@@ -164,11 +168,12 @@ def test_bars():
         (1.1, False),  # bytes kept per byte of points
     ]
     assert verdicts[4]["where"] == at("all", 2).label
-    assert len(BARS) == 4 + 2 + 2 + 3 + 3 + 2
+    assert [sum(least is not None for least in bars) for bars in LEAST.values()] == [4, 2, 2, 3, 3, 2]
 
 
 def test_the_kernel_keeps_the_points_and_the_loop_its_graph():
-    rows = memory_rows(CPU, 0, sizes=[tiny("train", batch=32, dim=16, hidden=(32,))], steps=(5, 10, 20))
+    configs = [tiny("train", batch=32, dim=16, hidden=(32,), steps=steps) for steps in (5, 10, 20)]
+    rows = list(memory_rows(CPU, 0, configs))
     assert [row["points"] for row in rows] == [4 * 32 * 16 * n for n in (5, 10, 20)]
     for few, many in pairwise(rows):
         points = many["points"] - few["points"]
@@ -181,11 +186,14 @@ def test_the_kernel_keeps_the_points_and_the_loop_its_graph():
 
 
 def test_grids():
-    configs = list(GRIDS["default"]())
-    assert {at(mode, size) for _, mode, size, _, _ in BARS} <= set(configs)
+    configs = DEFAULT
+    barred = {
+        at(mode, size) for (_, mode, _), bars in LEAST.items() for size, least in enumerate(bars) if least
+    }
+    assert barred <= set(configs)
     assert {config.kind for config in configs} == {"mlp", "hopfield", "quadratic"}
     assert {config.activation for config in configs} == set(ACTIVATIONS)
-    assert sum(config.compiled and config.mode != "train" for config in GRIDS["quick"]()) == 1
+    assert sum(config.compiled and config.mode != "train" for config in QUICK) == 1
 
 
 def test_run_writes_json_markdown_and_figure_and_resumes(tmp_path, capsys, small_product):

@@ -16,7 +16,6 @@ from adaptcomp_ext.experiments.bench.route import (
     RouteBenchmark,
     backward,
     forms,
-    grid,
     lower_bound,
     make_problem,
     ratios,
@@ -84,10 +83,10 @@ def test_ratios_are_medians_over_the_rounds():
 
 
 def test_grids():
-    configs = list(grid(quick=False))
+    configs, quick = list(benchmark().configs()), benchmark(quick=True).configs()
     assert {config.batch for config in configs} == {64, 1024, 16384}
     assert {config.share for config in configs} == {0.1, 0.25, 0.5, 1.0}
-    assert {config.mode for config in configs} == {"infer", "train"} == {c.mode for c in grid(quick=True)}
+    assert {config.mode for config in configs} == {"infer", "train"} == {c.mode for c in quick}
 
 
 def test_run_writes_json_and_markdown(tmp_path, capsys):

@@ -20,10 +20,11 @@ from torch import Tensor
 import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.files import write_json
 
-from . import energy, halting, harness, machine
-from .timing import Call
-
-__all__ = ["main", "run"]
+from . import energy_forms as energy
+from . import halting_forms as halting
+from . import harness, machine
+from .bandwidth import bandwidth
+from .timing import Call, median_ms
 
 TOLERANCE = 2e-3
 """Relative to the largest element: products of a BLAS round by the size of the batch; TF32 is off."""
@@ -32,13 +33,12 @@ Sizes = Sequence[tuple[int, int]]
 
 def agree(outputs: Mapping[str, Tensor], what: str) -> None:
     """Raise unless all outputs are those of the first form up to rounding."""
-    results = {name: (out.detach(),) for name, out in outputs.items()}
-    harness.compare(results, (what,), next(iter(results)), TOLERANCE)
+    harness.compare({name: (out,) for name, out in outputs.items()}, (what,), next(iter(outputs)), TOLERANCE)
 
 
 def moving(device: torch.device, seconds: float, block_bytes: int) -> Iterator[dict[str, Any]]:
     """Measure the bandwidth at several widths, half of the rows kept."""
-    for row in halting.bandwidth(device, seconds, block_bytes, (256, 4096, 65536), (0.5,)):
+    for row in bandwidth(device, seconds, block_bytes, (256, 4096, 65536), (0.5,)):
         rates = {"copy": row["copy_gb_per_s"], row["kernel"]: row["gb_per_s"]}
         ratio = {f"{row['kernel']} / copy": row["of_copy"]}
         what = f"bandwidth, rows of {row['row_bytes']} bytes"
@@ -54,7 +54,7 @@ def descents(device: torch.device, seconds: float, sizes: Sizes) -> Iterator[dic
             forms = energy.forms(energy.make_problem(config, device, seed=1), None)
             calls = {"autograd loop": forms["eager"], "kernel": forms["kernel"]}
             agree({name: call().y for name, call in calls.items()}, f"the descent on {kind}")
-            took = halting.median_ms(calls, device, seconds)
+            took = median_ms(calls, device, seconds)
             ratio = {"autograd loop / kernel": took["autograd loop"] / took["kernel"]}
             yield {"what": f"whole descent, {kind}, B={batch}, D={dim}", "ms": took, "ratio": ratio}
 
@@ -74,7 +74,7 @@ def halts(device: torch.device, seconds: float, sizes: Sizes) -> Iterator[dict[s
     for training in (False, True):
         for batch, dim in sizes:
             config = halting.Config("gru", batch, dim, training=training)
-            problem = halting.make_problem(config, halting.make_model(config, device, 3), device, 3)
+            problem = halting.make_problem(config, device, 3)
             forms: dict[str, Callable[[], halting.Outcome]] = {
                 "dense": partial(dense, problem),
                 "mask": halting.adaptive(problem, False),
@@ -83,11 +83,10 @@ def halts(device: torch.device, seconds: float, sizes: Sizes) -> Iterator[dict[s
                 "compact, never waiting": halting.adaptive(problem, True, lag=None),
             }
             agree({name: form().output for name, form in forms.items()}, "the output")
-            calls: dict[str, Call] = dict(forms)
-            if training:
-                calls = {name: halting.training(problem, form) for name, form in forms.items()}
+            both = {name: halting.training(problem, form) for name, form in forms.items()}
+            calls: Mapping[str, Call] = both if training else forms
             with torch.set_grad_enabled(training):
-                took = halting.median_ms(calls, device, seconds)
+                took = median_ms(calls, device, seconds)
             kind = "training" if training else "inference"
             share = float(problem.steps.double().mean()) / config.max_steps
             what = f"halting, GRU, {kind}, B={batch}, D={dim}, mean steps {share:.0%} of {config.max_steps}"
@@ -127,9 +126,8 @@ def run(device: torch.device, out: Path | None, seconds: float, small: bool) -> 
 
 def main() -> None:
     """Read the options and run."""
-    parser = argparse.ArgumentParser(
-        description="Bandwidth, whole descents and halting on a GPU, in a few minutes."
-    )
+    about = "Bandwidth, whole descents and halting on a GPU, in a few minutes."
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--out", type=Path, default=None, help="JSON file of the results")
     parser.add_argument("--device", default="cuda", help="device of torch")
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds for all rounds of one line")

@@ -39,6 +39,8 @@ from .timing import Call, Times, clock, interleave, summary
 Row = Mapping[str, Any]
 Report = Mapping[str, Any]
 Columns = Mapping[str, str | Callable[[Any], str]]
+"""Heads of a table, and what its cells are made by: a format string of the row's keys, or a function."""
+Results = Mapping[str, Sequence[Tensor | None]]
 
 QUICK = "Quick run (--quick): a small grid with little time for each point, so that its figures are rough."
 
@@ -64,14 +66,16 @@ class Declared(NamedTuple):
 class Options:
     """The options of every benchmark, declared once for Python and both command lines."""
 
+    full_seconds: ClassVar[float] = 4.0
+
     out: str = option("results", "Folder of the results.")
     device: str = option("cpu", "Device of torch: cpu or cuda.")
     quick: bool = option(False, "A small grid with little time for each point.")
     threads: int | None = option(None, "Threads of torch. Default: as many as torch is set to.", 1)
     seconds: float | None = option(
-        None, "Seconds for all rounds of one configuration. Default: 4, or 1 with --quick.", 0.1
+        None, "Seconds for all rounds of one configuration. Default: {full:g}, or 1 with --quick.", 0.1
     )
-    seed: int = option(0, "Seed of weights and tensors.", 0)
+    seed: int = option(0, "Seed of everything that is drawn.", 0)
     resume: bool = option(False, "Keep the rows of an interrupted run with the same settings.")
     progress: bool = option(True, "Whether a progress bar is shown.")
 
@@ -91,7 +95,8 @@ class Options:
         hints = get_type_hints(cls)
         for f in fields(cls):
             kinds = get_args(hints[f.name]) or (hints[f.name],)
-            yield Declared(f.name, kinds[0], NoneType in kinds, f.default, **f.metadata)
+            text = f.metadata["help"].format(full=cls.full_seconds)
+            yield Declared(f.name, kinds[0], NoneType in kinds, f.default, text, f.metadata["least"])
 
 
 # --- agreement ----------------------------------------------------------------------------------------------
@@ -99,24 +104,24 @@ class DisagreementError(RuntimeError):
     """A timed function gave another result than the reference, so that its times mean nothing."""
 
 
-def difference(got: Tensor, want: Tensor) -> float:
-    """Return the largest difference, relative to the largest element."""
-    scale = max(float(want.detach().abs().max()), 1e-12)
-    return float((got.detach() - want.detach()).abs().max()) / scale
+def results_of(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Make every call once."""
+    return {name: call() for name, call in calls.items()}
 
 
-def compare(
-    results: Mapping[str, Sequence[Tensor | None]], what: Sequence[str], reference: str, allowed: float
-) -> float:
+def compare(results: Results, what: Sequence[str], reference: str, allowed: float) -> float:
     """Compare the tensors of every form with those of the reference form; None stands for zeros.
 
-    Returns the largest `difference`; raises DisagreementError if one is larger than allowed, or not a number.
+    Returns the largest difference, relative to the largest element of the reference's tensor; raises
+    DisagreementError if one is larger than allowed, or not a number.
     """
     worst = 0.0
     for name, tensors in results.items():
         for label, got, want in zip(what, tensors, results[reference], strict=True):
             assert want is not None
-            apart = difference(torch.zeros_like(want) if got is None else got, want)
+            want = want.detach()
+            got = torch.zeros_like(want) if got is None else got.detach()
+            apart = float((got - want).abs().max()) / max(float(want.abs().max()), 1e-12)
             if not apart <= allowed:
                 raise DisagreementError(
                     f"{name}: {label} differs from the {reference} form by {apart:.2e}, allowed {allowed:.0e}"
@@ -125,66 +130,27 @@ def compare(
     return worst
 
 
-def compare_gradients(
-    gradients: Mapping[str, Sequence[Tensor | None]], reference: str, allowed: float
-) -> float:
+def compare_gradients(gradients: Results, reference: str, allowed: float) -> float:
     """`compare` gradients."""
     what = [f"a gradient of shape {list(g.shape)}" for g in gradients[reference] if g is not None]
     return compare(gradients, what, reference, allowed)
 
 
-def timed_row(
-    row: dict[str, Any],
-    calls: Mapping[str, Call],
-    agreement: Callable[[], Any],
-    ratios: Callable[[Times], dict[str, float]],
-    device: torch.device,
-    seconds: float,
-    block: float = 0.0,
-) -> dict[str, Any]:
-    """Check that the calls agree, time them, and complete a row of the report.
-
-    Parameters
-    ----------
-    row : dict
-        What is known of the row before, ``config`` and ``label`` among it.
-    calls : mapping
-        Name to the call that is timed.
-    agreement : callable
-        Returns the largest differences; raises DisagreementError.
-    ratios : callable
-        Gives the row's ratios from the times of `interleave`.
-    device, seconds, block
-        As for `clock` and `interleave`.
-
-    Returns
-    -------
-    dict
-        The row. ``error`` is None, or names the form that disagreed; then there are no times.
-    """
-    row["error"] = None
-    try:
-        row["agreement"] = agreement()
-    except DisagreementError as error:
-        return {**row, "error": str(error)}
-    times = interleave(calls, clock(device), seconds, block=block)
-    row["times_ms"] = {name: summary(values) for name, values in times.items()}
-    row["ratios"] = ratios(times)
-    # Where other programs are running, the fastest rounds are the undisturbed ones.
-    row["ratios_of_minima"] = ratios({name: [min(values)] for name, values in times.items()})
-    row["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return row
+def compare_both(
+    outputs: Results, what: Sequence[str], gradients: Results, reference: str, allowed: float
+) -> dict[str, float]:
+    """`compare` the outputs and, in training, the gradients."""
+    worst = {"output": compare(outputs, what, reference, allowed)}
+    if gradients:
+        worst["gradient"] = compare_gradients(gradients, reference, allowed)
+    return worst
 
 
 # --- torch.compile ------------------------------------------------------------------------------------------
-def _double(x: Tensor) -> Tensor:
-    return x + x
-
-
 def no_compiler(device: torch.device) -> str | None:
     """Return None if `torch.compile` works on the device, else the first line of its error."""
     try:
-        torch.compile(_double)(torch.ones(8, device=device))
+        torch.compile(lambda x: x + x)(torch.ones(8, device=device))
     except Exception as error:  # each missing part, such as a C++ compiler, has an exception of its own
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
@@ -216,8 +182,8 @@ class CompileCache:
 
 
 # --- memory -------------------------------------------------------------------------------------------------
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 class LiveBytes(TorchDispatchMode):
@@ -243,15 +209,20 @@ class LiveBytes(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        for storage in (t.untyped_storage() for t in _tensors((args, kwargs))):
+        for storage in _storages((args, kwargs)):
             if storage._cdata not in self._made:
                 self._before.setdefault(storage._cdata, StorageWeakRef(storage))
         out = func(*args, **kwargs)
-        for storage in (t.untyped_storage() for t in _tensors(out)):
+        for storage in _storages(out):
             if storage._cdata not in self._before:
                 self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, self.now)
         return out
+
+
+def both_passes(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Run the forward and backward pass."""
+    return torch.autograd.grad(loss(), leaves, allow_unused=True, materialize_grads=True)
 
 
 def kept_and_peak(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> dict[str, int]:
@@ -284,37 +255,36 @@ class _Cells(string.Formatter):
         return f"{format(value, spec)[:-1]} %" if spec.endswith("%") else format(value, spec)
 
 
-class Table(NamedTuple):
-    """A section of the report: a title, a text and a table."""
+@dataclass(frozen=True)
+class Table:
+    """A section of the report: a title, a text and a table of one line for each row."""
 
     title: str
     text: str
-    head: Sequence[str]
-    lines: Sequence[Sequence[str]]
+    rows: Sequence[Any]
+    columns: Columns
     printed: bool = True
     """False: in the file only."""
 
-    @classmethod
-    def of(cls, title: str, text: str, rows: Iterable[Any], columns: Columns, printed: bool = True) -> Table:
-        """Make a table of one line for each row; a cell is a format string of its keys, or a function."""
-        cells = [
-            [
-                _Cells().vformat(cell, (), row) if isinstance(cell, str) else cell(row)
-                for cell in columns.values()
-            ]
-            for row in rows
-        ]
-        return cls(title, text, list(columns), cells, printed)
+    def lines(self) -> list[list[str]]:
+        """Return the cells of every row."""
+        cells = self.columns.values()
+        form = _Cells().vformat
+        return [[form(c, (), row) if isinstance(c, str) else c(row) for c in cells] for row in self.rows]
 
     def __str__(self) -> str:
-        widths = [max(map(len, cells)) for cells in zip(self.head, *self.lines, strict=True)]
+        lines = [list(self.columns), *self.lines()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        lines.insert(1, ["-" * width for width in widths])
+        filled = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
+        head, rule, *rest = ["| " + " | ".join(line) + " |" for line in filled]
+        return "\n".join([head, rule.replace(" ", "-"), *rest])
 
-        def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
 
-        return "\n".join(
-            [line(self.head), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(line, self.lines)]
-        )
+def compile_times(report: Report, text: str, what: str) -> Table:
+    """Return the table of what compiling took."""
+    times = [{"name": name, "s": seconds} for name, seconds in report["compile_seconds"].items()]
+    return Table("Compile times", text, times, {what: "{name}", "s": "{s:.1f}"})
 
 
 def panels(count: int, height: float) -> tuple[Any, Any]:
@@ -327,13 +297,31 @@ def panels(count: int, height: float) -> tuple[Any, Any]:
     return figure, figure.subplots(1, count, squeeze=False)[0]
 
 
+def curves(
+    axis: Any,
+    rows: Iterable[tuple[float, Row]],
+    under: str,
+    styles: Mapping[str, tuple[str, str]],
+    labels: Mapping[str, str],
+    ticks: Sequence[int],
+) -> None:
+    """Draw ratios over ``under`` against the places of the rows, a line of its colour and style per form."""
+    for name, (color, style) in styles.items():
+        points = [(x, row["ratios"].get(f"{name}/{under}")) for x, row in rows]
+        points = [point for point in points if point[1] is not None]
+        if points:
+            axis.plot(*zip(*points, strict=True), style, color=color, label=labels[name], markersize=4)
+    axis.axhline(1, color="tab:green", linewidth=1)
+    axis.set_yscale("log")
+    axis.set_yticks(ticks, map(str, ticks))
+    axis.minorticks_off()
+
+
 def legend(figure: Any, title: str) -> None:
     """Give the figure a title and, below its panels, one legend of the lines that have a label."""
     lines = {line.get_label(): line for axis in figure.axes for line in axis.get_lines()}
-    lines = {label: line for label, line in lines.items() if not label.startswith("_")}
-    figure.legend(
-        handles=list(lines.values()), loc="outside lower center", ncols=len(lines), fontsize="small"
-    )
+    handles = [line for label, line in lines.items() if not label.startswith("_")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize="small")
     figure.suptitle(title, fontsize="medium")
 
 
@@ -360,22 +348,27 @@ class Benchmark:
     """A benchmark; an instance is one run of it with its options.
 
     A subclass declares the class variables and the methods up to `draw`. Its module's docstring tells what is
-    measured and how; the report prints all but its first line. A configuration is a frozen dataclass with a
-    ``label``.
+    measured and how: the first line is the help of its command, and the report prints the rest. A
+    configuration is a frozen dataclass with a ``label``.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    help: ClassVar[str]
     Options: ClassVar[type[Options]]
-    full_seconds: ClassVar[float] = 4.0
-    """Seconds for all rounds of one configuration, unless an option or --quick says otherwise."""
+    block: ClassVar[float] = 0.0
+    """Milliseconds of calls in a row; see `interleave`."""
     extra: ClassVar[Mapping[str, Any]] = {}
     """Keys of the report beside the rows, with their values before anything is measured."""
+    help: ClassVar[str]
+    about: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+        cls.help, _, cls.about = text.partition("\n\n")
 
     def __init__(self, options: Any) -> None:
         quick = options.quick or getattr(options, "grid", None) == "quick"
-        seconds = (1.0 if quick else self.full_seconds) if options.seconds is None else options.seconds
+        seconds = (1.0 if quick else options.full_seconds) if options.seconds is None else options.seconds
         self.options = replace(options, quick=quick, seconds=seconds)
         self.device = machine.device_named(options.device)
         self.cache = CompileCache()
@@ -387,7 +380,7 @@ class Benchmark:
         raise NotImplementedError
 
     def measure(self, config: Any) -> dict[str, Any]:
-        """Verify and time one configuration: one row of the report, from `timed_row`."""
+        """Verify and time one configuration: one row of the report, from `timed`."""
         raise NotImplementedError
 
     def weight(self, config: Any) -> float:
@@ -435,9 +428,36 @@ class Benchmark:
         except ValueError as error:
             parser.exit(2, f"{parser.prog}: {error}\n")
 
+    def timed(
+        self,
+        config: Any,
+        calls: Mapping[str, Call],
+        agreement: Callable[[], Any],
+        ratios: Callable[[Times], dict[str, float]],
+        **known: Any,
+    ) -> dict[str, Any]:
+        """Check that the calls agree, time them, and return a row of the report.
+
+        ``agreement`` returns the largest differences, or raises DisagreementError: then the row's ``error``
+        names the form that disagreed, and it has no times. ``known`` is what the row says besides.
+        """
+        row = {"config": asdict(config), "label": config.label, **known, "error": None}
+        try:
+            row["agreement"] = agreement()
+        except DisagreementError as error:
+            return {**row, "error": str(error)}
+        times = interleave(calls, clock(self.device), self.options.seconds, block=self.block)
+        row["times_ms"] = {name: summary(values) for name, values in times.items()}
+        row["ratios"] = ratios(times)
+        # Where other programs are running, the fastest rounds are the undisturbed ones.
+        row["ratios_of_minima"] = ratios({name: [min(values)] for name, values in times.items()})
+        row["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        return row
+
     def run(self, configs: Iterable[Any] | None = None) -> dict[str, Any]:
         """Run configurations, by default those of the options' grid; as `bench`."""
         out = Path(self.options.out)
+        path = out / f"bench_{self.name}.json"
         with machine.threads(self.options.threads):
             keeps = machine.keep_freed_memory()
             chosen = list(dict.fromkeys(self.configs() if configs is None else configs))
@@ -454,13 +474,13 @@ class Benchmark:
             )
             self.report = {**self.extra, **self.report}
             out.mkdir(parents=True, exist_ok=True)
-            measured = self._measured(out / f"bench_{self.name}.json") if self.options.resume else {}
+            measured = self._measured(path) if self.options.resume else {}
             with _progress(sum(map(self.weight, chosen)), self.options.progress) as show:
                 for config in chosen:
                     show(config.label, 0.0)
                     row = measured.get(json.dumps(asdict(config))) or self.measure(config)
                     self.report["rows"].append(row)
-                    write_json(out / f"bench_{self.name}.json", self.report)
+                    write_json(path, self.report)
                     show(config.label, self.weight(config))
                 show("beside the configurations", 0.0)
                 self.extras()
@@ -484,19 +504,26 @@ class Benchmark:
     @classmethod
     def write(cls, report: Report, out: Path) -> None:
         """Write the JSON, Markdown and PNG of a report, and print its tables."""
-        path, kinds = out / f"bench_{cls.name}", [".json", ".md"]
+        path, kinds = out / f"bench_{cls.name}", ".json, .md"
         write_json(path.with_suffix(".json"), report)
         write_text(path.with_suffix(".md"), cls.markdown(report))
+        figure = None
         try:
             figure = cls.draw(report, _timed(report))
         except ModuleNotFoundError as error:
             print(f"{error.name} is not installed: the figure is left out.", file=sys.stderr)
-        else:
-            if figure is not None:
-                save(figure, path.with_suffix(".png"), 150, bool(report.get("quick")))
-                kinds.append(".png")
+        if figure is not None:
+            save(figure, path.with_suffix(".png"), 150, bool(report.get("quick")))
+            kinds += ", .png"
         print("\n\n".join([_environment(report), *cls._sections(report, printed=True)]))
-        print(f"\nReport: {path}{', '.join(kinds)}" + (f"\n{QUICK}" if report.get("quick") else ""))
+        print(f"\nReport: {path}{kinds}" + (f"\n{QUICK}" if report.get("quick") else ""))
+
+    @classmethod
+    def markdown(cls, report: Report) -> str:
+        """Return the report, the content of the JSON file, as Markdown."""
+        keeps = "The allocator keeps freed memory." if report["settings"]["keeps_freed_memory"] else ""
+        parts = [f"# {cls.title}", _environment(report), cls.about, cls.notes(report), keeps, _busy(report)]
+        return "\n\n".join([*filter(None, parts), *cls._sections(report, printed=False)]) + "\n"
 
     @classmethod
     def _sections(cls, report: Report, printed: bool) -> Iterator[str]:
@@ -504,16 +531,8 @@ class Benchmark:
         if failed:
             yield "## Errors\n\n" + "\n".join(failed)
         for table in cls.tables(report, _timed(report)):
-            if table.lines and (table.printed or not printed):
+            if table.rows and (table.printed or not printed):
                 yield "\n\n".join(filter(None, [f"## {table.title}", table.text, str(table)]))
-
-    @classmethod
-    def markdown(cls, report: Report) -> str:
-        """Return the report, the content of the JSON file, as Markdown."""
-        keeps = "The allocator keeps freed memory." if report["settings"]["keeps_freed_memory"] else ""
-        about = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "").partition("\n\n")[2]
-        parts = [f"# {cls.title}", _environment(report), about, cls.notes(report), keeps, _busy(report)]
-        return "\n\n".join([*filter(None, parts), *cls._sections(report, printed=False)]) + "\n"
 
 
 def _timed(report: Report) -> list[Row]:

@@ -26,10 +26,8 @@ from adaptcomp_ext.models.agents import Planner, WorldModel
 from adaptcomp_ext.models.agents.mppi import FIRST_STD
 
 from . import harness
-from .harness import Report, Row, Table
+from .harness import Columns, Report, Row, Table
 from .timing import Times, ratio
-
-__all__ = ["PlanningBenchmark"]
 
 ITERATIONS = 6
 STOPS = (0.0, 0.35, 0.25, 0.15, 0.1, 0.15)
@@ -84,18 +82,15 @@ def ratios(times: Times) -> dict[str, float]:
     return {f"{over} / {under}": ratio(times, over, under) for over, under in pairs}
 
 
-@dataclass(frozen=True)
-class PlanningOptions(harness.Options):
-    """The options of the planning benchmark."""
-
-    out: str = harness.option("results/bench_planning", "Folder of the results.")
-    rows: int = harness.option(32, "Number of states planned together.", 2)
-    threads: int = harness.option(1, "Threads of torch.", 1)
-    seconds: float | None = harness.option(
-        None, "Seconds for all rounds of one configuration. Default: 10, or 1 with --quick.", 0.1
-    )
-    quick: bool = harness.option(False, "Little time for each agent.")
-    seed: int = harness.option(0, "Seed of weights, states and the iterations after which they stop.", 0)
+COLUMNS: Columns = {
+    "agent": "{label}",
+    "mean iterations": "{mean iterations:.2f}",
+    "lower bound, ms": "{ms[limit]:.2f}",
+    "each its own, ms": "{ms[each its own]:.2f}",
+    "all to the end, ms": "{ms[all to the end]:.2f}",
+    "own / lower bound": "{each its own / limit:.3f}",
+    "all / own": "{all to the end / each its own:.2f}",
+}
 
 
 class PlanningBenchmark(harness.Benchmark):
@@ -103,77 +98,70 @@ class PlanningBenchmark(harness.Benchmark):
 
     name = "planning"
     title = "Planning, each state for itself"
-    help = "Time batched planning in which each state stops by itself."
-    Options = PlanningOptions
-    full_seconds = 10.0
     extra: ClassVar[dict[str, Any]] = {"stops": STOPS}
+
+    @dataclass(frozen=True)
+    class Options(harness.Options):
+        """Its options."""
+
+        out: str = harness.option("results/bench_planning", "Folder of the results.")
+        rows: int = harness.option(32, "Number of states planned together.", 2)
+        threads: int = harness.option(1, "Threads of torch.", 1)
+        quick: bool = harness.option(False, "Little time for each agent.")
+        full_seconds: ClassVar[float] = 10.0
 
     def configs(self) -> Iterable[Config]:
         """Return the sizes of a pendulum's agent and of a walker's."""
         return PENDULUM, WALKER
 
     def measure(self, config: Config) -> dict[str, Any]:
-        """Verify and time one configuration."""
-        rows, device, seed = self.options.rows, self.device, self.options.seed
         with torch.random.fork_rng():
+            return self._measure(config)
+
+    def _measure(self, config: Config) -> dict[str, Any]:
+        rows, device, seed = self.options.rows, self.device, self.options.seed
+        torch.manual_seed(seed)
+        world = WorldModel(config.observations, config.actions, config.latent, config.hidden)
+        planner = Planner(world.to(device).eval(), samples=config.samples, iterations=ITERATIONS)
+        with torch.no_grad():
+            latent = world.encode(torch.randn(rows, config.observations).to(device))
+        counts = [round(share * rows) for share in STOPS]
+        counts[1] += rows - sum(counts)
+        steps = torch.repeat_interleave(torch.arange(1, ITERATIONS + 1), torch.tensor(counts))
+        scattered = steps[torch.randperm(rows)].to(device)
+        active = [int((steps > k).sum()) for k in range(ITERATIONS)]
+        calls: dict[str, Callable[[], Any]] = {
+            "each its own": partial(planner.plan, latent, None, FixedSteps(scattered)),
+            "all to the end": partial(planner.plan, latent, None, FixedSteps(ITERATIONS)),
+        }
+
+        def plans(name: str) -> Any:
             torch.manual_seed(seed)
-            world = (
-                WorldModel(config.observations, config.actions, config.latent, config.hidden)
-                .to(device)
-                .eval()
-            )
-            planner = Planner(world, samples=config.samples, iterations=ITERATIONS)
-            with torch.no_grad():
-                latent = world.encode(torch.randn(rows, config.observations).to(device))
-            counts = [round(share * rows) for share in STOPS]
-            counts[1] += rows - sum(counts)
-            steps = torch.cat([torch.full((count,), k + 1) for k, count in enumerate(counts)])
-            scattered = steps[torch.randperm(rows)].to(device)
-            calls: dict[str, Callable[[], Any]] = {
-                "each its own": partial(planner.plan, latent, None, FixedSteps(scattered)),
-                "all to the end": partial(planner.plan, latent, None, FixedSteps(ITERATIONS)),
-            }
+            return calls[name]()
 
-            def agreement() -> float:
-                torch.manual_seed(seed)
-                own = calls["each its own"]()
-                torch.manual_seed(seed)
-                full = calls["all to the end"]()
-                if not torch.equal(own.iterations, scattered):
-                    raise harness.DisagreementError(
-                        "each its own: states stopped after other iterations than they should"
-                    )
-                last = scattered == ITERATIONS
-                plans = {"each its own": own.mean[last], "all to the end": full.mean[last]}
-                results = {name: (plan,) * bool(last.any()) for name, plan in plans.items()}
-                return harness.compare(
-                    results, ("a full plan",) * bool(last.any()), "all to the end", TOLERANCE
+        def agreement() -> float:
+            own, full = plans("each its own"), plans("all to the end")
+            if not torch.equal(own.iterations, scattered):
+                raise harness.DisagreementError(
+                    "each its own: states stopped after other iterations than they should"
                 )
+            last = scattered == ITERATIONS
+            if not last.any():
+                return 0.0
+            results = {"each its own": (own.mean[last],), "all to the end": (full.mean[last],)}
+            return harness.compare(results, ("a full plan",), "all to the end", TOLERANCE)
 
-            active = [int((steps > k).sum()) for k in range(ITERATIONS)]
-            timed = {**calls, "limit": lower_bound(planner, latent, active)}
-            about = {"rows": rows, "mean iterations": float(steps.double().mean())}
-            row = {"config": asdict(config), "label": config.label, **asdict(config), **about}
-            row = harness.timed_row(row, timed, agreement, ratios, device, self.options.seconds)
+        known = {**asdict(config), "rows": rows, "mean iterations": float(steps.double().mean())}
+        timed = {**calls, "limit": lower_bound(planner, latent, active)}
+        row = self.timed(config, timed, agreement, ratios, **known)
         if row["error"] is None:
             row |= {"ms": {name: times["median"] for name, times in row["times_ms"].items()}, **row["ratios"]}
         return row
 
     @staticmethod
     def notes(report: Report) -> str:
-        """Return how many states were planned together."""
         return f"{report['settings']['rows']} states were planned together."
 
     @staticmethod
     def tables(report: Report, rows: Sequence[Row]) -> Iterable[Table]:
-        """Yield the one table."""
-        columns = {
-            "agent": "{label}",
-            "mean iterations": "{mean iterations:.2f}",
-            "lower bound, ms": "{ms[limit]:.2f}",
-            "each its own, ms": "{ms[each its own]:.2f}",
-            "all to the end, ms": "{ms[all to the end]:.2f}",
-            "own / lower bound": "{each its own / limit:.3f}",
-            "all / own": "{all to the end / each its own:.2f}",
-        }
-        yield Table.of("Times", "", rows, columns)
+        yield Table("Times", "", rows, COLUMNS)

@@ -17,11 +17,11 @@ fits into that time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +30,11 @@ import adaptcomp_ext as ac
 
 from . import harness
 from .harness import Columns, Report, Row, Table
-from .timing import Call, Times, ratio
-
-__all__ = ["RouteBenchmark"]
+from .timing import Call, Times, ratios_over
 
 DIM = 128
 TOLERANCE = 1e-4
 """Relative to the largest element: products over other numbers of rows are summed in other orders."""
-BLOCK = 10.0
-"""Milliseconds of calls in a row; see `interleave`."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +58,9 @@ class Config:
         return f"{self.mode} B={self.batch} hidden={self.hidden} share={self.share:g}"
 
 
-def grid(quick: bool) -> Iterator[Config]:
-    """Yield three batch sizes, three branches and four shares in both modes, or a quick look at both."""
-    axes = (
-        ((64, 1024), (256,), (0.1, 0.5))
-        if quick
-        else ((64, 1024, 16384), (64, 256, 1024), (0.1, 0.25, 0.5, 1.0))
-    )
-    for mode, batch, hidden, share in product(("infer", "train"), *axes):
-        yield Config(mode, batch, hidden, share)
+DEFAULT = (64, 1024, 16384), (64, 256, 1024), (0.1, 0.25, 0.5, 1.0)
+QUICK = (64, 1024), (256,), (0.1, 0.5)
+"""Batch sizes, branches and shares of the grid, which are measured in both modes."""
 
 
 @dataclass
@@ -146,20 +136,14 @@ def lower_bound(problem: Problem) -> Call:
     return partial(backward, forward, [*problem.branch.parameters(), rows], problem.upstream[problem.mask])
 
 
-def verify(
-    outputs: Mapping[str, tuple[Tensor]], gradients: Mapping[str, Sequence[Tensor | None]]
-) -> dict[str, float]:
-    """Compare the outputs of all forms, and in training the gradients, with masking's."""
-    worst = {"output": harness.compare(outputs, ("the result",), "masking", TOLERANCE)}
-    if gradients:
-        worst["gradient"] = harness.compare_gradients(gradients, "masking", TOLERANCE)
-    return worst
+def verify(outputs: harness.Results, gradients: harness.Results) -> dict[str, float]:
+    """Compare the outputs of all forms and, in training, the gradients with masking's."""
+    return harness.compare_both(outputs, ("the result",), gradients, "masking", TOLERANCE)
 
 
 def ratios(times: Times) -> dict[str, float]:
     """Return each form's time over the lower bound's, and each baseline's over route's."""
-    over = [("limit", ("limit",)), ("route", ("limit", "route"))]
-    return {f"{n}/{under}": ratio(times, n, under) for under, skip in over for n in times if n not in skip}
+    return {**ratios_over(times, "limit"), **ratios_over(times, "route", "limit")}
 
 
 LABELS = {"route": "route", "masking": "masking", "boolean": "boolean indexing", "indexed": "index_select"}
@@ -174,53 +158,41 @@ COLUMNS: Columns = {
 }
 
 
-@dataclass(frozen=True)
-class RouteOptions(harness.Options):
-    """The options of the routing benchmark."""
-
-    out: str = harness.option("results/bench_route", "Folder of the results.")
-    quick: bool = harness.option(
-        False, "A small grid with little time for each point: less than half a minute."
-    )
-    seconds: float | None = harness.option(
-        None, "Seconds for all rounds of one configuration. Default: 3, or 1 with --quick.", 0.1
-    )
-    seed: int = harness.option(0, "Seed of weights, tensors and routed rows.", 0)
-
-
 class RouteBenchmark(harness.Benchmark):
     """Route against masking and indexing."""
 
     name = "route"
     title = "Routing benchmark"
-    help = "Time route against masking, boolean indexing and index_select."
-    Options = RouteOptions
-    full_seconds = 3.0
+    block = 10.0
+
+    @dataclass(frozen=True)
+    class Options(harness.Options):
+        """Its options."""
+
+        out: str = harness.option("results/bench_route", "Folder of the results.")
+        quick: bool = harness.option(
+            False, "A small grid with little time for each point: less than half a minute."
+        )
+        full_seconds: ClassVar[float] = 3.0
 
     def configs(self) -> Iterable[Config]:
-        """Return the configurations of the grid."""
-        return grid(self.options.quick)
+        axes = QUICK if self.options.quick else DEFAULT
+        return (Config(*point) for point in product(("infer", "train"), *axes))
 
     def measure(self, config: Config) -> dict[str, Any]:
-        """Verify and time one configuration."""
-        problem = make_problem(config, self.device, self.options.seed)
-        row = {"config": asdict(config), "label": config.label, "routed": config.routed}
+        problem, train = make_problem(config, self.device, self.options.seed), config.mode == "train"
         forward = forms(problem)
-        calls: dict[str, Call] = dict(forward)
-        train = config.mode == "train"
-        if train:
-            calls = {n: partial(backward, f, problem.leaves, problem.upstream) for n, f in forward.items()}
+        both = {n: partial(backward, f, problem.leaves, problem.upstream) for n, f in forward.items()}
+        calls: dict[str, Call] = {**(both if train else forward), "limit": lower_bound(problem)}
 
         def agreement() -> dict[str, float]:
             outputs = {name: (call(),) for name, call in forward.items()}
-            return verify(outputs, {name: call() for name, call in calls.items()} if train else {})
+            return verify(outputs, harness.results_of(both) if train else {})
 
         with torch.set_grad_enabled(train):
-            timed = {**calls, "limit": lower_bound(problem)}
-            return harness.timed_row(row, timed, agreement, ratios, self.device, self.options.seconds, BLOCK)
+            return self.timed(config, calls, agreement, ratios, routed=config.routed)
 
     @staticmethod
     def tables(report: Report, rows: Sequence[Row]) -> Iterable[Table]:
-        """Yield both modes."""
         for mode, title in {"infer": "Inference", "train": "Training: forward and backward"}.items():
-            yield Table.of(title, "", (row for row in rows if row["config"]["mode"] == mode), COLUMNS)
+            yield Table(title, "", [row for row in rows if row["config"]["mode"] == mode], COLUMNS)

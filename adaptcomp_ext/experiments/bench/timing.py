@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["clock", "interleave", "ratio", "summary"]
+__all__ = ["clock", "interleave", "median_ms", "ratio", "ratios_over", "summary"]
 
 Call = Callable[[], Any]
 Times = Mapping[str, list[float]]
@@ -27,25 +27,25 @@ _SHORT = 20.0  # milliseconds; the state of the caches at the start of a shorter
 
 def clock(device: torch.device) -> Callable[[Call], float]:
     """Return a function that gives the milliseconds of one call; on CUDA by events around it."""
-    if device.type == "cuda":
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-
-        def on_device(call: Call) -> float:
-            torch.cuda.synchronize(device)
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            return begin.elapsed_time(end)
-
-        return on_device
 
     def on_host(call: Call) -> float:
         start = time.perf_counter_ns()
         call()
         return (time.perf_counter_ns() - start) / 1e6
 
-    return on_host
+    if device.type != "cuda":
+        return on_host
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def on_device(call: Call) -> float:
+        torch.cuda.synchronize(device)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+    return on_device
 
 
 def _repeat(call: Call, count: int) -> None:
@@ -66,27 +66,13 @@ def interleave(
 
     The order is drawn anew for each round, and a short call is made once more, untimed, right before it is
     timed, as a program that keeps calling the same model would find the caches. Warming up takes at least two
-    rounds and at most a tenth of the time.
+    rounds and at most a tenth of ``seconds``, the time for all rounds; there are at least ``few`` rounds, or
+    ``fewest`` where ``few`` would take over twice the time, and at most ``most``.
 
-    Parameters
-    ----------
-    calls : mapping
-        Name to call.
-    measure : callable
-        From `clock`.
-    seconds : float
-        Time for all rounds together.
-    few, fewest, most : int
-        Number of rounds: at least ``few``, or ``fewest`` where ``few`` would take over twice the time; at
-        most ``most``.
-    block : float
-        Milliseconds. A shorter call is made as often in a row as fits into this time, and counts with its
-        mean: the steady state of a program that does little else. 0: each call by itself.
+    A call shorter than ``block`` milliseconds is made as often in a row as fits into this time, and counts
+    with its mean: the steady state of a program that does little else.
 
-    Returns
-    -------
-    dict
-        Name to milliseconds, one entry for each round; the same index is the same round for all.
+    Returns the milliseconds of each name, one entry for each round; the same index is the same round for all.
     """
     names = list(calls)
     latest = dict.fromkeys(names, math.inf)
@@ -133,3 +119,16 @@ def summary(values: list[float]) -> dict[str, float]:
 def ratio(times: Times, over: str, under: str) -> float:
     """Return the median over the rounds of the ratio within a round: what slows a whole round cancels."""
     return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
+
+
+def ratios_over(times: Times, under: str, *without: str) -> dict[str, float]:
+    """Return ``"NAME/UNDER"`` of every other name but those that are to be left out."""
+    return {f"{name}/{under}": ratio(times, name, under) for name in times if name not in (under, *without)}
+
+
+def median_ms(
+    calls: Mapping[str, Call], device: torch.device, seconds: float, block: float = 0.0
+) -> dict[str, float]:
+    """Return the median time of each call; the calls take turns."""
+    times = interleave(calls, clock(device), seconds, few=5, fewest=5, block=block)
+    return {name: summary(values)["median"] for name, values in times.items()}
