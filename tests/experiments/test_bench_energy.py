@@ -26,7 +26,6 @@ from adaptcomp_ext.experiments.bench.energy import (
     verify,
 )
 from adaptcomp_ext.experiments.bench.energy_forms import (
-    ACTIVATIONS,
     STEP_SIZE,
     Config,
     Outcome,
@@ -42,6 +41,7 @@ from adaptcomp_ext.experiments.bench.harness import (
     compare_gradients,
     kept_and_peak,
 )
+from adaptcomp_ext.reference.mlp_energy import ACTIVATIONS
 
 CPU = torch.device("cpu")
 

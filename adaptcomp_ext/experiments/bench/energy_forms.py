@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import adaptcomp_ext as ac
+from adaptcomp_ext.reference.mlp_energy import ACTIVATIONS
 
 from .halting_forms import scripted_steps
 from .harness import CompileCache, both_passes
@@ -66,12 +67,6 @@ class Config:
 # --- energies as one writes them in plain PyTorch -----------------------------------------------------------
 Energy = Callable[..., Tensor]
 AnyEnergy = ac.MLPEnergy | ac.HopfieldEnergy | ac.QuadraticEnergy
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softplus": F.softplus,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "gelu": F.gelu,
-}
 
 
 def as_function(energy: AnyEnergy) -> Energy:
