@@ -279,22 +279,11 @@ def time_calls(calls: Mapping[str, Callable[[], Any]], seconds: float) -> tuple[
 
 @torch.no_grad()
 def compare_gated(model: ac.models.ACC, images: Tensor, seconds: float) -> dict[str, Any]:
-    """Time one batch in inference: both policies everywhere, gated, habit alone, control alone.
+    """Time one batch in inference, for `seconds`: both policies, gated, habit alone, control alone.
 
-    Parameters
-    ----------
-    model : ACC
-        In evaluation mode, its gate calibrated.
-    images : Tensor
-        The batch.
-    seconds : float
-        For all repeats.
-
-    Returns
-    -------
-    dict
-        Medians in milliseconds (``ms``) and medians of ratios within interleaved rounds: ``saved``, the share
-        of the time of "both" that "gated" saves; ``control_over_default``; and the call rate on this batch.
+    The model is in evaluation mode, and its gate calibrated. The result has the call rate on this batch,
+    medians in milliseconds (``ms``), and medians of ratios within interleaved rounds: ``saved``, the share of
+    the time of "both" that "gated" saves, and ``control_over_default``.
     """
 
     def both() -> Tensor:
