@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,8 +20,6 @@ from .training import preset
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["control"]
 
 AGENTS = {
     "always": "plans everywhere",
@@ -91,14 +89,10 @@ def control(
 
     first = {name: {"settings": asdict(replace(settings, gate=name))} for name in AGENTS if name in agents}
     first.pop("random", None)
-    config = {
-        "settings": asdict(settings),
-        "agents": list(agents),
-        "seeds": every,
-        "quick": quick,
-        **measured,
-    }
-    return Setup(config, grid(first, every, measured), then=matched if "random" in agents else None)
+    config = {"settings": asdict(settings), "agents": list(agents), "seeds": every, "quick": quick}
+    return Setup(
+        {**config, **measured}, grid(first, every, measured), then=matched if "random" in agents else None
+    )
 
 
 class _Found:
@@ -210,7 +204,19 @@ def _gated(found: _Found, value: Results) -> list[Block]:
 
     everywhere, chosen = value["gates/always/return"], value["gates/value/return"]
     where = {f"round {number}": check.at("where") for number, check in found.way.items()}
-    rivals: list[Block] = [
+    where["at the end"] = value.at("where")
+    thirds = [
+        [
+            when,
+            by,
+            *(_share(row[f"rate by {by}/{third}"]) for third in range(3)),
+            points(_contrast(row, by)),
+            interval(row[f"rank correlation with {by}"], 2, 1.0),
+        ]
+        for when, row in where.items()
+        for by in ("distance", "divergence", "gain")
+    ]
+    against: list[Block] = [
         "## The gated agent against others",
         tabulate(
             "less the agent that",
@@ -221,7 +227,7 @@ def _gated(found: _Found, value: Results) -> list[Block]:
         ),
     ]
     return [
-        *(rivals if found.rivals else []),
+        *(against if found.rivals else []),
         "## The gated agent, made to plan by other gates",
         tabulate(
             "gate",
@@ -242,20 +248,7 @@ def _gated(found: _Found, value: Results) -> list[Block]:
         "first actions of habit and plan are apart (distance of their means; KL divergence), or by what the "
         "plan's first action gains; every state is planned to measure that. The last column is the rank "
         "correlation of the gate's score with it.",
-        Table(
-            ["when", "ordered by", "least, %", "between, %", "most, %", "most − least", "score"],
-            [
-                [
-                    when,
-                    by,
-                    *(_share(row[f"rate by {by}/{third}"]) for third in range(3)),
-                    points(_contrast(row, by)),
-                    interval(row[f"rank correlation with {by}"], 2, 1.0),
-                ]
-                for when, row in {**where, "at the end": value.at("where")}.items()
-                for by in ("distance", "divergence", "gain")
-            ],
-        ),
+        Table(["when", "ordered by", "least, %", "between, %", "most, %", "most − least", "score"], thirds),
         "## The gated agent while it learns",
         tabulate(
             "round",
@@ -345,29 +338,28 @@ def _broken(found: _Found) -> str:
     return f"Episodes that the simulator ended because a number was not finite: {broken:.0f}."
 
 
-def _thousands(row: Results) -> list[float]:
-    """Steps of the suite after each round."""
-    rounds = len(row.first("history"))
-    return [row.first("steps") / rounds * (i + 1) / 1e3 for i in range(rounds)]
+def _bands(axes: Axes, found: _Found, key: str, names: Iterable[str], scale: float = 1.0) -> None:
+    """A quantity of the training's history, for each of the agents that were trained."""
+    for name in names:
+        if name in found.agents:
+            row = found.agents[name]
+            values, steps = row.each("history", key), row.first("steps")
+            thousands = [steps / len(values) * (i + 1) / 1e3 for i in range(len(values))]
+            band(axes, thousands, values, AGENTS[name], scale=scale, color=COLORS[name])
+    axes.set(xlabel="steps, thousands", xlim=(0, None))
+    legend(axes)
 
 
 def _learning(axes: Axes, found: _Found) -> None:
-    for name, row in found.agents.items():
-        band(axes, _thousands(row), row.each("history", "return"), AGENTS[name], color=COLORS[name])
-    axes.set(xlabel="steps, thousands", ylabel="return, per 1,000 steps", xlim=(0, None))
     axes.set_title("Learning (exploring, short episodes)")
-    legend(axes)
+    axes.set_ylabel("return, per 1,000 steps")
+    _bands(axes, found, "return", AGENTS)
 
 
 def _rate(axes: Axes, found: _Found) -> None:
-    for name in ("value", "random"):
-        if name in found.agents:
-            row = found.agents[name]
-            rates = row.each("history", "rate")
-            band(axes, _thousands(row), rates, AGENTS[name], scale=100, color=COLORS[name])
-    axes.set(xlabel="steps, thousands", ylabel="states planned, %", xlim=(0, None), ylim=(0, 100))
     axes.set_title("How often it plans")
-    legend(axes)
+    axes.set(ylabel="states planned, %", ylim=(0, 100))
+    _bands(axes, found, "rate", ("value", "random"), 100)
 
 
 def _cost(axes: Axes, found: _Found) -> None:
@@ -382,7 +374,7 @@ def _cost(axes: Axes, found: _Found) -> None:
 
 
 def _strip(value: Results) -> Picture:
-    path = value.folder / "cells" / value.cells[0].name / FRAMES_NAME
+    path = value.files / FRAMES_NAME
     frames = list(np.load(path)) if path.is_file() else []
     draw = partial(_episode, strip=value.first("strip"), frames=frames)
     size = (WIDTH, 6.5 if frames else 5.5)

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from adaptcomp_ext.models.agents import PlanningAgent, divergence
 
-__all__ = ["Learner", "Learning", "Replay"]
-
 LEAST_SPREAD = 0.01
 SPREAD_RATE = 0.01
 GATE_HASTE = 2.0  # of its learning rate: it learns in every second update
-SEEN = ("observation", "following", "action", "reward", "ended")
-FIELDS = (*SEEN, "mean", "std", "gain", "divergence", "glance")
+PLANNED = ("mean", "std", "gain", "divergence", "glance")
+FIELDS = ("observation", "following", "action", "reward", "ended", *PLANNED)
 """What is kept of a step: what was seen, and what a plan gave."""
 
 
@@ -98,8 +96,7 @@ class Replay:
             return None
         index = index[torch.randint(len(index), (batch,))]
         t, e = index[:, 0] + since, index[:, 1]
-        parts = (self.observation, self.mean, self.std, self.gain, self.divergence, self.glance)
-        return Planned(*(part[t, e] for part in parts))
+        return Planned(*(getattr(self, name)[t, e] for name in Planned._fields))
 
     def part(self, begin: int, end: int) -> dict[str, Tensor]:
         """Steps `begin` to `end`, to be written."""
@@ -154,9 +151,8 @@ class Learner:
         s, world, gate = self.settings, self.agent.world, self.agent.gate
         world.habit.train()  # its noise belongs to learning alone
         piece = replay.sample(s.batch, s.horizon)
-        there = (
-            torch.arange(s.horizon) < piece.length[:, None]
-        )  # all of them, but of an episode that is shorter than a stretch
+        # All of them, but of an episode that is shorter than a stretch.
+        there = torch.arange(s.horizon) < piece.length[:, None]
         weight = s.decay ** torch.arange(s.horizon) * there
         with torch.no_grad():
             future = world.encode(piece.observation[:, 1:])
@@ -167,9 +163,8 @@ class Learner:
             worth = world.value(final, move.action, slow=True).mean(0).clamp(0.0, 1.0)
             target = torch.empty_like(piece.reward)
             for t in reversed(range(s.horizon)):
-                worth = torch.where(
-                    there[:, t], (1 - s.discount) * piece.reward[:, t] + s.discount * worth, worth
-                )
+                longer = (1 - s.discount) * piece.reward[:, t] + s.discount * worth
+                worth = torch.where(there[:, t], longer, worth)
                 target[:, t] = worth
         z = world.encode(piece.observation[:, 0])
         states, rewards = [z], []

@@ -39,10 +39,9 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     history = train(trainer, checks.after, span(tick, "training", 0.0, 0.9))
     tick("evaluation", 0.9)
     agent = trainer.agent
-    test = partial(
-        run_episodes, agent, settings.task, cell.options["episodes"], length=cell.options["length"]
-    )
-    camera = _Camera(cell.options["length"])
+    length = cell.options["length"]
+    test = partial(run_episodes, agent, settings.task, cell.options["episodes"], length=length)
+    camera = _Camera(length)
     with _priced(agent, settings):
         if settings.gate == "value":
             own = test(TEST_SEED + cell.seed, watch=camera)

@@ -17,9 +17,7 @@ from adaptcomp_ext.experiments.files import write_tensors
 from adaptcomp_ext.experiments.runs import Checkpoint
 from adaptcomp_ext.models.agents import PlanGate, PlanningAgent, WorldModel
 
-from .learning import Learner, Learning, Replay
-
-__all__ = ["Settings", "Trainer", "build", "preset", "train"]
+from .learning import PLANNED, Learner, Learning, Replay
 
 MT_WORDS = 624
 BURST = 12  # decisions for which an exploratory action is held, on average
@@ -83,17 +81,8 @@ def preset(task: str, *, steps: int | None = None, quick: bool = False) -> Setti
     if quick:
         planner = {**settings.planner, "samples": 64, "elites": 12, "habits": 4, "iterations": 3}
         small: dict[str, Any] = {"latent": 16, "hidden": 32, "learning": {"batch": 32}}
-        settings = replace(
-            settings,
-            envs=6,
-            rounds=4,
-            episode=40,
-            warm=1,
-            updates=1,
-            first_updates=30,
-            planner=planner,
-            **small,
-        )
+        shape: dict[str, Any] = {"envs": 6, "rounds": 4, "episode": 40, "warm": 1}
+        settings = replace(settings, updates=1, first_updates=30, planner=planner, **small, **shape)
     if steps is not None:
         round_ = settings.envs * settings.episode * ACTION_REPEAT
         settings = replace(settings, rounds=max(settings.warm + 1, -(-steps // round_)))
@@ -144,10 +133,8 @@ class Trainer:
         self.env = ControlVectorEnv(
             settings.task, settings.envs, max_steps=settings.episode, autoreset_mode="SameStep"
         )
-        (observations,), (actions,) = (
-            self.env.single_observation_space.shape or (),
-            self.env.single_action_space.shape or (),
-        )
+        spaces = self.env.single_observation_space, self.env.single_action_space
+        (observations,), (actions,) = (space.shape or () for space in spaces)
         self.agent = build(settings, observations, actions) if agent is None else agent
         self.learner = Learner(self.agent, Learning(**settings.learning))
         self.replay = Replay(settings.rounds * settings.episode, settings.envs, observations, actions)
@@ -200,7 +187,7 @@ class Trainer:
 
     def round(self) -> dict[str, float]:
         """One episode in every environment, with the updates that belong to it."""
-        s, agent = self.settings, self.agent
+        s, agent, horizon = self.settings, self.agent, self.learner.settings.horizon
         number = len(self.history)
         done = number / s.rounds
         agent.planner.least_std = max(0.05, s.wide * (1 - 2 * done))
@@ -213,8 +200,8 @@ class Trainer:
         observation, _ = self.env.reset()
         before = None
         broken = self.env.broken
-        total = {"reward": 0.0, "planned": 0.0, "iterations": 0.0, "gain": 0.0, "divergence": 0.0}
-        seconds = {"act": 0.0, "simulate": 0.0, "learn": 0.0}
+        total = dict.fromkeys(("reward", "planned", "iterations", "gain", "divergence"), 0.0)
+        seconds = dict.fromkeys(("act", "simulate", "learn"), 0.0)
         losses: list[Tensor] = []
         for k in range(s.episode):
             clock = time.perf_counter()
@@ -222,15 +209,11 @@ class Trainer:
             if warm:
                 action = bursts.apply(None, 1.0)
                 blank = torch.full_like(action, torch.nan)
-                about = {
-                    "mean": blank,
-                    "std": blank,
-                    **dict.fromkeys(("gain", "divergence", "glance"), blank[:, 0]),
-                }
+                about = {name: blank if name in ("mean", "std") else blank[:, 0] for name in PLANNED}
             else:
                 act = agent.act(seen, before, explore=True)
                 action, before = bursts.apply(act.action, burst), act.following
-                about = {name: getattr(act, name) for name in ("mean", "std", "gain", "divergence", "glance")}
+                about = {name: getattr(act, name) for name in PLANNED}
                 total["planned"] += float(act.called.sum())
                 total["iterations"] += float(act.iterations.sum())
                 total["gain"] += float(act.gain.nansum())
@@ -253,14 +236,10 @@ class Trainer:
                 **about,
             )
             clock = _lap(seconds, "simulate", clock)
-            if not warm and self.replay.length > self.learner.settings.horizon:
+            if not warm and self.replay.length > horizon:
                 # The gate is a small network with an easy task, and what it costs to learn is not saved.
                 losses += [self.learner.update(self.replay, gate_too=i % 2 == 0) for i in range(s.updates)]
-            elif (
-                number == s.warm - 1
-                and k == s.episode - 1
-                and self.replay.length >= self.learner.settings.horizon
-            ):
+            elif number == s.warm - 1 and k == s.episode - 1 and self.replay.length >= horizon:
                 losses += [self.learner.update(self.replay) for _ in range(s.first_updates)]
             _lap(seconds, "learn", clock)
         decisions = s.envs * s.episode
@@ -268,9 +247,7 @@ class Trainer:
         record = {
             "return": total["reward"] / decisions * FULL,
             "rate": total["planned"] / decisions,
-            "iterations": total["iterations"] / planned,
-            "gain": total["gain"] / planned,
-            "divergence": total["divergence"] / planned,
+            **{name: total[name] / planned for name in ("iterations", "gain", "divergence")},
             "broken": float(self.env.broken - broken),
             **seconds,
         }

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["digits"]
-
 PRICES = (0.0, 0.01, 0.03, 0.1)
 """Price of one step under ACT, in nats."""
 PRIORS = (0.2, 0.4)
@@ -64,28 +62,17 @@ def digits(
     reader = asdict(large if rows > 10_000 else small)
     if epochs is not None:
         pair["epochs"] = reader["epochs"] = epochs
-    common = {
-        "data": None if data is None else str(data),
-        "recipe": reader,
-        "pair_recipe": pair,
-        "timing_seconds": 0.3 if quick else 2.0,
-    }
+    common = {"data": None if data is None else str(data), "timing_seconds": 0.3 if quick else 2.0}
     parts: dict[str, dict[str, Any]] = {"acc": {"part": "acc"}, "depth": {"part": "depth"}}
     for price in PRICES[::3] if quick else PRICES:
         parts[f"act-{price:g}"] = {"part": "act", "price": price}
     for prior in PRIORS[:1] if quick else PRIORS:
         parts[f"ponder-{prior:g}"] = {"part": "ponder", "prior": prior}
     every = range(first_seed, first_seed + seeds)
+    recipes = {"recipe": reader, "pair_recipe": pair}
     return Setup(
-        config={
-            "data": images.name,
-            "train": rows,
-            "seeds": list(every),
-            "recipe": reader,
-            "pair_recipe": pair,
-            "quick": quick,
-        },
-        cells=grid(parts, every, common),
+        config={"data": images.name, "train": rows, "seeds": list(every), **recipes, "quick": quick},
+        cells=grid(parts, every, {**common, **recipes}),
         about=f"[bold]{images.name}[/]: {rows:,} training images",
     )
 
@@ -99,9 +86,8 @@ class _Found:
         self.ponder = {p: results.where(part="ponder", prior=p).at("own") for p in results.options("prior")}
         self.sure = {t: self.depth.at(f"confidence/{t:g}") for t in THRESHOLDS}
         self.fixed = {n: self.depth.at(f"fixed/{n}") for n in DEPTHS}
-        self.gated = {
-            (gate, rate): self.pair.at(f"gates/{gate}/{rate:g}") for gate in GATES for rate in RATES
-        }
+        gates = [(gate, rate) for gate in GATES for rate in RATES]
+        self.gated = {(gate, rate): self.pair.at(f"gates/{gate}/{rate:g}") for gate, rate in gates}
         self.shown, self.dearest = self.sure[SHOWN], max(self.act)
 
 
@@ -131,9 +117,7 @@ def report(results: Results) -> list[Block]:
         f"{cost['default']:,} and {cost['control']:,}.",
         column("digits.png", "Accuracy against compute", found, _compute, _price, _classes),
         Verdicts(_sentences(found)),
-        Picture(
-            "digits_examples.png", "Fewest and most steps", partial(_examples, found), (9.2, 3.0), dpi=120
-        ),
+        Picture("digits_examples.png", "Fewest and most steps", partial(_examples, found), (9.2, 3.0), 120),
         "## Accuracy against compute",
         tabulate(
             "reader",
@@ -217,9 +201,8 @@ def _sentences(found: _Found) -> list[str]:
 def _compute(axes: Axes, found: _Found) -> None:
     def draw(rows: Any, cost: Any, label: str, accuracy: str = "accuracy", **look: Any) -> None:
         rows = list(rows)
-        curve(
-            axes, [cost(row) / 1e6 for row in rows], [row[accuracy] for row in rows], label, scale=100, **look
-        )
+        x, y = [cost(row) / 1e6 for row in rows], [row[accuracy] for row in rows]
+        curve(axes, x, y, label, scale=100, **look)
 
     draw(found.fixed.values(), _of_steps, "fixed depth", color=OTHERS)
     draw(found.sure.values(), _of_steps, "stops when sure", color=OURS)
@@ -264,6 +247,5 @@ def _examples(found: _Found, figure: Figure) -> None:
         axes.imshow(images[item].numpy(), cmap="gray_r", interpolation="nearest")
         axes.set_title(str(steps[str(item)]), loc="center")
         axes.set_axis_off()
-    figure.suptitle(
-        f"Fewest and most steps (confidence {SHOWN:g})", color=INK, x=0.01, ha="left", fontsize=11
-    )
+    title = f"Fewest and most steps (confidence {SHOWN:g})"
+    figure.suptitle(title, color=INK, x=0.01, ha="left", fontsize=11)

@@ -136,15 +136,8 @@ def _pair(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     name, learnt, held, test = vision.load_grey(cell.options["data"])
     torch.manual_seed(cell.seed)
     model = build_pair(learnt.side)
-    spot = span(tick, "habit and control", 0.0, 0.9)
-    vision.train_acc(
-        model,
-        learnt,
-        vision.Recipe(**cell.options["pair_recipe"]),
-        cell.seed,
-        folder / "pair.safetensors",
-        spot,
-    )
+    spot, recipe = span(tick, "habit and control", 0.0, 0.9), vision.Recipe(**cell.options["pair_recipe"])
+    vision.train_acc(model, learnt, recipe, cell.seed, folder / "pair.safetensors", spot)
     tick("gates", 0.92)
     default, control = (
         {
@@ -188,18 +181,9 @@ WINDOW = 5
 
 
 class Reader(nn.Module):
-    """Looks at an image through a window, as often as a policy says.
+    """Looks at an image through a window, as often as a policy says: "act", "ponder" or (no head) "depth".
 
-    Parameters
-    ----------
-    side : int
-        Height and width of the images.
-    policy : str
-        "act", "ponder" or "depth": which head there is, if any.
-    prior : float
-        Of PonderNet.
-    dim, features : int
-        Widths of the state and of a look.
+    `dim` and `features` are the widths of the state and of a look.
     """
 
     def __init__(self, side: int, policy: str, prior: float = 0.2, dim: int = 96, features: int = 64) -> None:
@@ -222,9 +206,8 @@ class Reader(nn.Module):
         self, images: Tensor, policy: ac.Policy | None = None, compact: bool | str = "auto"
     ) -> ac.HaltResult:
         """Read images float32 [B, H, W] under its own policy or another; ``output``: logits [B, 10]."""
-        halt = ac.AdaptiveHalt(
-            self.look, policy or self.policy, MAX_STEPS, readout=self.readout, compact=compact
-        )
+        policy = policy or self.policy
+        halt = ac.AdaptiveHalt(self.look, policy, MAX_STEPS, readout=self.readout, compact=compact)
         return halt(self.start(len(images)), images)
 
     def every_step(self, images: Tensor) -> list[Tensor]:
@@ -239,10 +222,8 @@ class Reader(nn.Module):
         """Of one look: window, encoding, cell, next place, readout, and where it `halts` the head."""
         side, dim, features = self.side, self.dim, self.features
         window = WINDOW * side * side + WINDOW * WINDOW * side
-        cell = 3 * (features + dim) * dim
-        return (
-            window + (WINDOW * WINDOW + 2) * features + cell + 2 * dim + CLASSES * dim + (dim if halts else 0)
-        )
+        encoding, cell = (WINDOW * WINDOW + 2) * features, 3 * (features + dim) * dim
+        return window + encoding + cell + (2 + CLASSES + halts) * dim
 
 
 def build_pair(side: int) -> ac.models.ACC:

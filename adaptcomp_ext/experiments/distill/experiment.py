@@ -16,8 +16,6 @@ from .measure import RATES, SHARES, TEMPERATURES, measure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["distill"]
-
 SHARE = 0.5
 """Share of the hidden units that the pair's π₁ loses."""
 RATE = 0.05
@@ -56,11 +54,8 @@ def distill(
     }
     parts: dict[str, dict[str, Any]] = {"after": {"part": "after"}}
     for noise, temperature in ONLINE:
-        parts[f"online-{noise}-{temperature:g}"] = {
-            "part": "online",
-            "form": noise,
-            "temperature": temperature,
-        }
+        pair = {"part": "online", "form": noise, "temperature": temperature}
+        parts[f"online-{noise}-{temperature:g}"] = pair
     every = range(first_seed, first_seed + seeds)
     return Setup(
         config={"data": images.name, "train": rows, "seeds": list(every), "recipe": recipe, "quick": quick},
@@ -74,20 +69,12 @@ class _Found:
 
     def __init__(self, results: Results) -> None:
         self.after = results.where(part="after")
-        self.online = {
-            pair: results.where(part="online", form=pair[0], temperature=pair[1]) for pair in ONLINE
-        }
+        self.online = {(n, t): results.where(part="online", form=n, temperature=t) for n, t in ONLINE}
         self.dense, self.units = self.online["dense", 4.0]["default"], self.online["units", 4.0]
         self.labels = self.after[LABELS]
         self.students = {f"{t:g}": self.after[f"students/{t:g}"] for t in TEMPERATURES}
-        self.shrunk = {
-            (noise, share): self.online[noise, 4.0].at(f"shrunk/{share}")
-            for noise, shares in (
-                ("units", ["as it is", *(f"{s:g}" for s in SHARES)]),
-                ("sparse", ["as it is"]),
-            )
-            for share in shares
-        }
+        cuts = [("units", "as it is"), *(("units", f"{s:g}") for s in SHARES), ("sparse", "as it is")]
+        self.shrunk = {(noise, cut): self.online[noise, 4.0].at(f"shrunk/{cut}") for noise, cut in cuts}
         self.gated = {rate: self.units.at(f"gated/by_rate/{rate:g}") for rate in RATES}
 
     def cost(self, row: Results) -> Any:
@@ -118,6 +105,9 @@ def report(results: Results) -> list[Block]:
     def own(row: Results) -> Any:
         return row["default" if "default" in row else ""]
 
+    def less_labels(row: Results) -> Any:
+        return None if row.path == LABELS else own(row) - found.labels
+
     def teacher(row: Results) -> Any:
         if "control" in row:
             return row["control"]
@@ -136,9 +126,7 @@ def report(results: Results) -> list[Block]:
             alone,
             Column("π₁", own, reads),
             Column(
-                "− labels alone",
-                lambda row: own(row) - found.labels if row.path != LABELS else None,
-                points,
+                "− labels alone", lambda row: own(row) - found.labels if row.path != LABELS else None, points
             ),
             Column("its π₂", teacher, reads),
             Column("π₂ − π₁", lambda row: row["control"] - row["default"], points),
@@ -262,22 +250,11 @@ def _shrinking(axes: Axes, found: _Found) -> None:
 
 
 def _pair(axes: Axes, found: _Found) -> None:
-    x = [
-        100 * found.cost(row).mean() / found.units.first("multiply_adds/control")
-        for row in found.gated.values()
-    ]
+    whole, everywhere = found.units.first("multiply_adds/control"), found.units["gated/control"]
+    x = [100 * found.cost(row).mean() / whole for row in found.gated.values()]
     y = [row["accuracy"] for row in found.gated.values()]
     curve(axes, x, y, "π₁, and π₂ where called", scale=100, color=OURS, ms=5)
-    curve(
-        axes,
-        [100],
-        [found.units["gated/control"]],
-        "π₂ everywhere",
-        scale=100,
-        color=ORANGE,
-        marker="s",
-        ms=6,
-    )
+    curve(axes, [100], [everywhere], "π₂ everywhere", scale=100, color=ORANGE, marker="s", ms=6)
     for rate, a, b in zip(found.gated, x, y, strict=True):
         note(axes, f"{100 * rate:g} %", (a, 100 * b.mean()), (4, -15), fontsize=10)
     axes.set_xscale("log")

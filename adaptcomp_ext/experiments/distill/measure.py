@@ -19,8 +19,6 @@ from adaptcomp_ext.models.acc.features import kl_divergence
 from .. import vision
 from ..runs import Cell, Tick, span
 
-__all__ = ["RATES", "SHARES", "TEMPERATURES", "build_student", "measure"]
-
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 SHARES = (0.3, 0.5, 0.6)
 """Shares of a layer's units that are removed."""
@@ -39,16 +37,9 @@ def build_student(side: int) -> nn.Sequential:
     """π₁: two convolutions and two linear layers, with more units than it needs: some can be removed."""
     kernel, stride = (5, 2) if side >= vision.LARGE else (3, 1)
     left = ((side - kernel) // stride + 1 - 2) // 2
-    first = (
-        nn.Conv2d(1, 32, kernel, stride=stride),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-    )
-    return nn.Sequential(
-        *first, nn.Flatten(), nn.Linear(32 * left * left, 64), nn.ReLU(), nn.Linear(64, vision.CLASSES)
-    )
+    first = nn.Conv2d(1, 32, kernel, stride=stride), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU()
+    linear = nn.Linear(32 * left * left, 64), nn.ReLU(), nn.Linear(64, vision.CLASSES)
+    return nn.Sequential(*first, nn.MaxPool2d(2), nn.Flatten(), *linear)
 
 
 def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
@@ -100,10 +91,8 @@ def _online(cell: Cell, recipe: vision.Recipe, folder: Path, tick: Tick) -> dict
     side, form, temperature = train.side, cell.options["form"], cell.options["temperature"]
     objective = Objective(temperature=temperature, need=False, beta=cell.options["beta"])
     torch.manual_seed(cell.seed)
-    policies = build_student(side), vision.build_cnn(side, 1)
-    pair = ac.models.ACC(
-        vision.Scale(), *policies, vision.CLASSES, variational=FORMS[form], objective=objective
-    )
+    parts = vision.Scale(), build_student(side), vision.build_cnn(side, 1)
+    pair = ac.models.ACC(*parts, vision.CLASSES, variational=FORMS[form], objective=objective)
     spot = span(tick, "π₁ and π₂", 0.0, 0.6)
     vision.train_acc(pair, train, recipe, cell.seed, folder / "pair.safetensors", spot)
     control = nn.Sequential(vision.Scale(), pair.control)
@@ -122,10 +111,8 @@ def _online(cell: Cell, recipe: vision.Recipe, folder: Path, tick: Tick) -> dict
     if form == "units":
         noisy, soft = pair.default, vision.logits(control, train.images)
         epochs, rate = max(1, recipe.epochs // 3), FINE_TUNING * recipe.learning_rate
-        tuning, loss = (
-            replace(recipe, epochs=epochs, learning_rate=rate),
-            _imitation(soft, temperature, train),
-        )
+        tuning = replace(recipe, epochs=epochs, learning_rate=rate)
+        loss = _imitation(soft, temperature, train)
         for i, share in enumerate(SHARES):
             small = _pruned(noisy, share)
             scaled = nn.Sequential(vision.Scale(), small)

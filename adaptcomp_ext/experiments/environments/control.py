@@ -132,9 +132,7 @@ class ControlVectorEnv(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         self._observation: NDArray[np.float32] | None = None
         self._steps = np.zeros(num_envs, np.int64)
         self._ended = np.zeros(num_envs, bool)
-        self._followed: np.random.Generator | None = (
-            None  # the generator from which the copies' own were seeded
-        )
+        self._followed: np.random.Generator | None = None  # from which the copies' own were seeded
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

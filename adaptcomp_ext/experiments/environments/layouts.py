@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,26 +19,21 @@ COMPACT_EVERY = 8  # waves, after which the mazes that are flooded leave
 
 
 class Layouts(NamedTuple):
-    """N mazes of S × S cells.
+    """N mazes of S × S cells: start and goal are free cells, connected, at least two steps apart."""
 
-    Attributes
-    ----------
-    walls : NDArray
-        Bool [N, S, S].
-    start, goal : NDArray
-        int64 [N, 2]: row and column; free cells, connected, at least two steps apart.
-    distance : NDArray
-        int16 [N, S, S]: steps from each cell to the goal; `FAR` where there is no way.
-    """
-
-    walls: NDArray[np.bool_]
-    start: NDArray[np.int64]
+    walls: NDArray[np.bool_]  # [N, S, S]
+    start: NDArray[np.int64]  # [N, 2]: row and column
     goal: NDArray[np.int64]
-    distance: NDArray[np.int16]
+    distance: NDArray[np.int16]  # [N, S, S]: steps from each cell to the goal; `FAR` where there is no way
 
     def take(self, index: NDArray[np.integer] | slice) -> Layouts:
         """Some of them."""
         return Layouts(self.walls[index], self.start[index], self.goal[index], self.distance[index])
+
+    @staticmethod
+    def join(parts: Sequence[Layouts]) -> Layouts:
+        """All mazes of these, in their order."""
+        return parts[0] if len(parts) == 1 else Layouts(*map(np.concatenate, zip(*parts, strict=True)))
 
     @property
     def shortest(self) -> NDArray[np.int16]:
@@ -83,19 +79,7 @@ def distances(walls: NDArray[np.bool_], goal: NDArray[np.int64]) -> NDArray[np.i
 
 
 def draw_layouts(count: int, size: int, density: float, random: np.random.Generator) -> Layouts:
-    """Draw mazes: each cell is a wall with probability `density`; the goal is reachable from the start.
-
-    Parameters
-    ----------
-    count : int
-        N.
-    size : int
-        S, at least 3.
-    density : float
-        In [0, 0.6].
-    random : numpy.random.Generator
-        Draws them.
-    """
+    """Draw N mazes of side `size`, at least 3: each cell is a wall with probability `density`, in [0, 0.6]."""
     parts: list[Layouts] = []
     missing = count
     while missing > 0:
@@ -111,4 +95,4 @@ def draw_layouts(count: int, size: int, density: float, random: np.random.Genera
         good = np.flatnonzero(fit.reshape(n, -1).any(1))[:missing]
         parts.append(Layouts(walls, start, goal, distance).take(good))
         missing -= len(good)
-    return Layouts(*(np.concatenate(some) for some in zip(*parts, strict=True)))
+    return Layouts.join(parts)

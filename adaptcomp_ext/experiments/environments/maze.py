@@ -100,13 +100,11 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.render_mode = check_render_mode(render_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self._given = layouts
-        self.single_observation_space = gymnasium.spaces.Dict(
-            {
-                "walls": gymnasium.spaces.MultiBinary((size, size)),
-                "position": gymnasium.spaces.MultiDiscrete([size, size]),
-                "goal": gymnasium.spaces.MultiDiscrete([size, size]),
-            }
+        walls, place = (
+            gymnasium.spaces.MultiBinary((size, size)),
+            gymnasium.spaces.MultiDiscrete([size, size]),
         )
+        self.single_observation_space = gymnasium.spaces.Dict(walls=walls, position=place, goal=place)
         self.single_action_space = gymnasium.spaces.Discrete(len(MOVES))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -208,9 +206,7 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             self._used += len(some.start)
             count -= len(some.start)
             parts.append(some)
-        return (
-            parts[0] if len(parts) == 1 else Layouts(*(np.concatenate(p) for p in zip(*parts, strict=True)))
-        )
+        return Layouts.join(parts)
 
     def _open(self, which: NDArray[np.int64], given: Layouts | None = None) -> None:
         new = self._draw(len(which)) if given is None else given.take(which)
@@ -226,27 +222,18 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         mask = np.zeros(self.num_envs, bool)
         mask[which] = True
         last = np.full(self.num_envs, None, object)
-        walls, position, goal = self._walls[which], self._position[which], self.layouts.goal[which]
+        seen = {name: part[which] for name, part in self._observe().items()}
         for k, i in enumerate(which):
-            last[i] = {"walls": walls[k], "position": position[k], "goal": goal[k]}
-        return {
-            "final_obs": last,
-            "_final_obs": mask,
-            "final_info": self._about(which),
-            "_final_info": mask.copy(),
-        }
+            last[i] = {name: part[k] for name, part in seen.items()}
+        about = self._about(which)
+        return {"final_obs": last, "_final_obs": mask, "final_info": about, "_final_info": mask.copy()}
 
     def _about(self, which: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """Steps, shortest way and remaining distance of these episodes, each int64 [N], 0 elsewhere."""
-        about: dict[str, NDArray[np.int64]] = {}
-        values: tuple[NDArray[Any], ...] = (
-            self._steps[which],
-            self.layouts.take(which).shortest,
-            self._distance()[which],
-        )
-        for name, value in zip(("steps", "shortest", "distance"), values, strict=True):
-            about[name] = np.zeros(self.num_envs, np.int64)
-            about[name][which] = value
+        about = {name: np.zeros(self.num_envs, np.int64) for name in ("steps", "shortest", "distance")}
+        about["steps"][which] = self._steps[which]
+        about["shortest"][which] = self.layouts.take(which).shortest
+        about["distance"][which] = self._distance()[which]
         return about
 
     def _distance(self) -> NDArray[np.int16]:

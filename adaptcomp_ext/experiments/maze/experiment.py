@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["maze"]
-
 PRICE = 0.0009
 OTHER_MAZES = ((17, 0.3), (23, 0.3), (11, 0.2), (11, 0.4))
 """Sizes and densities that no agent is trained on."""
@@ -67,20 +65,11 @@ def maze(
         "timed": [[256, 11]] if quick else [[256, 11], [2048, 11], [8192, 11], [2048, 17]],
         "timing_seconds": 0.3 if quick else 8.0,
     }
-    density = agents["priced"].density
+    density, settings = agents["priced"].density, {name: asdict(of) for name, of in agents.items()}
+    parts = {name: {"agent": name, "settings": of} for name, of in settings.items()}
     return Setup(
-        config={
-            "agents": {name: asdict(settings) for name, settings in agents.items()},
-            "seeds": every,
-            "quick": quick,
-            **measured,
-            **timed,
-        },
-        cells=grid(
-            {name: {"agent": name, "settings": asdict(settings)} for name, settings in agents.items()},
-            every,
-            measured,
-        ),
+        config={"agents": settings, "seeds": every, "quick": quick, **measured, **timed},
+        cells=grid(parts, every, measured),
         # On the clock, when nothing else runs any more.
         then=lambda _: [
             Cell(f"timing-seed-{seed}", {"of": f"priced-seed-{seed}", **timed, "density": density}, seed)
@@ -113,13 +102,13 @@ class _Found:
 def _by_distance(row: Results, path: str) -> dict[tuple[int, int], dict[str, Any]]:
     """Sweeps, and share of the states without any, by distances that every seed met."""
     met = [{(entry["low"], entry["high"]): entry for entry in entries} for entries in row[path]]
+    shared = [distance for distance in met[0] if all(distance in entries for entries in met)]
     return {
         distance: {
             quantity: mean_interval([entries[distance][quantity] for entries in met])
             for quantity in ("sweeps", "none")
         }
-        for distance in met[0]
-        if all(distance in entries for entries in met)
+        for distance in shared
     }
 
 
@@ -195,6 +184,7 @@ def report(results: Results) -> list[Block]:
 
 def _sentences(found: _Found) -> list[str]:
     own, free = found.agents["priced"], found.agents["free"]
+    larger = found.others[LARGER]["own/correlation"]
     sentences = [
         f"With a price: path efficiency {interval(own['efficiency'], 3, 1.0)} at "
         f"{interval(own['sweeps_per_step'], 1, 1.0)} sweeps a step, {interval(own['success'])} % "
@@ -211,7 +201,6 @@ def _sentences(found: _Found) -> list[str]:
             f"differs by {points(gain)} points: {said(gain, 'better', 'worse')}. "
             f"Arrivals differ by {points(own['success'] - row['success'])} points."
         )
-    larger = found.others[LARGER]["own/correlation"]
     sentences.append(
         f"Sweeps follow distance: r = {interval(own['correlation'], 2, 1.0)}; on 17 × 17 mazes, never "
         f"seen in training, {interval(larger, 2, 1.0)}; without a price "

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
+from adaptcomp_ext.experiments.bench.timing import ratio
 from adaptcomp_ext.experiments.environments.layouts import Layouts, draw_layouts
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
 from adaptcomp_ext.experiments.files import write_tensors
@@ -111,19 +112,13 @@ def _measure(agent: MazeAgent, settings: Settings, cell: Cell, tick: Tick) -> di
 
 
 def _by_distance(trial: Trial) -> list[dict[str, float]]:
+    """Sweeps, and share of the states without any, by distances that some state had."""
     out = []
     for low, high in DISTANCES:
-        at = (trial.at_distance >= low) & (trial.at_distance <= high)
-        if int(at.sum()):
-            some = trial.at_sweeps[at]
-            out.append(
-                {
-                    "low": low,
-                    "high": high,
-                    "sweeps": float(some.mean()),
-                    "none": float((some == 0).float().mean()),
-                }
-            )
+        some = trial.at_sweeps[(trial.at_distance >= low) & (trial.at_distance <= high)]
+        if len(some):
+            means = {"sweeps": float(some.mean()), "none": float((some == 0).float().mean())}
+            out.append({"low": low, "high": high, **means})
     return out
 
 
@@ -170,11 +165,8 @@ def compare(agent: MazeAgent, mazes: int, size: int, density: float, seconds: fl
     that end in it on average.
     """
     keep_freed_memory()
-    ways: Mapping[str, tuple[int | None, bool]] = {
-        "gated": (None, True),
-        "masked": (None, False),
-        "fixed 16": (16, True),
-    }
+    ways: Mapping[str, tuple[int | None, bool]]
+    ways = {"gated": (None, True), "masked": (None, False), "fixed 16": (16, True)}
     walks = {
         name: _Walk(agent, MazeVectorEnv(mazes, size, density, autoreset_mode="SameStep"), *way)
         for name, way in ways.items()
@@ -192,12 +184,7 @@ def compare(agent: MazeAgent, mazes: int, size: int, density: float, seconds: fl
         "mazes": mazes,
         "size": size,
         "ms": {name: 1e3 * statistics.median(values) for name, values in each.items()},
-        **{
-            f"{name} / gated": statistics.median(
-                a / b for a, b in zip(each[name], each["gated"], strict=True)
-            )
-            for name in ("masked", "fixed 16")
-        },
+        **{f"{name} / gated": ratio(each, name, "gated") for name in ("masked", "fixed 16")},
     }
 
 
@@ -205,28 +192,16 @@ Chooser = Callable[[Tensor, int], Tensor]
 
 
 class Trial(NamedTuple):
-    """N mazes, each walked through once.
+    """N mazes, each walked through once, and the D decisions of all episodes in the order of time."""
 
-    Attributes
-    ----------
-    success : Tensor
-        Bool [N].
-    efficiency : Tensor
-        float64 [N]: shortest way / way taken, 0 without success (SPL: Anderson et al. 2018).
-    steps, sweeps : Tensor
-        float64 [N]: of the episode.
-    at_sweeps, at_distance, at_maze, at_position : Tensor
-        [D]: sweeps, remaining distance, maze and position ([D, 2]) of every decision, in the order of time.
-    """
-
-    success: Tensor
-    efficiency: Tensor
-    steps: Tensor
+    success: Tensor  # bool [N]
+    efficiency: Tensor  # [N]: shortest way / way taken, 0 without success (SPL: Anderson et al. 2018)
+    steps: Tensor  # [N], of the episode
     sweeps: Tensor
-    at_sweeps: Tensor
-    at_distance: Tensor
+    at_sweeps: Tensor  # [D]
+    at_distance: Tensor  # that remains
     at_maze: Tensor
-    at_position: Tensor
+    at_position: Tensor  # [D, 2]
 
     def correlation(self) -> float:
         """Pearson's r of sweeps and remaining distance over the decisions; 0 where all sweeps are alike."""
@@ -249,32 +224,18 @@ class Trial(NamedTuple):
 def run_trial(
     agent: MazeAgent, layouts: Layouts, density: float, seed: int, sweeps: Chooser | int | None = None
 ) -> Trial:
-    """Walk through each maze once, sampling choices and moves.
+    """Walk through each maze once; choices and moves are sampled from `seed`.
 
-    Parameters
-    ----------
-    agent : MazeAgent
-        Who walks.
-    layouts : Layouts
-        N mazes.
-    density : float
-        Theirs.
-    seed : int
-        Of what is sampled.
-    sweeps : int or callable, optional
-        All states get so many; or ``sweeps(chosen, step)`` changes what the gate chose, int64 [N]. Default:
-        the gate's.
+    `sweeps`: all states get so many; or ``sweeps(chosen, step)`` changes what the gate chose, int64 [N];
+    None: the gate's.
     """
     count, size = layouts.walls.shape[:2]
     env = MazeVectorEnv(count, size, density, layouts=layouts, autoreset_mode="SameStep")
     observation, info = env.reset(seed=seed)
     generator = torch.Generator().manual_seed(seed)
     going = torch.ones(count, dtype=torch.bool)
-    success, steps, spent = (
-        torch.zeros(count, dtype=torch.bool),
-        torch.zeros(count).double(),
-        torch.zeros(count).double(),
-    )
+    success = torch.zeros(count, dtype=torch.bool)
+    steps, spent = torch.zeros(2, count, dtype=torch.float64)
     records: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     while bool(going.any()):
         seen = observe(observation)

@@ -14,35 +14,19 @@ from torch import Tensor
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
 from adaptcomp_ext.models.agents import MazeAgent, Seen
 
-__all__ = ["Settings", "observe", "train"]
-
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one training.
+    """Of one training."""
 
-    Attributes
-    ----------
-    price : float
-        κ, of a sweep, in units of reward (the goal is worth 1).
-    sweeps : int or None
-        All states get so many; None: the gate chooses.
-    size, density, mazes : int, float, int
-        Of the environment.
-    updates, horizon : int
-        So many times, so many steps in every maze are collected and learned from.
-    distil : float
-        Weight of KL(π₂ ‖ π₁): the habit learns from the plan.
-    """
-
-    price: float = 0.0009
-    sweeps: int | None = None
+    price: float = 0.0009  # κ, of a sweep, in units of reward (the goal is worth 1)
+    sweeps: int | None = None  # all states get so many; None: the gate chooses
     size: int = 11
     density: float = 0.3
     mazes: int = 256
-    updates: int = 500
+    updates: int = 500  # so many times, `horizon` steps in every maze are collected and learned from
     horizon: int = 32
-    distil: float = 0.3
+    distil: float = 0.3  # weight of KL(π₂ ‖ π₁): the habit learns from the plan
     learning_rate: float = 2e-3
     discount: float = 0.98
     trace: float = 0.6
@@ -95,9 +79,7 @@ def train(
             if truncated.any():
                 # A cut episode goes on as far as its value is concerned.
                 at = np.flatnonzero(truncated)
-                cut = {
-                    k: np.stack([info["final_obs"][i][k] for i in at]) for k in ("walls", "position", "goal")
-                }
+                cut = {k: np.stack([info["final_obs"][i][k] for i in at]) for k in observation}
                 remaining = torch.from_numpy(info["final_info"]["distance"][at])
                 with torch.no_grad():
                     reward[at] += settings.discount * agent.value(agent.features(*observe(cut)), remaining)
@@ -153,12 +135,7 @@ def _improve(
     target = (advantage + value[:-1]).flatten()
     advantage = advantage.flatten()
     seen = Seen(features.flatten(0, 1), plan.flatten(0, 1))
-    distance, action, choice, log_prob = (
-        distance.flatten(),
-        action.flatten(),
-        choice.flatten(),
-        log_prob.flatten(),
-    )
+    distance, action, choice, log_prob = (part.flatten() for part in (distance, action, choice, log_prob))
     planned = seen.plan[:, 4]
     totals = torch.zeros(3)
     batches = 0
@@ -176,9 +153,8 @@ def _improve(
             gain = advantage[rows]
             gain = (gain - gain.mean()) / (gain.std() + 1e-8)
             odds = (new - log_prob[rows]).exp()
-            surrogate = torch.minimum(
-                odds * gain, odds.clamp(1 - settings.clip, 1 + settings.clip) * gain
-            ).mean()
+            cut = odds.clamp(1 - settings.clip, 1 + settings.clip)
+            surrogate = torch.minimum(odds * gain, cut * gain).mean()
             error = F.mse_loss(agent.value(some.features, distance[rows]), target[rows])
             # Only where there was a plan is there anything for the habit to learn from it.
             apart = (moves.detach().exp() * (moves.detach() - habit.log_softmax(1))).sum(1)
