@@ -273,7 +273,8 @@ def run_episodes(
 
     own, agent.gate.kind = agent.gate.kind, kind or agent.gate.kind
     try:
-        records, broken = walk(agent, task, count, seed, decide, length, watch)
+        parts, broken = walk(agent, task, count, seed, decide, length, watch)
     finally:
         agent.gate.kind = own
-    return Episodes(records[-1].sum(0), *records, broken=broken)
+    called, iterations, gain, apart, distance, score, rewards = parts
+    return Episodes(rewards.sum(0), called, iterations, gain, apart, distance, score, rewards, broken)

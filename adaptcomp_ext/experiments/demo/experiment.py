@@ -141,21 +141,22 @@ def _digits(axes: Axes, results: Results) -> None:
 
     shown = load_file(results.files / SHOWN)
     for i in range(len(shown["label"])):
-        one = {name: values[i].numpy() for name, values in shown.items()}
-        left, top = 1.1 * one["column"] + 0.3 * (one["column"] >= PER_CLASS), 1.38 * one["label"]
-        axes.imshow(one["image"], cmap="Greys", vmin=0, vmax=1.25, extent=(left, left + 1, top + 1, top))
-        side, steps = len(one["image"]), int(one["steps"])
-        y, x = ((one["path"][:steps] + 1) / 2 * (side - 1) + 0.5).T / side
+        steps, label, predicted, place = (
+            int(shown[name][i]) for name in ("steps", "label", "predicted", "column")
+        )
+        left, top = 1.1 * place + 0.3 * (place >= PER_CLASS), 1.38 * label
+        image = shown["image"][i].numpy()
+        axes.imshow(image, cmap="Greys", vmin=0, vmax=1.25, extent=(left, left + 1, top + 1, top))
+        y, x = ((shown["path"][i, :steps].numpy() + 1) / 2 * (len(image) - 1) + 0.5).T / len(image)
         axes.plot(left + x, top + y, color=ORANGE, lw=1.1, alpha=0.9)
         axes.plot(left + x[0], top + y[0], "o", color=ORANGE, ms=4, mfc="white")
         axes.plot(left + x[-1], top + y[-1], "o", color=ORANGE, ms=4)
-        wrong = one["label"] != one["predicted"]
-        frame = {"ec": WRONG if wrong else FAINT, "lw": 1.6 if wrong else 0.8, "fill": False}
-        axes.add_patch(Rectangle((left, top), 1, 1, **frame))
-        if wrong:
+        color, width = (FAINT, 0.8) if label == predicted else (WRONG, 1.6)
+        axes.add_patch(Rectangle((left, top), 1, 1, ec=color, lw=width, fill=False))
+        if label != predicted:
             badge = {"boxstyle": "square,pad=0.2", "facecolor": WRONG, "edgecolor": "none"}
-            place: dict[str, Any] = {"ha": "center", "va": "center", "bbox": badge, "weight": "bold"}
-            axes.text(left + 0.9, top + 0.9, str(one["predicted"]), fontsize=9, color="white", **place)
+            look: dict[str, Any] = {"ha": "center", "va": "center", "bbox": badge, "weight": "bold"}
+            axes.text(left + 0.9, top + 0.9, str(predicted), fontsize=9, color="white", **look)
         axes.text(left + 0.5, top - 0.03, str(steps), fontsize=10, color=MUTED, ha="center", va="bottom")
     for text, begin in (("Fewest looks", 0.0), ("Most looks", 1.1 * PER_CLASS + 0.3)):
         axes.text(begin, -0.42, text, fontsize=12, weight="bold", va="bottom")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -251,5 +251,5 @@ def _beliefs(axis: Axes, landscape: Landscape) -> None:
     _whole_numbers(axis)
     axis.set(xlabel="steps", xlim=(-0.4, len(p) - 0.6), ylim=(-0.03, 1.03))
     axis.set_title("Probability of each class", fontsize=10, weight="normal", pad=24)
-    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
     axis.legend(ncols=3, fontsize=10, columnspacing=1.2, handlelength=1.4, **place)

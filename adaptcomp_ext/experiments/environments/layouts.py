@@ -79,7 +79,7 @@ def distances(walls: NDArray[np.bool_], goal: NDArray[np.int64]) -> NDArray[np.i
 
 
 def draw_layouts(count: int, size: int, density: float, random: np.random.Generator) -> Layouts:
-    """Draw N mazes of side `size`, at least 3: each cell is a wall with probability `density`, in [0, 0.6]."""
+    """Draw N mazes of side `size`, at least 3: each cell is a wall with probability `density` in 0..0.6."""
     parts: list[Layouts] = []
     missing = count
     while missing > 0:

@@ -100,11 +100,13 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.render_mode = check_render_mode(render_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self._given = layouts
-        walls, place = (
-            gymnasium.spaces.MultiBinary((size, size)),
-            gymnasium.spaces.MultiDiscrete([size, size]),
+        self.single_observation_space = gymnasium.spaces.Dict(
+            {
+                "walls": gymnasium.spaces.MultiBinary((size, size)),
+                "position": gymnasium.spaces.MultiDiscrete([size, size]),
+                "goal": gymnasium.spaces.MultiDiscrete([size, size]),
+            }
         )
-        self.single_observation_space = gymnasium.spaces.Dict(walls=walls, position=place, goal=place)
         self.single_action_space = gymnasium.spaces.Discrete(len(MOVES))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -222,9 +224,9 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         mask = np.zeros(self.num_envs, bool)
         mask[which] = True
         last = np.full(self.num_envs, None, object)
-        seen = {name: part[which] for name, part in self._observe().items()}
+        walls, position, goal = self._walls[which], self._position[which], self.layouts.goal[which]
         for k, i in enumerate(which):
-            last[i] = {name: part[k] for name, part in seen.items()}
+            last[i] = {"walls": walls[k], "position": position[k], "goal": goal[k]}
         about = self._about(which)
         return {"final_obs": last, "_final_obs": mask, "final_info": about, "_final_info": mask.copy()}
 

@@ -204,7 +204,7 @@ def _sentences(solvers: dict[str, Results]) -> list[str]:
 
 def _draw(results: Results, figure: Figure) -> None:
     """One puzzle on its way down the energy; below it, what the solvers make of all puzzles."""
-    boards, charts = figure.subfigures(2, 1, height_ratios=(1, 3))
+    boards, charts = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 3))[:, 0]
     _boards(boards, results.first("descent"))
     for axes, draw in zip(charts.subplots(4, 1), (_allowed, _solved, _steps, _starts), strict=True):
         draw(axes, results)
