@@ -15,6 +15,7 @@ from adaptcomp_ext.models.agents import DepthGate, DepthPlanner, PlanningAgent
 from .bench.machine import keep_freed_memory
 from .control.measure import walk
 from .control.training import Settings, Trainer, preset, train
+from .device import gpus, seeded
 from .runs import (
     Cell,
     FirstSeed,
@@ -109,9 +110,9 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
 def _tried(trainer: Trainer, planner: DepthPlanner, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return states from the last quarter of the training, and each level's gain, in units of the spread."""
     world, replay = trainer.agent.world, trainer.replay
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     recent = replay.observation[replay.length * 3 // 4 : replay.length].flatten(0, 1)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=gpus()), torch.no_grad():
         torch.manual_seed(seed)
         latent = world.encode(recent[torch.randperm(len(recent), generator=generator)[:count]])
         log_std = world.habit.parameters_of(latent)[1]

@@ -17,6 +17,7 @@ import adaptcomp_ext as ac
 from .bench.machine import keep_freed_memory
 from .bench.timing import clock, interleave, ratio
 from .data import find_images
+from .device import here
 from .runs import Checkpoint, fit
 
 __all__ = [
@@ -75,16 +76,17 @@ class Grey:
 
 
 def load_grey(data: str | None) -> tuple[str, Grey, Grey, Grey]:
-    """Return the name of the data, and its training, held-out and test images.
+    """Return the name of the data, and its training, held-out and test images, on the default device.
 
     Held out is a sixth of the training images, always the same.
     """
     images = find_images(data)
-    order = torch.randperm(len(images.train_labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    generator = torch.Generator().manual_seed(_SPLIT_SEED)
+    order = torch.randperm(len(images.train_labels), generator=generator, device="cpu")
     held = round(len(order) * HELD_OUT)
 
     def part(values: Tensor, labels: Tensor) -> Grey:
-        return Grey((values * 255).round().to(torch.uint8)[:, None], labels)
+        return here(Grey((values * 255).round().to(torch.uint8)[:, None], labels))
 
     train, rest = order[held:], order[:held]
     return (
@@ -271,7 +273,7 @@ def time_calls(calls: Mapping[str, Callable[[], Any]], seconds: float) -> tuple[
         ``over(a, b)``: the median over the rounds of a's time over b's.
     """
     keep_freed_memory()
-    times = interleave(calls, clock(torch.device("cpu")), seconds)
+    times = interleave(calls, clock(torch.get_default_device()), seconds)
     return {name: statistics.median(values) for name, values in times.items()}, lambda a, b: ratio(
         times, a, b
     )

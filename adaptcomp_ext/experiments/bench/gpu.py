@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import adaptcomp_ext as ac
+from adaptcomp_ext.experiments.device import device_named
 from adaptcomp_ext.experiments.files import write_json
 
 from . import energy_forms as energy
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds for all rounds of one line")
     options = parser.parse_args()
     try:
-        device = machine.device_named(options.device)
+        device = device_named(options.device)
     except ValueError as error:
         parser.exit(1, f"bench_gpu: {error}\n")
     run(device, options.out, options.seconds, small=device.type == "cpu")

@@ -30,6 +30,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adaptcomp_ext.experiments.device import device_named
 from adaptcomp_ext.experiments.files import read_json, write_json, write_text
 from adaptcomp_ext.experiments.style import save
 
@@ -370,7 +371,7 @@ class Benchmark:
         quick = options.quick or getattr(options, "grid", None) == "quick"
         seconds = (1.0 if quick else options.full_seconds) if options.seconds is None else options.seconds
         self.options = replace(options, quick=quick, seconds=seconds)
-        self.device = machine.device_named(options.device)
+        self.device = device_named(options.device)
         self.cache = CompileCache()
         self.report: dict[str, Any] = {}
 

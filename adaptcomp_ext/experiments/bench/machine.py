@@ -14,17 +14,10 @@ import torch
 
 import adaptcomp_ext as ac
 
-__all__ = ["describe", "device_named", "keep_freed_memory", "threads"]
+__all__ = ["describe", "keep_freed_memory", "threads"]
 
 # Options of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-def device_named(name: str) -> torch.device:
-    """Return the device of this name; ValueError if it is a GPU that is not there."""
-    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected a device that torch can use, got 'cuda', but no GPU is available")
-    return torch.device(name)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
+from adaptcomp_ext.experiments.device import gpus
 from adaptcomp_ext.experiments.files import whole
 from adaptcomp_ext.experiments.runs import Cell, Tick, rank_correlation, read_json, span, write_json
 from adaptcomp_ext.models.agents import PlanningAgent
@@ -239,14 +240,14 @@ def walk(
     records: list[tuple[Tensor, ...]] = []
     going = np.ones(count, bool)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=gpus()), torch.no_grad():
             torch.manual_seed(seed)
             while going.any():
                 if watch is not None:
                     watch(env)
-                action, record = decide(torch.from_numpy(observation))
-                observation, reward, _, truncated, _ = env.step(action.numpy())
-                records.append((*record, torch.from_numpy(np.where(going, reward, 0.0))))
+                action, record = decide(torch.as_tensor(observation))
+                observation, reward, _, truncated, _ = env.step(action.cpu().numpy())
+                records.append((*record, torch.as_tensor(np.where(going, reward, 0.0))))
                 going &= ~truncated
     finally:
         agent.planner.least_std = least

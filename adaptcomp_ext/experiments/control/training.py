@@ -205,7 +205,7 @@ class Trainer:
         losses: list[Tensor] = []
         for k in range(s.episode):
             clock = time.perf_counter()
-            seen = torch.from_numpy(observation)
+            seen = torch.as_tensor(observation)
             if warm:
                 action = bursts.apply(None, 1.0)
                 blank = torch.full_like(action, torch.nan)
@@ -219,19 +219,19 @@ class Trainer:
                 total["gain"] += float(act.gain.nansum())
                 total["divergence"] += float(act.divergence.nansum())
             clock = _lap(seconds, "act", clock)
-            observation, reward, _, truncated, info = self.env.step(action.numpy())
+            observation, reward, _, truncated, info = self.env.step(action.cpu().numpy())
             following = observation.copy()
             for i in np.flatnonzero(truncated):
                 following[i] = info["final_obs"][i]
                 if before is not None:
                     before[i] = torch.nan
             total["reward"] += float(reward.sum())
-            ended = torch.from_numpy(truncated | (k == s.episode - 1))
+            ended = torch.as_tensor(truncated | (k == s.episode - 1))
             self.replay.add(
                 observation=seen,
-                following=torch.from_numpy(following),
+                following=torch.as_tensor(following),
                 action=action,
-                reward=torch.from_numpy(reward / self.env.action_repeat).float(),
+                reward=torch.as_tensor(reward / self.env.action_repeat).float(),
                 ended=ended,
                 **about,
             )

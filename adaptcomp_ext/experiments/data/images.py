@@ -86,7 +86,7 @@ def load_digits(test_rows: int = 500, seed: int = 0) -> ImageData:
         raise ValueError(f"test_rows: expected 1 to {len(digits.target) - 1}, got {test_rows}")
     images = torch.from_numpy(digits.images).float() / 16
     labels = torch.from_numpy(digits.target).long()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     test, train = order[:test_rows], order[test_rows:]
     return ImageData(
         "scikit-learn digits (embedded, not MNIST)", images[train], labels[train], images[test], labels[test]

@@ -76,7 +76,7 @@ def colour(images: Tensor, inks: Tensor, threshold: int = THRESHOLD) -> Tensor:
         raise TypeError(f"inks: expected int64 of shape [{len(images)}], got {describe(inks)}")
     if len(inks) and not 0 <= int(inks.min()) <= int(inks.max()) <= NEUTRAL_INK:
         raise ValueError(f"inks: expected 0 to {NEUTRAL_INK}, got {int(inks.min())} to {int(inks.max())}")
-    palette = torch.tensor([*COLOURS.values(), GREY], dtype=torch.uint8)
+    palette = torch.tensor([*COLOURS.values(), GREY], dtype=torch.uint8, device=inks.device)
     return (images >= threshold).to(torch.uint8)[:, None] * palette[inks][:, :, None, None]
 
 
@@ -98,7 +98,7 @@ def draw_inks(
     neutral : float
         In [0, 1]: the probability that an item is neutral.
     generator : torch.Generator, optional
-        Of the draws.
+        Of the draws, on the device of `digits`.
 
     Returns
     -------
@@ -109,8 +109,10 @@ def draw_inks(
     """
     congruent = check_fraction("proportion_congruent", proportion_congruent, zero=True)
     share = check_fraction("neutral", neutral, zero=True)
-    which, kind = torch.rand(2, len(digits), generator=generator, dtype=torch.float64)
-    other = (digits + torch.randint(1, NEUTRAL_INK, (len(digits),), generator=generator)) % NEUTRAL_INK
+    count, device = len(digits), digits.device
+    which, kind = torch.rand(2, count, generator=generator, dtype=torch.float64, device=device)
+    other = torch.randint(1, NEUTRAL_INK, (count,), generator=generator, device=device)
+    other = (digits + other) % NEUTRAL_INK
     conditions = torch.where(which < congruent, Condition.CONGRUENT, Condition.INCONGRUENT)
     conditions = torch.where(kind < share, Condition.NEUTRAL, conditions)
     return _inks(digits, conditions, other), conditions
@@ -248,7 +250,7 @@ def _grey(root: Path | str | None, split: str, download: bool) -> tuple[str, Ten
         images, labels = data.test_images, data.test_labels
     else:
         rows = len(data.train_labels)
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(_SPLIT_SEED), device="cpu")
         held = round(rows * HELD_OUT)
         chosen = order[held:] if split == "train" else order[:held]
         images, labels = data.train_images[chosen], data.train_labels[chosen]

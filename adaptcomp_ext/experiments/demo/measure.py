@@ -12,6 +12,7 @@ from torch import Tensor
 import adaptcomp_ext as ac
 
 from ..data import ImageData, find_images
+from ..device import here
 from ..files import write_tensors
 from ..runs import Cell, Tick
 from .baselines import compare
@@ -25,7 +26,7 @@ TIMED_ROWS = 2000
 
 def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Train, read and time; the digits that the picture shows are written into the cell's folder."""
-    recipe, data = Recipe(**cell.options["recipe"]), find_images(cell.options["data"])
+    recipe, data = Recipe(**cell.options["recipe"]), here(find_images(cell.options["data"]))
     reader = GlimpseReader(data.side, recipe.window, recipe.dim, recipe.max_steps)
     updates = recipe.epochs * -(-len(data.train_images) // recipe.batch)
     done = 0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import ImageData
+from ..device import seeded
 from .model import GlimpseReader
 
 
@@ -61,7 +62,7 @@ def train(
 
     ``progress(loss, accuracy, steps)`` is called after every update with the means over its batch.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     images, labels = data.train_images, data.train_labels
     updates = -(-len(images) // recipe.batch)
     total = recipe.epochs * updates

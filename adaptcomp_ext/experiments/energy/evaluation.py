@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import adaptcomp_ext as ac
 from adaptcomp_ext.models import LatentEnergyClassifier
 
+from ..device import seeded
+
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Deviations of the noise, and shares of the side that a patch hides."""
 BATCH = 2000
@@ -163,7 +165,7 @@ def under_corruption(
     """Accuracy and mean steps with noise of each scale, and with a patch of each size."""
 
     def changed(change: Callable[..., Tensor], strength: float) -> dict[str, Any]:
-        harder = change(images, strength, torch.Generator().manual_seed(seed))
+        harder = change(images, strength, seeded(seed))
         return {"strength": strength, **read(model, harder, labels).summary()}
 
     ways = {"noise": add_noise, "patch": occlude}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..data import ImageData, find_images
+from ..device import here, seeded
 from ..runs import Cell, Tick, rank_correlation
 from .evaluation import (
     by_budget,
@@ -34,7 +35,7 @@ def hold_out(data: ImageData, count: int, seed: int = 0) -> ImageData:
     """Put `count` training images in the place of the test images: recipes are chosen on these."""
     if not 0 < count < len(data.train_labels):
         raise ValueError(f"held out: expected 1 to {len(data.train_labels) - 1} images, got {count}")
-    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data.train_labels), generator=seeded(seed))
     held, kept = order[:count], order[count:]
     images, labels = data.train_images, data.train_labels
     return ImageData(data.name, images[kept], labels[kept], images[held], labels[held])
@@ -43,7 +44,7 @@ def hold_out(data: ImageData, count: int, seed: int = 0) -> ImageData:
 def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Train and measure; the landscapes of some descents are written into the cell's folder."""
     seed, recipe = cell.seed, Recipe(**cell.options["recipe"])
-    data = find_images(cell.options["data"])
+    data = here(find_images(cell.options["data"]))
     if cell.options["held_out"]:
         data = hold_out(data, cell.options["held_out"])
     images, labels = data.test_images, data.test_labels

@@ -43,6 +43,7 @@ import adaptcomp_ext as ac
 from adaptcomp_ext.models import LatentEnergyClassifier
 
 from ..bench.timing import clock
+from ..device import seeded
 from .evaluation import corrupt, setting
 
 WIDE, FEATURES = 256, 128
@@ -161,7 +162,7 @@ def train(
     `seed` is that of order, corruption, jitter and lengths; ``progress(loss, accuracy)`` is called after each
     update.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     update = Updates(model, recipe, len(images))
     history = []
     model.train()
@@ -185,7 +186,7 @@ def train(
 
 def train_classifier(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, seed: int) -> float:
     """Train an ordinary classifier in place on the same images; return the seconds of an epoch."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     update = Updates(model, recipe, len(images))
     begin = time.perf_counter()
     model.train()
@@ -197,7 +198,6 @@ def train_classifier(model: nn.Module, images: Tensor, labels: Tensor, recipe: R
 
 
 WARM_UP = 6
-CLOCK = clock(torch.device("cpu"))
 
 Loss = Callable[[LatentEnergyClassifier, Batch], Tensor]
 
@@ -240,7 +240,8 @@ class _Way:
         with torch.no_grad():
             features = self.model.encoder(batch.images)
         given = batch._replace(images=features.requires_grad_())
-        self.descent_ms.append(CLOCK(lambda: self.loss(self.behind, given).backward()))
+        milliseconds = clock(features.device)
+        self.descent_ms.append(milliseconds(lambda: self.loss(self.behind, given).backward()))
         self.behind.zero_grad()
         losses: list[Tensor] = []
 
@@ -248,7 +249,7 @@ class _Way:
             losses.append(self.loss(self.model, batch))
             self.update(losses[0])
 
-        self.update_ms.append(CLOCK(update))
+        self.update_ms.append(milliseconds(update))
         return float(losses[0].detach())
 
 
@@ -270,7 +271,7 @@ def compare(
         "plain": _Way(model, plain_loss, recipe, len(images)),
     }
     kernels, plain = ways.values()
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     steps = cycle(range(1, recipe.steps + 1))
     endless = (batch for _ in count() for batch in batches(images, labels, recipe, generator))
     difference = 0.0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.bench.timing import ratio
+from adaptcomp_ext.experiments.device import seeded
 from adaptcomp_ext.experiments.environments.layouts import Layouts, draw_layouts
 from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
 from adaptcomp_ext.experiments.files import write_tensors
@@ -84,7 +85,7 @@ def _measure(agent: MazeAgent, settings: Settings, cell: Cell, tick: Tick) -> di
     if settings.sweeps is not None:
         return found
     found["by_distance"] = _by_distance(own)
-    shuffler = torch.Generator().manual_seed(cell.seed)
+    shuffler = seeded(cell.seed)
     controls = {
         "shuffled": lambda chosen, _: chosen[torch.randperm(len(chosen), generator=shuffler)],
         "fixed at the mean": math.ceil(found["own"]["sweeps_per_step"]),
@@ -125,7 +126,7 @@ def _by_distance(trial: Trial) -> list[dict[str, float]]:
 def _example(layouts: Layouts, trial: Trial) -> dict[str, Any]:
     """The longest way among those that were found without a detour, and the sweeps along it."""
     direct = trial.success & (trial.efficiency > 0.99)
-    best = int((torch.from_numpy(layouts.shortest.astype(np.float32)) * direct).argmax())
+    best = int((torch.as_tensor(layouts.shortest.astype(np.float32)) * direct).argmax())
     at = trial.at_maze == best
     return {
         "walls": layouts.walls[best].astype(int).tolist(),
@@ -151,7 +152,7 @@ class _Walk:
         ended = 0
         for _ in range(CHUNK):
             decided = self.agent.act(*observe(self.observation), sweeps=self.sweeps, compact=self.compact)
-            self.observation, _, terminated, truncated, _ = self.env.step(decided.action.numpy())
+            self.observation, _, terminated, truncated, _ = self.env.step(decided.action.cpu().numpy())
             ended += int((terminated | truncated).sum())
         if counted:
             self.seconds.append(time.perf_counter() - begin)
@@ -232,7 +233,7 @@ def run_trial(
     count, size = layouts.walls.shape[:2]
     env = MazeVectorEnv(count, size, density, layouts=layouts, autoreset_mode="SameStep")
     observation, info = env.reset(seed=seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     going = torch.ones(count, dtype=torch.bool)
     success = torch.zeros(count, dtype=torch.bool)
     steps, spent = torch.zeros(2, count, dtype=torch.float64)
@@ -249,15 +250,15 @@ def run_trial(
                 given[going] = sweeps(given[going], len(records))
         given = given * going
         decided = agent.act(*seen, sweeps=given, generator=generator)
-        distance = torch.from_numpy(info["distance"].astype(np.float32))
+        distance = torch.as_tensor(info["distance"].astype(np.float32))
         where = going.nonzero()[:, 0]
         records.append((given[where].float(), distance[where], where, seen[1][where]))
         steps += going
         spent += given
-        observation, _, terminated, truncated, info = env.step(decided.action.numpy())
-        arrived = torch.from_numpy(terminated) & going
+        observation, _, terminated, truncated, info = env.step(decided.action.cpu().numpy())
+        arrived = torch.as_tensor(terminated) & going
         success |= arrived
-        going &= ~(torch.from_numpy(terminated) | torch.from_numpy(truncated))
-    shortest = torch.from_numpy(layouts.shortest.astype(np.float64))
+        going &= ~(torch.as_tensor(terminated) | torch.as_tensor(truncated))
+    shortest = torch.as_tensor(layouts.shortest.astype(np.float64))
     at = [torch.cat(part) for part in zip(*records, strict=True)]
     return Trial(success, success * shortest / steps, steps, spent, *at)

@@ -51,7 +51,7 @@ class _Step(NamedTuple):
 
 def observe(observation: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Walls, position and goal as tensors."""
-    return tuple(torch.from_numpy(observation[key]) for key in ("walls", "position", "goal"))  # type: ignore[return-value]
+    return tuple(torch.as_tensor(observation[key]) for key in ("walls", "position", "goal"))  # type: ignore[return-value]
 
 
 def train(
@@ -72,18 +72,18 @@ def train(
         ratio = 0.0
         for _ in range(settings.horizon):
             decided = agent.act(*observe(observation), sweeps=given)
-            distance = torch.from_numpy(info["distance"])
+            distance = torch.as_tensor(info["distance"])
             sweeps.append(decided.sweeps)
-            observation, gained, terminated, truncated, info = env.step(decided.action.numpy())
-            reward = torch.from_numpy(gained).float() - settings.price * decided.sweeps
+            observation, gained, terminated, truncated, info = env.step(decided.action.cpu().numpy())
+            reward = torch.as_tensor(gained).float() - settings.price * decided.sweeps
             if truncated.any():
                 # A cut episode goes on as far as its value is concerned.
                 at = np.flatnonzero(truncated)
                 cut = {k: np.stack([info["final_obs"][i][k] for i in at]) for k in observation}
-                remaining = torch.from_numpy(info["final_info"]["distance"][at])
+                remaining = torch.as_tensor(info["final_info"]["distance"][at])
                 with torch.no_grad():
                     reward[at] += settings.discount * agent.value(agent.features(*observe(cut)), remaining)
-            ended = torch.from_numpy(terminated | truncated)
+            ended = torch.as_tensor(terminated | truncated)
             steps.append(
                 _Step(decided.seen, distance, decided.action, decided.choice, decided.log_prob, reward, ended)
             )
@@ -93,7 +93,7 @@ def train(
                 ways = info["final_info"]
                 ratio += float((ways["shortest"][terminated] / ways["steps"][terminated]).sum())
         last = agent.features(*observe(observation))
-        record.update(_improve(agent, optimizer, settings, steps, last, torch.from_numpy(info["distance"])))
+        record.update(_improve(agent, optimizer, settings, steps, last, torch.as_tensor(info["distance"])))
         schedule.step()
         spent, far = torch.cat(sweeps).float(), torch.cat([s.distance for s in steps]).float()
         record.update(

@@ -6,6 +6,7 @@ when they are asked for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from adaptcomp_ext.experiments.device import gpus
 from adaptcomp_ext.ops._checks import check_int
 
 from ..files import owned, read_json, write_json
@@ -208,14 +210,17 @@ class Bars(Progress):
 
 
 def run_one(worker: Worker, cell: Cell, path: Path, threads: int, tick: Tick) -> dict[str, Any]:
-    """Run a cell here with its seed and `threads` threads of torch; the result also has its ``seconds``.
+    """Run a cell here with its seed, its device and `threads` threads of torch.
 
-    Threads and random state are put back afterwards.
+    The result also has its ``seconds``. Threads, default device and random state are put back afterwards.
     """
     begin, before = time.perf_counter(), torch.get_num_threads()
+    device = cell.options.get("device", "cpu")
+    # A default device costs a microsecond in every call of torch: the CPU, which is the default, is not set.
+    default: Any = contextlib.nullcontext() if device == "cpu" else torch.device(device)
     torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with default, torch.random.fork_rng(devices=gpus()):
             torch.manual_seed(cell.seed)
             result = worker(cell, path, tick)
     finally:

@@ -12,11 +12,12 @@ from typing import Annotated, Any, NamedTuple, get_args
 import typer
 from rich.console import Console
 
+from adaptcomp_ext.experiments.device import device_named
 from adaptcomp_ext.experiments.style import QUICK
 
 from .cells import Cell, RunFolder, Worker, run_cells
 from .cluster import check_cluster
-from .options import Cluster, Download, Listed, Threads, Workers, check_option, fetch_images
+from .options import Cluster, Device, Download, Listed, Threads, Workers, check_option, fetch_images
 from .report import Block, publish
 from .results import Results
 from .statistics import counted
@@ -67,8 +68,9 @@ class Experiment:
     """A callable that runs an experiment: ``digits(data, out, seeds=3, quick=True)``.
 
     Its parameters are those of the function that lays it out, and ``out`` (folder of the results and
-    checkpoints), ``workers`` and ``threads`` (processes side by side, and threads of torch in each),
-    ``cluster`` (the Ray cluster that runs them, see `run_cells`) and ``console`` (where to print). A folder
+    checkpoints), ``device`` (on which models and data live, see `device_named`), ``workers`` and ``threads``
+    (processes side by side, and threads of torch in each), ``cluster`` (the Ray cluster that runs them, see
+    `run_cells`) and ``console`` (where to print). A folder
     that holds another configuration is refused; an interrupted run goes on. Returns the content of
     ``NAME.json``. The same parameters are the options of ``adaptcomp run NAME``.
 
@@ -99,6 +101,7 @@ class Experiment:
                 *(option for option in options if option.kind is not by_name),
                 Parameter("out", Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=folder),
                 *(option for option in options if option.kind is by_name),
+                Parameter("device", by_name, default="cpu", annotation=Device),
                 Parameter("workers", by_name, default=1, annotation=Workers),
                 Parameter("threads", by_name, default=1, annotation=Threads),
                 Parameter("cluster", by_name, default=None, annotation=Cluster),
@@ -117,14 +120,18 @@ class Experiment:
         for name, parameter in self.__signature__.parameters.items():
             check_option(name, parameter.annotation, bound.arguments[name])
         given = dict(bound.arguments)
-        out, workers, threads, cluster, console = (
-            given.pop(name) for name in ("out", "workers", "threads", "cluster", "console")
+        out, device, workers, threads, cluster, console = (
+            given.pop(name) for name in ("out", "device", "workers", "threads", "cluster", "console")
         )
+        if device_named(device).type == "cuda" and cluster is not None:
+            raise ValueError(
+                f"device: expected cpu with a cluster, on which cells reserve no GPU, got {device!r}"
+            )
         if cluster is not None:
             check_cluster(cluster)
         out = Path(self.out.format(**given) if out is None else out)
         console = console or Console()
-        what = self.setup(**given)
+        what = _on(device, self.setup(**given))
         folder = RunFolder.open(out, self.name, what.config)
         console.print(f"{what.about or f'[bold]{self.name}[/]'}; {counted(len(what.cells), 'cell')} in {out}")
         if what.config.get("quick"):
@@ -175,6 +182,22 @@ class Experiment:
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__name__ = self.name
         return run
+
+
+def _on(device: str, what: Setup) -> Setup:
+    """Have the cells run on a device; on the CPU, which is not recorded, configurations stay as they were."""
+    if device == "cpu":
+        return what
+
+    def moved(cells: list[Cell]) -> list[Cell]:
+        return [cell._replace(options={**cell.options, "device": device}) for cell in cells]
+
+    then = what.then
+    return what._replace(
+        config={**what.config, "device": device},
+        cells=moved(what.cells),
+        then=None if then is None else lambda results: moved(then(results)),
+    )
 
 
 def experiment(measure: Worker, out: str | None = None) -> Callable[[Callable[..., Setup]], Experiment]:

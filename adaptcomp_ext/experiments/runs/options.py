@@ -13,6 +13,7 @@ from adaptcomp_ext.ops._checks import check_int, describe
 __all__ = [
     "Cluster",
     "Data",
+    "Device",
     "Download",
     "Epochs",
     "FirstSeed",
@@ -84,6 +85,9 @@ Steps = Annotated[
         min=1,
         help="Steps of the simulator in each training, in all environments. Default: what suits the task.",
     ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="Device on which models and data live: cpu, cuda or cuda:N.")
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes side by side.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch in each process.")]

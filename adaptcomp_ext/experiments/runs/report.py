@@ -184,8 +184,10 @@ def publish(
     (``tables``), and every measured number of every setting, as [mean, low, high, number of seeds, p]
     (``means``).
     """
-    about = machine.describe(torch.device("cpu"))
-    results = replace(results, machine=f"{about['machine']['cpu']}, torch {about['versions']['torch']}")
+    device = torch.device(results.config.get("device", "cpu"))
+    about = machine.describe(device)
+    names = [about["machine"]["cpu"], *([about["machine"]["device"]] if device.type != "cpu" else [])]
+    results = replace(results, machine=f"{', '.join(names)}, torch {about['versions']['torch']}")
     blocks, quick = list(report(results)), bool(results.config.get("quick"))
     verdicts = [text for block in blocks if isinstance(block, Verdicts) for text in block.sentences]
     content = {

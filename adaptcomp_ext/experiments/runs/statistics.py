@@ -91,7 +91,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's ρ of two tensors' elements; 0 where one of them is constant."""
     if float(a.min()) == float(a.max()) or float(b.min()) == float(b.max()):
         return 0.0
-    return float(scipy.stats.spearmanr(a.flatten().numpy(), b.flatten().numpy()).statistic)
+    return float(scipy.stats.spearmanr(a.flatten().cpu().numpy(), b.flatten().cpu().numpy()).statistic)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

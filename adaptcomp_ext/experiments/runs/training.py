@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from adaptcomp_ext.experiments.device import seeded
 from adaptcomp_ext.experiments.files import write_tensors
 
 __all__ = ["Checkpoint", "fit", "shuffled"]
@@ -45,6 +46,9 @@ class Checkpoint:
         state = optimizer.state_dict()
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()}
         tensors["rng"] = torch.get_rng_state()
+        device = torch.get_default_device()
+        if device.type == "cuda":
+            tensors["cuda rng"] = torch.cuda.get_rng_state(device)
         scalars: dict[str, dict[str, Any]] = {}
         for index, slots in state["state"].items():
             for key, value in slots.items():
@@ -73,7 +77,7 @@ class Checkpoint:
         if not self.path.is_file():
             return []
         try:
-            with safe_open(self.path, "pt") as file:
+            with torch.device("cpu"), safe_open(self.path, "pt") as file:
                 about = json.loads(file.metadata()["about"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             own = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
@@ -91,13 +95,14 @@ class Checkpoint:
         if schedule is not None:
             schedule.load_state_dict(about["schedule"])
         torch.set_rng_state(tensors["rng"])
+        if "cuda rng" in tensors:
+            torch.cuda.set_rng_state(tensors["cuda rng"], torch.get_default_device())
         return list(about["history"])
 
 
 def shuffled(rows: int, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
     """The rows of an epoch in an order that seed and epoch determine, cut into batches of indices."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(rows, generator=generator).split(batch)
+    return torch.randperm(rows, generator=seeded(seed * 1_000_003 + epoch)).split(batch)
 
 
 def fit(

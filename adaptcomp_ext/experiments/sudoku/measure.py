@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bench.timing import clock
+from ..device import seeded
 from ..runs import Cell, Tick
 from .model import FeedForward, Recurrent
 from .nine import NineByNine
@@ -25,7 +26,7 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
     """Train and examine the three solvers."""
     seed, recipe = cell.seed, Recipe(**cell.options["recipe"])
     source = SOURCES[cell.options["size"]](seed)
-    puzzles = source.test(cell.options["puzzles"], torch.Generator().manual_seed(seed))
+    puzzles = source.test(cell.options["puzzles"], seeded(seed))
     torch.manual_seed(seed)
     energy = EnergySolver(source.box, recipe)
     recurrent, feed_forward = Recurrent(source.box, recipe.width), FeedForward(source.box, recipe.width)
@@ -55,7 +56,7 @@ def measure(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         count = sum(parameter.numel() for parameter in solver.parameters())
         results[name] = {"parameters": count, "seconds": seconds[name], **results[name]}
     if isinstance(source, FourByFour):
-        twins = source.test_of_any_kind(len(puzzles.given), torch.Generator().manual_seed(seed))
+        twins = source.test_of_any_kind(len(puzzles.given), seeded(seed))
         results["kinds"] = source.kinds
         results["of_any_kind"] = {
             "feed_forward": examine_feed_forward(feed_forward, twins),
@@ -75,7 +76,7 @@ def follow(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[str, Any]:
     hardest = (puzzles.blanks == puzzles.blanks.max()).nonzero()[:, 0]
     chosen = Puzzles(puzzles.solution[hardest], puzzles.given[hardest])
     board = chosen.board()
-    start = first_answer(board, torch.Generator().manual_seed(seed))
+    start = first_answer(board, seeded(seed))
     solver.descend.tol, solver.descend.keep_trace = ENERGY_TOLERANCES[0], True
     result = solver(start, board)
     solver.descend.keep_trace = False
@@ -175,7 +176,7 @@ def _share(right: Tensor) -> float:
 
 def _timed(call: Callable[[], Any]) -> float:
     """Milliseconds of the quickest of three calls."""
-    time_once = clock(torch.device("cpu"))
+    time_once = clock(torch.get_default_device())
     return min(time_once(call) for _ in range(3))
 
 
@@ -212,7 +213,7 @@ def examine_energy(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[st
     tells right from wrong: across puzzles, across puzzles alike in their number of blanks, and within
     puzzles. ``milliseconds``: for all puzzles, with the stop rule.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     board = puzzles.board()
     starts = [first_answer(board, generator) for _ in range(STARTS[-1])]
     first, most = starts[0], ALLOWED[-1]
@@ -252,7 +253,7 @@ def examine_energy(solver: EnergySolver, puzzles: Puzzles, seed: int) -> dict[st
 @torch.no_grad()
 def stopped(solver: EnergySolver | Recurrent, puzzles: Puzzles, seed: int) -> dict[str, Any]:
     """Run a solver until it stops, at the first of its tolerances; return the entry of ``stopped``."""
-    first, most = first_answer(puzzles.board(), torch.Generator().manual_seed(seed)), ALLOWED[-1]
+    first, most = first_answer(puzzles.board(), seeded(seed)), ALLOWED[-1]
     if isinstance(solver, Recurrent):
         tolerance = RECURRENT_TOLERANCES[0]
         return _stopped(_settle(solver, first, puzzles, tolerance, most), puzzles, tolerance)
@@ -280,7 +281,7 @@ def _settle(solver: Recurrent, answer: Tensor, puzzles: Puzzles, tolerance: floa
 def examine_recurrent(solver: Recurrent, puzzles: Puzzles, seed: int) -> dict[str, Any]:
     """Examine a recurrent network as `examine_energy` does: ``allowed``, ``stopped`` and ``milliseconds``."""
     board, most = puzzles.board(), ALLOWED[-1]
-    first = first_answer(board, torch.Generator().manual_seed(seed))
+    first = first_answer(board, seeded(seed))
     answer, right = first, []
     for _ in range(most):
         answer = solver(answer, board)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import seeded
 from .model import units
 from .puzzles import Puzzles
 
@@ -88,7 +89,7 @@ class NineByNine:
     box, blanks = BOX, NINE_BLANKS
 
     def __init__(self, seed: int, grids: int = 2000, per_blanks: int = 5000) -> None:
-        shuffle, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        shuffle, generator = random.Random(seed), seeded(seed)
         made = torch.tensor([random_grid(shuffle) for _ in range(grids + grids // 8)])
         self.train_grids, self.test_grids = made[:grids], made[grids:]
         self._pool = _join([_make(self.train_grids, blanks, per_blanks, generator) for blanks in self.blanks])

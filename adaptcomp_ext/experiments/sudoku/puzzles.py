@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..device import seeded
+
 BLANKS = range(4, 12)
 SIDE, CELLS = 4, 16
 HELD_OUT_GRIDS = 68
@@ -96,7 +98,7 @@ class FourByFour:
     box, blanks = 2, BLANKS
 
     def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         self.grids = all_grids()
         order = torch.randperm(len(self.grids), generator=generator)
         self.test_grids, self.train_grids = order[:HELD_OUT_GRIDS], order[HELD_OUT_GRIDS:]

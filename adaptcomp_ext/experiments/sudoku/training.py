@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import adaptcomp_ext as ac
 
+from ..device import seeded
 from .model import Energy, FeedForward, Recurrent
 from .puzzles import Puzzles, Source
 
@@ -78,7 +79,7 @@ def train(
     `seed`, and are the same whatever the loss draws. ``progress(loss)`` is called after every update.
     """
     begin = time.perf_counter()
-    of_puzzles, of_loss = torch.Generator().manual_seed(2 * seed), torch.Generator().manual_seed(2 * seed + 1)
+    of_puzzles, of_loss = seeded(2 * seed), seeded(2 * seed + 1)
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in solver.named_parameters() if name != "log_step"]},
         {
