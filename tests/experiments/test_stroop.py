@@ -20,6 +20,7 @@ from adaptcomp_ext.experiments.app import app
 from adaptcomp_ext.experiments.runs import Results, RunFolder, run_cells
 from adaptcomp_ext.experiments.runs.report import Verdicts
 from adaptcomp_ext.experiments.stroop import stroop
+from adaptcomp_ext.experiments.stroop.gates import Stream, call_by_truth
 from adaptcomp_ext.experiments.stroop.measure import build_acc, build_baseline, build_habit, measure
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.vision import build_cnn, multiply_adds, weights
@@ -183,6 +184,47 @@ def test_networks_are_as_described() -> None:
     assert abs(weights(build_baseline(28, weights(acc))) - weights(acc)) < 1000
     for net in (build_habit(8), build_cnn(8, 3)):
         assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_the_gate_that_knows_the_truth_calls_what_control_mends_first() -> None:
+    right, wrong = [0.0, 1.0], [1.0, 0.0]
+    digits = torch.ones(8, dtype=torch.int64)
+    default = torch.tensor([wrong, wrong, wrong, right, right, right, right, wrong])
+    control = torch.tensor([right, right, right, right, right, wrong, wrong, wrong])
+    stream = Stream(digits, digits, default, control)
+    mends, spoils = {0, 1, 2}, {5, 6}
+    correct = []
+    for count in range(9):
+        called = call_by_truth(stream, count, seed=count)
+        chosen = set(called.nonzero()[:, 0].tolist())
+        assert called.sum() == count
+        assert chosen <= mends if count <= 3 else mends <= chosen
+        assert not chosen & spoils if count <= 6 else chosen & spoils
+        answers = torch.where(called[:, None], control, default)
+        correct.append(int((answers.argmax(1) == digits).sum()))
+    assert correct == [4, 5, 6, 7, 7, 7, 7, 6, 5]
+    many = [frozenset(call_by_truth(stream, 2, seed).nonzero()[:, 0].tolist()) for seed in range(20)]
+    assert len(set(many)) == 3  # ties are drawn, and repeat with the seed
+    assert torch.equal(call_by_truth(stream, 2, 5), call_by_truth(stream, 2, 5))
+
+
+def test_no_gate_beats_the_one_that_knows_the_truth(out: Path) -> None:
+    for cell in cells(out, "main"):
+        truth, mixed = cell["truth"], cell["gates"]["mixed"]
+        for gate in ("value", "entropy"):
+            for rate, found in truth[gate].items():
+                assert found["rate"] == mixed[gate][rate]["mixed"]["rate"]
+                assert found["control"] >= mixed[gate][rate]["mixed"]["control"]
+        never, always = cell["never"]["mixed"]["control"], cell["always"]["mixed"]["control"]
+        assert always - never == pytest.approx(truth["helped"] - truth["spoiled"])
+
+
+def test_the_weighted_cnn_learns_as_control_does(out: Path) -> None:
+    text = (out / "stroop.md").read_text()
+    assert "CNN, its rows weighted as control's" in text and "a gate that knows who is right" in text
+    for cell in cells(out, "main"):
+        assert cell["parameters"]["cnn_by_need"] == cell["parameters"]["cnn"]
+        assert cell["accuracy"]["cnn_by_need"] != cell["accuracy"]["cnn"]
 
 
 def test_verdicts_follow_the_figures(out: Path) -> None:

@@ -13,11 +13,11 @@ import typer
 from ..data import COLOURS, Condition, StroopMNIST
 from ..runs import Data, Epochs, FirstSeed, Listed, Quick, Results, Seeds, Setup, experiment, grid
 from ..runs.report import Block, Column, Picture, Table, Verdicts, column, tabulate
-from ..runs.statistics import Claim, Shown, estimate, form, interval, judged, points
+from ..runs.statistics import Claim, Shown, estimate, form, interval, judged, points, said
 from ..style import INK, MUTED, ORANGE, OTHERS, OURS, WIDTH, WRONG, bars, curve, legend, note, span_at_least
 from ..vision import LARGE, recipe_for
 from . import reaction
-from .gates import BATCH, GATES, MIXED, RATES
+from .gates import BATCH, GATES, MIXED, RATES, RIVALS
 from .measure import CONDITIONS, EFFORTS, measure
 
 if TYPE_CHECKING:
@@ -167,10 +167,33 @@ def _more_calls(row: Results) -> Any:
     return row["rate_incongruent"] - row["rate_congruent"]
 
 
+def _rate(row: Results) -> str:
+    """The call rate of a row whose path is one of `_mixed`."""
+    return row.path.split("/")[3]
+
+
 def _mcnemar(row: Results) -> float:
     """The largest p of a seed, against the random gate."""
-    rate = row.path.split("/")[3]
-    return float(row[f"/mcnemar/{rate}/value"].max())
+    return float(row[f"/mcnemar/{_rate(row)}/value"].max())
+
+
+def _left(gate: str) -> Callable[[Results], Any]:
+    """What is right, with as many calls, under the gate that knows the truth, less what is under `gate`."""
+
+    def left(row: Results) -> Any:
+        return _under_truth(gate)(row) - row[f"/gates/{MIXED}/{gate}/{_rate(row)}/{MIXED}/control"]
+
+    return left
+
+
+def _under_truth(gate: str) -> Callable[[Results], Any]:
+    """What is right, with as many calls as `gate` makes, under the gate that knows the truth."""
+    return lambda row: row[f"/truth/{gate}/{_rate(row)}/control"]
+
+
+def _beyond_weighting(path: str) -> Callable[[Results], Any]:
+    """Accuracy on incongruent digits less that of the CNN that was trained with control's weights."""
+    return lambda row: row[path.format(c="incongruent")] - row["accuracy/cnn_by_need/incongruent"]
 
 
 def _slashed(path: str, keys: Sequence[str], digits: int) -> Callable[[Results], str]:
@@ -241,6 +264,17 @@ def _sentences(found: _Found) -> list[str]:
             f"equal size; control alone {points(alone)}."
         )
         sentences.append(judged(text, Claim(ours)) if p in (0.8, 0.99) else text)
+        if "cnn_by_need" in row.keys("accuracy"):
+            weighting = _less_cnn("accuracy/cnn_by_need/incongruent")(row)
+            pair = _beyond_weighting(_trained("value"))(row)
+            more, less = "the second system adds to the weighting", "the second system takes from it"
+            sentences.append(
+                f"{at}, incongruent digits: a single CNN of equal size whose rows are weighted as control's "
+                f"are reads {points(weighting)} points more than the CNN. The gated pair reads "
+                f"{points(pair)} points more than that, control alone "
+                f"{points(_beyond_weighting('accuracy/control/incongruent')(row))}; of the pair: "
+                f"{said(pair, more, less)}."
+            )
         value = found.value[_share(p), _share(MAX_RATE)]
         loss, calls, gain = _less("always")(value), _more_calls(value), _less("random")(value)
         text = (
@@ -259,6 +293,19 @@ def _sentences(found: _Found) -> list[str]:
             listed = "; ".join(f"at {_share(rate)} {points(gain)}" for rate, gain in gains.items())
             text = f"{at}: the value gate less normalised entropy at equal call rates, in points: {listed}."
             sentences.append(judged(text, *map(Claim, gains.values())))
+        if "truth" in row.keys():  # noqa: SIM118 (not a dict)
+            listed = "; ".join(
+                f"{gate}, "
+                + ", ".join(
+                    f"at {_share(rate)} {points(_left(gate)(found.value[_share(p), _share(rate)]))}"
+                    for rate in RATES
+                )
+                for gate in RIVALS
+            )
+            sentences.append(
+                f"{at}, mixed stream: with as many calls a gate that knows who is right reads so many points "
+                f"more than the gate: {listed}."
+            )
         saved, dearer = row["timing/saved"], row["timing/control_over_default"]
         text = (
             f"{at}: at {interval(row['timing/rate'])} % of calls a batch takes {interval(saved)} % less "
@@ -305,6 +352,7 @@ def _main_tables(found: _Found) -> list[Block]:
     weights = next(iter(found.main.values())).first("parameters")
     answers = {
         f"CNN ({weights['cnn']:,} weights)": "accuracy/cnn/{c}",
+        "CNN, its rows weighted as control's": "accuracy/cnn_by_need/{c}",
         "habit π₁ alone": "accuracy/default/{c}",
         f"control π₂ alone (ACC: {weights['acc']:,} weights)": "accuracy/control/{c}",
         f"ACC, value gate, {_share(TABLE_RATE)} of held-out items called": _trained("value"),
@@ -318,6 +366,7 @@ def _main_tables(found: _Found) -> list[Block]:
         [share, who, *(interval(row[path.format(c=c)]) for c in CONDITIONS)]
         for share, row in found.shares.items()
         for who, path in answers.items()
+        if not path.startswith("accuracy/") or path.split("/")[1] in row.keys("accuracy")
     ]
     gates: dict[tuple[str, str], Results] = {}
     for share, row in found.shares.items():
@@ -337,6 +386,18 @@ def _main_tables(found: _Found) -> list[Block]:
                 for r in (TABLE_RATE, MAX_RATE)
             ),
         ),
+        "The same, less the CNN whose rows were weighted as control's are (by the loss of a habit that was "
+        "trained beside it and thrown away); before it what the weighting alone is worth:",
+        tabulate(
+            of,
+            found.shares,
+            Column("that CNN − the CNN", _less_cnn("accuracy/cnn_by_need/incongruent"), points),
+            Column("control π₂ alone", _beyond_weighting("accuracy/control/incongruent"), points),
+            *(
+                Column(f"ACC, {_share(r)} called", _beyond_weighting(_trained("value", rate=r)), points)
+                for r in (TABLE_RATE, MAX_RATE)
+            ),
+        ),
         "## Gates at equal call rates on the mixed stream (half congruent, half incongruent), per cent right",
         tabulate(
             (of, "gate"),
@@ -352,6 +413,22 @@ def _main_tables(found: _Found) -> list[Block]:
             *(Column(f"− {gate}", _less(gate), points) for gate in ("entropy", "random", "always")),
             Column("largest McNemar p against random", _mcnemar, lambda p: Shown(f"{p:.2g}", p)),
             Column("calls, incongruent − congruent", _more_calls, points),
+        ),
+        "A gate that knows who is right calls first what control mends, then what calls do not change, last "
+        "what control would spoil, each in random order, until it has made as many calls on the mixed stream "
+        "as the other gate:",
+        tabulate(
+            (of, "called"),
+            found.value,
+            *(Column(f"per cent right, calls of {gate}", _under_truth(gate), form(2)) for gate in RIVALS),
+            *(Column(f"− {gate}", _left(gate), points) for gate in RIVALS),
+        ),
+        "Shares of the mixed stream on which control is right and habit wrong, and the other way round:",
+        tabulate(
+            of,
+            found.shares,
+            Column("control mends, %", "truth/helped", form(2)),
+            Column("control spoils, %", "truth/spoiled", form(2)),
         ),
         "## Normalised entropy, and time",
         tabulate(
@@ -451,6 +528,7 @@ def _by_share(
 def _accuracy(axes: Axes, found: _Found) -> None:
     bars_of = {
         "the CNN alone": (OTHERS, "accuracy/cnn/incongruent"),
+        "the CNN, weighted as control": (MUTED, "accuracy/cnn_by_need/incongruent"),
         "habit π₁ alone": (LIGHT, "accuracy/default/incongruent"),
         f"ACC, {_share(TABLE_RATE)} of held-out items called": (
             OURS,
@@ -472,6 +550,10 @@ def _curves(axes: Axes, found: _Found) -> None:
         at = [row.at(_mixed(gate, rate)) for rate in RATES]
         x, y = [100 * r["rate"] for r in at], [r["control"] for r in at]
         curve(axes, x, y, label, scale=100, color=color, ls=line)
+    if "truth" in row.keys():  # noqa: SIM118 (not a dict)
+        at = [row.at(f"truth/value/{rate:g}") for rate in RATES]
+        x, y = [100 * r["rate"] for r in at], [r["control"] for r in at]
+        curve(axes, x, y, "knows who is right", scale=100, color=INK, ls=":")
     always = 100 * row[f"always/{MIXED}/control"].mean()
     axes.axhline(always, color=MUTED, lw=1)
     note(axes, "control everywhere", (0, always), (3, 3), color=MUTED, fontsize=11)

@@ -12,14 +12,28 @@ import adaptcomp_ext as ac
 from adaptcomp_ext.models import acc
 
 from ..data import Condition, StroopMNIST
+from ..device import here, seeded
 from ..runs import mcnemar
 from ..vision import accuracy
 
-__all__ = ["BATCH", "GATES", "RATES", "Stream", "build_gates", "held_out", "read_test", "survey"]
+__all__ = [
+    "BATCH",
+    "GATES",
+    "RATES",
+    "RIVALS",
+    "Stream",
+    "build_gates",
+    "call_by_truth",
+    "held_out",
+    "read_test",
+    "survey",
+]
 
 RATES = (0.05, 0.1, 0.2, 0.3, 0.4)
 GATES = ("value", "kl", "entropy", "margin", "random", "batch-mean")
 """The gates that have a rate; "always" and "never" have none."""
+RIVALS = ("value", "entropy")
+"""The gates whose numbers of calls the gate that knows the truth is given."""
 BATCH = 256
 MIXED = "mixed"
 
@@ -39,8 +53,8 @@ class Stream(NamedTuple):
 
 @torch.no_grad()
 def _read(model: ac.models.ACC, images: Tensor, digits: Tensor, inks: Tensor, batch: int = 500) -> Stream:
-    default, control = zip(*(model.both(part) for part in images.split(batch)), strict=True)
-    return Stream(digits, inks, torch.cat(default), torch.cat(control))
+    default, control = zip(*(model.both(here(part)) for part in images.split(batch)), strict=True)
+    return Stream(here(digits), here(inks), torch.cat(default), torch.cat(control))
 
 
 def read_test(model: ac.models.ACC, data: StroopMNIST) -> dict[str, Stream]:
@@ -53,10 +67,10 @@ def read_test(model: ac.models.ACC, data: StroopMNIST) -> dict[str, Stream]:
 
 
 def _mixed(congruent: Stream, incongruent: Stream, seed: int) -> Stream:
-    order = torch.randperm(len(congruent.digits), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(congruent.digits), generator=seeded(seed))
     half = len(order) // 2
     pairs = zip(congruent.part(order[:half]), incongruent.part(order[half:]), strict=True)
-    again = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed + 1))
+    again = torch.randperm(len(order), generator=seeded(seed + 1))
     return Stream(*map(torch.cat, pairs)).part(again)
 
 
@@ -92,30 +106,68 @@ def build_gates(fitting: Stream, seed: int) -> dict[str, acc.Gate]:
     }
 
 
-def _answers(gate: acc.Gate, stream: Stream) -> tuple[Tensor, dict[str, Tensor]]:
-    """Which items the gate calls, and the answers: "control" is π₂'s alone where it ran."""
+def _called(gate: acc.Gate, stream: Stream) -> Tensor:
     batches = stream.default.split(gate.batch) if isinstance(gate, acc.BatchMeanGate) else [stream.default]
-    called = torch.cat([gate(part) for part in batches])
+    return torch.cat([gate(part) for part in batches])
+
+
+def _answers(called: Tensor, stream: Stream) -> dict[str, Tensor]:
+    """The answers: "control" is π₂'s alone where it ran."""
     default, control = stream.default.softmax(1), stream.control.softmax(1)
-    return called, {
+    return {
         "control": torch.where(called[:, None], stream.control, stream.default),
         "mixture": torch.where(called[:, None], default + control, default),
     }
 
 
-def _judge(gate: acc.Gate, streams: Mapping[str, Stream]) -> dict[str, Any]:
-    judged: dict[str, Any] = {}
-    for name, stream in streams.items():
-        called, answers = _answers(gate, stream)
-        judged[name] = {
-            "rate": float(called.double().mean()),
-            **{how: accuracy(answer, stream.digits) for how, answer in answers.items()},
-        }
-        if name == MIXED:
-            congruent = stream.inks == stream.digits
-            judged[name]["rate_congruent"] = float(called[congruent].double().mean())
-            judged[name]["rate_incongruent"] = float(called[~congruent].double().mean())
+def _judge(called: Tensor, stream: Stream, mixed: bool) -> dict[str, float]:
+    answers = _answers(called, stream)
+    judged = {
+        "rate": float(called.double().mean()),
+        **{how: accuracy(answer, stream.digits) for how, answer in answers.items()},
+    }
+    if mixed:
+        congruent = stream.inks == stream.digits
+        judged["rate_congruent"] = float(called[congruent].double().mean())
+        judged["rate_incongruent"] = float(called[~congruent].double().mean())
     return judged
+
+
+def _judge_all(gate: acc.Gate, streams: Mapping[str, Stream]) -> dict[str, Any]:
+    return {name: _judge(_called(gate, s), s, name == MIXED) for name, s in streams.items()}
+
+
+def _by_truth(gates: Mapping[str, acc.Gate], calibrating: Tensor, test: Stream, seed: int) -> dict[str, Any]:
+    """Judge `call_by_truth` with as many calls of the mixed test stream as each of two gates makes there."""
+    judged: dict[str, Any] = {}
+    for name in RIVALS:
+        judged[name] = {}
+        for rate in RATES:
+            gates[name].calibrate(calibrating, rate)
+            called = call_by_truth(test, int(_called(gates[name], test).sum()), seed)
+            judged[name][f"{rate:g}"] = _judge(called, test, mixed=True)
+    right = {who: getattr(test, who).argmax(1) == test.digits for who in ("default", "control")}
+    return {
+        **judged,
+        "helped": float((~right["default"] & right["control"]).double().mean()),
+        "spoiled": float((right["default"] & ~right["control"]).double().mean()),
+    }
+
+
+def call_by_truth(stream: Stream, count: int, seed: int) -> Tensor:
+    """Call `count` of N items, chosen by what no gate can know: who is right. Returns bool [N].
+
+    First come the items that habit gets wrong and control right, then those on which both are right or both
+    are wrong, and last those that control would spoil. Within each of the three groups the order is random,
+    from `seed`; it does not change how many answers are right.
+    """
+    right = (stream.default.argmax(1) == stream.digits).int()
+    gain = (stream.control.argmax(1) == stream.digits).int() - right
+    order = torch.randperm(len(gain), generator=seeded(seed))
+    first = order[gain[order].argsort(descending=True, stable=True)[:count]]
+    called = torch.zeros(len(gain), dtype=torch.bool)
+    called[first] = True
+    return called
 
 
 def survey(
@@ -133,24 +185,27 @@ def survey(
         ``gates``: by calibration ("as trained" or "mixed"), gate and rate: on each test stream the call rate,
         and the accuracy of "control" (π₂ alone where it ran) and "mixture" answers; ``always``; ``never``;
         ``mcnemar``: p of the entropy and the value gate's answers against the random gate's on the mixed
-        stream at each rate; ``entropy``: mean normalised entropies.
+        stream at each rate; ``truth``: `call_by_truth` on the mixed stream with as many calls as the value
+        and the entropy gate make there, and the shares of items on which control helps and spoils;
+        ``entropy``: mean normalised entropies.
     """
     torch.manual_seed(seed)
-    surveyed: dict[str, Any] = {name: _judge(gates[name], streams) for name in ("always", "never")}
+    surveyed: dict[str, Any] = {name: _judge_all(gates[name], streams) for name in ("always", "never")}
     by_calibration: dict[str, dict[str, dict[str, Any]]] = {}
     for how, stream in (("as trained", calibrating), (MIXED, mixed)):
         by_calibration[how] = {name: {} for name in GATES}
         for name in GATES:
             for rate in RATES:
                 gates[name].calibrate(stream.default, rate)
-                by_calibration[how][name][f"{rate:g}"] = _judge(gates[name], streams)
+                by_calibration[how][name][f"{rate:g}"] = _judge_all(gates[name], streams)
     tests: dict[str, dict[str, float]] = {}
     test = streams[MIXED]
     for rate in RATES:
         right = {}
         for name in ("value", "entropy", "random"):
             gates[name].calibrate(mixed.default, rate)
-            right[name] = _answers(gates[name], test)[1]["control"].argmax(1) == test.digits
+            answers = _answers(_called(gates[name], test), test)
+            right[name] = answers["control"].argmax(1) == test.digits
         tests[f"{rate:g}"] = {name: mcnemar(right[name], right["random"]) for name in ("value", "entropy")}
     entropy = {
         name: {
@@ -159,4 +214,10 @@ def survey(
         }
         for name, stream in streams.items()
     }
-    return {**surveyed, "gates": by_calibration, "mcnemar": tests, "entropy": entropy}
+    return {
+        **surveyed,
+        "gates": by_calibration,
+        "truth": _by_truth(gates, mixed.default, test, seed),
+        "mcnemar": tests,
+        "entropy": entropy,
+    }

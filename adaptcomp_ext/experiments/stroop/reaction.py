@@ -33,6 +33,7 @@ import adaptcomp_ext as ac
 
 from .. import vision
 from ..data import COLOURS, Condition, ImageData, find_images
+from ..device import here
 from ..runs import Cell, Tick, span
 
 __all__ = ["TASKS", "Design", "Recipe", "designs_for", "measure_reaction", "recipe_for"]
@@ -206,7 +207,7 @@ def measure_reaction(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         ``timing``.
     """
     design, recipe = Design(**cell.options["design"]), Recipe(**cell.options["recipe"])
-    data = find_images(cell.options["data"])
+    data = here(find_images(cell.options["data"]))
     practice, test = _Pool(data, "train"), _Pool(data, "test")
     torch.manual_seed(cell.seed)
     model = _Observer(3 * practice.shapes.shape[1], recipe)
