@@ -1,7 +1,7 @@
 """Adaptive computation for PyTorch: easy inputs halt early, hard inputs get more steps, and time is saved.
 
 A batch is B rows. Each row runs a step until it halts; only the active rows are kept, so that a halted row
-costs nothing.
+costs nothing. CPU: tested and measured. CUDA: compiled and run under emulation, not yet on a GPU.
 """
 
 from typing import Any

@@ -59,6 +59,7 @@ PARTS = {
     "rejected steps": Part(
         {"order": "random"}, of("nn", "energy_descent_gradients"), "those_of_the_reference and lower"
     ),
+    "a training update of each experiment": Part({"order": "up"}, of("experiments", "devices"), "follow"),
     "addresses": Part(
         {},
         of("ops", "act", "confidence", "halting", "descent", "linear", "route"),
