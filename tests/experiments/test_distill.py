@@ -97,6 +97,7 @@ def test_one_seed_decides_nothing(out: Path, tmp_path: Path) -> None:
     report = distill(None, tmp_path, epochs=6, quick=True, console=Console(file=shown))
     text = (tmp_path / "distill.md").read_text()
     check_one_seed_report(text)
+    assert "Not decided: one seed; in it, within 0.1 points" in text
     assert (
         report["quick"] is True
         and QUICK in text

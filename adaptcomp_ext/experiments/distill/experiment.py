@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import find_images
 from ..runs import Data, Epochs, FirstSeed, Quick, Results, Seeds, Setup, experiment, grid
 from ..runs.report import Block, Column, Verdicts, column, tabulate
-from ..runs.statistics import Claim, form, interval, judged, millions, points
+from ..runs.statistics import ONE_SEED, Claim, form, interval, judged, millions, points
 from ..style import INK, MUTED, ORANGE, OTHERS, OURS, WRONG, curve, legend, note, span_at_least
 from ..vision import LARGE, recipe_for
 from .measure import RATES, SHARES, TEMPERATURES, measure
@@ -198,7 +198,7 @@ def _equal(found: _Found, allowed: float) -> str:
     """The least call rate at which the pair is as good as π₂ everywhere: by its interval or its mean."""
     claims = {rate: Claim(found.less_control(row), -allowed) for rate, row in found.gated.items()}
     alone = all(claim.alone for claim in claims.values())
-    where = "In the one seed, w" if alone else "W"
+    where = f"{ONE_SEED}; in it, w" if alone else "W"
     within = f"ithin {100 * allowed:g} points of π₂ everywhere"
     held = [rate for rate, claim in claims.items() if claim.holds]
     met = held or [rate for rate, claim in claims.items() if claim.value.mean >= claim.bound]
