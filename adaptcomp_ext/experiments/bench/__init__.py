@@ -1,4 +1,7 @@
-"""The benchmarks, one file each, on one `harness`; `machine` says what they were measured on."""
+"""The benchmarks, one file each, on one `harness`; `machine` says what they were measured on.
+
+The forms that halting and energy time are in a second file each: the first look at a GPU times them as well.
+"""
 
 from .energy import EnergyBenchmark
 from .halting import HaltingBenchmark

@@ -49,7 +49,7 @@ from .energy_forms import (
     training_losses,
 )
 from .harness import Columns, Report, Row, Table
-from .timing import Times, ratio, ratios_over
+from .timing import Call, Times, ratio, ratios_over
 
 TOLERANCE = 1e-4
 PRODUCT = 1024
@@ -109,6 +109,11 @@ def verify(problem: Problem, outcomes: Mapping[str, Outcome]) -> float:
         results = {"kernel_all": (outcomes["kernel_all"].y,), "eager": (to_the_end().y,)}
         worst = max(worst, harness.compare(results, ("y",), "eager", TOLERANCE))
     return worst
+
+
+def verify_gradients(calls: Mapping[str, Call]) -> float:
+    """Compare the gradients of all forms with those of the eager loop."""
+    return harness.compare_gradients(harness.results_of(calls), "eager", TOLERANCE)
 
 
 def ratios(times: Times, flops: float) -> dict[str, float]:
@@ -322,10 +327,7 @@ class EnergyBenchmark(harness.Benchmark):
         if config.mode == "train":
             # The rate of a backward pass is not reported: how many products it needs is up to each form.
             both = training_calls(problem)
-            return timed(
-                both,
-                lambda: harness.compare_gradients(harness.results_of(both), "eager", TOLERANCE),
-            )
+            return timed(both, partial(verify_gradients, both))
         cache = self.cache if self.compiler is None and config.compiled else None
         calls = forms(problem, cache)
         if cache is not None:

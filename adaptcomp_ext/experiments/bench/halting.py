@@ -189,7 +189,8 @@ def sync_rows(device: torch.device, seed: int) -> Iterator[dict[str, Any]]:
     """Run AdaptiveHalt where any wait of the host raises; ``error`` is None where it never waited."""
     for config in grid("gru", [LARGE], policies=POLICIES):
         problem = make_problem(config, device, seed)
-        calls = forms(problem, None)
+        with torch.inference_mode():
+            calls = forms(problem, None)
         for name in ("auto", "compact", "mask"):
             error = None
             with torch.inference_mode():

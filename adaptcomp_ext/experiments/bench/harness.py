@@ -300,7 +300,7 @@ def panels(count: int, height: float) -> tuple[Any, Any]:
 
 def curves(
     axis: Any,
-    rows: Iterable[tuple[float, Row]],
+    rows: Sequence[tuple[float, Row]],
     under: str,
     styles: Mapping[str, tuple[str, str]],
     labels: Mapping[str, str],
