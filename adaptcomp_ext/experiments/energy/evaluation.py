@@ -134,29 +134,33 @@ def changes(first: Reading, last: Reading) -> dict[str, int]:
     }
 
 
+def _readings(
+    model: LatentEnergyClassifier, images: Tensor, labels: Tensor, name: str, values: Iterable[Any]
+) -> Iterator[tuple[Any, Reading]]:
+    """Each value of an attribute of the descent, and the reading with it."""
+    for value in values:
+        with setting(model.descend, **{name: value}):
+            yield value, read(model, images, labels)
+
+
 def by_budget(
     model: LatentEnergyClassifier, images: Tensor, labels: Tensor, hard: Tensor, budgets: Iterable[int]
 ) -> list[dict[str, Any]]:
     """Accuracy, on all images and on the hardest tenth, where so many steps are allowed."""
-    found = []
-    for budget in budgets:
-        with setting(model.descend, max_steps=budget):
-            reading = read(model, images, labels)
-        hardest = parts(reading, hard)[-1]["accuracy"]
-        found.append({"max_steps": budget, **reading.summary(), "accuracy_hardest": hardest})
-    return found
+    return [
+        {"max_steps": n, **reading.summary(), "accuracy_hardest": parts(reading, hard)[-1]["accuracy"]}
+        for n, reading in _readings(model, images, labels, "max_steps", budgets)
+    ]
 
 
 def by_tolerance(
     model: LatentEnergyClassifier, images: Tensor, labels: Tensor, hard: Tensor, tolerances: Iterable[float]
 ) -> list[dict[str, Any]]:
     """Accuracy, mean steps and their `spread` for each tolerance."""
-    found = []
-    for tol in tolerances:
-        with setting(model.descend, tol=tol):
-            reading = read(model, images, labels)
-        found.append({"tol": tol, **reading.summary(), "hardest_over_easiest": spread(parts(reading, hard))})
-    return found
+    return [
+        {"tol": tol, **reading.summary(), "hardest_over_easiest": spread(parts(reading, hard))}
+        for tol, reading in _readings(model, images, labels, "tol", tolerances)
+    ]
 
 
 def under_corruption(

@@ -270,6 +270,7 @@ def _tolerance(axes: Axes, results: Results) -> None:
         _small(axes, text, x[i], ratio[i], offset, ha=align, fontsize=8.5, weight=weight)
     span = x[-1] - x[0]
     axes.set_xlim(x[0] - 0.12 * span, x[-1] + 0.1 * span)
+    axes.margins(y=0.1)
     axes.set(xlabel="mean steps (tolerance: share read right)", ylabel="steps, hardest / easiest tenth")
     axes.set_title("Tolerance of the stop")
 

@@ -36,32 +36,23 @@ class Map(NamedTuple):
     direction of what the path has beside it.
     """
 
-    path: Tensor
-    """[P, 2]: the points, the first one at 0."""
-    x: Tensor
-    """[CELLS]"""
-    y: Tensor
-    """[CELLS]"""
-    grid: Tensor
-    """[CELLS, CELLS], rows by y: the energies."""
-    explained: float
-    """Share of the points' squared distances from the first one that lies in the plane."""
+    path: Tensor  # [P, 2]: the points, the first one at 0
+    x: Tensor  # [CELLS]
+    y: Tensor  # [CELLS]
+    grid: Tensor  # [CELLS, CELLS], rows by y: the energies
+    explained: float  # share of the points' squared distances from the first one that lies in the plane
 
 
 class Landscape(NamedTuple):
     """The descent for one image, in N steps."""
 
-    image: Tensor
-    """[H, W]"""
+    image: Tensor  # [H, W]
     label: int
-    energies: Tensor
-    """[N + 1]: at v₀, …, v_N."""
-    probabilities: Tensor
-    """[N + 1, classes]"""
-    whole: Map
-    """Of v₀, …, v_N."""
+    energies: Tensor  # [N + 1]: at v₀, …, v_N
+    probabilities: Tensor  # [N + 1, classes]
+    whole: Map  # of v₀, …, v_N
+    # Of v₁, …, v_N: the first step is by far the longest. Of all points where there was one step only.
     close: Map
-    """Of v₁, …, v_N: the first step is by far the longest. Of all points where there was one step only."""
 
 
 def _axes(offsets: Tensor) -> Tensor:
@@ -111,15 +102,11 @@ def survey(model: LatentEnergyClassifier, image: Tensor, label: int) -> Landscap
 
 
 def choose(reading: Reading, first: Reading, hard: Tensor) -> dict[str, int]:
-    """Images to show, by rules: rows of the reading.
+    """Images to show, by rules: rows of the reading. A rule that no image fulfils has no entry.
 
-    Returns
-    -------
-    dict
-        ``easy``: the median by steps of the easiest tenth. ``hard``: of those in the hardest tenth that came
-        to rest and were read right, the one with more steps than nine tenths of them. ``turned``: of those
-        read right at rest, but not after one step (`first`), the one with the most steps. A rule that no
-        image fulfils has no entry.
+    ``easy``: the median by steps of the easiest tenth. ``hard``: of those in the hardest tenth that came to
+    rest and were read right, the one with more steps than nine tenths of them. ``turned``: of those read
+    right at rest, but not after one step (`first`), the one with the most steps.
     """
     order = hard.argsort(stable=True)
     tenth = max(len(order) // 10, 1)

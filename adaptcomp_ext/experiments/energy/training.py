@@ -96,7 +96,7 @@ class Epoch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The data of an update: images, labels, the number of `steps`, and factors [B] of the step size."""
+    """The data of an update, with the number of steps and factors [B] of the step size."""
 
     images: Tensor
     labels: Tensor

@@ -58,15 +58,10 @@ class MazeVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     a step. ``info["distance"]``, int16 [N], is how many steps remain on a shortest way from the observed
     position: for analysis, no part of the observation.
 
-    Autoreset modes are Gymnasium's, as in its ``SyncVectorEnv``. ``NEXT_STEP``: the step that ends an episode
-    returns its last observation; the step after it ignores that environment's action, begins the next episode
-    and returns its first observation with reward 0. ``SAME_STEP``: the step that ends an episode already
-    returns the next one's first observation, with the last one's under ``info["final_obs"]``, an array of N
-    objects, each an observation or None, and int64 arrays [N] of the episode's ``steps``, ``shortest`` way
-    and remaining ``distance`` under ``info["final_info"]``; the masks ``_final_obs`` and ``_final_info`` say
-    where. ``DISABLED``: an ended episode waits for ``reset(options={"reset_mask": mask})``, mask bool [N]; a
-    step before that is refused. Outside ``SAME_STEP`` ``info`` itself has ``steps`` and ``shortest`` of the
-    episodes that end (masks ``_steps``, ``_shortest``).
+    Autoreset modes are Gymnasium's, as `ControlVectorEnv` describes them. Under ``SAME_STEP``,
+    ``info["final_info"]`` holds int64 arrays [N] of the ended episode's ``steps``, ``shortest`` way and
+    remaining ``distance``; otherwise ``info`` itself has ``steps`` and ``shortest`` of the episodes that end
+    (masks ``_steps``, ``_shortest``).
 
     Gymnasium's wrappers of observations refuse ``SAME_STEP``; those for arrays (``NormalizeObservation``,
     ``DtypeObservation``) refuse dictionaries, and go around ``FlattenObservation``.
