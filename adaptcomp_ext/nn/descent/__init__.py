@@ -12,7 +12,6 @@
 ``implicit``        the derivative of a minimum
 ``adjoint``         the autograd node that these derivatives share
 ``snapshot``        the state of an energy at a call
-``reads``           the values that an energy can read, of which that state consists
 ``check``           the comparison of a backward pass's evaluations with the call's
 ``compiled``        what torch.compile cannot differentiate twice
 ``fused``           all steps in one kernel call, for an energy in closed form
@@ -20,8 +19,8 @@
 ==================  ========================================================================================
 
 Imports go down the layers: ``energy_descent`` → ``modes``, ``fused`` → ``stepwise``, ``gradient``,
-``implicit`` → ``loop`` → ``tape``, ``problem`` → ``snapshot`` → ``reads``. The loop knows neither the
-gradient modes nor the closed forms.
+``implicit`` → ``loop`` → ``tape``, ``problem`` → ``snapshot``, which finds the state of an energy through
+``adaptcomp_ext.nn._reads``. The loop knows neither the gradient modes nor the closed forms.
 
 To add an energy in closed form, called NAME here:
 

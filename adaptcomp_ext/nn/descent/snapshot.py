@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn.descent.reads import MISSING, Entry, entries, read, write
+from adaptcomp_ext.nn._reads import MISSING, Entry, entries, read, write
 
 _LARGEST_COPY = 2**18  # elements of a tensor that is copied in case it is changed in place
 _PLAIN, _CONSTANT = (
