@@ -1,4 +1,4 @@
-"""The values that an energy can read.
+"""The values that a user's function can read.
 
 They are the parameters, buffers and attributes of its modules, the variables of its functions, and the
 entries of small containers.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import dis
 import enum
 import functools
+import io
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -83,29 +84,46 @@ def entries(energy: Any, materialize: Callable[[], object] | None = None) -> lis
     parameters: an evaluation that gave them shapes would seem to change the energy and to draw random
     numbers.
     """
-    walk = _walked(energy)
+    walk = walked([("energy", energy)])
     if walk.lazy and materialize is not None:
         materialize()
-        walk = _walked(energy)
+        walk = walked([("energy", energy)])
     return walk.entries
 
 
-def _walked(energy: Any) -> _Walk:
-    walk = _Walk()
-    walk.add(energy, "energy", 0)
+def walked(functions: Iterable[tuple[str, Any]], methods: bool = False) -> Walk:
+    """Walk through what `functions`, given with their names, can read.
+
+    With `methods`, the variables that the ``forward`` of a module's class reads are among it, and those of
+    the methods that ``forward`` names.
+    """
+    walk = Walk(methods)
+    for name, function in functions:
+        walk.add(function, name, 0)
     while walk.queue:
         visit, value, path, depth = walk.queue.popleft()
         visit(walk, value, path, depth)
     return walk
 
 
-_Visit = Callable[["_Walk", Any, str, int], None]
+_Visit = Callable[["Walk", Any, str, int], None]
 
 
-class _Walk:
-    def __init__(self) -> None:
+class Walk:
+    """What was found on the way."""
+
+    def __init__(self, methods: bool) -> None:
+        self.methods = methods
         self.entries: list[Entry] = []
+        self.modules: dict[str, nn.Module] = {}
+        """By path; each module once."""
+        self.containers: list[Any] = []
+        """Dicts, lists, sets and deques, the attributes of modules and objects among them."""
+        self.generators: list[torch.Generator] = []
         self.lazy = False
+        """Whether a parameter has no shape yet."""
+        self.consumable = False
+        """Whether there is an iterator, which a call may use up."""
         self.queue: deque[tuple[_Visit, Any, str, int]] = deque()
         self._visited: set[int] = set()
 
@@ -134,30 +152,54 @@ class _Walk:
         self.queue.append((kind, value, path, depth))
 
 
-def _plain(walk: _Walk, value: Any, path: str, depth: int) -> None: ...
+def _plain(walk: Walk, value: Any, path: str, depth: int) -> None: ...
 
 
-def _tensor(walk: _Walk, value: Any, path: str, depth: int) -> None: ...
+def _tensor(walk: Walk, value: Any, path: str, depth: int) -> None: ...
 
 
-def _uninitialized(walk: _Walk, value: Any, path: str, depth: int) -> None:
+def _uninitialized(walk: Walk, value: Any, path: str, depth: int) -> None:
     walk.lazy = True
 
 
-def _module(walk: _Walk, module: nn.Module, path: str, depth: int) -> None:
+def _iterator(walk: Walk, value: Any, path: str, depth: int) -> None:
+    walk.consumable = True
+
+
+def _generator(walk: Walk, value: torch.Generator, path: str, depth: int) -> None:
+    walk.generators.append(value)
+
+
+def _bag(walk: Walk, value: Any, path: str, depth: int) -> None:
+    if len(value) <= _MAX_ELEMENTS:
+        walk.containers.append(value)
+
+
+def _module(walk: Walk, module: nn.Module, path: str, depth: int) -> None:
     own = module.__dict__
+    walk.modules[path] = module
+    walk.containers.append(own)
     for registry in _REGISTRIES:
         members = own.get(registry)
         if isinstance(members, dict):
+            walk.containers.append(members)
             for name, member in members.items():
                 if member is not None:
                     walk.follow(members, name, member, f"{path}.{name}", 0)
     for key, value in own.items():
         if key not in _INTERNAL:
             walk.follow(own, key, value, f"{path}.{key}", depth + 1)
+    if walk.methods:
+        forward = getattr(type(module), "forward", None)
+        if isinstance(forward, types.FunctionType):
+            walk.add(forward, path, depth)
+            for name in forward.__code__.co_names:
+                method = getattr(type(module), name, None)
+                if isinstance(method, types.FunctionType):
+                    walk.add(method, path, depth)
 
 
-def _function(walk: _Walk, function: types.FunctionType, path: str, depth: int) -> None:
+def _function(walk: Walk, function: types.FunctionType, path: str, depth: int) -> None:
     if (function.__module__ or "").partition(".")[0] in ("torch", "numpy"):
         return
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
@@ -175,38 +217,41 @@ def _function(walk: _Walk, function: types.FunctionType, path: str, depth: int) 
             _dict(walk, own, path, depth)
 
 
-def _method(walk: _Walk, method: types.MethodType, path: str, depth: int) -> None:
+def _method(walk: Walk, method: types.MethodType, path: str, depth: int) -> None:
     walk.add(method.__self__, path, depth)
     walk.add(method.__func__, path, depth)
 
 
-def _partial(walk: _Walk, partial: functools.partial[Any], path: str, depth: int) -> None:
+def _partial(walk: Walk, partial: functools.partial[Any], path: str, depth: int) -> None:
     for value in (partial.func, *partial.args):
         walk.add(value, path, depth)
     _dict(walk, partial.keywords, path, depth)
 
 
-def _dict(walk: _Walk, items: dict[Any, Any], path: str, depth: int) -> None:
+def _dict(walk: Walk, items: dict[Any, Any], path: str, depth: int) -> None:
     if len(items) <= _MAX_ELEMENTS:
+        walk.containers.append(items)
         for key, value in items.items():
             walk.follow(items, key, value, f"{path}[{key!r}]", depth + 1)
 
 
-def _list(walk: _Walk, items: list[Any], path: str, depth: int) -> None:
+def _list(walk: Walk, items: list[Any], path: str, depth: int) -> None:
     if len(items) <= _MAX_ELEMENTS:
+        walk.containers.append(items)
         for i, value in enumerate(items):
             walk.follow(items, i, value, f"{path}[{i}]", depth + 1)
 
 
-def _tuple(walk: _Walk, items: tuple[Any, ...], path: str, depth: int) -> None:
+def _tuple(walk: Walk, items: tuple[Any, ...], path: str, depth: int) -> None:
     if len(items) <= _MAX_ELEMENTS:
         for i, value in enumerate(items):
             walk.add(value, f"{path}[{i}]", depth + 1)
 
 
-def _object(walk: _Walk, value: Any, path: str, depth: int) -> None:
+def _object(walk: Walk, value: Any, path: str, depth: int) -> None:
     own = getattr(value, "__dict__", None)
     if isinstance(own, dict) and len(own) <= _MAX_ELEMENTS:
+        walk.containers.append(own)
         for key, item in own.items():
             walk.follow(own, key, item, f"{path}.{key}", depth + 1)
     for of in type(value).__mro__:
@@ -231,14 +276,16 @@ def _find_kind(of: type) -> _Visit | None:
         (_dict, dict),
         (_list, list),
         (_tuple, tuple),
+        (_bag, (set, deque)),
+        (_generator, torch.Generator),
     ):
         if issubclass(of, types_):
             return kind
-    if issubclass(of, (type, types.ModuleType)) or of.__module__.partition(".")[0] in (
-        "builtins",
-        "torch",
-        "numpy",
-    ):
+    if issubclass(of, (type, types.ModuleType, io.IOBase)):
+        return None
+    if issubclass(of, Iterator):
+        return _iterator
+    if of.__module__.partition(".")[0] in ("builtins", "torch", "numpy"):
         return None
     return _object
 

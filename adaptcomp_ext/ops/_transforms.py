@@ -147,6 +147,18 @@ def is_direct(tensor: Tensor) -> bool:
     )
 
 
+def is_plain_call() -> bool:
+    """Whether nothing traces, transforms or counts the operations of a call."""
+    return (
+        not torch.compiler.is_compiling()
+        and _interpreter() is None
+        and forward_ad._current_level < 0
+        and _tracing_state() is None
+        and not _dispatch_modes()
+        and not _before_dispatch()
+    )
+
+
 def has_values() -> bool:
     """Whether the values of tensors can be read: no graph is being traced, and no tensor is fake."""
     if torch.compiler.is_compiling():

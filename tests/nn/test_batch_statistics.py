@@ -1,4 +1,4 @@
-"""Batch normalisation in the step: halted rows stay in the block, and a message says so."""
+"""Batch normalisation in the step, with ``check_rows=False``: halted rows stay, and a message says so."""
 
 import warnings
 
@@ -46,7 +46,7 @@ def test_halted_rows_stay_and_a_sentence_says_so(name, grad):
             torch.manual_seed(0)
             step = Block(norms()[name])
             step.norm(X)  # lazy ones settle
-            halt = ac.AdaptiveHalt(step, ac.FixedSteps(n), 4, compact=compact)
+            halt = ac.AdaptiveHalt(step, ac.FixedSteps(n), 4, compact=compact, check_rows=False)
             if compact == "auto":
                 with pytest.warns(UserWarning, match=rf"^{kind} takes its statistics .* halted rows stay"):
                     found.append(halt(X))
@@ -55,7 +55,7 @@ def test_halted_rows_stay_and_a_sentence_says_so(name, grad):
         auto, masked = found
         assert torch.equal(auto.output, masked.output)
         with pytest.raises(ValueError, match=rf"^compact: expected False where .* since {kind} .*got True"):
-            ac.AdaptiveHalt(step, ac.FixedSteps(n), 4, compact=True)(X)
+            ac.AdaptiveHalt(step, ac.FixedSteps(n), 4, compact=True, check_rows=False)(X)
 
 
 @pytest.mark.parametrize("name", norms())
@@ -70,9 +70,21 @@ def test_it_is_found_wherever_it_is(where, name):
         3,
         readout=layer if where == "readout" else None,
         compact=True,
+        check_rows=False,
     )
     with pytest.raises(ValueError, match=r"^compact: expected False"):
         halt(X)
+    halt.check_rows = True
+    place = {
+        "step": r"step\.norm",
+        "layer": r"step\.0\.norm",
+        "readout": "readout",
+        "head": r"policy\.head\.0",
+    }
+    for compact in (True, "auto"):
+        halt.compact = compact
+        with pytest.raises(ValueError, match=rf"^{place[where]}: expected .* row alone, .*compact=False"):
+            halt(X)
 
 
 def test_what_depends_on_no_other_row_is_quiet():
@@ -100,7 +112,8 @@ def test_the_mode_is_asked_at_every_call():
 
 def test_a_layer_that_cannot_be_seen_is_named_when_one_row_is_left():
     step = Block(nn.BatchNorm1d(3))
-    halt = ac.AdaptiveHalt(lambda h: step(h), ac.FixedSteps(torch.tensor([1, 1, 1, 1, 1, 3])), 4)
+    policy = ac.FixedSteps(torch.tensor([1, 1, 1, 1, 1, 3]))
+    halt = ac.AdaptiveHalt(lambda h: step(h), policy, 4, check_rows=False)
     with pytest.raises(
         ValueError, match=r"^step: expected one row to be enough, got a layer .*use compact=False"
     ):

@@ -110,7 +110,11 @@ class DepthPlanner:
             return torch.cat([plan, mean[:, ahead:]], 1)
 
         def branch(latent: Tensor, rolled: Tensor, depth: Tensor) -> Tensor:
-            halt = AdaptiveHalt(deeper, FixedSteps(depth), max_steps=len(self.levels), compact=True)
+            # Made anew in each call, with a step that counts its calls: a check of the rows would cost more
+            # than it shows.
+            halt = AdaptiveHalt(
+                deeper, FixedSteps(depth), max_steps=len(self.levels), compact=True, check_rows=False
+            )
             result: Tensor = halt(rolled[:, 0].contiguous(), latent, rolled).output
             return result
 

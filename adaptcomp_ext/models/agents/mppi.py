@@ -248,7 +248,12 @@ class Planner:
             still = self.tol * math.sqrt(self.horizon * size)
             policy = Convergence(still, norm="absolute") if self.tol > 0 else FixedSteps(self.iterations)
         halt = AdaptiveHalt(
-            improve, policy, max_steps=self.iterations, readout=lambda state: state[0], compact=True
+            improve,
+            policy,
+            max_steps=self.iterations,
+            readout=lambda state: state[0],
+            compact=True,
+            check_rows=False,  # made anew in each call, so that it would be checked in each
         )
         start = (
             mean.contiguous(),

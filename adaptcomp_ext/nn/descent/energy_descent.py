@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._naming import named
+from adaptcomp_ext.nn._ownership import foreign_parameters, warn
 from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.descent.energies import ClosedFormEnergy
@@ -28,6 +30,8 @@ from adaptcomp_ext.ops._backend import capturing, contiguous, on_cuda, on_refere
 from adaptcomp_ext.ops._checks import check_floating, check_int, describe
 from adaptcomp_ext.ops._plain import check_memory, plain, resolved
 from adaptcomp_ext.ops._transforms import apart, enter
+
+_WAY = "Pass a module as energy: the one that holds them, or a small nn.Module whose forward calls it."
 
 
 class EnergyDescent(nn.Module):
@@ -141,6 +145,8 @@ class EnergyDescent(nn.Module):
     """
 
     __prepare_scriptable__ = refuse_scripting
+
+    _walked: bool = False  # whether the graph of a plain function was searched for parameters
 
     def __init__(
         self,
@@ -296,18 +302,25 @@ class EnergyDescent(nn.Module):
             last=settings.last,
             keep_trace=self.keep_trace,
             sample_ids=sample_ids,
-            check_rows=self._check_rows,
+            check_first=partial(self._check_first, torch.is_grad_enabled()),
             watch=watch,
         )
 
-    def _check_rows(self, value: Tensor, point: Tensor) -> None:
-        """Check once for each energy, by a backward pass, that it does not mix rows."""
-        if self._seen is not None and self._seen[0] is self.energy:
-            return
-        if value.shape[0] < 2 or (on_cuda(value.device) and capturing()):
-            return
-        check_mixing(value, point)
-        self._seen = (self.energy,)
+    def _check_first(self, recording: bool, value: Tensor, point: Tensor, context: Sequence[Tensor]) -> None:
+        """Check once for each energy that it does not mix rows, and that its parameters are held here."""
+        energy = self.energy
+        if (
+            (self._seen is None or self._seen[0] is not energy)
+            and value.shape[0] > 1
+            and not (on_cuda(value.device) and capturing())
+        ):
+            check_mixing(value, point)
+            self._seen = (energy,)
+        if recording and not self._walked and not isinstance(energy, nn.Module):
+            self.__dict__["_walked"] = True
+            names = foreign_parameters("energy", energy, [value], [point, *context], self)
+            if names:
+                warn("EnergyDescent", "energy", names, _WAY)
 
     def extra_repr(self) -> str:
         """Show the name of a plain function, the numbers and the modes."""

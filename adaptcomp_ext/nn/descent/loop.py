@@ -56,7 +56,7 @@ def descend(
                 snapshot.mark()
             value = problem.evaluate(point.requires_grad_(), state.context)
             if step == 0:
-                problem.check_rows(value, point)
+                problem.check_first(value, point, state.context)
                 points = needs_points(value, [point, *state.context])
                 if points or problem.keep_trace:
                     tape = state.tape(points, problem.keep_trace, problem.last)

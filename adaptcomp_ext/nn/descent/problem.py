@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._mixing import mixed_row
 from adaptcomp_ext.nn.descent.snapshot import Snapshot
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
@@ -54,8 +55,8 @@ class Problem:
     """k of ("truncated", k), whose `gradient` is "unrolled"."""
     keep_trace: bool
     sample_ids: Tensor | None
-    check_rows: Callable[[Tensor, Tensor], None]
-    """Called with the first energies and points; raises if the energy mixes rows."""
+    check_first: Callable[[Tensor, Tensor, Sequence[Tensor]], None]
+    """Called with the first energies, points and context; raises if the energy mixes rows."""
     watch: Watch | None = None
     """Watches what the energy returns under transforms of torch."""
     autocast: list[tuple[str, torch.dtype, bool]] | None = None
@@ -156,19 +157,10 @@ def _checked_energies(value: Any, point: Tensor) -> Tensor:
 
 
 def check_mixing(value: Tensor, point: Tensor) -> None:
-    """Raise where the first row's energy visibly depends on another row. The graph is kept."""
-    if value.shape[0] < 2:
-        return
-    only = torch.zeros_like(value)
-    only[0] = 1.0
-    (g,) = torch.autograd.grad(value, point, only, retain_graph=True, allow_unused=True)
-    if g is None:
-        return
-    # A NaN in another row's gradient says nothing: it is zero times the infinity of that row's own
-    # derivatives.
-    others = g[1:]
-    if bool(((others != 0) & others.isfinite()).any()):
+    """Raise where a row's energy visibly depends on another row. The graph is kept."""
+    row = mixed_row([value], [point])
+    if row is not None:
         raise ValueError(
-            "energy: expected each row's energy to depend on that row alone, got one in which the first "
-            "row's depends on others"
+            "energy: expected each row's energy to depend on that row alone, got one in which that of row "
+            f"{row} depends on others"
         )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._cells import refuse_cell
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import check_memory, is_dense, resolved
@@ -49,6 +50,7 @@ def check_settings(module: Any) -> tuple[Settings, bool]:
     """Check the settings of an `EnergyDescent`. Returns them and whether only an assignment changes them."""
     if not callable(module.energy):
         raise TypeError(f"energy: expected a callable or nn.Module, got {describe(module.energy)}")
+    refuse_cell("energy", "energy(y, *context)", "one energy per row, [n]", module.energy)
     step_size = None
     if not isinstance(module.step_size, Tensor):
         step_size = check_number("step_size", module.step_size, 0, math.inf, ends="()")

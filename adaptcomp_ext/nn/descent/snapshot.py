@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._graph import edge, reached
 from adaptcomp_ext.nn._reads import MISSING, Entry, entries, read, write
 
 _LARGEST_COPY = 2**18  # elements of a tensor that is copied in case it is changed in place
@@ -92,8 +93,8 @@ class Snapshot:
             The tensors that the energy was given. Neither they nor anything behind them is a source.
         """
         tensors = [e.value for e in self._state if isinstance(e.value, Tensor)]
-        computed = {_edge(t): t for t in tensors if t.grad_fn is not None}
-        sources = reached(value, but, computed)
+        computed = {edge(t): t for t in tensors if t.grad_fn is not None}
+        sources = reached([value], but, computed)
         places = {id(t) for t in tensors}
         self.sources = [t for t in sources if id(t) in places]
         self.placed = len(self.sources)
@@ -229,12 +230,12 @@ class Snapshot:
 
         With `partial`, only some of the rows were evaluated, and the graph may start from fewer tensors.
         """
-        found = reached(value, but, {_edge(t): t for t in given if t is not None and _computed(t)})
+        found = reached([value], but, {edge(t): t for t in given if t is not None and _computed(t)})
         expected = [t for t in given if t is not None and t.requires_grad]
         if {id(t) for t in found} == {id(t) for t in expected}:
             return
         # What `saved_tensors_hooks` has stored comes back as another tensor at the same place of the graph.
-        now, then = ({_edge(t) for t in tensors} for tensors in (found, expected))
+        now, then = ({edge(t) for t in tensors} for tensors in (found, expected))
         if now == then or (partial and (now <= then or then <= now)):
             return
         raise RuntimeError(
@@ -252,51 +253,8 @@ class Snapshot:
         )
 
 
-def reached(value: Tensor, but: Sequence[Tensor], computed: dict[Any, Tensor] | None = None) -> list[Tensor]:
-    """Return the leaves that the graph of `value` reaches, in the order of the walk.
-
-    The walk stops at the tensors `but`, which are not returned, and at those of `computed` (tensors by their
-    edges), which are returned in place of the leaves behind them.
-    """
-    own = {id(t) for t in but if t.is_leaf}
-    seen = {t.grad_fn for t in but if t.grad_fn is not None}
-    leaves: dict[int, Tensor] = {}
-    stack = [value.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        edges = node.next_functions
-        if not edges:  # a leaf's node, or that of a function without inputs
-            leaf = getattr(node, "variable", None)
-            if leaf is not None and id(leaf) not in own:
-                leaves.setdefault(id(leaf), leaf)
-        if not computed:
-            stack.extend([following for following, _ in edges])
-            continue
-        for edge in edges:
-            tensor = computed.get(edge)
-            if tensor is None:
-                stack.append(edge[0])
-            else:
-                leaves.setdefault(id(tensor), tensor)
-    return list(leaves.values())
-
-
 def _computed(value: Any) -> bool:
     return isinstance(value, Tensor) and value.grad_fn is not None
-
-
-def _edge(tensor: Tensor) -> tuple[Any, int]:
-    """Return where gradients of a tensor arrive: a node of the graph, and the number of its output."""
-    if tensor.grad_fn is not None:
-        return tensor.grad_fn, tensor.output_nr
-    with torch.enable_grad():
-        view = tensor.view_as(tensor)
-    assert view.grad_fn is not None
-    edge: tuple[Any, int] = view.grad_fn.next_functions[0]
-    return edge
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import LAG, check_lag
+from adaptcomp_ext.nn._cells import refuse_cell, refuse_cell_as_step
 from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_batch, flatten, is_container
-from adaptcomp_ext.nn.halting import batch_statistics
+from adaptcomp_ext.nn.halting import batch_statistics, rows_apart
 from adaptcomp_ext.nn.halting.block import Problem, check_weighable
-from adaptcomp_ext.nn.halting.cost_model import count_weights
 from adaptcomp_ext.nn.halting.fused import run_fused, serves
 from adaptcomp_ext.nn.halting.fusing import fused_decision
+from adaptcomp_ext.nn.halting.known import Known, learn
 from adaptcomp_ext.nn.halting.loop import run_loop
 from adaptcomp_ext.nn.halting.policy import Policy, Run
 from adaptcomp_ext.nn.result import HaltResult
@@ -28,8 +29,6 @@ from adaptcomp_ext.ops._plain import Kinds, is_dense
 from adaptcomp_ext.ops._transforms import apart, enter
 from adaptcomp_ext.ops.halting import MAX_LEAVES
 
-_INPUT_FIRST = {cell.forward: cell.__name__ for cell in (nn.RNNCell, nn.GRUCell, nn.LSTMCell)}
-
 
 def _check_step(step: Any) -> Any:
     if not (callable(step) or isinstance(step, nn.ModuleList)):
@@ -37,19 +36,7 @@ def _check_step(step: Any) -> Any:
     if isinstance(step, nn.ModuleList) and len(step) == 0:
         raise ValueError("step: expected a ModuleList with at least one layer, got an empty one")
     for layer in step if isinstance(step, nn.ModuleList) else (step,):
-        if isinstance(layer, nn.RNNCellBase) and type(layer).forward in _INPUT_FIRST:
-            name = _INPUT_FIRST[type(layer).forward]
-            own = {"GRUCell": "GRU", "LSTMCell": "LSTM"}.get(name)
-            way_out = (
-                f"Pass adaptcomp_ext.cells.{own}.from_torch(cell), which has its parameters"
-                if own
-                else "Subclass it: class Cell(nn.RNNCell): def forward(self, state, x): return "
-                "super().forward(x, state)"
-            )
-            raise TypeError(
-                f"step: expected a module that is called as step(state, *inputs), got {describe(layer)}, "
-                f"which takes the input first: with equal sizes the two would be swapped silently. {way_out}"
-            )
+        refuse_cell_as_step(layer)
     return step
 
 
@@ -62,6 +49,7 @@ def _check_policy(policy: Any) -> Policy:
 def _check_readout(readout: Any) -> Any:
     if readout is not None and not callable(readout):
         raise TypeError(f"readout: expected a callable or None, got {describe(readout)}")
+    refuse_cell("readout", "readout(state)", "one Tensor", readout)
     return readout
 
 
@@ -70,6 +58,12 @@ def _check_compact(compact: Any) -> bool | str:
         raise TypeError(f'compact: expected True, False or "auto", got {describe(compact)}')
     result: bool | str = check_choice("compact", compact, (True, False, "auto"))
     return result
+
+
+def _check_check_rows(check_rows: Any) -> bool:
+    if not isinstance(check_rows, bool):
+        raise TypeError(f"check_rows: expected a bool, got {describe(check_rows)}")
+    return check_rows
 
 
 class AdaptiveHalt(Checked):
@@ -169,10 +163,13 @@ class AdaptiveHalt(Checked):
         "readout": _check_readout,
         "compact": _check_compact,
         "lag": check_lag,
+        "check_rows": _check_check_rows,
     }
 
     lag: int | None = LAG  # for modules that were pickled by older versions
-    _searched: tuple[Any, Any, Any, int | None, list[Any]] | None = None  # cache of `_known`
+    check_rows: bool = True
+    _learned: Known | None = None  # cache of `_known`
+    _warned: bool = False  # of parameters that it does not hold
 
     def __init__(
         self,
@@ -183,6 +180,7 @@ class AdaptiveHalt(Checked):
         readout: Callable[[Any], Tensor] | None = None,
         compact: bool | str = "auto",
         lag: int | None = LAG,
+        check_rows: bool = True,
     ) -> None:
         super().__init__()
         self.step = step
@@ -192,6 +190,7 @@ class AdaptiveHalt(Checked):
         self.readout = readout
         self.compact = compact
         self.lag = lag
+        self.check_rows = check_rows
         self._bounds(step)
 
     def _bounds(self, step: Any) -> tuple[int, int]:
@@ -206,15 +205,38 @@ class AdaptiveHalt(Checked):
             raise ValueError(f"min_steps: expected at most max_steps = {max_steps}, got {min_steps}")
         return min_steps, max_steps
 
-    def _known(self, step: Any, policy: Policy, readout: Any) -> tuple[int | None, bool | str]:
-        """Return the step's number of weights, and `compact`, which batch normalisation may change."""
-        # Walking through a large module takes longer than a small step, so that the result is cached.
-        known = self._searched
-        if known is None or known[0] is not step or known[1] is not policy or known[2] is not readout:
-            norms = batch_statistics.find(step, policy, readout)
-            known = self._searched = (step, policy, readout, count_weights(step), norms)
-        compact = batch_statistics.settle(known[4], self.compact) if known[4] else self.compact
-        return (known[3] if compact == "auto" else None), compact
+    def _known(self, step: Any, policy: Policy, readout: Any) -> Known:
+        """Return what is known of the functions."""
+        known = self._learned
+        if (
+            known is None
+            or known.step is not step
+            or known.policy is not policy
+            or known.readout is not readout
+        ):
+            known = self._learned = learn(step, policy, readout)
+            known.unwalked = known.unwalked and not self._warned
+        return known
+
+    def _searched(self, warned: bool) -> None:
+        """Search no graph again; with `warned`, not even that of another function."""
+        if self._learned is not None:
+            self._learned.unwalked = False
+        self._warned = self._warned or warned
+
+    def _check_rows(
+        self, known: Known, dtype: torch.dtype, device: torch.device, state: Any, inputs: tuple[Any, ...]
+    ) -> None:
+        """Check once for each combination of functions, modes and dtype that rows do not depend on rows."""
+        combination = (dtype, self.training, known.moded is not None and known.moded.training)
+        if combination not in known.apart:
+            if not rows_apart.can_check(device):
+                return
+            head = getattr(known.policy, "head", None)
+            if not rows_apart.check(known.step, known.readout, head, state, inputs):
+                return
+            known.apart.add(combination)
+        known.dtype, known.training, known.mode = combination
 
     def forward(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> HaltResult:
         """Run every row until it halts, is not finite, or has taken `max_steps`.
@@ -302,7 +324,22 @@ class AdaptiveHalt(Checked):
         readout = self.readout
         if readout is None:
             check_weighable(policy, leaves[0])
-        weights, compact = self._known(step, policy, readout)
+        known, compact = self._known(step, policy, readout), self.compact
+        weights = known.weights if compact == "auto" else None
+        if known.norms:  # they may change `compact`
+            compact = batch_statistics.settle(known.norms, compact, self.check_rows, self)
+        if (
+            batch > 1
+            and compact is not False
+            and (
+                leaves[0].dtype is not known.dtype
+                or self.training is not known.training
+                or (known.moded is not None and known.moded.training is not known.mode)
+            )
+            and watch is None
+            and self.check_rows
+        ):
+            self._check_rows(known, leaves[0].dtype, device, state, inputs)
         scalar = torch.float64 if torch.float64 in [t.dtype for t in leaves] else torch.float32
         steps: Iterable[Callable[..., Any]] = repeat(step, max_steps)
         if isinstance(step, nn.ModuleList):
@@ -329,12 +366,15 @@ class AdaptiveHalt(Checked):
             watch=watch,
             as_in_training=torch.is_grad_enabled() or _is_in_a_function(),
             lag=self.lag,
+            holder=self if known.unwalked and torch.is_grad_enabled() else None,
         )
 
     def extra_repr(self) -> str:
         """Return the names of plain functions, the bounds and the modes."""
         functions = named(step=self.step, readout=self.readout)
         modes = f"compact={self.compact!r}, lag={self.lag}"
+        if not self.check_rows:
+            modes += ", check_rows=False"
         return f"{functions}max_steps={self.max_steps}, min_steps={self.min_steps}, {modes}"
 
 

@@ -7,17 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import LAG
 from adaptcomp_ext.nn._tree import flatten, flatten_like, form, unflatten
 from adaptcomp_ext.nn.halting.cost_model import at_once, never, schedule
-from adaptcomp_ext.nn.halting.policy import Policy, Run
+from adaptcomp_ext.nn.halting.policy import Policy, Run, explain_call
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._plain import Kinds, check_memory, dress, is_dense, kinds_of, plain
 from adaptcomp_ext.ops._transforms import Watch
+
+
+class StructureError(TypeError, ValueError):
+    """A state of another structure. The first versions raised TypeError, which callers may catch."""
 
 
 @dataclass(slots=True)
@@ -41,6 +45,7 @@ class Problem:
     watch: Watch | None  # check for an active transform
     as_in_training: bool  # blocks are laid out as with gradients, for this run or its repetition
     lag: int | None = LAG  # lag of the count of active rows, on CUDA
+    holder: nn.Module | None = None  # whose functions' graphs have yet to be searched, at the first step
     first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
     result_kinds: Kinds = None  # the classes of the first step's result, which the final result gets
     readout_kind: type[Tensor] | None = None
@@ -83,7 +88,7 @@ class Problem:
         """Return the leaves of the step's result, which has to have the form of the initial state."""
         leaves, structure = flatten_like(tree, self.structure)
         if structure is not self.structure and structure != self.structure:
-            raise TypeError(
+            raise StructureError(
                 f"step: expected a state with the structure {self.structure}, got {describe_tree(tree)}"
             )
         self.kinds = kinds_of(leaves)
@@ -111,7 +116,14 @@ class Problem:
 
     def read(self, state: Any, leaves: list[Tensor], rows: int) -> Tensor:
         """Return the readout of a block."""
-        return self.check_readout(leaves[0] if self.readout is None else self.readout(state), rows)
+        if self.readout is None:
+            return self.check_readout(leaves[0], rows)
+        try:
+            readout = self.readout(state)
+        except (TypeError, AttributeError) as error:
+            explain_call("readout", self.readout, state, error)
+            raise
+        return self.check_readout(readout, rows)
 
     def read_leaf(self, readout: Tensor, leaves: list[Tensor]) -> int:
         """Return the index of the leaf that is the readout of logits, where −inf is valid; -1: none."""

@@ -25,8 +25,9 @@ from adaptcomp_ext.nn._active import ActiveCount, bucket
 from adaptcomp_ext.nn._tree import is_container
 from adaptcomp_ext.nn.halting.block import Problem
 from adaptcomp_ext.nn.halting.cost_model import never
+from adaptcomp_ext.nn.halting.first_step import search
 from adaptcomp_ext.nn.halting.fusing import begin
-from adaptcomp_ext.nn.halting.policy import check_logits
+from adaptcomp_ext.nn.halting.policy import check_logits, explain_call
 from adaptcomp_ext.nn.result import HaltResult, Status
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, contiguous, on_cuda, place
@@ -132,11 +133,21 @@ class _Run:
                 current = problem.tree(leaves)
             elif problem.kinds is not None:
                 problem.kinds = None
-            readout = None if read is None else read(current)
-            logits = None if head is None else head(current)
+            try:
+                readout = None if read is None else read(current)
+            except (TypeError, AttributeError) as error:
+                explain_call("readout", read, current, error)
+                raise
+            try:
+                logits = None if head is None else head(current)
+            except (TypeError, AttributeError) as error:
+                explain_call("head", head, current, error)
+                raise
             del current  # what is left of the references to the leaves is counted in the call
             if n == 1:
                 readout = self._prepare(readout, leaves)
+                if problem.holder is not None:
+                    search(problem.holder, problem, leaves, readout, [logits])
             if self.active is not None:
                 stream = place(problem.run.device)[1]
             size = block.advance(rows, n, leaves, readout, logits, stream)

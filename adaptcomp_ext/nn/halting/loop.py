@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn.halting.block import Problem
+from adaptcomp_ext.nn.halting.first_step import search
 from adaptcomp_ext.nn.halting.fusing import begin
 from adaptcomp_ext.nn.halting.packing import choose
-from adaptcomp_ext.nn.halting.policy import View, check_decision, check_logits, plain_decision
+from adaptcomp_ext.nn.halting.policy import View, check_decision, head_logits_of, plain_decision
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, on_cuda
@@ -72,7 +73,7 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         decision = None
         if fused is not None:
             if fused.head is not None:
-                fused = fused._replace(signal=check_logits(fused.head(current), rows, run.device))
+                fused = fused._replace(signal=head_logits_of(fused.head, current, rows, run.device))
             halt = fused
             fields = (weighted, fused.has_cost, False)
         else:
@@ -84,6 +85,12 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             fields = check_decision(decision, view)
             halt = halting.Fused(halting.GIVEN, decision.halt)
         if n == 1:
+            if problem.holder is not None:
+                decided: list[Tensor | None] = [fused.signal] if fused is not None else []
+                if decision is not None:
+                    decided = [decision.weight, decision.cost, decision.log_prob, decision.logits]
+                    decided += decision.carry
+                search(problem.holder, problem, leaves, readout, decided)
             expected = fields
             _, costs, log_probs = fields
             readout_dtype = readout.dtype

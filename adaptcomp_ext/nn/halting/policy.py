@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._cells import refuse_cell
+from adaptcomp_ext.nn._naming import name_of
 from adaptcomp_ext.nn._settings import Checked
+from adaptcomp_ext.nn._tree import flatten, is_container
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._fields import documented
@@ -164,7 +167,32 @@ class Policy(Checked):
 
 def head_logits(head: Any, view: View) -> Tensor:
     """Return one logit per row, [n], from a halting head that returns [n] or [n, 1]."""
-    return check_logits(head(view.state), view.row.shape[0], view.run.device)
+    return head_logits_of(head, view.state, view.row.shape[0], view.run.device)
+
+
+def head_logits_of(head: Any, state: Any, rows: int, device: torch.device) -> Tensor:
+    """Return one logit per row, [n], of a block's state."""
+    try:
+        logits = head(state)
+    except (TypeError, AttributeError) as error:
+        explain_call("head", head, state, error)
+        raise
+    return check_logits(logits, rows, device)
+
+
+_RETURNS = {"head": "one logit per row, [n] or [n, 1]", "readout": "one Tensor, [n, ...]"}
+
+
+def explain_call(role: str, function: Any, state: Any, error: Exception) -> None:
+    """Raise TypeError if the error of a head or readout comes of a state of several tensors."""
+    structure = flatten(state)[1]
+    if is_container(structure):
+        raise TypeError(
+            f"{role}: expected a callable that takes the state, here {structure}, and returns "
+            f"{_RETURNS[role]}; got {name_of(function)}, which raised {type(error).__name__}: {error}. "
+            "For one tensor of the state pass a module that picks it, as in forward(self, state): return "
+            "self.linear(state[0])"
+        ) from error
 
 
 def check_logits(logits: object, rows: int, device: torch.device) -> Tensor:
@@ -243,4 +271,5 @@ def check_head(head: object) -> Any:
     """Require a callable."""
     if not callable(head):
         raise TypeError(f"head: expected a callable or nn.Module, got {describe(head)}")
+    refuse_cell("head", "head(state)", "one logit per row", head)
     return head
