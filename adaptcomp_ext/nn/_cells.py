@@ -38,5 +38,5 @@ def refuse_cell(role: str, call: str, result: str, function: Any) -> None:
     if cell_name(function) is not None:
         raise TypeError(
             f"{role}: expected a callable that is called as {call} and returns {result}, got "
-            f"{describe(function)}, which computes a recurrent state: it is a step, not a {role}"
+            f"{describe(function)}, which is a step: it computes a recurrent state"
         )

@@ -33,6 +33,7 @@ BAD_OPTIONS = [
     ({"step": nn.ModuleList([nn.Identity(), nn.RNNCell(4, 4)])}, TypeError, "step: .*RNNCell.*input first"),
     ({"policy": "act"}, TypeError, "policy: expected an adaptcomp_ext.Policy, got str 'act'"),
     ({"policy": ac.ACT}, TypeError, "policy: expected an adaptcomp_ext.Policy"),
+    ({"readout": nn.GRUCell(4, 4)}, TypeError, "readout: .*readout.state.*GRUCell.*which is a step"),
     ({"readout": 1}, TypeError, "readout: expected a callable or None, got int 1"),
     ({"compact": "yes"}, ValueError, "compact: expected one of True, False, 'auto', got 'yes'"),
     ({"compact": None}, TypeError, 'compact: expected True, False or "auto", got NoneType'),
@@ -234,6 +235,59 @@ def test_cuda_tensors_need_a_build_with_cuda(monkeypatch):
     _checks.check_device("state", torch.device("cuda:0"))
     with pytest.raises(ValueError, match="state: expected a CPU or CUDA tensor, got one on mps"):
         _checks.check_device("state", torch.device("mps"))
+
+
+def test_cells_are_no_heads_and_no_energies():
+    for cell in (nn.GRUCell(4, 4), nn.LSTMCell(4, 4), nn.RNNCell(4, 4)):
+        name = type(cell).__name__
+        for policy in (ac.ACT, ac.PonderNet):
+            with pytest.raises(TypeError, match=rf"^head: .*head\(state\).*{name}.*which is a step"):
+                policy(cell)
+        with pytest.raises(TypeError, match=rf"^energy: .*energy\(y, \*context\).*{name}.*which is a step"):
+            ac.EnergyDescent(cell)
+
+
+@pytest.mark.parametrize("policy", [ac.ACT, ac.PonderNet])
+@pytest.mark.parametrize("backend", ["kernels", "no_grad", "reference"])
+@pytest.mark.parametrize(
+    ("state", "came"),
+    [((torch.zeros(5, 4),) * 2, "a tuple of 2 Tensors"), ({"h": torch.zeros(5, 4)}, "h")],
+    ids=["tuple", "dict"],
+)
+def test_a_head_for_one_tensor_says_what_it_is_called_with(policy, backend, state, came):
+    with {"kernels": torch.enable_grad, "no_grad": torch.no_grad, "reference": ac.reference_kernels}[
+        backend
+    ]():
+        head = (
+            rf"^head: expected a callable that takes the state, here .*{came}.*one logit per row.*got Linear"
+        )
+        with pytest.raises(TypeError, match=rf"(?s){head}.*raised TypeError: linear\(\)"):
+            ac.AdaptiveHalt(lambda s: s, policy(nn.Linear(4, 1)))(state)
+        with pytest.raises(
+            TypeError, match=r"(?s)^readout: expected .*one Tensor.*got Linear.*raised TypeError"
+        ):
+            ac.AdaptiveHalt(lambda s: s, ac.FixedSteps(2), readout=nn.Linear(4, 1))(state)
+    own = ac.AdaptiveHalt(lambda s: s, policy(lambda s: len(s) + None))
+    with pytest.raises(TypeError, match=r"^unsupported operand"):
+        own(torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda h: h[:-1], lambda h: (h, h), lambda h: {"h": h}, lambda h: h - h.mean(0)],
+    ids=["fewer rows", "tuple", "dict", "mixed rows"],
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_wrong_state_raises_value_error_before_a_second_step(wrong, grad):
+    calls = []
+
+    def step(h):
+        calls.append(len(h))
+        return wrong(h)
+
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=r"^step: expected .*got"):
+        ac.AdaptiveHalt(step, ac.FixedSteps(3))(torch.randn(5, 4))
+    assert len(calls) <= 1
 
 
 # --- what the step returns ----------------------------------------------------------------------------------

@@ -95,6 +95,13 @@ class EnergyDescent(nn.Module):
     seed : int
         The seed of the noise.
 
+    Warns
+    -----
+    UserWarning
+        Once, at the first call that records a graph, if ``energy`` is a plain function that uses parameters
+        which are not among `parameters()`, as `AdaptiveHalt` warns of those of a step. Not inside
+        `reference_kernels`.
+
     Notes
     -----
     *Statuses.* HALTED: the stop rule held. MAX_STEPS: the row took `max_steps` steps. REJECTED: the row would

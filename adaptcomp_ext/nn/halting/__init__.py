@@ -11,11 +11,14 @@
 ``packing``           how that loop compacts a block, and how the gradient comes to the rows
 ``cost_model``        when compaction pays
 ``batch_statistics``  layers whose result for a row depends on the rows beside it
+``rows_apart``        the check that no row's result depends on other rows
+``first_step``        the search of the first step's graph for parameters that the module does not hold
+``known``             what a run needs to know of its functions, found out once
 ====================  ======================================================================================
 
-Imports go down the layers: ``adaptive_halt`` → ``fused``, ``loop`` → ``packing``, ``fusing`` → ``block`` →
-``policy``. The loops know no policy: one that the kernel decides brings a `Fused`, which says what the kernel
-reads, what it carries from step to step, and which node its gradient has.
+Imports go down the layers: ``adaptive_halt`` → ``fused``, ``loop`` → ``packing``, ``fusing``,
+``first_step`` → ``block`` → ``policy``. The loops know no policy: one that the kernel decides brings a
+`Fused`, which says what the kernel reads, what it carries from step to step, and which node its gradient has.
 """
 
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt

@@ -98,11 +98,24 @@ class AdaptiveHalt(Checked):
         has arrived: block sizes depend on the clock, and stay at B if the host is far ahead of a slow step;
         `torch.utils.checkpoint`, which compares sizes, may then raise. Results are the same for every lag. It
         may be changed between calls, and is not used on the CPU. See *CUDA* below.
+    check_rows : bool
+        Whether the first call refuses a step, readout or head that computes a row from other rows. With
+        ``compact=False`` rows may see each other, and nothing is checked. See *Rows that stay apart* below.
 
     Raises
     ------
     TypeError, ValueError
         If an argument is not as described; an attribute that is assigned later, at the latest at the call.
+
+    Warns
+    -----
+    UserWarning
+        Once, at the first step with a graph, if ``step``, ``readout`` or the policy's ``head`` is a plain
+        function that uses parameters (without ``requires_grad=False``) which are not among `parameters()`:
+        an optimiser made from the module leaves them as they are. Parameters that only state and inputs
+        depend on are not meant. Nor are those of a module that the function can see and that also contains
+        this one, as ``self`` in ``lambda state: self.cell(state)``: that module holds both. One that the
+        function cannot see, because it reads the cell alone, does not silence the warning.
 
     Notes
     -----
@@ -127,9 +140,21 @@ class AdaptiveHalt(Checked):
     all other results are plain. Subclasses with a ``__torch_dispatch__`` raise TypeError, except for the
     result of an asynchronous collective, which is waited for.
 
-    *Batch normalisation* in training mode takes its statistics over the rows in the block. Then
-    ``compact="auto"`` keeps halted rows in the block, as False does, with a warning, and True raises
-    ValueError. If such a layer is hidden in a plain function, set ``compact=False``.
+    *Rows that stay apart.* With `check_rows`, the first call with at least two rows calls ``step``,
+    ``readout`` and ``head`` once more on copies of up to four rows, and again for each combination of step,
+    mode and dtype: that of the state's first tensor. One row's result is differentiated. ValueError names
+    the submodule through which it depends on another row, where one can be found. Each stage of a ModuleList
+    is checked at the first call. What the calls change is put back: random states, buffers, attributes,
+    variables, short lists and dictionaries. Hooks do not run. The check waits for the next call while torch
+    compiles, exports, traces, transforms, counts or captures, or if a lazy module has no parameters yet. On
+    CUDA the host waits for it. It leaves out what has no derivative, what communicates between processes,
+    what reads an iterator, what raises on these rows, and a policy's own ``decide``. It cannot undo effects
+    outside of Python and torch: set ``check_rows=False`` for a step that has them.
+
+    *Batch normalisation* in training mode takes its statistics over the rows in the block. With `check_rows`
+    it raises ValueError unless ``compact=False``. Without, ``compact="auto"`` keeps halted rows in the block,
+    as False does, with a warning, and True raises ValueError; if such a layer is hidden in a plain function,
+    set ``compact=False``.
 
     *Steps in place.* ``step`` may overwrite its state, which at the first step is the caller's. With
     gradients, policies with a weight or a cost, such as `ACT` and `PonderNet`, raise RuntimeError, or torch
@@ -147,7 +172,8 @@ class AdaptiveHalt(Checked):
     calls take no part in the gradient. With a longer lag, with None and in a CUDA graph their gradient is
     zero, which requires finite derivatives of ``step`` at zero.
 
-    *Not promised:* that ``step`` gets the rows in batch order, or that a row keeps its place; that a row's
+    *Not promised:* that a step which mixes rows is found, where its derivatives are zero on the rows that
+    were tried; that ``step`` gets the rows in batch order, or that a row keeps its place; that a row's
     dropout in ``step`` does not depend on the other rows.
 
     Examples
@@ -259,9 +285,9 @@ class AdaptiveHalt(Checked):
         Raises
         ------
         TypeError, ValueError
-            Before the first step, if an argument is not as described; after it, if ``step`` changes the
-            structure, shapes or dtypes of the state, or a head or readout returns something else than
-            described.
+            Before the first step, if an argument is not as described, or if ``step``, ``readout`` or
+            ``head`` mixes rows; after it, if ``step`` changes the structure, shapes or dtypes of the state,
+            or a head or readout returns something else than described.
         RuntimeError
             If a transform of torch is active that the call cannot serve; the message names the way out.
         """
