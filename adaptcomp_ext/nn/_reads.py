@@ -26,6 +26,7 @@ _MAX_ENTRIES = 4096  # so that a function that refers to half of a program has a
 _MAX_ELEMENTS = 64  # the elements of a longer list or dict are not followed
 _MAX_DEPTH = 4  # of nested containers and objects
 
+_LIBRARIES = ("builtins", "torch", "numpy")  # nothing is looked for in their objects
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 _PLAIN = (
@@ -119,6 +120,7 @@ class Walk:
         """By path; each module once."""
         self.containers: list[Any] = []
         """Dicts, lists, sets and deques, the attributes of modules and objects among them."""
+        self.classes: list[type] = []
         self.generators: list[torch.Generator] = []
         self.lazy = False
         """Whether a parameter has no shape yet."""
@@ -170,6 +172,16 @@ def _generator(walk: Walk, value: torch.Generator, path: str, depth: int) -> Non
     walk.generators.append(value)
 
 
+def _class(walk: Walk, value: type, path: str, depth: int) -> None:
+    """Visit the attributes of a class: counters and lists that its instances share."""
+    if not walk.methods or issubclass(value, enum.Enum) or value.__module__.partition(".")[0] in _LIBRARIES:
+        return
+    walk.classes.append(value)
+    for key, item in vars(value).items():
+        if isinstance(item, (dict, list, set, deque)):
+            walk.add(item, f"{path}.{key}", depth + 1)
+
+
 def _bag(walk: Walk, value: Any, path: str, depth: int) -> None:
     if len(value) <= _MAX_ELEMENTS:
         walk.containers.append(value)
@@ -189,6 +201,7 @@ def _module(walk: Walk, module: nn.Module, path: str, depth: int) -> None:
     for key, value in own.items():
         if key not in _INTERNAL:
             walk.follow(own, key, value, f"{path}.{key}", depth + 1)
+    walk.add(type(module), path, depth)
     if walk.methods:
         forward = getattr(type(module), "forward", None)
         if isinstance(forward, types.FunctionType):
@@ -254,6 +267,7 @@ def _object(walk: Walk, value: Any, path: str, depth: int) -> None:
         walk.containers.append(own)
         for key, item in own.items():
             walk.follow(own, key, item, f"{path}.{key}", depth + 1)
+    walk.add(type(value), path, depth)
     for of in type(value).__mro__:
         if isinstance(call := of.__dict__.get("__call__"), types.FunctionType):
             walk.add(call, path, depth)
@@ -281,11 +295,13 @@ def _find_kind(of: type) -> _Visit | None:
     ):
         if issubclass(of, types_):
             return kind
-    if issubclass(of, (type, types.ModuleType, io.IOBase)):
+    if issubclass(of, type):
+        return _class
+    if issubclass(of, (types.ModuleType, io.IOBase)):
         return None
     if issubclass(of, Iterator):
         return _iterator
-    if of.__module__.partition(".")[0] in ("builtins", "torch", "numpy"):
+    if of.__module__.partition(".")[0] in _LIBRARIES:
         return None
     return _object
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adaptcomp_ext.nn._reads import MISSING, Entry, Walk, read, write
 from adaptcomp_ext.ops._backend import capturing
+from adaptcomp_ext.ops._plain import has_values
 
 _LARGEST_COPY = 2**22  # elements of a tensor outside a module's buffers that is copied beforehand
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -47,14 +48,25 @@ def undisturbed(walk: Walk, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _kept(walk: Walk) -> tuple[list[tuple[Any, Any]], list[Entry]]:
-    """Return what `_put_back` takes: containers with copies, and variables."""
+def _kept(walk: Walk) -> tuple[list[tuple[Any, Any]], list[Entry], list[tuple[type, str, Any]]]:
+    """Return what `_put_back` takes: containers with copies, variables, and attributes of classes."""
     containers = [(container, container.copy()) for container in walk.containers]
     known = {id(container) for container in walk.containers}
-    return containers, [entry for entry in walk.entries if id(entry.container) not in known]
+    variables = [entry for entry in walk.entries if id(entry.container) not in known]
+    shared = [
+        (cls, key, value)
+        for cls in walk.classes
+        for key, value in vars(cls).items()
+        if isinstance(value, (int, float)) or value is None
+    ]
+    return containers, variables, shared
 
 
-def _put_back(containers: Sequence[tuple[Any, Any]], variables: Sequence[Entry]) -> None:
+def _put_back(
+    containers: Sequence[tuple[Any, Any]],
+    variables: Sequence[Entry],
+    shared: Sequence[tuple[type, str, Any]],
+) -> None:
     # Only what has changed is written, so that threads that use the same objects notice little.
     for container, copy in containers:
         if isinstance(container, dict):
@@ -72,6 +84,9 @@ def _put_back(containers: Sequence[tuple[Any, Any]], variables: Sequence[Entry])
     for entry in variables:
         if read(entry) is not entry.value:
             write(entry.container, entry.key, entry.value)
+    for cls, key, value in shared:
+        if vars(cls).get(key, MISSING) is not value:
+            setattr(cls, key, value)
 
 
 def _replace_tensors(walk: Walk) -> None:
@@ -88,6 +103,7 @@ def _replace_tensors(walk: Walk) -> None:
                 isinstance(value, Tensor)
                 and not isinstance(value, nn.Parameter)
                 and not value.requires_grad
+                and has_values(value)
                 and (value.numel() <= _LARGEST_COPY or id(value) in buffers)
             ):
                 if id(value) not in copies:

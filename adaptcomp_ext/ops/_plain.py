@@ -77,6 +77,11 @@ def is_released(tensor: Tensor) -> bool:
     return not (tensor.is_meta or tensor._is_zerotensor() or torch._is_functional_tensor(tensor))
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor is dense and has its values at its address, so that it can be copied."""
+    return not has_dispatch(tensor) and is_dense(tensor) and not tensor.is_meta and not is_released(tensor)
+
+
 def check_memory(name: str, tensor: Tensor) -> None:
     """Require that a plain tensor's storage was not released: torch's operators would read it."""
     if is_released(tensor):

@@ -362,7 +362,7 @@ def test_what_a_step_counts_counts_no_check():
     total = 0
 
     class Counting(nn.Module):
-        calls, cache = 0, None
+        calls, all_calls, all_sizes, cache = 0, 0, [], None
 
         def __init__(self):
             super().__init__()
@@ -371,6 +371,8 @@ def test_what_a_step_counts_counts_no_check():
 
         def forward(self, h):
             self.calls += 1
+            Counting.all_calls += 1
+            self.all_sizes.append(len(h))
             self.used += 1
             self.log[len(self.log)] = len(h)
             if self.cache is None:
@@ -398,7 +400,8 @@ def test_what_a_step_counts_counts_no_check():
     assert bag == {B}
     assert list(queue) == [B]
     assert counts == {B: 1}
-    assert module.calls == 2
+    assert module.calls == Counting.all_calls == 2
+    assert Counting.all_sizes == [B, B]
     assert module.used == 2
     assert module.log == {0: B, 1: B}
     assert len(module.cache) == B

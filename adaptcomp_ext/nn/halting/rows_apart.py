@@ -23,7 +23,7 @@ from adaptcomp_ext.nn._tree import flatten, flatten_like, unflatten
 from adaptcomp_ext.nn._undisturbed import undisturbed
 from adaptcomp_ext.nn.halting.batch_statistics import ADVICE
 from adaptcomp_ext.ops._backend import capturing, on_cuda
-from adaptcomp_ext.ops._plain import has_dispatch
+from adaptcomp_ext.ops._plain import has_dispatch, has_values
 from adaptcomp_ext.ops._transforms import is_plain_call
 
 _ROWS = 4  # a row in the middle with neighbours on both sides; an even number, for steps that pair rows
@@ -158,6 +158,8 @@ def _is_conclusive(
         results = _differentiable(result)
         if any(t.shape[:1] != (rows,) for t in results):
             raise ValueError("another number of rows")
+        if not all(has_values(t) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)):
+            raise ValueError("nothing to read")
         finite = finite and all(bool(t.isfinite().all()) for t in results)
         row = mixed_row(results, given)
         if row is not None:
