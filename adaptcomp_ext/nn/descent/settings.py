@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._cells import refuse_cell
+from adaptcomp_ext.nn._refused_cells import refuse_cell
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import check_memory, is_dense, resolved

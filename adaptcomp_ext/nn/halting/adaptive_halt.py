@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import LAG, check_lag
-from adaptcomp_ext.nn._cells import refuse_cell, refuse_cell_as_step
 from adaptcomp_ext.nn._naming import named
+from adaptcomp_ext.nn._refused_cells import refuse_cell, refuse_cell_as_step
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_batch, flatten, is_container
 from adaptcomp_ext.nn.halting import batch_statistics, rows_apart

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn._cells import refuse_cell
 from adaptcomp_ext.nn._naming import name_of
+from adaptcomp_ext.nn._refused_cells import refuse_cell
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import flatten, is_container
 from adaptcomp_ext.ops._backend import DTYPE_CODES
