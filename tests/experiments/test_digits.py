@@ -15,8 +15,7 @@ for extra in ("matplotlib", "rich", "safetensors", "scipy", "sklearn"):
 from rich.console import Console
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.experiments.digits import digits
-from adaptcomp_ext.experiments.digits.measure import MAX_STEPS, Reader
+from adaptcomp_ext.experiments.digits import MAX_STEPS, Reader, digits
 from adaptcomp_ext.experiments.runs import RunFolder
 from adaptcomp_ext.experiments.style import QUICK
 from tests.helpers.reports import check_one_seed_report
