@@ -295,7 +295,7 @@ def digits(
     epochs: Epochs = None,
     quick: Quick = False,
 ) -> Setup:
-    """Decide when to stop on grey digits: ACT, PonderNet, confidence, habit and control."""
+    """Decide when to stop on digits: ACT, PonderNet, confidence, habit, control. Three minutes per seed."""
     images = find_images(data)
     rows = len(images.train_labels)
     pair = asdict(vision.recipe_for(rows, quick))

@@ -176,19 +176,7 @@ def train(
     clip: float | None = None,
     after: Callable[[int], Mapping[str, float]] | None = None,
 ) -> list[dict[str, float]]:
-    """Train a network by a recipe.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The network.
-    loss, rows, seed, tick, clip, after
-        As for `fit`.
-    recipe : Recipe
-        How it is trained.
-    checkpoint : Path
-        The file of the state after each epoch, from which training goes on.
-    """
+    """Train a network by a recipe; from the file `checkpoint` training goes on. The rest is as for `fit`."""
     noise = [p for name, p in model.named_parameters() if _is_noise(name)]
     known = set(map(id, noise))
     groups = [{"params": [p for p in model.parameters() if id(p) not in known], "weight_decay": 1e-2}]

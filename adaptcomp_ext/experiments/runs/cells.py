@@ -112,14 +112,12 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | str, experiment: str, config: Mapping[str, Any]) -> RunFolder:
-        """Make the folder, or open it again.
+        """Make the folder of an experiment, or open it again.
 
         Parameters
         ----------
-        path : Path or str
-            Where.
-        experiment : str
-            What runs there.
+        path, experiment : Path or str, str
+            The folder, and the name of the experiment.
         config : mapping
             Everything that the results depend on, as JSON; recorded in ``config.json``.
 

@@ -73,18 +73,9 @@ Block: TypeAlias = str | Verdicts | Table | Picture
 def panels(
     found: Any, *draw: Callable[[Axes, Any], None], widths: Sequence[float] | None = None, rows: int = 1
 ) -> Callable[[Figure], None]:
-    """Return the ``draw`` of a picture of several panels, side by side and row after row.
+    """Return the ``draw`` of a picture of several panels, each by ``draw(axes, found)``, row after row.
 
-    Parameters
-    ----------
-    found : object
-        What every panel is given to draw.
-    *draw : callable
-        ``draw(axes, found)`` for each panel.
-    widths : sequence of float, optional
-        Relative widths of the columns.
-    rows : int
-        Number of rows.
+    `widths` are the relative widths of the columns.
     """
 
     def draw_all(figure: Figure) -> None:
@@ -98,18 +89,9 @@ def panels(
 def column(
     name: str, alt: str, found: Any, *draw: Callable[[Axes, Any], None], height: float = PANEL
 ) -> Picture:
-    """Make a picture of panels one below the other, narrow enough for a phone.
+    """Make a `Picture` of panels one below the other, each `height` inches high, narrow enough for a phone.
 
-    Parameters
-    ----------
-    name, alt : str
-        As for `Picture`.
-    found : object
-        What every panel is given to draw.
-    *draw : callable
-        ``draw(axes, found)`` for each panel.
-    height : float
-        Inches for each panel.
+    Each panel is drawn by ``draw(axes, found)``.
     """
 
     def draw_all(figure: Figure) -> None:
