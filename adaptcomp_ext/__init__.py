@@ -9,12 +9,14 @@ from typing import Any
 import torch  # first: the compiled module then shares torch's OpenMP runtime
 
 try:
-    from adaptcomp_ext import _C
-except ImportError as error:
+    import adaptcomp_ext._C as _C
+except ModuleNotFoundError as error:
+    if error.name != "adaptcomp_ext._C":
+        raise
     raise ImportError(
-        "adaptcomp_ext's compiled module could not be loaded: install the package with `pip install .` "
-        "and start Python outside the source folder, whose uncompiled sources would be imported instead."
-    ) from error
+        f"adaptcomp_ext in {__path__[0]} has no module compiled for this Python: install the package with "
+        "`pip install .`, and start Python outside the source folder, which hides the installed package."
+    ) from None
 from adaptcomp_ext import models, ops, reference
 from adaptcomp_ext.nn import (
     ACT,

@@ -1,13 +1,16 @@
-"""What importing the package brings along."""
+"""What importing the package brings along, and what it says where nothing is compiled."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import OUTSIDE
+import adaptcomp_ext as ac
+from tests.helpers.processes import OUTSIDE, ROOT
 
 HEAVY = ("rich", "typer", "matplotlib", "pandas", "sklearn", "scipy", "safetensors", "gymnasium", "ray")
 
@@ -32,3 +35,41 @@ def test_nothing_but_torch_and_numpy_is_installed_with_it():
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     (needed,) = re.findall(r"^dependencies = \[(.*?)\]", text, re.M | re.S)
     assert sorted(re.findall(r'"([a-z]+)', needed)) == ["numpy", "torch"]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Make a folder with uncompiled sources and a test, and say how a child finds the package under test."""
+    for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/helpers"):
+        if not (ROOT / name).exists():
+            pytest.skip("needs the sources")
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "adaptcomp_ext").mkdir()
+    shutil.copy(Path(ac.__file__), tmp_path / "adaptcomp_ext")
+    (tmp_path / "tests" / "test_it.py").write_text(
+        "import adaptcomp_ext\n\n\ndef test_it():\n    print(adaptcomp_ext.build_info())\n"
+    )
+    return tmp_path, {**os.environ, "PYTHONPATH": str(Path(ac.__file__).parents[1])}
+
+
+def test_a_checkout_that_is_not_compiled_says_what_to_do(checkout):
+    folder, environment = checkout
+    command = [sys.executable, "-c", "import adaptcomp_ext"]
+    child = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert child.returncode == 1
+    assert child.stderr.splitlines()[-1] == (
+        f"ImportError: adaptcomp_ext in {folder / 'adaptcomp_ext'} has no module compiled for this Python: "
+        "install the package with `pip install .`, and start Python outside the source folder, which hides "
+        "the installed package."
+    )
+    assert child.stderr.count("Traceback") == 1
+
+
+def test_pytest_as_a_module_in_a_checkout_tests_the_installed_package(checkout):
+    folder, environment = checkout
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
+    child = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert str(ac.build_info()["compiler"]) in child.stdout
