@@ -109,7 +109,10 @@ def test_opcheck_with_all_its_utilities(device, name, arguments):
             *arguments[12:],
         )  # the count lives on the device; the host has its own
     arguments = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), arguments)
-    torch.library.opcheck(getattr(raw, name).default, arguments)
+    utilities = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if name == "halt_rows" and torch.__version__ < (2, 5):
+        utilities.pop()  # torch 2.4 cannot trace an op that writes to several tensors of a list
+    torch.library.opcheck(getattr(raw, name).default, arguments, test_utils=utilities)
 
 
 def test_every_op_of_the_namespace_is_checked():

@@ -32,6 +32,8 @@ def assert_same_numbers(got, expected):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_every_half_is_read_exactly(device, dtype):
+    # What torch.compile of torch 2.4 has compiled makes the process flush subnormals when it is loaded.
+    torch.set_flush_denormal(False)
     x = every_pattern(dtype, device).view(256, 256)
     results = halting.Results(
         steps=torch.zeros(256, dtype=torch.int64, device=device),
