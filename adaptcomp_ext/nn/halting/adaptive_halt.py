@@ -350,7 +350,9 @@ class AdaptiveHalt(Checked):
         readout = self.readout
         if readout is None:
             check_weighable(policy, leaves[0])
-        known, compact = self._known(step, policy, readout), self.compact
+        known = self._known(step, policy, readout)
+        compact = self.compact
+        dtypes = [t.dtype for t in leaves]
         weights = known.weights if compact == "auto" else None
         if known.norms:  # they may change `compact`
             compact = batch_statistics.settle(known.norms, compact, self.check_rows, self)
@@ -358,15 +360,15 @@ class AdaptiveHalt(Checked):
             batch > 1
             and compact is not False
             and (
-                leaves[0].dtype is not known.dtype
+                dtypes[0] is not known.dtype
                 or self.training is not known.training
                 or (known.moded is not None and known.moded.training is not known.mode)
             )
             and watch is None
             and self.check_rows
         ):
-            self._check_rows(known, leaves[0].dtype, device, state, inputs)
-        scalar = torch.float64 if torch.float64 in [t.dtype for t in leaves] else torch.float32
+            self._check_rows(known, dtypes[0], device, state, inputs)
+        scalar = torch.float64 if torch.float64 in dtypes else torch.float32
         steps: Iterable[Callable[..., Any]] = repeat(step, max_steps)
         if isinstance(step, nn.ModuleList):
             steps = islice(step, max_steps)
