@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +18,6 @@ from adaptcomp_ext.ops._plain import has_values
 
 _LARGEST_COPY = 2**22  # elements of a tensor outside a module's buffers that is copied beforehand
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_lock = threading.RLock()  # so that no call takes the state within another one for the user's
 
 
 @contextlib.contextmanager
@@ -32,9 +30,10 @@ def undisturbed(walk: Walk, device: torch.device) -> Iterator[None]:
     compiled functions run as they were written, ``torch.autograd.graph.saved_tensors_hooks`` of the caller
     see nothing, and gradients are recorded, in inference mode too.
 
-    What the walk does not reach is not put back: files, iterators, objects of other libraries.
+    What the walk does not reach is not put back: files, iterators, objects of other libraries. Two threads
+    must not be in such a statement at once, since one would take the other's state for the user's.
     """
-    with _lock, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         for restore in _random_states(walk, device):
             stack.callback(restore)
         stack.enter_context(torch.inference_mode(False))

@@ -1,6 +1,7 @@
 """`check_rows`: steps, readouts and heads that mix rows are refused, all others pass; it leaves no trace."""
 
 import collections
+import concurrent.futures
 import copy
 import pickle
 import random
@@ -317,6 +318,35 @@ def test_a_checkpointed_step_is_checked():
     halt = halting(lambda h: checkpoint(lambda x: linear(x - x.mean(0)), h, use_reentrant=False))
     with pytest.raises(ValueError, match=REFUSED):
         halt(X)
+
+
+def test_what_all_processes_have_to_call_together_is_not_called():
+    calls = []
+
+    class Wrapper(nn.Module):
+        def forward(self, h):
+            calls.append(len(h))
+            return h - h.mean(0)
+
+    Wrapper.__module__ = "torch.nn.parallel.distributed"
+    halting(Block(wrapper=Wrapper()))(X)
+    assert calls == [B]
+
+
+def test_threads_do_not_wait_for_each_other_for_ever():
+    inner = halting(nn.Tanh())
+
+    def step(h):
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return h + pool.submit(lambda: inner(h.detach()).output).result(30)
+
+    halt = halting(step)
+    halt(X)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        halts = [halting(Centred()) for _ in range(4)]
+        for future in [pool.submit(halt, X) for halt in halts]:
+            with pytest.raises(ValueError, match=REFUSED):
+                future.result(30)
 
 
 def test_transforms_and_counters_see_no_check():

@@ -9,6 +9,7 @@ has none, and to record one would let torch choose other kernels, with other bit
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from adaptcomp_ext.ops._transforms import is_plain_call
 _ROWS = 4  # a row in the middle with neighbours on both sides; an even number, for steps that pair rows
 _SPREAD = 0.1  # standard deviation of the noise on tensors whose rows are all equal
 _SEED = 0xA9A7
+_PATIENCE = 1.0  # seconds that a check waits for the one of another thread
+_lock = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ def check(step: Any, readout: Any, head: Any, state: Any, inputs: tuple[Any, ...
     Returns
     -------
     bool
-        False if the check has to wait, because a lazy module has no parameters yet. True where a part cannot
+        False if the check has to wait, because a lazy module has no parameters yet, or for the check of
+        another thread. True where a part cannot
         be checked, too: it is not differentiable, communicates between processes, would use up an iterator,
         or raises on these rows.
     """
@@ -78,6 +82,8 @@ def check(step: Any, readout: Any, head: Any, state: Any, inputs: tuple[Any, ...
     if walk.consumable or any(_communicates(module) for module in walk.modules.values()):
         return True
     first = next(leaf for leaf in pytree.tree_leaves(state) if isinstance(leaf, Tensor))
+    if not _lock.acquire(timeout=_PATIENCE):
+        return False  # this may be a thread for which the check in another one waits
     try:
         with undisturbed(walk, first.device):
             for rows, spread in _attempts((state, inputs), first.shape[0]):
@@ -90,6 +96,8 @@ def check(step: Any, readout: Any, head: Any, state: Any, inputs: tuple[Any, ...
                     continue
     except _MixedRows as mixed:
         raise _error(mixed) from None
+    finally:
+        _lock.release()
     return True
 
 
