@@ -20,6 +20,7 @@
 #include "bindings/halt_run.h"
 #include "bindings/halting.h"
 #include "bindings/ordinary.h"
+#include "bindings/recurrence.h"
 #include "bindings/route.h"
 #include "bindings/rows.h"
 #include "bindings/torch.h"
@@ -268,6 +269,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("pondernet_step_backward", &pondernet_step_backward);
   m.def("confidence", &confidence);
   m.def("linear", &linear);
+  m.def("recurrence", &recurrence);
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
   m.def("halt_backward", &halt_backward);

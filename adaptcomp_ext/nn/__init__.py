@@ -4,6 +4,7 @@ from adaptcomp_ext.nn import cells
 from adaptcomp_ext.nn.descent.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
+from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policies import ACT, Confidence, Convergence, FixedSteps, PonderNet
 from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View
 from adaptcomp_ext.nn.result import EnergyResult, HaltResult, Status, Trace
@@ -27,6 +28,7 @@ __all__ = [
     "PonderNet",
     "QuadraticEnergy",
     "Run",
+    "RunPlan",
     "Status",
     "Trace",
     "VariationalDropout",

@@ -2,38 +2,14 @@
 // of its energy, the place and, on CUDA, the scratch; and a list of real numbers.
 #pragma once
 
-#include <chrono>
-
 #include "bindings/arguments.h"
 #include "bindings/descent.h"
+#include "bindings/signals.h"
 #include "hopfield_energy/hopfield_energy.h"
 #include "mlp_energy/mlp_energy.h"
 #include "quadratic_energy/quadratic_energy.h"
 
 namespace adaptcomp {
-
-// Checks for Python's signals, such as Ctrl-C, while a kernel runs without the interpreter's lock.
-class Signals {
- public:
-  Interrupt* interrupt() { return &interrupt_; }
-  // Raises the exception of a signal handler; to be called with the lock.
-  void raise() const {
-    if (interrupt_.stopped) throw py::error_already_set();
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  static bool look(void* self) {
-    auto* of = static_cast<Signals*>(self);
-    const auto now = Clock::now();
-    if (of->interrupt_.stopped || now - of->last_ < std::chrono::milliseconds(50)) return false;
-    of->last_ = now;
-    py::gil_scoped_acquire locked;
-    return PyErr_CheckSignals() != 0;
-  }
-  Interrupt interrupt_{look, this, 0};
-  Clock::time_point last_ = Clock::now();
-};
 
 // rows, dim, wide, the rule, y0, step_size and its stride, noise and its stride, sample_ids
 inline void read_start(Arguments& in, const py::list& reals, DescentStart& d) {

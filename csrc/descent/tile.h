@@ -4,39 +4,13 @@
 // are compacted.
 #pragma once
 
-#include <sched.h>
-
-#include "common/parallel.h"
-#include "common/tiles.h"
+#include "common/slots.h"
 #include "descent/rows.h"
 #include "descent/whole.h"
 
 namespace adaptcomp {
 namespace AC_ISA {
 
-constexpr int64_t kSlots = 16;
-
-AC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class C>
-AC_INLINE void copy_row(C* to, const C* from, int64_t n) {
-  std::memcpy(to, from, static_cast<size_t>(n) * sizeof(C));
-}
-template <class C>
-AC_INLINE void zero_row(C* to, int64_t n) {
-  std::memset(to, 0, static_cast<size_t>(n) * sizeof(C));
-}
-template <class C>
-AC_INLINE C dot(const C* a, const C* b, int64_t n) {
-  vec<C> sum{};
-  for (int64_t i = 0; i < n; i += kLanes<C>) sum = fma(load_vec(a + i), load_vec(b + i), sum);
-  return sum_lanes<C>(sum);
-}
-// `before` plus zero, or NaN in lanes where x is infinite or NaN.
-template <class C>
-AC_INLINE vec<C> infinities(vec<C> x, vec<C> before) {
-  return fma(x, vec<C>{}, before);
-}
 template <class C>
 AC_INLINE C setting(const void* data, int64_t stride, int64_t row) {
   return static_cast<const C*>(data)[row * stride];
@@ -60,59 +34,6 @@ AC_INLINE vec<C> next_point(const DescentRule& rule, const C* y, const C* eta, C
   if (eta) x = fma(splat(sigma), load_vec(eta + i), x);
   x = fma(splat(-rate), load_vec(m + i), x);
   return min_vec(splat(C(rule.high)), max_vec(splat(C(rule.low)), x));
-}
-
-// The number of threads that is worth waking for this number of multiply-adds.
-AC_INLINE int64_t threads_for(double multiply_adds) {
-  constexpr double kPerThread = 5e5;
-  constexpr double kMost = 1024;
-  return 1 + static_cast<int64_t>(multiply_adds < kMost * kPerThread ? multiply_adds / kPerThread : kMost);
-}
-
-// Asks the caller about every million multiply-adds, which take less than a millisecond, whether to stop.
-class Pace {
- public:
-  Pace(Interrupt* interrupt, double work, int64_t dim, bool caller)
-      : interrupt_(interrupt),
-        caller_(caller),
-        every_(1 + static_cast<int64_t>(1e6 / (kSlots * (work + 16.0 * static_cast<double>(dim))))),
-        left_(every_) {}
-  // Whether to stop; called at every pass over the slots.
-  bool stop() {
-    if (--left_ > 0) return false;
-    left_ = every_;
-    return ask();
-  }
-  bool ask() const {
-    if (!interrupt_) return false;
-    if (caller_ && interrupt_->asked(interrupt_->self))
-      __atomic_store_n(&interrupt_->stopped, 1, __ATOMIC_RELAXED);
-    return __atomic_load_n(&interrupt_->stopped, __ATOMIC_RELAXED) != 0;
-  }
-
- private:
-  Interrupt* interrupt_;
-  bool caller_;
-  int64_t every_, left_;
-};
-
-// Runs body(t, of, pace) on a team. Its first thread, the caller's, keeps asking while it waits for the
-// others.
-template <class Body>
-void paced_team(const DescentStart& a, double work, int64_t wanted, const Body& body) {
-  int64_t done = 0;
-  parallel_team(wanted, [&](int64_t t, int64_t of) {
-    Pace pace(a.interrupt, work, a.dim, t == 0);
-    body(t, of, pace);
-    if (t > 0) {
-      __atomic_fetch_add(&done, 1, __ATOMIC_RELEASE);
-    } else {
-      while (__atomic_load_n(&done, __ATOMIC_ACQUIRE) < of - 1) {
-        pace.ask();
-        sched_yield();
-      }
-    }
-  });
 }
 
 // The interface of an energy. Points and gradients are [slot, padded(dim)] for at most kSlots slots; scratch
@@ -302,12 +223,14 @@ template <class C, class Make>
 void descend(const Descent& a, double work, const Make& make) {
   int64_t next = 0;
   const double total = work * static_cast<double>(a.rows) * static_cast<double>(a.rule.max_steps);
-  paced_team(a, work, least(a.rows, threads_for(total)), [&](int64_t, int64_t of, Pace& pace) {
-    // No more slots than a thread's share: otherwise the first thread would take all rows of a small batch.
-    const int64_t capacity = least(kSlots, (a.rows + of - 1) / of);
-    auto energy = make(capacity, static_cast<C*>(nullptr));
-    DescentTile<C>(a, energy, capacity).run(&next, pace);
-  });
+  paced_team(a.interrupt, work + 16.0 * static_cast<double>(a.dim), least(a.rows, threads_for(total)),
+             [&](int64_t, int64_t of, Pace& pace) {
+               // No more slots than a thread's share: otherwise the first thread would take all rows of a
+               // small batch.
+               const int64_t capacity = least(kSlots, (a.rows + of - 1) / of);
+               auto energy = make(capacity, static_cast<C*>(nullptr));
+               DescentTile<C>(a, energy, capacity).run(&next, pace);
+             });
 }
 
 // Sums over many terms, in two stages: a single float accumulator would lose half of its digits.
@@ -537,22 +460,23 @@ void descend_backward(const DescentBackward& a, double work, C* sums, int64_t si
                 wanted = most > 0 ? most : 1;
   Scratch<C> others((wanted - 1) * size);
   int64_t threads = 1;
-  paced_team(a, 3.5 * work, wanted, [&](int64_t t, int64_t of, Pace& pace) {
-    if (t == 0) threads = of;
-    // Each thread gets contiguous rows with about the same number of steps.
-    int64_t begin = a.rows, end = a.rows, before = 0;
-    for (int64_t row = 0; row < a.rows; ++row) {
-      if (begin == a.rows && before * of >= total * t) begin = row;
-      if (end == a.rows && before * of >= total * (t + 1)) end = row;
-      before += a.steps[row];
-    }
-    if (t + 1 == of) end = a.rows;
-    Sums<C> own(t == 0 ? sums : others.get() + (t - 1) * size, size);
-    if (begin >= end) return;
-    const int64_t capacity = least(kSlots, end - begin);
-    auto energy = make(capacity, own.recent());
-    DescentBackwardTile<C>(a, energy, own, capacity).run(begin, end, pace);
-  });
+  paced_team(a.interrupt, 3.5 * work + 16.0 * static_cast<double>(a.dim), wanted,
+             [&](int64_t t, int64_t of, Pace& pace) {
+               if (t == 0) threads = of;
+               // Each thread gets contiguous rows with about the same number of steps.
+               int64_t begin = a.rows, end = a.rows, before = 0;
+               for (int64_t row = 0; row < a.rows; ++row) {
+                 if (begin == a.rows && before * of >= total * t) begin = row;
+                 if (end == a.rows && before * of >= total * (t + 1)) end = row;
+                 before += a.steps[row];
+               }
+               if (t + 1 == of) end = a.rows;
+               Sums<C> own(t == 0 ? sums : others.get() + (t - 1) * size, size);
+               if (begin >= end) return;
+               const int64_t capacity = least(kSlots, end - begin);
+               auto energy = make(capacity, own.recent());
+               DescentBackwardTile<C>(a, energy, own, capacity).run(begin, end, pace);
+             });
   for (int64_t t = 1; t < threads; ++t)
     for (int64_t i = 0; i < size; ++i) sums[i] += others.get()[(t - 1) * size + i];
 }

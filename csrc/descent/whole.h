@@ -1,16 +1,10 @@
 // The arguments of fused descents, which run all steps in one call, and of their gradients, for any energy.
 #pragma once
 
+#include "common/interrupt.h"
 #include "descent/rule.h"
 
 namespace adaptcomp {
-
-// Lets the caller stop a long computation on the CPU. csrc/bindings/energies.h implements it.
-struct Interrupt {
-  bool (*asked)(void* self);  // returns whether to stop; called on the caller's thread only
-  void* self;
-  int stopped;  // read and written atomically by every thread
-};
 
 // The inputs of a descent. Rows are [rows, dim]; all numbers are double if `wide`, else float. A setting that
 // is the same for every row has stride 0.

@@ -1,7 +1,7 @@
 // The linear layer on tiles of rows; compiled once per instruction set.
 //
 // The weight is packed once per call, into panels that all threads share; a tile's rows pass over them.
-#include "descent/tile.h"
+#include "common/slots.h"
 #include "linear/linear.h"
 
 namespace adaptcomp {

@@ -130,6 +130,10 @@ for name, energy in ENERGIES.items():
     interrupted(name + " backward", lambda: [y.backward(retain_graph=True) for _ in range(1000)])
     print("goes on", bool(ac.EnergyDescent(energy, max_steps=3)(y0).y.isfinite().all()))
 
+halt = ac.AdaptiveHalt(ac.cells.GRU(16, 16), ac.FixedSteps(10**9), max_steps=10**9)
+with torch.no_grad():
+    interrupted("recurrence", lambda: halt(torch.zeros(64, 16), torch.randn(64, 16)))
+
 # All rows but one end at once, so that the first thread may have nothing to do but to wait for the second.
 lone = torch.zeros(64, 16, dtype=torch.float64)
 lone[-1] = 1e4
@@ -159,6 +163,7 @@ def test_ctrl_c_stops_a_kernel_within_a_second(threads):
         expected += [f"{kind}{which} interrupted in time after 1" for which in ("", " backward")] + [
             "goes on True"
         ]
+    expected += ["recurrence interrupted in time after 1"]
     expected += ["lone interrupted in time after 1", "handled interrupted in time after 2"]
     assert done.stdout.splitlines() == expected, done.stdout + done.stderr
     assert done.returncode == 0

@@ -17,11 +17,14 @@ from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_batch, flatten, is_container
 from adaptcomp_ext.nn.halting import batch_statistics, rows_apart
 from adaptcomp_ext.nn.halting.block import Problem, check_weighable
+from adaptcomp_ext.nn.halting.cost_model import DEFAULT, count_weights, flops_per_row
 from adaptcomp_ext.nn.halting.fused import run_fused, serves
 from adaptcomp_ext.nn.halting.fusing import fused_decision
 from adaptcomp_ext.nn.halting.known import Known, learn
 from adaptcomp_ext.nn.halting.loop import run_loop
+from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policy import Policy, Run
+from adaptcomp_ext.nn.halting.recurrence import KINDS, NotServed, find
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
@@ -126,6 +129,11 @@ class AdaptiveHalt(Checked):
     *Gradients* reach the parameters of step and policy, the initial state and the inputs, to any order; each
     row takes part in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps its
     values in output and state, and passes no gradient back: the backward pass of ``step`` gets zeros there.
+
+    *Whole runs.* In inference on the CPU, a cell of `adaptcomp_ext.cells` with `ACT`, `Confidence`,
+    `FixedSteps` or `PonderNet`, and `torch.nn.Linear` as head and readout, runs in one kernel call; `plan`
+    tells. The cell's ``forward`` is then not called. Modules with hooks, subclasses and modes of torch go
+    through the loop.
 
     *Masked classes.* −∞ is valid in the result of ``readout`` (and in the tensor of the state that is this
     result), in the state if `Confidence` reads it as logits, and in a halting logit, where it means that the
@@ -302,6 +310,13 @@ class AdaptiveHalt(Checked):
         fused = None if policy.traced or on_reference() else fused_decision(policy, problem.run)
         if fused is not None and fused.head is not None and problem.watch is not None:
             fused = fused._replace(head=problem.watch.wrap("head", fused.head))
+        if type(self.step) in KINDS and fused is not None:
+            try:
+                whole = find(problem, fused, self.step)
+            except NotServed:
+                pass
+            else:
+                return whole.run()
         try:
             if fused is not None and serves(problem, fused):
                 return run_fused(problem, fused)
@@ -314,7 +329,42 @@ class AdaptiveHalt(Checked):
 
     _run_apart = apart("AdaptiveHalt", _run)
 
-    def _problem(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> Problem:
+    def plan(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> RunPlan:
+        """Tell which way ``halt(state, *inputs)`` would take now, and why; it runs nothing.
+
+        The answer depends on the modes of this moment, such as `torch.no_grad`.
+
+        Parameters
+        ----------
+        state, *inputs, sample_ids
+            As of a call.
+
+        Returns
+        -------
+        RunPlan
+            ``way``, ``why`` and ``microseconds``. It prints as one line.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            If the call would raise before its first step.
+        """
+        problem = self._problem(state, inputs, sample_ids, probe=False)
+        weights = count_weights(self.step)
+        price = problem.run.batch * flops_per_row(weights, problem.state[0]) * DEFAULT.per_flop
+        if on_reference():
+            return RunPlan("reference", "reference_kernels is active", price)
+        policy = problem.policy
+        fused = None if policy.traced else fused_decision(policy, problem.run)
+        try:
+            find(problem, fused, self.step)
+        except NotServed as reason:
+            return RunPlan("python" if fused is None else "loop", str(reason), price)
+        return RunPlan("kernel", "cell, policy, head and readout are those of the kernel", price)
+
+    def _problem(
+        self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None, probe: bool = True
+    ) -> Problem:
         step = self.step
         policy: Any = self._modules["policy"]  # faster than the look-up as an attribute
         min_steps, max_steps = self._bounds(step)
@@ -357,7 +407,8 @@ class AdaptiveHalt(Checked):
         if known.norms:  # they may change `compact`
             compact = batch_statistics.settle(known.norms, compact, self.check_rows, self)
         if (
-            batch > 1
+            probe
+            and batch > 1
             and compact is not False
             and (
                 dtypes[0] is not known.dtype

@@ -1,0 +1,207 @@
+"""Whole runs in one kernel call: the steps are those of a cell, the decisions those of a kernel's policy.
+
+The kernel takes the numbers of modules, and calls none. So it serves only modules whose call is known to be
+their formula: cells of `adaptcomp_ext.cells`, and `torch.nn.Linear` as head and readout, without hooks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from adaptcomp_ext.nn import cells
+from adaptcomp_ext.nn._tree import form
+from adaptcomp_ext.nn.halting.block import Problem
+from adaptcomp_ext.nn.result import HaltResult
+from adaptcomp_ext.ops import halting
+from adaptcomp_ext.ops._backend import contiguous, on_cuda
+from adaptcomp_ext.ops.mlp_energy import ACTIVATION_CODES
+from adaptcomp_ext.ops.recurrence import Cell, Decision, Linear, recurrence
+
+TENSOR, PAIR = 0, 1  # forms of a state
+KINDS: dict[type, str] = {cells.GRU: "gru", cells.LSTM: "lstm", cells.MLP: "mlp"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OF_ALL_MODULES = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+_function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+
+
+class NotServed(Exception):
+    """Why the kernel does not serve a run."""
+
+
+def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
+    """Return the run as the kernel takes it, or raise `NotServed` with the reason why it does not."""
+    kind = KINDS.get(type(step))
+    if kind is None:
+        raise NotServed("the step is no cell of adaptcomp_ext.cells")
+    if fused is None:
+        raise NotServed(f"{type(problem.policy).__name__} decides in Python")
+    if problem.as_in_training:
+        raise NotServed("gradients are enabled: only inference has a kernel")
+    state = problem.state
+    if on_cuda(problem.run.device):
+        raise NotServed("only the CPU has this kernel")
+    if problem.watch is not None or _dispatch_modes() or _function_modes():
+        raise NotServed("a transform or mode of torch is active")
+    if torch.is_autocast_enabled("cpu"):
+        raise NotServed("autocast is enabled")
+    dtype = state[0].dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise NotServed(f"the state is {dtype}, not float32 or float64")
+    if not problem.ordinary:
+        raise NotServed("state and inputs are not all plain contiguous tensors")
+    dim = step.hidden_size if kind != "mlp" else step.state_size
+    shape = (problem.run.batch, dim)
+    if form(problem.structure) != (PAIR if kind == "lstm" else TENSOR) or len(state) > 2:
+        raise NotServed("the state has another structure than the cell's")
+    if any(t.shape != shape or t.dtype != dtype for t in state):
+        raise NotServed("the state has another shape than the cell's")
+    inputs = problem.inputs
+    wanted = 1 if step.input_size else 0
+    if not len(inputs) == len(problem.input_structures) == wanted or problem.has_containers:
+        raise NotServed("the inputs are not the cell's")
+    if inputs and (inputs[0].shape != (problem.run.batch, step.input_size) or inputs[0].dtype != dtype):
+        raise NotServed("the input has another shape or dtype than the cell's")
+    cell = _cell(kind, step, dtype)
+    head = None if fused.head is None else _linear("head", fused.head, dim, dtype)
+    if head is not None and head[0].shape[0] != 1:
+        raise NotServed("the head gives more than one number")
+    readout = None if problem.readout is None else _linear("readout", problem.readout, dim, dtype)
+    if kind == "lstm" and (head is not None or readout is not None):
+        raise NotServed("a Linear cannot read the pair of an LSTM")
+    return WholeRun(problem, fused, cell, head, readout)
+
+
+def _is_its_formula(module: nn.Module) -> bool:
+    own = module.__dict__
+    if "forward" in own or any(own[name] for name in _HOOKS):
+        return False
+    return not any(getattr(torch_module, name) for name in _OF_ALL_MODULES)
+
+
+def _own(name: str, module: nn.Module, parameter: str, dtype: torch.dtype) -> Tensor | None:
+    value: Any = module._parameters.get(parameter)
+    if value is None:
+        if getattr(module, parameter, None) is not None:
+            raise NotServed(f"{name}.{parameter} is computed")
+        return None
+    if type(value) not in (Tensor, nn.Parameter) or value.dtype != dtype or not value.is_cpu:
+        raise NotServed(f"{name}.{parameter} is no plain tensor of {dtype} on the CPU")
+    return contiguous(name, value)
+
+
+def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> Linear:
+    if type(module) is not nn.Linear:
+        raise NotServed(f"the {name} is no torch.nn.Linear")
+    if not _is_its_formula(module):
+        raise NotServed(f"the {name} has hooks, or a forward of its own")
+    weight = _own(name, module, "weight", dtype)
+    if weight is None or weight.dim() != 2 or weight.shape[1] != inner or not weight.shape[0]:
+        raise NotServed(f"the {name} does not read the state")
+    bias = _own(name, module, "bias", dtype)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise NotServed(f"the {name} has a bias of another shape")
+    return weight, bias
+
+
+def _cell(kind: str, step: Any, dtype: torch.dtype) -> Cell:
+    if not _is_its_formula(step):
+        raise NotServed("the step has hooks, or a forward of its own")
+
+    def own(parameter: str, *shape: int) -> Tensor | None:
+        value = _own("step", step, parameter, dtype)
+        if value is not None and value.shape != shape:
+            raise NotServed(f"step.{parameter} has another shape than at first")
+        return value
+
+    def needed(parameter: str, *shape: int) -> Tensor:
+        value = own(parameter, *shape)
+        if value is None:
+            raise NotServed(f"step.{parameter} is missing")
+        return value
+
+    if kind == "mlp":
+        dim, inner, hidden = step.state_size, step.input_size, step.hidden_size
+        return Cell(
+            kind,
+            needed("weight_input", hidden, inner) if inner else None,
+            needed("weight_state", hidden, dim),
+            needed("bias1", hidden),
+            None,
+            needed("weight2", dim, hidden),
+            needed("bias2", dim),
+            ACTIVATION_CODES[step.activation],
+            bool(step.residual),
+        )
+    gates = (3 if kind == "gru" else 4) * step.hidden_size
+    return Cell(
+        kind,
+        needed("weight_ih", gates, step.input_size),
+        needed("weight_hh", gates, step.hidden_size),
+        own("bias_ih", gates),
+        own("bias_hh", gates),
+    )
+
+
+class WholeRun:
+    """A run that the kernel serves."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        fused: halting.Fused,
+        cell: Cell,
+        head: Linear | None,
+        readout: Linear | None,
+    ) -> None:
+        self.problem, self.fused, self.cell, self.head, self.readout = problem, fused, cell, head, readout
+
+    def run(self) -> HaltResult:
+        """Run every row until it has ended."""
+        problem, fused, run = self.problem, self.fused, self.problem.run
+        state = problem.state
+        first, weighted = state[0], problem.policy.weighted
+        width = first.shape[1] if self.readout is None else self.readout[0].shape[0]
+        if self.readout is None:
+            problem.check_readout(first, run.batch)
+        else:
+            problem.policy.check_readout(first.new_empty((run.batch, width)))
+        problem.policy.begin(run)
+        results = [torch.empty_like(t, requires_grad=False) for t in state]
+        output = None
+        if weighted:
+            output = first.new_zeros((run.batch, width))
+        elif self.readout is not None:
+            output = first.new_empty((run.batch, width))
+        cost = torch.zeros(run.batch, dtype=run.scalar) if fused.has_cost else None
+        steps = torch.empty(run.batch, dtype=torch.int64)
+        status = torch.empty(run.batch, dtype=torch.int8)
+        recurrence(
+            self.cell,
+            state,
+            problem.inputs[0] if problem.inputs else None,
+            Decision(
+                *(fused.policy, run.min_steps, run.max_steps, fused.threshold, fused.parameter),
+                *(fused.signal, run.sample_ids),
+                self.readout is None and problem.policy.reads_logits,
+            ),
+            *(self.head, self.readout, output, results, cost, steps, status),
+        )
+        return HaltResult(
+            results[0] if output is None else output,
+            problem.tree(results),
+            steps,
+            steps.to(run.scalar) if cost is None else cost,
+            status,
+            None,
+            None,
+        )

@@ -1,0 +1,143 @@
+// The cells on a tile of rows. The parameters are packed once per call, for all threads. A gate begins at a
+// whole vector, so that the gates of a unit are found at the same place of each.
+#pragma once
+
+#include "common/simd_math.h"
+#include "common/slots.h"
+#include "recurrence/recurrence.h"
+
+namespace adaptcomp {
+namespace AC_ISA {
+
+// A layer [gates n, k] as panels with padded gates, and its bias.
+template <class C>
+struct GateLayer {
+  GateLayer(const void* weight, const void* bias, int64_t gates, int64_t n, int64_t k)
+      : width(padded<C>(n)), columns(gates * width), bias(columns) {
+    zero_row(this->bias.get(), columns);
+    for (int64_t g = 0; bias && g < gates; ++g)
+      copy_row(this->bias.get() + g * width, static_cast<const C*>(bias) + g * n, n);
+    if (!weight) return;
+    if (width == n) {
+      panels = Panels<C>(static_cast<const C*>(weight), k, columns, 1, k);
+      return;
+    }
+    Scratch<C> spread(columns * k);
+    zero_row(spread.get(), columns * k);
+    for (int64_t g = 0; g < gates; ++g)
+      copy_row(spread.get() + g * width * k, static_cast<const C*>(weight) + g * n * k, n * k);
+    panels = Panels<C>(spread.get(), k, columns, 1, k);
+  }
+  // out[r, j] = bias[j] + sum_i x[r, i] weight[j, i]
+  void apply(const C* x, int64_t stride, int64_t rows, C* out) const {
+    if (panels.inner() == 0) {
+      for (int64_t r = 0; r < rows; ++r) copy_row(out + r * columns, bias.get(), columns);
+      return;
+    }
+    product(x, stride, rows, panels, {bias.get(), 0},
+            [&](int64_t r, int64_t j, vec<C> v)
+                __attribute__((always_inline)) { store_vec(out + r * columns + j, v); });
+  }
+
+  int64_t width, columns;  // of a gate; of all gates
+  Scratch<C> bias;
+  Panels<C> panels;
+};
+
+template <class C>
+AC_INLINE vec<C> sigmoid_vec(vec<C> x) {
+  return reciprocal(exp_vec(-x) + C(1));
+}
+
+// A cell computes, for the first `used` slots, the next state from the state and the row's part of the gates.
+// `scratch` holds scratch_columns() numbers for each slot.
+template <class C>
+class GruCell {
+ public:
+  static constexpr int kLeaves = 1;
+  explicit GruCell(const Recurrence& a)
+      : input(a.weight_ih, a.bias_ih, 3, a.dim, a.input), state_(a.weight_hh, a.bias_hh, 3, a.dim, a.dim) {}
+  int64_t scratch_columns() const { return state_.columns; }
+  void step(C* const* from, const C* given, int64_t used, C* gates, C* const* to) const {
+    const int64_t width = state_.width;
+    state_.apply(from[0], width, used, gates);
+    for (int64_t r = 0; r < used; ++r) {
+      const C *gi = given + r * input.columns, *gh = gates + r * state_.columns, *h = from[0] + r * width;
+      C* out = to[0] + r * width;
+      for (int64_t j = 0; j < width; j += kLanes<C>) {
+        const vec<C> reset = sigmoid_vec<C>(load_vec(gi + j) + load_vec(gh + j));
+        const vec<C> keep = sigmoid_vec<C>(load_vec(gi + width + j) + load_vec(gh + width + j));
+        const vec<C> fresh = tanh_vec(fma(reset, load_vec(gh + 2 * width + j), load_vec(gi + 2 * width + j)));
+        store_vec(out + j, fma(keep, load_vec(h + j) - fresh, fresh));
+      }
+    }
+  }
+  GateLayer<C> input;
+
+ private:
+  GateLayer<C> state_;
+};
+
+template <class C>
+class LstmCell {
+ public:
+  static constexpr int kLeaves = 2;
+  explicit LstmCell(const Recurrence& a)
+      : input(a.weight_ih, a.bias_ih, 4, a.dim, a.input), state_(a.weight_hh, a.bias_hh, 4, a.dim, a.dim) {}
+  int64_t scratch_columns() const { return state_.columns; }
+  void step(C* const* from, const C* given, int64_t used, C* gates, C* const* to) const {
+    const int64_t width = state_.width;
+    state_.apply(from[0], width, used, gates);
+    for (int64_t r = 0; r < used; ++r) {
+      const C *gi = given + r * input.columns, *gh = gates + r * state_.columns, *c = from[1] + r * width;
+      C *h_out = to[0] + r * width, *c_out = to[1] + r * width;
+      const auto gate = [&](int64_t g, int64_t j) __attribute__((always_inline)) {
+        return load_vec(gi + g * width + j) + load_vec(gh + g * width + j);
+      };
+      for (int64_t j = 0; j < width; j += kLanes<C>) {
+        const vec<C> in = sigmoid_vec<C>(gate(0, j)), forget = sigmoid_vec<C>(gate(1, j));
+        const vec<C> cell = fma(forget, load_vec(c + j), in * tanh_vec(gate(2, j)));
+        store_vec(c_out + j, cell);
+        store_vec(h_out + j, sigmoid_vec<C>(gate(3, j)) * tanh_vec(cell));
+      }
+    }
+  }
+  GateLayer<C> input;
+
+ private:
+  GateLayer<C> state_;
+};
+
+template <class C, Activation A>
+class MlpCell {
+ public:
+  static constexpr int kLeaves = 1;
+  explicit MlpCell(const Recurrence& a)
+      : input(a.weight_ih, a.bias_ih, 1, a.hidden, a.input),
+        up_(a.weight_hh, nullptr, 1, a.hidden, a.dim),
+        down_(a.weight2, a.bias2, 1, a.dim, a.hidden),
+        residual_(a.residual) {}
+  int64_t scratch_columns() const { return up_.columns; }
+  void step(C* const* from, const C* given, int64_t used, C* hidden, C* const* to) const {
+    const int64_t width = down_.width;
+    product(from[0], width, used, up_.panels, {given, input.columns},
+            [&](int64_t r, int64_t j, vec<C> v) __attribute__((always_inline)) {
+              store_vec(hidden + r * up_.columns + j, activate<A, true, false, VectorMath<C>>(v).value);
+            });
+    down_.apply(hidden, up_.columns, used, to[0]);
+    if (!residual_) return;
+    for (int64_t r = 0; r < used; ++r) {
+      const C* s = from[0] + r * width;
+      C* out = to[0] + r * width;
+      for (int64_t j = 0; j < width; j += kLanes<C>) store_vec(out + j, load_vec(s + j) + load_vec(out + j));
+    }
+  }
+  GateLayer<C> input;
+
+ private:
+  GateLayer<C> up_, down_;
+  bool residual_;
+};
+
+}  // namespace AC_ISA
+}  // namespace adaptcomp

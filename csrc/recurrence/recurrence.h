@@ -1,0 +1,53 @@
+// A whole adaptive run of a recurrent cell in one call: every row takes its steps until its policy halts it.
+//
+// The cells are those of adaptcomp_ext.cells, with the input constant over the steps of a row:
+//
+//   GRU   r, z = sigmoid(gi + gh);  n = tanh(gi_n + r gh_n);  h' = n + z (h - n)
+//   LSTM  i, f, o = sigmoid(gi + gh);  g = tanh(gi_g + gh_g);  c' = f c + i g;  h' = o tanh(c')
+//   MLP   s' = [s +] W_2 act(gi + W_s s) + b_2
+//
+// with gi = W_ih x + b_ih, computed once for each row, and gh = W_hh h + b_hh. The policies are those of the
+// halting step, whose row arithmetic decides here, too.
+#pragma once
+
+#include <cstdint>
+
+#include "common/interrupt.h"
+#include "halting/halting.h"
+#include "mlp_energy/rows.h"
+
+namespace adaptcomp {
+
+enum class CellKind : int64_t { gru = 0, lstm = 1, mlp = 2 };
+
+// All numbers are double if halt.wide, else float. Matrices are [to, from], contiguous.
+struct Recurrence {
+  int64_t rows, input, dim, hidden;  // widths of input and state; of the MLP's hidden layer
+  CellKind cell;
+  Activation activation;     // of the MLP
+  bool residual;             // of the MLP
+  const void* x;             // [rows, input]; null: no input
+  const void* state[2];      // [rows, dim] each; the LSTM has h and c
+  const void* weight_ih;     // [gates, input]; gates: 3 dim (r, z, n), 4 dim (i, f, g, o) or hidden
+  const void* weight_hh;     // [gates, dim]
+  const void* bias_ih;       // [gates], or null: zero
+  const void* bias_hh;       // [gates], or null: zero
+  const void* weight2;       // [dim, hidden], of the MLP
+  const void* bias2;         // [dim], of the MLP
+  const void* head;          // [dim]: the halting logit's weights; null: the policy has no head
+  const void* head_bias;     // [1], or null: zero
+  const void* readout;       // [width, dim]; null: the readout is the first tensor of the state
+  const void* readout_bias;  // [width], or null: zero
+  int64_t width;             // of the readout
+  void* output;              // [rows, width] out: zero before where the policy weights; null: not wanted
+  void* result[2];           // [rows, dim] out: each row's last state
+  void* cost;                // [rows] out, zero before: the policy's cost; null: it has none
+  // policy, threshold, parameter, min_steps, max_steps, wide; signal and sample as in a halting step of the
+  // whole batch; steps and status: out
+  HaltStep halt;
+  Interrupt* interrupt;  // null: runs to the end
+};
+
+void recurrence_cpu(const Recurrence& recurrence);
+
+}  // namespace adaptcomp
