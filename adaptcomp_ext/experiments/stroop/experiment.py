@@ -530,10 +530,7 @@ def _accuracy(axes: Axes, found: _Found) -> None:
         "the CNN alone": (OTHERS, "accuracy/cnn/incongruent"),
         "the CNN, weighted as control": (MUTED, "accuracy/cnn_by_need/incongruent"),
         "habit π₁ alone": (LIGHT, "accuracy/default/incongruent"),
-        f"ACC, {_share(TABLE_RATE)} of held-out items called": (
-            OURS,
-            _trained("value").format(c="incongruent"),
-        ),
+        f"ACC, {_share(TABLE_RATE)} called": (OURS, _trained("value").format(c="incongruent")),
         "control π₂ alone": (ORANGE, "accuracy/control/incongruent"),
     }
     _by_share(axes, found, "right, %", "Incongruent test digits", bars_of)
