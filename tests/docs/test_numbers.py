@@ -151,6 +151,13 @@ def of_memory(form: str) -> list[float]:
     return [r["bytes"][form] / 2**20 for r in rows]
 
 
+def of_stroop(column: str, without: str = "") -> list[list[float]]:
+    """Mean, low and high of a column in the report of the arms, from the table that lacks another column."""
+    content = json.loads((RESULTS / "stroop-arms.json").read_text())["tables"]
+    (rows,) = (t["rows"] for t in content if column in t["rows"][0] and without not in t["rows"][0])
+    return [[100 * value for value in row[column][:3]] for row in rows]
+
+
 QUOTES = {
     # A sentence, with its numbers as groups, and what they are computed from.
     ("README.md", r"(\S+) to (\S+) times its lower bound"): lambda: [
@@ -160,6 +167,16 @@ QUOTES = {
     ("README.md", r"(\S+) times as fast as eager autograd for 16 rows of 32, and (\S+) times for"): lambda: [
         of_energy("all mlp silu B=16", "eager"),
         of_energy("all mlp silu B=1024", "eager"),
+    ],
+    (
+        "README.md",
+        r"it adds (\S+) points \((\S+) to (\S+)\), weighting one CNN's rows (\S+) \((\S+) to (\S+)\)",
+    ): lambda: [
+        *of_stroop("ACC, 20 % called", without="that CNN − the CNN")[0],
+        *of_stroop("that CNN − the CNN")[0],
+    ],
+    ("docs/experiments/stroop.md", r"at most (\S+) points better than entropy"): lambda: [
+        max(row[0] for row in of_stroop("− entropy", without="− value"))
     ],
     ("docs/limits.md", r"Of the (\d+) configurations"): lambda: [len(halting())],
     ("docs/limits.md", r"in one: (\S+) %"): lambda: [
