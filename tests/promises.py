@@ -54,8 +54,8 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
             "row alone",
             "A row's result has the same bits alone, in any batch and in any order.",
             f"They give a row these bits themselves ({BLAS}; `torch.sigmoid` and `softplus` of equal "
-            "numbers are not one number in a batch of 17 to 63 rows). `ac.ops.linear` is a product that "
-            "does.",
+            "numbers are not one number in a batch of 17 to 63 rows). `ac.ops.linear` gives "
+            "them.",
             "On the reference, which calls such operations.",
         ),
         Promise(
