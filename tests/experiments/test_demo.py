@@ -19,8 +19,7 @@ from adaptcomp_ext.experiments.demo import demo
 from adaptcomp_ext.experiments.demo.baselines import Outcome, active_rows, agreement, limit, ways
 from adaptcomp_ext.experiments.demo.experiment import recipe_for
 from adaptcomp_ext.experiments.demo.measure import PER_CLASS, SHOWN
-from adaptcomp_ext.experiments.demo.model import GlimpseReader
-from adaptcomp_ext.experiments.demo.training import Recipe, train
+from adaptcomp_ext.experiments.demo.model import GlimpseReader, Recipe, train
 from tests.helpers.reports import check_one_seed_report
 
 

@@ -8,8 +8,7 @@ import pytest
 pytest.importorskip("gymnasium")
 from gymnasium.vector import AutoresetMode
 
-from adaptcomp_ext.experiments.environments.layouts import FAR, MOVES, distances, draw_layouts
-from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
+from adaptcomp_ext.experiments.environments.maze import FAR, MOVES, MazeVectorEnv, distances, draw_layouts
 
 SAME_STEP = AutoresetMode.SAME_STEP
 

@@ -13,8 +13,7 @@ gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import vector as wrappers
 
-from adaptcomp_ext.experiments.environments.layouts import MOVES, Layouts, draw_layouts
-from adaptcomp_ext.experiments.environments.maze import POOL, MazeVectorEnv
+from adaptcomp_ext.experiments.environments.maze import MOVES, POOL, Layouts, MazeVectorEnv, draw_layouts
 
 MODES = list(AutoresetMode)
 SIZE, DENSITY, STEPS = 4, 0.2, 6

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 
 from . import harness
-from .bandwidth import BANDWIDTH, bandwidth
+from .gpu import BANDWIDTH, bandwidth
 from .halting_forms import (
     CORES,
     Config,

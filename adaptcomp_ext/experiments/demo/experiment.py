@@ -15,7 +15,7 @@ from ..runs.report import Block, Column, Picture, Verdicts, tabulate
 from ..runs.statistics import counted, estimate, form, interval
 from ..style import FAINT, INK, MUTED, ORANGE, OTHERS, OURS, WIDTH, WRONG, note
 from .measure import PER_CLASS, SHOWN, measure
-from .training import Recipe
+from .model import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

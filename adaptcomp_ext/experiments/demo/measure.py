@@ -16,8 +16,7 @@ from ..device import here
 from ..files import write_tensors
 from ..runs import Cell, Tick
 from .baselines import compare
-from .model import GlimpseReader
-from .training import Recipe, train
+from .model import GlimpseReader, Recipe, train
 
 SHOWN = "shown.safetensors"
 PER_CLASS = 4

@@ -17,8 +17,7 @@ from torch import Tensor
 from adaptcomp_ext.experiments.bench.machine import keep_freed_memory
 from adaptcomp_ext.experiments.bench.timing import ratio
 from adaptcomp_ext.experiments.device import seeded
-from adaptcomp_ext.experiments.environments.layouts import Layouts, draw_layouts
-from adaptcomp_ext.experiments.environments.maze import MazeVectorEnv
+from adaptcomp_ext.experiments.environments.maze import Layouts, MazeVectorEnv, draw_layouts
 from adaptcomp_ext.experiments.files import write_tensors
 from adaptcomp_ext.experiments.runs import Cell, Tick, span
 from adaptcomp_ext.models.agents import MazeAgent
