@@ -26,9 +26,14 @@ class Panels {
     for (int64_t j = 0; j < n_; j += kWide) {
       const int64_t width = n_ - j < kWide ? n_ - j : kWide;
       C* out = data_.get() + j * k;
-      for (int64_t i = 0; i < k; ++i)
-        for (int64_t c = 0; c < width; ++c)
-          out[i * width + c] = j + c < n ? from[i * row + (j + c) * column] : C(0);
+      const int64_t real = n - j < width ? n - j : width;
+      if (real < width) std::memset(out, 0, static_cast<size_t>(k * width) * sizeof(C));
+      if (row == 1) {
+        transpose(from + j * column, column, real, k, out, width);
+      } else {
+        for (int64_t i = 0; i < k; ++i)
+          for (int64_t c = 0; c < real; ++c) out[i * width + c] = from[i * row + (j + c) * column];
+      }
     }
   }
   int64_t inner() const { return k_; }
@@ -36,6 +41,18 @@ class Panels {
   const C* panel(int64_t column) const { return data_.get() + column * k_; }
 
  private:
+  // out[i, c] = from[c, i], for c < n and i < k. In strips of rows: the lines that are written stay in the
+  // first-level cache until they are full.
+  static void transpose(const C* from, int64_t stride, int64_t n, int64_t k, C* out, int64_t width) {
+    constexpr int64_t kStrip = 16;
+    int64_t i = 0;
+    for (; i + kStrip <= k; i += kStrip)
+      for (int64_t c = 0; c < n; ++c)
+        for (int64_t s = 0; s < kStrip; ++s) out[(i + s) * width + c] = from[c * stride + i + s];
+    for (; i < k; ++i)
+      for (int64_t c = 0; c < n; ++c) out[i * width + c] = from[c * stride + i];
+  }
+
   int64_t k_ = 0, n_ = 0;
   Scratch<C> data_;
 };

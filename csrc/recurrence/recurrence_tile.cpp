@@ -28,6 +28,9 @@ struct Packed {
   C head_bias;
 };
 
+// More than a descent's: each pass reads all weights, which lie in the second-level cache.
+constexpr int64_t kRows = 32;
+
 template <class C, class Cell>
 class RecurrenceTile {
   struct Slot {
@@ -173,8 +176,8 @@ class RecurrenceTile {
   C *now_[Cell::kLeaves], *next_[Cell::kLeaves];
   C* waiting_;                               // the input's part of the rows that wait
   int64_t first_ = 0, waits_ = 0, end_ = 0;  // those rows: the first of them, the next, and the end
-  Slot slots_[kSlots];
-  C logits_[kSlots], accumulated_[kSlots];
+  Slot slots_[kRows];
+  C logits_[kRows], accumulated_[kRows];
   HaltStep halt_;  // of the slot that is decided
   bool weighted_;
 };
@@ -190,7 +193,7 @@ void run(const Recurrence& a) {
   const double total = work * static_cast<double>(a.rows) * (static_cast<double>(a.halt.max_steps) + 1) / 2;
   int64_t queue = 0;
   paced_team(a.interrupt, work, least(a.rows, threads_for(total)), [&](int64_t, int64_t of, Pace& pace) {
-    const int64_t capacity = least(kSlots, (a.rows + of - 1) / of);
+    const int64_t capacity = least(kRows, (a.rows + of - 1) / of);
     RecurrenceTile<C, Cell>(a, packed, capacity).run(&queue, pace);
   });
 }
