@@ -91,6 +91,17 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
             "to its sample and its step, not to its place in the batch.",
             "They draw nothing themselves.",
         ),
+        Promise(
+            "rows apart",
+            "A step, readout, head or energy in which one row reads another is refused at the first call.",
+            fails="With `check_rows=False` or `compact=False`; for a policy's own `decide`; for what has no "
+            "derivative.",
+        ),
+        Promise(
+            "no trace",
+            "That check changes no random number, buffer, result or tensor, and no hook sees it.",
+            fails="What the functions change outside of the process's tensors, such as files, is not undone.",
+        ),
         Promise("untouched", "State, inputs and what the user's functions keep are never written to."),
     ),
     "Numbers": (
@@ -125,6 +136,10 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
         ),
     ),
     "At home in PyTorch": (
+        Promise(
+            "held",
+            "A plain function that depends on parameters which no module holds warns once, and names them.",
+        ),
         Promise(
             "modules",
             "`AdaptiveHalt` and `EnergyDescent` are modules: parameters, `state_dict`, `.to`, `deepcopy` "
@@ -174,7 +189,16 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
             "examples", "What README and documentation show runs, prints what stands below it, and trains."
         ),
         Promise("figures", "Every figure of README and of the page Measured is that of a committed report."),
-        Promise("systems", "Linux on x86-64 and aarch64 builds; other systems are refused by name."),
+        Promise(
+            "systems",
+            "Linux on x86-64 and aarch64 builds; other systems are refused by name.",
+            fails="aarch64 has run under emulation of the processor only.",
+        ),
+        Promise(
+            "device",
+            "Models and data of every experiment follow `--device`.",
+            fails="Shown on a stand-in that refuses what CUDA refuses; no experiment has run on a GPU.",
+        ),
         Promise(
             "resume",
             "An experiment that was interrupted goes on, and ends with the bits of one that was not.",

@@ -70,6 +70,7 @@ def test_a_build_that_does_not_exist_is_refused_with_those_that_do():
     assert run.stderr.startswith("no part of the matrix: msvc; there are oldest newest")
 
 
+@pytest.mark.promise("systems")
 @needs_checkout
 def test_the_oldest_versions_that_are_declared_are_those_that_are_built_and_named():
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

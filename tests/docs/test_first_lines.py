@@ -19,6 +19,7 @@ FIRST = {
 """The files, and how many of their first lines are looked at."""
 
 
+@pytest.mark.promise("figures")
 @pytest.mark.parametrize("name", FIRST)
 def test_the_first_lines_say_what_ran_where(name: str) -> None:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()[: FIRST[name]]

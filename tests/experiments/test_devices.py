@@ -129,6 +129,7 @@ class _AnyCPU:
     __hash__ = None  # type: ignore[assignment]
 
 
+@pytest.mark.promise("device")
 @pytest.mark.parametrize("name", NAMES)
 def test_models_and_data_follow_the_device(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_images: None
@@ -182,6 +183,7 @@ def test_the_stand_in_refuses_what_cuda_refuses() -> None:
             assert str((drawn + torch.arange(3) + here(left)).device) == NAME
 
 
+@pytest.mark.promise("device")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("device", "expected"),

@@ -39,6 +39,7 @@ def expected(seeds: list[float], bound: float, most: bool) -> str:
     return f"Not decided: {'met' if mean > 0 else 'missed'} by the mean, not by the whole interval"
 
 
+@pytest.mark.promise("verdicts")
 @given(SEEDS, st.sampled_from([-0.5, 0.0, 0.02]), st.booleans())
 def test_a_verdict_is_that_of_the_interval(seeds: list[float], bound: float, most: bool) -> None:
     claim = Claim(paired(seeds, [0.0] * len(seeds)), bound, most)
@@ -71,6 +72,7 @@ def test_a_direction_is_said_only_where_the_interval_has_one(seeds: list[float])
         assert words == known.get(wanted, "not decided: the interval holds 0")
 
 
+@pytest.mark.promise("verdicts")
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda p: str(p.relative_to(FOLDER)))
 def test_no_report_has_verdicts_of_its_own(path: Path) -> None:
     own = re.findall(r"Holds\b|[Dd]oes not hold|[Nn]ot decided: m", path.read_text(encoding="utf-8"))

@@ -247,6 +247,7 @@ def test_cells_are_no_heads_and_no_energies():
             ac.EnergyDescent(cell)
 
 
+@pytest.mark.promise("step's result")
 @pytest.mark.parametrize("policy", [ac.ACT, ac.PonderNet])
 @pytest.mark.parametrize("backend", ["kernels", "no_grad", "reference"])
 @pytest.mark.parametrize(

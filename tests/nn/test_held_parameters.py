@@ -64,6 +64,7 @@ def quiet():
         yield
 
 
+@pytest.mark.promise("held")
 @pytest.mark.parametrize("kind", functions(Cell()))
 @pytest.mark.parametrize("backend", ["kernels", "reference", "weighted"])
 def test_a_function_s_parameters_are_named_once(kind, backend, quiet):
@@ -83,6 +84,7 @@ def test_a_function_s_parameters_are_named_once(kind, backend, quiet):
         halt(X)
 
 
+@pytest.mark.promise("held")
 def test_all_parts_are_searched():
     linear, head = nn.Linear(D, D), nn.Linear(D, 1)
     for policy in (ac.ACT, ac.PonderNet):
@@ -97,6 +99,7 @@ def test_all_parts_are_searched():
         ac.EnergyDescent(lambda y: linear(y).square().sum(1), max_steps=2)(X)
 
 
+@pytest.mark.promise("held")
 @pytest.mark.parametrize("gradient", ["unrolled", "stepwise", "implicit", "detached"])
 def test_an_energy_s_parameters_are_named_once(gradient, quiet):
     linear = nn.Linear(D, D)
@@ -112,6 +115,7 @@ def test_an_energy_s_parameters_are_named_once(gradient, quiet):
     )
 
 
+@pytest.mark.promise("held")
 def test_modules_are_held(quiet):
     cell = Cell()
     halt = halting(cell, ac.ACT(nn.Linear(D, 1)), readout=nn.Linear(D, 2))
@@ -121,6 +125,7 @@ def test_modules_are_held(quiet):
     halting(cell, readout=lambda h: cell.linear(h))(X)
 
 
+@pytest.mark.promise("held")
 def test_an_encoder_s_parameters_are_not_meant(quiet):
     encoder, start = nn.Linear(D, D), nn.Parameter(torch.randn(B, D))
     for step in (lambda h, x: torch.tanh(h + x), lambda h, x: h * x):

@@ -112,6 +112,7 @@ def mode(request):
     }[request.param]
 
 
+@pytest.mark.promise("rows apart")
 @pytest.mark.parametrize("name", MIXING)
 def test_a_step_that_mixes_rows_is_refused(name, mode):
     if name == "pairs":
@@ -127,6 +128,7 @@ def test_a_step_that_mixes_rows_is_refused(name, mode):
         halting(MIXING[name], check_rows=False, compact=False)(X.clone())
 
 
+@pytest.mark.promise("rows apart")
 @pytest.mark.parametrize("name", APART)
 def test_all_others_pass(name, mode):
     for rows in (B, 3, 2, 1, 0):
@@ -166,6 +168,7 @@ def test_one_row_is_nothing_to_check():
         halt(X[:2])
 
 
+@pytest.mark.promise("before")
 def test_no_step_has_run():
     """The error comes before the first step of the run, and in a later stage before the second."""
     seen = []
@@ -179,6 +182,7 @@ def test_no_step_has_run():
     assert seen == []
 
 
+@pytest.mark.promise("rows apart")
 @pytest.mark.parametrize("at", range(3))
 def test_every_stage_is_checked(at):
     class Stage(nn.Module):
@@ -194,6 +198,7 @@ def test_every_stage_is_checked(at):
         ac.AdaptiveHalt(stages, ac.FixedSteps(1))(X)
 
 
+@pytest.mark.promise("rows apart")
 @pytest.mark.parametrize(
     ("step", "name"),
     [
@@ -236,6 +241,7 @@ def test_inputs_and_all_tensors_of_a_state_are_checked(where):
         halting(step)(*arguments)
 
 
+@pytest.mark.promise("rows apart")
 def test_readout_and_head_are_checked():
     linear = nn.Linear(D, D)
     with pytest.raises(ValueError, match="^readout: " + REFUSED):
@@ -387,6 +393,7 @@ def test_a_compiled_step_is_not_compiled_for_the_check():
 COUNT = 0
 
 
+@pytest.mark.promise("no trace")
 def test_what_a_step_counts_counts_no_check():
     seen, bag, queue, counts = [], set(), collections.deque(), collections.Counter()
     total = 0
@@ -437,6 +444,7 @@ def test_what_a_step_counts_counts_no_check():
     assert len(module.cache) == B
 
 
+@pytest.mark.promise("no trace")
 def test_random_numbers_go_on_as_if_there_were_no_check():
     own = torch.Generator()
 
@@ -456,6 +464,7 @@ def test_random_numbers_go_on_as_if_there_were_no_check():
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+@pytest.mark.promise("no trace")
 def test_buffers_and_results_have_the_same_bits():
     steps = []
     for _ in range(2):
@@ -493,6 +502,7 @@ def test_memory_that_a_step_writes_to_gets_no_graph():
         assert torch.equal(memory, result.output)
 
 
+@pytest.mark.promise("no trace")
 def test_hooks_see_no_check():
     linear, seen = nn.Linear(D, D), []
     linear.register_forward_pre_hook(lambda module, given: seen.append("pre"))
@@ -508,6 +518,7 @@ def test_hooks_see_no_check():
     assert len(linear._forward_hooks) == len(linear._backward_hooks) == 1
 
 
+@pytest.mark.promise("no trace", "untouched")
 def test_the_callers_tensors_stay_as_they_are():
     def step(h, x):
         x.add_(1)
@@ -599,6 +610,7 @@ def test_the_check_warns_of_nothing():
 
 
 # --- energies -----------------------------------------------------------------------------------------------
+@pytest.mark.promise("rows apart")
 @pytest.mark.parametrize("name", ["cumsum", "mean", "neighbours", "cumsum from the end"])
 @pytest.mark.parametrize("rows", [2, 3, B])
 def test_an_energy_that_mixes_rows_is_refused(name, rows):
