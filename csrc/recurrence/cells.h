@@ -29,7 +29,7 @@ struct GateLayer {
     panels = Panels<C>(spread.get(), k, columns, 1, k);
   }
   // out[r, j] = bias[j] + sum_i x[r, i] weight[j, i]
-  void apply(const C* x, int64_t stride, int64_t rows, C* out) const {
+  __attribute__((noinline)) void apply(const C* x, int64_t stride, int64_t rows, C* out) const {
     if (panels.inner() == 0) {
       for (int64_t r = 0; r < rows; ++r) copy_row(out + r * columns, bias.get(), columns);
       return;
@@ -108,7 +108,7 @@ class LstmCell {
   GateLayer<C> state_;
 };
 
-template <class C, Activation A>
+template <class C>
 class MlpCell {
  public:
   static constexpr int kLeaves = 1;
@@ -116,14 +116,20 @@ class MlpCell {
       : input(a.weight_ih, a.bias_ih, 1, a.hidden, a.input),
         up_(a.weight_hh, nullptr, 1, a.hidden, a.dim),
         down_(a.weight2, a.bias2, 1, a.dim, a.hidden),
+        activation_(a.activation),
         residual_(a.residual) {}
   int64_t scratch_columns() const { return up_.columns; }
   void step(C* const* from, const C* given, int64_t used, C* hidden, C* const* to) const {
     const int64_t width = down_.width;
     product(from[0], width, used, up_.panels, {given, input.columns},
-            [&](int64_t r, int64_t j, vec<C> v) __attribute__((always_inline)) {
-              store_vec(hidden + r * up_.columns + j, activate<A, true, false, VectorMath<C>>(v).value);
-            });
+            [&](int64_t r, int64_t j, vec<C> v)
+                __attribute__((always_inline)) { store_vec(hidden + r * up_.columns + j, v); });
+    dispatch_activation(activation_, [&](auto activation) {
+      for (int64_t i = 0; i < used * up_.columns; i += kLanes<C>) {
+        const vec<C> v = load_vec(hidden + i);
+        store_vec(hidden + i, activate<decltype(activation)::value, true, false, VectorMath<C>>(v).value);
+      }
+    });
     down_.apply(hidden, up_.columns, used, to[0]);
     if (!residual_) return;
     for (int64_t r = 0; r < used; ++r) {
@@ -136,6 +142,7 @@ class MlpCell {
 
  private:
   GateLayer<C> up_, down_;
+  Activation activation_;
   bool residual_;
 };
 

@@ -203,9 +203,7 @@ void run_cell(const Recurrence& a) {
   switch (a.cell) {
     case CellKind::gru: return run<C, GruCell<C>>(a);
     case CellKind::lstm: return run<C, LstmCell<C>>(a);
-    case CellKind::mlp:
-      dispatch_activation(a.activation,
-                          [&](auto activation) { run<C, MlpCell<C, decltype(activation)::value>>(a); });
+    case CellKind::mlp: return run<C, MlpCell<C>>(a);
   }
 }
 

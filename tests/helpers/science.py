@@ -11,6 +11,11 @@ def set_full(full: bool) -> None:
     _full = full
 
 
+def full() -> bool:
+    """Whether tests run in full."""
+    return _full
+
+
 def seeds(full: int) -> int:
     """Return the number of seeds of a scientific test: `full` with ``--full``, else two, for an interval."""
     return full if _full else min(2, full)

@@ -310,9 +310,10 @@ class AdaptiveHalt(Checked):
         fused = None if policy.traced or on_reference() else fused_decision(policy, problem.run)
         if fused is not None and fused.head is not None and problem.watch is not None:
             fused = fused._replace(head=problem.watch.wrap("head", fused.head))
-        if type(self.step) in KINDS and fused is not None:
+        step = self._modules.get("step")  # None where it is a plain function
+        if type(step) in KINDS and fused is not None:
             try:
-                whole = find(problem, fused, self.step)
+                whole = find(problem, fused, step)
             except NotServed:
                 pass
             else:
