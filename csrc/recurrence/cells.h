@@ -50,14 +50,26 @@ AC_INLINE vec<C> sigmoid_vec(vec<C> x) {
 }
 
 // A cell computes, for the first `used` slots, the next state from the state and the row's part of the gates.
-// `scratch` holds scratch_columns() numbers for each slot.
+// It has room for scratch_columns() numbers for each slot. Here its gates add a layer of the input and a
+// layer of the state.
+template <class C, int kGates>
+class GatedCell {
+ public:
+  explicit GatedCell(const Recurrence& a)
+      : input(a.weight_ih, a.bias_ih, kGates, a.dim, a.input),
+        state_(a.weight_hh, a.bias_hh, kGates, a.dim, a.dim) {}
+  int64_t scratch_columns() const { return state_.columns; }
+  GateLayer<C> input;
+
+ protected:
+  GateLayer<C> state_;
+};
+
 template <class C>
-class GruCell {
+class GruCell : public GatedCell<C, 3> {
  public:
   static constexpr int kLeaves = 1;
-  explicit GruCell(const Recurrence& a)
-      : input(a.weight_ih, a.bias_ih, 3, a.dim, a.input), state_(a.weight_hh, a.bias_hh, 3, a.dim, a.dim) {}
-  int64_t scratch_columns() const { return state_.columns; }
+  using GatedCell<C, 3>::GatedCell, GatedCell<C, 3>::input;
   void step(C* const* from, const C* given, int64_t used, C* gates, C* const* to) const {
     const int64_t width = state_.width;
     state_.apply(from[0], width, used, gates);
@@ -72,19 +84,16 @@ class GruCell {
       }
     }
   }
-  GateLayer<C> input;
 
  private:
-  GateLayer<C> state_;
+  using GatedCell<C, 3>::state_;
 };
 
 template <class C>
-class LstmCell {
+class LstmCell : public GatedCell<C, 4> {
  public:
   static constexpr int kLeaves = 2;
-  explicit LstmCell(const Recurrence& a)
-      : input(a.weight_ih, a.bias_ih, 4, a.dim, a.input), state_(a.weight_hh, a.bias_hh, 4, a.dim, a.dim) {}
-  int64_t scratch_columns() const { return state_.columns; }
+  using GatedCell<C, 4>::GatedCell, GatedCell<C, 4>::input;
   void step(C* const* from, const C* given, int64_t used, C* gates, C* const* to) const {
     const int64_t width = state_.width;
     state_.apply(from[0], width, used, gates);
@@ -102,10 +111,9 @@ class LstmCell {
       }
     }
   }
-  GateLayer<C> input;
 
  private:
-  GateLayer<C> state_;
+  using GatedCell<C, 4>::state_;
 };
 
 template <class C>

@@ -48,7 +48,7 @@ def demo(
         float, typer.Option(min=0.1, help="Seconds for all repeats of the timing together.")
     ] = 5.0,
 ) -> Setup:
-    """Train a reader that looks longer at hard digits, time it, and draw what it did. Under a minute."""
+    """Train a reader that looks longer at hard digits, time it, and draw what it did. About a minute."""
     images = find_images(data)
     recipe = recipe_for(images)
     if epochs is not None:

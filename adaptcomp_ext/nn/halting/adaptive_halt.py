@@ -77,8 +77,8 @@ class AdaptiveHalt(Checked):
     step : callable, nn.Module or nn.ModuleList
         ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes; a dictionary may
         be returned with its keys in another order. torch's own recurrent cells take the input first and are
-        refused; subclass them. A ModuleList gives step n its own layer (early exit), and
-        bounds `max_steps` by its length.
+        refused: `adaptcomp_ext.cells` has them with the state first. A ModuleList gives step n its own layer
+        (early exit), and bounds `max_steps` by its length.
     policy : Policy
         Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a custom
         `Policy`.

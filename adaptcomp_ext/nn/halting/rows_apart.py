@@ -71,9 +71,8 @@ def check(step: Any, readout: Any, head: Any, state: Any, inputs: tuple[Any, ...
     -------
     bool
         False if the check has to wait, because a lazy module has no parameters yet, or for the check of
-        another thread. True where a part cannot
-        be checked, too: it is not differentiable, communicates between processes, would use up an iterator,
-        or raises on these rows.
+        another thread. True where a part cannot be checked, too: it is not differentiable, communicates
+        between processes, would use up an iterator, or raises on these rows.
     """
     parts = _parts(step, readout, head)
     walk = walked([(part.prefix or part.role, part.function) for part in parts], methods=True)
