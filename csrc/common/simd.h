@@ -61,9 +61,24 @@ template <class C>
 AC_INLINE void store_vec(C* p, vec<C> v) {
   std::memcpy(p, &v, sizeof v);
 }
-template <class C>
-AC_INLINE vec<C> splat(C x) {
-  return vec<C>{} + x;
+// As intrinsics: zero + x would be an addition, since it turns minus zero into zero.
+AC_INLINE vecf splat(float x) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(x);
+#else
+  return vecf{x, x, x, x};
+#endif
+}
+AC_INLINE vecd splat(double x) {
+#if defined(__AVX512F__)
+  return _mm512_set1_pd(x);
+#elif defined(__AVX2__)
+  return _mm256_set1_pd(x);
+#else
+  return vecd{x, x};
+#endif
 }
 
 // a b + c, rounded once if the instruction set can. The compiler itself contracts nothing.
