@@ -52,9 +52,11 @@ def build_info() -> dict[str, Any]:
     -------
     dict
         ``version``; ``compiler``; ``instruction_set``: the one that the CPU kernels use on this machine
-        ("base", "avx2" or "avx512"); ``cuda``: bool, whether CUDA was compiled in; ``cuda_compiler`` and
-        ``cuda_architectures``; ``openmp``: the version of the standard, 0 without OpenMP; ``openmp_threads``;
-        ``torch``, ``torch_cuda`` and ``torch_threads``: the torch in use.
+        ("base", "avx2" or "avx512"), the widest unless the environment variable
+        ``ADAPTCOMP_INSTRUCTION_SET`` named another one when the package was imported; ``cuda``: bool,
+        whether CUDA was compiled in; ``cuda_compiler`` and ``cuda_architectures``; ``openmp``: the version
+        of the standard, 0 without OpenMP; ``openmp_threads``; ``torch``, ``torch_cuda`` and
+        ``torch_threads``: the torch in use.
     """
     return {
         **_C.build_info(),

@@ -8,6 +8,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -198,16 +199,24 @@ int64_t compact_temp(int64_t n) {
 
 constexpr const char* kIsaNames[] = {"base", "avx2", "avx512"};
 
-// Selects another instruction set of the machine, for tests.
-void use_isa(const std::string& name) {
+// Selects an instruction set of the machine; `who` asked for it.
+void select_isa(const char* who, const std::string& name) {
+  std::string has;
   for (int i = 0; i <= static_cast<int>(best_isa()); ++i) {
     if (name == kIsaNames[i]) {
       isa() = static_cast<Isa>(i);
       return;
     }
+    has += (i ? ", " : "") + std::string(kIsaNames[i]);
   }
-  throw std::invalid_argument("adaptcomp_ext._C: this machine does not have the instruction set " + name);
+  throw std::invalid_argument(std::string(who) +
+                              ": expected an instruction set that the kernels are compiled for and this "
+                              "machine has (" +
+                              has + "), got '" + name + "'");
 }
+
+// Selects another instruction set, for tests.
+void use_isa(const std::string& name) { select_isa("adaptcomp_ext._C.use_isa", name); }
 
 py::dict build_info() {
   py::dict info;
@@ -236,6 +245,8 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  if (const char* name = std::getenv("ADAPTCOMP_INSTRUCTION_SET"); name && *name)
+    select_isa("ADAPTCOMP_INSTRUCTION_SET", name);  // Python makes an ImportError of the exception
   m.doc() = "Compiled kernels of adaptcomp_ext. Private: use adaptcomp_ext.ops.";
   m.attr("CPU") = kCpu;
 #ifdef ADAPTCOMP_EMULATION

@@ -73,3 +73,39 @@ def test_pytest_as_a_module_in_a_checkout_tests_the_installed_package(checkout):
     child = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert child.returncode == 0, child.stdout + child.stderr
     assert str(ac.build_info()["compiler"]) in child.stdout
+
+
+def _import_with(instruction_set):
+    """Import in a child process, with the environment variable; print the instruction set in use."""
+    return subprocess.run(
+        [sys.executable, "-c", "import adaptcomp_ext as ac; print(ac.build_info()['instruction_set'])"],
+        cwd=OUTSIDE,
+        env={**os.environ, "ADAPTCOMP_INSTRUCTION_SET": instruction_set},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_a_variable_chooses_the_instruction_set(instruction_set):
+    child = _import_with(instruction_set)
+    assert child.stdout.split() == [instruction_set], child.stderr
+
+
+@pytest.mark.skipif(
+    "ADAPTCOMP_INSTRUCTION_SET" in os.environ, reason="the widest instruction set is not known here"
+)
+def test_an_empty_variable_chooses_the_widest_instruction_set():
+    child = _import_with("")
+    assert child.stdout.split() == [ac.build_info()["instruction_set"]], child.stderr
+
+
+@pytest.mark.parametrize("name", ["AVX2", "sse", "avx512 ", "avx1024"])
+def test_another_instruction_set_is_refused(name):
+    child = _import_with(name)
+    assert child.returncode == 1
+    assert re.fullmatch(
+        r"ImportError: ADAPTCOMP_INSTRUCTION_SET: expected an instruction set that the kernels are compiled "
+        rf"for and this machine has \(base(, avx2(, avx512)?)?\), got '{name}'",
+        child.stderr.splitlines()[-1],
+    ), child.stderr

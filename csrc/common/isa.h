@@ -17,7 +17,7 @@ inline Isa best_isa() {
 #endif
 }
 
-// The instruction set in use. Tests set it to run the other builds.
+// The instruction set in use. The module sets it while it is loaded, and tests do, to run the other builds.
 inline Isa& isa() {
   static Isa in_use = best_isa();
   return in_use;

@@ -211,6 +211,9 @@ def test_run_writes_json_markdown_and_figure_and_resumes(tmp_path, capsys, small
         assert row["ratios"]["eager/kernel"] > 0
     written = (tmp_path / "bench_energy.md").read_text()
     assert written == EnergyBenchmark.markdown(stored) == EnergyBenchmark.markdown(report)
+    assert stored["versions"]["build"]["instruction_set"] == ac.build_info()["instruction_set"]
+    assert "; kernels with " in written.splitlines()[2]
+    assert f", torch with {torch.backends.cpu.get_cpu_capability()}" in written.splitlines()[2]
     for heading in (
         "All rows, all steps",
         "Rows that stop",

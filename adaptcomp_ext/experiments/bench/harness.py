@@ -544,10 +544,24 @@ def _environment(report: Report) -> str:
     m, versions, settings = report["machine"], report["versions"], report["settings"]
     mark = f"**{QUICK}** " if report.get("quick") else ""
     return (
-        f"{mark}{m['cpu']}, {m['cores']} cores, {m['threads']} threads, device {m['device']}; Python "
-        f"{versions['python']}, torch {versions['torch']}; {report['date']}; {settings['seconds']:g} s for "
-        f"each configuration, seed {settings['seed']}; float32."
+        f"{mark}{m['cpu']}, {m['cores']} cores, {m['threads']} threads, device {m['device']}; "
+        f"{_instruction_sets(versions)}Python {versions['python']}, torch {versions['torch']}; "
+        f"{report['date']}; {settings['seconds']:g} s for each configuration, seed {settings['seed']}; "
+        "float32."
     )
+
+
+def _instruction_sets(versions: dict[str, Any]) -> str:
+    """Name the instruction sets of our kernels and of torch; an older report does not know them."""
+    ours = versions["build"].get("instruction_set")
+    if ours is None:
+        return ""
+    text = "kernels with " + {"avx2": "AVX2", "avx512": "AVX-512"}.get(ours, "the basic instruction set")
+    if "torch_instruction_set" in versions:
+        variables = [f"{name}={value}" for name, value in versions["torch_variables"].items()]
+        text += f", torch with {versions['torch_instruction_set']}"
+        text += f" ({', '.join(variables)})" if variables else ""
+    return text + "; "
 
 
 def _busy(report: Report) -> str:

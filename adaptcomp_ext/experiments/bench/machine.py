@@ -19,6 +19,9 @@ __all__ = ["describe", "keep_freed_memory", "threads"]
 # Options of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
+# They bind torch, MKL and oneDNN to a lower instruction set. Of these torch reports its own only.
+_TORCH_VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
@@ -55,7 +58,7 @@ def _cpu_name() -> str:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return processor, cores, threads, device and versions."""
+    """Return processor, cores, threads, device, versions and instruction sets."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "machine": {
@@ -67,6 +70,8 @@ def describe(device: torch.device) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
+            "torch_variables": {name: os.environ[name] for name in _TORCH_VARIABLES if name in os.environ},
             "system": platform.system(),
             "build": dict(ac.build_info()),
         },
