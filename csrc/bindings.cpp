@@ -280,7 +280,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("pondernet_step_backward", &pondernet_step_backward);
   m.def("confidence", &confidence);
   m.def("linear", &linear);
+  py::class_<Tape>(m, "RecurrenceTape").def(py::init<int64_t>()).def_property_readonly("bytes", &Tape::bytes);
   m.def("recurrence", &recurrence);
+  m.def("recurrence_backward", &recurrence_backward);
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
   m.def("halt_backward", &halt_backward);

@@ -1,53 +1,63 @@
-"""The kernel call that runs a recurrent cell until every row has halted, on the CPU."""
+"""The kernel calls that run a recurrent cell until every row has halted, and walk back, on the CPU."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from adaptcomp_ext import _C
+from adaptcomp_ext import _C, reference
+from adaptcomp_ext.ops._backend import contiguous
+from adaptcomp_ext.ops._library import Function
+from adaptcomp_ext.ops._transforms import check_gradients
+from adaptcomp_ext.ops.halting import ACT
 
 # The codes of csrc/recurrence/recurrence.h.
 CELLS = {"gru": 0, "lstm": 1, "mlp": 2}
-GATES = {"gru": 3, "lstm": 4, "mlp": 1}
 
 
-class Cell(NamedTuple):
-    """A cell as the kernel takes it: contiguous tensors of one dtype, float32 or float64.
+class Tensors(NamedTuple):
+    """What a run reads, and what its gradients are in: contiguous, of one dtype, float32 or float64.
 
     Attributes
     ----------
-    kind : str
-        A key of `CELLS`.
+    x : Tensor or None
+        [B, input].
+    state, second : Tensor, and Tensor or None
+        [B, dim] each: the initial state; an LSTM has two.
     weight_ih, weight_hh, bias_ih, bias_hh : Tensor or None
-        [gates, input], [gates, dim], [gates], [gates].
+        [gates, input], [gates, dim], [gates], [gates]; gates: 3 dim, 4 dim or hidden.
     weight2, bias2 : Tensor or None
         [dim, hidden] and [dim], of the MLP.
-    activation : int
-        The code of the MLP's activation.
-    residual : bool
-        Whether the MLP adds its state.
+    head, head_bias : Tensor or None
+        [1, dim] and [1].
+    readout, readout_bias : Tensor or None
+        [width, dim] and [width]; None: the readout is `state`.
     """
 
-    kind: str
+    x: Tensor | None
+    state: Tensor
+    second: Tensor | None
     weight_ih: Tensor | None
     weight_hh: Tensor
     bias_ih: Tensor | None
     bias_hh: Tensor | None
-    weight2: Tensor | None = None
-    bias2: Tensor | None = None
-    activation: int = 0
-    residual: bool = False
+    weight2: Tensor | None
+    bias2: Tensor | None
+    head: Tensor | None
+    head_bias: Tensor | None
+    readout: Tensor | None
+    readout_bias: Tensor | None
 
 
-Linear = tuple[Tensor, "Tensor | None"]
-"""Weight and bias of a layer."""
+class Settings(NamedTuple):
+    """The cell and the policy of a run."""
 
-
-class Decision(NamedTuple):
-    """The policy: its code, bounds and constants, and its numbers for each row."""
-
+    kind: str  # a key of `CELLS`
+    activation: int  # the code of the MLP's activation
+    residual: bool  # whether the MLP adds its state
     policy: int
     min_steps: int
     max_steps: int
@@ -56,39 +66,148 @@ class Decision(NamedTuple):
     signal: Tensor | None
     sample_ids: Tensor | None
     reads_state: bool  # whether the state is read as logits, in which minus infinity is valid
+    has_cost: bool
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the output is the weighted sum of the readouts."""
+        return self.policy == ACT
 
 
-def recurrence(
-    cell: Cell,
-    state: list[Tensor],
-    x: Tensor | None,
-    decision: Decision,
-    head: Linear | None,
-    readout: Linear | None,
-    output: Tensor | None,
-    results: list[Tensor],
-    cost: Tensor | None,
-    steps: Tensor,
-    status: Tensor,
-) -> None:
-    """Run every row until it has ended, and write output, results, cost, steps and status."""
-    rows, dim = state[0].shape
-    second, second_result = (state[1], results[1]) if len(state) == 2 else (None, None)
+class Ended(NamedTuple):
+    """The results of a run; `output` is None where it is the first of `state`."""
+
+    output: Tensor | None
+    state: list[Tensor]
+    cost: Tensor | None
+    steps: Tensor
+    status: Tensor
+
+
+def _arguments(settings: Settings, tensors: Tensors, tape: _C.RecurrenceTape | None) -> list[Any]:
+    rows, dim = tensors.state.shape
+    x, second_layer, readout = tensors.x, tensors.weight2, tensors.readout
+    return [
+        rows,
+        0 if x is None else x.shape[1],
+        dim,
+        0 if second_layer is None else second_layer.shape[1],
+        *(tensors.state.dtype == torch.float64, CELLS[settings.kind], settings.activation, settings.residual),
+        *tensors,
+        dim if readout is None else readout.shape[0],
+        *(settings.policy, settings.max_steps, tape),
+    ]
+
+
+def _run(settings: Settings, tensors: Tensors, tape: _C.RecurrenceTape | None) -> Ended:
+    first, second, readout = tensors.state, tensors.second, tensors.readout
+    rows, dim = first.shape
+    output = cost = None
+    if settings.weighted:
+        output = first.new_zeros((rows, dim if readout is None else readout.shape[0]))
+    elif readout is not None:
+        output = first.new_empty((rows, readout.shape[0]))
+    if settings.has_cost:
+        cost = first.new_zeros(rows)
+    state = [torch.empty_like(t, requires_grad=False) for t in (first, second) if t is not None]
+    steps = torch.empty(rows, dtype=torch.int64)
+    status = torch.empty(rows, dtype=torch.int8)
     _C.recurrence(
         [
-            *(
-                rows,
-                0 if x is None else x.shape[1],
-                dim,
-                0 if cell.weight2 is None else cell.weight2.shape[1],
-            ),
-            *(state[0].itemsize == 8, CELLS[cell.kind], cell.activation, cell.residual),
-            *(x, state[0], second, *cell[1:7]),
-            *((None, None) if head is None else head),
-            *((None, None, dim) if readout is None else (*readout, readout[0].shape[0])),
-            *(output, results[0], second_result, cost),
-            *(decision.policy, decision.min_steps, decision.max_steps, decision.parameter),
-            *(decision.signal, decision.sample_ids, decision.reads_state, steps, status),
+            *_arguments(settings, tensors, tape),
+            *(output, state[0], None if second is None else state[1], cost),
+            *(settings.min_steps, settings.parameter, settings.signal, settings.sample_ids),
+            *(settings.reads_state, steps, status),
         ],
-        decision.threshold,
+        settings.threshold,
     )
+    return Ended(output, state, cost, steps, status)
+
+
+class _Recurrence(Function):
+    """A whole run as one node. Its results that have no gradient are left in `ended`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, settings: Settings, ended: list[Tensor], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        given = Tensors(*tensors)  # type: ignore[arg-type]
+        tape = _C.RecurrenceTape(given.state.shape[0])
+        result = _run(settings, given, tape)
+        ended += (result.steps, result.status)
+        ctx.settings, ctx.tape = settings, tape
+        has_masks = settings.weighted and given.readout is not None
+        ctx.save_for_backward(*tensors, result.steps, result.status, result.output if has_masks else None)
+        ctx.set_materialize_grads(False)
+        return tuple([t for t in (result.output, *result.state, result.cost) if t is not None])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        check_gradients("AdaptiveHalt", grads)
+        settings: Settings = ctx.settings
+        *saved, steps, status, output = ctx.saved_tensors
+        tensors = Tensors(*saved)
+        if torch.is_grad_enabled():
+            return (
+                None,
+                None,
+                *_by_reference(settings, tensors, steps, status, grads, ctx.needs_input_grad[2:]),
+            )
+        it = iter([None if g is None else contiguous("gradient", g) for g in grads])
+        g_output = next(it) if settings.weighted or tensors.readout is not None else None
+        g_state = next(it)
+        g_second = None if tensors.second is None else next(it)
+        g_cost = next(it) if settings.has_cost else None
+        if tensors.readout is None and not settings.weighted:
+            g_state, g_output = None, g_state  # the output is the last state
+        if output is not None and g_output is not None:  # a masked class has no gradient
+            g_output = g_output.masked_fill(output == -torch.inf, 0)
+        found = [
+            torch.empty_like(t, requires_grad=False) if t is not None and wanted else None
+            for t, wanted in zip(tensors, ctx.needs_input_grad[2:], strict=True)
+        ]
+        _C.recurrence_backward(
+            [*_arguments(settings, tensors, ctx.tape), g_output, g_state, g_second, g_cost, *found]
+        )
+        return (None, None, *found)
+
+
+def _by_reference(
+    settings: Settings,
+    tensors: Tensors,
+    steps: Tensor,
+    status: Tensor,
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return gradients that are differentiable in their turn: from the same steps in plain PyTorch."""
+    results = reference.recurrence(settings, tensors, steps, status)
+    pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+    inputs = [t for t, w in zip(tensors, wanted, strict=True) if t is not None and w]
+    found = iter(
+        torch.autograd.grad(
+            [r for r, _ in pairs], inputs, [g for _, g in pairs], create_graph=True, allow_unused=True
+        )
+    )
+    return [next(found) if t is not None and w else None for t, w in zip(tensors, wanted, strict=True)]
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def recurrence(settings: Settings, tensors: Tensors) -> Ended:
+    """Run every row until it has ended, with a gradient in `tensors` where one is wanted."""
+    if not settings.weighted and tensors.head is not None:  # the decisions have no gradient
+        tensors = tensors._replace(head=tensors.head.detach(), head_bias=_detached(tensors.head_bias))
+    if not (
+        torch.is_grad_enabled()
+        and tensors.state.shape[0]
+        and any(t is not None and t.requires_grad for t in tensors)
+    ):
+        return _run(settings, tensors, None)
+    ended: list[Tensor] = []
+    results = list(_Recurrence.apply(settings, ended, *tensors))
+    output = results.pop(0) if settings.weighted or tensors.readout is not None else None
+    cost = results.pop() if settings.has_cost else None
+    return Ended(output, results, cost, *ended)

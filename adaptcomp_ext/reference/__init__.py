@@ -23,6 +23,7 @@ from adaptcomp_ext.reference.mlp_energy import mlp_energy
 from adaptcomp_ext.reference.philox import normals, uniform
 from adaptcomp_ext.reference.pondernet import pondernet_step, pondernet_step_backward
 from adaptcomp_ext.reference.quadratic_energy import quadratic_energy
+from adaptcomp_ext.reference.recurrence import recurrence
 from adaptcomp_ext.reference.route import merge_rows, split_rows
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "pondernet_step",
     "pondernet_step_backward",
     "quadratic_energy",
+    "recurrence",
     "scatter_rows",
     "split_rows",
     "uniform",

@@ -8,11 +8,9 @@
 namespace adaptcomp {
 
 // rows, input, dim, hidden, wide; cell, activation, residual; x, the two tensors of the state, weight_ih,
-// weight_hh, bias_ih, bias_hh, weight2, bias2; head, its bias, readout, its bias, width; output, the two
-// tensors of the result, cost; policy, min_steps, max_steps, parameter, signal, sample_ids, whether the
-// state is read as logits; steps, status. `threshold`: the policy's.
-inline void recurrence(const py::list& list, double threshold) {
-  Arguments in(list);
+// weight_hh, bias_ih, bias_hh, weight2, bias2; head, its bias, readout, its bias, width; policy, max_steps;
+// the tape or None.
+inline Recurrence recurrence_of(Arguments& in) {
   Recurrence a{};
   a.rows = in.integer();
   a.input = in.integer();
@@ -35,12 +33,22 @@ inline void recurrence(const py::list& list, double threshold) {
   a.readout = in.pointer<void>("readout");
   a.readout_bias = in.pointer<void>("readout");
   a.width = in.integer();
+  a.halt.policy = static_cast<Policy>(in.integer());
+  a.halt.max_steps = in.integer();
+  const py::object tape = in.object();  // the caller's list keeps it
+  a.tape = tape.is_none() ? nullptr : tape.cast<Tape*>();
+  return a;
+}
+
+// What recurrence_of() reads; then output, the two tensors of the result, cost; min_steps, parameter, signal,
+// sample_ids, whether the state is read as logits; steps, status. `threshold`: the policy's.
+inline void recurrence(const py::list& list, double threshold) {
+  Arguments in(list);
+  Recurrence a = recurrence_of(in);
   a.output = in.pointer<void>();
   for (void*& leaf : a.result) leaf = in.pointer<void>();
   a.cost = in.pointer<void>();
-  a.halt.policy = static_cast<Policy>(in.integer());
   a.halt.min_steps = in.integer();
-  a.halt.max_steps = in.integer();
   a.halt.parameter = in.integer();
   a.halt.signal = in.pointer<int64_t>("n");
   a.halt.sample = in.pointer<int64_t>("sample_ids");
@@ -54,6 +62,30 @@ inline void recurrence(const py::list& list, double threshold) {
   {
     py::gil_scoped_release unlocked;
     recurrence_cpu(a);
+  }
+  signals.raise();
+}
+
+// What recurrence_of() reads; then the gradients in output, the two tensors of the result and cost, or None;
+// those to be written, or None: in x, the two tensors of the state, weight_ih, weight_hh, bias_ih, bias_hh,
+// weight2, bias2, head, its bias, readout, its bias.
+inline void recurrence_backward(const py::list& list) {
+  Arguments in(list);
+  RecurrenceBackward a{};
+  a.run = recurrence_of(in);
+  a.g_output = in.pointer<void>("gradient");
+  for (const void*& leaf : a.g_result) leaf = in.pointer<void>("gradient");
+  a.g_cost = in.pointer<void>("gradient");
+  void** const written[] = {&a.g_x,         &a.g_state[0], &a.g_state[1],    &a.g_weight_ih, &a.g_weight_hh,
+                            &a.g_bias_ih,   &a.g_bias_hh,  &a.g_weight2,     &a.g_bias2,     &a.g_head,
+                            &a.g_head_bias, &a.g_readout,  &a.g_readout_bias};
+  for (void** to : written) *to = in.pointer<void>();
+  in.done();
+  Signals signals;
+  a.run.interrupt = signals.interrupt();
+  {
+    py::gil_scoped_release unlocked;
+    recurrence_backward_cpu(a);
   }
   signals.raise();
 }

@@ -252,6 +252,68 @@ AC_INLINE vecd tanh_vec(vecd x) {
   return each_lane(x, [](double v) { return std::tanh(v); });
 }
 
+// to[i to_stride + c] = from[c stride + i], for a square of as many rows as a vector has lanes.
+template <class C>
+AC_INLINE void transpose_square(const C* from, int64_t stride, C* to, int64_t to_stride) {
+  for (int i = 0; i < kLanes<C>; ++i)
+    for (int c = 0; c < kLanes<C>; ++c) to[i * to_stride + c] = from[c * stride + i];
+}
+#if defined(__AVX512F__) || defined(__AVX2__)
+template <>
+inline void transpose_square<float>(const float* from, int64_t stride, float* to, int64_t to_stride) {
+#if defined(__AVX512F__)
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = load_vec(from + i * stride);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    b[2 * i] = _mm512_maskz_unpacklo_ps(0xffff, a[2 * i], a[2 * i + 1]);
+    b[2 * i + 1] = _mm512_maskz_unpackhi_ps(0xffff, a[2 * i], a[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_maskz_shuffle_ps(0xffff, b[i], b[i + 2], 0x44);
+    a[i + 1] = _mm512_maskz_shuffle_ps(0xffff, b[i], b[i + 2], 0xee);
+    a[i + 2] = _mm512_maskz_shuffle_ps(0xffff, b[i + 1], b[i + 3], 0x44);
+    a[i + 3] = _mm512_maskz_shuffle_ps(0xffff, b[i + 1], b[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    b[i] = _mm512_maskz_shuffle_f32x4(0xffff, a[i], a[i + 4], 0x88);
+    b[i + 4] = _mm512_maskz_shuffle_f32x4(0xffff, a[i], a[i + 4], 0xdd);
+    b[i + 8] = _mm512_maskz_shuffle_f32x4(0xffff, a[i + 8], a[i + 12], 0x88);
+    b[i + 12] = _mm512_maskz_shuffle_f32x4(0xffff, a[i + 8], a[i + 12], 0xdd);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    store_vec(to + i * to_stride, _mm512_maskz_shuffle_f32x4(0xffff, b[i], b[i + 8], 0x88));
+    store_vec(to + (i + 8) * to_stride, _mm512_maskz_shuffle_f32x4(0xffff, b[i], b[i + 8], 0xdd));
+  }
+#else
+  __m256 a[8], b[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) a[i] = load_vec(from + i * stride);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+    a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+    a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+    a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    store_vec<float>(to + i * to_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+    store_vec<float>(to + (i + 4) * to_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+  }
+#endif
+}
+#endif
+
 // --- memory
 
 // Uninitialised scratch of one call, aligned for vectors.

@@ -1,47 +1,43 @@
-// The cells on a tile of rows. The parameters are packed once per call, for all threads. A gate begins at a
-// whole vector, so that the gates of a unit are found at the same place of each.
+// The cells on a tile of rows, forward. The parameters are packed once per call, for all threads.
 #pragma once
 
 #include "common/simd_math.h"
-#include "common/slots.h"
+#include "recurrence/products.h"
 #include "recurrence/recurrence.h"
 
 namespace adaptcomp {
 namespace AC_ISA {
 
-// A layer [gates n, k] as panels with padded gates, and its bias.
+// The most slots of a tile. More than a descent's: each pass reads all weights, which lie in the second-level
+// cache.
+constexpr int64_t kRows = 32;
+
+// The slots of a tile are given by pointers to their rows, each in whole vectors.
 template <class C>
-struct GateLayer {
-  GateLayer(const void* weight, const void* bias, int64_t gates, int64_t n, int64_t k)
-      : width(padded<C>(n)), columns(gates * width), bias(columns) {
+using RowPointers = C* const*;
+
+// A layer of P gates, or of one gate in blocks of P vectors, and its bias.
+template <class C, int P>
+struct Layer {
+  Layer(const void* weight, const void* bias, int64_t gates, int64_t n, int64_t k)
+      : blocks(Blocks<C, P>::transposed(static_cast<const C*>(weight), gates, n, weight ? k : 0)),
+        columns(blocks.count() * Blocks<C, P>::kWide),
+        bias(columns) {
     zero_row(this->bias.get(), columns);
     for (int64_t g = 0; bias && g < gates; ++g)
-      copy_row(this->bias.get() + g * width, static_cast<const C*>(bias) + g * n, n);
-    if (!weight) return;
-    if (width == n) {
-      panels = Panels<C>(static_cast<const C*>(weight), k, columns, 1, k);
-      return;
-    }
-    Scratch<C> spread(columns * k);
-    zero_row(spread.get(), columns * k);
-    for (int64_t g = 0; g < gates; ++g)
-      copy_row(spread.get() + g * width * k, static_cast<const C*>(weight) + g * n * k, n * k);
-    panels = Panels<C>(spread.get(), k, columns, 1, k);
+      for (int64_t u = 0; u < n; ++u)
+        this->bias.get()[place_of<C>(gates, g, u)] = static_cast<const C*>(bias)[g * n + u];
   }
-  // out[r, j] = bias[j] + sum_i x[r, i] weight[j, i]
-  __attribute__((noinline)) void apply(const C* x, int64_t stride, int64_t rows, C* out) const {
-    if (panels.inner() == 0) {
-      for (int64_t r = 0; r < rows; ++r) copy_row(out + r * columns, bias.get(), columns);
-      return;
-    }
-    product(x, stride, rows, panels, {bias.get(), 0},
-            [&](int64_t r, int64_t j, vec<C> v)
-                __attribute__((always_inline)) { store_vec(out + r * columns + j, v); });
+  // out[r] = bias + weight x[r]; a row of `out` has `columns` numbers.
+  __attribute__((noinline)) void apply(RowPointers<const C> x, int64_t rows, RowPointers<C> out) const {
+    product(x, rows, blocks, bias.get(),
+            [&](int64_t r, int64_t b, const vec<C>(&sum)[P]) __attribute__((always_inline)) {
+              for (int p = 0; p < P; ++p) store_vec(out[r] + (b * P + p) * kLanes<C>, sum[p]);
+            });
   }
-
-  int64_t width, columns;  // of a gate; of all gates
+  Blocks<C, P> blocks;
+  int64_t columns;  // of a row of the result
   Scratch<C> bias;
-  Panels<C> panels;
 };
 
 template <class C>
@@ -49,109 +45,120 @@ AC_INLINE vec<C> sigmoid_vec(vec<C> x) {
   return reciprocal(exp_vec(-x) + C(1));
 }
 
-// A cell computes, for the first `used` slots, the next state from the state and the row's part of the gates.
-// It has room for scratch_columns() numbers for each slot. Here its gates add a layer of the input and a
-// layer of the state.
+// A cell computes the next state of `used` slots from the state and the row's part of the gates, which a
+// Layer of the input has computed. It may use `scratch`, scratch_columns() numbers for each slot.
 template <class C, int kGates>
-class GatedCell {
- public:
+struct GatedCell {
+  static constexpr int kVectors = kGates;
   explicit GatedCell(const Recurrence& a)
-      : input(a.weight_ih, a.bias_ih, kGates, a.dim, a.input),
-        state_(a.weight_hh, a.bias_hh, kGates, a.dim, a.dim) {}
-  int64_t scratch_columns() const { return state_.columns; }
-  GateLayer<C> input;
+      : width(padded<C>(a.dim)),
+        input(a.weight_ih, a.bias_ih, kGates, a.dim, a.input),
+        state(a.weight_hh, a.bias_hh, kGates, a.dim, a.dim) {}
+  static int64_t scratch_columns() { return 0; }
+  double multiply_adds() const { return static_cast<double>(state.columns) * static_cast<double>(width); }
+  int64_t width;
+  Layer<C, kGates> input, state;
+};
 
- protected:
-  GateLayer<C> state_;
+// The gates of a unit, from the layers' sums.
+template <class C>
+struct GruGates {
+  AC_INLINE GruGates(const C* given, const vec<C> (&sum)[3])
+      : reset(sigmoid_vec<C>(load_vec(given) + sum[0])),
+        keep(sigmoid_vec<C>(load_vec(given + kLanes<C>) + sum[1])),
+        fresh(tanh_vec(fma(reset, sum[2], load_vec(given + 2 * kLanes<C>)))) {}
+  vec<C> reset, keep, fresh;
+};
+template <class C>
+struct LstmGates {
+  AC_INLINE LstmGates(const C* given, const vec<C> (&sum)[4], vec<C> before)
+      : in(sigmoid_vec<C>(load_vec(given) + sum[0])),
+        forget(sigmoid_vec<C>(load_vec(given + kLanes<C>) + sum[1])),
+        fresh(tanh_vec(load_vec(given + 2 * kLanes<C>) + sum[2])),
+        out(sigmoid_vec<C>(load_vec(given + 3 * kLanes<C>) + sum[3])),
+        cell(fma(forget, before, in * fresh)),
+        squashed(tanh_vec(cell)) {}
+  vec<C> in, forget, fresh, out, cell, squashed;
 };
 
 template <class C>
-class GruCell : public GatedCell<C, 3> {
- public:
+struct GruCell : GatedCell<C, 3> {
   static constexpr int kLeaves = 1;
-  using GatedCell<C, 3>::GatedCell, GatedCell<C, 3>::input;
-  void step(C* const* from, const C* given, int64_t used, C* gates, C* const* to) const {
-    const int64_t width = state_.width;
-    state_.apply(from[0], width, used, gates);
-    for (int64_t r = 0; r < used; ++r) {
-      const C *gi = given + r * input.columns, *gh = gates + r * state_.columns, *h = from[0] + r * width;
-      C* out = to[0] + r * width;
-      for (int64_t j = 0; j < width; j += kLanes<C>) {
-        const vec<C> reset = sigmoid_vec<C>(load_vec(gi + j) + load_vec(gh + j));
-        const vec<C> keep = sigmoid_vec<C>(load_vec(gi + width + j) + load_vec(gh + width + j));
-        const vec<C> fresh = tanh_vec(fma(reset, load_vec(gh + 2 * width + j), load_vec(gi + 2 * width + j)));
-        store_vec(out + j, fma(keep, load_vec(h + j) - fresh, fresh));
-      }
-    }
+  using GatedCell<C, 3>::GatedCell;
+  void step(const RowPointers<const C>* from, RowPointers<const C> given, int64_t used, C*,
+            const RowPointers<C>* to) const {
+    const auto before = from[0];
+    const auto after = to[0];
+    product(before, used, this->state.blocks, this->state.bias.get(),
+            [&](int64_t r, int64_t b, const vec<C>(&sum)[3]) __attribute__((always_inline)) {
+              const int64_t j = b * kLanes<C>;
+              const GruGates<C> gates(given[r] + 3 * j, sum);
+              store_vec(after[r] + j, fma(gates.keep, load_vec(before[r] + j) - gates.fresh, gates.fresh));
+            });
   }
-
- private:
-  using GatedCell<C, 3>::state_;
 };
 
 template <class C>
-class LstmCell : public GatedCell<C, 4> {
- public:
+struct LstmCell : GatedCell<C, 4> {
   static constexpr int kLeaves = 2;
-  using GatedCell<C, 4>::GatedCell, GatedCell<C, 4>::input;
-  void step(C* const* from, const C* given, int64_t used, C* gates, C* const* to) const {
-    const int64_t width = state_.width;
-    state_.apply(from[0], width, used, gates);
-    for (int64_t r = 0; r < used; ++r) {
-      const C *gi = given + r * input.columns, *gh = gates + r * state_.columns, *c = from[1] + r * width;
-      C *h_out = to[0] + r * width, *c_out = to[1] + r * width;
-      const auto gate = [&](int64_t g, int64_t j) __attribute__((always_inline)) {
-        return load_vec(gi + g * width + j) + load_vec(gh + g * width + j);
-      };
-      for (int64_t j = 0; j < width; j += kLanes<C>) {
-        const vec<C> in = sigmoid_vec<C>(gate(0, j)), forget = sigmoid_vec<C>(gate(1, j));
-        const vec<C> cell = fma(forget, load_vec(c + j), in * tanh_vec(gate(2, j)));
-        store_vec(c_out + j, cell);
-        store_vec(h_out + j, sigmoid_vec<C>(gate(3, j)) * tanh_vec(cell));
-      }
-    }
+  using GatedCell<C, 4>::GatedCell;
+  void step(const RowPointers<const C>* from, RowPointers<const C> given, int64_t used, C*,
+            const RowPointers<C>* to) const {
+    const auto cells = from[1];
+    const auto h = to[0], c = to[1];
+    product(from[0], used, this->state.blocks, this->state.bias.get(),
+            [&](int64_t r, int64_t b, const vec<C>(&sum)[4]) __attribute__((always_inline)) {
+              const int64_t j = b * kLanes<C>;
+              const LstmGates<C> gates(given[r] + 4 * j, sum, load_vec(cells[r] + j));
+              store_vec(c[r] + j, gates.cell);
+              store_vec(h[r] + j, gates.out * gates.squashed);
+            });
   }
-
- private:
-  using GatedCell<C, 4>::state_;
 };
 
 template <class C>
-class MlpCell {
- public:
-  static constexpr int kLeaves = 1;
+struct MlpCell {
+  static constexpr int kLeaves = 1, kVectors = 2;
   explicit MlpCell(const Recurrence& a)
-      : input(a.weight_ih, a.bias_ih, 1, a.hidden, a.input),
-        up_(a.weight_hh, nullptr, 1, a.hidden, a.dim),
-        down_(a.weight2, a.bias2, 1, a.dim, a.hidden),
-        activation_(a.activation),
-        residual_(a.residual) {}
-  int64_t scratch_columns() const { return up_.columns; }
-  void step(C* const* from, const C* given, int64_t used, C* hidden, C* const* to) const {
-    const int64_t width = down_.width;
-    product(from[0], width, used, up_.panels, {given, input.columns},
-            [&](int64_t r, int64_t j, vec<C> v)
-                __attribute__((always_inline)) { store_vec(hidden + r * up_.columns + j, v); });
-    dispatch_activation(activation_, [&](auto activation) {
-      for (int64_t i = 0; i < used * up_.columns; i += kLanes<C>) {
-        const vec<C> v = load_vec(hidden + i);
-        store_vec(hidden + i, activate<decltype(activation)::value, true, false, VectorMath<C>>(v).value);
+      : width(padded<C>(a.dim)),
+        input(a.weight_ih, a.bias_ih, 1, a.hidden, a.input),
+        up(a.weight_hh, nullptr, 1, a.hidden, a.dim),
+        down(a.weight2, a.bias2, 1, a.dim, a.hidden),
+        activation(a.activation),
+        residual(a.residual) {}
+  int64_t scratch_columns() const { return up.columns; }
+  double multiply_adds() const { return 2 * static_cast<double>(up.columns) * static_cast<double>(width); }
+  void step(const RowPointers<const C>* from, RowPointers<const C> given, int64_t used, C* scratch,
+            const RowPointers<C>* to) const {
+    const C* hidden[kRows];
+    for (int64_t r = 0; r < used; ++r) hidden[r] = scratch + r * up.columns;
+    product(from[0], used, up.blocks,
+            [&](int64_t r, int64_t b, const vec<C>(&sum)[2]) __attribute__((always_inline)) {
+              for (int p = 0; p < 2; ++p) {
+                const int64_t j = (b * 2 + p) * kLanes<C>;
+                store_vec(scratch + r * up.columns + j, load_vec(given[r] + j) + sum[p]);
+              }
+            });
+    dispatch_activation(activation, [&](auto a) {
+      for (int64_t i = 0; i < used * up.columns; i += kLanes<C>) {
+        const vec<C> v = load_vec(scratch + i);
+        store_vec(scratch + i, activate<decltype(a)::value, true, false, VectorMath<C>>(v).value);
       }
     });
-    down_.apply(hidden, up_.columns, used, to[0]);
-    if (!residual_) return;
-    for (int64_t r = 0; r < used; ++r) {
-      const C* s = from[0] + r * width;
-      C* out = to[0] + r * width;
-      for (int64_t j = 0; j < width; j += kLanes<C>) store_vec(out + j, load_vec(s + j) + load_vec(out + j));
-    }
+    const auto before = from[0];
+    const auto after = to[0];
+    product(hidden, used, down.blocks, down.bias.get(),
+            [&](int64_t r, int64_t b, const vec<C>(&sum)[2]) __attribute__((always_inline)) {
+              for (int p = 0; p < 2; ++p) {
+                const int64_t j = (b * 2 + p) * kLanes<C>;
+                if (j < width) store_vec(after[r] + j, residual ? load_vec(before[r] + j) + sum[p] : sum[p]);
+              }
+            });
   }
-  GateLayer<C> input;
-
- private:
-  GateLayer<C> up_, down_;
-  Activation activation_;
-  bool residual_;
+  int64_t width;
+  Layer<C, 2> input, up, down;
+  Activation activation;
+  bool residual;
 };
 
 }  // namespace AC_ISA

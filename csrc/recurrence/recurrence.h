@@ -15,6 +15,7 @@
 #include "common/interrupt.h"
 #include "halting/halting.h"
 #include "mlp_energy/rows.h"
+#include "recurrence/tape.h"
 
 namespace adaptcomp {
 
@@ -45,9 +46,30 @@ struct Recurrence {
   // policy, threshold, parameter, min_steps, max_steps, wide; signal and sample as in a halting step of the
   // whole batch; steps and status: out
   HaltStep halt;
+  Tape* tape;            // filled for the backward pass; null: there is none
   Interrupt* interrupt;  // null: runs to the end
 };
 
 void recurrence_cpu(const Recurrence& recurrence);
+
+// The gradients of a run, with the number of steps of each row held constant. A row that ended NONFINITE
+// passes none back. A gradient that is null is zero on the way in and not wanted on the way out; those in
+// parameters are sums over rows, in an order that depends on the number of threads alone.
+//
+// With ACT, output = sum_n w_n readout(h_n), w_n = p_n for n < N and 1 - sum p_n for N, so that
+//
+//   d logit_n = (g . (readout(h_n) - readout(h_N)) - g_cost) p_n (1 - p_n)  for n < N, and 0 for N
+struct RecurrenceBackward {
+  Recurrence run;           // as in the forward pass; output, result, cost, steps and status are not used
+  const void* g_output;     // [rows, width]
+  const void* g_result[2];  // [rows, dim] each
+  const void* g_cost;       // [rows]
+  void* g_x;                // [rows, input] out
+  void* g_state[2];         // [rows, dim] each, out
+  void *g_weight_ih, *g_weight_hh, *g_bias_ih, *g_bias_hh, *g_weight2, *g_bias2;  // out, as in Recurrence
+  void *g_head, *g_head_bias, *g_readout, *g_readout_bias;
+};
+
+void recurrence_backward_cpu(const RecurrenceBackward& backward);
 
 }  // namespace adaptcomp

@@ -1,11 +1,11 @@
 // Whole runs of a recurrent cell on tiles of rows; compiled once per instruction set.
 //
 // A pass makes one step of all rows in the slots: one product with the packed weights, the gates from the
-// registers and the first-level cache, the halting logit and the readout of the new state, and the policy's
-// decision for each row. A slot whose row has ended takes the next waiting row, so that the tile stays full.
-// The input's part of the gates is computed when rows begin to wait, for a tile of them at a time.
+// registers, the halting logit and the readout of the new state, and the policy's decision for each row. A
+// slot whose row has ended takes the next waiting row, so that the tile stays full. The input's part of the
+// gates is computed when rows begin to wait, for a tile of them at a time.
 #include "halting/rows.h"
-#include "recurrence/cells.h"
+#include "recurrence/waiting.h"
 
 namespace adaptcomp {
 namespace AC_ISA {
@@ -24,18 +24,13 @@ struct Packed {
   }
   Cell cell;
   Scratch<C> head;
-  GateLayer<C> readout;
+  Layer<C, 2> readout;
   C head_bias;
 };
 
-// More than a descent's: each pass reads all weights, which lie in the second-level cache.
-constexpr int64_t kRows = 32;
-
 template <class C, class Cell>
 class RecurrenceTile {
-  struct Slot {
-    int64_t row, step;
-  };
+  static constexpr int kLeaves = Cell::kLeaves;
 
  public:
   RecurrenceTile(const Recurrence& a, const Packed<C, Cell>& packed, int64_t capacity)
@@ -43,24 +38,24 @@ class RecurrenceTile {
         packed_(packed),
         cell_(packed.cell),
         capacity_(capacity),
-        room_(whole_blocks(capacity)),
-        width_(padded<C>(a.dim)),
-        given_columns_(cell_.input.columns),
-        states_(2 * Cell::kLeaves * room_ * width_),
-        given_(2 * room_ * given_columns_),
-        inputs_(room_ * (a.input + 1)),
-        scratch_(room_ * cell_.scratch_columns()),
-        readout_(room_ * (packed.readout.columns + 1)),
+        width_(cell_.width),
+        waiting_(a, cell_, capacity),
+        states_(a.tape ? 0 : 2 * kLeaves * capacity * width_),
+        given_(capacity * cell_.input.columns),
+        scratch_(capacity * cell_.scratch_columns()),
+        readouts_(capacity * packed.readout.columns),
+        writer_(a.tape, kLeaves * width_, least(a.rows, 8 * capacity)),
         halt_(a.halt),
         weighted_(a.halt.policy == Policy::act) {
-    zero_row(states_.get(), 2 * Cell::kLeaves * room_ * width_);
-    zero_row(given_.get(), 2 * room_ * given_columns_);
-    zero_row(inputs_.get(), room_ * (a.input + 1));
-    for (int l = 0; l < Cell::kLeaves; ++l) {
-      now_[l] = states_.get() + 2 * l * room_ * width_;
-      next_[l] = now_[l] + room_ * width_;
+    for (int64_t i = 0; i < capacity; ++i) {
+      given_of_[i] = given_.get() + i * cell_.input.columns;
+      readout_of_[i] = readouts_.get() + i * packed.readout.columns;
+      if (a.tape) continue;
+      for (int l = 0; l < kLeaves; ++l) {
+        now_[l][i] = states_.get() + (2 * l * capacity + i) * width_;
+        next_[l][i] = now_[l][i] + capacity * width_;
+      }
     }
-    waiting_ = given_.get() + room_ * given_columns_;
     if (a.head) {
       halt_.signal = logits_;
       halt_.signal_dtype = sizeof(C) == 8 ? DType::f64 : DType::f32;
@@ -76,16 +71,11 @@ class RecurrenceTile {
     for (;;) {
       while (used < capacity_ && fill(used, queue)) ++used;
       if (used == 0 || pace.stop()) return;
-      cell_.step(now_, given_.get(), used, scratch_.get(), next_);
-      for (int l = 0; l < Cell::kLeaves; ++l) {
-        C* before = now_[l];
-        now_[l] = next_[l];
-        next_[l] = before;
-      }
+      step(used);
       if (a_.head)
         for (int64_t i = 0; i < used; ++i)
-          logits_[i] = dot(packed_.head.get(), state(0, i), width_) + packed_.head_bias;
-      if (a_.readout) packed_.readout.apply(now_[0], width_, used, readout_.get());
+          logits_[i] = dot(packed_.head.get(), now_[0][i], width_) + packed_.head_bias;
+      if (a_.readout) packed_.readout.apply(now_[0], used, readout_of_);
       for (int64_t i = 0; i < used;) {
         if (advance(i) || fill(i, queue)) {
           ++i;
@@ -97,86 +87,104 @@ class RecurrenceTile {
   }
 
  private:
-  C* state(int leaf, int64_t slot) const { return now_[leaf] + slot * width_; }
-
-  // Computes the input's part of the gates for the next rows that wait; returns false if there are none.
-  bool wait(int64_t* queue) {
-    const int64_t begin = __atomic_fetch_add(queue, capacity_, __ATOMIC_RELAXED);
-    if (begin >= a_.rows) return false;
-    first_ = begin;
-    end_ = least(a_.rows, begin + capacity_);
-    const int64_t rows = end_ - begin;
-    if (a_.x) copy_row(inputs_.get(), static_cast<const C*>(a_.x) + begin * a_.input, rows * a_.input);
-    cell_.input.apply(inputs_.get(), a_.input, rows, waiting_);
-    waits_ = begin;
-    return true;
+  void step(int64_t used) {
+    if (a_.tape)
+      for (int64_t i = 0; i < used; ++i) {
+        C* state = writer_.state();
+        record_[i] = writer_.record(record_[i], state);
+        for (int l = 0; l < kLeaves; ++l) next_[l][i] = state + l * width_;
+      }
+    const C* const* from[kLeaves];
+    C* const* to[kLeaves];
+    for (int l = 0; l < kLeaves; ++l) from[l] = now_[l], to[l] = next_[l];
+    cell_.step(from, given_of_, used, scratch_.get(), to);
+    for (int l = 0; l < kLeaves; ++l)
+      for (int64_t i = 0; i < used; ++i) {
+        C* before = now_[l][i];
+        now_[l][i] = next_[l][i];
+        next_[l][i] = before;
+      }
   }
 
   bool fill(int64_t slot, int64_t* queue) {
-    if (waits_ == end_ && !wait(queue)) return false;
-    const int64_t row = waits_++;
-    slots_[slot] = {row, 0};
+    const int64_t row = waiting_.next(queue, a_.rows);
+    if (row < 0) return false;
+    row_[slot] = row;
+    step_[slot] = 0;
     accumulated_[slot] = C(0);
-    copy_row(given_.get() + slot * given_columns_, waiting_ + (row - first_) * given_columns_,
-             given_columns_);
-    for (int l = 0; l < Cell::kLeaves; ++l) {
-      copy_row(state(l, slot), static_cast<const C*>(a_.state[l]) + row * a_.dim, a_.dim);
-      zero_row(state(l, slot) + a_.dim, width_ - a_.dim);
+    copy_row(given_of_[slot], waiting_.given(row), cell_.input.columns);
+    if (a_.tape) {
+      const C* given = static_cast<const C*>(a_.state[0]) + row * a_.dim;
+      const bool in_place = stays_in_place<C, kLeaves>(a_, width_);
+      C* state = in_place ? const_cast<C*>(given) : writer_.state();
+      record_[slot] = writer_.record(nullptr, state);
+      for (int l = 0; l < kLeaves; ++l) now_[l][slot] = state + l * width_;
+      if (in_place) return true;
+    }
+    for (int l = 0; l < kLeaves; ++l) {
+      copy_row(now_[l][slot], static_cast<const C*>(a_.state[l]) + row * a_.dim, a_.dim);
+      zero_row(now_[l][slot] + a_.dim, width_ - a_.dim);
     }
     return true;
   }
 
   void move(int64_t to, int64_t from) {
-    slots_[to] = slots_[from];
+    row_[to] = row_[from];
+    step_[to] = step_[from];
     accumulated_[to] = accumulated_[from];
     logits_[to] = logits_[from];
-    copy_row(given_.get() + to * given_columns_, given_.get() + from * given_columns_, given_columns_);
-    for (int l = 0; l < Cell::kLeaves; ++l) copy_row(state(l, to), state(l, from), width_);
-    if (a_.readout)
-      copy_row(readout_.get() + to * packed_.readout.columns, readout_.get() + from * packed_.readout.columns,
-               packed_.readout.columns);
+    record_[to] = record_[from];
+    exchange(given_of_[to], given_of_[from]);
+    exchange(readout_of_[to], readout_of_[from]);
+    for (int l = 0; l < kLeaves; ++l) {
+      exchange(now_[l][to], now_[l][from]);
+      exchange(next_[l][to], next_[l][from]);
+    }
   }
 
   // Decides for the slot's row after its step; returns false if the row has ended.
   bool advance(int64_t slot) {
-    Slot& s = slots_[slot];
-    ++s.step;
-    const C* read = a_.readout ? readout_.get() + slot * packed_.readout.columns : state(0, slot);
-    halt_.step = s.step;
+    const int64_t row = row_[slot];
+    const C* read = a_.readout ? readout_of_[slot] : now_[0][slot];
+    halt_.step = ++step_[slot];
     halt_.readout.block = read;
     // The confidence of the row that `block` begins with; the others find their numbers by the slot.
-    const Decision<C> v = decide<C>(halt_, halt_.policy == Policy::confidence ? 0 : slot, s.row);
+    const Decision<C> v = decide<C>(halt_, halt_.policy == Policy::confidence ? 0 : slot, row);
     const bool masked = may_mask(v.weight);
     bool finite = v.finite;
     if (a_.readout) finite = finite && (finite_row(read, a_.width) || (masked && logits_row(read, a_.width)));
-    for (int l = 0; l < Cell::kLeaves && finite; ++l) {
-      const C* leaf = state(l, slot);
+    for (int l = 0; l < kLeaves && finite; ++l) {
+      const C* leaf = now_[l][slot];
       finite = finite_row(leaf, a_.dim) || (masked && l == halt_.read_leaf && logits_row(leaf, a_.dim));
     }
-    const Status status = outcome(v.halt, finite, s.step, halt_.min_steps, halt_.max_steps);
+    const Status status = outcome(v.halt, finite, halt_.step, halt_.min_steps, halt_.max_steps);
     if (weighted_ && v.weight != C(0)) {
-      C* out = static_cast<C*>(a_.output) + s.row * a_.width;
+      C* out = static_cast<C*>(a_.output) + row * a_.width;
       for (int64_t j = 0; j < a_.width; ++j) accumulate<C>(out[j], v.weight, read[j]);
     }
-    if (a_.cost && status != kNonFinite) static_cast<C*>(a_.cost)[s.row] += v.cost;
+    if (a_.tape) record_[slot]->weight = static_cast<double>(v.weight);
+    if (a_.cost && status != kNonFinite) static_cast<C*>(a_.cost)[row] += v.cost;
     if (status == kRunning) return true;
-    a_.halt.steps[s.row] = s.step;
-    a_.halt.status[s.row] = status;
-    if (!weighted_ && a_.output) copy_row(static_cast<C*>(a_.output) + s.row * a_.width, read, a_.width);
-    for (int l = 0; l < Cell::kLeaves; ++l)
-      copy_row(static_cast<C*>(a_.result[l]) + s.row * a_.dim, state(l, slot), a_.dim);
+    a_.halt.steps[row] = halt_.step;
+    a_.halt.status[row] = status;
+    if (!weighted_ && a_.output) copy_row(static_cast<C*>(a_.output) + row * a_.width, read, a_.width);
+    for (int l = 0; l < kLeaves; ++l)
+      copy_row(static_cast<C*>(a_.result[l]) + row * a_.dim, now_[l][slot], a_.dim);
+    if (a_.tape) a_.tape->last()[row] = status == kNonFinite ? nullptr : record_[slot];
     return false;
   }
 
   const Recurrence& a_;
   const Packed<C, Cell>& packed_;
   const Cell& cell_;
-  int64_t capacity_, room_, width_, given_columns_;
-  Scratch<C> states_, given_, inputs_, scratch_, readout_;
-  C *now_[Cell::kLeaves], *next_[Cell::kLeaves];
-  C* waiting_;                               // the input's part of the rows that wait
-  int64_t first_ = 0, waits_ = 0, end_ = 0;  // those rows: the first of them, the next, and the end
-  Slot slots_[kRows];
+  int64_t capacity_, width_;
+  Waiting<C, Cell> waiting_;
+  Scratch<C> states_, given_, scratch_, readouts_;
+  TapeWriter<C> writer_;
+  C *now_[kLeaves][kRows], *next_[kLeaves][kRows];  // with a tape, in it; else two places that take turns
+  C *given_of_[kRows], *readout_of_[kRows];
+  Record* record_[kRows];
+  int64_t row_[kRows], step_[kRows];
   C logits_[kRows], accumulated_[kRows];
   HaltStep halt_;  // of the slot that is decided
   bool weighted_;
@@ -185,14 +193,10 @@ class RecurrenceTile {
 template <class C, class Cell>
 void run(const Recurrence& a) {
   const Packed<C, Cell> packed(a);
-  const auto& cell = packed.cell;
-  const double dim = static_cast<double>(a.dim);
-  const double work = dim * static_cast<double>(cell.scratch_columns()) * (a.cell == CellKind::mlp ? 2 : 1) +
-                      dim * static_cast<double>(packed.readout.columns + 16);
-  // The number of steps is not known; half of the most is a guess that wakes no thread for little.
-  const double total = work * static_cast<double>(a.rows) * (static_cast<double>(a.halt.max_steps) + 1) / 2;
+  const double work = packed.cell.multiply_adds() +
+                      static_cast<double>(a.dim) * static_cast<double>(packed.readout.columns + 16);
   int64_t queue = 0;
-  paced_team(a.interrupt, work, least(a.rows, threads_for(total)), [&](int64_t, int64_t of, Pace& pace) {
+  paced_team(a.interrupt, work, threads_of(a, work), [&](int64_t, int64_t of, Pace& pace) {
     const int64_t capacity = least(kRows, (a.rows + of - 1) / of);
     RecurrenceTile<C, Cell>(a, packed, capacity).run(&queue, pace);
   });

@@ -19,7 +19,7 @@ from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import contiguous, on_cuda
 from adaptcomp_ext.ops.mlp_energy import ACTIVATION_CODES
-from adaptcomp_ext.ops.recurrence import Cell, Decision, Linear, recurrence
+from adaptcomp_ext.ops.recurrence import Ended, Settings, Tensors, recurrence
 
 TENSOR, PAIR = 0, 1  # forms of a state
 KINDS: dict[type, str] = {cells.GRU: "gru", cells.LSTM: "lstm", cells.MLP: "mlp"}
@@ -32,6 +32,7 @@ _OF_ALL_MODULES = (
 )
 _function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 
 
 class NotServed(Exception):
@@ -45,8 +46,8 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         raise NotServed("the step is no cell of adaptcomp_ext.cells")
     if fused is None:
         raise NotServed(f"{type(problem.policy).__name__} decides in Python")
-    if problem.as_in_training:
-        raise NotServed("gradients are enabled: only inference has a kernel")
+    if problem.as_in_training and _saved_tensors_hooks(False) is not None:
+        raise NotServed("hooks of saved tensors are active, which do not see what the kernel keeps")
     state = problem.state
     if on_cuda(problem.run.device):
         raise NotServed("only the CPU has this kernel")
@@ -72,13 +73,26 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
     if inputs and (inputs[0].shape != (problem.run.batch, step.input_size) or inputs[0].dtype != dtype):
         raise NotServed("the input has another shape or dtype than the cell's")
     cell = _cell(kind, step, dtype)
-    head = None if fused.head is None else _linear("head", fused.head, dim, dtype)
-    if head is not None and head[0].shape[0] != 1:
-        raise NotServed("the head gives more than one number")
-    readout = None if problem.readout is None else _linear("readout", problem.readout, dim, dtype)
-    if kind == "lstm" and (head is not None or readout is not None):
+    head = readout = (None, None)
+    if fused.head is not None:
+        head = _linear("head", fused.head, dim, dtype)
+        if head[0].shape[0] != 1:
+            raise NotServed("the head gives more than one number")
+    if problem.readout is not None:
+        readout = _linear("readout", problem.readout, dim, dtype)
+    if kind == "lstm" and not head[0] is readout[0] is None:
         raise NotServed("a Linear cannot read the pair of an LSTM")
-    return WholeRun(problem, fused, cell, head, readout)
+    settings = Settings(
+        *(kind, ACTIVATION_CODES[step.activation] if kind == "mlp" else 0, kind == "mlp" and step.residual),
+        *(fused.policy, problem.run.min_steps, problem.run.max_steps, fused.threshold, fused.parameter),
+        *(fused.signal, problem.run.sample_ids),
+        problem.readout is None and problem.policy.reads_logits,
+        fused.has_cost,
+    )
+    second = state[1] if len(state) == 2 else None
+    return WholeRun(
+        problem, settings, Tensors(inputs[0] if inputs else None, state[0], second, *cell, *head, *readout)
+    )
 
 
 def _is_its_formula(module: nn.Module) -> bool:
@@ -99,7 +113,7 @@ def _own(name: str, module: nn.Module, parameter: str, dtype: torch.dtype) -> Te
     return contiguous(name, value)
 
 
-def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> Linear:
+def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     if type(module) is not nn.Linear:
         raise NotServed(f"the {name} is no torch.nn.Linear")
     if not _is_its_formula(module):
@@ -113,7 +127,8 @@ def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> Linear:
     return weight, bias
 
 
-def _cell(kind: str, step: Any, dtype: torch.dtype) -> Cell:
+def _cell(kind: str, step: Any, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Return the cell's parameters in the order of `Tensors`."""
     if not _is_its_formula(step):
         raise NotServed("the step has hooks, or a forward of its own")
 
@@ -131,77 +146,43 @@ def _cell(kind: str, step: Any, dtype: torch.dtype) -> Cell:
 
     if kind == "mlp":
         dim, inner, hidden = step.state_size, step.input_size, step.hidden_size
-        return Cell(
-            kind,
+        return (
             needed("weight_input", hidden, inner) if inner else None,
             needed("weight_state", hidden, dim),
             needed("bias1", hidden),
             None,
             needed("weight2", dim, hidden),
             needed("bias2", dim),
-            ACTIVATION_CODES[step.activation],
-            bool(step.residual),
         )
     gates = (3 if kind == "gru" else 4) * step.hidden_size
-    return Cell(
-        kind,
+    return (
         needed("weight_ih", gates, step.input_size),
         needed("weight_hh", gates, step.hidden_size),
-        own("bias_ih", gates),
-        own("bias_hh", gates),
+        *(own("bias_ih", gates), own("bias_hh", gates), None, None),
     )
 
 
 class WholeRun:
     """A run that the kernel serves."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        fused: halting.Fused,
-        cell: Cell,
-        head: Linear | None,
-        readout: Linear | None,
-    ) -> None:
-        self.problem, self.fused, self.cell, self.head, self.readout = problem, fused, cell, head, readout
+    def __init__(self, problem: Problem, settings: Settings, tensors: Tensors) -> None:
+        self.problem, self.settings, self.tensors = problem, settings, tensors
 
     def run(self) -> HaltResult:
         """Run every row until it has ended."""
-        problem, fused, run = self.problem, self.fused, self.problem.run
-        state = problem.state
-        first, weighted = state[0], problem.policy.weighted
-        width = first.shape[1] if self.readout is None else self.readout[0].shape[0]
-        if self.readout is None:
-            problem.check_readout(first, run.batch)
+        problem, readout, first = self.problem, self.tensors.readout, self.tensors.state
+        if readout is None:
+            problem.check_readout(first, first.shape[0])
         else:
-            problem.policy.check_readout(first.new_empty((run.batch, width)))
-        problem.policy.begin(run)
-        results = [torch.empty_like(t, requires_grad=False) for t in state]
-        output = None
-        if weighted:
-            output = first.new_zeros((run.batch, width))
-        elif self.readout is not None:
-            output = first.new_empty((run.batch, width))
-        cost = torch.zeros(run.batch, dtype=run.scalar) if fused.has_cost else None
-        steps = torch.empty(run.batch, dtype=torch.int64)
-        status = torch.empty(run.batch, dtype=torch.int8)
-        recurrence(
-            self.cell,
-            state,
-            problem.inputs[0] if problem.inputs else None,
-            Decision(
-                *(fused.policy, run.min_steps, run.max_steps, fused.threshold, fused.parameter),
-                *(fused.signal, run.sample_ids),
-                self.readout is None and problem.policy.reads_logits,
-            ),
-            *(self.head, self.readout, output, results, cost, steps, status),
-        )
+            problem.policy.check_readout(first.new_empty((first.shape[0], readout.shape[0])))
+        problem.policy.begin(problem.run)
+        ended: Ended = recurrence(self.settings, self.tensors)
         return HaltResult(
-            results[0] if output is None else output,
-            problem.tree(results),
-            steps,
-            steps.to(run.scalar) if cost is None else cost,
-            status,
+            ended.state[0] if ended.output is None else ended.output,
+            problem.tree(ended.state),
+            ended.steps,
+            ended.steps.to(problem.run.scalar) if ended.cost is None else ended.cost,
+            ended.status,
             None,
             None,
         )

@@ -1,0 +1,219 @@
+// Products of a tile of rows with a matrix that is packed once per call. A row is a pointer, so that rows of
+// any number and place make a tile; what becomes of an element is decided while it is in a register.
+//
+// Each element is one chain of multiply-adds over k, in order, whatever the other rows of the tile: a row has
+// the same bits alone and in any batch.
+#pragma once
+
+#include "common/slots.h"
+
+namespace adaptcomp {
+namespace AC_ISA {
+
+// Where unit u of a gate lies in a row of gates: [block of units][gate][lane].
+template <class C>
+constexpr int64_t place_of(int64_t gates, int64_t gate, int64_t u) {
+  return (u / kLanes<C> * gates + gate) * kLanes<C> + u % kLanes<C>;
+}
+
+// The columns of a matrix in blocks of P vectors, each block contiguous: [k][P][lanes]. The vectors of a
+// block either follow each other, or are the same units of P gates. What lies beyond the matrix is zero.
+template <class C, int P>
+class Blocks {
+ public:
+  static constexpr int64_t kWide = P * kLanes<C>;
+
+  Blocks() = default;
+  // The transpose of a layer's weight [gates n, k]. Block b holds units b of every gate if gates == P, or,
+  // with one gate, P vectors of units.
+  static Blocks transposed(const C* weight, int64_t gates, int64_t n, int64_t k) {
+    const bool gated = gates == P && P > 1;
+    const int64_t width = padded<C>(n);
+    Blocks out(k, gated ? width / kLanes<C> : (width + kWide - 1) / kWide);
+    for (int64_t b = 0; b < out.count_; ++b)
+      for (int p = 0; p < P; ++p) {
+        const int64_t unit = gated ? b * kLanes<C> : (b * P + p) * kLanes<C>;
+        const int64_t first = gated ? p * n + unit : unit, real = n - unit;
+        C* to = out.data_.get() + b * k * kWide + p * kLanes<C>;
+        spread(weight + first * k, k, real < kLanes<C> ? (real > 0 ? real : 0) : kLanes<C>, k, to);
+      }
+    return out;
+  }
+  // A layer's weight [gates n, m] as the matrix from a row of its gates to its inputs.
+  static Blocks backward(const C* weight, int64_t gates, int64_t n, int64_t m) {
+    const int64_t width = padded<C>(n), columns = padded<C>(m);
+    Blocks out(gates * width, (columns + kWide - 1) / kWide);
+    for (int64_t b = 0; b < out.count_; ++b) {
+      C* to = out.data_.get() + b * out.k_ * kWide;
+      const int64_t column = b * kWide, real = least(m - column, kWide);
+      if (width != n || real < kWide) zero_row(to, out.k_ * kWide);
+      for (int64_t g = 0; g < gates; ++g)
+        for (int64_t u = 0; u < n; ++u)
+          copy_row(to + place_of<C>(gates, g, u) * kWide, weight + (g * n + u) * m + column, real);
+    }
+    return out;
+  }
+
+  int64_t inner() const { return k_; }
+  int64_t count() const { return count_; }
+  const C* block(int64_t b) const { return data_.get() + b * k_ * kWide; }
+
+ private:
+  Blocks(int64_t k, int64_t count) : k_(k), count_(count), data_(k * count * kWide) {}
+
+  // to[i kWide + c] = from[c stride + i] for c < n, and zero for n <= c < lanes.
+  static void spread(const C* from, int64_t stride, int64_t n, int64_t k, C* to) {
+    int64_t i = 0;
+    if (n == kLanes<C>)
+      for (; i + kLanes<C> <= k; i += kLanes<C>) transpose_square(from + i, stride, to + i * kWide, kWide);
+    for (; i < k; ++i)
+      for (int64_t c = 0; c < kLanes<C>; ++c) to[i * kWide + c] = c < n ? from[c * stride + i] : C(0);
+  }
+
+  int64_t k_ = 0, count_ = 0;
+  Scratch<C> data_;
+};
+
+// The most rows of a pass: with P vectors of columns their accumulators fill the registers.
+template <int P>
+constexpr int kTall = AC_VECTOR_BYTES == 64 ? (P <= 3 ? 8 : 6)
+                                            : (P == 2   ? 6
+                                               : P == 3 ? 4
+                                                        : 3);
+// Blocks of columns that are computed at once for few rows, to keep the processor's pipelines full.
+template <int P, int R>
+constexpr int kAtOnce = 12 / (P * R) < 1   ? 1
+                        : 12 / (P * R) > 4 ? 4
+                                           : 12 / (P * R);
+
+// The elements of `rows` <= R rows and N blocks from b: last(r, b, sums of the P vectors). A null `start` is
+// zero. It is not inlined, so that the registers are its own.
+template <class C, int P, int R, int N, class Last>
+__attribute__((noinline)) void block_of(const C* const* x, int64_t rows, const Blocks<C, P>& matrix,
+                                        const C* start, int64_t b, const Last& last) {
+  const C* in[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) in[r] = x[r < rows ? r : rows - 1];
+  vec<C> sum[R][N][P];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p)
+        sum[r][n][p] = start ? load_vec(start + ((b + n) * P + p) * kLanes<C>) : vec<C>{};
+  const int64_t k = matrix.inner(), next = k * Blocks<C, P>::kWide;
+  const C* w = matrix.block(b);
+  for (int64_t i = 0; i < k; ++i, w += Blocks<C, P>::kWide) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      vec<C> column[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) column[p] = load_vec(w + n * next + p * kLanes<C>);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const vec<C> a = splat(in[r][i]);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) sum[r][n][p] = fma(a, column[p], sum[r][n][p]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    if (r >= rows) break;
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) last(r, b + n, sum[r][n]);
+  }
+}
+
+template <class C, int P, int R, class Last>
+AC_INLINE void blocks_of(const C* const* x, int64_t rows, const Blocks<C, P>& matrix, const C* start,
+                         int64_t b, int64_t end, const Last& last) {
+  constexpr int N = kAtOnce<P, R>;
+  if constexpr (N > 1)
+    for (; b + N <= end; b += N) block_of<C, P, R, N>(x, rows, matrix, start, b, last);
+  for (; b < end; ++b) block_of<C, P, R, 1>(x, rows, matrix, start, b, last);
+}
+
+// Calls last(r, b, start + x[r] matrix) for every row r and block b. A block is used for all rows before the
+// next one is read, so that it stays in the first-level cache.
+template <class C, int P, class Last>
+AC_INLINE void product(const C* const* x, int64_t rows, const Blocks<C, P>& matrix, const C* start,
+                       const Last& last) {
+  constexpr int kMost = kTall<P>;
+  const auto pass = [&](int64_t r, int64_t b, int64_t end) __attribute__((always_inline)) {
+    const auto shifted = [&](int64_t i, int64_t block, const vec<C>(&sum)[P])
+                             __attribute__((always_inline)) { last(r + i, block, sum); };
+    const int64_t left = rows - r;
+    if (left == 1) {
+      blocks_of<C, P, 1>(x + r, left, matrix, start, b, end, shifted);
+    } else if (left == 2) {
+      blocks_of<C, P, 2>(x + r, left, matrix, start, b, end, shifted);
+    } else if (kMost > 4 && left <= 4) {
+      blocks_of < C, P, kMost<4 ? kMost : 4>(x + r, left, matrix, start, b, end, shifted);
+    } else {
+      blocks_of<C, P, kMost>(x + r, left < kMost ? left : kMost, matrix, start, b, end, shifted);
+    }
+  };
+  if (rows <= kMost) {
+    if (rows > 0) pass(0, 0, matrix.count());
+    return;
+  }
+  for (int64_t b = 0; b < matrix.count(); ++b)
+    for (int64_t r = 0; r < rows; r += kMost) pass(r, b, b + 1);
+}
+
+// The same from zero.
+template <class C, int P, class Last>
+AC_INLINE void product(const C* const* x, int64_t rows, const Blocks<C, P>& matrix, const Last& last) {
+  const C* const zero = nullptr;
+  product(x, rows, matrix, zero, last);
+}
+
+// sums[i, j] += sum over the rows r of left[r, i] right[r][j], for i < n and j < m; sums is [n, m], with m in
+// whole vectors.
+template <class C, int R, int W>
+__attribute__((noinline)) void outer_of(C* sums, int64_t m, const C* left, int64_t stride,
+                                        const C* const* right, int64_t rows, int64_t i, int64_t j) {
+  vec<C> sum[R][W];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) sum[r][w] = load_vec(sums + (i + r) * m + j + w * kLanes<C>);
+  const C* a = left + i;
+  for (int64_t row = 0; row < rows; ++row, a += stride) {
+    vec<C> b[W];
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) b[w] = load_vec(right[row] + j + w * kLanes<C>);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const vec<C> factor = splat(a[r]);
+#pragma GCC unroll 2
+      for (int w = 0; w < W; ++w) sum[r][w] = fma(factor, b[w], sum[r][w]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) store_vec(sums + (i + r) * m + j + w * kLanes<C>, sum[r][w]);
+}
+
+template <class C>
+AC_INLINE void outer(C* sums, int64_t n, int64_t m, const C* left, int64_t stride, const C* const* right,
+                     int64_t rows) {
+  constexpr int kTallest = AC_VECTOR_BYTES == 64 ? 8 : 4;
+  const auto strip = [&](auto wide, int64_t j) __attribute__((always_inline)) {
+    constexpr int W = decltype(wide)::value;
+    int64_t i = 0;
+    for (; i + kTallest <= n; i += kTallest)
+      outer_of<C, kTallest, W>(sums, m, left, stride, right, rows, i, j);
+    for (; i < n; ++i) outer_of<C, 1, W>(sums, m, left, stride, right, rows, i, j);
+  };
+  // A strip of the right side stays in the first-level cache.
+  int64_t j = 0;
+  for (; j + 2 * kLanes<C> <= m; j += 2 * kLanes<C>) strip(std::integral_constant<int, 2>(), j);
+  if (j < m) strip(std::integral_constant<int, 1>(), j);
+}
+
+}  // namespace AC_ISA
+}  // namespace adaptcomp

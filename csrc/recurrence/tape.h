@@ -1,0 +1,41 @@
+// The states of all rows after each of their steps, kept from the forward pass for the backward pass.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace adaptcomp {
+
+// A state of a row. The first one of a row, which has none before it, is the initial state.
+struct Record {
+  const Record* before;
+  const void* state;  // the tensors of the state one after the other, each in whole vectors
+  double weight;      // of the readout in the output
+};
+
+// Threads write to memory of their own, which they take in chunks. The functions are defined in
+// recurrence_cpu.cpp: an inline one would be merged over the builds for several instruction sets.
+class Tape {
+ public:
+  explicit Tape(int64_t rows);
+  ~Tape();
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+  // Memory that lives as long as the tape, aligned for vectors.
+  void* take(int64_t bytes);
+  int64_t bytes() const { return bytes_; }
+  const Record** last() const { return last_; }  // [rows]: null for a row that passes no gradient back
+
+  const Isa built;  // the build that wrote the states
+
+ private:
+  struct Chunk {
+    Chunk* next;
+  };
+  const Record** last_;
+  Chunk* chunks_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace adaptcomp
