@@ -20,6 +20,7 @@
 #include "bindings/functions.h"
 #include "bindings/halt_run.h"
 #include "bindings/halting.h"
+#include "bindings/modules.h"
 #include "bindings/ordinary.h"
 #include "bindings/recurrence.h"
 #include "bindings/route.h"
@@ -281,8 +282,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("confidence", &confidence);
   m.def("linear", &linear);
   py::class_<Tape>(m, "RecurrenceTape").def(py::init<int64_t>()).def_property_readonly("bytes", &Tape::bytes);
-  m.def("recurrence", &recurrence);
-  m.def("recurrence_backward", &recurrence_backward);
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
   m.def("halt_backward", &halt_backward);
@@ -304,6 +303,9 @@ PYBIND11_MODULE(_C, m) {
       fast("is_ordinary", &is_ordinary),
       {"ordinary_rows", &ordinary_rows, METH_O, nullptr},
       fast("are_ordinary_rows", &are_ordinary_rows),
+      fast("own_parameters", &own_parameters),
+      fast("recurrence", &recurrence),
+      fast("recurrence_backward", &recurrence_backward),
       named("halt_run", &make<HaltRun>),
       named("descent_run", &make<DescentRun>),
       {nullptr, nullptr, 0, nullptr},

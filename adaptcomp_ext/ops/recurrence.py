@@ -104,11 +104,11 @@ def _run(settings: Settings, tensors: Tensors, tape: _C.RecurrenceTape | None) -
     rows, dim = first.shape
     output = cost = None
     if settings.weighted:
-        output = first.new_zeros((rows, dim if readout is None else readout.shape[0]))
+        output = torch.zeros((rows, dim if readout is None else readout.shape[0]), dtype=first.dtype)
     elif readout is not None:
-        output = first.new_empty((rows, readout.shape[0]))
+        output = torch.empty((rows, readout.shape[0]), dtype=first.dtype)
     if settings.has_cost:
-        cost = first.new_zeros(rows)
+        cost = torch.zeros(rows, dtype=first.dtype)
     state = [torch.empty_like(t, requires_grad=False) for t in (first, second) if t is not None]
     steps = torch.empty(rows, dtype=torch.int64)
     status = torch.empty(rows, dtype=torch.int8)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bindings/arguments.h"
+#include "bindings/functions.h"
 #include "bindings/signals.h"
 #include "recurrence/recurrence.h"
 
@@ -42,52 +43,66 @@ inline Recurrence recurrence_of(Arguments& in) {
 
 // What recurrence_of() reads; then output, the two tensors of the result, cost; min_steps, parameter, signal,
 // sample_ids, whether the state is read as logits; steps, status. `threshold`: the policy's.
-inline void recurrence(const py::list& list, double threshold) {
-  Arguments in(list);
-  Recurrence a = recurrence_of(in);
-  a.output = in.pointer<void>();
-  for (void*& leaf : a.result) leaf = in.pointer<void>();
-  a.cost = in.pointer<void>();
-  a.halt.min_steps = in.integer();
-  a.halt.parameter = in.integer();
-  a.halt.signal = in.pointer<int64_t>("n");
-  a.halt.sample = in.pointer<int64_t>("sample_ids");
-  a.halt.read_leaf = in.integer() != 0 ? 0 : -1;
-  a.halt.steps = in.pointer<int64_t>();
-  a.halt.status = in.pointer<int8_t>();
-  in.done();
-  a.halt.threshold = threshold;
-  Signals signals;
-  a.interrupt = signals.interrupt();
-  {
-    py::gil_scoped_release unlocked;
-    recurrence_cpu(a);
+inline PyObject* recurrence(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !PyList_Check(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "recurrence: expected a list and a threshold");
+    return nullptr;
   }
-  signals.raise();
+  return guarded([&] {
+    Arguments in(py::reinterpret_borrow<py::list>(arguments[0]));
+    Recurrence a = recurrence_of(in);
+    a.output = in.pointer<void>();
+    for (void*& leaf : a.result) leaf = in.pointer<void>();
+    a.cost = in.pointer<void>();
+    a.halt.min_steps = in.integer();
+    a.halt.parameter = in.integer();
+    a.halt.signal = in.pointer<int64_t>("n");
+    a.halt.sample = in.pointer<int64_t>("sample_ids");
+    a.halt.read_leaf = in.integer() != 0 ? 0 : -1;
+    a.halt.steps = in.pointer<int64_t>();
+    a.halt.status = in.pointer<int8_t>();
+    in.done();
+    a.halt.threshold = py::handle(arguments[1]).cast<double>();
+    Signals signals;
+    a.interrupt = signals.interrupt();
+    {
+      py::gil_scoped_release unlocked;
+      recurrence_cpu(a);
+    }
+    signals.raise();
+    return py::none().release().ptr();
+  });
 }
 
 // What recurrence_of() reads; then the gradients in output, the two tensors of the result and cost, or None;
 // those to be written, or None: in x, the two tensors of the state, weight_ih, weight_hh, bias_ih, bias_hh,
 // weight2, bias2, head, its bias, readout, its bias.
-inline void recurrence_backward(const py::list& list) {
-  Arguments in(list);
-  RecurrenceBackward a{};
-  a.run = recurrence_of(in);
-  a.g_output = in.pointer<void>("gradient");
-  for (const void*& leaf : a.g_result) leaf = in.pointer<void>("gradient");
-  a.g_cost = in.pointer<void>("gradient");
-  void** const written[] = {&a.g_x,         &a.g_state[0], &a.g_state[1],    &a.g_weight_ih, &a.g_weight_hh,
-                            &a.g_bias_ih,   &a.g_bias_hh,  &a.g_weight2,     &a.g_bias2,     &a.g_head,
-                            &a.g_head_bias, &a.g_readout,  &a.g_readout_bias};
-  for (void** to : written) *to = in.pointer<void>();
-  in.done();
-  Signals signals;
-  a.run.interrupt = signals.interrupt();
-  {
-    py::gil_scoped_release unlocked;
-    recurrence_backward_cpu(a);
+inline PyObject* recurrence_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 1 || !PyList_Check(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "recurrence_backward: expected a list");
+    return nullptr;
   }
-  signals.raise();
+  return guarded([&] {
+    Arguments in(py::reinterpret_borrow<py::list>(arguments[0]));
+    RecurrenceBackward a{};
+    a.run = recurrence_of(in);
+    a.g_output = in.pointer<void>("gradient");
+    for (const void*& leaf : a.g_result) leaf = in.pointer<void>("gradient");
+    a.g_cost = in.pointer<void>("gradient");
+    void** const written[] = {&a.g_x,         &a.g_state[0], &a.g_state[1],    &a.g_weight_ih, &a.g_weight_hh,
+                              &a.g_bias_ih,   &a.g_bias_hh,  &a.g_weight2,     &a.g_bias2,     &a.g_head,
+                              &a.g_head_bias, &a.g_readout,  &a.g_readout_bias};
+    for (void** to : written) *to = in.pointer<void>();
+    in.done();
+    Signals signals;
+    a.run.interrupt = signals.interrupt();
+    {
+      py::gil_scoped_release unlocked;
+      recurrence_backward_cpu(a);
+    }
+    signals.raise();
+    return py::none().release().ptr();
+  });
 }
 
 }  // namespace adaptcomp

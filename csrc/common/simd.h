@@ -7,15 +7,14 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 #include "common/dtype.h"
+#include "common/pool.h"
 
 #ifndef AC_ISA
 #error "compile this file once per instruction set, with AC_ISA as its namespace"
@@ -322,20 +321,20 @@ class Scratch {
  public:
   Scratch() = default;
   explicit Scratch(int64_t n)
-      : data_(static_cast<C*>(std::aligned_alloc(64, (static_cast<size_t>(n) * sizeof(C) + 127) / 64 * 64))) {
-    if (!data_) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(Scratch&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
+      : bytes_(n * static_cast<int64_t>(sizeof(C))), data_(static_cast<C*>(take_block(bytes_))) {}
+  ~Scratch() { give_block(data_, bytes_); }
+  Scratch(Scratch&& other) noexcept : bytes_(other.bytes_), data_(other.data_) { other.data_ = nullptr; }
   Scratch& operator=(Scratch&& other) noexcept {
-    C* mine = data_;
+    const Scratch mine(static_cast<Scratch&&>(*this));
+    bytes_ = other.bytes_;
     data_ = other.data_;
-    other.data_ = mine;
+    other.data_ = nullptr;
     return *this;
   }
   C* get() const { return data_; }
 
  private:
+  int64_t bytes_ = 0;
   C* data_ = nullptr;
 };
 

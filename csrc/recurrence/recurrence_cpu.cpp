@@ -1,9 +1,9 @@
 // Chooses the builds of the tiles that this machine runs, and holds the tape's memory.
-#include <cstdlib>
-#include <new>
+#include <cstring>
 #include <stdexcept>
 
 #include "common/isa.h"
+#include "common/pool.h"
 #include "recurrence/recurrence.h"
 
 namespace adaptcomp {
@@ -20,36 +20,32 @@ void recurrence_backward_cpu(const RecurrenceBackward& a) {
 }
 
 namespace {
-constexpr int64_t kAlignment = 64;
-}
+int64_t head_bytes(int64_t rows) { return rows * static_cast<int64_t>(sizeof(Record*)); }
+}  // namespace
 
-Tape::Tape(int64_t rows)
-    : built(isa()),
-      last_(static_cast<const Record**>(
-          std::calloc(static_cast<size_t>(rows > 0 ? rows : 1), sizeof(Record*)))),
-      bytes_(rows * static_cast<int64_t>(sizeof(Record*))) {
-  if (!last_) throw std::bad_alloc();
+Tape::Tape(int64_t rows) : built(isa()), rows_(rows), bytes_(head_bytes(rows)) {
+  last_ = static_cast<const Record**>(take_block(bytes_));
+  std::memset(last_, 0, static_cast<size_t>(bytes_));
 }
 
 Tape::~Tape() {
   while (chunks_) {
-    Chunk* next = chunks_->next;
-    std::free(chunks_);
-    chunks_ = next;
+    const Chunk chunk = *chunks_;
+    give_block(chunks_, chunk.bytes);
+    chunks_ = chunk.next;
   }
-  std::free(last_);
+  give_block(last_, head_bytes(rows_));
 }
 
 void* Tape::take(int64_t bytes) {
-  bytes = (bytes + 2 * kAlignment - 1) / kAlignment * kAlignment;
-  auto* chunk = static_cast<Chunk*>(std::aligned_alloc(kAlignment, static_cast<size_t>(bytes)));
-  if (!chunk) throw std::bad_alloc();
-  chunk->next = __atomic_load_n(&chunks_, __ATOMIC_RELAXED);
+  bytes += kHeader;
+  auto* chunk = static_cast<Chunk*>(take_block(bytes));
+  *chunk = {__atomic_load_n(&chunks_, __ATOMIC_RELAXED), bytes};
   while (
       !__atomic_compare_exchange_n(&chunks_, &chunk->next, chunk, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
   }
   __atomic_fetch_add(&bytes_, bytes, __ATOMIC_RELAXED);
-  return reinterpret_cast<char*>(chunk) + kAlignment;
+  return reinterpret_cast<char*>(chunk) + kHeader;
 }
 
 }  // namespace adaptcomp

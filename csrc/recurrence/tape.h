@@ -32,10 +32,12 @@ class Tape {
  private:
   struct Chunk {
     Chunk* next;
+    int64_t bytes;
   };
+  static constexpr int64_t kHeader = 64;  // of a chunk; what follows is aligned for vectors
+  int64_t rows_, bytes_;
   const Record** last_;
   Chunk* chunks_ = nullptr;
-  int64_t bytes_ = 0;
 };
 
 }  // namespace adaptcomp

@@ -12,24 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from adaptcomp_ext import _C
 from adaptcomp_ext.nn import cells
 from adaptcomp_ext.nn._tree import form
 from adaptcomp_ext.nn.halting.block import Problem
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._backend import contiguous, on_cuda
+from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous, on_cuda
 from adaptcomp_ext.ops.mlp_energy import ACTIVATION_CODES
 from adaptcomp_ext.ops.recurrence import Ended, Settings, Tensors, recurrence
 
 TENSOR, PAIR = 0, 1  # forms of a state
 KINDS: dict[type, str] = {cells.GRU: "gru", cells.LSTM: "lstm", cells.MLP: "mlp"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_OF_ALL_MODULES = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
+_OF_ALL_MODULES: tuple[dict[Any, Any], ...] = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
 )
+_LAYER = ("weight", "bias")
+_GATES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_MLP = ("weight_input", "weight_state", "bias1", "weight2", "bias2")
 _function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
@@ -55,6 +59,8 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         raise NotServed("a transform or mode of torch is active")
     if torch.is_autocast_enabled("cpu"):
         raise NotServed("autocast is enabled")
+    if any(_OF_ALL_MODULES):
+        raise NotServed("torch has hooks of all modules")
     dtype = state[0].dtype
     if dtype not in (torch.float32, torch.float64):
         raise NotServed(f"the state is {dtype}, not float32 or float64")
@@ -99,7 +105,7 @@ def _is_its_formula(module: nn.Module) -> bool:
     own = module.__dict__
     if "forward" in own or any(own[name] for name in _HOOKS):
         return False
-    return not any(getattr(torch_module, name) for name in _OF_ALL_MODULES)
+    return not any(_OF_ALL_MODULES)
 
 
 def _own(name: str, module: nn.Module, parameter: str, dtype: torch.dtype) -> Tensor | None:
@@ -116,6 +122,10 @@ def _own(name: str, module: nn.Module, parameter: str, dtype: torch.dtype) -> Te
 def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     if type(module) is not nn.Linear:
         raise NotServed(f"the {name} is no torch.nn.Linear")
+    columns = module.out_features
+    own = _C.own_parameters(module, _LAYER, ((columns, inner), (columns,)), DTYPE_CODES[dtype])
+    if own is not None and own[0] is not None and columns:
+        return own  # type: ignore[return-value]
     if not _is_its_formula(module):
         raise NotServed(f"the {name} has hooks, or a forward of its own")
     weight = _own(name, module, "weight", dtype)
@@ -129,37 +139,32 @@ def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> tuple[Ten
 
 def _cell(kind: str, step: Any, dtype: torch.dtype) -> tuple[Any, ...]:
     """Return the cell's parameters in the order of `Tensors`."""
-    if not _is_its_formula(step):
-        raise NotServed("the step has hooks, or a forward of its own")
-
-    def own(parameter: str, *shape: int) -> Tensor | None:
-        value = _own("step", step, parameter, dtype)
-        if value is not None and value.shape != shape:
-            raise NotServed(f"step.{parameter} has another shape than at first")
-        return value
-
-    def needed(parameter: str, *shape: int) -> Tensor:
-        value = own(parameter, *shape)
-        if value is None:
-            raise NotServed(f"step.{parameter} is missing")
-        return value
-
+    inner, hidden = step.input_size, step.hidden_size
     if kind == "mlp":
-        dim, inner, hidden = step.state_size, step.input_size, step.hidden_size
-        return (
-            needed("weight_input", hidden, inner) if inner else None,
-            needed("weight_state", hidden, dim),
-            needed("bias1", hidden),
-            None,
-            needed("weight2", dim, hidden),
-            needed("bias2", dim),
+        dim, names = step.state_size, _MLP
+        shapes: tuple[tuple[int, ...], ...] = (
+            (hidden, inner),
+            (hidden, dim),
+            (hidden,),
+            (dim, hidden),
+            (dim,),
         )
-    gates = (3 if kind == "gru" else 4) * step.hidden_size
-    return (
-        needed("weight_ih", gates, step.input_size),
-        needed("weight_hh", gates, step.hidden_size),
-        *(own("bias_ih", gates), own("bias_hh", gates), None, None),
-    )
+        optional = () if inner else _MLP[:1]
+    else:
+        gates, names = (3 if kind == "gru" else 4) * hidden, _GATES
+        shapes = ((gates, inner), (gates, hidden), (gates,), (gates,))
+        optional = _GATES[2:]
+    own = _C.own_parameters(step, names, shapes, DTYPE_CODES[dtype])
+    if own is None:
+        if not _is_its_formula(step):
+            raise NotServed("the step has hooks, or a forward of its own")
+        own = tuple([_own("step", step, name, dtype) for name in names])
+    for name, shape, value in zip(names, shapes, own, strict=True):
+        if value is None and name not in optional:
+            raise NotServed(f"step.{name} is missing")
+        if value is not None and value.shape != shape:
+            raise NotServed(f"step.{name} has another shape than at first")
+    return (*own[:3], None, *own[3:]) if kind == "mlp" else (*own, None, None)
 
 
 class WholeRun:
@@ -175,7 +180,10 @@ class WholeRun:
             problem.check_readout(first, first.shape[0])
         else:
             problem.policy.check_readout(first.new_empty((first.shape[0], readout.shape[0])))
-        problem.policy.begin(problem.run)
+        if (
+            not self.settings.weighted
+        ):  # the carry of ACT, which begins with nothing to check, is the kernel's
+            problem.policy.begin(problem.run)
         ended: Ended = recurrence(self.settings, self.tensors)
         return HaltResult(
             ended.state[0] if ended.output is None else ended.output,
