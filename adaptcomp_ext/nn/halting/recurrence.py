@@ -39,6 +39,9 @@ _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 
 
+_Layer = tuple[Tensor | None, Tensor | None]  # weight and bias
+
+
 class NotServed(Exception):
     """Why the kernel does not serve a run."""
 
@@ -79,25 +82,35 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
     if inputs and (inputs[0].shape != (problem.run.batch, step.input_size) or inputs[0].dtype != dtype):
         raise NotServed("the input has another shape or dtype than the cell's")
     cell = _cell(kind, step, dtype)
-    head = readout = (None, None)
+    head: _Layer = (None, None)
+    readout: _Layer = (None, None)
     if fused.head is not None:
         head = _linear("head", fused.head, dim, dtype)
-        if head[0].shape[0] != 1:
+        if head[0] is None or head[0].shape[0] != 1:
             raise NotServed("the head gives more than one number")
     if problem.readout is not None:
         readout = _linear("readout", problem.readout, dim, dtype)
     if kind == "lstm" and not head[0] is readout[0] is None:
         raise NotServed("a Linear cannot read the pair of an LSTM")
     settings = Settings(
-        *(kind, ACTIVATION_CODES[step.activation] if kind == "mlp" else 0, kind == "mlp" and step.residual),
-        *(fused.policy, problem.run.min_steps, problem.run.max_steps, fused.threshold, fused.parameter),
-        *(fused.signal, problem.run.sample_ids),
+        kind,
+        ACTIVATION_CODES[step.activation] if kind == "mlp" else 0,
+        kind == "mlp" and step.residual,
+        fused.policy,
+        problem.run.min_steps,
+        problem.run.max_steps,
+        fused.threshold,
+        fused.parameter,
+        fused.signal,
+        problem.run.sample_ids,
         problem.readout is None and problem.policy.reads_logits,
         fused.has_cost,
     )
     second = state[1] if len(state) == 2 else None
     return WholeRun(
-        problem, settings, Tensors(inputs[0] if inputs else None, state[0], second, *cell, *head, *readout)
+        problem,
+        settings,
+        Tensors._make((inputs[0] if inputs else None, state[0], second, *cell, *head, *readout)),
     )
 
 
@@ -119,13 +132,13 @@ def _own(name: str, module: nn.Module, parameter: str, dtype: torch.dtype) -> Te
     return contiguous(name, value)
 
 
-def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> _Layer:
     if type(module) is not nn.Linear:
         raise NotServed(f"the {name} is no torch.nn.Linear")
     columns = module.out_features
     own = _C.own_parameters(module, _LAYER, ((columns, inner), (columns,)), DTYPE_CODES[dtype])
     if own is not None and own[0] is not None and columns:
-        return own  # type: ignore[return-value]
+        return own
     if not _is_its_formula(module):
         raise NotServed(f"the {name} has hooks, or a forward of its own")
     weight = _own(name, module, "weight", dtype)
@@ -140,9 +153,12 @@ def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> tuple[Ten
 def _cell(kind: str, step: Any, dtype: torch.dtype) -> tuple[Any, ...]:
     """Return the cell's parameters in the order of `Tensors`."""
     inner, hidden = step.input_size, step.hidden_size
+    names: tuple[str, ...] = _GATES
+    optional: tuple[str, ...] = _GATES[2:]
+    shapes: tuple[tuple[int, ...], ...]
     if kind == "mlp":
         dim, names = step.state_size, _MLP
-        shapes: tuple[tuple[int, ...], ...] = (
+        shapes = (
             (hidden, inner),
             (hidden, dim),
             (hidden,),
@@ -151,9 +167,8 @@ def _cell(kind: str, step: Any, dtype: torch.dtype) -> tuple[Any, ...]:
         )
         optional = () if inner else _MLP[:1]
     else:
-        gates, names = (3 if kind == "gru" else 4) * hidden, _GATES
+        gates = (3 if kind == "gru" else 4) * hidden
         shapes = ((gates, inner), (gates, hidden), (gates,), (gates,))
-        optional = _GATES[2:]
     own = _C.own_parameters(step, names, shapes, DTYPE_CODES[dtype])
     if own is None:
         if not _is_its_formula(step):
