@@ -6,6 +6,7 @@ import json
 import re
 from decimal import Decimal
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,12 @@ def of_stroop(column: str, without: str = "") -> list[list[float]]:
     return [[100 * value for value in row[column][:3]] for row in rows]
 
 
+def left_to_know() -> list[list[list[float]]]:
+    """What knowing who is right adds to entropy, by proportion congruent in training and rate of calls."""
+    rows = of_stroop("− entropy", without="− random")
+    return [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+
+
 QUOTES = {
     # A sentence, with its numbers as groups, and what they are computed from.
     ("README.md", r"(\S+) to (\S+) times its lower bound"): lambda: [
@@ -170,11 +177,21 @@ QUOTES = {
     ],
     (
         "README.md",
-        r"it adds (\S+) points \((\S+) to (\S+)\), weighting one CNN's rows (\S+) \((\S+) to (\S+)\)",
+        r"it adds (\S+) \((\S+)–(\S+)\) and (\S+) points \((\S+)–(\S+)\), "
+        r"weighting one CNN's rows (\S+) \((\S+)–(\S+)\) and (\S+) \((\S+)–(\S+)\)",
     ): lambda: [
-        *of_stroop("ACC, 20 % called", without="that CNN − the CNN")[0],
-        *of_stroop("that CNN − the CNN")[0],
+        *chain(*of_stroop("ACC, 20 % called", without="that CNN − the CNN")),
+        *chain(*of_stroop("that CNN − the CNN")),
     ],
+    (
+        "README.md",
+        r"Knowing who is right beats entropy by up to (\S+) \((\S+)–(\S+)\) and (\S+) \((\S+)–(\S+)\)",
+    ): lambda: [n for rates in left_to_know() for n in max(rates)],
+    (
+        "docs/experiments/stroop.md",
+        r"reads more: (\S+), (\S+), (\S+), (\S+) and (\S+) points at .*? congruent, "
+        r"and (\S+), (\S+), (\S+), (\S+) and (\S+) points where 99 %",
+    ): lambda: [mean for rates in left_to_know() for mean, _, _ in rates],
     ("docs/experiments/stroop.md", r"at most (\S+) points better than entropy"): lambda: [
         max(row[0] for row in of_stroop("− entropy", without="− value"))
     ],
