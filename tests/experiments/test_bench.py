@@ -298,18 +298,20 @@ class Refuse:
         pass
 
 sys.meta_path.insert(0, Refuse())
-from adaptcomp_ext.experiments.bench import BENCHMARKS, energy, halting, planning, route
+from adaptcomp_ext.experiments.bench import BENCHMARKS, energy, halting, planning, recurrence, route
 
 energy.PRODUCT = 32
 few = {
     "halting": [halting.Config("gru", 32, 64, fraction=f, compiled=False) for f in (0.25, 1.0)],
+    "recurrence": [recurrence.Config(32, 64, compiled=False)],
     "energy": [energy.Config("all", 12, 5, 6, (24,), 8)],
     "route": [route.Config("infer", 20, 8, 0.25)],
     "planning": [planning.Config(3, 1, 8, 16)],
 }
 for kind in BENCHMARKS:
     kind.configs = lambda self: few[self.name]
-    without = ["--no-compiled", "--no-memory"] if hasattr(kind.Options, "memory") else []
+    left_out = [name for name in ("compiled", "memory", "linear") if hasattr(kind.Options, name)]
+    without = [f"--no-{name}" for name in left_out]
     sys.argv = ["bench", "--out", sys.argv[-1], "--seconds", "0.1", "--threads", "1", *without, sys.argv[-1]]
     out = sys.argv.pop()
     runpy.run_path(f"SCRIPTS/bench_{kind.name}.py", run_name="__main__")
@@ -322,6 +324,6 @@ def test_the_scripts_need_none_of_the_extras(tmp_path):
     done = run_python("-c", ON_A_GPU_MACHINE.replace("SCRIPTS", str(SCRIPTS)), str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("rich is not installed: no progress bar is shown.") == len(BENCHMARKS)
-    assert done.stderr.count("matplotlib is not installed: the figure is left out.") == 2
+    assert done.stderr.count("matplotlib is not installed: the figure is left out.") == 3
     written = {f"bench_{kind.name}.{ending}" for kind in BENCHMARKS for ending in ("json", "md")}
     assert {path.name for path in tmp_path.iterdir()} == written

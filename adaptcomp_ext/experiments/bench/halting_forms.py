@@ -179,8 +179,8 @@ class Problem:
     """What every form runs: built once for a configuration, shared by all of them."""
 
     config: Config
-    step: ScriptedStep
-    head: ScriptedHead | None
+    step: nn.Module
+    head: nn.Module | None
     state: State
     inputs: State
     steps: Tensor

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import inspect
 import json
 import os
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from statistics import median
 from types import NoneType
 from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
 
@@ -234,6 +236,26 @@ def kept_and_peak(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> dict[
         kept = live.now
         torch.autograd.grad(value, list(leaves), allow_unused=True)
     return {"kept": kept, "peak": live.peak}
+
+
+def kept_on_heap(loss: Callable[[], Tensor]) -> int | None:
+    """Return by how many bytes the heap has grown between forward and backward pass; None: unknown.
+
+    `kept_and_peak` sees the tensors that operations return, and the mode that it needs keeps `AdaptiveHalt`
+    from a whole run in one kernel call. This sees every allocation on the CPU and changes nothing.
+    """
+
+    def growth() -> int | None:
+        before = machine.heap_bytes()
+        value = loss()
+        after = machine.heap_bytes()
+        del value
+        return None if before is None or after is None else after - before
+
+    gc.collect()
+    growths = [growth() for _ in range(6)][1:]  # a first call may look at the step, or fill caches
+    known = [g for g in growths if g is not None]
+    return int(median(known)) if known else None
 
 
 # --- report -------------------------------------------------------------------------------------------------
@@ -543,8 +565,11 @@ def _timed(report: Report) -> list[Row]:
 def _environment(report: Report) -> str:
     m, versions, settings = report["machine"], report["versions"], report["settings"]
     mark = f"**{QUICK}** " if report.get("quick") else ""
+    # Where the number of threads is part of a configuration, those of the rows.
+    counts = {row["config"].get("threads") for row in report["rows"]} - {None}
+    threads = " and ".join(map(str, sorted(counts) or [m["threads"]]))
     return (
-        f"{mark}{m['cpu']}, {m['cores']} cores, {m['threads']} threads, device {m['device']}; "
+        f"{mark}{m['cpu']}, {m['cores']} cores, {threads} threads, device {m['device']}; "
         f"{_instruction_sets(versions)}Python {versions['python']}, torch {versions['torch']}; "
         f"{report['date']}; {settings['seconds']:g} s for each configuration, seed {settings['seed']}; "
         "float32."

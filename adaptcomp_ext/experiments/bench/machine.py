@@ -14,7 +14,7 @@ import torch
 
 import adaptcomp_ext as ac
 
-__all__ = ["describe", "keep_freed_memory", "threads"]
+__all__ = ["describe", "heap_bytes", "keep_freed_memory", "threads"]
 
 # Options of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -46,6 +46,28 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20))
+
+
+class _MallInfo(ctypes.Structure):
+    """The struct mallinfo2 of glibc's malloc.h."""
+
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in (*_names, "keepcost"))
+
+
+def heap_bytes() -> int | None:
+    """Return the bytes that this process has allocated from glibc's malloc, or None under another one.
+
+    Tensors on the CPU, what compiled code allocates for itself and autograd's nodes are all in it; Python's
+    small objects are not.
+    """
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError, TypeError):
+        return None
+    mallinfo.restype = _MallInfo
+    info = mallinfo()
+    return int(info.uordblks + info.hblkhd)
 
 
 def _cpu_name() -> str:
