@@ -156,7 +156,7 @@ def _same(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _autocast_cache_off() -> Iterator[None]:
-    """Make autocast cast each weight anew: a cached weight would have a graph of this call."""
+    """Make autocast cast each weight anew: one that inference would not have cached would be read later."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

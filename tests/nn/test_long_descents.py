@@ -92,6 +92,8 @@ import os, signal, sys, threading, time
 import torch
 import adaptcomp_ext as ac
 
+# A process that a shell has started in the background ignores it, and so would this one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
 ENERGIES = {

@@ -277,6 +277,22 @@ def test_the_mode_of_a_step_counts():
         halt(X)
 
 
+@pytest.mark.parametrize("part", ["readout", "head"])
+def test_the_mode_of_readout_and_head_counts(part):
+    """The step has no mode: that of the AdaptiveHalt, which sets theirs, tells the calls apart."""
+
+    class Moody(nn.Module):
+        def forward(self, h):
+            return (h - h.mean(0) if self.training else h)[:, :1]
+
+    options = {"readout": Moody()} if part == "readout" else {"policy": ac.ACT(Moody())}
+    halt = halting(lambda h: h * 2, **options).eval()
+    halt(X)
+    halt.train()
+    with pytest.raises(ValueError, match=f"^{part}: {REFUSED}"):
+        halt(X)
+
+
 # --- what cannot be checked ---------------------------------------------------------------------------------
 def test_what_has_no_derivative_passes():
     halting(lambda h: h + 1)(torch.zeros(B, 2, dtype=torch.long))
@@ -557,6 +573,19 @@ def test_autocast_keeps_no_weight_of_the_check():
             halt(X)
         halt(X).output.sum().backward()
     assert linear.weight.grad.abs().sum() > 0
+
+
+def test_autocast_sees_a_weight_that_changes_after_the_check():
+    """Inference leaves no weight in the cache of autocast, and neither does the check."""
+    linear = nn.Linear(D, D)
+    halt = halting(linear)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            halt(X)
+        with torch.no_grad():
+            linear.weight.zero_()
+        result = halt(X)
+    assert torch.equal(result.output, linear.bias.bfloat16().expand(B, D))
 
 
 def test_a_step_is_checked_once():
