@@ -20,7 +20,7 @@ pytest.register_assert_rewrite("tests.helpers")
 
 import adaptcomp_ext as ac
 from adaptcomp_ext import _C
-from tests.helpers import science
+from tests.helpers import covering, science
 
 # The tensors are small: on a busy machine a second thread waits for its turn longer than it works. Tests of
 # threads ask for them.
@@ -31,7 +31,7 @@ GUARD_BYTE = 0xA5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help = "run the tests of the science in full, over all their seeds, instead of in their short form"
+    help = "run the tests of the science over all their seeds, and grids of parameters in all their cases"
     parser.addoption("--full", action="store_true", help=help)
 
 
@@ -43,8 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.dist = "worksteal"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A name that differs from process to process makes pytest-xdist run nothing at all."""
+@pytest.hookimpl(trylast=True)  # after the choice of -k and -m, of which all pairs remain
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out most cases of large grids. A name that differs from process to process stops pytest-xdist."""
+    if not science.full():
+        items[:], left_out = covering.split(items)
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
     unstable = sorted({item.nodeid for item in items if re.search(r" at 0x|tensor\(", item.nodeid)})
     if unstable:
         raise pytest.UsageError(f"give these parameters names of their own (ids=...): {unstable[:3]}")

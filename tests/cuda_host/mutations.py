@@ -424,7 +424,7 @@ def apply(mutation: Mutation, folder: Path) -> Path:
 
 def outcome(tests: tuple[str, ...], order: str, module: Path) -> tuple[bool, str]:
     """Return whether all tests passed, and their last line of output."""
-    command = pytest_command(["-q", "-x", "--tb=line", *tests])
+    command = pytest_command(["-q", "-x", "--tb=line", "--full", *tests])
     try:
         done = subprocess.run(
             command,

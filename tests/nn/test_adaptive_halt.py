@@ -132,6 +132,7 @@ def test_rows_left_behind_do_no_harm_when_they_diverge(how):
 
 
 # --- ModuleList: early exit ---------------------------------------------------------------------------------
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", ALL_MODES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_module_list_gives_each_step_its_layer(name, how, device):
@@ -164,6 +165,7 @@ def test_module_list_ends_at_the_smaller_of_its_length_and_max_steps():
 
 # --- the edges ----------------------------------------------------------------------------------------------
 @pytest.mark.promise("small")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", ALL_MODES)
 @pytest.mark.parametrize("batch", [0, 1, 2])
 @pytest.mark.parametrize("name", POLICIES)
@@ -281,6 +283,7 @@ FORMATS = [transposed, strided, offset, middle, from_numpy]
 
 
 @pytest.mark.promise("layout")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("name", POLICIES)
@@ -295,6 +298,7 @@ def test_layout_of_state_and_inputs_does_not_matter(name, layout, how, device):
 
 
 @pytest.mark.promise("layout")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("layout", [transposed, strided, offset, middle])
 @pytest.mark.parametrize("name", POLICIES)
@@ -340,6 +344,7 @@ def the_context(h, x):
 RETURNED = [same, view_of_input, slice_of_larger, the_context]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", ALL_MODES)
 @pytest.mark.parametrize("step", RETURNED)
 @pytest.mark.parametrize("name", POLICIES)

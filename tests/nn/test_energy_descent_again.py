@@ -190,6 +190,7 @@ class _Calls:
         return self.module(y, x)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize(("change", "way"), [(c, "module") for c in CHANGES] + [("all", w) for w in WAYS])
 def test_what_changes_between_call_and_backward_pass(change, way, mode):

@@ -84,6 +84,7 @@ def close(got, want, tolerance=1e-9):
 
 # --- unrolled -----------------------------------------------------------------------------------------------
 @pytest.mark.promise("gradient")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("per_row", [True, False])
 @pytest.mark.parametrize("name", UNROLLED)
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
@@ -107,6 +108,7 @@ def test_unrolled_against_finite_differences(check, name, per_row):
 
 
 @pytest.mark.promise("gradient")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("trace", [False, True])
 @pytest.mark.parametrize("mode", ALL_MODES)
 @pytest.mark.parametrize("name", UNROLLED)

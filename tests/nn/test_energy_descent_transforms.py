@@ -29,6 +29,7 @@ def descent(energy, gradient="unrolled", of="start"):
     return (lambda x: descend(x, B).y) if of == "start" else (lambda x: descend(B, x).y)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("of", ["start", "context"])
 @pytest.mark.parametrize("energy", ["function", "quadratic", "network"])

@@ -383,6 +383,7 @@ BAD_READOUTS = [
 
 
 @pytest.mark.promise("step's result")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def outcome(descend, y0, *context):
     ]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 2**63 - 1), "stepwise", "implicit"], ids=str)
 @pytest.mark.parametrize("kind", [*SHORT, "function"])
 @pytest.mark.parametrize("trace", [False, True])
@@ -72,6 +73,7 @@ def test_a_bound_that_is_never_met_costs_nothing(kind, gradient, trace):
 
 
 @pytest.mark.promise("seed")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", SHORT)
 def test_a_descent_that_runs_twice_has_the_same_bits(monkeypatch, kind, option):

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("block_size")
 
 
 @pytest.mark.promise("formula")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("form", ["tensor", "tuple", "nested"])
 @pytest.mark.parametrize("name", POLICIES)
@@ -46,6 +47,7 @@ def test_equals_the_dense_loop(name, form, how, device):
     assert len(result.steps.unique()) > 1 or name in ("ponder", "fixed_int")
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_readout_min_steps_and_head_of_width_one(name, how, device):
@@ -61,6 +63,7 @@ def test_readout_min_steps_and_head_of_width_one(name, how, device):
 
 
 @pytest.mark.promise("formula")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", POLICIES)
@@ -84,6 +87,7 @@ def test_weighted_sum_is_accumulated_in_float32(dtype, device):
 
 
 @pytest.mark.promise("gradient")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", ["grad", "reference"])
 @pytest.mark.parametrize("compact", COMPACT)
 @pytest.mark.parametrize("name", POLICIES)

@@ -93,6 +93,7 @@ def same_results(got, want, rtol, atol):
 
 
 @pytest.mark.promise("formula", "own memory")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("cell", "policy"), PAIRS)
 def test_equals_the_loop(cell, policy, dtype, poison):

@@ -64,6 +64,7 @@ def per_row(
 
 
 @pytest.mark.promise("row alone", "compaction")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("how", ["grad", "no_grad"])
 @pytest.mark.parametrize("name", POLICIES)
@@ -165,6 +166,7 @@ CASES = [(n, p) for n in POLICIES for p in PLACES if applicable(n, p)]
 
 
 @pytest.mark.promise("not finite")
+@pytest.mark.covering(3)
 @pytest.mark.parametrize("value", [NAN, -INF])
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize(("name", "place"), CASES)
@@ -198,6 +200,7 @@ def test_a_broken_row_ends_as_nonfinite_at_that_step_and_harms_no_other(name, pl
 
 
 @pytest.mark.promise("not finite")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", ["grad", "reference"])
 @pytest.mark.parametrize(("name", "place"), [c for c in CASES if c[1] not in ("input", "state")])
 def test_a_broken_row_passes_no_gradient_back(name, place, how, device):

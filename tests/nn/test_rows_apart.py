@@ -63,6 +63,8 @@ class Centred(nn.Module):
 
 
 NORM = nn.BatchNorm1d(D)
+LINEAR = nn.Linear(D, D)
+SIGNS = torch.tensor([1.0, -1.0]).repeat(D // 2)
 MIXING = {
     "batch normalisation": Block(norm=nn.BatchNorm1d(D)),
     "batch normalisation in a function": lambda h: NORM(h),
@@ -78,6 +80,7 @@ MIXING = {
     "softmax": nn.Softmax(0),
     "neighbours": lambda h: torch.cat([h[1:], h[:1]]),
     "one number for the batch": lambda h: h / h.norm(),
+    "terms whose sum is zero": lambda h: h + h.mean() * SIGNS,
     "pairs": lambda h: h.view(-1, 2, D).flip(1).reshape(h.shape),
     "rows of a certain number": lambda h: h - h.mean(0) * torch.ones(B, D),
 }
@@ -208,8 +211,21 @@ def test_every_stage_is_checked(at):
         (WithinRows(batch_first=False), r"^step: .*, through attention \(MultiheadAttention\)\. "),
         (lambda h: NORM(h), r"^step: .*, through NORM \(BatchNorm1d\)\. "),
         (lambda h: nn.functional.linear(h - h.mean(0), torch.eye(D)), r"^step: .*depends on other rows\. "),
+        (lambda h: LINEAR(h - h.mean(0)), r"^step: .*depends on other rows\. "),
+        (lambda h: LINEAR(input=h - h.mean(0)), r"^step: .*depends on other rows\. "),
+        (Centred(), r"^step: .*depends on other rows\. "),
     ],
-    ids=["norm", "second", "attention", "sequence first", "function", "no submodule"],
+    ids=[
+        "norm",
+        "second",
+        "attention",
+        "sequence first",
+        "function",
+        "no submodule",
+        "before it",
+        "before it, by name",
+        "itself",
+    ],
 )
 def test_the_submodule_is_named(step, name):
     with pytest.raises(ValueError, match=name) as raised:
@@ -224,6 +240,22 @@ def test_batch_normalisation_that_starts_at_zero_is_refused():
     nn.init.zeros_(norm.weight)
     with pytest.raises(ValueError, match=REFUSED):
         halting(Block(norm=norm))(X)
+
+
+def test_the_submodule_is_found_by_a_second_call_on_the_same_rows():
+    """The first call, which finds that the step mixes rows, may count in a tensor of integers."""
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.centred = Centred()
+
+        def forward(self, h, count):
+            count += 1
+            return self.centred(h) if int(count[0]) == 1 else h
+
+    with pytest.raises(ValueError, match=r"through centred \(Centred\)"):
+        halting(Step())(X, torch.zeros(B, dtype=torch.long))
 
 
 @pytest.mark.parametrize("where", ["input", "dict", "second tensor", "dict of states"])
@@ -251,6 +283,26 @@ def test_readout_and_head_are_checked():
         with pytest.raises(ValueError, match=r"^head: .*, through softmax \(Softmax\)"):
             halting(linear, policy=policy(head))(X)
         halting(linear, policy=policy(nn.Linear(D, 1)), readout=nn.Linear(D, 2))(X)
+
+
+def test_readout_and_head_get_the_step_s_result():
+    """Where the derivatives of theirs are zero in the first state, those in the next one tell."""
+    h = -X.abs() - 1
+    with pytest.raises(ValueError, match="^readout: " + REFUSED):
+        halting(lambda h: h + 10, readout=lambda h: h.relu().cumsum(0))(h)
+    halting(lambda h: h, readout=lambda h: h.relu().cumsum(0))(h)
+
+
+@pytest.mark.promise("rows apart")
+def test_equal_rows_are_told_apart():
+    """The state is zero, and a product's derivative with it, unless noise is added; integers get none."""
+    with pytest.raises(ValueError, match=REFUSED):
+        halting(lambda h, n: h * h.mean(0) * n)(torch.zeros(B, D), torch.ones(B, 1, dtype=torch.long))
+    # Noise takes these rows out of the function's domain: then they are tried as they are.
+    with pytest.raises(ValueError, match=REFUSED):
+        halting(lambda h, x: (h - h.mean(0)) * (1 + (1 - x).sqrt().sum(1, keepdim=True)))(
+            X, torch.ones(B, 64)
+        )
 
 
 def test_the_mode_of_a_step_counts():
@@ -307,13 +359,14 @@ def test_an_iterator_is_not_used_up():
 
 
 def test_a_function_that_raises_is_left_to_the_run():
-    def step(h):
+    def raises(h):
         raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
-        halting(step)(X)
-    with pytest.raises(ValueError, match="keep the state's shape"):
-        halting(lambda h: h[:-1])(X)
+        halting(raises)(X)
+    for step in (lambda h: h[:-1], lambda h: h.repeat(2, 1)):
+        with pytest.raises(ValueError, match="keep the state's shape"):
+            halting(step)(X)
 
     def interrupted(h):
         raise KeyboardInterrupt
@@ -352,6 +405,30 @@ def test_what_all_processes_have_to_call_together_is_not_called():
 
     Wrapper.__module__ = "torch.nn.parallel.distributed"
     halting(Block(wrapper=Wrapper()))(X)
+    assert calls == [B]
+
+
+def test_parameters_on_several_processes_are_not_called_for():
+    """DTensor is a subclass with a ``__torch_dispatch__``, which may communicate."""
+    calls = []
+
+    class Spread(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+            assert function is torch.ops.aten.detach.default, "the step does not use its parameter"
+            return torch.Tensor._make_wrapper_subclass(cls, (D, D))
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            weight = torch.Tensor._make_wrapper_subclass(Spread, (D, D))
+            self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+
+        def forward(self, h):
+            calls.append(len(h))
+            return h - h.mean(0)
+
+    halting(Step())(X)
     assert calls == [B]
 
 

@@ -89,6 +89,7 @@ NAMES = ["act", "ponder", "ponder_eval", "max_prob", "relative", "fixed_tensor",
 
 
 @pytest.mark.promise("subclasses")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("how", MODES)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("place", PLACES)

@@ -196,6 +196,7 @@ def test_checkpointing(name, where, device):
 
 
 @pytest.mark.promise("checkpoint")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("derived", [False, True])
 @pytest.mark.parametrize("compact", COMPACT)
 @pytest.mark.parametrize("name", POLICIES)

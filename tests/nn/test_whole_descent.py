@@ -103,6 +103,7 @@ def test_energies_in_closed_form_run_as_a_whole(monkeypatch, kind):
 
 
 @pytest.mark.promise("formula")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_matches_the_reference_in_double(device, poison, kind, option):
@@ -120,6 +121,7 @@ def test_matches_the_reference_in_double(device, poison, kind, option):
 
 
 @pytest.mark.promise("formula")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("option", ["plain", "momentum", "clip", "noise"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_is_as_good_as_torch(device, kind, option):
@@ -155,6 +157,7 @@ def test_half_precision_is_rounded_once(device, kind, dtype):
 
 
 @pytest.mark.promise("formula")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_instruction_set(instruction_set, kind, dtype):
@@ -188,6 +191,7 @@ def test_rows_alone_in_every_instruction_set(instruction_set, kind):
 
 
 @pytest.mark.promise("gradient")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("gradient", ["unrolled", ("truncated", 2), "stepwise", "detached"], ids=str)
 @pytest.mark.parametrize("kind", SHORT)
 @pytest.mark.parametrize("option", ["plain", "energy", "clip and momentum", "all"])
@@ -215,6 +219,7 @@ def test_gradients_where_no_slot_of_a_tile_is_empty(device, poison, kind, rows):
 
 
 @pytest.mark.promise("gradient")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["plain", "clip and momentum", "noise", "clamp"])
 def test_gradcheck_in_every_argument(kind, option):

@@ -21,6 +21,7 @@ from tests.helpers.tensors import (
 
 
 @pytest.mark.promise("gradient")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("packing", ["stay", "exact", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -34,6 +35,7 @@ def test_gradients_match_autograd_through_the_reference(device, poison, dtype, k
 
 
 @pytest.mark.promise("second derivative")
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("packing", ["stay", "exact", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_is_differentiable_twice(device, kind, packing):
