@@ -232,7 +232,7 @@ class TestTheHeap:
     def test_what_the_graph_keeps_is_seen(self):
         x = torch.ones(500_000, requires_grad=True)
         kept = kept_on_heap(lambda: (x * 2).square().sum())
-        assert 2_000_000 <= kept < 2_100_000
+        assert 1_999_000 <= kept < 2_100_000
 
     def test_it_is_what_the_tensors_take_and_the_nodes(self):
         problem = make_problem(tiny(batch=256, dim=64, training=True), CPU, 0)
@@ -240,8 +240,17 @@ class TestTheHeap:
         tensors = kept_and_peak(call, problem.leaves)["kept"]
         assert tensors <= kept_on_heap(call) < tensors + 400_000
 
+    def test_blocks_that_are_used_again_are_seen(self):
+        problem = make_problem(tiny(batch=64, dim=32, training=True), CPU, 0)
+        calls, ways = forms(problem, None)
+        assert ways["ours"].way == "kernel"
+        states = 4 * 32 * int(problem.steps.sum())
+        for _ in range(2):
+            assert states <= kept_on_heap(partial(loss, calls["ours"])) < 3 * states
+
     def test_all_forms_are_measured(self, monkeypatch):
         monkeypatch.setattr(recurrence, "KEPT_SIZES", ((6, 8),))
+        monkeypatch.setattr(harness, "HELD", 8)
         (row,) = memory_rows(CPU, 0)
         assert set(row["bytes"]) == FORMS and row["bytes"]["layer"] > row["bytes"]["loop"] > 0
 

@@ -238,24 +238,30 @@ def kept_and_peak(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> dict[
     return {"kept": kept, "peak": live.peak}
 
 
+HELD, HELD_BYTES = 128, 2**27
+"""How many forward passes are held, unless what they keep reaches this number of bytes before."""
+
+
 def kept_on_heap(loss: Callable[[], Tensor]) -> int | None:
-    """Return by how many bytes the heap has grown between forward and backward pass; None: unknown.
+    """Return by how many bytes a forward pass makes the heap grow until its backward pass; None: unknown.
 
     `kept_and_peak` sees the tensors that operations return, and the mode that it needs keeps `AdaptiveHalt`
-    from a whole run in one kernel call. This sees every allocation on the CPU and changes nothing.
+    from a whole run in one kernel call. This sees every allocation on the CPU and changes nothing. Compiled
+    code may use blocks of earlier calls again, so that many passes are held until no such block is left; the
+    later half of them counts.
     """
-
-    def growth() -> int | None:
-        before = machine.heap_bytes()
-        value = loss()
-        after = machine.heap_bytes()
-        del value
-        return None if before is None or after is None else after - before
-
     gc.collect()
-    growths = [growth() for _ in range(6)][1:]  # a first call may look at the step, or fill caches
-    known = [g for g in growths if g is not None]
-    return int(median(known)) if known else None
+    start = size = machine.heap_bytes()
+    if start is None or size is None:
+        return None
+    held: list[Tensor] = []
+    growths: list[int] = []
+    while len(held) < HELD and size - start < HELD_BYTES:
+        held.append(loss())
+        after = machine.heap_bytes() or 0
+        growths.append(after - size)
+        size = after
+    return int(median(growths[len(growths) // 2 :]))
 
 
 # --- report -------------------------------------------------------------------------------------------------

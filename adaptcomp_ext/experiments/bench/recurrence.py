@@ -97,7 +97,7 @@ def ratios(times: Times, operations: float, of_product: float) -> dict[str, floa
 
 
 def memory_rows(device: torch.device, seed: int) -> Iterator[dict[str, Any]]:
-    """Measure by how many bytes the heap has grown between the forward and the backward pass."""
+    """Measure what the forms keep between the forward and the backward pass."""
     for batch, dim in KEPT_SIZES:
         config = Config(batch, dim, training=True)
         problem = make_problem(config, device, seed)
@@ -162,8 +162,8 @@ takes and for its input; three times that in training, where what is computed ag
 torch's matrix product of the shape of one step of all rows, B × D by D × 3·D, and from {LARGE} rows on that
 of {PRODUCT} × {PRODUCT} by {PRODUCT} × {PRODUCT}, in the same rounds."""
 KEPT = """\
-MB by which the heap has grown between the forward and the backward pass, on one thread. *Ours / loop* and
-*ours / hoisted*: share of what these two keep."""
+MB by which the heap has grown between the forward and the backward pass, autograd's nodes included, on one
+thread. *Ours / loop* and *ours / hoisted*: share of what these two keep."""
 PRICE = """\
 `ac.ops.linear`, in which a row has the same bits in any batch, against `torch.nn.functional.linear`, with as
 many outputs as inputs. *Price*: time of ours over torch's."""
