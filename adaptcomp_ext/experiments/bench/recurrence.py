@@ -270,7 +270,7 @@ class RecurrenceBenchmark(harness.Benchmark):
         )
         memory: bool = harness.option(True, "Whether training memory is measured; on the CPU only.")
         linear: bool = harness.option(True, "Whether ac.ops.linear is timed.")
-        full_seconds: ClassVar[float] = 2.5
+        full_seconds: ClassVar[float] = 2.0
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -393,5 +393,6 @@ class RecurrenceBenchmark(harness.Benchmark):
             axis.set(title=TITLES[mode].partition(":")[0], xlim=(-0.5, len(names) - 0.5))
             axis.grid(alpha=0.3, axis="y")
         axes[0].set_ylabel("time over ours")
-        harness.legend(figure, f"GRU with ACT, 4 of 16 steps on average, {most} threads: time over ours")
+        threads = f"{most} thread{'s' * (most > 1)}"
+        harness.legend(figure, f"GRU with ACT, 4 of 16 steps on average, {threads}: time over ours")
         return figure
