@@ -20,6 +20,7 @@
 #include "bindings/functions.h"
 #include "bindings/halt_run.h"
 #include "bindings/halting.h"
+#include "bindings/known_run.h"
 #include "bindings/modules.h"
 #include "bindings/ordinary.h"
 #include "bindings/recurrence.h"
@@ -281,6 +282,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("pondernet_step_backward", &pondernet_step_backward);
   m.def("confidence", &confidence);
   m.def("linear", &linear);
+  py::class_<KnownRun>(m, "KnownRun")
+      .def(py::init<const py::list&, const py::dict&, const py::list&, Py_ssize_t, const py::list&,
+                    const py::list&, const py::tuple&>());
   py::class_<Tape>(m, "RecurrenceTape").def(py::init<int64_t>()).def_property_readonly("bytes", &Tape::bytes);
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);
@@ -304,6 +308,7 @@ PYBIND11_MODULE(_C, m) {
       {"ordinary_rows", &ordinary_rows, METH_O, nullptr},
       fast("are_ordinary_rows", &are_ordinary_rows),
       fast("own_parameters", &own_parameters),
+      fast("known_tensors", &known_tensors),
       fast("recurrence", &recurrence),
       fast("recurrence_backward", &recurrence_backward),
       named("halt_run", &make<HaltRun>),

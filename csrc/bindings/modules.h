@@ -37,6 +37,7 @@ inline PyObject* own_parameters(PyObject*, PyObject* const* arguments, Py_ssize_
       PyObject *value = PyDict_GetItem(parameters, PyTuple_GET_ITEM(names, i)),
                *shape = PyTuple_GET_ITEM(shapes, i);
       if (!value) return nothing();
+      if (shape == Py_None && value != Py_None) return nothing();
       if (value != Py_None) {
         Facts facts;
         if (!find_ordinary(value, facts) || facts.dtype() != dtype || facts.dims() != PyTuple_GET_SIZE(shape))

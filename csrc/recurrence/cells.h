@@ -16,7 +16,8 @@ constexpr int64_t kRows = 32;
 template <class C>
 using RowPointers = C* const*;
 
-// A layer of P gates, or of one gate in blocks of P vectors, and its bias.
+// A layer of P gates, or of one gate in blocks of P vectors, and its bias. A row of its results has the
+// vectors of a block together: [units][gate][lane].
 template <class C, int P>
 struct Layer {
   Layer(const void* weight, const void* bias, int64_t gates, int64_t n, int64_t k)
@@ -26,7 +27,8 @@ struct Layer {
     zero_row(this->bias.get(), columns);
     for (int64_t g = 0; bias && g < gates; ++g)
       for (int64_t u = 0; u < n; ++u)
-        this->bias.get()[place_of<C>(gates, g, u)] = static_cast<const C*>(bias)[g * n + u];
+        this->bias.get()[(u / kLanes<C> * gates + g) * kLanes<C> + u % kLanes<C>] =
+            static_cast<const C*>(bias)[g * n + u];
   }
   // out[r] = bias + weight x[r]; a row of `out` has `columns` numbers.
   __attribute__((noinline)) void apply(RowPointers<const C> x, int64_t rows, RowPointers<C> out) const {

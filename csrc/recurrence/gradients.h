@@ -9,28 +9,33 @@
 namespace adaptcomp {
 namespace AC_ISA {
 
-// Sums of outer products of rows `left` [n] and `right` [m], and of the rows `left`. A thread has its own.
+// Sums of outer products of rows `left` and `right`, and of the rows `left`, which are a parameter's gradient
+// [gates n, m] and its bias'. A left row has each gate in whole vectors. A thread has its own sums.
 template <class C>
 class OuterSums {
  public:
   static constexpr int64_t kRoom = 3 * kRows;
 
-  // `copies`: whether the right rows are copied, because they do not stay until the group is added.
-  OuterSums(int64_t n, int64_t m, bool copies)
-      : n_(n),
-        m_(padded<C>(m)),
-        left_(kRoom * n),
-        copies_(copies ? kRoom * m_ : 0),
-        sums_(n * m_),
-        column_sums_(n) {
-    zero_row(sums_.get(), n * m_);
-    zero_row(column_sums_.get(), n);
+  // `columns`: of a left row, at least the gates'. `copies`: whether the right rows are copied, because they
+  // do not stay until the group is added. `given`: where the sums go in the end, if they may be made there.
+  OuterSums(int64_t gates, int64_t n, int64_t m, int64_t columns, bool copies, void* given)
+      : gates_(gates),
+        n_(n),
+        m_(m),
+        width_(padded<C>(m)),
+        columns_(columns),
+        in_place_(given && m == width_ && columns == gates * n),
+        left_(kRoom * apart<C>(columns)),
+        copies_(copies ? kRoom * apart<C>(width_) : 0),
+        own_(in_place_ ? 0 : columns * width_),
+        sums_(in_place_ ? static_cast<C*>(given) : own_.get()),
+        column_sums_(columns) {
     if (copies)
-      for (int64_t i = 0; i < kRoom; ++i) right_[i] = copies_.get() + i * m_;
+      for (int64_t i = 0; i < kRoom; ++i) right_[i] = copies_.get() + i * apart<C>(width_);
   }
   // The place of row r of the next rows, of which there are at most kRows.
-  C* left(int64_t r) { return left_.get() + (held_ + r) * n_; }
-  C* copy(int64_t r) { return copies_.get() + (held_ + r) * m_; }
+  C* left(int64_t r) { return left_.get() + (held_ + r) * apart<C>(columns_); }
+  C* copy(int64_t r) { return copies_.get() + (held_ + r) * apart<C>(width_); }
   void point(int64_t r, const C* right) { right_[held_ + r] = right; }
   void hold(int64_t rows) {
     held_ += rows;
@@ -38,24 +43,30 @@ class OuterSums {
   }
   void add() {
     if (held_ == 0) return;
-    if (m_ > 0) outer(sums_.get(), n_, m_, left_.get(), n_, right_, held_);
-    for (int64_t j = 0; j < n_; j += kLanes<C>) {
-      vec<C> sum = load_vec(column_sums_.get() + j);
-      for (int64_t r = 0; r < held_; ++r) sum = sum + load_vec(left_.get() + r * n_ + j);
+    if (width_ > 0) outer(sums_, fresh_, columns_, width_, left_.get(), apart<C>(columns_), right_, held_);
+    for (int64_t j = 0; j < columns_; j += kLanes<C>) {
+      vec<C> sum = fresh_ ? vec<C>{} : load_vec(column_sums_.get() + j);
+      for (int64_t r = 0; r < held_; ++r) sum = sum + load_vec(left_.get() + r * apart<C>(columns_) + j);
       store_vec(column_sums_.get() + j, sum);
     }
     held_ = 0;
+    fresh_ = false;
   }
-  int64_t held() const { return held_; }
-  // Writes, or adds if it is not `first`, the sums to a parameter [gates n, m] and its bias; null: not
-  // wanted.
-  void give(int64_t gates, int64_t n, int64_t m, bool first, void* weight, void* bias) const {
-    for (int64_t g = 0; g < gates; ++g)
-      for (int64_t u = 0; u < n; ++u) {
-        const int64_t place = place_of<C>(gates, g, u);
-        if (weight) add_row(static_cast<C*>(weight) + (g * n + u) * m, sums_.get() + place * m_, m, first);
-        if (bias) add_row(static_cast<C*>(bias) + g * n + u, column_sums_.get() + place, 1, first);
-      }
+  void finish() {
+    add();
+    if (!fresh_) return;  // there was no row
+    zero_row(sums_, columns_ * width_);
+    zero_row(column_sums_.get(), columns_);
+  }
+  // Writes, or adds if it is not `first`, the sums to parameter and bias; null: not wanted.
+  void give(bool first, void* weight, void* bias) const {
+    const int64_t gate = padded<C>(n_);
+    for (int64_t g = 0; g < gates_; ++g) {
+      if (bias) add_row(static_cast<C*>(bias) + g * n_, column_sums_.get() + g * gate, n_, first);
+      if (!weight || weight == sums_) continue;
+      for (int64_t u = 0; u < n_; ++u)
+        add_row(static_cast<C*>(weight) + (g * n_ + u) * m_, sums_ + (g * gate + u) * width_, m_, first);
+    }
   }
 
  private:
@@ -64,8 +75,12 @@ class OuterSums {
     for (int64_t i = 0; i < n; ++i) to[i] += from[i];
   }
 
-  int64_t n_, m_, held_ = 0;
-  Scratch<C> left_, copies_, sums_, column_sums_;
+  int64_t gates_, n_, m_, width_, columns_;
+  bool in_place_, fresh_ = true;
+  int64_t held_ = 0;
+  Scratch<C> left_, copies_, own_;
+  C* sums_;
+  Scratch<C> column_sums_;
   const C* right_[kRoom];
 };
 
@@ -105,23 +120,24 @@ AC_INLINE void add_product(const C* const* left, int64_t rows, const Blocks<C, 2
 // The matrices of the backward pass, for all threads, and a thread's sums.
 template <class C, int kGates>
 struct GatedBack {
-  explicit GatedBack(const Recurrence& a)
-      : state(Blocks<C, 2>::backward(static_cast<const C*>(a.weight_hh), kGates, a.dim, a.dim)),
-        input(Blocks<C, 2>::backward(static_cast<const C*>(a.weight_ih), kGates, a.dim, a.input)) {}
+  explicit GatedBack(const RecurrenceBackward& a)
+      : state(Blocks<C, 2>::backward(static_cast<const C*>(a.run.weight_hh), kGates, a.run.dim, a.run.dim)),
+        input(Blocks<C, 2>::backward(static_cast<const C*>(a.run.weight_ih), kGates, a.run.dim,
+                                     a.g_x ? a.run.input : 0)) {}
   Blocks<C, 2> state, input;
 };
 
-template <class C, class Cell, int kGates>
+template <class C, class Cell, int G>
 class GatedGradient {
  public:
-  static constexpr int64_t kGatesOf = kGates;
-  using Back = GatedBack<C, kGates>;
-  GatedGradient(const Recurrence& a, const Cell& cell, const Back& back)
-      : cell_(cell), back_(back), sums_(cell.state.columns, a.dim, false) {}
-  void finish() { sums_.add(); }
-  void give(const RecurrenceBackward& a, bool first) const {
-    sums_.give(kGates, a.run.dim, a.run.dim, first, a.g_weight_hh, a.g_bias_hh);
-  }
+  static constexpr int64_t kGates = G;
+  using Back = GatedBack<C, G>;
+  GatedGradient(const RecurrenceBackward& a, const Cell& cell, const Back& back, bool first)
+      : cell_(cell),
+        back_(back),
+        sums_(kGates, a.run.dim, a.run.dim, cell.state.columns, false, first ? a.g_weight_hh : nullptr) {}
+  void finish() { sums_.finish(); }
+  void give(const RecurrenceBackward& a, bool first) const { sums_.give(first, a.g_weight_hh, a.g_bias_hh); }
 
  protected:
   // Gathers the rows of the group, makes gates(r, b, sums) write them, and passes them back to the state.
@@ -154,13 +170,14 @@ class GruGradient : public GatedGradient<C, GruCell<C>, 3> {
       const vec<C> g_fresh = g * (C(1) - s.keep) * (C(1) - s.fresh * s.fresh);
       const vec<C> g_keep = g * (h - s.fresh) * sigmoid_slope<C>(s.keep);
       const vec<C> g_reset = g_fresh * sum[2] * sigmoid_slope<C>(s.reset);
-      C *to = this->sums_.left(r) + 3 * j, *given = w.g_given[r] + 3 * j;
+      const int64_t width = this->cell_.width;
+      C *to = this->sums_.left(r) + j, *given = w.g_given[r] + j;
       store_vec(to, g_reset);
-      store_vec(to + kLanes<C>, g_keep);
-      store_vec(to + 2 * kLanes<C>, g_fresh * s.reset);  // the reset gate lies between the two layers
+      store_vec(to + width, g_keep);
+      store_vec(to + 2 * width, g_fresh * s.reset);  // the reset gate lies between the two layers
       add_vec(given, g_reset);
-      add_vec(given + kLanes<C>, g_keep);
-      add_vec(given + 2 * kLanes<C>, g_fresh);
+      add_vec(given + width, g_keep);
+      add_vec(given + 2 * width, g_fresh);
       store_vec(g_state[r] + j, g * s.keep);
     });
   }
@@ -180,10 +197,11 @@ class LstmGradient : public GatedGradient<C, LstmCell<C>, 4> {
       const vec<C> of[4] = {
           of_cell * s.fresh * sigmoid_slope<C>(s.in), of_cell * before * sigmoid_slope<C>(s.forget),
           of_cell * s.in * (C(1) - s.fresh * s.fresh), g * s.squashed * sigmoid_slope<C>(s.out)};
-      C *to = this->sums_.left(r) + 4 * j, *given = w.g_given[r] + 4 * j;
+      const int64_t width = this->cell_.width;
+      C *to = this->sums_.left(r) + j, *given = w.g_given[r] + j;
       for (int i = 0; i < 4; ++i) {
-        store_vec(to + i * kLanes<C>, of[i]);
-        add_vec(given + i * kLanes<C>, of[i]);
+        store_vec(to + i * width, of[i]);
+        add_vec(given + i * width, of[i]);
       }
       store_vec(g_cell[r] + j, of_cell * s.forget);
       store_vec(g_state[r] + j, vec<C>{});  // all of it goes through the gates
@@ -193,31 +211,32 @@ class LstmGradient : public GatedGradient<C, LstmCell<C>, 4> {
 
 template <class C>
 struct MlpBack {
-  explicit MlpBack(const Recurrence& a)
-      : down(Blocks<C, 2>::backward(static_cast<const C*>(a.weight2), 1, a.dim, a.hidden)),
-        up(Blocks<C, 2>::backward(static_cast<const C*>(a.weight_hh), 1, a.hidden, a.dim)),
-        input(Blocks<C, 2>::backward(static_cast<const C*>(a.weight_ih), 1, a.hidden, a.input)) {}
+  explicit MlpBack(const RecurrenceBackward& a)
+      : down(Blocks<C, 2>::backward(static_cast<const C*>(a.run.weight2), 1, a.run.dim, a.run.hidden)),
+        up(Blocks<C, 2>::backward(static_cast<const C*>(a.run.weight_hh), 1, a.run.hidden, a.run.dim)),
+        input(Blocks<C, 2>::backward(static_cast<const C*>(a.run.weight_ih), 1, a.run.hidden,
+                                     a.g_x ? a.run.input : 0)) {}
   Blocks<C, 2> down, up, input;
 };
 
 template <class C>
 class MlpGradient {
  public:
-  static constexpr int64_t kGatesOf = 1;
+  static constexpr int64_t kGates = 1;
   using Back = MlpBack<C>;
-  MlpGradient(const Recurrence& a, const MlpCell<C>& cell, const Back& back)
+  MlpGradient(const RecurrenceBackward& a, const MlpCell<C>& cell, const Back& back, bool first)
       : cell_(cell),
         back_(back),
-        up_(cell.up.columns, a.dim, false),
-        down_(cell.width, cell.up.columns, true),
+        up_(1, a.run.hidden, a.run.dim, cell.up.columns, false, first ? a.g_weight_hh : nullptr),
+        down_(1, a.run.dim, a.run.hidden, cell.width, true, first ? a.g_weight2 : nullptr),
         slopes_(kRows * cell.up.columns) {}
   void finish() {
-    up_.add();
-    down_.add();
+    up_.finish();
+    down_.finish();
   }
   void give(const RecurrenceBackward& a, bool first) const {
-    up_.give(1, a.run.hidden, a.run.dim, first, a.g_weight_hh, nullptr);
-    down_.give(1, a.run.dim, a.run.hidden, first, a.g_weight2, a.g_bias2);
+    up_.give(first, a.g_weight_hh, nullptr);
+    down_.give(first, a.g_weight2, a.g_bias2);
   }
   void step(const Walk<C>& w) {
     const int64_t columns = cell_.up.columns, width = cell_.width;

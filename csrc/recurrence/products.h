@@ -10,10 +10,11 @@
 namespace adaptcomp {
 namespace AC_ISA {
 
-// Where unit u of a gate lies in a row of gates: [block of units][gate][lane].
+// The distance of rows of n numbers, in whole vectors. Rows at a multiple of a page's part would fall into
+// few sets of the first-level cache, and push each other out.
 template <class C>
-constexpr int64_t place_of(int64_t gates, int64_t gate, int64_t u) {
-  return (u / kLanes<C> * gates + gate) * kLanes<C> + u % kLanes<C>;
+constexpr int64_t apart(int64_t n) {
+  return n + 64 / static_cast<int64_t>(sizeof(C));
 }
 
 // The columns of a matrix in blocks of P vectors, each block contiguous: [k][P][lanes]. The vectors of a
@@ -39,7 +40,7 @@ class Blocks {
       }
     return out;
   }
-  // A layer's weight [gates n, m] as the matrix from a row of its gates to its inputs.
+  // A layer's weight [gates n, m] as the matrix from its outputs, each gate padded, to its inputs.
   static Blocks backward(const C* weight, int64_t gates, int64_t n, int64_t m) {
     const int64_t width = padded<C>(n), columns = padded<C>(m);
     Blocks out(gates * width, (columns + kWide - 1) / kWide);
@@ -49,7 +50,7 @@ class Blocks {
       if (width != n || real < kWide) zero_row(to, out.k_ * kWide);
       for (int64_t g = 0; g < gates; ++g)
         for (int64_t u = 0; u < n; ++u)
-          copy_row(to + place_of<C>(gates, g, u) * kWide, weight + (g * n + u) * m + column, real);
+          copy_row(to + (g * width + u) * kWide, weight + (g * n + u) * m + column, real);
     }
     return out;
   }
@@ -170,16 +171,17 @@ AC_INLINE void product(const C* const* x, int64_t rows, const Blocks<C, P>& matr
   product(x, rows, matrix, zero, last);
 }
 
-// sums[i, j] += sum over the rows r of left[r, i] right[r][j], for i < n and j < m; sums is [n, m], with m in
-// whole vectors.
+// sums[i, j] = the sum over the rows r of left[r, i] right[r][j], for i < n and j < m, and what was there
+// unless that is `fresh`. sums is [n, m], with m in whole vectors.
 template <class C, int R, int W>
-__attribute__((noinline)) void outer_of(C* sums, int64_t m, const C* left, int64_t stride,
+__attribute__((noinline)) void outer_of(C* sums, bool fresh, int64_t m, const C* left, int64_t stride,
                                         const C* const* right, int64_t rows, int64_t i, int64_t j) {
   vec<C> sum[R][W];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int w = 0; w < W; ++w) sum[r][w] = load_vec(sums + (i + r) * m + j + w * kLanes<C>);
+    for (int w = 0; w < W; ++w)
+      sum[r][w] = fresh ? vec<C>{} : load_vec(sums + (i + r) * m + j + w * kLanes<C>);
   const C* a = left + i;
   for (int64_t row = 0; row < rows; ++row, a += stride) {
     vec<C> b[W];
@@ -199,15 +201,15 @@ __attribute__((noinline)) void outer_of(C* sums, int64_t m, const C* left, int64
 }
 
 template <class C>
-AC_INLINE void outer(C* sums, int64_t n, int64_t m, const C* left, int64_t stride, const C* const* right,
-                     int64_t rows) {
+AC_INLINE void outer(C* sums, bool fresh, int64_t n, int64_t m, const C* left, int64_t stride,
+                     const C* const* right, int64_t rows) {
   constexpr int kTallest = AC_VECTOR_BYTES == 64 ? 8 : 4;
   const auto strip = [&](auto wide, int64_t j) __attribute__((always_inline)) {
     constexpr int W = decltype(wide)::value;
     int64_t i = 0;
     for (; i + kTallest <= n; i += kTallest)
-      outer_of<C, kTallest, W>(sums, m, left, stride, right, rows, i, j);
-    for (; i < n; ++i) outer_of<C, 1, W>(sums, m, left, stride, right, rows, i, j);
+      outer_of<C, kTallest, W>(sums, fresh, m, left, stride, right, rows, i, j);
+    for (; i < n; ++i) outer_of<C, 1, W>(sums, fresh, m, left, stride, right, rows, i, j);
   };
   // A strip of the right side stays in the first-level cache.
   int64_t j = 0;

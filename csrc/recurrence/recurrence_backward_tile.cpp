@@ -14,7 +14,7 @@ template <class C, class Cell, class Gradient>
 struct PackedBack {
   explicit PackedBack(const RecurrenceBackward& a)
       : cell(a.run),
-        back(a.run),
+        back(a),
         head(cell.width),
         readout(Blocks<C, 2>::backward(static_cast<const C*>(a.run.readout), 1,
                                        a.run.readout ? a.run.width : 0, a.run.dim)) {
@@ -33,18 +33,22 @@ class BackwardTile {
 
  public:
   using Packed = PackedBack<C, Cell, Gradient>;
-  BackwardTile(const RecurrenceBackward& a, const Packed& packed, int64_t capacity)
+  // `first`: whether the sums of this tile are the first that are given.
+  BackwardTile(const RecurrenceBackward& a, const Packed& packed, int64_t capacity, bool first)
       : a_(a),
         packed_(packed),
         cell_(packed.cell),
         capacity_(capacity),
         width_(cell_.width),
         columns_(cell_.input.columns),
-        gradient_(a.run, cell_, packed.back),
-        input_(columns_, a.run.input, true),
-        readout_(a.run.readout ? padded<C>(a.run.width) : 0, a.run.dim, true),
+        first_(first),
+        gradient_(a, cell_, packed.back, first),
+        input_(Gradient::kGates, a.run.cell == CellKind::mlp ? a.run.hidden : a.run.dim, a.run.input,
+               columns_, true, first ? a.g_weight_ih : nullptr),
+        readout_(1, a.run.readout ? a.run.width : 0, a.run.dim, a.run.readout ? padded<C>(a.run.width) : 0,
+                 true, first ? a.g_readout : nullptr),
         waiting_(a.run, cell_, capacity),
-        lanes_(capacity * (2 * columns_ + (kLeaves + 2) * width_)),
+        lanes_(capacity * apart<C>(2 * columns_ + (kLeaves + 2) * width_)),
         g_read_(padded<C>(a.run.width)),
         g_head_(width_),
         weighted_(a.run.halt.policy == Policy::act) {
@@ -62,6 +66,7 @@ class BackwardTile {
       for (int l = 0; l < kLeaves; ++l) g_state_[l][i] = take(width_);
       g_output_[i] = take(width_);
       mean_[i] = take(width_);
+      take(apart<C>(0));
     }
   }
 
@@ -89,20 +94,20 @@ class BackwardTile {
       }
     }
     add_inputs();
-    readout_.add();
+    input_.finish();
+    readout_.finish();
     gradient_.finish();
   }
 
   // Writes the thread's sums, or adds them to what is there.
-  void give(bool first) const {
+  void give() const {
     const Recurrence& run = a_.run;
-    gradient_.give(a_, first);
-    input_.give(Gradient::kGatesOf, run.cell == CellKind::mlp ? run.hidden : run.dim, run.input, first,
-                a_.g_weight_ih, a_.g_bias_ih);
-    if (run.readout) readout_.give(1, run.width, run.dim, first, a_.g_readout, a_.g_readout_bias);
+    gradient_.give(a_, first_);
+    input_.give(first_, a_.g_weight_ih, a_.g_bias_ih);
+    if (run.readout) readout_.give(first_, a_.g_readout, a_.g_readout_bias);
     const auto add = [&](void* to, int64_t i, C value) {
       C& at = static_cast<C*>(to)[i];
-      at = first ? value : at + value;
+      at = first_ ? value : at + value;
     };
     for (int64_t j = 0; a_.g_head && j < run.dim; ++j) add(a_.g_head, j, g_head_.get()[j]);
     if (a_.g_head_bias) add(a_.g_head_bias, 0, static_cast<C>(g_head_bias_));
@@ -230,6 +235,7 @@ class BackwardTile {
   const Packed& packed_;
   const Cell& cell_;
   int64_t capacity_, width_, columns_;
+  bool first_;
   Gradient gradient_;
   OuterSums<C> input_, readout_;
   Waiting<C, Cell> waiting_;
@@ -252,10 +258,10 @@ void run(const RecurrenceBackward& a) {
   int64_t turn = 0;
   paced_team(a.run.interrupt, work, threads_of(a.run, work), [&](int64_t t, int64_t of, Pace& pace) {
     const int64_t begin = a.run.rows * t / of, end = a.run.rows * (t + 1) / of;
-    Tile tile(a, packed, least(kRows, end - begin));
+    Tile tile(a, packed, least(kRows, end - begin), t == 0);
     tile.run(begin, end, pace);
     while (__atomic_load_n(&turn, __ATOMIC_ACQUIRE) != t) sched_yield();
-    tile.give(t == 0);
+    tile.give();
     __atomic_store_n(&turn, t + 1, __ATOMIC_RELEASE);
   });
 }

@@ -40,20 +40,20 @@ class RecurrenceTile {
         capacity_(capacity),
         width_(cell_.width),
         waiting_(a, cell_, capacity),
-        states_(a.tape ? 0 : 2 * kLeaves * capacity * width_),
-        given_(capacity * cell_.input.columns),
+        states_(a.tape ? 0 : 2 * kLeaves * capacity * apart<C>(width_)),
+        given_(capacity * apart<C>(cell_.input.columns)),
         scratch_(capacity * cell_.scratch_columns()),
         readouts_(capacity * packed.readout.columns),
-        writer_(a.tape, kLeaves * width_, least(a.rows, 8 * capacity)),
+        writer_(a.tape, apart<C>(kLeaves * width_), least(a.rows, 8 * capacity)),
         halt_(a.halt),
         weighted_(a.halt.policy == Policy::act) {
     for (int64_t i = 0; i < capacity; ++i) {
-      given_of_[i] = given_.get() + i * cell_.input.columns;
+      given_of_[i] = given_.get() + i * apart<C>(cell_.input.columns);
       readout_of_[i] = readouts_.get() + i * packed.readout.columns;
       if (a.tape) continue;
       for (int l = 0; l < kLeaves; ++l) {
-        now_[l][i] = states_.get() + (2 * l * capacity + i) * width_;
-        next_[l][i] = now_[l][i] + capacity * width_;
+        now_[l][i] = states_.get() + (2 * l * capacity + i) * apart<C>(width_);
+        next_[l][i] = now_[l][i] + capacity * apart<C>(width_);
       }
     }
     if (a.head) {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import weakref
 
 import pytest
 import torch
@@ -327,3 +329,114 @@ def test_wrong_shapes_are_told_by_the_cell():
         halt(torch.zeros(4, 5), torch.zeros(4, 2))
     with torch.no_grad(), pytest.raises(ValueError, match=r"state: expected .*\[n, 5\]"):
         halt(torch.zeros(4, 6), torch.zeros(4, 3))
+
+
+CHANGES = {
+    "max_steps": lambda halt: setattr(halt, "max_steps", 2),
+    "min_steps": lambda halt: setattr(halt, "min_steps", 5),
+    "threshold": lambda halt: setattr(halt.policy, "threshold", 0.3),
+    "another head": lambda halt: setattr(halt.policy, "head", linear(5, 1, torch.float32)),
+    "another step": lambda halt: setattr(halt, "step", ac.cells.GRU(3, 5)),
+    "another policy": lambda halt: setattr(halt, "policy", ac.FixedSteps(2)),
+    "a readout": lambda halt: setattr(halt, "readout", linear(5, 4, torch.float32)),
+    "a hook on the step": lambda halt: halt.step.register_forward_hook(lambda m, a, out: out * 0.5),
+    "a hook before the head": lambda halt: halt.policy.head.register_forward_pre_hook(
+        lambda m, a: (a[0] * 0 + 5,)
+    ),
+    "a forward of the step's own": lambda halt: setattr(halt.step, "forward", lambda s, x: s * 0.5),
+    "a decision of the policy's own": lambda halt: setattr(
+        halt.policy,
+        "decide",
+        lambda view: ac.FixedSteps(3).decide(view)._replace(weight=view.state[:, 0] * 0 + 1),
+    ),
+    "weights in place": lambda halt: halt.step.weight_hh.data.mul_(-1),
+    "other weights": lambda halt: setattr(halt.step, "weight_hh", nn.Parameter(-halt.step.weight_hh)),
+    "no bias": lambda halt: setattr(halt.policy.head, "bias", None),
+    "double": lambda halt: halt.double(),
+    "a parametrization": lambda halt: torch.nn.utils.parametrizations.weight_norm(halt.policy.head),
+}
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_run_that_is_known_is_forgotten_when_something_changes(name, gradients):
+    """The second call of a module skips the checks of the first: what it finds changed, it checks again."""
+    halt = make("gru", "act")
+    given = arguments(halt, 9)
+    with torch.set_grad_enabled(gradients):
+        for _ in range(3):
+            halt(*given)
+        assert halt._known_run is not None
+        CHANGES[name](halt)
+        fresh = copy.deepcopy(halt)
+        assert fresh._known_run is None
+        if name == "double":
+            given = [g.double() for g in given]
+        for _ in range(2):
+            got, want = halt(*given), fresh(*given)
+            for a, b in zip(pytree.tree_leaves(got[:5]), pytree.tree_leaves(want[:5]), strict=True):
+                assert_bitwise(a.detach(), b.detach())
+
+
+class _Watched(torch.Tensor):
+    pass
+
+
+ARGUMENTS = {
+    "another batch": lambda s, x: (s[:4], x[:4]),
+    "no rows": lambda s, x: (s[:0], x[:0]),
+    "strided": lambda s, x: (s.t().contiguous().t(), x),
+    "a subclass": lambda s, x: (s.as_subclass(_Watched), x),
+    "expanded": lambda s, x: (s[:1].expand(9, 5), x),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_known_run_looks_at_its_tensors(name):
+    halt = make("gru", "act, readout")
+    given = arguments(halt, 9)
+    with torch.no_grad():
+        halt(*given)
+        other = ARGUMENTS[name](*given)
+        got = halt(*other)
+        want = copy.deepcopy(halt)(*other)
+    for a, b in zip(pytree.tree_leaves(got[:5]), pytree.tree_leaves(want[:5]), strict=True):
+        torch.testing.assert_close(a, b)
+        assert type(a) is type(b)
+
+
+def test_a_known_run_refuses_what_a_first_run_refuses():
+    halt = make("gru", "act")
+    given = arguments(halt, 9)
+    with torch.no_grad():
+        halt(*given)
+        for wrong, error in (
+            ((given[0], given[1][:4]), ValueError),
+            ((given[0],), (TypeError, ValueError)),
+            ((given[0].double(), given[1]), (TypeError, ValueError, RuntimeError)),
+            ((given[0].tolist(), given[1]), TypeError),
+        ):
+            with pytest.raises(error):
+                halt(*wrong)
+
+
+def test_sample_ids_count_in_every_call():
+    halt = make("gru", "ponder", max_steps=12)
+    given = arguments(halt, 40)
+    with torch.no_grad():
+        first = halt(*given)
+        again = halt(*given)
+        other = halt(*given, sample_ids=torch.arange(40) + 1000)
+    assert torch.equal(first.steps, again.steps) and not torch.equal(first.steps, other.steps)
+
+
+def test_a_module_that_ran_is_freed_copied_and_pickled(tmp_path):
+    halt = make("lstm", "fixed")
+    given = arguments(halt, 9)
+    with torch.no_grad():
+        want = halt(*given)
+        for other in (copy.deepcopy(halt), pickle.loads(pickle.dumps(halt))):
+            assert_bitwise(other(*given).output, want.output)
+    gone = weakref.ref(halt)
+    del halt, other
+    assert gone() is None  # without the cycle collector

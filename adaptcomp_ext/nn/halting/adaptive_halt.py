@@ -21,6 +21,7 @@ from adaptcomp_ext.nn.halting.cost_model import DEFAULT, count_weights, flops_pe
 from adaptcomp_ext.nn.halting.fused import run_fused, serves
 from adaptcomp_ext.nn.halting.fusing import fused_decision
 from adaptcomp_ext.nn.halting.known import Known, learn
+from adaptcomp_ext.nn.halting.known_run import KnownRun, remember
 from adaptcomp_ext.nn.halting.loop import run_loop
 from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policy import Policy, Run
@@ -206,6 +207,7 @@ class AdaptiveHalt(Checked):
     lag: int | None = LAG  # for modules that were pickled by older versions
     check_rows: bool = True
     _learned: Known | None = None  # cache of `_known`
+    _known_run: KnownRun | None = None
     _warned: bool = False  # of parameters that it does not hold
 
     def __init__(
@@ -305,6 +307,10 @@ class AdaptiveHalt(Checked):
         if torch.compiler.is_compiling():
             # A compiled model is split here: a graph has no addresses for kernels, and fixed numbers of rows.
             return self._run_apart(state, inputs, sample_ids)
+        if sample_ids is None and self._known_run is not None:
+            result = self._known_run.run(self, state, inputs)
+            if result is not None:
+                return result
         return self._run(state, inputs, sample_ids)
 
     def _run(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
@@ -320,7 +326,9 @@ class AdaptiveHalt(Checked):
             except NotServed:
                 pass
             else:
-                return whole.run()
+                result = whole.run()
+                self._known_run = remember(self, whole)
+                return result
         try:
             if fused is not None and serves(problem, fused):
                 return run_fused(problem, fused)

@@ -6,6 +6,7 @@ their formula: cells of `adaptcomp_ext.cells`, and `torch.nn.Linear` as head and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,9 +32,9 @@ _OF_ALL_MODULES: tuple[dict[Any, Any], ...] = (
     torch_module._global_backward_hooks,
     torch_module._global_backward_pre_hooks,
 )
-_LAYER = ("weight", "bias")
-_GATES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_MLP = ("weight_input", "weight_state", "bias1", "weight2", "bias2")
+LAYER = ("weight", "bias")
+GATES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+MLP = ("weight_input", "weight_state", "bias1", "weight2", "bias2")
 _function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
@@ -46,6 +47,19 @@ class NotServed(Exception):
     """Why the kernel does not serve a run."""
 
 
+def active_mode() -> str | None:
+    """Return which mode of torch the kernel does not serve, as a sentence, or None."""
+    if _dispatch_modes() or _function_modes():
+        return "a mode of torch is active"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is enabled"
+    if any(_OF_ALL_MODULES):
+        return "torch has hooks of all modules"
+    if torch.is_grad_enabled() and _saved_tensors_hooks(False) is not None:
+        return "hooks of saved tensors are active, which do not see what the kernel keeps"
+    return None
+
+
 def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
     """Return the run as the kernel takes it, or raise `NotServed` with the reason why it does not."""
     kind = KINDS.get(type(step))
@@ -53,17 +67,14 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         raise NotServed("the step is no cell of adaptcomp_ext.cells")
     if fused is None:
         raise NotServed(f"{type(problem.policy).__name__} decides in Python")
-    if problem.as_in_training and _saved_tensors_hooks(False) is not None:
-        raise NotServed("hooks of saved tensors are active, which do not see what the kernel keeps")
     state = problem.state
     if on_cuda(problem.run.device):
         raise NotServed("only the CPU has this kernel")
-    if problem.watch is not None or _dispatch_modes() or _function_modes():
-        raise NotServed("a transform or mode of torch is active")
-    if torch.is_autocast_enabled("cpu"):
-        raise NotServed("autocast is enabled")
-    if any(_OF_ALL_MODULES):
-        raise NotServed("torch has hooks of all modules")
+    if problem.watch is not None:
+        raise NotServed("a transform of torch is active")
+    mode = active_mode()
+    if mode is not None:
+        raise NotServed(mode)
     dtype = state[0].dtype
     if dtype not in (torch.float32, torch.float64):
         raise NotServed(f"the state is {dtype}, not float32 or float64")
@@ -136,7 +147,7 @@ def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> _Layer:
     if type(module) is not nn.Linear:
         raise NotServed(f"the {name} is no torch.nn.Linear")
     columns = module.out_features
-    own = _C.own_parameters(module, _LAYER, ((columns, inner), (columns,)), DTYPE_CODES[dtype])
+    own = _C.own_parameters(module, LAYER, ((columns, inner), (columns,)), DTYPE_CODES[dtype])
     if own is not None and own[0] is not None and columns:
         return own
     if not _is_its_formula(module):
@@ -153,11 +164,11 @@ def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> _Layer:
 def _cell(kind: str, step: Any, dtype: torch.dtype) -> tuple[Any, ...]:
     """Return the cell's parameters in the order of `Tensors`."""
     inner, hidden = step.input_size, step.hidden_size
-    names: tuple[str, ...] = _GATES
-    optional: tuple[str, ...] = _GATES[2:]
+    names: tuple[str, ...] = GATES
+    optional: tuple[str, ...] = GATES[2:]
     shapes: tuple[tuple[int, ...], ...]
     if kind == "mlp":
-        dim, names = step.state_size, _MLP
+        dim, names = step.state_size, MLP
         shapes = (
             (hidden, inner),
             (hidden, dim),
@@ -165,7 +176,7 @@ def _cell(kind: str, step: Any, dtype: torch.dtype) -> tuple[Any, ...]:
             (dim, hidden),
             (dim,),
         )
-        optional = () if inner else _MLP[:1]
+        optional = () if inner else MLP[:1]
     else:
         gates = (3 if kind == "gru" else 4) * hidden
         shapes = ((gates, inner), (gates, hidden), (gates,), (gates,))
@@ -195,17 +206,20 @@ class WholeRun:
             problem.check_readout(first, first.shape[0])
         else:
             problem.policy.check_readout(first.new_empty((first.shape[0], readout.shape[0])))
-        if (
-            not self.settings.weighted
-        ):  # the carry of ACT, which begins with nothing to check, is the kernel's
+        # ACT begins with a carry, which the kernel has itself, and has nothing to check.
+        if not self.settings.weighted:
             problem.policy.begin(problem.run)
-        ended: Ended = recurrence(self.settings, self.tensors)
-        return HaltResult(
-            ended.state[0] if ended.output is None else ended.output,
-            problem.tree(ended.state),
-            ended.steps,
-            ended.steps.to(problem.run.scalar) if ended.cost is None else ended.cost,
-            ended.status,
-            None,
-            None,
-        )
+        return halt_result(recurrence(self.settings, self.tensors), problem.tree)
+
+
+def halt_result(ended: Ended, tree: Callable[[list[Tensor]], Any]) -> HaltResult:
+    """Return the results of a run; `tree` makes a state of its tensors."""
+    return HaltResult(
+        ended.state[0] if ended.output is None else ended.output,
+        tree(ended.state),
+        ended.steps,
+        ended.steps.to(ended.state[0].dtype) if ended.cost is None else ended.cost,
+        ended.status,
+        None,
+        None,
+    )
