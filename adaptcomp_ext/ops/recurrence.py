@@ -136,8 +136,7 @@ class _Recurrence(Function):
         result = _run(settings, given, tape)
         ended += (result.steps, result.status)
         ctx.settings, ctx.tape = settings, tape
-        has_masks = settings.weighted and given.readout is not None
-        ctx.save_for_backward(*tensors, result.steps, result.status, result.output if has_masks else None)
+        ctx.save_for_backward(*tensors, result.steps, result.status)
         ctx.set_materialize_grads(False)
         return tuple([t for t in (result.output, *result.state, result.cost) if t is not None])
 
@@ -145,7 +144,7 @@ class _Recurrence(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         check_gradients("AdaptiveHalt", grads)
         settings: Settings = ctx.settings
-        *saved, steps, status, output = ctx.saved_tensors
+        *saved, steps, status = ctx.saved_tensors
         tensors = Tensors(*saved)
         if torch.is_grad_enabled():
             return (
@@ -160,8 +159,9 @@ class _Recurrence(Function):
         g_cost = next(it) if settings.has_cost else None
         if tensors.readout is None and not settings.weighted:
             g_state, g_output = None, g_state  # the output is the last state
-        if output is not None and g_output is not None:  # a masked class has no gradient
-            g_output = g_output.masked_fill(output == -torch.inf, 0)
+        bias = tensors.readout_bias
+        if settings.weighted and bias is not None and g_output is not None:
+            g_output = g_output.masked_fill(bias == -torch.inf, 0)  # a masked class has no gradient
         found = [
             torch.empty_like(t, requires_grad=False) if t is not None and wanted else None
             for t, wanted in zip(tensors, ctx.needs_input_grad[2:], strict=True)
@@ -192,6 +192,14 @@ def _by_reference(
     return [next(found) if t is not None and w else None for t, w in zip(tensors, wanted, strict=True)]
 
 
+def _any_requires_grad(tensors: Tensors) -> bool:
+    # As a loop, which ends at the first: a generator takes longer to make than this.
+    for t in tensors:  # noqa: SIM110
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
 def _detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
@@ -200,11 +208,7 @@ def recurrence(settings: Settings, tensors: Tensors) -> Ended:
     """Run every row until it has ended, with a gradient in `tensors` where one is wanted."""
     if not settings.weighted and tensors.head is not None:  # the decisions have no gradient
         tensors = tensors._replace(head=tensors.head.detach(), head_bias=_detached(tensors.head_bias))
-    if not (
-        torch.is_grad_enabled()
-        and tensors.state.shape[0]
-        and any(t is not None and t.requires_grad for t in tensors)
-    ):
+    if not (torch.is_grad_enabled() and tensors.state.shape[0] and _any_requires_grad(tensors)):
         return _run(settings, tensors, None)
     ended: list[Tensor] = []
     results = list(_Recurrence.apply(settings, ended, *tensors))

@@ -136,32 +136,41 @@ AC_INLINE void blocks_of(const C* const* x, int64_t rows, const Blocks<C, P>& ma
   for (; b < end; ++b) block_of<C, P, R, 1>(x, rows, matrix, start, b, last);
 }
 
+// Calls f with the number of rows of a pass as a constant: `rows`, or the next that there is a build for,
+// whose other rows are computed for nothing. Double precision has fewer builds.
+template <class C, int P, class F>
+AC_INLINE void with_height(int64_t rows, const F& f) {
+  constexpr int kMost = kTall<P>;
+  constexpr bool kFine = sizeof(C) == 4;
+  if (rows == 1) return f(std::integral_constant<int, 1>());
+  if (rows == 2) return f(std::integral_constant<int, 2>());
+  if constexpr (kFine && kMost > 3)
+    if (rows == 3) return f(std::integral_constant<int, 3>());
+  if constexpr (kMost > 4)
+    if (rows <= 4) return f(std::integral_constant<int, 4>());
+  if constexpr (kFine && kMost > 6)
+    if (rows <= 6) return f(std::integral_constant<int, 6>());
+  f(std::integral_constant<int, kMost>());
+}
+
 // Calls last(r, b, start + x[r] matrix) for every row r and block b. A block is used for all rows before the
-// next one is read, so that it stays in the first-level cache.
+// next one is read, so that it stays in the first-level cache. The rows are split evenly over the passes: a
+// pass of one or two rows would wait for each addition.
 template <class C, int P, class Last>
 AC_INLINE void product(const C* const* x, int64_t rows, const Blocks<C, P>& matrix, const C* start,
                        const Last& last) {
-  constexpr int kMost = kTall<P>;
-  const auto pass = [&](int64_t r, int64_t b, int64_t end) __attribute__((always_inline)) {
-    const auto shifted = [&](int64_t i, int64_t block, const vec<C>(&sum)[P])
-                             __attribute__((always_inline)) { last(r + i, block, sum); };
-    const int64_t left = rows - r;
-    if (left == 1) {
-      blocks_of<C, P, 1>(x + r, left, matrix, start, b, end, shifted);
-    } else if (left == 2) {
-      blocks_of<C, P, 2>(x + r, left, matrix, start, b, end, shifted);
-    } else if (kMost > 4 && left <= 4) {
-      blocks_of < C, P, kMost<4 ? kMost : 4>(x + r, left, matrix, start, b, end, shifted);
-    } else {
-      blocks_of<C, P, kMost>(x + r, left < kMost ? left : kMost, matrix, start, b, end, shifted);
+  if (rows <= 0) return;
+  const int64_t passes = (rows + kTall<P> - 1) / kTall<P>, height = (rows + passes - 1) / passes;
+  const int64_t step = passes == 1 ? matrix.count() : 1;
+  for (int64_t b = 0; b < matrix.count(); b += step)
+    for (int64_t r = 0; r < rows; r += height) {
+      const auto shifted = [&](int64_t i, int64_t block, const vec<C>(&sum)[P])
+                               __attribute__((always_inline)) { last(r + i, block, sum); };
+      const int64_t now = least(height, rows - r);
+      with_height<C, P>(now, [&](auto tall) __attribute__((always_inline)) {
+        blocks_of<C, P, decltype(tall)::value>(x + r, now, matrix, start, b, b + step, shifted);
+      });
     }
-  };
-  if (rows <= kMost) {
-    if (rows > 0) pass(0, 0, matrix.count());
-    return;
-  }
-  for (int64_t b = 0; b < matrix.count(); ++b)
-    for (int64_t r = 0; r < rows; r += kMost) pass(r, b, b + 1);
 }
 
 // The same from zero.
