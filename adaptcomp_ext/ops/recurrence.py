@@ -67,6 +67,7 @@ class Settings(NamedTuple):
     sample_ids: Tensor | None
     reads_state: bool  # whether the state is read as logits, in which minus infinity is valid
     has_cost: bool
+    relative: bool  # of convergence: the threshold is one of the readout's norm
 
     @property
     def weighted(self) -> bool:
@@ -117,7 +118,7 @@ def _run(settings: Settings, tensors: Tensors, tape: _C.RecurrenceTape | None) -
             *_arguments(settings, tensors, tape),
             *(output, state[0], None if second is None else state[1], cost),
             *(settings.min_steps, settings.parameter, settings.signal, settings.sample_ids),
-            *(settings.reads_state, steps, status),
+            *(settings.reads_state, settings.relative, steps, status),
         ],
         settings.threshold,
     )

@@ -42,7 +42,8 @@ inline Recurrence recurrence_of(Arguments& in) {
 }
 
 // What recurrence_of() reads; then output, the two tensors of the result, cost; min_steps, parameter, signal,
-// sample_ids, whether the state is read as logits; steps, status. `threshold`: the policy's.
+// sample_ids, whether the state is read as logits, whether the threshold is relative; steps, status.
+// `threshold`: the policy's.
 inline PyObject* recurrence(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2 || !PyList_Check(arguments[0])) {
     PyErr_SetString(PyExc_TypeError, "recurrence: expected a list and a threshold");
@@ -59,6 +60,7 @@ inline PyObject* recurrence(PyObject*, PyObject* const* arguments, Py_ssize_t co
     a.halt.signal = in.pointer<int64_t>("n");
     a.halt.sample = in.pointer<int64_t>("sample_ids");
     a.halt.read_leaf = in.integer() != 0 ? 0 : -1;
+    a.relative = in.integer() != 0;
     a.halt.steps = in.pointer<int64_t>();
     a.halt.status = in.pointer<int8_t>();
     in.done();

@@ -7,7 +7,9 @@
 //   MLP   s' = [s +] W_2 act(gi + W_s s) + b_2
 //
 // with gi = W_ih x + b_ih, computed once for each row, and gh = W_hh h + b_hh. The policies are those of the
-// halting step, whose row arithmetic decides here, too.
+// halting step, whose row arithmetic decides here, too. `given` stands for convergence: a row halts when its
+// readout r has changed by |r_n - r_{n-1}| <= threshold, or threshold |r_n|, in `parameter` consecutive
+// steps.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +48,7 @@ struct Recurrence {
   // policy, threshold, parameter, min_steps, max_steps, wide; signal and sample as in a halting step of the
   // whole batch; steps and status: out
   HaltStep halt;
+  bool relative;         // of convergence: the threshold is one of |r_n|
   Tape* tape;            // filled for the backward pass; null: there is none
   Interrupt* interrupt;  // null: runs to the end
 };

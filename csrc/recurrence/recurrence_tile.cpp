@@ -39,17 +39,19 @@ class RecurrenceTile {
         cell_(packed.cell),
         capacity_(capacity),
         width_(cell_.width),
+        converges_(a.halt.policy == Policy::given),
         waiting_(a, cell_, capacity),
         states_(a.tape ? 0 : 2 * kLeaves * capacity * apart<C>(width_)),
         given_(capacity * apart<C>(cell_.input.columns)),
         scratch_(capacity * cell_.scratch_columns()),
-        readouts_(capacity * packed.readout.columns),
+        readouts_((converges_ ? 2 : 1) * capacity * packed.readout.columns),
         writer_(a.tape, apart<C>(kLeaves * width_), least(a.rows, 8 * capacity)),
         halt_(a.halt),
         weighted_(a.halt.policy == Policy::act) {
     for (int64_t i = 0; i < capacity; ++i) {
       given_of_[i] = given_.get() + i * apart<C>(cell_.input.columns);
       readout_of_[i] = readouts_.get() + i * packed.readout.columns;
+      if (converges_) last_readout_of_[i] = readout_of_[i] + capacity * packed.readout.columns;
       if (a.tape) continue;
       for (int l = 0; l < kLeaves; ++l) {
         now_[l][i] = states_.get() + (2 * l * capacity + i) * apart<C>(width_);
@@ -60,6 +62,7 @@ class RecurrenceTile {
       halt_.signal = logits_;
       halt_.signal_dtype = sizeof(C) == 8 ? DType::f64 : DType::f32;
     }
+    if (converges_) halt_.signal = converged_;
     halt_.carry = accumulated_;
     halt_.readout.dtype = sizeof(C) == 8 ? DType::f64 : DType::f32;
     halt_.readout.row_elements = a.width;
@@ -75,6 +78,8 @@ class RecurrenceTile {
       if (a_.head)
         for (int64_t i = 0; i < used; ++i)
           logits_[i] = dot(packed_.head.get(), now_[0][i], width_) + packed_.head_bias;
+      if (converges_)
+        for (int64_t i = 0; i < used; ++i) exchange(readout_of_[i], last_readout_of_[i]);
       if (a_.readout) packed_.readout.apply(now_[0], used, readout_of_);
       for (int64_t i = 0; i < used;) {
         if (advance(i) || fill(i, queue)) {
@@ -112,6 +117,7 @@ class RecurrenceTile {
     row_[slot] = row;
     step_[slot] = 0;
     accumulated_[slot] = C(0);
+    still_[slot] = 0;
     copy_row(given_of_[slot], waiting_.given(row), cell_.input.columns);
     if (a_.tape) {
       const C* given = static_cast<const C*>(a_.state[0]) + row * a_.dim;
@@ -136,10 +142,33 @@ class RecurrenceTile {
     record_[to] = record_[from];
     exchange(given_of_[to], given_of_[from]);
     exchange(readout_of_[to], readout_of_[from]);
+    if (converges_) exchange(last_readout_of_[to], last_readout_of_[from]);
+    still_[to] = still_[from];
     for (int l = 0; l < kLeaves; ++l) {
       exchange(now_[l][to], now_[l][from]);
       exchange(next_[l][to], next_[l][from]);
     }
+  }
+
+  // The readout before the last step.
+  const C* before(int64_t slot) const {
+    if (a_.readout) return last_readout_of_[slot];
+    return a_.tape ? static_cast<const C*>(record_[slot]->before->state) : next_[0][slot];
+  }
+  // Whether the readout has not changed. A class that stays masked has not, and counts as zero in the size. A
+  // row whose sum of squares overflows does not stay.
+  bool stays(const C* now, const C* last) const {
+    C change = 0, size = 0;
+    for (int64_t j = 0; j < a_.width; ++j) {
+      const bool masked = is_masked(now[j]);
+      const C d = masked && is_masked(last[j]) ? C(0) : now[j] - last[j];
+      change += d * d;
+      size += masked ? C(0) : now[j] * now[j];
+    }
+    const C tolerance = static_cast<C>(halt_.threshold);
+    if (!a_.relative) return std::sqrt(change) <= tolerance;
+    size = std::sqrt(size);
+    return std::sqrt(change) <= tolerance * size && is_finite(size);
   }
 
   // Decides for the slot's row after its step; returns false if the row has ended.
@@ -148,6 +177,10 @@ class RecurrenceTile {
     const C* read = a_.readout ? readout_of_[slot] : now_[0][slot];
     halt_.step = ++step_[slot];
     halt_.readout.block = read;
+    if (converges_) {
+      still_[slot] = halt_.step > 1 && stays(read, before(slot)) ? still_[slot] + 1 : 0;
+      converged_[slot] = still_[slot] >= halt_.parameter;
+    }
     // The confidence of the row that `block` begins with; the others find their numbers by the slot.
     const Decision<C> v = decide<C>(halt_, halt_.policy == Policy::confidence ? 0 : slot, row);
     const bool masked = may_mask(v.weight);
@@ -178,13 +211,15 @@ class RecurrenceTile {
   const Packed<C, Cell>& packed_;
   const Cell& cell_;
   int64_t capacity_, width_;
+  bool converges_;
   Waiting<C, Cell> waiting_;
   Scratch<C> states_, given_, scratch_, readouts_;
   TapeWriter<C> writer_;
   C *now_[kLeaves][kRows], *next_[kLeaves][kRows];  // with a tape, in it; else two places that take turns
-  C *given_of_[kRows], *readout_of_[kRows];
+  C *given_of_[kRows], *readout_of_[kRows], *last_readout_of_[kRows];
   Record* record_[kRows];
-  int64_t row_[kRows], step_[kRows];
+  int64_t row_[kRows], step_[kRows], still_[kRows];
+  uint8_t converged_[kRows];
   C logits_[kRows], accumulated_[kRows];
   HaltStep halt_;  // of the slot that is decided
   bool weighted_;

@@ -43,9 +43,11 @@ POLICIES = {
     "entropy": lambda d, t: (ac.Confidence(0.02, "entropy"), None),
     "fixed": lambda d, t: (ac.FixedSteps(4), None),
     "fixed, readout": lambda d, t: (ac.FixedSteps(3), linear(d, 2, t)),
+    "convergence": lambda d, t: (ac.Convergence(0.3), None),
+    "convergence, readout": lambda d, t: (ac.Convergence(0.2, "absolute", patience=2), linear(d, 3, t)),
     "ponder": lambda d, t: (ac.PonderNet(linear(d, 1, t), seed=5).eval(), None),
 }
-OF_AN_LSTM = ("entropy", "fixed")
+OF_AN_LSTM = ("entropy", "fixed", "convergence")
 PAIRS = [(c, p) for c in CELLS for p in POLICIES if c != "lstm" or p in OF_AN_LSTM]
 
 
@@ -81,7 +83,7 @@ def by_loop(halt, *arguments, **options):
     handle = halt.step.register_forward_hook(lambda *_: None)
     try:
         with torch.no_grad():
-            assert halt.plan(*arguments, **options).way == "loop"
+            assert halt.plan(*arguments, **options).way in ("loop", "python")
             return halt(*arguments, **options)
     finally:
         handle.remove()
@@ -177,7 +179,9 @@ def test_a_row_that_is_not_finite_ends_alone(cell, policy, value):
     assert got.status[11] == ac.Status.NONFINITE or len(given) == 1
 
 
-@pytest.mark.parametrize("policy", ["act, readout", "confidence", "margin", "fixed, readout"])
+@pytest.mark.parametrize(
+    "policy", ["act, readout", "confidence", "margin", "fixed, readout", "convergence, readout"]
+)
 def test_masked_classes_are_ordinary(policy):
     halt = make("gru", policy)
     halt.readout.bias = nn.Parameter(torch.zeros(halt.readout.out_features))
@@ -236,6 +240,16 @@ class _Subclass(ac.cells.GRU):
     pass
 
 
+class _Still(ac.Convergence):
+    pass
+
+
+def _decides_alone():
+    policy = ac.Convergence(1e-3)
+    policy.decide = lambda view: ac.FixedSteps(2).decide(view)
+    return policy
+
+
 def hooked(part):
     def change(halt, given):
         module = {"head": halt.policy.head, "step": halt.step}[part]
@@ -277,7 +291,8 @@ OTHERWISE = {
     "a hook on the step": (hooked("step"), "the step has hooks"),
     "a hook on the head": (hooked("head"), "the head has hooks"),
     "a head of one's own": (with_head(nn.Sequential(nn.Linear(5, 1))), "the head is no torch.nn.Linear"),
-    "a policy in Python": (replaced(policy=ac.Convergence(1e-3)), "Convergence decides in Python"),
+    "a policy in Python": (replaced(policy=_Still(1e-3)), "_Still decides in Python"),
+    "a decision of its own": (replaced(policy=_decides_alone()), "Convergence decides in Python"),
     "a readout of one's own": (replaced(readout=torch.tanh), "the readout is no torch.nn.Linear"),
     "a strided input": (converted(1, lambda x: x.t().contiguous().t()), "not all plain contiguous"),
 }

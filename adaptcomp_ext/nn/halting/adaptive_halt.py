@@ -131,13 +131,13 @@ class AdaptiveHalt(Checked):
     row takes part in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps its
     values in output and state, and passes no gradient back: the backward pass of ``step`` gets zeros there.
 
-    *Whole runs.* On the CPU, a cell of `adaptcomp_ext.cells` with `ACT`, `Confidence`, `FixedSteps` or
-    `PonderNet` in evaluation mode, and `torch.nn.Linear` as head and readout, runs in one kernel call, and
-    its backward pass in another; `plan` tells. The cell's ``forward`` is then not called. A row has the same
-    bits in any batch, products included, and so has its gradient in state and inputs. The states after each
-    step are kept for the backward pass, out of sight of hooks of saved tensors, so that under such hooks, as
-    in a checkpoint that is not reentrant, runs go through the loop. So do modules with hooks, subclasses and
-    modes of torch.
+    *Whole runs.* On the CPU, a cell of `adaptcomp_ext.cells` with `ACT`, `Confidence`, `Convergence`,
+    `FixedSteps`, or `PonderNet` in evaluation mode, and `torch.nn.Linear` as head and readout, runs in one
+    kernel call, and its backward pass in another; `plan` tells. The cell's ``forward`` is then not called. A
+    row has the same bits in any batch, products included, and so has its gradient in state and inputs. The
+    states after each step are kept for the backward pass, out of sight of hooks of saved tensors, so that
+    under such hooks, as in a checkpoint that is not reentrant, runs go through the loop. So do modules with
+    hooks, subclasses and modes of torch.
 
     *Masked classes.* −∞ is valid in the result of ``readout`` (and in the tensor of the state that is this
     result), in the state if `Confidence` reads it as logits, and in a halting logit, where it means that the
@@ -320,7 +320,7 @@ class AdaptiveHalt(Checked):
         if fused is not None and fused.head is not None and problem.watch is not None:
             fused = fused._replace(head=problem.watch.wrap("head", fused.head))
         step = self._modules.get("step")  # None where it is a plain function
-        if type(step) in KINDS and fused is not None:
+        if type(step) in KINDS and not on_reference():
             try:
                 whole = find(problem, fused, step)
             except NotServed:

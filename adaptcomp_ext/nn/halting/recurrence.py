@@ -17,6 +17,8 @@ from adaptcomp_ext import _C
 from adaptcomp_ext.nn import cells
 from adaptcomp_ext.nn._tree import form
 from adaptcomp_ext.nn.halting.block import Problem
+from adaptcomp_ext.nn.halting.policies.convergence import Convergence
+from adaptcomp_ext.nn.halting.policy import Policy
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous, on_cuda
@@ -37,6 +39,7 @@ GATES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 MLP = ("weight_input", "weight_state", "bias1", "weight2", "bias2")
 _function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_CONVERGES = Convergence.decide
 _saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 
 
@@ -65,8 +68,10 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
     kind = KINDS.get(type(step))
     if kind is None:
         raise NotServed("the step is no cell of adaptcomp_ext.cells")
+    policy = problem.policy
+    fused = fused or _convergence(policy)
     if fused is None:
-        raise NotServed(f"{type(problem.policy).__name__} decides in Python")
+        raise NotServed(f"{type(policy).__name__} decides in Python")
     state = problem.state
     if on_cuda(problem.run.device):
         raise NotServed("only the CPU has this kernel")
@@ -114,8 +119,9 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         fused.parameter,
         fused.signal,
         problem.run.sample_ids,
-        problem.readout is None and problem.policy.reads_logits,
+        problem.readout is None and policy.reads_logits,
         fused.has_cost,
+        relative=fused.policy == halting.GIVEN and policy.norm == "relative",
     )
     second = state[1] if len(state) == 2 else None
     return WholeRun(
@@ -123,6 +129,13 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         settings,
         Tensors._make((inputs[0] if inputs else None, state[0], second, *cell, *head, *readout)),
     )
+
+
+def _convergence(policy: Policy) -> halting.Fused | None:
+    """Return the decision of `Convergence`, which the halting step does not know: it keeps two readouts."""
+    if type(policy) is not Convergence or Convergence.decide is not _CONVERGES or "decide" in policy.__dict__:
+        return None
+    return halting.Fused(halting.GIVEN, threshold=policy.tol, parameter=policy.patience)
 
 
 def _is_its_formula(module: nn.Module) -> bool:
