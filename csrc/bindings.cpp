@@ -310,6 +310,7 @@ PYBIND11_MODULE(_C, m) {
       fast("own_parameters", &own_parameters),
       fast("known_tensors", &known_tensors),
       fast("recurrence", &recurrence),
+      fast("recurrence_trace", &recurrence_trace),
       fast("recurrence_backward", &recurrence_backward),
       named("halt_run", &make<HaltRun>),
       named("descent_run", &make<DescentRun>),

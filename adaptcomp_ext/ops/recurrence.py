@@ -68,11 +68,21 @@ class Settings(NamedTuple):
     reads_state: bool  # whether the state is read as logits, in which minus infinity is valid
     has_cost: bool
     relative: bool  # of convergence: the threshold is one of the readout's norm
+    prior: tuple[float, float] | None  # of PonderNet in training: log_decay and log_total
 
     @property
     def weighted(self) -> bool:
         """Whether the output is the weighted sum of the readouts."""
-        return self.policy == ACT
+        return self.policy == ACT or self.prior is not None
+
+
+class Steps(NamedTuple):
+    """All steps of a run, S in number, ordered by step and then by row."""
+
+    states: Tensor  # [S, dim]: the first tensor of the state
+    weights: Tensor  # [S]
+    row: Tensor  # int64 [S]
+    step: Tensor  # int64 [S]
 
 
 class Ended(NamedTuple):
@@ -83,9 +93,12 @@ class Ended(NamedTuple):
     cost: Tensor | None
     steps: Tensor
     status: Tensor
+    trace: Steps | None = None  # of PonderNet in training
 
 
-def _arguments(settings: Settings, tensors: Tensors, tape: _C.RecurrenceTape | None) -> list[Any]:
+def _arguments(
+    settings: Settings, tensors: Tensors, steps: Tensor, status: Tensor, tape: _C.RecurrenceTape | None
+) -> list[Any]:
     rows, dim = tensors.state.shape
     x, second_layer, readout = tensors.x, tensors.weight2, tensors.readout
     return [
@@ -96,7 +109,9 @@ def _arguments(settings: Settings, tensors: Tensors, tape: _C.RecurrenceTape | N
         *(tensors.state.dtype == torch.float64, CELLS[settings.kind], settings.activation, settings.residual),
         *tensors,
         dim if readout is None else readout.shape[0],
-        *(settings.policy, settings.max_steps, tape),
+        *(settings.policy, settings.min_steps, settings.max_steps, settings.threshold),
+        *(settings.prior or (None, None)),
+        *(steps, status, tape),
     ]
 
 
@@ -113,16 +128,26 @@ def _run(settings: Settings, tensors: Tensors, tape: _C.RecurrenceTape | None) -
     state = [torch.empty_like(t, requires_grad=False) for t in (first, second) if t is not None]
     steps = torch.empty(rows, dtype=torch.int64)
     status = torch.empty(rows, dtype=torch.int8)
+    if settings.prior is not None and tape is None:
+        tape = _C.RecurrenceTape(rows)
     _C.recurrence(
         [
-            *_arguments(settings, tensors, tape),
+            *_arguments(settings, tensors, steps, status, tape),
             *(output, state[0], None if second is None else state[1], cost),
-            *(settings.min_steps, settings.parameter, settings.signal, settings.sample_ids),
-            *(settings.reads_state, settings.relative, steps, status),
-        ],
-        settings.threshold,
+            *(settings.parameter, settings.signal, settings.sample_ids),
+            *(settings.reads_state, settings.relative),
+        ]
     )
-    return Ended(output, state, cost, steps, status)
+    trace = None
+    if settings.prior is not None:
+        count = int(steps.sum())
+        row, step = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
+        states, weights = torch.empty((count, dim), dtype=first.dtype), torch.empty(count, dtype=first.dtype)
+        _C.recurrence_trace(
+            [tape, steps, rows, dim, first.dtype == torch.float64, states, weights, row, step]
+        )
+        trace = Steps(states, weights, row, step)
+    return Ended(output, state, cost, steps, status, trace)
 
 
 class _Recurrence(Function):
@@ -136,10 +161,16 @@ class _Recurrence(Function):
         tape = _C.RecurrenceTape(given.state.shape[0])
         result = _run(settings, given, tape)
         ended += (result.steps, result.status)
+        states = weights = None
+        if result.trace is not None:
+            states, weights, *rest = result.trace
+            ended += rest
         ctx.settings, ctx.tape = settings, tape
         ctx.save_for_backward(*tensors, result.steps, result.status)
         ctx.set_materialize_grads(False)
-        return tuple([t for t in (result.output, *result.state, result.cost) if t is not None])
+        return tuple(
+            [t for t in (result.output, *result.state, result.cost, states, weights) if t is not None]
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -158,6 +189,7 @@ class _Recurrence(Function):
         g_state = next(it)
         g_second = None if tensors.second is None else next(it)
         g_cost = next(it) if settings.has_cost else None
+        g_trace, g_weights = (None, None) if settings.prior is None else (next(it), next(it))
         if tensors.readout is None and not settings.weighted:
             g_state, g_output = None, g_state  # the output is the last state
         bias = tensors.readout_bias
@@ -168,7 +200,10 @@ class _Recurrence(Function):
             for t, wanted in zip(tensors, ctx.needs_input_grad[2:], strict=True)
         ]
         _C.recurrence_backward(
-            [*_arguments(settings, tensors, ctx.tape), g_output, g_state, g_second, g_cost, *found]
+            [
+                *_arguments(settings, tensors, steps, status, ctx.tape),
+                *(g_output, g_state, g_second, g_cost, g_trace, g_weights, *found),
+            ]
         )
         return (None, None, *found)
 
@@ -213,6 +248,11 @@ def recurrence(settings: Settings, tensors: Tensors) -> Ended:
         return _run(settings, tensors, None)
     ended: list[Tensor] = []
     results = list(_Recurrence.apply(settings, ended, *tensors))
+    steps, status, *places = ended
     output = results.pop(0) if settings.weighted or tensors.readout is not None else None
+    trace = None
+    if settings.prior is not None:
+        weights = results.pop()
+        trace = Steps(results.pop(), weights, *places)
     cost = results.pop() if settings.has_cost else None
-    return Ended(output, results, cost, *ended)
+    return Ended(output, results, cost, steps, status, trace)

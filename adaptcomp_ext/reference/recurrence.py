@@ -31,11 +31,27 @@ def _step(settings: Any, tensors: Any, x: Tensor | None, state: list[Tensor]) ->
     return [torch.sigmoid(o) * torch.tanh(cell), cell]
 
 
-def recurrence(settings: Any, tensors: Any, steps: Tensor, status: Tensor) -> list[Tensor]:
-    """Return output (where it is not the state), state and cost (where the policy has one).
+def _ponder(
+    settings: Any, n: int, logit: Tensor, log_survival: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return PonderNet's weight of a step, the log of the survival after it, and its part of the cost."""
+    if n < settings.min_steps:
+        return torch.zeros_like(logit), log_survival, torch.zeros_like(logit)
+    log_decay, log_total = settings.prior
+    log_prior = (n - settings.min_steps) * log_decay - log_total
+    log_p = torch.where(ends, log_survival, log_survival + F.logsigmoid(logit))
+    weight = torch.exp(log_p)
+    cost = torch.where(weight == 0, 0, weight * (log_p - log_prior))
+    return weight, log_survival + F.logsigmoid(-logit), cost
 
-    `settings` and `tensors` are those of `adaptcomp_ext.ops.recurrence`, `steps` and `status` the results of
-    a run, int64 and int8 [B]. Rows that ended NONFINITE are zero. Differentiable to any order.
+
+def recurrence(settings: Any, tensors: Any, steps: Tensor, status: Tensor) -> list[Tensor]:
+    """Return output (where it is not the state), state, cost and trace (where the policy has them).
+
+    The trace is [S, dim] and [S]: the first tensor of the state after each step, and the weights, ordered by
+    step and then by row; S is the sum of the steps. `settings` and `tensors` are those of
+    `adaptcomp_ext.ops.recurrence`, `steps` and `status` the results of a run, int64 and int8 [B]. Rows that
+    ended NONFINITE are zero. Differentiable to any order.
     """
     batch = steps.shape[0]
     row = (status != NONFINITE).nonzero()[:, 0]
@@ -48,6 +64,8 @@ def recurrence(settings: Any, tensors: Any, steps: Tensor, status: Tensor) -> li
     width = results[0].shape[1] if tensors.readout is None else tensors.readout.shape[0]
     output, cost = results[0].new_zeros((batch, width)), results[0].new_zeros(batch)
     accumulated = cost[row]
+    total, seen = int(steps.sum()) if settings.prior is not None else 0, 0
+    states, weights = results[0].new_zeros((total, results[0].shape[1])), results[0].new_zeros(total)
     for n in range(1, int(last.max()) + 1 if row.numel() else 0):
         state = _step(settings, tensors, x, state)
         read = (
@@ -55,7 +73,16 @@ def recurrence(settings: Any, tensors: Any, steps: Tensor, status: Tensor) -> li
         )
         ends = last == n
         weight = ends.to(read.dtype)
-        if settings.weighted:
+        if settings.prior is not None:
+            logit = F.linear(state[0], tensors.head, tensors.head_bias)[:, 0]
+            weight, kept, add = _ponder(settings, n, logit, accumulated, ends)
+            accumulated = kept
+            cost = cost.index_add(0, row, add)
+            here = (steps >= n).nonzero()[:, 0]
+            place = seen + torch.searchsorted(here, row)
+            seen += here.shape[0]
+            states, weights = states.index_copy(0, place, state[0]), weights.index_copy(0, place, weight)
+        elif settings.weighted:
             p = torch.sigmoid(F.linear(state[0], tensors.head, tensors.head_bias)[:, 0])
             p = p if n >= settings.min_steps else torch.zeros_like(p)
             weight = torch.where(ends, 1 - accumulated, p)
@@ -72,4 +99,9 @@ def recurrence(settings: Any, tensors: Any, steps: Tensor, status: Tensor) -> li
         x = None if x is None else x[stays]
         row, last, accumulated = row[stays], last[stays], accumulated[stays]
     has_output = settings.weighted or tensors.readout is not None
-    return [*([output] if has_output else []), *results, *([cost] if settings.has_cost else [])]
+    return [
+        *([output] if has_output else []),
+        *results,
+        *([cost] if settings.has_cost else []),
+        *([states, weights] if settings.prior is not None else []),
+    ]

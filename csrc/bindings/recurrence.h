@@ -9,8 +9,9 @@
 namespace adaptcomp {
 
 // rows, input, dim, hidden, wide; cell, activation, residual; x, the two tensors of the state, weight_ih,
-// weight_hh, bias_ih, bias_hh, weight2, bias2; head, its bias, readout, its bias, width; policy, max_steps;
-// the tape or None.
+// weight_hh, bias_ih, bias_hh, weight2, bias2; head, its bias, readout, its bias, width; policy, min_steps,
+// max_steps, threshold; log_decay and log_total of PonderNet's prior in training, else None twice; steps,
+// status; the tape or None.
 inline Recurrence recurrence_of(Arguments& in) {
   Recurrence a{};
   a.rows = in.integer();
@@ -35,18 +36,27 @@ inline Recurrence recurrence_of(Arguments& in) {
   a.readout_bias = in.pointer<void>("readout");
   a.width = in.integer();
   a.halt.policy = static_cast<Policy>(in.integer());
+  a.halt.min_steps = in.integer();
   a.halt.max_steps = in.integer();
+  a.halt.threshold = in.number();
+  const py::object decay = in.object(), total = in.object();
+  a.expects = !decay.is_none();
+  if (a.expects) {
+    a.log_decay = decay.cast<double>();
+    a.log_total = total.cast<double>();
+  }
+  a.halt.steps = in.pointer<int64_t>();
+  a.halt.status = in.pointer<int8_t>();
   const py::object tape = in.object();  // the caller's list keeps it
   a.tape = tape.is_none() ? nullptr : tape.cast<Tape*>();
   return a;
 }
 
-// What recurrence_of() reads; then output, the two tensors of the result, cost; min_steps, parameter, signal,
-// sample_ids, whether the state is read as logits, whether the threshold is relative; steps, status.
-// `threshold`: the policy's.
+// What recurrence_of() reads; then output, the two tensors of the result, cost; parameter, signal,
+// sample_ids, whether the state is read as logits, whether the threshold is relative.
 inline PyObject* recurrence(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 2 || !PyList_Check(arguments[0])) {
-    PyErr_SetString(PyExc_TypeError, "recurrence: expected a list and a threshold");
+  if (count != 1 || !PyList_Check(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "recurrence: expected a list");
     return nullptr;
   }
   return guarded([&] {
@@ -55,16 +65,12 @@ inline PyObject* recurrence(PyObject*, PyObject* const* arguments, Py_ssize_t co
     a.output = in.pointer<void>();
     for (void*& leaf : a.result) leaf = in.pointer<void>();
     a.cost = in.pointer<void>();
-    a.halt.min_steps = in.integer();
     a.halt.parameter = in.integer();
     a.halt.signal = in.pointer<int64_t>("n");
     a.halt.sample = in.pointer<int64_t>("sample_ids");
     a.halt.read_leaf = in.integer() != 0 ? 0 : -1;
     a.relative = in.integer() != 0;
-    a.halt.steps = in.pointer<int64_t>();
-    a.halt.status = in.pointer<int8_t>();
     in.done();
-    a.halt.threshold = py::handle(arguments[1]).cast<double>();
     Signals signals;
     a.interrupt = signals.interrupt();
     {
@@ -76,9 +82,36 @@ inline PyObject* recurrence(PyObject*, PyObject* const* arguments, Py_ssize_t co
   });
 }
 
-// What recurrence_of() reads; then the gradients in output, the two tensors of the result and cost, or None;
-// those to be written, or None: in x, the two tensors of the state, weight_ih, weight_hh, bias_ih, bias_hh,
-// weight2, bias2, head, its bias, readout, its bias.
+// The tape; steps; rows, dim, wide; out: states, weights, row, step.
+inline PyObject* recurrence_trace(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 1 || !PyList_Check(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "recurrence_trace: expected a list");
+    return nullptr;
+  }
+  return guarded([&] {
+    Arguments in(py::reinterpret_borrow<py::list>(arguments[0]));
+    RecurrenceTrace a{};
+    a.tape = in.object().cast<const Tape*>();
+    a.steps = in.pointer<int64_t>();
+    a.rows = in.integer();
+    a.dim = in.integer();
+    a.wide = in.integer() != 0;
+    a.states = in.pointer<void>();
+    a.weights = in.pointer<void>();
+    a.row = in.pointer<int64_t>();
+    a.step = in.pointer<int64_t>();
+    in.done();
+    {
+      py::gil_scoped_release unlocked;
+      recurrence_trace_cpu(a);
+    }
+    return py::none().release().ptr();
+  });
+}
+
+// What recurrence_of() reads; then the gradients in output, the two tensors of the result, cost, states and
+// weights of the trace, or None; those to be written, or None: in x, the two tensors of the state, weight_ih,
+// weight_hh, bias_ih, bias_hh, weight2, bias2, head, its bias, readout, its bias.
 inline PyObject* recurrence_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 1 || !PyList_Check(arguments[0])) {
     PyErr_SetString(PyExc_TypeError, "recurrence_backward: expected a list");
@@ -91,6 +124,8 @@ inline PyObject* recurrence_backward(PyObject*, PyObject* const* arguments, Py_s
     a.g_output = in.pointer<void>("gradient");
     for (const void*& leaf : a.g_result) leaf = in.pointer<void>("gradient");
     a.g_cost = in.pointer<void>("gradient");
+    a.g_trace = in.pointer<void>("gradient");
+    a.g_weight = in.pointer<void>("gradient");
     void** const written[] = {&a.g_x,         &a.g_state[0], &a.g_state[1],    &a.g_weight_ih, &a.g_weight_hh,
                               &a.g_bias_ih,   &a.g_bias_hh,  &a.g_weight2,     &a.g_bias2,     &a.g_head,
                               &a.g_head_bias, &a.g_readout,  &a.g_readout_bias};

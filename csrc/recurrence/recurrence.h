@@ -48,12 +48,30 @@ struct Recurrence {
   // policy, threshold, parameter, min_steps, max_steps, wide; signal and sample as in a halting step of the
   // whole batch; steps and status: out
   HaltStep halt;
+  // PonderNet in training: all steps, by their distribution. log_epsilon is the halt's threshold; the prior's
+  // logarithm is (n - min_steps) log_decay - log_total at step n.
+  bool expects;
+  double log_decay, log_total;
   bool relative;         // of convergence: the threshold is one of |r_n|
   Tape* tape;            // filled for the backward pass; null: there is none
   Interrupt* interrupt;  // null: runs to the end
 };
 
 void recurrence_cpu(const Recurrence& recurrence);
+
+// All steps of a run that has ended, ordered by step and then by row; `steps` and `count` are those of the
+// run.
+struct RecurrenceTrace {
+  const Tape* tape;
+  const int64_t* steps;  // [rows]
+  int64_t rows, dim;
+  bool wide;
+  void* states;         // [sum of steps, dim] out: the first tensor of the state
+  void* weights;        // [sum of steps] out
+  int64_t *row, *step;  // [sum of steps] out
+};
+
+void recurrence_trace_cpu(const RecurrenceTrace& trace);
 
 // The gradients of a run, with the number of steps of each row held constant. A row that ended NONFINITE
 // passes none back. A gradient that is null is zero on the way in and not wanted on the way out; those in
@@ -62,11 +80,15 @@ void recurrence_cpu(const Recurrence& recurrence);
 // With ACT, output = sum_n w_n readout(h_n), w_n = p_n for n < N and 1 - sum p_n for N, so that
 //
 //   d logit_n = (g . (readout(h_n) - readout(h_N)) - g_cost) p_n (1 - p_n)  for n < N, and 0 for N
+//
+// With PonderNet the adjoint of a step is that of its family (pondernet/rows.h).
 struct RecurrenceBackward {
   Recurrence run;           // as in the forward pass; output, result, cost, steps and status are not used
   const void* g_output;     // [rows, width]
   const void* g_result[2];  // [rows, dim] each
   const void* g_cost;       // [rows]
+  const void* g_trace;      // [sum of steps, dim]: in the states of the trace
+  const void* g_weight;     // [sum of steps]
   void* g_x;                // [rows, input] out
   void* g_state[2];         // [rows, dim] each, out
   void *g_weight_ih, *g_weight_hh, *g_bias_ih, *g_bias_hh, *g_weight2, *g_bias2;  // out, as in Recurrence

@@ -2,6 +2,7 @@
 //
 // A slot walks a row's states on the tape from the last one to the first. A thread has its own part of the
 // rows and its own sums, which are added in the order of the threads: the result is the same in every call.
+#include "halting/rows.h"
 #include "recurrence/gradients.h"
 #include "recurrence/waiting.h"
 
@@ -51,7 +52,7 @@ class BackwardTile {
         lanes_(capacity * apart<C>(2 * columns_ + (kLeaves + 2) * width_)),
         g_read_(padded<C>(a.run.width)),
         g_head_(width_),
-        weighted_(a.run.halt.policy == Policy::act) {
+        weighted_(a.run.halt.policy == Policy::act || a.run.expects) {
     zero_row(g_head_.get(), width_);
     zero_row(g_read_.get(), padded<C>(a.run.width));
     C* lane = lanes_.get();
@@ -121,13 +122,14 @@ class BackwardTile {
       const int64_t row = waiting_.next(&queue_, end_);
       if (row < 0) return false;
       const Record* last = run.tape->last()[row];
-      if (!last) {
+      if (run.halt.status[row] == kNonFinite) {
         if (a_.g_x) zero_row(static_cast<C*>(a_.g_x) + row * run.input, run.input);
         for (int l = 0; l < kLeaves; ++l)
           if (a_.g_state[l]) zero_row(static_cast<C*>(a_.g_state[l]) + row * run.dim, run.dim);
         continue;
       }
       row_[slot] = row;
+      step_[slot] = run.halt.steps[row];
       record_[slot] = last;
       copy_row(given_[slot], waiting_.given(row), columns_);
       zero_row(g_given_[slot], columns_);
@@ -153,37 +155,71 @@ class BackwardTile {
         add_product<C>(read, 1, packed_.readout, width_, &g);
       }
     }
-    for (int64_t j = 0; j < width_; j += kLanes<C>) {
-      const vec<C> s = load_vec(state + j) * weight;
-      add_vec(g_state_[0][slot] + j, load_vec(g + j) * weight);
-      store_vec(mean_[slot] + j, s);
+    zero_row(mean_[slot], width_);
+    if (a_.run.expects) {
+      g_survival_[slot] = C(0);
+      at_last_[slot] = C(0);
+      if (a_.g_output && a_.run.readout_bias)
+        for (int64_t j = 0; j < a_.run.width; ++j)
+          if (g_read_.get()[j] != C(0))  // the bias of a masked class is minus infinity
+            at_last_[slot] += g_read_.get()[j] * static_cast<const C*>(a_.run.readout_bias)[j];
+      return account(slot, weight, ponder_logit(slot));
     }
+    account(slot, weight, C(0));
     if (weighted_) {
       at_last_[slot] = dot(g, state, width_);
       if (a_.g_cost) at_last_[slot] += static_cast<const C*>(a_.g_cost)[row];
     }
   }
+  // Adds a state's part in the output, and in the logit that was computed from it.
+  void account(int64_t slot, C weight, C logit) {
+    const C *state = static_cast<const C*>(record_[slot]->state), *g = g_output_[slot];
+    C *to = g_state_[0][slot], *mean = mean_[slot];
+    for (int64_t j = 0; j < width_; j += kLanes<C>) {
+      const vec<C> s = load_vec(state + j);
+      const vec<C> of_head = load_vec(packed_.head.get() + j) * logit;
+      store_vec(to + j, fma(splat(weight), load_vec(g + j), load_vec(to + j) + of_head));
+      store_vec(g_head_.get() + j, fma(splat(logit), s, load_vec(g_head_.get() + j)));
+      if (a_.run.readout) store_vec(mean + j, fma(splat(weight), s, load_vec(mean + j)));
+    }
+    g_head_bias_ += static_cast<double>(logit);
+  }
+  // The gradient in PonderNet's logit of the step; that in the state of the trace is added.
+  C ponder_logit(int64_t slot) {
+    const Record* record = record_[slot];
+    const C* state = static_cast<const C*>(record->state);
+    Pondered<C> kept;
+    std::memcpy(&kept, state + kLeaves * width_, sizeof kept);
+    C of_weight = dot(g_output_[slot], state, width_) + at_last_[slot];
+    if (a_.g_weight) of_weight += static_cast<const C*>(a_.g_weight)[record->at];
+    if (a_.g_trace) {
+      const C* g = static_cast<const C*>(a_.g_trace) + record->at * a_.run.dim;
+      for (int64_t j = 0; j < a_.run.dim; ++j) g_state_[0][slot][j] += g[j];
+    }
+    const C of_cost = a_.g_cost ? static_cast<const C*>(a_.g_cost)[row_[slot]] : C(0);
+    const PonderRowGrad<C> grad =
+        ponder_row_backward(kept.logit, kept.log_survival, of_weight, g_survival_[slot], of_cost,
+                            ponder_params(a_.run, step_[slot]));
+    g_survival_[slot] = grad.log_survival;
+    return grad.logit;
+  }
 
   // Goes on with the state before; returns false if that is the initial one.
   bool back(int64_t slot) {
     const Record* record = record_[slot] = record_[slot]->before;
+    --step_[slot];
     if (!record->before) {
       end(slot);
       return false;
     }
     if (!weighted_) return true;
-    const C* state = static_cast<const C*>(record->state);
-    const C *g = g_output_[slot], p = static_cast<C>(record->weight);
-    const C logit = (dot(g, state, width_) - at_last_[slot]) * p * (C(1) - p);
-    C *to = g_state_[0][slot], *mean = mean_[slot];
-    for (int64_t j = 0; j < width_; j += kLanes<C>) {
-      const vec<C> s = load_vec(state + j);
-      const vec<C> of_head = load_vec(packed_.head.get() + j) * logit;
-      store_vec(to + j, fma(splat(p), load_vec(g + j), load_vec(to + j) + of_head));
-      store_vec(g_head_.get() + j, fma(splat(logit), s, load_vec(g_head_.get() + j)));
-      if (a_.run.readout) store_vec(mean + j, fma(splat(p), s, load_vec(mean + j)));
-    }
-    g_head_bias_ += static_cast<double>(logit);
+    const C p = static_cast<C>(record->weight);
+    const C logit =
+        a_.run.expects
+            ? ponder_logit(slot)
+            : (dot(g_output_[slot], static_cast<const C*>(record->state), width_) - at_last_[slot]) * p *
+                  (C(1) - p);
+    account(slot, p, logit);
     return true;
   }
 
@@ -224,6 +260,8 @@ class BackwardTile {
     row_[to] = row_[from];
     record_[to] = record_[from];
     at_last_[to] = at_last_[from];
+    step_[to] = step_[from];
+    g_survival_[to] = g_survival_[from];
     exchange(given_[to], given_[from]);
     exchange(g_given_[to], g_given_[from]);
     for (int l = 0; l < kLeaves; ++l) exchange(g_state_[l][to], g_state_[l][from]);
@@ -245,9 +283,10 @@ class BackwardTile {
   int64_t queue_ = 0, end_ = 0, inputs_ = 0;
   C *given_[kRows], *g_given_[kRows], *g_state_[kLeaves][kRows], *g_output_[kRows], *mean_[kRows];
   const C* of_input_[kRows];
-  int64_t input_row_[kRows], row_[kRows];
+  int64_t input_row_[kRows], row_[kRows], step_[kRows];
   const Record* record_[kRows];
-  C at_last_[kRows];  // of ACT: what the last state's readout and a step less cost
+  C at_last_[kRows];     // of ACT: what the last state's readout and a step less cost; of PonderNet: g . bias
+  C g_survival_[kRows];  // of PonderNet: in the logarithm of the survival after the step
 };
 
 template <class C, class Cell, class Gradient>

@@ -20,8 +20,41 @@ void recurrence_backward_cpu(const RecurrenceBackward& a) {
 }
 
 namespace {
+
+template <class C>
+void fill_trace(const RecurrenceTrace& a) {
+  int64_t most = 0, end = 0;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    most = a.steps[r] > most ? a.steps[r] : most;
+    end += a.steps[r];
+  }
+  // The tape leads from each row's last state to its first: the trace is filled from its end.
+  const int64_t bytes = a.rows * static_cast<int64_t>(sizeof(Record*));
+  auto** now = static_cast<const Record**>(take_block(bytes));
+  std::memcpy(now, a.tape->last(), static_cast<size_t>(bytes));
+  for (int64_t n = most; n > 0; --n) {
+    int64_t place = end;
+    for (int64_t r = 0; r < a.rows; ++r) place -= a.steps[r] >= n;
+    end = place;
+    for (int64_t r = 0; r < a.rows; ++r) {
+      if (a.steps[r] < n) continue;
+      const Record* record = now[r];
+      now[r] = record->before;
+      const_cast<Record*>(record)->at = place;
+      std::memcpy(static_cast<C*>(a.states) + place * a.dim, record->state,
+                  static_cast<size_t>(a.dim) * sizeof(C));
+      static_cast<C*>(a.weights)[place] = static_cast<C>(record->weight);
+      a.row[place] = r;
+      a.step[place++] = n;
+    }
+  }
+  give_block(now, bytes);
+}
+
 int64_t head_bytes(int64_t rows) { return rows * static_cast<int64_t>(sizeof(Record*)); }
 }  // namespace
+
+void recurrence_trace_cpu(const RecurrenceTrace& a) { a.wide ? fill_trace<double>(a) : fill_trace<float>(a); }
 
 Tape::Tape(int64_t rows) : built(isa()), rows_(rows), bytes_(head_bytes(rows)) {
   last_ = static_cast<const Record**>(take_block(bytes_));

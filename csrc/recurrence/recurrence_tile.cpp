@@ -47,7 +47,7 @@ class RecurrenceTile {
         readouts_((converges_ ? 2 : 1) * capacity * packed.readout.columns),
         writer_(a.tape, apart<C>(kLeaves * width_), least(a.rows, 8 * capacity)),
         halt_(a.halt),
-        weighted_(a.halt.policy == Policy::act) {
+        weighted_(a.halt.policy == Policy::act || a.expects) {
     for (int64_t i = 0; i < capacity; ++i) {
       given_of_[i] = given_.get() + i * apart<C>(cell_.input.columns);
       readout_of_[i] = readouts_.get() + i * packed.readout.columns;
@@ -150,6 +150,15 @@ class RecurrenceTile {
     }
   }
 
+  // One step of PonderNet's distribution.
+  Decision<C> ponder(int64_t slot) {
+    const C logit = logits_[slot], survival = accumulated_[slot];
+    const PonderRow<C> row = ponder_row(logit, survival, ponder_params(a_, halt_.step));
+    accumulated_[slot] = row.log_survival;
+    const Pondered<C> kept{logit, survival};
+    std::memcpy(now_[0][slot] + kLeaves * width_, &kept, sizeof kept);
+    return {row.weight, row.cost, row.halt, is_logit(logit)};
+  }
   // The readout before the last step.
   const C* before(int64_t slot) const {
     if (a_.readout) return last_readout_of_[slot];
@@ -182,7 +191,8 @@ class RecurrenceTile {
       converged_[slot] = still_[slot] >= halt_.parameter;
     }
     // The confidence of the row that `block` begins with; the others find their numbers by the slot.
-    const Decision<C> v = decide<C>(halt_, halt_.policy == Policy::confidence ? 0 : slot, row);
+    const Decision<C> v =
+        a_.expects ? ponder(slot) : decide<C>(halt_, halt_.policy == Policy::confidence ? 0 : slot, row);
     const bool masked = may_mask(v.weight);
     bool finite = v.finite;
     if (a_.readout) finite = finite && (finite_row(read, a_.width) || (masked && logits_row(read, a_.width)));
@@ -203,7 +213,7 @@ class RecurrenceTile {
     if (!weighted_ && a_.output) copy_row(static_cast<C*>(a_.output) + row * a_.width, read, a_.width);
     for (int l = 0; l < kLeaves; ++l)
       copy_row(static_cast<C*>(a_.result[l]) + row * a_.dim, now_[l][slot], a_.dim);
-    if (a_.tape) a_.tape->last()[row] = status == kNonFinite ? nullptr : record_[slot];
+    if (a_.tape) a_.tape->last()[row] = record_[slot];
     return false;
   }
 

@@ -12,6 +12,7 @@ struct Record {
   const Record* before;
   const void* state;  // the tensors of the state one after the other, each in whole vectors
   double weight;      // of the readout in the output
+  int64_t at;         // place in the trace
 };
 
 // Threads write to memory of their own, which they take in chunks. The functions are defined in
@@ -25,7 +26,7 @@ class Tape {
   // Memory that lives as long as the tape, aligned for vectors.
   void* take(int64_t bytes);
   int64_t bytes() const { return bytes_; }
-  const Record** last() const { return last_; }  // [rows]: null for a row that passes no gradient back
+  const Record** last() const { return last_; }  // [rows]
 
   const Isa built;  // the build that wrote the states
 

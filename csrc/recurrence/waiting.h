@@ -20,6 +20,17 @@ AC_INLINE void exchange(C*& a, C*& b) {
   b = before;
 }
 
+// PonderNet's numbers of a step.
+inline PonderParams ponder_params(const Recurrence& a, int64_t step) {
+  const double prior = static_cast<double>(step - a.halt.min_steps) * a.log_decay - a.log_total;
+  return {step, a.halt.min_steps, a.halt.max_steps, prior, a.halt.threshold};
+}
+// What PonderNet keeps of a step, behind the state on the tape.
+template <class C>
+struct Pondered {
+  C logit, log_survival;  // log_survival: before the step
+};
+
 // Whether the tape may point to the initial states that the caller keeps.
 template <class C, int kLeaves>
 bool stays_in_place(const Recurrence& a, int64_t width) {
@@ -82,7 +93,7 @@ class TapeWriter {
       records_ = chunk_;
     }
     --records_;
-    *record_ = {before, state, 0.0};
+    *record_ = {before, state, 0.0, 0};
     return record_++;
   }
 

@@ -46,6 +46,8 @@ POLICIES = {
     "convergence": lambda d, t: (ac.Convergence(0.3), None),
     "convergence, readout": lambda d, t: (ac.Convergence(0.2, "absolute", patience=2), linear(d, 3, t)),
     "ponder": lambda d, t: (ac.PonderNet(linear(d, 1, t), seed=5).eval(), None),
+    "ponder, expected": lambda d, t: (ac.PonderNet(linear(d, 1, t)), None),
+    "ponder, truncated": lambda d, t: (ac.PonderNet(linear(d, 1, t), "uniform", 0.2), linear(d, 3, t)),
 }
 OF_AN_LSTM = ("entropy", "fixed", "convergence")
 PAIRS = [(c, p) for c in CELLS for p in POLICIES if c != "lstm" or p in OF_AN_LSTM]
@@ -93,7 +95,13 @@ def same_results(got, want, rtol, atol):
     for a, b in zip(pytree.tree_leaves(got[:5]), pytree.tree_leaves(want[:5]), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape and a.is_contiguous()
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
-    assert type(got.state) is type(want.state) and got.trace is None and got.log_prob is None
+    assert type(got.state) is type(want.state) and got.log_prob is None
+    assert (got.trace is None) == (want.trace is None)
+    if got.trace is not None:
+        assert torch.equal(got.trace.row, want.trace.row) and torch.equal(got.trace.step, want.trace.step)
+        for a, b in zip(got.trace[:2], want.trace[:2], strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 @pytest.mark.promise("formula", "own memory")

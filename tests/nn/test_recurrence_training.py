@@ -27,7 +27,8 @@ def leaves(tree) -> list[torch.Tensor]:
 def loss_of(result, seed=3):
     """A loss of everything that has a gradient, with other factors for each element."""
     draw = generator(seed)
-    parts = [t for t in (result.output, *leaves(result.state), result.cost) if t.requires_grad]
+    trace = [] if result.trace is None else list(result.trace[:2])
+    parts = [t for t in (result.output, *leaves(result.state), result.cost, *trace) if t.requires_grad]
     return sum((t * torch.randn(t.shape, generator=draw, dtype=t.dtype)).sum() for t in parts)
 
 

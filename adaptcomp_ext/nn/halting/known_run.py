@@ -19,7 +19,7 @@ from adaptcomp_ext.ops._transforms import enter
 from adaptcomp_ext.ops.recurrence import Tensors, recurrence
 
 _SETTINGS = ("max_steps", "min_steps", "compact", "check_rows", "training", "readout")
-_OF_A_POLICY = ("decide", "begin", "fuse", "check_readout", "weighted", "traced", "reads_logits")
+_OF_A_POLICY = ("decide", "begin", "fuse", "check_readout", "weighted", "traced", "reads_logits", "log_prior")
 _FIRST = {name: Tensors._fields.index(name) for name in ("weight_ih", "weight2", "head", "readout")}
 
 
@@ -72,7 +72,8 @@ class KnownRun:
         found = _C.known_tensors(self.known, halt, state, inputs)
         if found is None:
             return None
-        return halt_result(recurrence(self.settings, Tensors._make(found)), tuple if self.is_pair else _only)
+        tensors = Tensors._make(found)
+        return halt_result(recurrence(self.settings, tensors), tensors, tuple if self.is_pair else _only)
 
 
 def remember(halt: nn.Module, whole: WholeRun) -> KnownRun | None:

@@ -6,8 +6,9 @@ their formula: cells of `adaptcomp_ext.cells`, and `torch.nn.Linear` as head and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,12 @@ from adaptcomp_ext.nn import cells
 from adaptcomp_ext.nn._tree import form
 from adaptcomp_ext.nn.halting.block import Problem
 from adaptcomp_ext.nn.halting.policies.convergence import Convergence
+from adaptcomp_ext.nn.halting.policies.pondernet import PonderNet
 from adaptcomp_ext.nn.halting.policy import Policy
-from adaptcomp_ext.nn.result import HaltResult
+from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous, on_cuda
+from adaptcomp_ext.ops.linear import linear_unchecked
 from adaptcomp_ext.ops.mlp_energy import ACTIVATION_CODES
 from adaptcomp_ext.ops.recurrence import Ended, Settings, Tensors, recurrence
 
@@ -39,10 +42,13 @@ GATES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 MLP = ("weight_input", "weight_state", "bias1", "weight2", "bias2")
 _function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-_CONVERGES = Convergence.decide
+# The methods whose formulas the kernel has, too.
+_CONVERGES = {"decide": Convergence.decide}
+_PONDERS = {name: getattr(PonderNet, name) for name in ("decide", "begin", "log_prior", "prior_terms")}
 _saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 
 
+_P = TypeVar("_P", bound=Policy)
 _Layer = tuple[Tensor | None, Tensor | None]  # weight and bias
 
 
@@ -69,7 +75,17 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
     if kind is None:
         raise NotServed("the step is no cell of adaptcomp_ext.cells")
     policy = problem.policy
-    fused = fused or _convergence(policy)
+    prior = None
+    if fused is None:
+        fused = _convergence(policy)
+    if fused is None and _is_own(policy, PonderNet, _PONDERS) and policy.training:
+        prior = policy.prior_terms(problem.run)
+        fused = halting.Fused(
+            halting.PONDER_SAMPLE,
+            threshold=math.log(policy.epsilon) if policy.epsilon else -math.inf,
+            has_cost=True,
+            head=policy.head,
+        )
     if fused is None:
         raise NotServed(f"{type(policy).__name__} decides in Python")
     state = problem.state
@@ -121,6 +137,7 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         problem.run.sample_ids,
         problem.readout is None and policy.reads_logits,
         fused.has_cost,
+        prior=prior,
         relative=fused.policy == halting.GIVEN and policy.norm == "relative",
     )
     second = state[1] if len(state) == 2 else None
@@ -133,9 +150,16 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
 
 def _convergence(policy: Policy) -> halting.Fused | None:
     """Return the decision of `Convergence`, which the halting step does not know: it keeps two readouts."""
-    if type(policy) is not Convergence or Convergence.decide is not _CONVERGES or "decide" in policy.__dict__:
+    if not _is_own(policy, Convergence, _CONVERGES):
         return None
     return halting.Fused(halting.GIVEN, threshold=policy.tol, parameter=policy.patience)
+
+
+def _is_own(policy: Policy, cls: type[_P], methods: dict[str, Any]) -> TypeGuard[_P]:
+    """Whether the policy is one of this class with the methods that it came with."""
+    return type(policy) is cls and all(
+        getattr(cls, name) is method and name not in policy.__dict__ for name, method in methods.items()
+    )
 
 
 def _is_its_formula(module: nn.Module) -> bool:
@@ -222,17 +246,37 @@ class WholeRun:
         # ACT begins with a carry, which the kernel has itself, and has nothing to check.
         if not self.settings.weighted:
             problem.policy.begin(problem.run)
-        return halt_result(recurrence(self.settings, self.tensors), problem.tree)
+        return halt_result(recurrence(self.settings, self.tensors), self.tensors, problem.tree)
 
 
-def halt_result(ended: Ended, tree: Callable[[list[Tensor]], Any]) -> HaltResult:
+def _read(states: Tensor, broken: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the readouts, of which those of rows that are not finite pass no gradient to the layer."""
+    if not bool(broken.any()):
+        return linear_unchecked(states, weight, bias)
+    broken = broken[:, None]
+    clean = linear_unchecked(torch.where(broken, 0, states), weight, bias)
+    with torch.no_grad():
+        values = linear_unchecked(states, weight, bias)
+    return torch.where(broken, values, clean)
+
+
+def halt_result(ended: Ended, tensors: Tensors, tree: Callable[[list[Tensor]], Any]) -> HaltResult:
     """Return the results of a run; `tree` makes a state of its tensors."""
+    trace = None
+    if ended.trace is not None:
+        states, weights, row, step = ended.trace
+        outputs = states
+        if tensors.readout is not None:
+            outputs = _read(
+                states, ended.status[row] == Status.NONFINITE, tensors.readout, tensors.readout_bias
+            )
+        trace = Trace(outputs, weights, row, step)
     return HaltResult(
         ended.state[0] if ended.output is None else ended.output,
         tree(ended.state),
         ended.steps,
         ended.steps.to(ended.state[0].dtype) if ended.cost is None else ended.cost,
         ended.status,
-        None,
+        trace,
         None,
     )

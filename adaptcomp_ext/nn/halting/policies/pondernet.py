@@ -105,15 +105,19 @@ class PonderNet(Policy):
         """Return log Q₀ = 0 in training mode."""
         return (torch.zeros(run.batch, device=run.device, dtype=run.scalar),) if self.training else ()
 
-    def log_prior(self, run: Run, step: int) -> float:
-        """Return the log prior probability of halting at `step`, between `min_steps` and `max_steps`."""
+    def prior_terms(self, run: Run) -> tuple[float, float]:
+        """Return a and b with the log prior probability (n − min_steps) a − b of halting at step n."""
+        possible = run.max_steps - run.min_steps + 1
         if self.prior == "uniform":
-            return -math.log(run.max_steps - run.min_steps + 1)
+            return 0.0, math.log(possible)
         # The geometric weights q^(n - min_steps) sum to (1 - q^K) / (1 - q).
         log_q = math.log1p(-float(self.prior))
-        possible = run.max_steps - run.min_steps + 1
-        log_total = math.log(-math.expm1(possible * log_q)) - math.log(-math.expm1(log_q))
-        return (step - run.min_steps) * log_q - log_total
+        return log_q, math.log(-math.expm1(possible * log_q)) - math.log(-math.expm1(log_q))
+
+    def log_prior(self, run: Run, step: int) -> float:
+        """Return the log prior probability of halting at `step`, between `min_steps` and `max_steps`."""
+        log_decay, log_total = self.prior_terms(run)
+        return (step - run.min_steps) * log_decay - log_total
 
     def decide(self, view: View) -> Decision:
         """Take one step of the distribution (training mode), or sample from the hazard (evaluation mode)."""
