@@ -188,24 +188,24 @@ __attribute__((noinline)) void outer_of(C* sums, bool fresh, int64_t m, const C*
   vec<C> sum[R][W];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int w = 0; w < W; ++w)
       sum[r][w] = fresh ? vec<C>{} : load_vec(sums + (i + r) * m + j + w * kLanes<C>);
   const C* a = left + i;
   for (int64_t row = 0; row < rows; ++row, a += stride) {
     vec<C> b[W];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int w = 0; w < W; ++w) b[w] = load_vec(right[row] + j + w * kLanes<C>);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const vec<C> factor = splat(a[r]);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int w = 0; w < W; ++w) sum[r][w] = fma(factor, b[w], sum[r][w]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int w = 0; w < W; ++w) store_vec(sums + (i + r) * m + j + w * kLanes<C>, sum[r][w]);
 }
 
@@ -220,10 +220,15 @@ AC_INLINE void outer(C* sums, bool fresh, int64_t n, int64_t m, const C* left, i
       outer_of<C, kTallest, W>(sums, fresh, m, left, stride, right, rows, i, j);
     for (; i < n; ++i) outer_of<C, 1, W>(sums, fresh, m, left, stride, right, rows, i, j);
   };
-  // A strip of the right side stays in the first-level cache.
+  // A strip of the right side stays in the first-level cache. Three vectors by `kTallest` sums fill the
+  // registers.
   int64_t j = 0;
-  for (; j + 2 * kLanes<C> <= m; j += 2 * kLanes<C>) strip(std::integral_constant<int, 2>(), j);
-  if (j < m) strip(std::integral_constant<int, 1>(), j);
+  for (; j + 3 * kLanes<C> <= m; j += 3 * kLanes<C>) strip(std::integral_constant<int, 3>(), j);
+  if (j + kLanes<C> < m) {
+    strip(std::integral_constant<int, 2>(), j);
+  } else if (j < m) {
+    strip(std::integral_constant<int, 1>(), j);
+  }
 }
 
 }  // namespace AC_ISA
