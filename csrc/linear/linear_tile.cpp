@@ -18,8 +18,9 @@ void run(const Linear& a) {
   const double work =
       static_cast<double>(a.rows) * static_cast<double>(a.inner) * static_cast<double>(a.columns);
   parallel_team(least(a.rows, threads_for(work)), [&](int64_t t, int64_t of) {
-    Scratch<C> in(kSlots * a.inner), out(kSlots * width);
-    zero_row(in.get(), kSlots * a.inner);
+    constexpr int64_t kRows = whole_blocks(kSlots);
+    Scratch<C> in(kRows * a.inner), out(kRows * width);
+    zero_row(in.get(), kRows * a.inner);
     const int64_t end = a.rows * (t + 1) / of;
     for (int64_t row = a.rows * t / of; row < end; row += kSlots) {
       const int64_t used = least(kSlots, end - row);

@@ -95,7 +95,7 @@ class MlpTile final : public TileEnergy<T> {
   }
 
   void evaluate(const C* y, int64_t used, bool gradient, C* g, C* e) override {
-    V energy[kSlots];
+    V energy[whole_blocks(kSlots)];
     for (V& v : energy) v = V{};
     const C *context = context_.get(), *out = w_.out.get();
     const int64_t n1 = w_.width1, n2 = w_.width2;
@@ -139,7 +139,7 @@ class MlpTile final : public TileEnergy<T> {
 
   // The derivatives of phi = <r, g> = d/dt E(y + t r): forward mode in the direction r, then backward.
   void gradient_product(const C* y, const C* r_in, int64_t used, C* hr, C* phi) override {
-    V along[kSlots];
+    V along[whole_blocks(kSlots)];
     for (V& v : along) v = V{};
     const C *context = context_.get(), *out = w_.out.get();
     C* g_context = g_context_.get();
