@@ -305,6 +305,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_torch", &use_torch);
   static PyMethodDef functions[] = {
       fast("is_ordinary", &is_ordinary),
+      fast("are_ordinary", &are_ordinary),
       {"ordinary_rows", &ordinary_rows, METH_O, nullptr},
       fast("are_ordinary_rows", &are_ordinary_rows),
       fast("own_parameters", &own_parameters),

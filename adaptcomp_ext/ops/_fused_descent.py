@@ -174,14 +174,13 @@ class ClosedForm(NamedTuple):
 
     def _arguments(self) -> list[Any]:
         """Return sizes, codes and tensors, with the row stride after the tensor with rows of its own."""
-        arguments: list[Any] = [*self.sizes, *self.codes, *self.tensors]
         at = self.kernels.rows_at
-        if at is not None:
-            rows = self.tensors[at]
-            assert rows is not None
-            stride = rows.shape[1] if rows.dim() == 2 else 0
-            arguments.insert(len(self.sizes) + len(self.codes) + at + 1, stride)
-        return arguments
+        if at is None:
+            return [*self.sizes, *self.codes, *self.tensors]
+        rows = self.tensors[at]
+        assert rows is not None
+        stride = rows.shape[1] if rows.dim() == 2 else 0
+        return [*self.sizes, *self.codes, *self.tensors[: at + 1], stride, *self.tensors[at + 1 :]]
 
     def _scratch_bytes(self, y0: Tensor, backward: bool) -> int:
         """Return the scratch memory of a call on CUDA; negative where a row does not fit in a block."""

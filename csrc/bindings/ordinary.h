@@ -16,7 +16,16 @@ inline bool find_ordinary(PyObject* tensor, Facts& facts) {
          !is_lazy(tensor);
 }
 
-// is_ordinary(tensor, shape): whether it is also of float32, float64, bfloat16 or float16 and of this shape.
+// Whether a tensor is also of float32, float64, bfloat16 or float16 and of this shape, a tuple.
+inline bool has_shape(PyObject* tensor, PyObject* shape, Facts& facts) {
+  const Py_ssize_t dims = PyTuple_GET_SIZE(shape);
+  bool answer = find_ordinary(tensor, facts) && facts.dtype() != DType::opaque && facts.dims() == dims;
+  for (Py_ssize_t d = 0; answer && d < dims; ++d)
+    answer = facts.size(d) == integer_of(PyTuple_GET_ITEM(shape, d));
+  return answer;
+}
+
+// is_ordinary(tensor, shape): whether it is ordinary, of a floating dtype and of this shape.
 inline PyObject* is_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2 || !PyTuple_Check(arguments[1])) {
     PyErr_SetString(PyExc_TypeError, "is_ordinary: expected a tensor and its shape");
@@ -24,11 +33,27 @@ inline PyObject* is_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t c
   }
   return guarded([&] {
     Facts facts;
-    const Py_ssize_t dims = PyTuple_GET_SIZE(arguments[1]);
-    bool answer =
-        find_ordinary(arguments[0], facts) && facts.dtype() != DType::opaque && facts.dims() == dims;
-    for (Py_ssize_t d = 0; answer && d < dims; ++d)
-      answer = facts.size(d) == integer_of(PyTuple_GET_ITEM(arguments[1], d));
+    return PyBool_FromLong(has_shape(arguments[0], arguments[1], facts));
+  });
+}
+
+// are_ordinary(tensors, shapes): whether this holds for all tensors of a list, and their dtypes are the same.
+inline PyObject* are_ordinary(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !PyList_Check(arguments[0]) || !PyList_Check(arguments[1]) ||
+      PyList_GET_SIZE(arguments[0]) != PyList_GET_SIZE(arguments[1])) {
+    PyErr_SetString(PyExc_TypeError, "are_ordinary: expected a list of tensors and one of their shapes");
+    return nullptr;
+  }
+  return guarded([&] {
+    bool answer = true;
+    DType dtype = DType::opaque;
+    for (Py_ssize_t t = 0; answer && t < PyList_GET_SIZE(arguments[0]); ++t) {
+      Facts facts;
+      PyObject* shape = PyList_GET_ITEM(arguments[1], t);
+      answer = PyTuple_Check(shape) && has_shape(PyList_GET_ITEM(arguments[0], t), shape, facts) &&
+               (t == 0 || facts.dtype() == dtype);
+      dtype = facts.dtype();
+    }
     return PyBool_FromLong(answer);
   });
 }

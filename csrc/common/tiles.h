@@ -31,7 +31,9 @@ class Panels {
       C* out = data_.get() + j * k;
       const int64_t real = n - j < width ? n - j : width;
       if (real < width) std::memset(out, 0, static_cast<size_t>(k * width) * sizeof(C));
-      if (row == 1) {
+      if (column == 1) {
+        for (int64_t i = 0; i < k; ++i) copy(out + i * width, from + i * row + j, real);
+      } else if (row == 1) {
         transpose(from + j * column, column, real, k, out, width);
       } else {
         for (int64_t i = 0; i < k; ++i)
@@ -44,16 +46,23 @@ class Panels {
   const C* panel(int64_t column) const { return data_.get() + column * k_; }
 
  private:
-  // out[i, c] = from[c, i], for c < n and i < k. In strips of rows: the lines that are written stay in the
-  // first-level cache until they are full.
+  static AC_INLINE void copy(C* to, const C* from, int64_t n) {
+    int64_t c = 0;
+    for (; c + kLanes<C> <= n; c += kLanes<C>) store_vec(to + c, load_vec(from + c));
+    for (; c < n; ++c) to[c] = from[c];
+  }
+  // out[i, c] = from[c, i], for c < n and i < k.
   static void transpose(const C* from, int64_t stride, int64_t n, int64_t k, C* out, int64_t width) {
-    constexpr int64_t kStrip = 16;
-    int64_t i = 0;
-    for (; i + kStrip <= k; i += kStrip)
-      for (int64_t c = 0; c < n; ++c)
-        for (int64_t s = 0; s < kStrip; ++s) out[(i + s) * width + c] = from[c * stride + i + s];
-    for (; i < k; ++i)
-      for (int64_t c = 0; c < n; ++c) out[i * width + c] = from[c * stride + i];
+    constexpr int64_t kSide = kLanes<C>;
+    const int64_t squares = k / kSide * kSide;
+    int64_t c = 0;
+    for (; c + kSide <= n; c += kSide)
+      for (int64_t i = 0; i < squares; i += kSide)
+        transpose_square(from + c * stride + i, stride, out + i * width + c, width);
+    for (int64_t i = 0; i < squares; ++i)
+      for (int64_t rest = c; rest < n; ++rest) out[i * width + rest] = from[rest * stride + i];
+    for (int64_t i = squares; i < k; ++i)
+      for (c = 0; c < n; ++c) out[i * width + c] = from[c * stride + i];
   }
 
   int64_t k_ = 0, n_ = 0;

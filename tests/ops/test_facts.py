@@ -45,6 +45,11 @@ def test_an_ordinary_tensor_is_known(facts, dtype):
         assert not _C.is_ordinary(same, (3, 2))
     assert _C.is_ordinary(tensor.sum(), ())
     assert _C.ordinary_rows(tensor.sum()) == -1
+    several, shapes = [tensor, nn.Parameter(tensor[0])], [(2, 3), (3,)]
+    assert _C.are_ordinary(several, shapes)
+    assert not _C.are_ordinary(several, shapes[::-1])
+    other = torch.ones(3, dtype=torch.float64 if dtype != torch.float64 else torch.float32)
+    assert not _C.are_ordinary([*several, other], [*shapes, (3,)])
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,7 @@ def test_what_needs_a_longer_look_is_not_ordinary(facts, make):
     tensor = make()
     assert _C.ordinary_rows(tensor) == -1
     assert not _C.is_ordinary(tensor, (2, 3))
+    assert not _C.are_ordinary([torch.ones(2, 3), tensor], [(2, 3), (2, 3)])
     if getattr(tensor, "dtype", None) is not torch.int64:  # which is moved, if not computed with
         assert not _C.are_ordinary_rows([tensor], [])
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adaptcomp_ext import _C
 from adaptcomp_ext.nn.descent.energies.closed_form import (
     ClosedFormEnergy,
     check_given,
@@ -122,28 +124,59 @@ class MLPEnergy(ClosedFormEnergy):
         self, y: Tensor, *context: Tensor, dtype: torch.dtype, kernels: bool = False
     ) -> ClosedForm:
         """Return the energy as its kernels take it, with W_x x + b₁ computed."""
-        weight_y = own_tensor(self, "weight_y")
-        check_points(y, self.dim_y, "weight_y", weight_y)
-        check_number_of_contexts(context, 1 if self.dim_context else 0)
         if self.activation not in ACTIVATIONS:
             check_choice("activation", self.activation, tuple(ACTIVATIONS))
         ridge = check_number("ridge", self.ridge, 0, math.inf) if kernels else self.ridge
+        own = self._ordinary(y, context) if kernels and y.dtype == dtype else None
+        weight_y, first_part, out, out_bias, x, weight_x, weight2, bias2 = own or self._checked(
+            y, context, dtype, kernels
+        )
+        if x is not None:
+            first_part = (linear_unchecked if kernels else F.linear)(x, weight_x, first_part)
+        return mlp_closed_form(weight_y, first_part, weight2, bias2, out, out_bias, self.activation, ridge)
+
+    def _ordinary(self, y: Tensor, context: tuple[Tensor, ...]) -> list[Any] | None:
+        """Return the tensors of `closed_form` if one look shows that they need no check, else None."""
+        of, first, last = self._parameters.get, self.hidden[0], self.hidden[-1]
+        tensors: list[Any] = [of("weight_y"), of("bias1"), of("out"), of("out_bias")]
+        shapes: list[tuple[int, ...]] = [(first, self.dim_y), (first,), (last,), (1,)]
+        rest: list[Any] = [None, None, None, None]
+        rows = y.shape[0]
+        if self.dim_context and len(context) == 1:
+            rest[:2] = context[0], of("weight_x")
+            shapes += [(rows, self.dim_context), (first, self.dim_context)]
+        elif self.dim_context or context:
+            return None
+        if len(self.hidden) == 2:
+            rest[2:] = of("weight2"), of("bias2")
+            shapes += [(last, first), (last,)]
+        tensors += rest
+        given = [t for t in tensors if t is not None]
+        given.append(y)
+        shapes.append((rows, self.dim_y))
+        return tensors if len(given) == len(shapes) and _C.are_ordinary(given, shapes) else None
+
+    def _checked(
+        self, y: Tensor, context: tuple[Tensor, ...], dtype: torch.dtype, kernels: bool
+    ) -> tuple[Any, ...]:
+        """Return the tensors of `closed_form` in `dtype`: weight_y, bias1, out, out_bias, x, weight_x, ..."""
+        weight_y = own_tensor(self, "weight_y")
+        check_points(y, self.dim_y, "weight_y", weight_y)
+        check_number_of_contexts(context, 1 if self.dim_context else 0)
         first, last = self.hidden[0], self.hidden[-1]
 
         def own(name: str, *shape: int) -> Tensor:
             return check_own(name, own_tensor(self, name), shape, y, dtype, kernels)
 
         weight_y = check_own("weight_y", weight_y, (first, self.dim_y), y, dtype, kernels)
-        first_part = own("bias1", first)
+        bias1 = own("bias1", first)
+        x = weight_x = weight2 = bias2 = None
         if self.dim_context:
             x = check_given("context", context[0], (y.shape[0], self.dim_context), y, dtype, kernels)
-            product = linear_unchecked if kernels else F.linear
-            first_part = product(x, own("weight_x", first, self.dim_context), first_part)
-        weight2 = bias2 = None
+            weight_x = own("weight_x", first, self.dim_context)
         if len(self.hidden) == 2:
             weight2, bias2 = own("weight2", last, first), own("bias2", last)
-        out, out_bias = own("out", last), own("out_bias", 1)
-        return mlp_closed_form(weight_y, first_part, weight2, bias2, out, out_bias, self.activation, ridge)
+        return weight_y, bias1, own("out", last), own("out_bias", 1), x, weight_x, weight2, bias2
 
     def extra_repr(self) -> str:
         """Show the sizes."""
