@@ -188,8 +188,8 @@ def horizon(
         "iterations": 1 if quick else 2,
         "prices": list(PRICES[1:3] if quick else PRICES),
         "episodes": 2 if quick else 16,
-        "states": 40 if quick else 1500,
-        "length": 60 if quick else None,
+        "states": 20 if quick else 1500,
+        "length": 30 if quick else None,
     }
     every = list(range(first_seed, first_seed + seeds))
     return Setup(

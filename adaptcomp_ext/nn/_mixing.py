@@ -44,7 +44,7 @@ def mixed_row(
 
 
 def _cotangent(result: Tensor, dim: int, row: int) -> Tensor:
-    cotangent = torch.zeros_like(result, memory_format=torch.contiguous_format)
+    cotangent = torch.zeros_like(result)
     # A generator of its own: the caller's random numbers stay as they are.
     random = torch.Generator().manual_seed(_SEED)
     part = cotangent.select(dim, row)

@@ -120,7 +120,8 @@ class Build:
         csrc, emulator = ROOT / "csrc", [f"-I{HERE / 'include'}", f"-I{ROOT / 'csrc'}"]
         # The host's own kernels are not what is tested here: nothing is spent on making them fast.
         units = [("bindings", csrc / "bindings.cpp", ["-O1", *emulator, *python, *defined])]
-        units += [(p.stem, p, ["-O0", *emulator]) for p in sorted(csrc.glob("*/*_cpu.cpp"))]
+        for kind in ("common/*.cpp", "*/*_cpu.cpp"):
+            units += [(p.stem, p, ["-O0", *emulator]) for p in sorted(csrc.glob(kind))]
         for isa, flags in ISAS.items():
             tiles = sorted(csrc.glob("*/*_tile.cpp"))
             units += [

@@ -415,7 +415,7 @@ def test_what_is_kept() -> None:
 
 
 def test_transfer(tmp_path: Path) -> None:
-    report = transfer(tmp_path, steps=900, orders=2, quick=True, console=QUIET)
+    report = transfer(tmp_path, steps=500, orders=2, quick=True, console=QUIET)
     cells = {path.parent.name: read_json(path)["tasks"] for path in tmp_path.glob("cells/*/result.json")}
     assert len(cells) == 3 + 2 * 2
     # What the orders begin with was learned once, and is what they go on from.

@@ -18,7 +18,7 @@ import adaptcomp_ext as ac
 from adaptcomp_ext.experiments.digits import MAX_STEPS, Reader, digits
 from adaptcomp_ext.experiments.runs import RunFolder
 from adaptcomp_ext.experiments.style import QUICK
-from tests.helpers.reports import check_one_seed_report
+from tests.helpers.reports import check_one_seed_report, run_over_seeds
 from tests.helpers.science import seeds
 
 QUIET = Console(quiet=True)
@@ -29,7 +29,7 @@ SEEDS = seeds(3)
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short version over a few seeds, on scikit-learn's digits."""
     folder = tmp_path_factory.mktemp("digits")
-    digits(None, folder, seeds=SEEDS, quick=True, console=QUIET)
+    run_over_seeds(lambda out, n: digits(None, out, seeds=n, quick=True, console=QUIET), folder, SEEDS)
     return folder
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from adaptcomp_ext.experiments.distill import distill
 from adaptcomp_ext.experiments.style import QUICK
-from tests.helpers.reports import check_one_seed_report
+from tests.helpers.reports import check_one_seed_report, run_over_seeds
 from tests.helpers.science import seeds
 
 QUIET = Console(quiet=True)
@@ -26,7 +26,9 @@ SEEDS = seeds(3)
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short version over a few seeds, on scikit-learn's digits."""
     folder = tmp_path_factory.mktemp("distill")
-    distill(None, folder, seeds=SEEDS, epochs=6, quick=True, console=QUIET)
+    run_over_seeds(
+        lambda out, n: distill(None, out, seeds=n, epochs=6, quick=True, console=QUIET), folder, SEEDS
+    )
     return folder
 
 

@@ -20,7 +20,7 @@ from adaptcomp_ext.experiments.maze import maze, training
 from adaptcomp_ext.experiments.maze.measure import measure, run_trial, unseen_layouts
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.models.agents import SWEEPS, MazeAgent
-from tests.helpers.reports import check_one_seed_report
+from tests.helpers.reports import check_one_seed_report, run_over_seeds
 from tests.helpers.science import seeds
 
 QUIET = Console(quiet=True)
@@ -31,7 +31,7 @@ SEEDS = seeds(3)
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short version over a few seeds."""
     folder = tmp_path_factory.mktemp("maze")
-    maze(folder, seeds=SEEDS, workers=2, quick=True, console=QUIET)
+    run_over_seeds(lambda out, n: maze(out, seeds=n, workers=2, quick=True, console=QUIET), folder, SEEDS)
     return folder
 
 

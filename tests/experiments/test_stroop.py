@@ -25,7 +25,7 @@ from adaptcomp_ext.experiments.stroop.measure import build_acc, build_baseline, 
 from adaptcomp_ext.experiments.style import QUICK
 from adaptcomp_ext.experiments.vision import build_cnn, multiply_adds, weights
 from adaptcomp_ext.models.acc import Objective
-from tests.helpers.reports import check_one_seed_report
+from tests.helpers.reports import check_one_seed_report, run_over_seeds
 from tests.helpers.science import seeds
 
 QUIET = Console(quiet=True)
@@ -36,7 +36,8 @@ SEEDS = seeds(3)
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short version over a few seeds, on scikit-learn's digits."""
     folder = tmp_path_factory.mktemp("stroop")
-    stroop(None, folder, congruent=[0.8], seeds=SEEDS, quick=True, with_effort=False, console=QUIET)
+    options = {"congruent": [0.8], "quick": True, "with_effort": False, "console": QUIET}
+    run_over_seeds(lambda out, n: stroop(None, out, seeds=n, **options), folder, SEEDS)
     return folder
 
 

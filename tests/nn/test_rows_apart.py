@@ -596,6 +596,30 @@ def test_memory_that_a_step_writes_to_gets_no_graph():
 
 
 @pytest.mark.promise("no trace")
+def test_large_memory_is_copied_only_where_it_is_a_buffer():
+    """A table of a function may be as large as the data; a module's buffers are the module's to change."""
+    size = 2**22 + 1
+    table, address, same = torch.zeros(size), [], []
+    address.append(table.data_ptr())
+    record = np.frompyfunc(same.append, 1, 1)  # holds the list where the check does not put it back
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("memory", torch.zeros(size))
+
+        def forward(self, h):
+            record(table.data_ptr() == address[0])
+            self.memory[:2] += 1
+            return h
+
+    step = Counting()
+    halting(step)(X)
+    assert same == [True, True]
+    assert step.memory[:3].tolist() == [1, 1, 0]
+
+
+@pytest.mark.promise("no trace")
 def test_hooks_see_no_check():
     linear, seen = nn.Linear(D, D), []
     linear.register_forward_pre_hook(lambda module, given: seen.append("pre"))

@@ -75,7 +75,7 @@ def control(
         "episodes": 2 if quick else 20,
         "checks": 1 if quick else 3,
         "check_episodes": 2 if quick else 5,
-        "length": 60 if quick else None,
+        "length": 30 if quick else None,
     }
 
     def matched(results: Results) -> list[Cell]:

@@ -81,8 +81,8 @@ def preset(task: str, *, steps: int | None = None, quick: bool = False) -> Setti
     if quick:
         planner = {**settings.planner, "samples": 64, "elites": 12, "habits": 4, "iterations": 3}
         small: dict[str, Any] = {"latent": 16, "hidden": 32, "learning": {"batch": 32}}
-        shape: dict[str, Any] = {"envs": 6, "rounds": 4, "episode": 40, "warm": 1}
-        settings = replace(settings, updates=1, first_updates=30, planner=planner, **small, **shape)
+        shape: dict[str, Any] = {"envs": 6, "rounds": 3, "episode": 24, "warm": 1}
+        settings = replace(settings, updates=1, first_updates=15, planner=planner, **small, **shape)
     if steps is not None:
         round_ = settings.envs * settings.episode * ACTION_REPEAT
         settings = replace(settings, rounds=max(settings.warm + 1, -(-steps // round_)))
