@@ -217,15 +217,19 @@ def _by_reference(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return gradients that are differentiable in their turn: from the same steps in plain PyTorch."""
-    results = reference.recurrence(settings, tensors, steps, status)
-    pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
-    inputs = [t for t, w in zip(tensors, wanted, strict=True) if t is not None and w]
-    found = iter(
-        torch.autograd.grad(
+    # Views, at which the differentiation stops: one tensor may be computed from another, or be the same.
+    own = Tensors._make(
+        t.view_as(t) if t is not None and w else t for t, w in zip(tensors, wanted, strict=True)
+    )
+    inputs = [t for t, w in zip(own, wanted, strict=True) if t is not None and w]
+    with torch.autocast("cpu", enabled=False):  # the dtypes are the run's, wherever this was called
+        results = reference.recurrence(settings, own, steps, status)
+        pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+        found = torch.autograd.grad(
             [r for r, _ in pairs], inputs, [g for _, g in pairs], create_graph=True, allow_unused=True
         )
-    )
-    return [next(found) if t is not None and w else None for t, w in zip(tensors, wanted, strict=True)]
+    at = iter(found)
+    return [next(at) if t is not None and w else None for t, w in zip(own, wanted, strict=True)]
 
 
 def _any_requires_grad(tensors: Tensors) -> bool:

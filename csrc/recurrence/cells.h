@@ -17,7 +17,7 @@ template <class C>
 using RowPointers = C* const*;
 
 // A layer of P gates, or of one gate in blocks of P vectors, and its bias. A row of its results has the
-// vectors of a block together: [units][gate][lane].
+// vectors of a block together: [units][gate][lane]. Beyond the units it has the last one again.
 template <class C, int P>
 struct Layer {
   Layer(const void* weight, const void* bias, int64_t gates, int64_t n, int64_t k)
@@ -26,9 +26,9 @@ struct Layer {
         bias(columns) {
     zero_row(this->bias.get(), columns);
     for (int64_t g = 0; bias && g < gates; ++g)
-      for (int64_t u = 0; u < n; ++u)
+      for (int64_t u = 0; u < columns / gates; ++u)
         this->bias.get()[(u / kLanes<C> * gates + g) * kLanes<C> + u % kLanes<C>] =
-            static_cast<const C*>(bias)[g * n + u];
+            static_cast<const C*>(bias)[g * n + least(u, n - 1)];
   }
   // out[r] = bias + weight x[r]; a row of `out` has `columns` numbers.
   __attribute__((noinline)) void apply(RowPointers<const C> x, int64_t rows, RowPointers<C> out) const {

@@ -18,7 +18,7 @@ constexpr int64_t apart(int64_t n) {
 }
 
 // The columns of a matrix in blocks of P vectors, each block contiguous: [k][P][lanes]. The vectors of a
-// block either follow each other, or are the same units of P gates. What lies beyond the matrix is zero.
+// block either follow each other, or are the same units of P gates.
 template <class C, int P>
 class Blocks {
  public:
@@ -26,7 +26,8 @@ class Blocks {
 
   Blocks() = default;
   // The transpose of a layer's weight [gates n, k]. Block b holds units b of every gate if gates == P, or,
-  // with one gate, P vectors of units.
+  // with one gate, P vectors of units. The lanes beyond the last unit compute that one again: with weights
+  // of zero they would be NaN where x is infinite and the units are not, and pass that on.
   static Blocks transposed(const C* weight, int64_t gates, int64_t n, int64_t k) {
     const bool gated = gates == P && P > 1;
     const int64_t width = padded<C>(n);
@@ -34,13 +35,13 @@ class Blocks {
     for (int64_t b = 0; b < out.count_; ++b)
       for (int p = 0; p < P; ++p) {
         const int64_t unit = gated ? b * kLanes<C> : (b * P + p) * kLanes<C>;
-        const int64_t first = gated ? p * n + unit : unit, real = n - unit;
         C* to = out.data_.get() + b * k * kWide + p * kLanes<C>;
-        spread(weight + first * k, k, real < kLanes<C> ? (real > 0 ? real : 0) : kLanes<C>, k, to);
+        spread(weight + (gated ? p * n * k : 0), unit, n, k, to);
       }
     return out;
   }
-  // A layer's weight [gates n, m] as the matrix from its outputs, each gate padded, to its inputs.
+  // A layer's weight [gates n, m] as the matrix from its outputs, each gate padded, to its inputs. What lies
+  // beyond the matrix is zero.
   static Blocks backward(const C* weight, int64_t gates, int64_t n, int64_t m) {
     const int64_t width = padded<C>(n), columns = padded<C>(m);
     Blocks out(gates * width, (columns + kWide - 1) / kWide);
@@ -62,13 +63,13 @@ class Blocks {
  private:
   Blocks(int64_t k, int64_t count) : k_(k), count_(count), data_(k * count * kWide) {}
 
-  // to[i kWide + c] = from[c stride + i] for c < n, and zero for n <= c < lanes.
-  static void spread(const C* from, int64_t stride, int64_t n, int64_t k, C* to) {
+  // to[i kWide + c] = from[min(unit + c, n - 1), i], of a matrix [n, k].
+  static void spread(const C* from, int64_t unit, int64_t n, int64_t k, C* to) {
     int64_t i = 0;
-    if (n == kLanes<C>)
-      for (; i + kLanes<C> <= k; i += kLanes<C>) transpose_square(from + i, stride, to + i * kWide, kWide);
+    if (unit + kLanes<C> <= n)
+      for (; i + kLanes<C> <= k; i += kLanes<C>) transpose_square(from + unit * k + i, k, to + i * kWide, kWide);
     for (; i < k; ++i)
-      for (int64_t c = 0; c < kLanes<C>; ++c) to[i * kWide + c] = c < n ? from[c * stride + i] : C(0);
+      for (int64_t c = 0; c < kLanes<C>; ++c) to[i * kWide + c] = from[least(unit + c, n - 1) * k + i];
   }
 
   int64_t k_ = 0, count_ = 0;

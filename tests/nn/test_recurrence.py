@@ -187,6 +187,19 @@ def test_a_row_that_is_not_finite_ends_alone(cell, policy, value):
     assert got.status[11] == ac.Status.NONFINITE or len(given) == 1
 
 
+@pytest.mark.promise("not finite")
+@pytest.mark.parametrize(("cell", "policy"), [("gru", "act"), ("gru", "ponder"), ("lstm", "fixed")])
+def test_an_infinite_input_that_leaves_the_state_finite_is_no_failure(cell, policy, instruction_set):
+    """The gates saturate. The lanes beyond the last unit must not make something else of it."""
+    for dim in (5, 16, 17):
+        halt = make(cell, policy, dim)
+        given = arguments(halt, 9, dim)
+        given[1][4, 2] = torch.inf
+        got, want = by_kernel(halt, *given), by_loop(halt, *given)
+        assert not bool((want.status == ac.Status.NONFINITE).any())
+        same_results(got, want, 2e-5, 2e-5)
+
+
 @pytest.mark.parametrize(
     "policy", ["act, readout", "confidence", "margin", "fixed, readout", "convergence, readout"]
 )

@@ -113,6 +113,51 @@ def test_second_derivatives(cell, policy):
     assert gradgradcheck(function, leaves(given), eps=1e-6, atol=1e-5)
 
 
+OF_ONE_TENSOR = {
+    "the same tensor": lambda p: (p, p),
+    "a state of the input": lambda p: (torch.tanh(p), p),
+    "an input of the state": lambda p: ((state := torch.sin(p)), torch.exp(state)),
+}
+
+
+@pytest.mark.promise("second derivative")
+@pytest.mark.parametrize("name", OF_ONE_TENSOR)
+def test_second_derivatives_where_an_argument_depends_on_another(name):
+    """The gradient in one argument stops there: what lies behind it is the caller's graph."""
+    halt = make("gru", "act", 4, 4, torch.float64, max_steps=4)
+    start = (0.5 * values((3, 4), torch.float64)).requires_grad_()
+
+    def function(start):
+        result = halt(*OF_ONE_TENSOR[name](start))
+        return result.output, result.state, result.cost
+
+    loss = sum(t.square().sum() for t in function(start))
+    (first,) = torch.autograd.grad(loss, start, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, start, create_graph=True)
+    torch.testing.assert_close(again, first)
+    assert gradgradcheck(function, [start], eps=1e-6, atol=1e-5)
+
+
+def test_second_derivatives_where_an_argument_depends_on_a_parameter():
+    halt = make("gru", "act, readout", 4, 4, torch.float64, max_steps=4)
+    start = 0.5 * values((3, 4), torch.float64)
+    loss = loss_of(halt(start @ halt.step.weight_hh[:4], start))
+    weight = halt.step.weight_hh
+    (first,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, weight, create_graph=True)
+    torch.testing.assert_close(again, first)
+
+
+def test_second_derivatives_are_in_the_dtype_of_the_run_under_autocast():
+    halt = make("gru", "act, readout", 6, 4)
+    given = [g.requires_grad_() for g in arguments(halt, 19, 6, 4)]
+    want = torch.autograd.grad(loss_of(halt(*given)), given)
+    loss = loss_of(halt(*given))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = torch.autograd.grad(loss, given, create_graph=True)
+    same(got, want, 1e-4)
+
+
 @pytest.mark.parametrize(("cell", "policy"), PAIRS)
 def test_gradients_of_the_reference_equal_the_kernels(cell, policy):
     halt = make(cell, policy, 6, 4, torch.float64)
@@ -180,6 +225,27 @@ def test_a_row_that_is_not_finite_passes_no_gradient(cell, policy):
     for t in got[count:]:
         assert t is None or bool(torch.isfinite(t).all())
     assert [t is None for t in got] == [t is None for t in want]
+
+
+INPUT_WEIGHTS = {"gru": "step.weight_ih", "lstm": "step.weight_ih", "mlp": "step.weight_input"}
+
+
+@pytest.mark.promise("not finite")
+@pytest.mark.parametrize(("cell", "policy"), [("gru", "act"), ("lstm", "fixed"), ("mlp", "fixed")])
+def test_gates_that_are_saturated_by_an_infinite_input_have_no_gradient(cell, policy, instruction_set):
+    for dim in (5, 16, 17):
+        halt = make(cell, policy, dim)
+        if cell == "mlp":
+            halt.step.activation, halt.step.residual = "tanh", False
+        given = arguments(halt, 9, dim)
+        given[1][4, 2] = torch.inf
+        (result, got), (_, want) = run(halt, given), run(halt, given, loop=True)
+        assert not bool((result.status == ac.Status.NONFINITE).any())
+        at = len(leaves(given)) + [n for n, _ in halt.named_parameters()].index(INPUT_WEIGHTS[cell])
+        for a, b in zip(got, want, strict=True):  # the input's weight has zero times infinity
+            finite = torch.isfinite(b)
+            torch.testing.assert_close(a[finite], b[finite], rtol=1e-4, atol=1e-4)
+            assert a is got[at] or bool(finite.all())
 
 
 def test_masked_classes_have_no_gradient():
