@@ -45,6 +45,7 @@ def recurrence_backward(arguments: list[Any], /) -> None: ...
 class KnownRun:
     def __init__(
         self,
+        own: type,
         settings: list[tuple[str, Any]],
         children: dict[str, Any],
         modules: list[Any],

@@ -282,9 +282,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("pondernet_step_backward", &pondernet_step_backward);
   m.def("confidence", &confidence);
   m.def("linear", &linear);
-  py::class_<KnownRun>(m, "KnownRun")
-      .def(py::init<const py::list&, const py::dict&, const py::list&, Py_ssize_t, const py::list&,
-                    const py::list&, const py::tuple&>());
+  py::class_<KnownRun>(m, "KnownRun", py::custom_type_setup(collect_known_runs))
+      .def(py::init<const py::type&, const py::list&, const py::dict&, const py::list&, Py_ssize_t,
+                    const py::list&, const py::list&, const py::tuple&>());
   py::class_<Tape>(m, "RecurrenceTape").def(py::init<int64_t>()).def_property_readonly("bytes", &Tape::bytes);
   m.def("halt_rows", &halt_rows);
   m.def("plan_packing", &plan_packing);

@@ -1,6 +1,7 @@
 // A run that was found to be the kernel's, as long as nothing that this followed from has changed.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "bindings/arguments.h"
@@ -27,6 +28,7 @@ class Snapshot {
       if (items_[i].ptr() != key || items_[i + 1].ptr() != value) return false;
     return true;
   }
+  const std::vector<py::object>& items() const { return items_; }
 
  private:
   std::vector<py::object> items_;
@@ -34,22 +36,23 @@ class Snapshot {
 
 class KnownRun {
  public:
-  // settings: pairs of a name and a value in the halt's __dict__. modules: those whose attributes count, of
-  // which the first are called as formulas and must stay without hooks. methods: pairs of a class and a name.
+  // own: the halt's class. settings: pairs of a name and a value in the halt's __dict__. modules: those whose
+  // class and attributes count, of which the first are called as formulas and must stay without hooks.
+  // methods: pairs of a class and a name.
   // tables: for each of the modules that has parameters, its names, shapes, and first place in the result.
   // form: number of tensors of the state, their width, that of the input (0: none), the dtype's code, and the
   // length of the result.
-  KnownRun(const py::list& settings, const py::dict& children, const py::list& modules, Py_ssize_t formulas,
-           const py::list& methods, const py::list& tables, const py::tuple& form)
-      : children_(children.ptr()), formulas_(formulas) {
+  KnownRun(const py::type& own, const py::list& settings, const py::dict& children, const py::list& modules,
+           Py_ssize_t formulas, const py::list& methods, const py::list& tables, const py::tuple& form)
+      : own_(own), children_(children.ptr()), formulas_(formulas) {
     for (const py::handle item : settings) {
       const auto pair = py::reinterpret_borrow<py::tuple>(item);
       settings_.emplace_back(pair[0], pair[1]);
     }
     for (const py::handle module : modules) {
       const py::object own = module.attr("__dict__");
-      modules_.push_back({py::reinterpret_borrow<py::object>(module), Snapshot(own.ptr()),
-                          Snapshot(py::object(own["_modules"]).ptr())});
+      modules_.push_back({py::reinterpret_borrow<py::object>(module), py::type::of(module),
+                          Snapshot(own.ptr()), Snapshot(py::object(own["_modules"]).ptr())});
     }
     for (const py::handle item : methods) {
       const auto pair = py::reinterpret_borrow<py::tuple>(item);
@@ -71,6 +74,7 @@ class KnownRun {
   py::object tensors(PyObject* halt, PyObject* state, PyObject* inputs) const {
     static PyObject* const kDict = PyUnicode_InternFromString("__dict__");
     static PyObject* const kModules = PyUnicode_InternFromString("_modules");
+    if (reinterpret_cast<PyObject*>(Py_TYPE(halt)) != own_.ptr()) return {};
     const py::object own = owned(PyObject_GetAttr(halt, kDict));
     for (const auto& [name, value] : settings_)
       if (PyDict_GetItem(own.ptr(), name.ptr()) != value.ptr()) return {};
@@ -78,6 +82,7 @@ class KnownRun {
     if (!children || !children_.holds(children)) return {};
     for (size_t i = 0; i < modules_.size(); ++i) {
       const Module& module = modules_[i];
+      if (reinterpret_cast<PyObject*>(Py_TYPE(module.object.ptr())) != module.of.ptr()) return {};
       const py::object attributes = owned(PyObject_GetAttr(module.object.ptr(), kDict));
       if (!module.attributes.holds(attributes.ptr())) return {};
       if (static_cast<Py_ssize_t>(i) >= formulas_ &&
@@ -134,9 +139,51 @@ class KnownRun {
     return found;
   }
 
+  // For the cycle collector: an attribute of a module may lead back to the halt.
+  int traverse(visitproc visit, void* arg) const {
+    const auto all = [&](const std::vector<py::object>& objects) {
+      for (const py::object& object : objects) Py_VISIT(object.ptr());
+      return 0;
+    };
+    Py_VISIT(own_.ptr());
+    Py_VISIT(dtype_.ptr());
+    for (const auto& [name, value] : settings_) {
+      Py_VISIT(name.ptr());
+      Py_VISIT(value.ptr());
+    }
+    if (const int stop = all(children_.items())) return stop;
+    for (const Module& module : modules_) {
+      Py_VISIT(module.object.ptr());
+      Py_VISIT(module.of.ptr());
+      if (const int stop = all(module.attributes.items())) return stop;
+      if (const int stop = all(module.children.items())) return stop;
+    }
+    for (const Method& method : methods_) {
+      Py_VISIT(method.of.ptr());
+      Py_VISIT(method.name.ptr());
+      Py_VISIT(method.found.ptr());
+    }
+    for (const Table& table : tables_) {
+      Py_VISIT(table.module.ptr());
+      Py_VISIT(table.names.ptr());
+      Py_VISIT(table.shapes.ptr());
+    }
+    return 0;
+  }
+  // Drops what it owns, and knows no halt any more.
+  void clear() {
+    // The members are empty before the first object goes, whose finalizer may ask.
+    const auto settings = std::move(settings_);
+    const auto modules = std::move(modules_);
+    const auto methods = std::move(methods_);
+    const auto tables = std::move(tables_);
+    const Snapshot children = std::move(children_);
+    const py::object own = std::move(own_);
+  }
+
  private:
   struct Module {
-    py::object object;
+    py::object object, of;
     Snapshot attributes, children;
   };
   struct Method {
@@ -146,6 +193,7 @@ class KnownRun {
     py::object module, names, shapes;
     Py_ssize_t place;
   };
+  py::object own_;
   std::vector<std::pair<py::object, py::object>> settings_;
   Snapshot children_;  // of the halt
   std::vector<Module> modules_;
@@ -156,6 +204,26 @@ class KnownRun {
   int64_t dim_, input_;
   py::object dtype_;
 };
+
+// Makes the class one that the cycle collector looks into.
+inline void collect_known_runs(PyHeapTypeObject* heap) {
+  // Null while the object is being made.
+  static constexpr auto held = [](PyObject* self) -> KnownRun* {
+    py::detail::value_and_holder in = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
+    return in.holder_constructed() ? in.value_ptr<KnownRun>() : nullptr;
+  };
+  PyTypeObject& type = heap->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) -> int {
+    Py_VISIT(Py_TYPE(self));
+    const KnownRun* known = held(self);
+    return known ? known->traverse(visit, arg) : 0;
+  };
+  type.tp_clear = [](PyObject* self) -> int {
+    if (KnownRun* known = held(self)) known->clear();
+    return 0;
+  };
+}
 
 // known_tensors(known, halt, state, inputs): the tuple of tensors, or None if something has changed.
 inline PyObject* known_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import weakref
 
@@ -367,7 +368,19 @@ def test_wrong_shapes_are_told_by_the_cell():
         halt(torch.zeros(4, 6), torch.zeros(4, 3))
 
 
+class _HalvedGRU(ac.cells.GRU):
+    def forward(self, state, x):
+        return super().forward(state, x) * 0.5
+
+
+class _OtherACT(ac.ACT):
+    def decide(self, view):
+        return super().decide(view)._replace(weight=view.state[:, 0] * 0 + 1)
+
+
 CHANGES = {
+    "another class of the step": lambda halt: setattr(halt.step, "__class__", _HalvedGRU),
+    "another class of the policy": lambda halt: setattr(halt.policy, "__class__", _OtherACT),
     "max_steps": lambda halt: setattr(halt, "max_steps", 2),
     "min_steps": lambda halt: setattr(halt, "min_steps", 5),
     "threshold": lambda halt: setattr(halt.policy, "threshold", 0.3),
@@ -412,6 +425,78 @@ def test_a_run_that_is_known_is_forgotten_when_something_changes(name, gradients
             got, want = halt(*given), fresh(*given)
             for a, b in zip(pytree.tree_leaves(got[:5]), pytree.tree_leaves(want[:5]), strict=True):
                 assert_bitwise(a.detach(), b.detach())
+
+
+class _Scheduled(ac.AdaptiveHalt):
+    most = 7
+
+    @property
+    def max_steps(self):
+        return _Scheduled.most
+
+    @max_steps.setter
+    def max_steps(self, value):
+        pass
+
+
+class _FusedAnew(ac.ACT):
+    limit = 0.99
+
+    def fuse(self):
+        return super().fuse()._replace(threshold=_FusedAnew.limit)
+
+
+@pytest.mark.parametrize("changed", ["a property of the halt", "a policy's own fuse"])
+def test_what_a_subclass_computes_anew_counts_in_every_call(changed, monkeypatch):
+    halt = make("gru", "act")
+    given = arguments(halt, 9)
+    if changed == "a property of the halt":
+        halt = _Scheduled(halt.step, halt.policy)
+    else:
+        halt.policy = _FusedAnew(halt.policy.head)
+    for _ in range(2):
+        before = by_kernel(halt, *given)
+    monkeypatch.setattr(_Scheduled, "most", 2)
+    monkeypatch.setattr(_FusedAnew, "limit", 0.1)
+    got = by_kernel(halt, *given)
+    assert int(got.steps.max()) <= 2 < int(before.steps.max())
+
+
+@pytest.mark.parametrize("of", [ac.cells.GRU, nn.GRUCell, nn.Linear, nn.Module], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_method_that_is_assigned_to_a_class_is_called(of, known, monkeypatch):
+    halt = make("gru", "act, readout")
+    given = arguments(halt, 9)
+    if known:
+        by_kernel(halt, *given)
+    name = "__call__" if of is nn.Module else "forward"
+    before, called = getattr(of, name), []
+
+    def watched(self, *arguments, **options):
+        called.append(self)
+        return before(self, *arguments, **options)
+
+    monkeypatch.setattr(of, name, watched)
+    with torch.no_grad():
+        plan = halt.plan(*given)
+        halt(*given)
+    assert plan.way == "loop" and f"{name} was assigned to" in plan.why and called
+
+
+@pytest.mark.promise("memory")
+def test_a_module_that_leads_back_to_its_halt_is_collected():
+    halt = make("gru", "act")
+    given = arguments(halt, 9)
+    for _ in range(2):
+        by_kernel(halt, *given)
+    halt.step.owner = [halt]
+    halt.policy.report = halt.extra_repr
+    by_kernel(halt, *given)
+    assert halt._known_run is not None
+    gone = weakref.ref(halt)
+    del halt
+    gc.collect()
+    assert gone() is None
 
 
 class _Watched(torch.Tensor):

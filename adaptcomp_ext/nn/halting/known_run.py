@@ -1,8 +1,8 @@
 """Runs that went the kernel's way before: a call that differs in nothing but its tensors goes it again.
 
 The checks of a call take longer than a small run. After a run the compiled module (csrc/bindings/known_run.h)
-remembers, by identity, the settings, the modules' attributes and the methods of their classes, and what the
-tensors were like. The modes of torch are asked at each call.
+remembers, by identity, the settings, the modules' classes and attributes, the methods of these classes, and
+what the tensors were like. The modes of torch are asked at each call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from adaptcomp_ext import _C
-from adaptcomp_ext.nn.halting.recurrence import GATES, LAYER, MLP, WholeRun, active_mode, halt_result
+from adaptcomp_ext.nn.halting.recurrence import (
+    FORMULAS,
+    GATES,
+    LAYER,
+    MLP,
+    WholeRun,
+    active_mode,
+    halt_result,
+)
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops._backend import DTYPE_CODES, on_reference
 from adaptcomp_ext.ops._transforms import enter
@@ -40,13 +48,15 @@ class KnownRun:
         formulas = list({id(module): module for module, *_ in tables}.values())
         own = halt.__dict__
         self.known = _C.KnownRun(
+            type(halt),
             [(name, own[name]) for name in _SETTINGS if name in own],
             halt._modules,
             [*formulas, policy],
             len(formulas),
             [
                 *((type(policy), name) for name in _OF_A_POLICY),
-                *((type(module), "forward") for module in formulas),
+                *((type(halt), name) for name in _SETTINGS),
+                *((cls, name) for cls, name, _ in FORMULAS),
             ],
             [
                 (module, names, tuple([_shape(tensors[first + i]) for i in range(len(names))]), first)
@@ -80,6 +90,11 @@ def remember(halt: nn.Module, whole: WholeRun) -> KnownRun | None:
     """Return the run as one that can be repeated, if it can."""
     settings = whole.settings
     if settings.signal is not None or settings.sample_ids is not None:
+        return None
+    if any(hasattr(getattr(type(halt), name, None), "__get__") for name in _SETTINGS):
+        return None  # a property of a subclass, which may have another value in the next call
+    policy = whole.problem.policy
+    if "fuse" in policy.__dict__ or not type(policy).fuse.__module__.startswith("adaptcomp_ext."):
         return None
     if settings.kind == "lstm" and type(whole.problem.tree(whole.problem.state)) is not tuple:
         return None

@@ -30,6 +30,12 @@ from adaptcomp_ext.ops.recurrence import Ended, Settings, Tensors, recurrence
 
 TENSOR, PAIR = 0, 1  # forms of a state
 KINDS: dict[type, str] = {cells.GRU: "gru", cells.LSTM: "lstm", cells.MLP: "mlp"}
+_CALLED: tuple[type[nn.Module], ...] = (*KINDS, nn.Linear)
+FORMULAS: tuple[tuple[type, str, Any], ...] = (
+    *((cls, name, getattr(cls, name)) for cls in _CALLED for name in ("forward", "__call__")),
+    *((cls, "forward", cls.forward) for cls in (nn.GRUCell, nn.LSTMCell)),
+)
+"""The methods whose formulas the kernel has, as long as none is assigned to its class."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_ALL_MODULES: tuple[dict[Any, Any], ...] = (
     torch_module._global_forward_hooks,
@@ -91,6 +97,9 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
     state = problem.state
     if on_cuda(problem.run.device):
         raise NotServed("only the CPU has this kernel")
+    for cls, name, written in FORMULAS:
+        if getattr(cls, name) is not written:
+            raise NotServed(f"{cls.__name__}.{name} was assigned to")
     if problem.watch is not None:
         raise NotServed("a transform of torch is active")
     mode = active_mode()
