@@ -165,8 +165,11 @@ class _Recurrence(Function):
         if result.trace is not None:
             states, weights, *rest = result.trace
             ended += rest
-        ctx.settings, ctx.tape = settings, tape
-        ctx.save_for_backward(*tensors, result.steps, result.status)
+        ctx.settings = settings
+        # The tape goes with the saved tensors, when the backward pass has ended, and not with the node.
+        holder: Any = torch.empty(0)
+        holder.tape = tape
+        ctx.save_for_backward(*tensors, result.steps, result.status, holder)
         ctx.set_materialize_grads(False)
         return tuple(
             [t for t in (result.output, *result.state, result.cost, states, weights) if t is not None]
@@ -176,7 +179,7 @@ class _Recurrence(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         check_gradients("AdaptiveHalt", grads)
         settings: Settings = ctx.settings
-        *saved, steps, status = ctx.saved_tensors
+        *saved, steps, status, holder = ctx.saved_tensors
         tensors = Tensors(*saved)
         if torch.is_grad_enabled():
             return (
@@ -201,7 +204,7 @@ class _Recurrence(Function):
         ]
         _C.recurrence_backward(
             [
-                *_arguments(settings, tensors, steps, status, ctx.tape),
+                *_arguments(settings, tensors, steps, status, holder.tape),
                 *(g_output, g_state, g_second, g_cost, g_trace, g_weights, *found),
             ]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterable
 
 import pytest
@@ -340,10 +341,23 @@ def test_what_is_kept_grows_with_the_steps_that_were_taken():
     kept = {}
     for n in (2, 8):
         halt.policy.n = n
-        kept[n] = halt(*given).output.grad_fn.tape.bytes
+        kept[n] = halt(*given).output.grad_fn.saved_tensors[-1].tape.bytes
     row = 64 * 4 + 24
     for n, size in kept.items():
         assert 256 * (n * row) <= size <= 256 * (n + 1) * row * 1.5 + 2**16
+
+
+@pytest.mark.promise("memory")
+def test_what_is_kept_is_freed_by_the_backward_pass_and_not_with_the_result():
+    halt = make("gru", "act")
+    result = halt(*arguments(halt, 20))
+    tape = weakref.ref(result.output.grad_fn.saved_tensors[-1])
+    result.output.sum().backward(retain_graph=True)
+    assert tape() is not None
+    result.output.sum().backward()
+    assert tape() is None
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        result.output.sum().backward()
 
 
 def test_training_reaches_what_the_loop_reaches():
