@@ -314,6 +314,8 @@ PYBIND11_MODULE(_C, m) {
       fast("recurrence_trace", &recurrence_trace),
       fast("recurrence_backward", &recurrence_backward),
       named("halt_run", &make<HaltRun>),
+      fast("halt_node_forward", &halt_node_forward),
+      fast("halt_node_backward", &halt_node_backward),
       named("descent_run", &make<DescentRun>),
       {nullptr, nullptr, 0, nullptr},
   };
@@ -334,10 +336,30 @@ PYBIND11_MODULE(_C, m) {
   py::class_<HaltRun>(m, "HaltRun")
       .def("set_readout", &HaltRun::set_readout)
       .def("set_rows", &HaltRun::set_rows)
-      .def("split", &HaltRun::split)
       .def("advance", &HaltRun::advance)
       .def_readonly("running", &HaltRun::running)
-      .def_readonly("inputs_replaced", &HaltRun::inputs_replaced);
+      .def_readonly("inputs_replaced", &HaltRun::inputs_replaced)
+      .def_readonly("has_broken", &HaltRun::has_broken);
+  py::class_<HaltNode>(m, "HaltNode")
+      .def_readonly("rows", &HaltNode::rows)
+      .def_property_readonly("row", [](const HaltNode& node) { return list_of(node.row); })
+      .def_property_readonly("place", [](const HaltNode& node) { return list_of(node.place); })
+      .def_property_readonly("flag", [](const HaltNode& node) { return list_of(node.flag); })
+      .def_readonly("act", &HaltNode::act)
+      .def_property_readonly("bounds",
+                             [](const HaltNode& node) {
+                               return py::make_tuple(node.params.step, node.params.min_steps,
+                                                     node.params.max_steps);
+                             })
+      .def_property_readonly("threshold", [](const HaltNode& node) { return node.params.threshold; })
+      .def_readonly("has_readout", &HaltNode::has_readout)
+      .def_readonly("shared", &HaltNode::shared)
+      .def_readonly("readout_dtype", &HaltNode::readout_dtype)
+      .def_readonly("totals", &HaltNode::totals)
+      .def_readonly("leaves", &HaltNode::leaves)
+      .def_readonly("inputs", &HaltNode::inputs)
+      .def_readonly("has_results", &HaltNode::has_results)
+      .def_readonly("has_next", &HaltNode::has_next);
   py::class_<DescentRun>(m, "DescentRun")
       .def("advance", &DescentRun::advance)
       .def("set_rows", &DescentRun::set_rows)

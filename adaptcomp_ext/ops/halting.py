@@ -25,6 +25,8 @@ from adaptcomp_ext.ops._halting_kernels import (
     Fused,
     halt_step,
 )
+from adaptcomp_ext.ops._halting_node import HaltNode
+from adaptcomp_ext.ops._halting_node import apply as apply_node
 from adaptcomp_ext.ops._library import Function
 from adaptcomp_ext.ops._transforms import check_gradients
 from adaptcomp_ext.ops.compaction import gather_rows_kernel
@@ -44,6 +46,7 @@ __all__ = [
     "Plan",
     "Results",
     "Step",
+    "apply_node",
     "block_gradient",
     "changes_in_place",
     "end_and_pack",
@@ -159,8 +162,11 @@ _apply: Callable[..., Any] = super(torch.autograd.Function, _HaltRows).apply
 
 
 def changes_in_place(error: RuntimeError) -> bool:
-    """Whether torch raised the error because a tensor that this node has saved was changed in place."""
-    return f"of {_HaltRows.__name__} is a view and is being modified inplace" in str(error)
+    """Whether torch raised the error because a tensor that a step's node has saved was changed in place."""
+    return any(
+        f"of {node.__name__} is a view and is being modified inplace" in str(error)
+        for node in (_HaltRows, HaltNode)
+    )
 
 
 # --- the op -------------------------------------------------------------------------------------------------

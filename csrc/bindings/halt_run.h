@@ -16,6 +16,7 @@
 
 #include "bindings/arguments.h"
 #include "bindings/functions.h"
+#include "bindings/halt_node.h"
 #include "bindings/torch.h"
 #include "compaction/compaction.h"
 #include "halting/halting.h"
@@ -88,16 +89,16 @@ class HaltRun {
   // in the list where that takes a new tensor. `row`, `flag` and `running` are for CUDA, where the host does
   // not see them. `signal`: the policy's, one number for each row of the batch.
   static constexpr std::initializer_list<const char*> kNames{
-      "state",        "schedule",       "results",  "inputs",    "rows",       "row",    "flag",
-      "steps",        "status",         "wide",     "min_steps", "max_steps",  "policy", "has_head",
-      "reads_logits", "threshold",      "signal",   "parameter", "sample_ids", "carry",  "cost",
-      "running",      "inference_mode", "in_place", "device"};
+      "state",        "schedule",       "results", "inputs",    "rows",       "row",    "flag",
+      "steps",        "status",         "wide",    "min_steps", "max_steps",  "policy", "has_head",
+      "reads_logits", "threshold",      "signal",  "parameter", "sample_ids", "carry",  "cost",
+      "running",      "inference_mode", "apply",   "device"};
   explicit HaltRun(const py::list& arguments)
       : state_(arguments[0].cast<std::shared_ptr<StateLike>>()), leaves_(state_->leaves()) {
     Arguments in(arguments);
     in.object();
     schedule_ = in.object().cast<std::shared_ptr<Schedule>>();
-    const auto results = in.object().cast<py::list>();
+    results_ = in.object().cast<py::list>();
     inputs_ = in.object().cast<py::list>();
     const int64_t rows = in.integer();
     a_.row = in.pointer<int64_t>();
@@ -114,11 +115,14 @@ class HaltRun {
     const auto* n = in.held<int64_t>(torch->int64, rows, "n");
     a_.parameter = in.integer();
     const auto* sample = in.held<int64_t>(torch->int64, rows, "sample_ids");
+    carry_ = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(arguments.ptr(), 19));
     a_.carry = in.held<void>(torch->dtypes[a_.wide ? 1 : 0], rows, "carry");
+    cost_ = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(arguments.ptr(), 20));
     auto* cost = in.pointer<void>();
     running_on_device_ = in.pointer<int64_t>();
     inference_mode_ = in.integer() != 0;
-    a_.retire = in.integer() != 0;
+    apply_ = in.object();
+    a_.retire = apply_.is_none();
     device_ = in.integer();
     in.done();
     a_.signal = n;
@@ -138,7 +142,7 @@ class HaltRun {
     a_.n_leaves = static_cast<int64_t>(leaves_.size());
     for (size_t l = 0; l < leaves_.size(); ++l)
       a_.leaves[l] =
-          leaves_[l].leaf(PyList_GET_ITEM(results.ptr(), static_cast<Py_ssize_t>(l)), "the result's state");
+          leaves_[l].leaf(PyList_GET_ITEM(results_.ptr(), static_cast<Py_ssize_t>(l)), "the result's state");
     for (const py::handle input : inputs_) like_inputs_.emplace_back(input.ptr());
   }
 
@@ -148,6 +152,7 @@ class HaltRun {
     readout_.emplace(readout.ptr());
     a_.readout = readout_->leaf(output.ptr(), "output");
     apart_ = apart;
+    if (apart || a_.carry) output_ = output;
   }
 
   // Sets `row` and carry of the next block after a compaction on CUDA; the caller holds both.
@@ -178,6 +183,7 @@ class HaltRun {
     }
     a_.rows = rows;
     a_.step = step;
+    if (!apply_.is_none()) return advance_out_of_place(leaves, readout, logits);
     const Place where(device_, reinterpret_cast<void*>(static_cast<uintptr_t>(stream)));
     AC_RUN(where, running = halt_step_cpu(a_),
            halt_step_cuda(a_, running_on_device_, where.device, where.stream));
@@ -193,17 +199,9 @@ class HaltRun {
   }
   static constexpr int64_t kUnusual = -1;
 
-  // Writes the indices of the `running` active rows and of the others after `advance`, for a compaction out
-  // of place: see split_rows_cpu. `out` has room for twice the rows of the block. The active rows are the
-  // next block.
-  void split(int64_t rows, const py::object& out) {
-    auto* where = static_cast<int64_t*>(data_of(out.ptr(), "row"));
-    split_rows_cpu(a_.flag, a_.row, rows, running, where);
-    std::copy_n(where + rows, running, a_.row);
-  }
-
   int64_t running = 0;           // number of active rows after the last `advance`; on the CPU
   bool inputs_replaced = false;  // the last compaction has replaced an input in its list
+  bool has_broken = false;       // a row has ended NONFINITE, in training
 
  private:
   // The index of the leaf that is the readout, or -1. A separate readout is a leaf if it has the leaf's
@@ -216,6 +214,172 @@ class HaltRun {
     };
     const int64_t l = std::find_if(a_.leaves, a_.leaves + a_.n_leaves, same) - a_.leaves;
     return l < a_.n_leaves ? l : -1;
+  }
+
+  // In training: decides, compacts into new tensors, and makes the autograd node of a step in which a row has
+  // ended or the policy has a gradient.
+  int64_t advance_out_of_place(const py::list& leaves, const py::object& readout, const py::object& logits) {
+    const bool act = a_.carry != nullptr;
+    const int64_t rows = a_.rows;
+    auto held = std::make_unique<HaltNode>();
+    HaltNode& node = *held;
+    const py::object before = carry_;
+    py::object after;
+    if (act) {
+      after = new_rows(before.ptr(), rows);
+      a_.spent = data_of(before.ptr(), "carry");
+      a_.carry = data_of(after.ptr(), "carry");
+      node.weight.resize(static_cast<size_t>(rows) * (a_.wide ? sizeof(double) : sizeof(float)));
+      a_.weight_out = node.weight.data();
+    }
+    {
+      py::gil_scoped_release unlocked;
+      running = halt_step_cpu(a_);
+    }
+    const bool ended = running < rows || rows == 0, moves = ended && running > 0;
+    inputs_replaced = moves;
+    if (!ended && !act) return running;
+    node.rows = rows;
+    node.row.assign(row_.begin(), row_.begin() + rows);
+    node.flag.assign(flag_.begin(), flag_.begin() + rows);
+    has_broken = has_broken || std::find(node.flag.begin(), node.flag.end(), kNonFinite) != node.flag.end();
+
+    const size_t n_leaves = leaves_.size(), n_inputs = like_inputs_.size();
+    std::vector<py::object> from, to;  // the leaves, then the inputs; of the next block
+    for (size_t l = 0; l < n_leaves; ++l) from.push_back(leaves[l]);
+    for (size_t i = 0; moves && i < n_inputs; ++i) from.push_back(inputs_[i]);
+    if (moves) after = pack_out_of_place(node, from, to, after);
+    attach(node, std::move(held), leaves, readout, logits, before, after, from, to, ended);
+    return running;
+  }
+
+  // Copies the active rows of `from` and of the accumulated probability `after` to new tensors.
+  py::object pack_out_of_place(HaltNode& node, const std::vector<py::object>& from,
+                               std::vector<py::object>& to, const py::object& after) {
+    const int64_t rows = a_.rows;
+    // One entry more than needed, because the branch-free loop also writes the entry after the last one.
+    index_.resize(static_cast<size_t>(running) + 1);
+    next_.resize(index_.size());
+    node.place.resize(static_cast<size_t>(rows));
+    plan_packing_cpu(a_.flag, a_.row, rows, index_.data(), node.place.data(), next_.data());
+    std::copy_n(next_.begin(), running, row_.begin());
+    std::vector<Block> blocks;  // they hold the storages
+    for (size_t t = 0; t < from.size(); ++t) {
+      const bool leaf = t < leaves_.size();
+      const Like& like = leaf ? leaves_[t] : like_inputs_[t - leaves_.size()];
+      blocks.push_back(
+          like.require_block(from[t].ptr(), rows, leaf ? "step" : "inputs", leaf && !apart_ && !has_head_));
+      to.push_back(new_rows(from[t].ptr(), running));
+      moves_.push_back({blocks.back().data, data_of(to.back().ptr(), "the packed rows"), like.row_bytes()});
+    }
+    py::object packed;
+    if (a_.carry) {
+      packed = new_rows(after.ptr(), running);
+      moves_.push_back({a_.carry, data_of(packed.ptr(), "carry"),
+                        static_cast<int64_t>(a_.wide ? sizeof(double) : sizeof(float))});
+    }
+    {
+      py::gil_scoped_release unlocked;
+      gather_rows_cpu(moves_.data(), static_cast<int64_t>(moves_.size()), index_.data(), running);
+    }
+    moves_.clear();
+    return packed;
+  }
+
+  // Replaces leaves, inputs and carry by those of the next block, with their gradient.
+  void attach(HaltNode& node, std::unique_ptr<HaltNode> held, const py::list& leaves,
+              const py::object& readout, const py::object& logits, const py::object& before, py::object after,
+              const std::vector<py::object>& from, const std::vector<py::object>& to, bool ended) {
+    const size_t n_leaves = leaves_.size();
+    const auto needs = [](const py::object& tensor) { return is_true(tensor.ptr(), torch->requires_grad); };
+    const bool act = a_.carry != nullptr, goes_on = running > 0;
+    node.has_readout = static_cast<bool>(output_);
+    node.shared = node.has_readout && (!apart_ || readout.is(from[0]));
+    bool any =
+        (act && (needs(logits) || needs(before))) || (node.has_readout && !node.shared && needs(readout));
+    std::vector<bool> needed;
+    for (const py::object& tensor : from) {
+      needed.push_back(needs(tensor));
+      any = any || needed.back();
+    }
+    const auto replace = [&](size_t t, py::object tensor) {
+      if (t < n_leaves) {
+        leaves[t] = std::move(tensor);
+      } else {
+        inputs_[t - n_leaves] = std::move(tensor);
+      }
+    };
+    for (size_t t = 0; t < to.size(); ++t) replace(t, to[t]);
+    if (act) carry_ = after;
+    if (!any) return;
+
+    std::vector<py::object> tensors{py::none()}, written, fixed, next;
+    std::vector<size_t> taken;  // which of `from` the node has
+    if (act) {
+      tensors.push_back(logits);
+      tensors.push_back(before);
+    }
+    if (node.has_readout) {
+      if (!node.shared) tensors.push_back(readout);
+      tensors.push_back(output_);
+      written.push_back(output_);
+      node.readout_dtype = attribute(node.shared ? from[0].ptr() : readout.ptr(), torch->dtype);
+    }
+    if (act) {
+      tensors.push_back(cost_);
+      written.push_back(cost_);
+      node.totals = 1;
+    }
+    for (size_t t = 0; t < from.size(); ++t) {
+      const bool leaf = t < n_leaves;
+      const bool first = t == 0 && node.shared;
+      const bool read = first || (leaf && ended && needs(results_[t]));
+      if (needed[t] ? leaf && !ended && !first : !read) continue;
+      taken.push_back(t);
+      ++(leaf ? node.leaves : node.inputs);
+    }
+    const auto end_of_leaves = taken.begin() + static_cast<std::ptrdiff_t>(node.leaves);
+    for (auto t = taken.begin(); t != end_of_leaves; ++t) tensors.push_back(from[*t]);
+    node.has_results = ended;
+    if (ended) {
+      for (auto t = taken.begin(); t != end_of_leaves; ++t) {
+        tensors.push_back(results_[*t]);
+        written.push_back(results_[*t]);
+      }
+    }
+    for (auto t = end_of_leaves; t != taken.end(); ++t) tensors.push_back(from[*t]);
+    node.has_next = goes_on;
+    if (goes_on) {
+      for (const size_t t : taken) {
+        next.push_back(to.empty() ? from[t] : to[t]);
+        if (!needed[t]) fixed.push_back(next.back());
+      }
+      if (act) next.push_back(after);
+    }
+    node.act = act;
+    node.wide = a_.wide;
+    node.params = {a_.step, a_.min_steps, a_.max_steps, a_.threshold};
+    if (act) node.saved = as_tuple({logits, before, node.shared ? from[0] : readout});
+    if (!fixed.empty()) node.fixed = as_tuple(fixed);
+    const size_t n_written = written.size();
+    node.written = as_tuple(written);
+    written.insert(written.end(), next.begin(), next.end());
+    node.outputs = as_tuple(written);
+
+    tensors[0] = py::cast(std::move(held));
+    const py::object out = owned(PyObject_CallObject(apply_.ptr(), as_tuple(tensors).ptr()));
+    if (!goes_on) return;
+    // The tensors that were written are the same objects.
+    size_t at = n_written;
+    for (const size_t t : taken) replace(t, out[py::int_(at++)]);
+    if (act) carry_ = out[py::int_(at)];
+  }
+
+  static py::object as_tuple(const std::vector<py::object>& objects) {
+    py::object tuple = owned(PyTuple_New(static_cast<Py_ssize_t>(objects.size())));
+    for (size_t i = 0; i < objects.size(); ++i)
+      PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), py::object(objects[i]).release().ptr());
+    return tuple;
   }
 
   static const int64_t* copied(const int64_t* from, std::vector<int64_t>& to, int64_t rows) {
@@ -290,7 +454,10 @@ class HaltRun {
   std::shared_ptr<StateLike> state_;
   std::vector<Like>& leaves_;
   std::shared_ptr<Schedule> schedule_;
-  py::list inputs_;
+  py::object apply_;  // makes the autograd node of a step in training, or None: the loop then works in place
+  py::list inputs_, results_;
+  py::object output_, carry_, cost_;  // null or None where there is none
+  std::vector<int64_t> index_, next_;
   std::vector<Like> like_inputs_;
   std::optional<Like> readout_;
   std::vector<int64_t> row_, n_, sample_;  // on the CPU

@@ -44,6 +44,9 @@ struct Torch {
   py::str new_empty{"new_empty"}, resize{"resize_"};
   py::str use_count{"_use_count"}, untyped_storage{"untyped_storage"}, resizable{"resizable"},
       cdata{"_cdata"};
+  // Of the context of a function that torch differentiates, and `to` of a tensor.
+  py::str node{"node"}, to_save{"to_save"}, dirty_tensors{"dirty_tensors"},
+      non_differentiable{"non_differentiable"}, materialize_grads{"materialize_grads"}, to{"to"};
 };
 inline Torch* torch = nullptr;  // never freed: it would outlive the interpreter
 

@@ -7,10 +7,10 @@ else can hold it: the block's own copies of the inputs, and a state that the ste
 keep. Other tensors are copied. The work between two calls of the user's functions is compiled
 (csrc/bindings/halt_run.h).
 
-*In training* the loop serves small blocks. The kernel decides and tests the rows for being finite;
-torch's ``index_select`` compacts them out of place and records the gradient. An autograd node in Python
-takes longer than the few operations that it would replace. In large blocks it is faster, because it
-touches each byte once: they run in `adaptcomp_ext.nn.halting.loop`.
+*In training* the loop serves small blocks. It does not write to the step's results, because autograd may
+have saved them: the active rows are copied into a new, smaller block, in order. Decision, compaction and the
+autograd node of both are compiled, too (csrc/bindings/halt_node.h). Large blocks run in
+`adaptcomp_ext.nn.halting.loop`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from adaptcomp_ext.nn.halting.block import Problem
 from adaptcomp_ext.nn.halting.cost_model import never
 from adaptcomp_ext.nn.halting.first_step import search
 from adaptcomp_ext.nn.halting.fusing import begin
+from adaptcomp_ext.nn.halting.loop import explained_writes
 from adaptcomp_ext.nn.halting.policy import check_logits, explain_call
 from adaptcomp_ext.nn.result import HaltResult, Status
 from adaptcomp_ext.ops import halting
@@ -43,14 +44,18 @@ def serves(problem: Problem, fused: halting.Fused) -> bool:
         return True
     if not torch.is_grad_enabled():
         return False  # a forward pass that will be done again with gradients: see `Problem.as_in_training`
-    if fused.carried or problem.compact is False or on_cuda(problem.run.device):
+    if problem.compact is False or on_cuda(problem.run.device):
         return False
     return sum(t.numel() * t.element_size() for t in problem.state) < SMALL
 
 
 def run_fused(problem: Problem, fused: halting.Fused) -> HaltResult:
     """Run every row until it has ended."""
-    return _Run(problem, fused).run()
+    run = _Run(problem, fused)
+    if not run.training:
+        return run.run()
+    with explained_writes(problem):
+        return run.run()
 
 
 def _readable(name: str, tensor: Tensor) -> Tensor:
@@ -69,9 +74,7 @@ class _Run:
             torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False)
             for t in problem.state
         ]
-        # In training, the rows that have ended: their batch rows, and those of each leaf and of a readout of
-        # its own.
-        self.exits: list[tuple[Tensor, list[Tensor]]] | None = [] if torch.is_grad_enabled() else None
+        self.training = torch.is_grad_enabled()
         self.carry = begin(problem.policy, run, fused.carried)
         self.cost = torch.zeros(run.batch, dtype=run.scalar, device=run.device) if fused.has_cost else None
         self.active: ActiveCount | None = None
@@ -88,7 +91,7 @@ class _Run:
         device, _ = place(run.device)
         self.block = _C.halt_run(
             state=problem.like,
-            schedule=problem.schedule() if self.exits is None else never(),
+            schedule=never() if self.training else problem.schedule(),
             results=self.results,
             inputs=self.inputs,
             rows=run.batch,
@@ -110,7 +113,7 @@ class _Run:
             cost=self.cost,
             running=None if self.active is None else self.active.running,
             inference_mode=torch.is_inference_mode_enabled(),
-            in_place=self.exits is None,
+            apply=halting.apply_node if self.training else None,
             device=device,
         )
 
@@ -121,7 +124,7 @@ class _Run:
         arguments = problem.arguments(self.inputs)
         has_containers, bare = problem.has_containers, not is_container(problem.structure)
         take, stream = problem.like.take, 0
-        out_of_place = self.active is not None or self.exits is not None
+        on_device = self.active is not None
         for n, step in enumerate(problem.steps, 1):
             current = step(previous, *arguments)
             # Before `advance`, which counts references to the inputs: the step may have kept the container.
@@ -159,12 +162,10 @@ class _Run:
                 if n == problem.run.max_steps:
                     break
                 leaves, size = self._pack_on_device(rows, leaves, self.active)
-            elif self.exits is not None:
-                leaves, size = self._select(rows, leaves, readout, self.exits)
             if size == 0:
                 break
             if size != rows:
-                if out_of_place or block.inputs_replaced:
+                if on_device or block.inputs_replaced:
                     arguments = problem.arguments(self.inputs)
                 rows = size
             previous = leaves[0] if bare and problem.kinds is None else problem.tree(leaves)
@@ -217,52 +218,18 @@ class _Run:
         self.inputs[:] = packed[len(leaves) :]
         return packed[: len(leaves)], size
 
-    def _select(
-        self,
-        rows: int,
-        leaves: list[Tensor],
-        readout: Tensor | None,
-        exits: list[tuple[Tensor, list[Tensor]]],
-    ) -> tuple[list[Tensor], int]:
-        """Separate, in training, the rows that have ended from the active ones, differentiably."""
-        running = self.block.running
-        ended = leaves if readout is None else [*leaves, readout]
-        if running == 0:
-            exits.append(
-                (torch.arange(rows, device=leaves[0].device) if self.row is None else self.row, ended)
-            )
-        elif running < rows:
-            _C.check_blocks(self.inputs, rows, "inputs")
-            whole = torch.empty(2 * rows, dtype=torch.int64, device=leaves[0].device)
-            self.block.split(rows, whole)
-            kept, gone, self.row, gone_row = whole.split_with_sizes(
-                [running, rows - running, running, rows - running]
-            )
-            exits.append((gone_row, [t.index_select(0, gone) for t in ended]))
-            leaves = [t.index_select(0, kept) for t in leaves]
-            self.inputs[:] = [t.index_select(0, kept) for t in self.inputs]
-        return leaves, running
-
-    def _with_gradient(self, exits: list[tuple[Tensor, list[Tensor]]]) -> None:
-        """Collect the ended rows in the order of the batch, with their gradients."""
-        rows = torch.cat([row for row, _ in exits])
-        order = torch.empty_like(rows)
-        order[rows] = torch.arange(rows.shape[0], device=rows.device)
-        whole = [
-            torch.cat(parts).index_select(0, order)
-            for parts in zip(*(ended for _, ended in exits), strict=True)
-        ]
-        results = halting.Results(self.steps, self.status, whole[: len(self.results)])
-        if self.output is not None:
-            results.output = whole[-1]
-        broken = self.status == Status.NONFINITE
-        if bool(broken.any()):
-            results.block_gradient(broken)
+    def _block_gradient(self) -> None:
+        """Detach the rows that are not finite: see `halting.Results.block_gradient`."""
+        totals = [] if self.cost is None else [self.cost]
+        results = halting.Results(self.steps, self.status, self.results, totals, self.output)
+        results.block_gradient(self.status == Status.NONFINITE)
         self.results, self.output = results.leaves, results.output
+        if self.cost is not None:
+            self.cost = results.totals[0]
 
     def _result(self) -> HaltResult:
-        if self.exits is not None:
-            self._with_gradient(self.exits)
+        if self.block.has_broken:
+            self._block_gradient()
         output = self.results[0] if self.output is None else self.output.to(self.output_dtype)
         self.problem.kinds = self.problem.result_kinds
         cost = self.steps.to(self.problem.run.scalar) if self.cost is None else self.cost

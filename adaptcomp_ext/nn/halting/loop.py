@@ -7,6 +7,9 @@ gradients the loop keeps copies over a step; with gradients such a write raises 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -23,8 +26,15 @@ from adaptcomp_ext.ops._plain import dressed
 
 def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     """Run every row until it ends; `fused`: the policy's decision in the kernel's terms, if it has one."""
-    try:
+    with explained_writes(problem):
         return _run(problem, fused)
+
+
+@contextlib.contextmanager
+def explained_writes(problem: Problem) -> Iterator[None]:
+    """Say, in an error for a write of the step to a tensor that a gradient needs, what the step must not do."""
+    try:
+        yield
     except RuntimeError as error:
         if halting.changes_in_place(error):
             raise _written_to("step", "the state that it is given", problem) from error
