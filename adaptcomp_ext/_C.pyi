@@ -1,6 +1,6 @@
 """The compiled module, csrc/bindings.cpp. What a list or a tuple holds is said there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 CPU: int
@@ -73,6 +73,10 @@ def halt_rows(
     threshold: float,
     /,
 ) -> tuple[int, Any, Any, list[Any] | None]: ...
+def halt_node_forward(context: Any, node: HaltNode, /, *tensors: Any) -> tuple[Any, ...]: ...
+def halt_node_backward(
+    node: HaltNode, saved: tuple[Any, ...], gradients: tuple[Any, ...], /
+) -> tuple[Any, ...]: ...
 def halt_backward(
     tensors: tuple[Any, ...],
     g_results: Sequence[Any],
@@ -129,14 +133,42 @@ class StateLike:
     def __init__(self, state: list[Any], form: int, /) -> None: ...
     def take(self, tree: Any, rows: int, /) -> list[Any] | None: ...
 
+class HaltNode:
+    row: list[int]
+    place: list[int]
+    flag: list[int]
+    act: bool
+    bounds: tuple[int, int, int]
+    threshold: float
+    has_readout: bool
+    shared: bool
+    readout_dtype: Any
+    totals: int
+    leaves: int
+    inputs: int
+    has_results: bool
+    has_next: bool
+
 class HaltRun:
     running: int
     inputs_replaced: bool
+    has_broken: bool
     def set_readout(self, readout: Any, output: Any, apart: bool, /) -> None: ...
     def advance(
         self, rows: int, step: int, leaves: list[Any], readout: Any, logits: Any, stream: int, /
     ) -> int: ...
-    def split(self, rows: int, out: Any, /) -> None: ...
+    def go_on(
+        self,
+        steps: Iterator[Any],
+        n: int,
+        rows: int,
+        leaves: list[Any],
+        arguments: tuple[Any, ...],
+        read: Any,
+        head: Any,
+        python: Any,
+        /,
+    ) -> None: ...
     def set_rows(self, row: Any, carry: Any, /) -> None: ...
 
 class DescentRun:
@@ -188,7 +220,7 @@ def halt_run(
     cost: Any,
     running: Any,
     inference_mode: bool,
-    in_place: bool,
+    apply: Any,
     device: int,
 ) -> HaltRun: ...
 def descent_run(

@@ -337,11 +337,11 @@ PYBIND11_MODULE(_C, m) {
       .def("set_readout", &HaltRun::set_readout)
       .def("set_rows", &HaltRun::set_rows)
       .def("advance", &HaltRun::advance)
+      .def("go_on", &HaltRun::go_on)
       .def_readonly("running", &HaltRun::running)
       .def_readonly("inputs_replaced", &HaltRun::inputs_replaced)
       .def_readonly("has_broken", &HaltRun::has_broken);
   py::class_<HaltNode>(m, "HaltNode")
-      .def_readonly("rows", &HaltNode::rows)
       .def_property_readonly("row", [](const HaltNode& node) { return list_of(node.row); })
       .def_property_readonly("place", [](const HaltNode& node) { return list_of(node.place); })
       .def_property_readonly("flag", [](const HaltNode& node) { return list_of(node.flag); })

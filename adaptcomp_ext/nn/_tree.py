@@ -107,9 +107,12 @@ def unflatten(leaves: list[Any], structure: Any) -> Any:
     return pytree.tree_unflatten(leaves, structure)
 
 
+OTHER = 2
+
+
 def form(structure: Any) -> int:
     """Return the structure's code in the compiled loop: 0 a bare tensor, 1 a plain tuple, 2 another one."""
-    return 0 if structure is _LEAF else 1 if type(structure) is _Tuple else 2
+    return 0 if structure is _LEAF else 1 if type(structure) is _Tuple else OTHER
 
 
 def check_tree(name: str, tree: Any, position: int | None = None) -> tuple[list[Tensor], Any]:

@@ -1,9 +1,11 @@
-// The work of the in-place halting loop between two calls of the user's step.
+// The halting loop in compiled code: in place in inference, and with an autograd node for each step in
+// training.
 //
 // It is little work, but the interpreter does it with cold caches: a step of a network evicts its code and
-// data, and forty small operations on tensors then take as long as a small step. So the loop calls
-// StateLike::take before readout and head and HaltRun::advance after them, and only the user's functions run
-// in Python.
+// data, and forty small operations on tensors then take as long as a small step. So HaltRun::go_on is the
+// loop of all steps but the first, and only the user's functions run in Python. Where the state or the inputs
+// have another form, and on CUDA, the loop in Python calls StateLike::take before readout and head and
+// HaltRun::advance after them.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -52,6 +54,11 @@ class StateLike {
                       py::reinterpret_borrow<py::object>(leaf).release().ptr());
     }
     return std::move(leaves);
+  }
+
+  // The state of these leaves, for a form that `take` reads.
+  py::object tree(const py::list& leaves) const {
+    return form_ == Form::tensor ? py::object(leaves[0]) : owned(PyList_AsTuple(leaves.ptr()));
   }
 
   std::vector<Like>& leaves() { return leaves_; }
@@ -199,6 +206,47 @@ class HaltRun {
   }
   static constexpr int64_t kUnusual = -1;
 
+  // Runs the steps after step `n`, until no row is active, where inputs are bare tensors and the state is one
+  // or a plain tuple. `leaves` has the state of `rows` rows, and is emptied, so that it holds no memory. What
+  // is not ordinary goes to the methods _take, _mend, _tree and _explain of `python`.
+  void go_on(const py::object& steps, int64_t n, int64_t rows, const py::list& leaves, py::tuple arguments,
+             const py::object& read, const py::object& head, const py::object& python) {
+    py::object previous = state_->tree(leaves), now = leaves;
+    leaves.attr("clear")();
+    while (true) {
+      const auto step = py::reinterpret_steal<py::object>(PyIter_Next(steps.ptr()));
+      if (!step || PyErr_CheckSignals() != 0) {
+        if (PyErr_Occurred()) throw py::error_already_set();
+        return;
+      }
+      ++n;
+      py::object current = call_step(step, previous, arguments);
+      py::object next = state_->take(current, rows);
+      const bool unusual = next.is_none();
+      if (unusual) {
+        const py::tuple taken = python.attr("_take")(current, rows);
+        next = taken[0];
+        current = taken[1];
+      }
+      now = std::move(next);
+      py::object readout = call("readout", read, current, python),
+                 logits = call("head", head, current, python);
+      current = py::object();
+      auto list = py::reinterpret_borrow<py::list>(now);
+      int64_t size = advance(rows, n, list, readout, logits, 0);
+      if (size == kUnusual) {
+        const py::tuple mended = python.attr("_mend")(readout, logits, rows);
+        readout = mended[0];
+        logits = mended[1];
+        size = advance(rows, n, list, readout, logits, 0);
+      }
+      if (size <= 0) return;
+      if (size != rows && inputs_replaced) arguments = py::tuple(inputs_);
+      rows = size;
+      previous = unusual ? py::object(python.attr("_tree")(list)) : state_->tree(list);
+    }
+  }
+
   int64_t running = 0;           // number of active rows after the last `advance`; on the CPU
   bool inputs_replaced = false;  // the last compaction has replaced an input in its list
   bool has_broken = false;       // a row has ended NONFINITE, in training
@@ -214,6 +262,32 @@ class HaltRun {
     };
     const int64_t l = std::find_if(a_.leaves, a_.leaves + a_.n_leaves, same) - a_.leaves;
     return l < a_.n_leaves ? l : -1;
+  }
+
+  static py::object call_step(const py::object& step, const py::object& previous,
+                              const py::tuple& arguments) {
+    PyObject* stack[8];
+    const auto count = static_cast<size_t>(PyTuple_GET_SIZE(arguments.ptr()));
+    if (count + 2 > std::size(stack)) return step(previous, *arguments);
+    stack[1] = previous.ptr();
+    for (size_t i = 0; i < count; ++i)
+      stack[i + 2] = PyTuple_GET_ITEM(arguments.ptr(), static_cast<Py_ssize_t>(i));
+    return owned(
+        PyObject_Vectorcall(step.ptr(), stack + 1, (count + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+  }
+  // Calls a readout or head, if there is one; `python` explains an error that comes of the state's form.
+  static py::object call(const char* role, const py::object& function, const py::object& state,
+                         const py::object& python) {
+    if (function.is_none()) return py::none();
+    PyObject* stack[] = {nullptr, state.ptr()};
+    try {
+      return owned(
+          PyObject_Vectorcall(function.ptr(), stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+    } catch (py::error_already_set& error) {
+      if (error.matches(PyExc_TypeError) || error.matches(PyExc_AttributeError))
+        python.attr("_explain")(role, function, state, error.value());
+      throw;
+    }
   }
 
   // In training: decides, compacts into new tensors, and makes the autograd node of a step in which a row has

@@ -103,10 +103,6 @@ struct PackingPlan {
 void plan_packing_cpu(const PackingPlan& args);
 void plan_packing_cuda(const PackingPlan& args, int64_t device, void* stream);
 
-// Writes the block rows of the `running` active rows, those of the ended rows, and, in the same order, their
-// batch rows to `out`, which has room for twice `rows`.
-void split_rows_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t running, int64_t* out);
-
 struct LeafGrad {
   const void* g_result;  // [batch, row_elements] or null (zero)
   const void* g_packed;  // [packed rows, row_elements] or null (zero)

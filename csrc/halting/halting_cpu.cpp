@@ -264,15 +264,6 @@ void plan_packing_cpu(const PackingPlan& a) {
   }
 }
 
-void split_rows_cpu(const int8_t* flag, const int64_t* row, int64_t rows, int64_t running, int64_t* out) {
-  int64_t kept = 0, gone = running;
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t at = flag[i] == kRunning ? kept++ : gone++;
-    out[at] = i;
-    out[rows + at] = row[i];
-  }
-}
-
 void halt_backward_cpu(const HaltBackward& a) {
   int64_t bytes = 16 + 3 * a.readout_elements * size_of(a.readout_dtype);
   for (int64_t l = 0; l < a.n_leaves; ++l) bytes += 2 * a.leaves[l].row_elements * size_of(a.leaves[l].dtype);

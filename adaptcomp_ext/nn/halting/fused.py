@@ -5,7 +5,7 @@ the rows that halt. On the CPU it also fills their places with rows from the end
 rows move as have halted, and none in a step in which no row halts. A tensor is written to only if nobody
 else can hold it: the block's own copies of the inputs, and a state that the step returned and did not
 keep. Other tensors are copied. The work between two calls of the user's functions is compiled
-(csrc/bindings/halt_run.h).
+(csrc/bindings/halt_run.h), and so is the loop itself from the second step on, for the usual states on the CPU.
 
 *In training* the loop serves small blocks. It does not write to the step's results, because autograd may
 have saved them: the active rows are copied into a new, smaller block, in order. Decision, compaction and the
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import ActiveCount, bucket
-from adaptcomp_ext.nn._tree import is_container
+from adaptcomp_ext.nn._tree import OTHER, form, is_container
 from adaptcomp_ext.nn.halting.block import Problem
 from adaptcomp_ext.nn.halting.cost_model import never
 from adaptcomp_ext.nn.halting.first_step import search
@@ -123,28 +123,35 @@ class _Run:
         previous: Any = problem.tree(list(problem.state))
         arguments = problem.arguments(self.inputs)
         has_containers, bare = problem.has_containers, not is_container(problem.structure)
+        # Whether all steps but the first are called by the compiled module.
+        compiled = (
+            self.active is None
+            and not has_containers
+            and problem.input_kinds is None
+            and form(problem.structure) != OTHER
+        )
         take, stream = problem.like.take, 0
         on_device = self.active is not None
-        for n, step in enumerate(problem.steps, 1):
+        steps = iter(problem.steps)
+        for n, step in enumerate(steps, 1):
             current = step(previous, *arguments)
             # Before `advance`, which counts references to the inputs: the step may have kept the container.
             if has_containers:
                 arguments = problem.arguments(self.inputs)
             leaves = take(current, rows)
             if leaves is None:
-                leaves = [_readable("step", t) for t in problem.check_state(current, rows)]
-                current = problem.tree(leaves)
+                leaves, current = self._take(current, rows)
             elif problem.kinds is not None:
                 problem.kinds = None
             try:
                 readout = None if read is None else read(current)
             except (TypeError, AttributeError) as error:
-                explain_call("readout", read, current, error)
+                self._explain("readout", read, current, error)
                 raise
             try:
                 logits = None if head is None else head(current)
             except (TypeError, AttributeError) as error:
-                explain_call("head", head, current, error)
+                self._explain("head", head, current, error)
                 raise
             del current  # what is left of the references to the leaves is counted in the call
             if n == 1:
@@ -168,8 +175,23 @@ class _Run:
                 if on_device or block.inputs_replaced:
                     arguments = problem.arguments(self.inputs)
                 rows = size
+            if compiled and problem.kinds is None:
+                del previous, readout, logits  # the next steps need their memory
+                block.go_on(steps, n, rows, leaves, arguments, read, head, self)
+                break
             previous = leaves[0] if bare and problem.kinds is None else problem.tree(leaves)
         return self._result()
+
+    def _take(self, current: Any, rows: int) -> tuple[list[Tensor], Any]:
+        """Return leaves and state of a step's result that is not in the ordinary form."""
+        leaves = [_readable("step", t) for t in self.problem.check_state(current, rows)]
+        return leaves, self.problem.tree(leaves)
+
+    def _tree(self, leaves: list[Tensor]) -> Any:
+        return self.problem.tree(leaves)
+
+    def _explain(self, role: str, function: Any, state: Any, error: Exception) -> None:
+        explain_call(role, function, state, error)
 
     def _prepare(self, readout: Any, leaves: list[Tensor]) -> Tensor | None:
         """Allocate what the first readout decides."""

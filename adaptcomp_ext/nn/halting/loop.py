@@ -32,7 +32,7 @@ def run_loop(problem: Problem, fused: halting.Fused | None) -> HaltResult:
 
 @contextlib.contextmanager
 def explained_writes(problem: Problem) -> Iterator[None]:
-    """Say, in an error for a write of the step to a tensor that a gradient needs, what the step must not do."""
+    """Turn torch's error for a change in place of a tensor that a gradient needs into one of ours."""
     try:
         yield
     except RuntimeError as error:
