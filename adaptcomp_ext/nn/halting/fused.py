@@ -5,7 +5,7 @@ the rows that halt. On the CPU it also fills their places with rows from the end
 rows move as have halted, and none in a step in which no row halts. A tensor is written to only if nobody
 else can hold it: the block's own copies of the inputs, and a state that the step returned and did not
 keep. Other tensors are copied. The work between two calls of the user's functions is compiled
-(csrc/bindings/halt_run.h), and so is the loop itself from the second step on, for the usual states on the CPU.
+(csrc/bindings/halt_run.h). So is the loop itself from the second step on, for the usual states on the CPU.
 
 *In training* the loop serves small blocks. It does not write to the step's results, because autograd may
 have saved them: the active rows are copied into a new, smaller block, in order. Decision, compaction and the
