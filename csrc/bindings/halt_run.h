@@ -159,7 +159,7 @@ class HaltRun {
     readout_.emplace(readout.ptr());
     a_.readout = readout_->leaf(output.ptr(), "output");
     apart_ = apart;
-    if (apart || a_.carry) output_ = output;
+    if (apart || !carry_.is_none()) output_ = output;
   }
 
   // Sets `row` and carry of the next block after a compaction on CUDA; the caller holds both.
@@ -293,7 +293,7 @@ class HaltRun {
   // In training: decides, compacts into new tensors, and makes the autograd node of a step in which a row has
   // ended or the policy has a gradient.
   int64_t advance_out_of_place(const py::list& leaves, const py::object& readout, const py::object& logits) {
-    const bool act = a_.carry != nullptr;
+    const bool act = !carry_.is_none();  // an empty batch has no address
     const int64_t rows = a_.rows;
     auto held = std::make_unique<HaltNode>();
     HaltNode& node = *held;
@@ -366,7 +366,7 @@ class HaltRun {
               const std::vector<py::object>& from, const std::vector<py::object>& to, bool ended) {
     const size_t n_leaves = leaves_.size();
     const auto needs = [](const py::object& tensor) { return is_true(tensor.ptr(), torch->requires_grad); };
-    const bool act = a_.carry != nullptr, goes_on = running > 0;
+    const bool act = !carry_.is_none(), goes_on = running > 0;
     node.has_readout = static_cast<bool>(output_);
     node.shared = node.has_readout && (!apart_ || readout.is(from[0]));
     bool any =
