@@ -4,6 +4,7 @@ import copy
 import functools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -135,6 +136,7 @@ def test_an_encoder_s_parameters_are_not_meant(quiet):
             halting(step, policy)(encoder(X).view(B, D), start)
     captured = encoder(X.mean(0, keepdim=True))
     halting(lambda h: h + captured)(X)
+    halting(lambda h: h + captured, ac.ACT(lambda h: h.sum(1)), readout=lambda h: h * 2)(X)
     # Through a function of its own, an encoder is meant.
     with pytest.warns(UserWarning, match=r"hold: encoder\."):
         halting(lambda h: h + encoder(h))(encoder(X))
@@ -159,6 +161,15 @@ def test_the_first_call_with_a_graph_warns(quiet):
     with torch.inference_mode():
         halt(X)
     with pytest.warns(UserWarning, match="hold"):
+        halt(X)
+
+
+def test_a_part_without_a_graph_is_looked_at_again(quiet):
+    linear, trained = nn.Linear(D, D), []
+    halt = halting(readout=lambda h: linear(h) if trained else h.detach())
+    halt(X)
+    trained.append(True)
+    with pytest.warns(UserWarning, match=r"readout .* hold: linear\."):
         halt(X)
 
 
@@ -203,6 +214,26 @@ def test_a_module_around_it_holds_its_own(bound, quiet):
     other = nn.Linear(D, D)
     with pytest.warns(UserWarning, match=r"hold: other\.\w+, other\.\w+\."):
         Model(bound, other)(X)
+
+
+def test_a_copy_that_a_module_around_it_has_made_is_not_meant(quiet):
+    """It may be gathered from parts, and stand where nobody looks for its name."""
+    store = np.empty(1, dtype=object)
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(D, D))
+            self.halt = halting(self.step)
+
+        def step(self, h):
+            return h @ store[0]
+
+        def forward(self, x):
+            store[0] = nn.Parameter(self.weight.detach().clone())
+            return self.halt(x).output
+
+    Around()(X)
 
 
 def test_parameters_given_by_functional_call_are_not_meant(quiet):
