@@ -6,6 +6,7 @@
 #include <exception>
 #include <initializer_list>
 #include <memory>
+#include <new>
 #include <string>
 
 namespace adaptcomp {
@@ -21,6 +22,8 @@ PyObject* guarded(const Body& body) {
     error.restore();
   } catch (py::builtin_exception& error) {
     error.set_error();
+  } catch (std::bad_alloc&) {
+    PyErr_NoMemory();
   } catch (std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }

@@ -36,6 +36,8 @@ int64_t whole(int64_t bytes) { return (bytes + kUnit - 1) / kUnit * kUnit; }
 
 }  // namespace
 
+void throw_out_of_memory() { throw std::bad_alloc(); }
+
 void* take_block(int64_t bytes) {
   if (bytes < kUnit) {
     bytes = (bytes + 127) / 64 * 64;

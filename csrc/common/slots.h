@@ -69,13 +69,18 @@ class Pace {
 };
 
 // Runs body(t, of, pace) on a team. Its first thread, the caller's, keeps asking while it waits for the
-// others.
+// others. The only exception of a body is that of missing memory, which must not leave its thread.
 template <class Body>
 void paced_team(Interrupt* interrupt, double work, int64_t wanted, const Body& body) {
   int64_t done = 0;
+  int failed = 0;
   parallel_team(wanted, [&](int64_t t, int64_t of) {
     Pace pace(interrupt, work, t == 0);
-    body(t, of, pace);
+    try {
+      body(t, of, pace);
+    } catch (...) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+    }
     if (t > 0) {
       __atomic_fetch_add(&done, 1, __ATOMIC_RELEASE);
     } else {
@@ -85,6 +90,7 @@ void paced_team(Interrupt* interrupt, double work, int64_t wanted, const Body& b
       }
     }
   });
+  if (failed) throw_out_of_memory();
 }
 
 }  // namespace AC_ISA

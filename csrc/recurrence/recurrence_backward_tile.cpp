@@ -289,19 +289,38 @@ class BackwardTile {
   C g_survival_[kRows];  // of PonderNet: in the logarithm of the survival after the step
 };
 
+// The threads' turns, in their order. A thread that fails passes its turn on, too.
+class Turn {
+ public:
+  Turn(int64_t* next, int64_t own) : next_(next), own_(own) {}
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+  ~Turn() {
+    wait();
+    __atomic_store_n(next_, own_ + 1, __ATOMIC_RELEASE);
+  }
+  void wait() const {
+    while (__atomic_load_n(next_, __ATOMIC_ACQUIRE) != own_) sched_yield();
+  }
+
+ private:
+  int64_t* next_;
+  int64_t own_;
+};
+
 template <class C, class Cell, class Gradient>
 void run(const RecurrenceBackward& a) {
   using Tile = BackwardTile<C, Cell, Gradient>;
   const typename Tile::Packed packed(a);
   const double work = 3 * packed.cell.multiply_adds();
-  int64_t turn = 0;
+  int64_t next = 0;
   paced_team(a.run.interrupt, work, threads_of(a.run, work), [&](int64_t t, int64_t of, Pace& pace) {
     const int64_t begin = a.run.rows * t / of, end = a.run.rows * (t + 1) / of;
+    const Turn turn(&next, t);
     Tile tile(a, packed, least(kRows, end - begin), t == 0);
     tile.run(begin, end, pace);
-    while (__atomic_load_n(&turn, __ATOMIC_ACQUIRE) != t) sched_yield();
+    turn.wait();
     tile.give();
-    __atomic_store_n(&turn, t + 1, __ATOMIC_RELEASE);
   });
 }
 

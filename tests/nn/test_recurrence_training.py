@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import textwrap
 import weakref
 from collections.abc import Iterable
 
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.ops._backend import EMULATED
+from tests.helpers.processes import run_python
 from tests.helpers.tensors import assert_bitwise, generator, values
 from tests.nn.test_recurrence import PAIRS, arguments, make, pick
 
@@ -377,3 +380,31 @@ def test_training_reaches_what_the_loop_reaches():
         return loss.item()
 
     assert train(loop=False) == pytest.approx(train(loop=True), rel=1e-3)
+
+
+OUT_OF_MEMORY = """
+    import resource, sys, torch, adaptcomp_ext as ac
+    torch.set_num_threads(int(sys.argv[1]))
+    halt = ac.AdaptiveHalt(ac.cells.GRU(16, 64), ac.FixedSteps(3), max_steps=100_000)
+    state, x = torch.zeros(256, 64), torch.zeros(256, 16)
+    halt(state, x).output.sum().backward()
+    halt.policy.n = 100_000
+    with open("/proc/self/statm") as pages:
+        used = int(pages.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+    try:
+        halt(state, x)
+    except MemoryError:
+        halt.policy.n = 3
+        halt(state, x).output.sum().backward()
+        print("still works")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is one of Linux")
+@pytest.mark.promise("memory")
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_a_run_that_needs_too_much_memory_raises(count):
+    """In a team, too, whose threads must not end the process."""
+    done = run_python("-c", textwrap.dedent(OUT_OF_MEMORY), count)
+    assert (done.returncode, done.stdout.strip()) == (0, "still works"), done.stderr[-2000:]
