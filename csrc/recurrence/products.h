@@ -67,7 +67,8 @@ class Blocks {
   static void spread(const C* from, int64_t unit, int64_t n, int64_t k, C* to) {
     int64_t i = 0;
     if (unit + kLanes<C> <= n)
-      for (; i + kLanes<C> <= k; i += kLanes<C>) transpose_square(from + unit * k + i, k, to + i * kWide, kWide);
+      for (; i + kLanes<C> <= k; i += kLanes<C>)
+        transpose_square(from + unit * k + i, k, to + i * kWide, kWide);
     for (; i < k; ++i)
       for (int64_t c = 0; c < kLanes<C>; ++c) to[i * kWide + c] = from[least(unit + c, n - 1) * k + i];
   }
