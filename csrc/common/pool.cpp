@@ -48,7 +48,7 @@ void* take_block(int64_t bytes) {
     for (int i = count - 1; lock.mine() && i >= 0; --i) {
       if (kept[i].bytes != bytes) continue;
       void* block = kept[i].block;
-      kept[i] = kept[--count];
+      for (--count; i < count; ++i) kept[i] = kept[i + 1];
       total -= bytes;
       return block;
     }
@@ -59,10 +59,18 @@ void* take_block(int64_t bytes) {
 }
 
 void give_block(void* block, int64_t bytes) {
-  if (block && bytes >= kUnit) {
+  if (block && bytes >= kUnit && whole(bytes) <= kMost) {
     bytes = whole(bytes);
     const Lock lock;
-    if (lock.mine() && count < kPlaces && total + bytes <= kMost) {
+    if (lock.mine()) {
+      // The blocks that were given first make room: their sizes may not be asked for any more.
+      int gone = 0;
+      for (; gone < count && (count - gone == kPlaces || total + bytes > kMost); ++gone) {
+        std::free(kept[gone].block);
+        total -= kept[gone].bytes;
+      }
+      for (int i = gone; i < count; ++i) kept[i - gone] = kept[i];
+      count -= gone;
       kept[count++] = {block, bytes};
       total += bytes;
       return;
