@@ -165,11 +165,19 @@ def left_to_know() -> list[list[list[float]]]:
     return [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
 
 
+def of_recurrence(label: str, ratio: str) -> float:
+    rows = json.loads((RESULTS / "bench_recurrence.json").read_text())["rows"]
+    return next(r["ratios"][ratio] for r in rows if r["label"] == label)
+
+
 QUOTES = {
     # A sentence, with its numbers as groups, and what they are computed from.
     ("README.md", r"(\S+) to (\S+) times its lower bound"): lambda: [
         min(of_halting("auto/limit", core="gru", batch=32, dim=64, fraction=1)),
         max(of_halting("auto/limit", core="gru", batch=32, dim=64)),
+    ],
+    ("README.md", r"takes (\S+) times less than that bound, (\S+) in training"): lambda: [
+        of_recurrence(f"gru B=32 D=64 {mode} 1 thread", "alone/ours") for mode in ("infer", "train")
     ],
     ("README.md", r"(\S+) times as fast as eager autograd for 16 rows of 32, and (\S+) times for"): lambda: [
         of_energy("all mlp silu B=16", "eager"),
