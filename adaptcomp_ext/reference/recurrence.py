@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adaptcomp_ext.reference.halting import NONFINITE
 from adaptcomp_ext.reference.mlp_energy import ACTIVATIONS
-
-NONFINITE = 3  # the status
 
 
 def _step(settings: Any, tensors: Any, x: Tensor | None, state: list[Tensor]) -> list[Tensor]:

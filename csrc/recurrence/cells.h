@@ -51,7 +51,6 @@ AC_INLINE vec<C> sigmoid_vec(vec<C> x) {
 // Layer of the input has computed. It may use `scratch`, scratch_columns() numbers for each slot.
 template <class C, int kGates>
 struct GatedCell {
-  static constexpr int kVectors = kGates;
   explicit GatedCell(const Recurrence& a)
       : width(padded<C>(a.dim)),
         input(a.weight_ih, a.bias_ih, kGates, a.dim, a.input),
@@ -120,7 +119,7 @@ struct LstmCell : GatedCell<C, 4> {
 
 template <class C>
 struct MlpCell {
-  static constexpr int kLeaves = 1, kVectors = 2;
+  static constexpr int kLeaves = 1;
   explicit MlpCell(const Recurrence& a)
       : width(padded<C>(a.dim)),
         input(a.weight_ih, a.bias_ih, 1, a.hidden, a.input),

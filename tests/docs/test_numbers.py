@@ -165,8 +165,8 @@ def left_to_know() -> list[list[list[float]]]:
     return [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
 
 
-def of_recurrence(label: str, ratio: str) -> float:
-    rows = json.loads((RESULTS / "bench_recurrence.json").read_text())["rows"]
+def of_recurrence(label: str, ratio: str, report: str = "bench_recurrence") -> float:
+    rows = json.loads((RESULTS / f"{report}.json").read_text())["rows"]
     return next(r["ratios"][ratio] for r in rows if r["label"] == label)
 
 
@@ -240,6 +240,19 @@ def test_a_sentence_quotes_the_report(quote):
     (found,) = re.finditer(pattern, text)
     values = QUOTES[quote]()
     assert all(quoted(n, value) for n, value in zip(found.groups(), values, strict=True)), (found[0], values)
+
+
+@pytest.mark.promise("figures")
+def test_the_recurrence_table():
+    rows = tables(ROOT / "docs" / "measured.md", "torch's layer")
+    assert len(rows) == 10
+    forms = {"loop": "loop", "hoisted": "hoisted", "torch's layer": "layer", "steps alone": "alone"}
+    for row in rows:
+        label = f"gru B={row['B']} D={row['D']} {row['mode']} 1 thread"
+        for column, form in forms.items():
+            reports = ("bench_recurrence", "bench_recurrence_avx2")
+            values = [of_recurrence(label, f"{form}/ours", report) for report in reports]
+            assert row[column] == " / ".join(f"{value:.1f}" for value in values), (label, column)
 
 
 PAGES = sorted(p.stem for p in (ROOT / "docs" / "experiments").glob("*.md") if p.stem != "index")

@@ -172,10 +172,8 @@ def _is_own(policy: Policy, cls: type[_P], methods: dict[str, Any]) -> TypeGuard
 
 
 def _is_its_formula(module: nn.Module) -> bool:
-    own = module.__dict__
-    if "forward" in own or any(own[name] for name in _HOOKS):
-        return False
-    return not any(_OF_ALL_MODULES)
+    own = module.__dict__  # `active_mode` has looked at the hooks of all modules
+    return "forward" not in own and not any(own[name] for name in _HOOKS)
 
 
 def _own(name: str, module: nn.Module, parameter: str, dtype: torch.dtype) -> Tensor | None:
