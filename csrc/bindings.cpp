@@ -28,6 +28,7 @@
 #include "bindings/rows.h"
 #include "bindings/torch.h"
 #include "common/isa.h"
+#include "common/parallel.h"
 #include "compaction/compaction.h"
 #include "confidence/confidence.h"
 #include "halting/halting.h"
@@ -38,10 +39,6 @@
 
 #ifdef ADAPTCOMP_EMULATION  // tests/cuda_host: the CUDA files are compiled for the host
 #include "emulator_bindings.h"
-#endif
-
-#ifdef _OPENMP
-#include <omp.h>
 #endif
 
 using namespace adaptcomp;
@@ -234,13 +231,8 @@ py::dict build_info() {
   info["cuda_compiler"] = ADAPTCOMP_CUDA_COMPILER;
   info["cuda_architectures"] = ADAPTCOMP_CUDA_ARCHITECTURES;
   info["instruction_set"] = kIsaNames[static_cast<int>(isa())];
-#ifdef _OPENMP
-  info["openmp"] = _OPENMP;
-  info["openmp_threads"] = omp_get_max_threads();
-#else
-  info["openmp"] = 0;
-  info["openmp_threads"] = 1;
-#endif
+  info["openmp"] = openmp_version();
+  info["openmp_threads"] = most_threads();
   return info;
 }
 

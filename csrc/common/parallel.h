@@ -1,32 +1,32 @@
-// OpenMP over a range of rows. The runtime is the one that torch loaded, so that torch.set_num_threads
-// governs it.
+// Several threads over a range of rows.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace adaptcomp {
 
 // Bytes of work below which a second thread costs more time than it saves.
 constexpr int64_t kBytesPerThread = 128 * 1024;
 
-// Calls body(t, of) for t = 0 ... of - 1 on `of` threads, at most `wanted`.
+// Calls body(self, t, of) for t = 0 ... of - 1 on `of` threads, at most `wanted` and at most as many as
+// torch.set_num_threads allows. One file alone knows OpenMP: the others compile the same with and without it.
+void run_team(int64_t wanted, void (*body)(const void* self, int64_t t, int64_t of), const void* self);
+
+// The version of the OpenMP standard, 0 without it, and the number of threads that `run_team` may use.
+int openmp_version();
+int most_threads();
+
+// Calls body(t, of) as `run_team` does.
 template <class Body>
-void parallel_team([[maybe_unused]] int64_t wanted, const Body& body) {
-#ifdef _OPENMP
-  const int64_t most = omp_get_max_threads(), threads = wanted < most ? wanted : most;
-  // A single thread does not enter OpenMP: after a parallel region, the first one of a forked child hangs.
-  if (threads > 1 && !omp_in_parallel()) {
-#pragma omp parallel num_threads(static_cast<int>(threads))
-    body(static_cast<int64_t>(omp_get_thread_num()), static_cast<int64_t>(omp_get_num_threads()));
-    return;
+void parallel_team(int64_t wanted, const Body& body) {
+  if (wanted > 1) {
+    run_team(
+        wanted, [](const void* self, int64_t t, int64_t of) { (*static_cast<const Body*>(self))(t, of); },
+        &body);
+  } else {
+    body(int64_t{0}, int64_t{1});
   }
-#endif
-  body(int64_t{0}, int64_t{1});
 }
 
 // Calls body(begin, end) on disjoint chunks of [0, n). No row's arithmetic reads another row, so that the
