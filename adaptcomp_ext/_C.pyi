@@ -160,9 +160,8 @@ class HaltRun:
     def go_on(
         self,
         steps: Iterator[Any],
-        n: int,
         rows: int,
-        leaves: list[Any],
+        state: Any,
         arguments: tuple[Any, ...],
         read: Any,
         head: Any,
@@ -170,6 +169,25 @@ class HaltRun:
         /,
     ) -> None: ...
     def set_rows(self, row: Any, carry: Any, /) -> None: ...
+
+class KnownLoop:
+    def run(
+        self,
+        steps: Iterator[Any],
+        state: Any,
+        inputs: tuple[Any, ...],
+        read: Any,
+        head: Any,
+        threshold: float,
+        signal: Any,
+        parameter: int,
+        carry: Any,
+        inference_mode: bool,
+        apply: Any,
+        most: int,
+        python: Any,
+        /,
+    ) -> tuple[list[Any], Any, Any, Any, Any, bool] | None: ...
 
 class DescentRun:
     accepted: int
@@ -223,6 +241,21 @@ def halt_run(
     apply: Any,
     device: int,
 ) -> HaltRun: ...
+def known_loop(
+    *,
+    state: StateLike,
+    inputs: list[Any],
+    schedule: Schedule,
+    readout: Any,
+    apart: bool,
+    weighted: bool,
+    wide: bool,
+    policy: int,
+    has_head: bool,
+    reads_logits: bool,
+    min_steps: int,
+    max_steps: int,
+) -> KnownLoop: ...
 def descent_run(
     *,
     y: Any,

@@ -20,6 +20,7 @@
 #include "bindings/functions.h"
 #include "bindings/halt_run.h"
 #include "bindings/halting.h"
+#include "bindings/known_loop.h"
 #include "bindings/known_run.h"
 #include "bindings/modules.h"
 #include "bindings/ordinary.h"
@@ -306,6 +307,7 @@ PYBIND11_MODULE(_C, m) {
       fast("recurrence_trace", &recurrence_trace),
       fast("recurrence_backward", &recurrence_backward),
       named("halt_run", &make<HaltRun>),
+      named("known_loop", &make<KnownLoop>),
       fast("halt_node_forward", &halt_node_forward),
       fast("halt_node_backward", &halt_node_backward),
       named("descent_run", &make<DescentRun>),
@@ -333,6 +335,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("running", &HaltRun::running)
       .def_readonly("inputs_replaced", &HaltRun::inputs_replaced)
       .def_readonly("has_broken", &HaltRun::has_broken);
+  py::class_<KnownLoop>(m, "KnownLoop").def("run", &KnownLoop::run);
   py::class_<HaltNode>(m, "HaltNode")
       .def_property_readonly("row", [](const HaltNode& node) { return list_of(node.row); })
       .def_property_readonly("place", [](const HaltNode& node) { return list_of(node.place); })

@@ -42,6 +42,7 @@ _pre_dispatch = getattr(torch._C.DispatchKey, "PreDispatch", None)
 _before_dispatch = (
     functools.partial(_is_included, _pre_dispatch) if _is_included and _pre_dispatch else _nothing
 )
+_is_forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", lambda: True)
 _is_legacy_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda tensor: False)
 
 # The transforms that the reference of a loop, being plain PyTorch, serves; those that a registered op serves;
@@ -324,3 +325,13 @@ def _refuse(called: str, kind: str, reference: Collection[str], where: str = "")
         else ""
     )
     raise RuntimeError(f"{called} does not support {_NAMES[kind]}{came}: {way}.")
+
+
+def is_in_a_function() -> bool:
+    """Whether this is the forward pass of a ``torch.autograd.Function``, as of a reentrant checkpoint.
+
+    It runs without gradients, and its backward pass may repeat it with gradients. A step draws random numbers
+    by place in the block, so that the block has to hold the same rows in the same places. torch disables
+    forward mode there, and elsewhere only in inference mode.
+    """
+    return not (_is_forward_mode_enabled() or torch.is_inference_mode_enabled())

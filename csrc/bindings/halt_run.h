@@ -3,14 +3,14 @@
 //
 // It is little work, but the interpreter does it with cold caches: a step of a network evicts its code and
 // data, and forty small operations on tensors then take as long as a small step. So HaltRun::go_on is the
-// loop of all steps but the first, and only the user's functions run in Python. Where the state or the inputs
-// have another form, and on CUDA, the loop in Python calls StateLike::take before readout and head and
-// HaltRun::advance after them.
+// loop, and only the user's functions run in Python. Where the state or the inputs have another form, and on
+// CUDA, the loop in Python calls StateLike::take before readout and head and HaltRun::advance after them.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -62,6 +62,7 @@ class StateLike {
   }
 
   std::vector<Like>& leaves() { return leaves_; }
+  Form form() const { return form_; }
 
  private:
   Form form_;
@@ -88,6 +89,11 @@ inline Schedule make_schedule(int64_t weights, const py::sequence& state, const 
   const double move = per_byte * static_cast<double>(bytes);
   return {packing + per_tensor * static_cast<double>(tensors), move,
           per_flop * state_flops_per_row(weights, state[0]) + move};
+}
+
+// Sets the memory of a new tensor to zero.
+inline void zero(PyObject* tensor, int64_t bytes) {
+  if (bytes > 0) std::memset(data_of(tensor, "a new tensor"), 0, static_cast<size_t>(bytes));
 }
 
 class HaltRun {
@@ -206,13 +212,19 @@ class HaltRun {
   }
   static constexpr int64_t kUnusual = -1;
 
-  // Runs the steps after step `n`, until no row is active, where inputs are bare tensors and the state is one
-  // or a plain tuple. `leaves` has the state of `rows` rows, and is emptied, so that it holds no memory. What
-  // is not ordinary goes to the methods _take, _mend, _tree and _explain of `python`.
-  void go_on(const py::object& steps, int64_t n, int64_t rows, const py::list& leaves, py::tuple arguments,
+  // The first readout will be like `readout`; without this, `go_on` asks in Python what follows from it.
+  void expect_readout(const Like& readout, bool apart, bool weighted) {
+    expected_ = &readout;
+    expects_apart_ = apart;
+    expects_weighted_ = weighted;
+  }
+
+  // Runs all steps, until no row is active, where inputs are bare tensors and the state is one or a plain
+  // tuple. What is not ordinary goes to the methods _first, _take, _mend, _tree and _explain of `python`.
+  void go_on(const py::object& steps, int64_t rows, py::object previous, py::tuple arguments,
              const py::object& read, const py::object& head, const py::object& python) {
-    py::object previous = state_->tree(leaves), now = leaves;
-    leaves.attr("clear")();
+    py::object now;
+    int64_t n = 0;
     while (true) {
       const auto step = py::reinterpret_steal<py::object>(PyIter_Next(steps.ptr()));
       if (!step || PyErr_CheckSignals() != 0) {
@@ -233,6 +245,11 @@ class HaltRun {
                  logits = call("head", head, current, python);
       current = py::object();
       auto list = py::reinterpret_borrow<py::list>(now);
+      if (n == 1 && !take_first(list, readout, rows)) {
+        const py::tuple first = python.attr("_first")(readout, logits, list);
+        readout = first[0];
+        use_first(list, readout, first[1]);
+      }
       int64_t size = advance(rows, n, list, readout, logits, 0);
       if (size == kUnusual) {
         const py::tuple mended = python.attr("_mend")(readout, logits, rows);
@@ -246,6 +263,9 @@ class HaltRun {
       previous = unusual ? py::object(python.attr("_tree")(list)) : state_->tree(list);
     }
   }
+
+  // The output; null or None where it is the first leaf's result.
+  const py::object& output() const { return output_; }
 
   int64_t running = 0;           // number of active rows after the last `advance`; on the CPU
   bool inputs_replaced = false;  // the last compaction has replaced an input in its list
@@ -262,6 +282,26 @@ class HaltRun {
     };
     const int64_t l = std::find_if(a_.leaves, a_.leaves + a_.n_leaves, same) - a_.leaves;
     return l < a_.n_leaves ? l : -1;
+  }
+
+  // Allocates what the first readout decides, if the readout is as expected.
+  bool take_first(const py::list& leaves, const py::object& readout, int64_t rows) {
+    if (!expected_) return false;
+    const py::object first = expects_apart_ ? readout : py::object(leaves[0]);
+    const void* data = nullptr;
+    if (!expected_->fits(first.ptr(), rows, data)) return false;
+    py::object output = py::none();
+    if (expects_apart_ || expects_weighted_) output = new_rows(first.ptr(), rows);
+    if (expects_weighted_) zero(output.ptr(), expected_->row_bytes() * rows);
+    use_first(leaves, expects_apart_ ? readout : py::none(), output);
+    return true;
+  }
+  // `readout`: None where it is the first leaf. `output`: None where it is the result of that.
+  void use_first(const py::list& leaves, const py::object& readout, const py::object& output) {
+    if (output.is_none() && !reads_logits_) return;
+    const bool apart = !readout.is_none();
+    set_readout(apart ? readout : py::object(leaves[0]), output.is_none() ? py::object(results_[0]) : output,
+                apart);
   }
 
   static py::object call_step(const py::object& step, const py::object& previous,
@@ -534,6 +574,8 @@ class HaltRun {
   std::vector<int64_t> index_, next_;
   std::vector<Like> like_inputs_;
   std::optional<Like> readout_;
+  const Like* expected_ = nullptr;
+  bool expects_apart_ = false, expects_weighted_ = false;
   std::vector<int64_t> row_, n_, sample_;  // on the CPU
   std::vector<int8_t> flag_;
   std::vector<Move> moves_;

@@ -300,6 +300,13 @@ inline Extent row_extent(PyObject* tensor) {
   return row_extent(facts);
 }
 
+// Calls like.new_empty(size, dtype=dtype).
+inline py::object new_of_dtype(PyObject* like, const py::object& size, const py::object& dtype) {
+  static PyObject* const names = PyTuple_Pack(1, torch->dtype.ptr());
+  PyObject* const arguments[] = {like, size.ptr(), dtype.ptr()};
+  return owned(PyObject_VectorcallMethod(torch->new_empty.ptr(), arguments, 2, names));
+}
+
 // Allocates `rows` uninitialised rows like those of a tensor, of another dtype if it is given.
 inline py::object new_rows(PyObject* like, int64_t rows, const py::object& dtype = py::none()) {
   const Shape shape(like);
@@ -311,11 +318,14 @@ inline py::object new_rows(PyObject* like, int64_t rows, const py::object& dtype
     Py_INCREF(extent);
     PyTuple_SET_ITEM(size.ptr(), d, extent);
   }
-  if (dtype.is_none()) {
-    PyObject* const arguments[] = {like, size.ptr()};
-    return owned(PyObject_VectorcallMethod(torch->new_empty.ptr(), arguments, 2, nullptr));
-  }
-  return attribute(like, torch->new_empty)(size, py::arg("dtype") = dtype);
+  if (!dtype.is_none()) return new_of_dtype(like, size, dtype);
+  PyObject* const arguments[] = {like, size.ptr()};
+  return owned(PyObject_VectorcallMethod(torch->new_empty.ptr(), arguments, 2, nullptr));
+}
+
+// Allocates a number for each of `rows` rows on the device of `like`.
+inline py::object new_numbers(PyObject* like, int64_t rows, const py::object& dtype) {
+  return new_of_dtype(like, py::make_tuple(rows), dtype);
 }
 
 // Addresses of tensors that are read, as plain contiguous tensors with their values in memory. Copies that
@@ -477,12 +487,16 @@ class Like {
   }
   int64_t row_bytes() const { return row_.bytes; }
 
- private:
-  bool is_block(PyObject* tensor, int64_t rows, Facts& facts) const {
-    return is_plain(tensor) && facts.read(tensor) &&
-           facts.dims() == static_cast<Py_ssize_t>(tail_.size()) + 1 && facts.size(0) == rows &&
+  // Whether these are the properties of a block of `rows` such rows.
+  bool is_block(int64_t rows, const Facts& facts) const {
+    return facts.dims() == static_cast<Py_ssize_t>(tail_.size()) + 1 && facts.size(0) == rows &&
            std::equal(tail_.begin(), tail_.end(), facts.sizes() + 1) && facts.kind() == kind_ &&
            facts.place() == place_ && facts.is_contiguous() && facts.has_memory();
+  }
+
+ private:
+  bool is_block(PyObject* tensor, int64_t rows, Facts& facts) const {
+    return is_plain(tensor) && facts.read(tensor) && is_block(rows, facts);
   }
 
   uint64_t kind_, place_;

@@ -15,13 +15,13 @@ from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._refused_cells import refuse_cell, refuse_cell_as_step
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_batch, flatten, is_container
-from adaptcomp_ext.nn.halting import batch_statistics, rows_apart
+from adaptcomp_ext.nn.halting import batch_statistics, known_loop, known_run, rows_apart
 from adaptcomp_ext.nn.halting.block import Problem, check_weighable
 from adaptcomp_ext.nn.halting.cost_model import DEFAULT, count_weights, flops_per_row
-from adaptcomp_ext.nn.halting.fused import run_fused, serves
+from adaptcomp_ext.nn.halting.fused import FusedRun, serves
 from adaptcomp_ext.nn.halting.fusing import fused_decision
 from adaptcomp_ext.nn.halting.known import Known, learn
-from adaptcomp_ext.nn.halting.known_run import KnownRun, remember
+from adaptcomp_ext.nn.halting.known_run import KnownRun
 from adaptcomp_ext.nn.halting.loop import run_loop
 from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policy import Policy, Run
@@ -30,7 +30,7 @@ from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import Kinds, is_dense
-from adaptcomp_ext.ops._transforms import apart, enter
+from adaptcomp_ext.ops._transforms import apart, enter, is_in_a_function
 from adaptcomp_ext.ops.halting import MAX_LEAVES
 
 
@@ -306,8 +306,14 @@ class AdaptiveHalt(Checked):
         if torch.compiler.is_compiling():
             # A compiled model is split here: a graph has no addresses for kernels, and fixed numbers of rows.
             return self._run_apart(state, inputs, sample_ids)
-        if sample_ids is None and self._known_run is not None:
-            result = self._known_run.run(self, state, inputs)
+        if sample_ids is None:
+            result = None
+            if self._known_run is not None:
+                result = self._known_run.run(self, state, inputs)
+            elif self._learned is not None:
+                loop = self._learned.loops.get(torch.is_grad_enabled())
+                if loop is not None:
+                    result = loop.run(self, self._learned, state, inputs)
             if result is not None:
                 return result
         return self._run(state, inputs, sample_ids)
@@ -326,17 +332,19 @@ class AdaptiveHalt(Checked):
                 pass
             else:
                 result = whole.run()
-                self._known_run = remember(self, whole)
+                self._known_run = known_run.remember(self, whole)
                 return result
         try:
-            if fused is not None and serves(problem, fused):
-                return run_fused(problem, fused)
-            return run_loop(problem, fused)
+            if fused is None or not serves(problem, fused):
+                return run_loop(problem, fused)
+            run = FusedRun(problem, fused)
+            result = run.run()
+            known = self._known(self.step, policy, self.readout)
+            known.loops[run.training] = known_loop.remember(self, known, run)
+            return result
         except ValueError as error:
-            explained = batch_statistics.explain(error)
-            if explained is error or problem.compact is False:
-                raise
-            raise explained from error
+            batch_statistics.explain(error, problem.compact)
+            raise
 
     _run_apart = apart("AdaptiveHalt", _run)
 
@@ -454,7 +462,7 @@ class AdaptiveHalt(Checked):
             compact=compact,
             weights=weights,
             watch=watch,
-            as_in_training=torch.is_grad_enabled() or _is_in_a_function(),
+            as_in_training=torch.is_grad_enabled() or is_in_a_function(),
             lag=self.lag,
             holder=self if known.unwalked and torch.is_grad_enabled() else None,
         )
@@ -466,16 +474,3 @@ class AdaptiveHalt(Checked):
         if not self.check_rows:
             modes += ", check_rows=False"
         return f"{functions}max_steps={self.max_steps}, min_steps={self.min_steps}, {modes}"
-
-
-_is_forward_mode_enabled = getattr(torch._C, "_is_fwd_grad_enabled", lambda: True)
-
-
-def _is_in_a_function() -> bool:
-    """Whether this is the forward pass of a ``torch.autograd.Function``, as of a reentrant checkpoint.
-
-    It runs without gradients, and its backward pass may repeat it with gradients. A step draws random numbers
-    by place in the block, so that the block has to hold the same rows in the same places. torch disables
-    forward mode there, and elsewhere only in inference mode.
-    """
-    return not (_is_forward_mode_enabled() or torch.is_inference_mode_enabled())

@@ -53,11 +53,11 @@ def settle(layers: list[_BatchNorm], compact: bool | str, check_rows: bool, name
     return False
 
 
-def explain(error: ValueError) -> ValueError:
-    """Return torch's error for a single row with the way out; any other error unchanged."""
-    if _ONE_ROW not in str(error):
-        return error
-    return ValueError(
+def explain(error: ValueError, compact: bool | str) -> None:
+    """Raise an error that tells the way out if this one is torch's for a single row."""
+    if compact is False or _ONE_ROW not in str(error):
+        return
+    raise ValueError(
         "step: expected one row to be enough, got a layer that takes statistics over the rows in the block "
         f"({error}): use compact=False, with which halted rows stay in it"
-    )
+    ) from error

@@ -5,7 +5,7 @@ the rows that halt. On the CPU it also fills their places with rows from the end
 rows move as have halted, and none in a step in which no row halts. A tensor is written to only if nobody
 else can hold it: the block's own copies of the inputs, and a state that the step returned and did not
 keep. Other tensors are copied. The work between two calls of the user's functions is compiled
-(csrc/bindings/halt_run.h). So is the loop itself from the second step on, for the usual states on the CPU.
+(csrc/bindings/halt_run.h). So is the loop itself, for the usual states on the CPU.
 
 *In training* the loop serves small blocks. It does not write to the step's results, because autograd may
 have saved them: the active rows are copied into a new, smaller block, in order. Decision, compaction and the
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._active import ActiveCount, bucket
-from adaptcomp_ext.nn._tree import OTHER, form, is_container
+from adaptcomp_ext.nn._tree import OTHER, form
 from adaptcomp_ext.nn.halting.block import Problem
 from adaptcomp_ext.nn.halting.cost_model import never
 from adaptcomp_ext.nn.halting.first_step import search
@@ -49,21 +49,14 @@ def serves(problem: Problem, fused: halting.Fused) -> bool:
     return sum(t.numel() * t.element_size() for t in problem.state) < SMALL
 
 
-def run_fused(problem: Problem, fused: halting.Fused) -> HaltResult:
-    """Run every row until it has ended."""
-    run = _Run(problem, fused)
-    if not run.training:
-        return run.run()
-    with explained_writes(problem):
-        return run.run()
-
-
 def _readable(name: str, tensor: Tensor) -> Tensor:
     """The tensor as the compiled loop reads it. TypeError where it has no memory."""
     return with_memory(name, contiguous(name, tensor))
 
 
-class _Run:
+class FusedRun:
+    """A run in this loop, which `run` starts."""
+
     def __init__(self, problem: Problem, fused: halting.Fused) -> None:
         self.problem = problem
         self.fused = fused
@@ -88,6 +81,14 @@ class _Run:
             self.inputs = [contiguous("inputs", t) for t in problem.inputs]
         self.output: Tensor | None = None
         self.output_dtype = torch.float32
+        self.first: Tensor | None = None  # without rows, and otherwise like the first readout
+        # Whether the loop is compiled, too.
+        self.compiled = (
+            self.active is None
+            and not problem.has_containers
+            and problem.input_kinds is None
+            and form(problem.structure) != OTHER
+        )
         device, _ = place(run.device)
         self.block = _C.halt_run(
             state=problem.like,
@@ -118,21 +119,24 @@ class _Run:
         )
 
     def run(self) -> HaltResult:
+        """Run every row until it has ended."""
+        if not self.training:
+            return self._run()
+        with explained_writes(self.problem):
+            return self._run()
+
+    def _run(self) -> HaltResult:
         problem, block, head, read = self.problem, self.block, self.fused.head, self.problem.readout
         rows = problem.run.batch
         previous: Any = problem.tree(list(problem.state))
         arguments = problem.arguments(self.inputs)
-        has_containers, bare = problem.has_containers, not is_container(problem.structure)
-        # Whether all steps but the first are called by the compiled module.
-        compiled = (
-            self.active is None
-            and not has_containers
-            and problem.input_kinds is None
-            and form(problem.structure) != OTHER
-        )
+        steps = iter(problem.steps)
+        if self.compiled:
+            block.go_on(steps, rows, previous, arguments, read, head, self)
+            return self.result(block.has_broken)
+        has_containers = problem.has_containers
         take, stream = problem.like.take, 0
         on_device = self.active is not None
-        steps = iter(problem.steps)
         for n, step in enumerate(steps, 1):
             current = step(previous, *arguments)
             # Before `advance`, which counts references to the inputs: the step may have kept the container.
@@ -155,9 +159,13 @@ class _Run:
                 raise
             del current  # what is left of the references to the leaves is counted in the call
             if n == 1:
-                readout = self._prepare(readout, leaves)
-                if problem.holder is not None:
-                    search(problem.holder, problem, leaves, readout, [logits])
+                readout, output = self._first(readout, logits, leaves)
+                if output is not None or self._reads_logits:
+                    first = leaves[0] if readout is None else readout
+                    block.set_readout(
+                        first, self.results[0] if output is None else output, readout is not None
+                    )
+                    del first
             if self.active is not None:
                 stream = place(problem.run.device)[1]
             size = block.advance(rows, n, leaves, readout, logits, stream)
@@ -175,12 +183,13 @@ class _Run:
                 if on_device or block.inputs_replaced:
                     arguments = problem.arguments(self.inputs)
                 rows = size
-            if compiled and problem.kinds is None:
-                del previous, readout, logits  # the next steps need their memory
-                block.go_on(steps, n, rows, leaves, arguments, read, head, self)
-                break
-            previous = leaves[0] if bare and problem.kinds is None else problem.tree(leaves)
-        return self._result()
+            previous = problem.tree(leaves)
+        return self.result(block.has_broken)
+
+    @property
+    def _reads_logits(self) -> bool:
+        """Whether the kernel reads class logits, also from the state."""
+        return halting.KERNELS[self.fused.policy].reads_logits
 
     def _take(self, current: Any, rows: int) -> tuple[list[Tensor], Any]:
         """Return leaves and state of a step's result that is not in the ordinary form."""
@@ -193,22 +202,23 @@ class _Run:
     def _explain(self, role: str, function: Any, state: Any, error: Exception) -> None:
         explain_call(role, function, state, error)
 
-    def _prepare(self, readout: Any, leaves: list[Tensor]) -> Tensor | None:
-        """Allocate what the first readout decides."""
+    def _first(self, readout: Any, logits: Any, leaves: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Return the first readout where it is apart from the state, and the output that it decides."""
         problem, run = self.problem, self.problem.run
         weighted, apart = problem.policy.weighted, problem.readout is not None
+        problem.first_read = None
         first = problem.check_readout(readout if apart else leaves[0], run.batch)
         first = contiguous("readout", first)
         self.output_dtype = first.dtype
+        if self.compiled:
+            self.first = first.new_empty((0, *first.shape[1:]), requires_grad=False)
         if weighted or apart:
             allocate = torch.zeros if weighted else torch.empty
             dtype = compute_dtype(first.dtype) if weighted else first.dtype
             self.output = allocate((run.batch, *first.shape[1:]), dtype=dtype, device=run.device)
-        if (
-            self.output is not None or halting.KERNELS[self.fused.policy].reads_logits
-        ):  # which reads the class logits even from the state
-            self.block.set_readout(first, self.results[0] if self.output is None else self.output, apart)
-        return first if apart else None
+        if problem.holder is not None:
+            search(problem.holder, problem, leaves, first if apart else None, [logits])
+        return first if apart else None, self.output
 
     def _mend(self, readout: Any, logits: Any, rows: int) -> tuple[Tensor | None, Tensor | None]:
         """Raise if readout or logits are wrong; make them contiguous if that is all."""
@@ -249,8 +259,9 @@ class _Run:
         if self.cost is not None:
             self.cost = results.totals[0]
 
-    def _result(self) -> HaltResult:
-        if self.block.has_broken:
+    def result(self, broken: bool) -> HaltResult:
+        """Return what the run has found. `broken`: in training a row has ended NONFINITE."""
+        if broken:
             self._block_gradient()
         output = self.results[0] if self.output is None else self.output.to(self.output_dtype)
         self.problem.kinds = self.problem.result_kinds

@@ -36,6 +36,8 @@ class Known:
     mode: bool = False
     apart: set[tuple[torch.dtype, bool, bool]] = field(default_factory=set)
     """All combinations of dtype and modes that were checked."""
+    loops: dict[bool, Any] = field(default_factory=dict)
+    """The `KnownLoop` of the last run without gradients, and of the last with, where it can be repeated."""
 
 
 def learn(step: Any, policy: Policy, readout: Any) -> Known:

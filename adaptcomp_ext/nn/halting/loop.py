@@ -17,7 +17,7 @@ from adaptcomp_ext.nn.halting.block import Problem
 from adaptcomp_ext.nn.halting.first_step import search
 from adaptcomp_ext.nn.halting.fusing import begin
 from adaptcomp_ext.nn.halting.packing import choose
-from adaptcomp_ext.nn.halting.policy import View, check_decision, head_logits_of, plain_decision
+from adaptcomp_ext.nn.halting.policy import Policy, View, check_decision, head_logits_of, plain_decision
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, on_cuda
@@ -36,15 +36,20 @@ def explained_writes(problem: Problem) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if halting.changes_in_place(error):
-            raise _written_to("step", "the state that it is given", problem) from error
+        explain_write(error, problem.policy)
         raise
 
 
-def _written_to(name: str, what: str, problem: Problem) -> RuntimeError:
-    policy = type(problem.policy).__name__
+def explain_write(error: RuntimeError, policy: Policy) -> None:
+    """Raise an error of ours if this one is torch's for a change in place."""
+    if halting.changes_in_place(error):
+        raise _written_to("step", "the state that it is given", policy) from error
+
+
+def _written_to(name: str, what: str, policy: Policy) -> RuntimeError:
+    kind = type(policy).__name__
     return RuntimeError(
-        f"{name}: expected {what} to be left as it is, because the gradient of the result with {policy} "
+        f"{name}: expected {what} to be left as it is, because the gradient of the result with {kind} "
         "needs it, got a change in place; return a new tensor, or run under torch.no_grad()"
     )
 
@@ -157,7 +162,7 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         previous = problem.tree(done.leaves)
 
     if any(t._version != version for t, version in versions):
-        raise _written_to("step or readout", "what they and the policy returned", problem)
+        raise _written_to("step or readout", "what they and the policy returned", policy)
     trace = _trace(records, packing.has_padding) if traced else None
     broken = results.status == Status.NONFINITE
     if torch.is_grad_enabled() and (on_cuda(run.device) or bool(broken.any())):
