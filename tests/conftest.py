@@ -37,11 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     science.set_full(config.getoption("--full"))
-    # `pytest -n 2` deals single tests out: networks that the tests of a file share would be trained twice.
-    # Files go to the processes in the order of their names: the longest are among the first.
+    # `pytest -n 2` deals the tests out in halves, the first of which takes several times as long: a process
+    # that has finished its own takes over tests of the other.
     if getattr(config.option, "dist", None) == "load":
-        config.option.dist = "loadfile"
-        config.option.loadscopereorder = False
+        config.option.dist = "worksteal"
 
 
 @pytest.hookimpl(trylast=True)  # after the choice of -k and -m, of which all pairs remain
