@@ -12,33 +12,11 @@
 // rows, as large as the parameters, and reads and writes them once per step: for layers too large for shared
 // memory this costs more than the products.
 #include "descent/tile.cuh"
+#include "mlp_energy/activated.cuh"
 #include "mlp_energy/mlp_energy.h"
 
 namespace adaptcomp {
 namespace {
-
-// The elementary functions on the device, in the form that the activations take.
-template <class C>
-struct ScalarMath {
-  using scalar = C;
-  using type = C;
-  static AC_HD C exp(C x) { return std::exp(x); }
-  static AC_HD C tanh(C x) { return std::tanh(x); }
-  static AC_HD C erf(C x) { return std::erf(x); }
-  static AC_HD C reciprocal(C x) { return C(1) / x; }
-  static AC_HD C log1p_unit(C e, C) { return std::log1p(e); }
-};
-
-template <bool kValue, bool kSecond, class C>
-__device__ __forceinline__ Activated<C> activated(Activation activation, C a) {
-  using M = ScalarMath<C>;
-  switch (activation) {
-    case Activation::softplus: return activate<Activation::softplus, kValue, kSecond, M>(a);
-    case Activation::silu: return activate<Activation::silu, kValue, kSecond, M>(a);
-    case Activation::tanh: return activate<Activation::tanh, kValue, kSecond, M>(a);
-    default: return activate<Activation::gelu, kValue, kSecond, M>(a);
-  }
-}
 
 template <class C>
 class MlpTile {

@@ -4,6 +4,7 @@
 #include "common/simd_math.h"
 #include "recurrence/products.h"
 #include "recurrence/recurrence.h"
+#include "recurrence/rows.h"
 
 namespace adaptcomp {
 namespace AC_ISA {
@@ -42,11 +43,6 @@ struct Layer {
   Scratch<C> bias;
 };
 
-template <class C>
-AC_INLINE vec<C> sigmoid_vec(vec<C> x) {
-  return reciprocal(exp_vec(-x) + C(1));
-}
-
 // A cell computes the next state of `used` slots from the state and the row's part of the gates, which a
 // Layer of the input has computed. It may use `scratch`, scratch_columns() numbers for each slot.
 template <class C, int kGates>
@@ -61,61 +57,40 @@ struct GatedCell {
   Layer<C, kGates> input, state;
 };
 
-// The gates of a unit, from the layers' sums.
-template <class C>
-struct GruGates {
-  AC_INLINE GruGates(const C* given, const vec<C> (&sum)[3])
-      : reset(sigmoid_vec<C>(load_vec(given) + sum[0])),
-        keep(sigmoid_vec<C>(load_vec(given + kLanes<C>) + sum[1])),
-        fresh(tanh_vec(fma(reset, sum[2], load_vec(given + 2 * kLanes<C>)))) {}
-  vec<C> reset, keep, fresh;
-};
-template <class C>
-struct LstmGates {
-  AC_INLINE LstmGates(const C* given, const vec<C> (&sum)[4], vec<C> before)
-      : in(sigmoid_vec<C>(load_vec(given) + sum[0])),
-        forget(sigmoid_vec<C>(load_vec(given + kLanes<C>) + sum[1])),
-        fresh(tanh_vec(load_vec(given + 2 * kLanes<C>) + sum[2])),
-        out(sigmoid_vec<C>(load_vec(given + 3 * kLanes<C>) + sum[3])),
-        cell(fma(forget, before, in * fresh)),
-        squashed(tanh_vec(cell)) {}
-  vec<C> in, forget, fresh, out, cell, squashed;
-};
+// The vectors of a unit's gates at `from`, in the layout of a Layer, and of its numbers in the tensors of the
+// state.
+template <class C, int G>
+AC_INLINE void load_gates(const C* from, vec<C> (&to)[G]) {
+  for (int g = 0; g < G; ++g) to[g] = load_vec(from + g * kLanes<C>);
+}
+template <class C, int L>
+AC_INLINE void load_leaves(const RowPointers<const C>* state, int64_t r, int64_t j, vec<C> (&to)[L]) {
+  for (int l = 0; l < L; ++l) to[l] = load_vec(state[l][r] + j);
+}
 
-template <class C>
-struct GruCell : GatedCell<C, 3> {
-  static constexpr int kLeaves = 1;
-  using GatedCell<C, 3>::GatedCell;
+template <class C, class U>
+struct UnitCell : GatedCell<C, U::kGates> {
+  using Unit = U;
+  static constexpr int kGates = U::kGates, kLeaves = U::kLeaves;
+  using GatedCell<C, kGates>::GatedCell;
   void step(const RowPointers<const C>* from, RowPointers<const C> given, int64_t used, C*,
             const RowPointers<C>* to) const {
-    const auto before = from[0];
-    const auto after = to[0];
-    product(before, used, this->state.blocks, this->state.bias.get(),
-            [&](int64_t r, int64_t b, const vec<C>(&sum)[3]) __attribute__((always_inline)) {
+    const RowPointers<const C> input = from[0];
+    product(input, used, this->state.blocks, this->state.bias.get(),
+            [&](int64_t r, int64_t b, const vec<C>(&sum)[kGates]) __attribute__((always_inline)) {
               const int64_t j = b * kLanes<C>;
-              const GruGates<C> gates(given[r] + 3 * j, sum);
-              store_vec(after[r] + j, fma(gates.keep, load_vec(before[r] + j) - gates.fresh, gates.fresh));
+              vec<C> parts[kGates], before[kLeaves], after[kLeaves];
+              load_gates<C>(given[r] + kGates * j, parts);
+              load_leaves<C>(from, r, j, before);
+              Unit(parts, sum, before).next(before, after);
+              for (int l = 0; l < kLeaves; ++l) store_vec(to[l][r] + j, after[l]);
             });
   }
 };
-
 template <class C>
-struct LstmCell : GatedCell<C, 4> {
-  static constexpr int kLeaves = 2;
-  using GatedCell<C, 4>::GatedCell;
-  void step(const RowPointers<const C>* from, RowPointers<const C> given, int64_t used, C*,
-            const RowPointers<C>* to) const {
-    const auto cells = from[1];
-    const auto h = to[0], c = to[1];
-    product(from[0], used, this->state.blocks, this->state.bias.get(),
-            [&](int64_t r, int64_t b, const vec<C>(&sum)[4]) __attribute__((always_inline)) {
-              const int64_t j = b * kLanes<C>;
-              const LstmGates<C> gates(given[r] + 4 * j, sum, load_vec(cells[r] + j));
-              store_vec(c[r] + j, gates.cell);
-              store_vec(h[r] + j, gates.out * gates.squashed);
-            });
-  }
-};
+using GruCell = UnitCell<C, GruUnit<VectorMath<C>>>;
+template <class C>
+using LstmCell = UnitCell<C, LstmUnit<VectorMath<C>>>;
 
 template <class C>
 struct MlpCell {

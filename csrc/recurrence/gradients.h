@@ -87,21 +87,16 @@ class OuterSums {
 // What a pass of the backward walk takes and gives, for every slot.
 template <class C>
 struct Walk {
-  const C* const* from;        // the state before the step
-  const C* const* cells;       // of the LSTM: its second tensor
-  RowPointers<const C> given;  // the input's part of the gates
-  RowPointers<C> g_state[2];   // in: the gradient in the state after the step; out: in the one before it
-  RowPointers<C> g_given;      // the gradient in the input's part is added
+  RowPointers<const C> from[2];  // the tensors of the state before the step
+  RowPointers<const C> given;    // the input's part of the gates
+  RowPointers<C> g_state[2];     // in: the gradient in the state after the step; out: in the one before it
+  RowPointers<C> g_given;        // the gradient in the input's part is added
   int64_t used;
 };
 
 template <class C>
 AC_INLINE void add_vec(C* to, vec<C> v) {
   store_vec(to, load_vec(to) + v);
-}
-template <class C>
-AC_INLINE vec<C> sigmoid_slope(vec<C> sigma) {
-  return sigma * (C(1) - sigma);
 }
 
 // g_state += left matrix, for the rows of the group that is being filled.
@@ -127,11 +122,12 @@ struct GatedBack {
   Blocks<C, 2> state, input;
 };
 
-template <class C, class Cell, int G>
+template <class C, class UnitGrad>
 class GatedGradient {
  public:
-  static constexpr int64_t kGates = G;
-  using Back = GatedBack<C, G>;
+  using Cell = UnitCell<C, typename UnitGrad::Unit>;
+  static constexpr int kGates = Cell::kGates, kLeaves = Cell::kLeaves;
+  using Back = GatedBack<C, kGates>;
   GatedGradient(const RecurrenceBackward& a, const Cell& cell, const Back& back, bool first)
       : cell_(cell),
         back_(back),
@@ -139,75 +135,41 @@ class GatedGradient {
   void finish() { sums_.finish(); }
   void give(const RecurrenceBackward& a, bool first) const { sums_.give(first, a.g_weight_hh, a.g_bias_hh); }
 
- protected:
-  // Gathers the rows of the group, makes gates(r, b, sums) write them, and passes them back to the state.
-  template <class Gates>
-  AC_INLINE void walk(const Walk<C>& w, const Gates& gates) {
+  // Gathers the rows of the group, writes their gradients, and passes them back to the state.
+  void step(const Walk<C>& w) {
     const C* left[kRows];
     for (int64_t r = 0; r < w.used; ++r) {
       left[r] = sums_.left(r);
-      sums_.point(r, w.from[r]);
+      sums_.point(r, w.from[0][r]);
     }
-    product(w.from, w.used, cell_.state.blocks, cell_.state.bias.get(), gates);
+    product(w.from[0], w.used, cell_.state.blocks, cell_.state.bias.get(),
+            [&](int64_t r, int64_t b, const vec<C>(&sum)[kGates]) __attribute__((always_inline)) {
+              const int64_t j = b * kLanes<C>, width = cell_.width;
+              vec<C> parts[kGates], before[kLeaves], g[kLeaves];
+              load_gates<C>(w.given[r] + kGates * j, parts);
+              load_leaves<C>(w.from, r, j, before);
+              for (int l = 0; l < kLeaves; ++l) g[l] = load_vec(w.g_state[l][r] + j);
+              const UnitGrad grad(typename Cell::Unit(parts, sum, before), sum, before, g);
+              C *to = sums_.left(r) + j, *given = w.g_given[r] + j;
+              for (int i = 0; i < kGates; ++i) {
+                store_vec(to + i * width, grad.own[i]);
+                add_vec(given + i * width, grad.given[i]);
+              }
+              for (int l = 0; l < kLeaves; ++l) store_vec(w.g_state[l][r] + j, g[l]);
+            });
     add_product<C>(left, w.used, back_.state, cell_.width, w.g_state[0]);
     sums_.hold(w.used);
   }
+
+ private:
   const Cell& cell_;
   const Back& back_;
   OuterSums<C> sums_;
 };
-
 template <class C>
-class GruGradient : public GatedGradient<C, GruCell<C>, 3> {
- public:
-  using GatedGradient<C, GruCell<C>, 3>::GatedGradient;
-  void step(const Walk<C>& w) {
-    const RowPointers<C> g_state = w.g_state[0];
-    this->walk(w, [&](int64_t r, int64_t b, const vec<C>(&sum)[3]) __attribute__((always_inline)) {
-      const int64_t j = b * kLanes<C>;
-      const GruGates<C> s(w.given[r] + 3 * j, sum);
-      const vec<C> h = load_vec(w.from[r] + j), g = load_vec(g_state[r] + j);
-      const vec<C> g_fresh = g * (C(1) - s.keep) * (C(1) - s.fresh * s.fresh);
-      const vec<C> g_keep = g * (h - s.fresh) * sigmoid_slope<C>(s.keep);
-      const vec<C> g_reset = g_fresh * sum[2] * sigmoid_slope<C>(s.reset);
-      const int64_t width = this->cell_.width;
-      C *to = this->sums_.left(r) + j, *given = w.g_given[r] + j;
-      store_vec(to, g_reset);
-      store_vec(to + width, g_keep);
-      store_vec(to + 2 * width, g_fresh * s.reset);  // the reset gate lies between the two layers
-      add_vec(given, g_reset);
-      add_vec(given + width, g_keep);
-      add_vec(given + 2 * width, g_fresh);
-      store_vec(g_state[r] + j, g * s.keep);
-    });
-  }
-};
-
+using GruGradient = GatedGradient<C, GruUnitGrad<VectorMath<C>>>;
 template <class C>
-class LstmGradient : public GatedGradient<C, LstmCell<C>, 4> {
- public:
-  using GatedGradient<C, LstmCell<C>, 4>::GatedGradient;
-  void step(const Walk<C>& w) {
-    const RowPointers<C> g_state = w.g_state[0], g_cell = w.g_state[1];
-    this->walk(w, [&](int64_t r, int64_t b, const vec<C>(&sum)[4]) __attribute__((always_inline)) {
-      const int64_t j = b * kLanes<C>;
-      const vec<C> before = load_vec(w.cells[r] + j), g = load_vec(g_state[r] + j);
-      const LstmGates<C> s(w.given[r] + 4 * j, sum, before);
-      const vec<C> of_cell = fma(g * s.out, C(1) - s.squashed * s.squashed, load_vec(g_cell[r] + j));
-      const vec<C> of[4] = {
-          of_cell * s.fresh * sigmoid_slope<C>(s.in), of_cell * before * sigmoid_slope<C>(s.forget),
-          of_cell * s.in * (C(1) - s.fresh * s.fresh), g * s.squashed * sigmoid_slope<C>(s.out)};
-      const int64_t width = this->cell_.width;
-      C *to = this->sums_.left(r) + j, *given = w.g_given[r] + j;
-      for (int i = 0; i < 4; ++i) {
-        store_vec(to + i * width, of[i]);
-        add_vec(given + i * width, of[i]);
-      }
-      store_vec(g_cell[r] + j, of_cell * s.forget);
-      store_vec(g_state[r] + j, vec<C>{});  // all of it goes through the gates
-    });
-  }
-};
+using LstmGradient = GatedGradient<C, LstmUnitGrad<VectorMath<C>>>;
 
 template <class C>
 struct MlpBack {
@@ -244,12 +206,12 @@ class MlpGradient {
     const C *of_hidden[kRows], *of_state[kRows];
     for (int64_t r = 0; r < w.used; ++r) {
       of_hidden[r] = up_.left(r);
-      up_.point(r, w.from[r]);
+      up_.point(r, w.from[0][r]);
       of_state[r] = down_.left(r);
       copy_row(down_.left(r), g_state[r], width);
       if (!cell_.residual) zero_row(g_state[r], width);
     }
-    product(w.from, w.used, cell_.up.blocks,
+    product(w.from[0], w.used, cell_.up.blocks,
             [&](int64_t r, int64_t b, const vec<C>(&sum)[2]) __attribute__((always_inline)) {
               for (int p = 0; p < 2; ++p) {
                 const int64_t j = (b * 2 + p) * kLanes<C>;

@@ -84,7 +84,7 @@ class BackwardTile {
         from[i] = static_cast<const C*>(record_[i]->before->state);
         cells[i] = from[i] + width_;
       }
-      Walk<C> walk{from, cells, given_, {g_state_[0], g_state_[kLeaves - 1]}, g_given_, used};
+      Walk<C> walk{{from, cells}, given_, {g_state_[0], g_state_[kLeaves - 1]}, g_given_, used};
       gradient_.step(walk);
       for (int64_t i = 0; i < used;) {
         if (back(i) || fill(i)) {

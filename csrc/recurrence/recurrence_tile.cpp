@@ -164,20 +164,10 @@ class RecurrenceTile {
     if (a_.readout) return last_readout_of_[slot];
     return a_.tape ? static_cast<const C*>(record_[slot]->before->state) : next_[0][slot];
   }
-  // Whether the readout has not changed. A class that stays masked has not, and counts as zero in the size. A
-  // row whose sum of squares overflows does not stay.
   bool stays(const C* now, const C* last) const {
-    C change = 0, size = 0;
-    for (int64_t j = 0; j < a_.width; ++j) {
-      const bool masked = is_masked(now[j]);
-      const C d = masked && is_masked(last[j]) ? C(0) : now[j] - last[j];
-      change += d * d;
-      size += masked ? C(0) : now[j] * now[j];
-    }
-    const C tolerance = static_cast<C>(halt_.threshold);
-    if (!a_.relative) return std::sqrt(change) <= tolerance;
-    size = std::sqrt(size);
-    return std::sqrt(change) <= tolerance * size && is_finite(size);
+    Movement<C> movement;
+    for (int64_t j = 0; j < a_.width; ++j) movement.add(now[j], last[j]);
+    return movement.stays(static_cast<C>(halt_.threshold), a_.relative);
   }
 
   // Decides for the slot's row after its step; returns false if the row has ended.
