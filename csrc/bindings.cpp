@@ -293,6 +293,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("quadratic_descent", &quadratic_descent);
   m.def("quadratic_descent_backward", &quadratic_descent_backward);
   m.def("quadratic_descent_scratch", &quadratic_descent_scratch);
+  m.def("recurrence_scratch", &recurrence_scratch);
   m.def("build_info", &build_info);
   m.def("use_isa", &use_isa);
   m.def("use_torch", &use_torch);

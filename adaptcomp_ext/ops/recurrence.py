@@ -1,4 +1,4 @@
-"""The kernel calls that run a recurrent cell until every row has halted, and walk back, on the CPU."""
+"""The kernel calls that run a recurrent cell until every row has halted, and walk back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import _C, reference
-from adaptcomp_ext.ops._backend import contiguous
+from adaptcomp_ext.ops._backend import CPU, contiguous, on_cuda, place
 from adaptcomp_ext.ops._library import Function
 from adaptcomp_ext.ops._transforms import check_gradients
 from adaptcomp_ext.ops.halting import ACT
@@ -115,19 +115,55 @@ def _arguments(
     ]
 
 
+def _scratch_bytes(settings: Settings, tensors: Tensors, backward: bool) -> int:
+    """Return the scratch memory of a call on CUDA; negative where a row does not fit on the device."""
+    first, x, second_layer, readout = tensors.state, tensors.x, tensors.weight2, tensors.readout
+    return _C.recurrence_scratch(
+        [
+            first.shape[0],
+            0 if x is None else x.shape[1],
+            first.shape[1],
+            0 if second_layer is None else second_layer.shape[1],
+            *(first.dtype == torch.float64, CELLS[settings.kind]),
+            0 if readout is None else readout.shape[0],
+            *(settings.policy, settings.max_steps, backward, place(first.device)[0]),
+        ]
+    )
+
+
+def fits(settings: Settings, tensors: Tensors) -> bool:
+    """Whether a run on CUDA, and with gradients its backward pass, fits on the device."""
+    return _scratch_bytes(settings, tensors, backward=False) >= 0 and not (
+        torch.is_grad_enabled()
+        and _any_requires_grad(tensors)
+        and _scratch_bytes(settings, tensors, backward=True) < 0
+    )
+
+
+def _place(settings: Settings, tensors: Tensors, backward: bool) -> tuple[Any, ...]:
+    """Return the end of an argument list: device, stream, and on CUDA the scratch memory."""
+    device = tensors.state.device
+    if not on_cuda(device):
+        return CPU, 0
+    scratch = torch.empty(_scratch_bytes(settings, tensors, backward), dtype=torch.uint8, device=device)
+    return *place(device), scratch, scratch.numel()
+
+
 def _run(settings: Settings, tensors: Tensors, tape: _C.RecurrenceTape | None) -> Ended:
     first, second, readout = tensors.state, tensors.second, tensors.readout
     rows, dim = first.shape
+    dtype, device = first.dtype, first.device
     output = cost = None
     if settings.weighted:
-        output = torch.zeros((rows, dim if readout is None else readout.shape[0]), dtype=first.dtype)
+        width = dim if readout is None else readout.shape[0]
+        output = torch.zeros((rows, width), dtype=dtype, device=device)
     elif readout is not None:
-        output = torch.empty((rows, readout.shape[0]), dtype=first.dtype)
+        output = torch.empty((rows, readout.shape[0]), dtype=dtype, device=device)
     if settings.has_cost:
-        cost = torch.zeros(rows, dtype=first.dtype)
+        cost = torch.zeros(rows, dtype=dtype, device=device)
     state = [torch.empty_like(t, requires_grad=False) for t in (first, second) if t is not None]
-    steps = torch.empty(rows, dtype=torch.int64)
-    status = torch.empty(rows, dtype=torch.int8)
+    steps = torch.empty(rows, dtype=torch.int64, device=device)
+    status = torch.empty(rows, dtype=torch.int8, device=device)
     if settings.prior is not None and tape is None:
         tape = _C.RecurrenceTape(rows)
     _C.recurrence(
@@ -136,6 +172,7 @@ def _run(settings: Settings, tensors: Tensors, tape: _C.RecurrenceTape | None) -
             *(output, state[0], None if second is None else state[1], cost),
             *(settings.parameter, settings.signal, settings.sample_ids),
             *(settings.reads_state, settings.relative),
+            *_place(settings, tensors, backward=False),
         ]
     )
     trace = None
@@ -158,7 +195,8 @@ class _Recurrence(Function):
         ctx: Any, settings: Settings, ended: list[Tensor], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         given = Tensors(*tensors)  # type: ignore[arg-type]
-        tape = _C.RecurrenceTape(given.state.shape[0])
+        on_host = not on_cuda(given.state.device)  # elsewhere the backward pass repeats the steps
+        tape = _C.RecurrenceTape(given.state.shape[0]) if on_host else None
         result = _run(settings, given, tape)
         ended += (result.steps, result.status)
         states = weights = None
@@ -206,6 +244,7 @@ class _Recurrence(Function):
             [
                 *_arguments(settings, tensors, steps, status, holder.tape),
                 *(g_output, g_state, g_second, g_cost, g_trace, g_weights, *found),
+                *_place(settings, tensors, backward=True),
             ]
         )
         return (None, None, *found)
@@ -225,7 +264,9 @@ def _by_reference(
         t.view_as(t) if t is not None and w else t for t, w in zip(tensors, wanted, strict=True)
     )
     inputs = [t for t, w in zip(own, wanted, strict=True) if t is not None and w]
-    with torch.autocast("cpu", enabled=False):  # the dtypes are the run's, wherever this was called
+    with torch.autocast(
+        tensors.state.device.type, enabled=False
+    ):  # the dtypes are the run's, wherever this was called
         results = reference.recurrence(settings, own, steps, status)
         pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
         found = torch.autograd.grad(

@@ -8,6 +8,7 @@
 
 #include "bindings/torch.h"
 #include "common/dtype.h"
+#include "common/scratch.h"
 #include "halting/halting.h"
 
 namespace adaptcomp {
@@ -105,6 +106,19 @@ inline Place place(Arguments& in) {
   in.done();
   return where;
 }
+
+// The end of a list: the place and, on CUDA, address and size of the scratch.
+struct CallPlace : Place {
+  explicit CallPlace(Arguments& in) : CallPlace(in, in.integer()) { in.done(); }
+  DeviceScratch scratch;
+
+ private:
+  CallPlace(Arguments& in, int64_t on) : Place(on, in.stream()), scratch{} {
+    if (on_cpu()) return;
+    scratch.data = in.pointer<void>();
+    scratch.bytes = in.integer();
+  }
+};
 
 #if ADAPTCOMP_WITH_CUDA
 #define AC_RUN(where, cpu_call, cuda_call) \

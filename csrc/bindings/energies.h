@@ -56,19 +56,6 @@ inline DescentBackward read_descent_backward(Arguments& in, const py::list& real
   return d;
 }
 
-// The end of a list: the place and, on CUDA, address and size of the scratch.
-struct CallPlace : Place {
-  explicit CallPlace(Arguments& in) : CallPlace(in, in.integer()) { in.done(); }
-  DescentScratch scratch;
-
- private:
-  CallPlace(Arguments& in, int64_t on) : Place(on, in.stream()), scratch{} {
-    if (on_cpu()) return;
-    scratch.data = in.pointer<void>();
-    scratch.bytes = in.integer();
-  }
-};
-
 // hidden1, hidden2, activation, weight1, context and its stride, weight2, bias2, out, out_bias; a real number
 // more: ridge
 inline MlpEnergy read_mlp(Arguments& in, const py::list& reals) {

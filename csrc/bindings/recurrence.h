@@ -1,4 +1,4 @@
-// The whole run of a recurrent cell at the boundary, on the CPU.
+// The whole run of a recurrent cell at the boundary.
 #pragma once
 
 #include "bindings/arguments.h"
@@ -53,7 +53,8 @@ inline Recurrence recurrence_of(Arguments& in) {
 }
 
 // What recurrence_of() reads; then output, the two tensors of the result, cost; parameter, signal,
-// sample_ids, whether the state is read as logits, whether the threshold is relative.
+// sample_ids, whether the state is read as logits, whether the threshold is relative; the place and, on CUDA,
+// the scratch.
 inline PyObject* recurrence(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 1 || !PyList_Check(arguments[0])) {
     PyErr_SetString(PyExc_TypeError, "recurrence: expected a list");
@@ -70,16 +71,41 @@ inline PyObject* recurrence(PyObject*, PyObject* const* arguments, Py_ssize_t co
     a.halt.sample = in.pointer<int64_t>("sample_ids");
     a.halt.read_leaf = in.integer() != 0 ? 0 : -1;
     a.relative = in.integer() != 0;
-    in.done();
+    const CallPlace where(in);
     Signals signals;
     a.interrupt = signals.interrupt();
-    {
-      py::gil_scoped_release unlocked;
-      recurrence_cpu(a);
-    }
+    AC_RUN(where, recurrence_cpu(a), recurrence_cuda(a, where.scratch, where.device, where.stream));
     signals.raise();
     return py::none().release().ptr();
   });
+}
+
+// rows, input, dim, hidden, wide, cell, width of a readout or 0, policy, max_steps, whether it is the backward
+// pass, device -> the size of the scratch of a call: -1 if a row does not fit on the device.
+inline int64_t recurrence_scratch(const py::list& list) {
+  Arguments in(list);
+  RecurrenceBackward a{};
+  Recurrence& run = a.run;
+  run.rows = in.integer();
+  run.input = in.integer();
+  run.dim = in.integer();
+  run.hidden = in.integer();
+  run.halt.wide = in.integer() != 0;
+  run.cell = static_cast<CellKind>(in.integer());
+  const int64_t width = in.integer();
+  run.readout = width > 0 ? &width : nullptr;  // nobody reads what it points to
+  run.width = width > 0 ? width : run.dim;
+  run.halt.policy = static_cast<Policy>(in.integer());
+  run.halt.max_steps = in.integer();
+  [[maybe_unused]] const bool backward = in.integer() != 0;
+  [[maybe_unused]] const Place where(in.integer(), nullptr);
+  in.done();
+#if ADAPTCOMP_WITH_CUDA
+  return backward ? recurrence_backward_scratch_cuda(a, where.device)
+                  : recurrence_scratch_cuda(run, where.device);
+#else
+  return 0;
+#endif
 }
 
 // The tape; steps; rows, dim, wide; out: states, weights, row, step.
@@ -111,7 +137,8 @@ inline PyObject* recurrence_trace(PyObject*, PyObject* const* arguments, Py_ssiz
 
 // What recurrence_of() reads; then the gradients in output, the two tensors of the result, cost, states and
 // weights of the trace, or None; those to be written, or None: in x, the two tensors of the state, weight_ih,
-// weight_hh, bias_ih, bias_hh, weight2, bias2, head, its bias, readout, its bias.
+// weight_hh, bias_ih, bias_hh, weight2, bias2, head, its bias, readout, its bias; the place and, on CUDA, the
+// scratch.
 inline PyObject* recurrence_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 1 || !PyList_Check(arguments[0])) {
     PyErr_SetString(PyExc_TypeError, "recurrence_backward: expected a list");
@@ -130,13 +157,11 @@ inline PyObject* recurrence_backward(PyObject*, PyObject* const* arguments, Py_s
                               &a.g_bias_ih,   &a.g_bias_hh,  &a.g_weight2,     &a.g_bias2,     &a.g_head,
                               &a.g_head_bias, &a.g_readout,  &a.g_readout_bias};
     for (void** to : written) *to = in.pointer<void>();
-    in.done();
+    const CallPlace where(in);
     Signals signals;
     a.run.interrupt = signals.interrupt();
-    {
-      py::gil_scoped_release unlocked;
-      recurrence_backward_cpu(a);
-    }
+    AC_RUN(where, recurrence_backward_cpu(a),
+           recurrence_backward_cuda(a, where.scratch, where.device, where.stream));
     signals.raise();
     return py::none().release().ptr();
   });

@@ -14,20 +14,11 @@
 
 #include <initializer_list>
 
-#include "common/tiles.cuh"
+#include "common/tile_launch.cuh"
 #include "descent/rows.h"
 #include "descent/whole.h"
 
 namespace adaptcomp {
-
-// The layout of a launch; `shared` and `scratch` are in bytes.
-struct DescentPlan {
-  int slots;        // slots per block; 0: one row does not fit
-  unsigned staged;  // bit i: the energy's part i is in shared memory
-  int64_t shared, scratch, blocks;
-
-  AC_HD bool has(int part) const { return (staged >> part & 1) != 0; }
-};
 
 template <class C>
 __device__ __forceinline__ C setting(const void* data, int64_t stride, int64_t row) {
@@ -387,72 +378,13 @@ class DescentBackwardTile : DescentSlots<C> {
 
 // --- launches
 
-// Packs a matrix: to[k, j] = from[k row + j column], or its symmetric part.
-struct Packing {
-  void* to;
-  const void* from;
-  int64_t inner, columns, stride, row, column;
-  bool symmetric;
-};
-// The destination of one parameter's sums; `offset` is in elements of a block's sums.
-struct SumOf {
-  void* to;
-  int64_t offset, rows, columns, stride;
-  bool symmetric;
-};
-template <class T>
-struct ListOf {
-  int64_t count = 0;
-  T item[4];
-  void add(const T& one) { item[count++] = one; }
-};
-
-template <class C>
-__global__ void __launch_bounds__(kThreads)
-    pack_kernel(const __grid_constant__ ListOf<Packing> packings, unsigned long long* __restrict__ next) {
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (thread == 0) *next = 0;
-  for (int64_t p = 0; p < packings.count; ++p) {
-    const Packing& a = packings.item[p];
-    const auto* from = static_cast<const C*>(a.from);
-    for (int64_t i = thread; i < a.inner * a.stride; i += static_cast<int64_t>(gridDim.x) * kThreads) {
-      const int64_t k = i / a.stride, j = i % a.stride;
-      C x = j < a.columns ? from[k * a.row + j * a.column] : C(0);
-      if (a.symmetric && j < a.columns) x = C(0.5) * (x + from[j * a.row + k * a.column]);
-      static_cast<C*>(a.to)[i] = x;
-    }
-  }
-}
-
-// Adds up the blocks' sums, in the order of the blocks.
-template <class C>
-__global__ void __launch_bounds__(kThreads)
-    sum_kernel(const __grid_constant__ ListOf<SumOf> sums, const C* __restrict__ partial, int64_t size,
-               int64_t blocks) {
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (int64_t p = 0; p < sums.count; ++p) {
-    const SumOf& a = sums.item[p];
-    const auto total = [&](int64_t i, int64_t j) {
-      const C* from = partial + a.offset + i * a.stride + j;
-      C sum = 0;
-#pragma unroll 4
-      for (int64_t block = 0; block < blocks; ++block) sum += from[block * size];
-      return sum;
-    };
-    for (int64_t at = thread; at < a.rows * a.columns; at += static_cast<int64_t>(gridDim.x) * kThreads) {
-      const int64_t i = at / a.columns, j = at % a.columns;
-      static_cast<C*>(a.to)[at] = a.symmetric ? C(0.5) * (total(i, j) + total(j, i)) : total(i, j);
-    }
-  }
-}
-
 // The layout of a block's shared and global memory; the host builds it without memory, to measure it.
 template <class Tile, bool kBackward>
 struct DescentBlock {
   using C = typename Tile::scalar;
 
   AC_HD DescentBlock(const typename Tile::Energy& e, const typename Tile::Grad& grad, int64_t dim,
-                     const DescentPlan& plan, void* scratch, void* shared_memory, int64_t block)
+                     const TilePlan& plan, void* scratch, void* shared_memory, int64_t block)
       : global(scratch),
         shared(shared_memory),
         next(global.template take<unsigned long long>(1)),
@@ -477,7 +409,7 @@ struct DescentBlock {
 template <class Tile>
 __global__ void __launch_bounds__(kThreads, 2)
     descent_kernel(const __grid_constant__ Descent a, const __grid_constant__ typename Tile::Energy e,
-                   const __grid_constant__ DescentPlan plan, void* scratch) {
+                   const __grid_constant__ TilePlan plan, void* scratch) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   DescentBlock<Tile, false> block(e, {}, a.dim, plan, scratch, shared_memory, blockIdx.x);
   block.energy.bring();
@@ -489,7 +421,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     descent_backward_kernel(const __grid_constant__ DescentBackward a,
                             const __grid_constant__ typename Tile::Energy e,
                             const __grid_constant__ typename Tile::Grad grad,
-                            const __grid_constant__ DescentPlan plan, void* scratch) {
+                            const __grid_constant__ TilePlan plan, void* scratch) {
   using C = typename Tile::scalar;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   DescentBlock<Tile, true> block(e, grad, a.dim, plan, scratch, shared_memory, blockIdx.x);
@@ -504,49 +436,25 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // The layout of a launch on the current device; without slots if a row does not fit.
 template <class Tile, bool kBackward, class Kernel>
-DescentPlan plan_descent(Kernel* kernel, int64_t rows, int64_t dim, const typename Tile::Energy& e,
-                         int64_t device) {
+TilePlan plan_descent(Kernel* kernel, int64_t rows, int64_t dim, const typename Tile::Energy& e,
+                      int64_t device) {
   using C = typename Tile::scalar;
-  constexpr int64_t kMostSums = int64_t{256} << 20;  // bytes of scratch for the blocks' sums
-  const auto attribute = [&](cudaDeviceAttr which) {
-    int value = 0;
-    cuda_check(cudaDeviceGetAttribute(&value, which, static_cast<int>(device)), "cudaDeviceGetAttribute");
-    return static_cast<int64_t>(value);
+  const auto block = [&](const TilePlan& plan) {
+    return DescentBlock<Tile, kBackward>(e, {}, dim, plan, nullptr, nullptr, 0);
   };
-  const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                units = attribute(cudaDevAttrMultiProcessorCount);
-  DescentPlan plan{};
-  const auto block = [&] { return DescentBlock<Tile, kBackward>(e, {}, dim, plan, nullptr, nullptr, 0); };
-  if (Tile::widest(e, dim) > most / static_cast<int64_t>(sizeof(C))) return plan;
-
-  // So many slots that one block per multiprocessor holds all rows, if they fit.
-  for (plan.slots = 1; plan.slots < kWarp && plan.slots < blocks_for(rows, units);) plan.slots *= 2;
-  while (plan.slots > 0 && block().shared.used() > most) plan.slots /= 2;
-  if (plan.slots == 0) return plan;
-  for (int part = kBackward ? 0 : 1; part < Tile::kParts; ++part) {
-    plan.staged |= 1u << part;
-    if (block().shared.used() > most) plan.staged &= ~(1u << part);
-  }
-  plan.shared = block().shared.used();
-  // Always the maximum, because another thread may launch the same kernel with more.
-  cuda_check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)),
-      "cudaFuncSetAttribute");
-  int resident = 0;
-  cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads,
-                                                           static_cast<size_t>(plan.shared)),
-             "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
-  plan.blocks = std::min(blocks_for(rows, plan.slots), units * std::max(resident, 1));
-  if (kBackward) {
-    const int64_t bytes = std::max<int64_t>(block().size * static_cast<int64_t>(sizeof(C)), 1);
-    plan.blocks = std::min({plan.blocks, 2 * units, std::max<int64_t>(kMostSums / bytes, 1)});
-  }
-  plan.scratch = block().global.used();
-  return plan;
+  constexpr auto size = static_cast<int64_t>(sizeof(C));
+  if (Tile::widest(e, dim) > (int64_t{1} << 20) / size) return {};  // more than any block has
+  return plan_tile(
+      kernel, rows, device, kBackward ? 0 : 1, Tile::kParts,
+      [&](const TilePlan& plan) {
+        const auto own = block(plan);
+        return BlockNeeds{own.shared.used(), kBackward ? std::max<int64_t>(own.size * size, 1) : 0, 0};
+      },
+      [&](const TilePlan& plan) { return block(plan).global.used(); });
 }
 
 template <class Tile>
-void check_plan(const char* name, const DescentPlan& plan, const DescentScratch& scratch, int64_t dim,
+void check_plan(const char* name, const TilePlan& plan, const DeviceScratch& scratch, int64_t dim,
                 const typename Tile::Energy& e) {
   if (plan.slots == 0)
     throw std::runtime_error(std::string("adaptcomp_ext: ") + name + ": a row with dim " +
@@ -558,39 +466,33 @@ void check_plan(const char* name, const DescentPlan& plan, const DescentScratch&
                              std::to_string(scratch.bytes));
 }
 
-// Enough blocks for `items` elements that are read and written once.
-inline int64_t few_blocks(int64_t items) { return std::min<int64_t>(blocks_for(items, kThreads), 2048); }
-
 template <class Tile, bool kBackward>
-void launch_pack(const DescentBlock<Tile, kBackward>& memory, void* stream) {
+void pack(const DescentBlock<Tile, kBackward>& memory, void* stream) {
   ListOf<Packing> packings;
   memory.energy.pack(packings);
-  int64_t most = 1;
-  for (int64_t p = 0; p < packings.count; ++p)
-    most = std::max(most, packings.item[p].inner * packings.item[p].stride);
-  launch("pack", pack_kernel<typename Tile::scalar>, few_blocks(most), stream, packings, memory.next);
+  launch_pack<typename Tile::scalar>(packings, memory.next, stream);
 }
 
 template <class Tile>
 void descend_cuda(const char* name, const Descent& a, const typename Tile::Energy& e,
-                  const DescentScratch& scratch, int64_t device, void* stream) {
+                  const DeviceScratch& scratch, int64_t device, void* stream) {
   if (a.rows == 0) return;
   const DeviceGuard guard(device);
-  const DescentPlan plan = plan_descent<Tile, false>(descent_kernel<Tile>, a.rows, a.dim, e, device);
+  const TilePlan plan = plan_descent<Tile, false>(descent_kernel<Tile>, a.rows, a.dim, e, device);
   check_plan<Tile>(name, plan, scratch, a.dim, e);
-  launch_pack(DescentBlock<Tile, false>(e, {}, a.dim, plan, scratch.data, nullptr, 0), stream);
+  pack(DescentBlock<Tile, false>(e, {}, a.dim, plan, scratch.data, nullptr, 0), stream);
   launch_shared(name, descent_kernel<Tile>, plan.blocks, plan.shared, stream, a, e, plan, scratch.data);
 }
 
 template <class Tile>
 void descend_backward_cuda(const char* name, const DescentBackward& a, const typename Tile::Energy& e,
-                           const typename Tile::Grad& grad, const DescentScratch& scratch, int64_t device,
+                           const typename Tile::Grad& grad, const DeviceScratch& scratch, int64_t device,
                            void* stream) {
   const DeviceGuard guard(device);
-  const DescentPlan plan = plan_descent<Tile, true>(descent_backward_kernel<Tile>, a.rows, a.dim, e, device);
+  const TilePlan plan = plan_descent<Tile, true>(descent_backward_kernel<Tile>, a.rows, a.dim, e, device);
   check_plan<Tile>(name, plan, scratch, a.dim, e);
   const DescentBlock<Tile, true> memory(e, grad, a.dim, plan, scratch.data, nullptr, 0);
-  launch_pack(memory, stream);
+  pack(memory, stream);
   launch_shared(name, descent_backward_kernel<Tile>, plan.blocks, plan.shared, stream, a, e, grad, plan,
                 scratch.data);
   ListOf<SumOf> sums;
@@ -604,9 +506,9 @@ template <class Tile>
 int64_t descent_scratch(int64_t rows, int64_t dim, const typename Tile::Energy& e, bool backward,
                         int64_t device) {
   const DeviceGuard guard(device);
-  const DescentPlan plan = backward
-                               ? plan_descent<Tile, true>(descent_backward_kernel<Tile>, rows, dim, e, device)
-                               : plan_descent<Tile, false>(descent_kernel<Tile>, rows, dim, e, device);
+  const TilePlan plan = backward
+                            ? plan_descent<Tile, true>(descent_backward_kernel<Tile>, rows, dim, e, device)
+                            : plan_descent<Tile, false>(descent_kernel<Tile>, rows, dim, e, device);
   return plan.slots == 0 ? -1 : plan.scratch;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/interrupt.h"
+#include "common/scratch.h"
 #include "descent/rule.h"
 
 namespace adaptcomp {
@@ -45,13 +46,6 @@ struct DescentBackward : DescentStart {
   void* g_y0;          // out [rows, dim]
   void* g_step_size;   // out [rows]
   void* g_noise;       // out [rows]; null: not needed
-};
-
-// Device memory of a call on CUDA, aligned to 16 bytes and uninitialised, of the size that the energy's
-// ..._scratch_cuda returns.
-struct DescentScratch {
-  void* data;
-  int64_t bytes;
 };
 
 }  // namespace adaptcomp

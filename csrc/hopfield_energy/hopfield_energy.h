@@ -22,10 +22,10 @@ struct HopfieldEnergyGrad {
 void hopfield_descent_cpu(const Descent& descent, const HopfieldEnergy& energy);
 void hopfield_descent_backward_cpu(const DescentBackward& descent, const HopfieldEnergy& energy,
                                    const HopfieldEnergyGrad& grad);
-void hopfield_descent_cuda(const Descent& descent, const HopfieldEnergy& energy,
-                           const DescentScratch& scratch, int64_t device, void* stream);
+void hopfield_descent_cuda(const Descent& descent, const HopfieldEnergy& energy, const DeviceScratch& scratch,
+                           int64_t device, void* stream);
 void hopfield_descent_backward_cuda(const DescentBackward& descent, const HopfieldEnergy& energy,
-                                    const HopfieldEnergyGrad& grad, const DescentScratch& scratch,
+                                    const HopfieldEnergyGrad& grad, const DeviceScratch& scratch,
                                     int64_t device, void* stream);
 // Bytes of device scratch of a descent, or of its gradient; -1 if a row does not fit in a block. It reads
 // sizes only.

@@ -25,7 +25,7 @@ class HopfieldTile {
   static std::string sizes(const HopfieldEnergy& e) { return std::to_string(e.patterns) + " patterns"; }
 
   AC_HD HopfieldTile(const HopfieldEnergy& e, const HopfieldEnergyGrad& grad, int64_t dim, bool backward,
-                     const DescentPlan& plan, Carver& global, Carver& shared)
+                     const TilePlan& plan, Carver& global, Carver& shared)
       : e_(e),
         grad_(grad),
         dim_(static_cast<int>(dim)),
@@ -149,14 +149,14 @@ class HopfieldTile {
 
 }  // namespace
 
-void hopfield_descent_cuda(const Descent& a, const HopfieldEnergy& e, const DescentScratch& scratch,
+void hopfield_descent_cuda(const Descent& a, const HopfieldEnergy& e, const DeviceScratch& scratch,
                            int64_t device, void* stream) {
   (a.wide ? descend_cuda<HopfieldTile<double>> : descend_cuda<HopfieldTile<float>>)("hopfield_descent", a, e,
                                                                                     scratch, device, stream);
 }
 
 void hopfield_descent_backward_cuda(const DescentBackward& a, const HopfieldEnergy& e,
-                                    const HopfieldEnergyGrad& grad, const DescentScratch& scratch,
+                                    const HopfieldEnergyGrad& grad, const DeviceScratch& scratch,
                                     int64_t device, void* stream) {
   (a.wide ? descend_backward_cuda<HopfieldTile<double>>
           : descend_backward_cuda<HopfieldTile<float>>)("hopfield_descent_backward", a, e, grad, scratch,

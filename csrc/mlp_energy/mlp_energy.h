@@ -33,10 +33,10 @@ struct MlpEnergyGrad {
 void mlp_descent_cpu(const Descent& descent, const MlpEnergy& energy);
 void mlp_descent_backward_cpu(const DescentBackward& descent, const MlpEnergy& energy,
                               const MlpEnergyGrad& grad);
-void mlp_descent_cuda(const Descent& descent, const MlpEnergy& energy, const DescentScratch& scratch,
+void mlp_descent_cuda(const Descent& descent, const MlpEnergy& energy, const DeviceScratch& scratch,
                       int64_t device, void* stream);
 void mlp_descent_backward_cuda(const DescentBackward& descent, const MlpEnergy& energy,
-                               const MlpEnergyGrad& grad, const DescentScratch& scratch, int64_t device,
+                               const MlpEnergyGrad& grad, const DeviceScratch& scratch, int64_t device,
                                void* stream);
 // Bytes of device scratch of a descent, or of its gradient; -1 if a row does not fit in a block. It reads
 // sizes only.

@@ -31,7 +31,7 @@ class MlpTile {
   }
 
   AC_HD MlpTile(const MlpEnergy& e, const MlpEnergyGrad& grad, int64_t dim, bool backward,
-                const DescentPlan& plan, Carver& global, Carver& shared)
+                const TilePlan& plan, Carver& global, Carver& shared)
       : e_(e),
         grad_(grad),
         dim_(static_cast<int>(dim)),
@@ -278,14 +278,14 @@ class MlpTile {
 
 }  // namespace
 
-void mlp_descent_cuda(const Descent& a, const MlpEnergy& e, const DescentScratch& scratch, int64_t device,
+void mlp_descent_cuda(const Descent& a, const MlpEnergy& e, const DeviceScratch& scratch, int64_t device,
                       void* stream) {
   (a.wide ? descend_cuda<MlpTile<double>> : descend_cuda<MlpTile<float>>)("mlp_descent", a, e, scratch,
                                                                           device, stream);
 }
 
 void mlp_descent_backward_cuda(const DescentBackward& a, const MlpEnergy& e, const MlpEnergyGrad& grad,
-                               const DescentScratch& scratch, int64_t device, void* stream) {
+                               const DeviceScratch& scratch, int64_t device, void* stream) {
   (a.wide
        ? descend_backward_cuda<MlpTile<double>>
        : descend_backward_cuda<MlpTile<float>>)("mlp_descent_backward", a, e, grad, scratch, device, stream);

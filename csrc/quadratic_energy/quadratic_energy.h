@@ -21,9 +21,9 @@ void quadratic_descent_cpu(const Descent& descent, const QuadraticEnergy& energy
 void quadratic_descent_backward_cpu(const DescentBackward& descent, const QuadraticEnergy& energy,
                                     const QuadraticEnergyGrad& grad);
 void quadratic_descent_cuda(const Descent& descent, const QuadraticEnergy& energy,
-                            const DescentScratch& scratch, int64_t device, void* stream);
+                            const DeviceScratch& scratch, int64_t device, void* stream);
 void quadratic_descent_backward_cuda(const DescentBackward& descent, const QuadraticEnergy& energy,
-                                     const QuadraticEnergyGrad& grad, const DescentScratch& scratch,
+                                     const QuadraticEnergyGrad& grad, const DeviceScratch& scratch,
                                      int64_t device, void* stream);
 // Bytes of device scratch of a descent, or of its gradient; -1 if a row does not fit in a block. It reads
 // sizes only.

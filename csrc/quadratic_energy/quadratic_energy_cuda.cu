@@ -23,7 +23,7 @@ class QuadraticTile {
   static std::string sizes(const QuadraticEnergy&) { return "a matrix of as many rows and columns"; }
 
   AC_HD QuadraticTile(const QuadraticEnergy& e, const QuadraticEnergyGrad& grad, int64_t dim, bool,
-                      const DescentPlan& plan, Carver& global, Carver& shared)
+                      const TilePlan& plan, Carver& global, Carver& shared)
       : e_(e),
         grad_(grad),
         dim_(static_cast<int>(dim)),
@@ -86,14 +86,14 @@ class QuadraticTile {
 
 }  // namespace
 
-void quadratic_descent_cuda(const Descent& a, const QuadraticEnergy& e, const DescentScratch& scratch,
+void quadratic_descent_cuda(const Descent& a, const QuadraticEnergy& e, const DeviceScratch& scratch,
                             int64_t device, void* stream) {
   (a.wide ? descend_cuda<QuadraticTile<double>>
           : descend_cuda<QuadraticTile<float>>)("quadratic_descent", a, e, scratch, device, stream);
 }
 
 void quadratic_descent_backward_cuda(const DescentBackward& a, const QuadraticEnergy& e,
-                                     const QuadraticEnergyGrad& grad, const DescentScratch& scratch,
+                                     const QuadraticEnergyGrad& grad, const DeviceScratch& scratch,
                                      int64_t device, void* stream) {
   (a.wide ? descend_backward_cuda<QuadraticTile<double>>
           : descend_backward_cuda<QuadraticTile<float>>)("quadratic_descent_backward", a, e, grad, scratch,

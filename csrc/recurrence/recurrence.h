@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "common/interrupt.h"
+#include "common/scratch.h"
 #include "halting/halting.h"
 #include "mlp_energy/rows.h"
 #include "recurrence/tape.h"
@@ -58,6 +59,12 @@ struct Recurrence {
 };
 
 void recurrence_cpu(const Recurrence& recurrence);
+// PonderNet in training and the tape are the CPU's alone.
+void recurrence_cuda(const Recurrence& recurrence, const DeviceScratch& scratch, int64_t device,
+                     void* stream);
+// Bytes of scratch of a call; -1 if a row does not fit on the device. No pointer is followed: of matrices it
+// counts whether they are there.
+int64_t recurrence_scratch_cuda(const Recurrence& recurrence, int64_t device);
 
 // All steps of a run that has ended, ordered by step and then by row; `steps` and `count` are those of the
 // run.
@@ -96,5 +103,9 @@ struct RecurrenceBackward {
 };
 
 void recurrence_backward_cpu(const RecurrenceBackward& backward);
+// Every row is run forward once more, from its initial state, for the number of steps that it took.
+void recurrence_backward_cuda(const RecurrenceBackward& backward, const DeviceScratch& scratch,
+                              int64_t device, void* stream);
+int64_t recurrence_backward_scratch_cuda(const RecurrenceBackward& backward, int64_t device);
 
 }  // namespace adaptcomp

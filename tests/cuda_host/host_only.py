@@ -5,6 +5,9 @@ BUCKETS = "on CUDA blocks have the sizes of buckets, and are compacted when the 
 IN_PLACE = "only the CPU's kernels compact in place"
 COPIES = "on CUDA the step gets a copy of its result, which it may overwrite, if a row may have ended"
 
+KNOWN = "a run that is known has its tensors on the CPU"
+TAPE = "on CUDA a run keeps no states: its backward pass repeats the steps"
+
 HOST_ONLY: dict[str, str] = {
     "ops/test_boundary.py::test_a_bad_argument_is_named_with_what_was_expected_and_what_came": UNCHECKED,
     "ops/test_route.py::test_bad_input_is_refused_by_name": UNCHECKED,
@@ -25,4 +28,7 @@ HOST_ONLY: dict[str, str] = {
     "test_what_the_users_functions_resize_is_refused_before_its_rows_are_moved": IN_PLACE,
     "nn/test_inplace_safety.py::test_a_step_in_place_is_named_in_training": COPIES,
     "nn/test_inplace_safety.py::test_memory_that_nobody_else_sees_is_used_again": IN_PLACE,
+    "nn/test_recurrence.py::test_a_run_that_is_known_is_forgotten_when_something_changes": KNOWN,
+    "nn/test_recurrence.py::test_a_module_that_leads_back_to_its_halt_is_collected": KNOWN,
+    "nn/test_recurrence_training.py::test_what_is_kept_grows_with_the_steps_that_were_taken": TAPE,
 }

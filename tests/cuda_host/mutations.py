@@ -309,7 +309,7 @@ MUTATIONS = (
     ),
     Mutation(
         "whole descent backward: the sums of the last block",
-        "descent/tile.cuh",
+        "common/tile_launch.cuh",
         "for (int64_t block = 0; block < blocks; ++block) sum += from[block * size];",
         "for (int64_t block = 0; block + 1 < blocks; ++block) sum += from[block * size];",
         ("hopfield_energy_cuda",),

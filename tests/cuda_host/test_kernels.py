@@ -51,6 +51,14 @@ PARTS = {
     "other whole descents": Part(
         {"order": "down"}, of("nn", "whole_descent"), "bitwise or neighbours or layouts"
     ),
+    "recurrences": Part(
+        {"order": "random", "multiprocessors": 1, "resident_blocks": 1}, of("nn", "recurrence_device")
+    ),
+    "recurrences in little memory": Part(
+        {"order": "together", "shared_memory": 9000},
+        of("nn", "recurrence_device"),
+        "bits or sums or gradients",
+    ),
     "closed forms": Part({"order": "together"}, of("nn", "closed_forms")),
     "halting loop": Part(
         {"order": "up", "late": 2}, of("nn", "row_independence", "random_programs"), "act or ponder or random"
@@ -62,7 +70,10 @@ PARTS = {
     "a training update of each experiment": Part({"order": "up"}, of("experiments", "devices"), "follow"),
     "addresses": Part(
         {},
-        of("ops", "act", "confidence", "halting", "descent", "linear", "route"),
+        (
+            *of("ops", "act", "confidence", "halting", "descent", "linear", "route"),
+            *of("nn", "recurrence_device"),
+        ),
         "",
         "sanitizer and not cuda",
         "address",

@@ -16,12 +16,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.ops._backend import EMULATED
 from tests.helpers.processes import run_python
 from tests.helpers.tensors import assert_bitwise, generator, values
 from tests.nn.test_recurrence import PAIRS, arguments, make, pick
-
-pytestmark = pytest.mark.skipif(EMULATED, reason="the kernel is one of the CPU")
 
 
 def leaves(tree) -> list[torch.Tensor]:

@@ -22,7 +22,7 @@ from adaptcomp_ext.nn.halting.recurrence import (
     halt_result,
 )
 from adaptcomp_ext.nn.result import HaltResult
-from adaptcomp_ext.ops._backend import DTYPE_CODES, on_reference
+from adaptcomp_ext.ops._backend import DTYPE_CODES, on_cuda, on_reference
 from adaptcomp_ext.ops._transforms import enter
 from adaptcomp_ext.ops.recurrence import Tensors, recurrence
 
@@ -90,6 +90,8 @@ def remember(halt: nn.Module, whole: WholeRun) -> KnownRun | None:
     """Return the run as one that can be repeated, if it can."""
     settings = whole.settings
     if settings.signal is not None or settings.sample_ids is not None:
+        return None
+    if on_cuda(whole.problem.run.device):  # the compiled module knows the tensors of the CPU alone
         return None
     if any(hasattr(getattr(type(halt), name, None), "__get__") for name in _SETTINGS):
         return None  # a property of a subclass, which may have another value in the next call

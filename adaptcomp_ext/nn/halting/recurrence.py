@@ -24,9 +24,10 @@ from adaptcomp_ext.nn.halting.policy import Policy
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import DTYPE_CODES, contiguous, on_cuda
+from adaptcomp_ext.ops._plain import is_dense
 from adaptcomp_ext.ops.linear import linear_unchecked
 from adaptcomp_ext.ops.mlp_energy import ACTIVATION_CODES
-from adaptcomp_ext.ops.recurrence import Ended, Settings, Tensors, recurrence
+from adaptcomp_ext.ops.recurrence import Ended, Settings, Tensors, fits, recurrence
 
 TENSOR, PAIR = 0, 1  # forms of a state
 KINDS: dict[type, str] = {cells.GRU: "gru", cells.LSTM: "lstm", cells.MLP: "mlp"}
@@ -62,11 +63,11 @@ class NotServed(Exception):
     """Why the kernel does not serve a run."""
 
 
-def active_mode() -> str | None:
-    """Return which mode of torch the kernel does not serve, as a sentence, or None."""
+def active_mode(device: str = "cpu") -> str | None:
+    """Return which mode of torch the kernel does not serve on a type of device, as a sentence, or None."""
     if _dispatch_modes() or _function_modes():
         return "a mode of torch is active"
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(device):
         return "autocast is enabled"
     if any(_OF_ALL_MODULES):
         return "torch has hooks of all modules"
@@ -94,21 +95,21 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         )
     if fused is None:
         raise NotServed(f"{type(policy).__name__} decides in Python")
-    state = problem.state
-    if on_cuda(problem.run.device):
-        raise NotServed("only the CPU has this kernel")
+    state, device = problem.state, problem.run.device
+    if prior is not None and on_cuda(device):
+        raise NotServed("PonderNet in training keeps all steps, and only the device knows how many there are")
     for cls, name, written in FORMULAS:
         if getattr(cls, name) is not written:
             raise NotServed(f"{cls.__name__}.{name} was assigned to")
     if problem.watch is not None:
         raise NotServed("a transform of torch is active")
-    mode = active_mode()
+    mode = active_mode(device.type)
     if mode is not None:
         raise NotServed(mode)
     dtype = state[0].dtype
     if dtype not in (torch.float32, torch.float64):
         raise NotServed(f"the state is {dtype}, not float32 or float64")
-    if not problem.ordinary:
+    if not (problem.ordinary or _are_ordinary(problem, device)):
         raise NotServed("state and inputs are not all plain contiguous tensors")
     dim = step.hidden_size if kind != "mlp" else step.state_size
     shape = (problem.run.batch, dim)
@@ -122,15 +123,15 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         raise NotServed("the inputs are not the cell's")
     if inputs and (inputs[0].shape != (problem.run.batch, step.input_size) or inputs[0].dtype != dtype):
         raise NotServed("the input has another shape or dtype than the cell's")
-    cell = _cell(kind, step, dtype)
+    cell = _cell(kind, step, dtype, device)
     head: _Layer = (None, None)
     readout: _Layer = (None, None)
     if fused.head is not None:
-        head = _linear("head", fused.head, dim, dtype)
+        head = _linear("head", fused.head, dim, dtype, device)
         if head[0] is None or head[0].shape[0] != 1:
             raise NotServed("the head gives more than one number")
     if problem.readout is not None:
-        readout = _linear("readout", problem.readout, dim, dtype)
+        readout = _linear("readout", problem.readout, dim, dtype, device)
     if kind == "lstm" and not head[0] is readout[0] is None:
         raise NotServed("a Linear cannot read the pair of an LSTM")
     settings = Settings(
@@ -150,10 +151,21 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         relative=fused.policy == halting.GIVEN and policy.norm == "relative",
     )
     second = state[1] if len(state) == 2 else None
-    return WholeRun(
-        problem,
-        settings,
-        Tensors._make((inputs[0] if inputs else None, state[0], second, *cell, *head, *readout)),
+    tensors = Tensors._make((inputs[0] if inputs else None, state[0], second, *cell, *head, *readout))
+    if on_cuda(device) and not fits(settings, tensors):
+        raise NotServed("a row, or with gradients the states of its steps, does not fit on the device")
+    return WholeRun(problem, settings, tensors)
+
+
+def _are_ordinary(problem: Problem, device: torch.device) -> bool:
+    """Whether state and inputs are on CUDA and such as the compiled module calls ordinary on the CPU."""
+    return on_cuda(device) and all(
+        type(t) in (Tensor, nn.Parameter)
+        and is_dense(t)
+        and t.is_contiguous()
+        and not t.is_neg()
+        and t.numel()
+        for t in (*problem.state, *problem.inputs)
     )
 
 
@@ -176,18 +188,20 @@ def _is_its_formula(module: nn.Module) -> bool:
     return "forward" not in own and not any(own[name] for name in _HOOKS)
 
 
-def _own(name: str, module: nn.Module, parameter: str, dtype: torch.dtype) -> Tensor | None:
+def _own(
+    name: str, module: nn.Module, parameter: str, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
     value: Any = module._parameters.get(parameter)
     if value is None:
         if getattr(module, parameter, None) is not None:
             raise NotServed(f"{name}.{parameter} is computed")
         return None
-    if type(value) not in (Tensor, nn.Parameter) or value.dtype != dtype or not value.is_cpu:
-        raise NotServed(f"{name}.{parameter} is no plain tensor of {dtype} on the CPU")
+    if type(value) not in (Tensor, nn.Parameter) or value.dtype != dtype or value.device != device:
+        raise NotServed(f"{name}.{parameter} is no plain tensor of {dtype} on {device}")
     return contiguous(name, value)
 
 
-def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> _Layer:
+def _linear(name: str, module: Any, inner: int, dtype: torch.dtype, device: torch.device) -> _Layer:
     if type(module) is not nn.Linear:
         raise NotServed(f"the {name} is no torch.nn.Linear")
     columns = module.out_features
@@ -196,16 +210,16 @@ def _linear(name: str, module: Any, inner: int, dtype: torch.dtype) -> _Layer:
         return own
     if not _is_its_formula(module):
         raise NotServed(f"the {name} has hooks, or a forward of its own")
-    weight = _own(name, module, "weight", dtype)
+    weight = _own(name, module, "weight", dtype, device)
     if weight is None or weight.dim() != 2 or weight.shape[1] != inner or not weight.shape[0]:
         raise NotServed(f"the {name} does not read the state")
-    bias = _own(name, module, "bias", dtype)
+    bias = _own(name, module, "bias", dtype, device)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise NotServed(f"the {name} has a bias of another shape")
     return weight, bias
 
 
-def _cell(kind: str, step: Any, dtype: torch.dtype) -> tuple[Any, ...]:
+def _cell(kind: str, step: Any, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
     """Return the cell's parameters in the order of `Tensors`."""
     inner, hidden = step.input_size, step.hidden_size
     names: tuple[str, ...] = GATES
@@ -228,7 +242,7 @@ def _cell(kind: str, step: Any, dtype: torch.dtype) -> tuple[Any, ...]:
     if own is None:
         if not _is_its_formula(step):
             raise NotServed("the step has hooks, or a forward of its own")
-        own = tuple([_own("step", step, name, dtype) for name in names])
+        own = tuple([_own("step", step, name, dtype, device) for name in names])
     for name, shape, value in zip(names, shapes, own, strict=True):
         if value is None and name not in optional:
             raise NotServed(f"step.{name} is missing")
