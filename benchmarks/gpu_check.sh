@@ -5,7 +5,7 @@
 #   benchmarks/gpu_check.sh prebuilt OUTDIR [WHEEL_DIR]   install a wheel that was built elsewhere (dist)
 #   benchmarks/gpu_check.sh tests    OUTDIR               the tests marked cuda, on up to 8 processes
 #   benchmarks/gpu_check.sh sanitize OUTDIR [TOOL...]     memcheck, racecheck, synccheck, initcheck, side by side
-#   benchmarks/gpu_check.sh bench    OUTDIR [--quick]     bandwidth, whole descents, halting; without --quick also the full
+#   benchmarks/gpu_check.sh bench    OUTDIR [--quick]     bandwidth, whole runs, halting; without --quick also the full
 #                                                         benchmarks, which go on where the part was stopped before
 #   benchmarks/gpu_check.sh all      OUTDIR [--quick]     the above, with a build unless a package is there
 #
@@ -178,10 +178,10 @@ run_benchmarks() {
     say "        bench: skipped"
     return
   fi
-  stage "bench: bandwidth, whole descents, halting" bench.log "$python" "$repo/benchmarks/bench_gpu.py" --out "$out/bench.json"
+  stage "bench: bandwidth, whole descents and recurrences, halting" bench.log "$python" "$repo/benchmarks/bench_gpu.py" --out "$out/bench.json"
   grep -E ' = ' "$out/bench.log" | sed 's/   (.*//; s/^/        /' | tee -a "$out/summary.txt"
   [ "${1:-}" = --quick ] && return
-  for family in halting energy route; do
+  for family in halting energy route recurrence; do
     stage "bench $family" bench.log "$python" "$repo/benchmarks/bench_$family.py" --device cuda --resume --out "$out/bench"
   done
 }

@@ -64,12 +64,17 @@ def test_a_machine_without_a_device_fails(part: str, tmp_path: Path) -> None:
     assert len(list(out.iterdir())) <= 8
 
 
-def test_the_first_look_checks_before_it_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_look_checks_before_it_measures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "REQUIRED", {(64, 16): 1e9})
     gpu.run(torch.device("cpu"), tmp_path / "bench.json", 0.0, small=True)
     record = json.loads((tmp_path / "bench.json").read_text())
     sections = [row["what"].split(",")[0] for row in record["rows"]]
     # What matters most comes first.
-    assert sections == ["bandwidth"] * 6 + ["whole descent"] * 3 + ["halting"] * 2
+    whole = ["whole descent"] * 3 + ["whole recurrence"] * 2
+    assert sections == ["bandwidth"] * 6 + whole + ["halting"] * 2
+    assert len(record["short"]) == 2 and all("not 1e+09" in line for line in record["short"])
     assert all(time > 0 for row in record["rows"] for time in row["ms"].values())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(sections)

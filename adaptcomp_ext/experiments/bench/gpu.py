@@ -1,7 +1,8 @@
-"""A first look at a GPU in a few minutes: bandwidth, whole descents, halting.
+"""A first look at a GPU in a few minutes: bandwidth, whole descents and recurrences, halting.
 
 In the order of interest: the bandwidth of a device copy, of compaction and of the halting step; whole
-descents against the same descent by autograd; halting with and without compaction. Each line is printed, and
+descents against the same descent by autograd; whole recurrences against the loop that calls the cell step by
+step; halting with and without compaction. Each line is printed, and
 the file written, as soon as it is measured, so that a run that is cut short leaves what it had. Every form is
 checked against the first one before it is timed.
 """
@@ -24,12 +25,15 @@ from adaptcomp_ext.experiments.files import write_json
 from . import energy_forms as energy
 from . import halting_forms as halting
 from . import harness, machine
+from . import recurrence_forms as recurrence
 from .harness import Columns, DisagreementError
 from .timing import Call, median_ms
 
 TOLERANCE = 2e-3
 """Relative to the largest element: products of a BLAS round by the size of the batch; TF32 is off."""
 Sizes = Sequence[tuple[int, int]]
+REQUIRED: Mapping[tuple[int, int], float] = {(4096, 128): 5.0}
+"""How many times as fast as the stepwise loop a whole recurrence has to be, by rows and width."""
 
 
 def agree(outputs: Mapping[str, Tensor], what: str) -> None:
@@ -58,6 +62,32 @@ def descents(device: torch.device, seconds: float, sizes: Sizes) -> Iterator[dic
             took = median_ms(calls, device, seconds)
             ratio = {"autograd loop / kernel": took["autograd loop"] / took["kernel"]}
             yield {"what": f"whole descent, {kind}, B={batch}, D={dim}", "ms": took, "ratio": ratio}
+
+
+def recurrences(device: torch.device, seconds: float, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Time a GRU with ACT in one kernel call against the loop that calls the cell on its active rows."""
+    for training in (False, True):
+        for batch, dim in sizes:
+            problem = recurrence.make_problem(recurrence.Config(batch, dim, training), device, 3)
+            with torch.set_grad_enabled(training):
+                made, ways = recurrence.forms(problem, None)
+                if (ways["ours"].way, ways["loop"].way) != ("kernel", "loop"):
+                    raise DisagreementError(f"expected a kernel and a loop, got {ways}")
+                forms = {"kernel": made["ours"], "loop": made["loop"]}
+                agree({name: form().output.detach() for name, form in forms.items()}, "the recurrence")
+                calls: Mapping[str, Call] = forms
+                if training:
+                    calls = {
+                        name: partial(harness.both_passes, partial(halting.loss, form), problem.leaves)
+                        for name, form in forms.items()
+                    }
+                took = median_ms(calls, device, seconds)
+            kind = "training" if training else "inference"
+            row: dict[str, Any] = {"what": f"whole recurrence, GRU with ACT, {kind}, B={batch}, D={dim}"}
+            row |= {"ms": took, "ratio": {"loop / kernel": took["loop"] / took["kernel"]}}
+            if (batch, dim) in REQUIRED:
+                row["required"] = {"loop / kernel": REQUIRED[batch, dim]}
+            yield row
 
 
 def dense(problem: halting.Problem) -> halting.Outcome:
@@ -105,12 +135,14 @@ def run(device: torch.device, out: Path | None, seconds: float, small: bool) -> 
         "torch": torch.__version__,
         "build": ac.build_info(),
         "rows": [],
+        "short": [],
     }
     print(f"{name}, torch {torch.__version__}, adaptcomp_ext {ac.__version__}", flush=True)
     tiny = ((64, 16),)
     sections = (
         moving(device, seconds, 1 << (20 if small else 30)),
         descents(device, seconds, tiny if small else ((256, 64), (1024, 128), (8192, 64))),
+        recurrences(device, seconds, tiny if small else ((256, 64), (4096, 128), (16384, 256))),
         halts(device, seconds, tiny if small else ((256, 128), (1024, 256), (4096, 256), (16384, 512))),
     )
     for section in sections:
@@ -120,6 +152,11 @@ def run(device: torch.device, out: Path | None, seconds: float, small: bool) -> 
             parts += [f"{k} {v:.0f} GB/s" for k, v in row.get("gb_per_s", {}).items()]
             ratios = ", ".join(f"{k} = {v:.2f}" for k, v in row["ratio"].items())
             print(f"{row['what']}: {ratios}   ({', '.join(parts)})", flush=True)
+            for name, least in row.get("required", {}).items():
+                if row["ratio"][name] < least:
+                    record["short"].append(
+                        f"{row['what']}: {name} is {row['ratio'][name]:.2f}, not {least:g}"
+                    )
             if out is not None:
                 write_json(out, record)
     return record
@@ -127,7 +164,7 @@ def run(device: torch.device, out: Path | None, seconds: float, small: bool) -> 
 
 def main() -> None:
     """Read the options and run."""
-    about = "Bandwidth, whole descents and halting on a GPU, in a few minutes."
+    about = "Bandwidth, whole descents and recurrences, and halting on a GPU, in a few minutes."
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--out", type=Path, default=None, help="JSON file of the results")
     parser.add_argument("--device", default="cuda", help="device of torch")
@@ -137,7 +174,9 @@ def main() -> None:
         device = device_named(options.device)
     except ValueError as error:
         parser.exit(1, f"bench_gpu: {error}\n")
-    run(device, options.out, options.seconds, small=device.type == "cpu")
+    record = run(device, options.out, options.seconds, small=device.type == "cpu")
+    if record["short"]:
+        parser.exit(1, "".join(f"short of what is required: {line}\n" for line in record["short"]))
 
 
 BANDWIDTH: Columns = {

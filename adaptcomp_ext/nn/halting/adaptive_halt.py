@@ -131,12 +131,14 @@ class AdaptiveHalt(Checked):
     row takes part in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps its
     values in output and state, and passes no gradient back: the backward pass of ``step`` gets zeros there.
 
-    *Whole runs.* On the CPU, a cell of `adaptcomp_ext.cells` with one of the policies of this package, and
+    *Whole runs.* A cell of `adaptcomp_ext.cells` with one of the policies of this package, and
     `torch.nn.Linear` as head and readout, runs in one kernel call, and its backward pass in another; `plan`
     tells. The cell's ``forward`` is then not called. A row has the same bits in any batch, products included,
-    and so has its gradient in state and inputs. The states after each step are kept for the backward pass,
-    out of sight of hooks of saved tensors, so that under such hooks, as in a checkpoint that is not
-    reentrant, runs go through the loop. So do modules with hooks, subclasses and modes of torch.
+    and so has its gradient in state and inputs. On the CPU the states after each step are kept for the
+    backward pass, out of sight of hooks of saved tensors, so that under such hooks, as in a checkpoint that
+    is not reentrant, runs go through the loop. So do modules with hooks, subclasses and modes of torch. On
+    CUDA no state is kept: the backward pass repeats each row's steps. PonderNet in training, and rows too
+    large for the device, go through the loop there.
 
     *Masked classes.* −∞ is valid in the result of ``readout`` (and in the tensor of the state that is this
     result), in the state if `Confidence` reads it as logits, and in a halting logit, where it means that the
