@@ -80,8 +80,8 @@ inline PyObject* recurrence(PyObject*, PyObject* const* arguments, Py_ssize_t co
   });
 }
 
-// rows, input, dim, hidden, wide, cell, width of a readout or 0, policy, max_steps, whether it is the backward
-// pass, device -> the size of the scratch of a call: -1 if a row does not fit on the device.
+// rows, input, dim, hidden, wide, cell, width of a readout or 0, policy, max_steps, whether it is the
+// backward pass, device -> the size of the scratch of a call: -1 if a row does not fit on the device.
 inline int64_t recurrence_scratch(const py::list& list) {
   Arguments in(list);
   RecurrenceBackward a{};
