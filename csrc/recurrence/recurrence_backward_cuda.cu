@@ -339,7 +339,9 @@ Sizes sizes_of(const RecurrenceBackward& a, const TilePlan& plan) {
 
 template <class Cell>
 TilePlan plan_of(const RecurrenceBackward& a, int64_t device) {
-  if (!has_short_rows(a.run)) return {};
+  constexpr int64_t kMostNumbers = int64_t{1} << 30;  // of a row's states: the sizes below do not overflow
+  if (!has_short_rows(a.run) || a.run.halt.max_steps > kMostNumbers / std::max<int64_t>(a.run.dim, 1))
+    return {};
   return plan_tile(
       recurrence_backward_kernel<Cell>, a.run.rows, device, 0, kParts,
       [&](const TilePlan& plan) {
