@@ -37,10 +37,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     science.set_full(config.getoption("--full"))
-    # `pytest -n 2` deals the tests out in halves, the first of which takes several times as long: a process
-    # that has finished its own takes over tests of the other.
+    # `pytest -n 2` deals the tests out in halves. A process that has finished its own takes over tests of the
+    # other.
     if getattr(config.option, "dist", None) == "load":
         config.option.dist = "worksteal"
+
+
+def long_ones_apart(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Let the second half begin with the experiments, as the first does with the emulated kernels.
+
+    These two take as long as all others together. Tests that share networks stay on one process, and what the
+    processes take from each other at the end is short.
+    """
+    experiments = [item for item in items if item.path.parent.name == "experiments"]
+    others = [item for item in items if item.path.parent.name != "experiments"]
+    half = len(items) // 2
+    return [*others[:half], *experiments, *others[half:]]
 
 
 @pytest.hookimpl(trylast=True)  # after the choice of -k and -m, of which all pairs remain
@@ -53,6 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     unstable = sorted({item.nodeid for item in items if re.search(r" at 0x|tensor\(", item.nodeid)})
     if unstable:
         raise pytest.UsageError(f"give these parameters names of their own (ids=...): {unstable[:3]}")
+    items[:] = long_ones_apart(items)
 
 
 def missing_cuda() -> str | None:
