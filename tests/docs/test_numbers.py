@@ -72,14 +72,36 @@ def test_the_halting_table(name):
 
 
 @pytest.mark.promise("figures")
-def test_the_energy_table_stands_in_the_report():
-    report = (RESULTS / "bench_energy.md").read_text()
-    numbers = set(re.findall(r"\d+\.?\d*", report))
-    for row in tables(ROOT / "docs" / "measured.md", "eager autograd"):
-        for column in ("kernel, ms", "eager autograd", "compiled", "analytic", "all steps"):
-            text = row[column]
-            if text != "–":
-                assert any(quoted(text, float(n)) for n in numbers if "." in n), (row, column)
+def test_the_energy_table():
+    """Each pair is AVX-512 / AVX2."""
+    reports = [
+        {r["label"]: r for r in json.loads((RESULTS / f"{name}.json").read_text())["rows"]}
+        for name in ("bench_energy", "bench_energy_avx2")
+    ]
+    columns = {
+        "eager autograd": "eager/kernel",
+        "compiled": "compiled/kernel",
+        "analytic": "analytic/kernel",
+        "all steps": "kernel_all/kernel",
+        "matrix product's rate": "kernel/matmul",
+    }
+    rows = tables(ROOT / "docs" / "measured.md", "eager autograd")
+    assert len(rows) == len(reports[0]) == len(reports[1])
+    for row in rows:
+        mode = {"all steps": "all", "rows stop": "stop", "train": "train"}[row["mode"]]
+        energy = row["energy"] if row["energy"] in ("hopfield", "quadratic") else f"mlp {row['energy']}"
+        start, sizes = f"{mode} {energy} B={row['B']} ", f" y={row['y']} hidden={row['hidden']} "
+        (label,) = (n for n in reports[0] if n.startswith(start) and sizes in n)
+        times = [report[label]["times_ms"]["kernel"]["median"] for report in reports]
+        assert all(quoted(n, t) for n, t in zip(row["kernel, ms"].split(" / "), times, strict=True)), row
+        for column, ratio in columns.items():
+            values = [report[label]["ratios"].get(ratio) for report in reports]
+            if None in values:
+                assert row[column] == "–", (label, column)
+            elif ratio == "kernel/matmul":
+                assert row[column] == " / ".join(f"{100 * value:.0f} %" for value in values), label
+            else:
+                assert row[column] == " / ".join(f"{value:.1f}" for value in values), (label, column)
 
 
 @pytest.mark.promise("figures")
