@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.experiments.bench import BENCHMARKS, bench_halting
+from adaptcomp_ext.experiments.bench import BENCHMARKS, bench_halting, harness, machine
 from adaptcomp_ext.experiments.bench.halting import (
     GRIDS,
     POLICIES,
@@ -327,3 +328,20 @@ def test_the_scripts_need_none_of_the_extras(tmp_path):
     assert done.stderr.count("matplotlib is not installed: the figure is left out.") == 3
     written = {f"bench_{kind.name}.{ending}" for kind in BENCHMARKS for ending in ("json", "md")}
     assert {path.name for path in tmp_path.iterdir()} == written
+
+
+def test_compiled_code_for_another_instruction_set_is_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    machine.separate_compiled_code()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    folders = []
+    for capability in ("avx2", "default"):
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+        harness.CompileCache()
+        folders.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert len(set(folders)) == 2
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    machine.separate_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"

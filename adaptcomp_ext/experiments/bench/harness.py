@@ -163,6 +163,7 @@ class CompileCache:
     """Compiled functions of one model at a time: TorchDynamo gives up after a few recompilations."""
 
     def __init__(self) -> None:
+        machine.separate_compiled_code()
         self._key: object = None
         self._compiled: dict[str, Callable[..., Any]] = {}
         self.seconds: dict[str, float] = {}

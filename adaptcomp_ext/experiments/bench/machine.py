@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import getpass
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 import adaptcomp_ext as ac
 
-__all__ = ["describe", "heap_bytes", "keep_freed_memory", "threads"]
+__all__ = ["describe", "heap_bytes", "keep_freed_memory", "separate_compiled_code", "threads"]
 
 # Options of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -32,6 +34,18 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def separate_compiled_code() -> None:
+    """Give what torch.compile keeps on disk a folder of its own under ATEN_CPU_CAPABILITY.
+
+    torch 2.13.0 does not ask for the variable when it finds compiled code again. Code for another instruction
+    set computes with vectors of another width: results were wrong, and processes were aborted.
+    """
+    capability = os.environ.get("ATEN_CPU_CAPABILITY")
+    if capability and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = f"torchinductor_{getpass.getuser()}_{capability}"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), folder)
 
 
 def keep_freed_memory() -> bool:
