@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from tests.nn.test_integration import process_group  # noqa: F401  (a fixture)
-from tests.nn.test_recurrence import arguments, by_kernel, make, pytestmark, same_results
+from tests.nn.test_recurrence import arguments, by_kernel, make, same_results
 
-__all__ = ["pytestmark"]
 ROWS = 9
 
 
