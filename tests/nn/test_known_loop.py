@@ -95,7 +95,7 @@ def tensors(result: ac.HaltResult) -> list[Tensor]:
 
 
 def assert_same(a: ac.HaltResult, b: ac.HaltResult) -> None:
-    assert type(a.state) is type(b.state)
+    assert type(a.state) is type(b.state) and (a.trace is None) == (b.trace is None)
     for x, y in zip(tensors(a), tensors(b), strict=True):
         assert type(x) is type(y) and x.dtype == y.dtype and x.requires_grad == y.requires_grad
         assert same_bits(x, y)
@@ -175,6 +175,8 @@ CHANGES: dict[str, tuple[str, Callable[[ac.AdaptiveHalt], Any]]] = {
     "the measure": ("confidence", lambda h: setattr(h.policy, "measure", "margin")),
     "the seed": ("ponder", lambda h: setattr(h.policy, "seed", 4)),
     "the mode": ("act", lambda h: h.eval()),
+    "the policy's mode": ("ponder", lambda h: h.policy.train()),
+    "the step's mode": ("act", lambda h: h.step.eval()),
     "the dtype": ("act", lambda h: h.double()),
     "a method of the policy": (
         "act",

@@ -30,8 +30,6 @@ from adaptcomp_ext.ops._transforms import enter, is_in_a_function
 
 _CPU = torch.device("cpu")
 _ANY = 1 << 62  # bytes
-
-
 _SETTINGS = ("max_steps", "min_steps", "compact", "check_rows", "training", "readout")
 
 
