@@ -329,7 +329,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::list&, int64_t>())
       .def("take", &StateLike::take);
   py::class_<HaltRun>(m, "HaltRun")
-      .def("set_readout", &HaltRun::set_readout)
+      .def("use_first", &HaltRun::use_first)
       .def("set_rows", &HaltRun::set_rows)
       .def("advance", &HaltRun::advance)
       .def("go_on", &HaltRun::go_on)

@@ -264,9 +264,8 @@ def _by_reference(
         t.view_as(t) if t is not None and w else t for t, w in zip(tensors, wanted, strict=True)
     )
     inputs = [t for t, w in zip(own, wanted, strict=True) if t is not None and w]
-    with torch.autocast(
-        tensors.state.device.type, enabled=False
-    ):  # the dtypes are the run's, wherever this was called
+    # The dtypes are the run's, wherever this was called.
+    with torch.autocast(tensors.state.device.type, enabled=False):
         results = reference.recurrence(settings, own, steps, status)
         pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
         found = torch.autograd.grad(

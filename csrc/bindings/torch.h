@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -326,6 +327,11 @@ inline py::object new_rows(PyObject* like, int64_t rows, const py::object& dtype
 // Allocates a number for each of `rows` rows on the device of `like`.
 inline py::object new_numbers(PyObject* like, int64_t rows, const py::object& dtype) {
   return new_of_dtype(like, py::make_tuple(rows), dtype);
+}
+
+// Sets the memory of a new tensor to zero.
+inline void zero(PyObject* tensor, int64_t bytes) {
+  if (bytes > 0) std::memset(data_of(tensor, "a new tensor"), 0, static_cast<size_t>(bytes));
 }
 
 // Addresses of tensors that are read, as plain contiguous tensors with their values in memory. Copies that

@@ -289,18 +289,4 @@ class MlpBack : public MlpCellTile<C> {
   OuterSums<C> steps_, second_;
 };
 
-// Calls f with a null pointer to the class of a cell's backward pass.
-template <class F>
-auto dispatch_back(const Recurrence& a, const F& f) {
-  const auto of = [&](auto number) {
-    using C = decltype(number);
-    switch (a.cell) {
-      case CellKind::gru: return f(static_cast<GruBack<C>*>(nullptr));
-      case CellKind::lstm: return f(static_cast<LstmBack<C>*>(nullptr));
-      default: return f(static_cast<MlpBack<C>*>(nullptr));
-    }
-  };
-  return a.halt.wide ? of(0.0) : of(0.0f);
-}
-
 }  // namespace adaptcomp

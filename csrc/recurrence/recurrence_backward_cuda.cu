@@ -359,7 +359,7 @@ void recurrence_backward_cuda(const RecurrenceBackward& a, const DeviceScratch& 
                               void* stream) {
   if (a.run.rows == 0) return;
   const DeviceGuard guard(device);
-  dispatch_back(a.run, [&](auto* type) {
+  dispatch_cell<GruBack, LstmBack, MlpBack>(a.run, [&](auto* type) {
     using Cell = std::remove_pointer_t<decltype(type)>;
     using C = typename Cell::scalar;
     const TilePlan plan = plan_of<Cell>(a, device);
@@ -381,7 +381,7 @@ void recurrence_backward_cuda(const RecurrenceBackward& a, const DeviceScratch& 
 
 int64_t recurrence_backward_scratch_cuda(const RecurrenceBackward& a, int64_t device) {
   const DeviceGuard guard(device);
-  return dispatch_back(a.run, [&](auto* type) {
+  return dispatch_cell<GruBack, LstmBack, MlpBack>(a.run, [&](auto* type) {
     const TilePlan plan = plan_of<std::remove_pointer_t<decltype(type)>>(a, device);
     return plan.slots == 0 ? int64_t{-1} : plan.scratch;
   });

@@ -251,7 +251,7 @@ TilePlan plan_of(const Recurrence& a, int64_t device) {
 void recurrence_cuda(const Recurrence& a, const DeviceScratch& scratch, int64_t device, void* stream) {
   if (a.rows == 0) return;
   const DeviceGuard guard(device);
-  dispatch_cell(a, [&](auto* type) {
+  dispatch_cell<GruTile, LstmTile, MlpCellTile>(a, [&](auto* type) {
     using Cell = std::remove_pointer_t<decltype(type)>;
     const TilePlan plan = plan_of<Cell>(a, device);
     check_plan("recurrence", plan, scratch);
@@ -266,7 +266,7 @@ void recurrence_cuda(const Recurrence& a, const DeviceScratch& scratch, int64_t 
 
 int64_t recurrence_scratch_cuda(const Recurrence& a, int64_t device) {
   const DeviceGuard guard(device);
-  return dispatch_cell(a, [&](auto* type) {
+  return dispatch_cell<GruTile, LstmTile, MlpCellTile>(a, [&](auto* type) {
     const TilePlan plan = plan_of<std::remove_pointer_t<decltype(type)>>(a, device);
     return plan.slots == 0 ? int64_t{-1} : plan.scratch;
   });

@@ -262,15 +262,15 @@ class MlpCellTile {
   TileRows<C> rows_;
 };
 
-// Calls f with a null pointer to the tile's class of a cell.
-template <class F>
+// Calls f with a null pointer to the cell's class out of these three.
+template <template <class> class Gru, template <class> class Lstm, template <class> class Mlp, class F>
 auto dispatch_cell(const Recurrence& a, const F& f) {
   const auto of = [&](auto number) {
     using C = decltype(number);
     switch (a.cell) {
-      case CellKind::gru: return f(static_cast<GruTile<C>*>(nullptr));
-      case CellKind::lstm: return f(static_cast<LstmTile<C>*>(nullptr));
-      default: return f(static_cast<MlpCellTile<C>*>(nullptr));
+      case CellKind::gru: return f(static_cast<Gru<C>*>(nullptr));
+      case CellKind::lstm: return f(static_cast<Lstm<C>*>(nullptr));
+      default: return f(static_cast<Mlp<C>*>(nullptr));
     }
   };
   return a.halt.wide ? of(0.0) : of(0.0f);

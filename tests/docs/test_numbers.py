@@ -158,6 +158,19 @@ def of_energy(label: str, form: str) -> float:
     return ratios[f"{form}/kernel"]
 
 
+def of_autograd(training: bool) -> list[float]:
+    """How many times longer than a plain loop a plain function as an energy takes over all steps."""
+    mode = "train" if training else "all"
+    rows = json.loads((RESULTS / "bench_energy.json").read_text())["rows"]
+    return [1 / r["ratios"]["eager/generic"] for r in rows if r["label"].startswith(mode)]
+
+
+def of_stopping() -> list[float]:
+    """How many times longer than rows that stop all steps take in the kernel, by the number of rows."""
+    rows = json.loads((RESULTS / "bench_energy.json").read_text())["rows"]
+    return [r["ratios"]["kernel_all/kernel"] for r in rows if r["label"].startswith("stop")]
+
+
 def of_route(form: str, least: int, most: int) -> list[float]:
     """A form's time over route's where the number of rows is in between."""
     rows = json.loads((RESULTS / "bench_route.json").read_text())["rows"]
@@ -205,6 +218,19 @@ QUOTES = {
         of_energy("all mlp silu B=16", "eager"),
         of_energy("all mlp silu B=1024", "eager"),
     ],
+    ("README.md", r"what autograd costs, and (\S+) to (\S+) times that"): lambda: [
+        bound(of_autograd(True)) for bound in (min, max)
+    ],
+    ("docs/limits.md", r"without a stop rule it took (\S+) to (\S+) times"): lambda: [
+        bound(of_autograd(False)) for bound in (min, max)
+    ],
+    ("docs/limits.md", r"Trained through all steps it takes (\S+) to (\S+) times"): lambda: [
+        bound(of_autograd(True)) for bound in (min, max)
+    ],
+    (
+        "docs/limits.md",
+        r"is (\S+) times as fast at B = 16, (\S+) times at B = 128, (\S+) times at B = 256 and (\S+) times",
+    ): of_stopping,
     (
         "README.md",
         r"it adds (\S+) \((\S+)–(\S+)\) and (\S+) points \((\S+)–(\S+)\), "

@@ -160,12 +160,7 @@ class FusedRun:
             del current  # what is left of the references to the leaves is counted in the call
             if n == 1:
                 readout, output = self._first(readout, logits, leaves)
-                if output is not None or self._reads_logits:
-                    first = leaves[0] if readout is None else readout
-                    block.set_readout(
-                        first, self.results[0] if output is None else output, readout is not None
-                    )
-                    del first
+                block.use_first(leaves, readout, output)
             if self.active is not None:
                 stream = place(problem.run.device)[1]
             size = block.advance(rows, n, leaves, readout, logits, stream)
@@ -185,11 +180,6 @@ class FusedRun:
                 rows = size
             previous = problem.tree(leaves)
         return self.result(block.has_broken)
-
-    @property
-    def _reads_logits(self) -> bool:
-        """Whether the kernel reads class logits, also from the state."""
-        return halting.KERNELS[self.fused.policy].reads_logits
 
     def _take(self, current: Any, rows: int) -> tuple[list[Tensor], Any]:
         """Return leaves and state of a step's result that is not in the ordinary form."""

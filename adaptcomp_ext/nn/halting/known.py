@@ -14,6 +14,14 @@ from adaptcomp_ext.nn.halting import batch_statistics
 from adaptcomp_ext.nn.halting.cost_model import count_weights
 from adaptcomp_ext.nn.halting.policy import Policy
 
+SETTINGS = ("max_steps", "min_steps", "compact", "check_rows", "training", "readout")
+"""The settings of an `AdaptiveHalt` that a later call may find changed."""
+
+
+def computes_settings(halt: nn.Module) -> bool:
+    """Whether a subclass computes a setting, which may then have another value in the next call."""
+    return any(hasattr(getattr(type(halt), name, None), "__get__") for name in SETTINGS)
+
 
 @dataclass(slots=True)
 class Known:

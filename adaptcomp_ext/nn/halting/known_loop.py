@@ -20,7 +20,7 @@ from adaptcomp_ext.nn.halting import batch_statistics
 from adaptcomp_ext.nn.halting.cost_model import never
 from adaptcomp_ext.nn.halting.fused import SMALL, FusedRun
 from adaptcomp_ext.nn.halting.fusing import begin, fused_decision
-from adaptcomp_ext.nn.halting.known import Known
+from adaptcomp_ext.nn.halting.known import Known, computes_settings
 from adaptcomp_ext.nn.halting.loop import explain_write
 from adaptcomp_ext.nn.halting.policy import Run
 from adaptcomp_ext.nn.result import HaltResult
@@ -30,7 +30,6 @@ from adaptcomp_ext.ops._transforms import enter, is_in_a_function
 
 _CPU = torch.device("cpu")
 _ANY = 1 << 62  # bytes
-_SETTINGS = ("max_steps", "min_steps", "compact", "check_rows", "training", "readout")
 
 
 def _settings(halt: Any) -> tuple[Any, ...]:
@@ -183,7 +182,7 @@ def remember(halt: Any, known: Known, run: FusedRun) -> KnownLoop | None:
         or known.norms  # which may change `compact`
         or isinstance(known.step, nn.ModuleList)
         or (run.training and known.unwalked)
-        or any(hasattr(getattr(type(halt), name, None), "__get__") for name in _SETTINGS)
+        or computes_settings(halt)
     ):
         return None
     mode = known.moded is not None and known.moded.training

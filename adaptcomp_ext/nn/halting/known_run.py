@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adaptcomp_ext import _C
+from adaptcomp_ext.nn.halting.known import SETTINGS, computes_settings
 from adaptcomp_ext.nn.halting.recurrence import (
     FORMULAS,
     GATES,
@@ -26,7 +27,6 @@ from adaptcomp_ext.ops._backend import DTYPE_CODES, on_cuda, on_reference
 from adaptcomp_ext.ops._transforms import enter
 from adaptcomp_ext.ops.recurrence import Tensors, recurrence
 
-_SETTINGS = ("max_steps", "min_steps", "compact", "check_rows", "training", "readout")
 _OF_A_POLICY = ("decide", "begin", "fuse", "check_readout", "weighted", "traced", "reads_logits", "log_prior")
 _FIRST = {name: Tensors._fields.index(name) for name in ("weight_ih", "weight2", "head", "readout")}
 
@@ -49,13 +49,13 @@ class KnownRun:
         own = halt.__dict__
         self.known = _C.KnownRun(
             type(halt),
-            [(name, own[name]) for name in _SETTINGS if name in own],
+            [(name, own[name]) for name in SETTINGS if name in own],
             halt._modules,
             [*formulas, policy],
             len(formulas),
             [
                 *((type(policy), name) for name in _OF_A_POLICY),
-                *((type(halt), name) for name in _SETTINGS),
+                *((type(halt), name) for name in SETTINGS),
                 *((cls, name) for cls, name, _ in FORMULAS),
             ],
             [
@@ -93,8 +93,8 @@ def remember(halt: nn.Module, whole: WholeRun) -> KnownRun | None:
         return None
     if on_cuda(whole.problem.run.device):  # the compiled module knows the tensors of the CPU alone
         return None
-    if any(hasattr(getattr(type(halt), name, None), "__get__") for name in _SETTINGS):
-        return None  # a property of a subclass, which may have another value in the next call
+    if computes_settings(halt):
+        return None
     policy = whole.problem.policy
     if "fuse" in policy.__dict__ or not type(policy).fuse.__module__.startswith("adaptcomp_ext."):
         return None
