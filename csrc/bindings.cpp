@@ -330,6 +330,7 @@ PYBIND11_MODULE(_C, m) {
       .def("take", &StateLike::take);
   py::class_<HaltRun>(m, "HaltRun")
       .def("use_first", &HaltRun::use_first)
+      .def("change_shapes", &HaltRun::change_shapes)
       .def("set_rows", &HaltRun::set_rows)
       .def("advance", &HaltRun::advance)
       .def("go_on", &HaltRun::go_on)

@@ -104,7 +104,7 @@ def _reader(cell: Cell, folder: Path, tick: Tick) -> dict[str, Any]:
         if part == "act":
             return F.cross_entropy(result.output, digits) + price * result.cost.mean(), steps
         trace = result.trace
-        assert trace is not None
+        assert trace is not None and trace.weights is not None
         each = F.cross_entropy(trace.outputs, digits[trace.row], reduction="none")
         return (trace.weights * each).sum() / len(index) + price * result.cost.mean(), steps
 

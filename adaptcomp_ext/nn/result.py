@@ -41,8 +41,9 @@ class Trace(NamedTuple):
     ----------
     outputs : Tensor
         [S, ...]: the readout after each step; in a descent the point. Differentiable.
-    weights : Tensor
-        [S], in [0, 1]: the weight of each readout in the output. Differentiable.
+    weights : Tensor or None
+        [S], in [0, 1]: the weight of each readout in the output. Differentiable. None where `AdaptiveHalt`
+        keeps the trace by ``keep_trace`` alone.
     row : Tensor
         int64 [S]: the batch row, counted from 0.
     step : Tensor
@@ -50,7 +51,7 @@ class Trace(NamedTuple):
     """
 
     outputs: Tensor
-    weights: Tensor
+    weights: Tensor | None
     row: Tensor
     step: Tensor
 
@@ -66,7 +67,8 @@ class HaltResult(NamedTuple):
         Differentiable.
     state : pytree of Tensor
         [B, ...] each: each row's last state, with the structure, shapes and dtypes of the initial one.
-        Differentiable.
+        Differentiable. Where the stages of a ModuleList have changed the shapes after the first step: a list
+        of states, of which number n - 1 has the rows with ``steps == n``, in the order of the batch.
     steps : Tensor
         int64 [B]: number of calls of ``step`` with the row.
     cost : Tensor
@@ -76,7 +78,8 @@ class HaltResult(NamedTuple):
     status : Tensor
         int8 [B]: the `Status` of each row.
     trace : Trace or None
-        All steps of all rows for policies that need them (PonderNet in training mode), else None.
+        All steps of all rows for policies that need them (PonderNet in training mode), or with
+        ``keep_trace``; else None.
     log_prob : Tensor or None
         [B], in nats: log-probability of the sampled halting decisions for policies that define it, without
         the step at which a row ended ``NONFINITE``; else None.

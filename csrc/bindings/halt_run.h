@@ -37,7 +37,7 @@ class HaltRun {
       "reads_logits", "threshold",      "signal",  "parameter", "sample_ids", "carry",  "cost",
       "running",      "inference_mode", "apply",   "device"};
   explicit HaltRun(const py::list& arguments)
-      : state_(arguments[0].cast<std::shared_ptr<StateLike>>()), leaves_(state_->leaves()) {
+      : state_(arguments[0].cast<std::shared_ptr<StateLike>>()), leaves_(&state_->leaves()) {
     Arguments in(arguments);
     in.object();
     schedule_ = in.object().cast<std::shared_ptr<Schedule>>();
@@ -82,10 +82,8 @@ class HaltRun {
     }
     a_.n_sums = cost ? 1 : 0;
     a_.sums[0] = {nullptr, cost};
-    a_.n_leaves = static_cast<int64_t>(leaves_.size());
-    for (size_t l = 0; l < leaves_.size(); ++l)
-      a_.leaves[l] =
-          leaves_[l].leaf(PyList_GET_ITEM(results_.ptr(), static_cast<Py_ssize_t>(l)), "the result's state");
+    a_.n_leaves = static_cast<int64_t>(leaves_->size());
+    set_results();
     for (const py::handle input : inputs_) like_inputs_.emplace_back(input.ptr());
   }
 
@@ -99,6 +97,14 @@ class HaltRun {
     readout_.emplace(apart_ ? readout.ptr() : PyList_GET_ITEM(leaves.ptr(), 0));
     a_.readout = readout_->leaf(to.ptr(), "output");
     if (apart_ || !carry_.is_none()) output_ = to;
+  }
+
+  // The state has another form from this step on, whose results go to other tensors.
+  void change_shapes(std::shared_ptr<StateLike> state, py::list results) {
+    state_ = std::move(state);
+    leaves_ = &state_->leaves();
+    results_ = std::move(results);
+    set_results();
   }
 
   // Sets `row` and carry of the next block after a compaction on CUDA; the caller holds both.
@@ -116,10 +122,10 @@ class HaltRun {
                   const py::object& logits, int64_t stream) {
     if (apart_ && !readout_->fits(readout.ptr(), rows, a_.readout.block)) return kUnusual;
     if (has_head_ && !take_logits(logits.ptr(), rows)) return kUnusual;
-    for (size_t l = 0; l < leaves_.size(); ++l) {
+    for (size_t l = 0; l < leaves_->size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
       // Readout and head had it since `take`.
-      if (!leaves_[l].find(leaf, rows, a_.leaves[l].block))
+      if (!(*leaves_)[l].find(leaf, rows, a_.leaves[l].block))
         throw py::value_error(
             "step: expected the state that it returned, got one that readout or head resized or replaced");
     }
@@ -169,9 +175,13 @@ class HaltRun {
       py::object next = state_->take(current, rows);
       const bool unusual = next.is_none();
       if (unusual) {
-        const py::tuple taken = python.attr("_take")(current, rows);
+        const py::tuple taken = python.attr("_take")(current, rows, n);
         next = taken[0];
         current = taken[1];
+        if (const py::object room = taken[2]; !room.is_none()) {
+          const py::tuple form = room;
+          change_shapes(form[0].cast<std::shared_ptr<StateLike>>(), form[1]);
+        }
       }
       now = std::move(next);
       py::object readout = call("readout", read, current, python),
@@ -205,6 +215,12 @@ class HaltRun {
   bool has_broken = false;       // a row has ended NONFINITE, in training
 
  private:
+  void set_results() {
+    for (size_t l = 0; l < leaves_->size(); ++l)
+      a_.leaves[l] = (*leaves_)[l].leaf(PyList_GET_ITEM(results_.ptr(), static_cast<Py_ssize_t>(l)),
+                                        "the result's state");
+  }
+
   // The index of the leaf that is the readout, or -1. A separate readout is a leaf if it has the leaf's
   // memory.
   int64_t read_leaf() const {
@@ -284,7 +300,7 @@ class HaltRun {
     node.flag.assign(flag_.begin(), flag_.begin() + rows);
     has_broken = has_broken || std::find(node.flag.begin(), node.flag.end(), kNonFinite) != node.flag.end();
 
-    const size_t n_leaves = leaves_.size(), n_inputs = like_inputs_.size();
+    const size_t n_leaves = leaves_->size(), n_inputs = like_inputs_.size();
     std::vector<py::object> from, to;  // the leaves, then the inputs; of the next block
     for (size_t l = 0; l < n_leaves; ++l) from.push_back(leaves[l]);
     for (size_t i = 0; moves && i < n_inputs; ++i) from.push_back(inputs_[i]);
@@ -305,8 +321,8 @@ class HaltRun {
     std::copy_n(next_.begin(), running, row_.begin());
     std::vector<Block> blocks;  // they hold the storages
     for (size_t t = 0; t < from.size(); ++t) {
-      const bool leaf = t < leaves_.size();
-      const Like& like = leaf ? leaves_[t] : like_inputs_[t - leaves_.size()];
+      const bool leaf = t < leaves_->size();
+      const Like& like = leaf ? (*leaves_)[t] : like_inputs_[t - leaves_->size()];
       blocks.push_back(
           like.require_block(from[t].ptr(), rows, leaf ? "step" : "inputs", leaf && !apart_ && !has_head_));
       to.push_back(new_rows(from[t].ptr(), running));
@@ -330,7 +346,7 @@ class HaltRun {
   void attach(HaltNode& node, std::unique_ptr<HaltNode> held, const py::list& leaves,
               const py::object& readout, const py::object& logits, const py::object& before, py::object after,
               const std::vector<py::object>& from, const std::vector<py::object>& to, bool ended) {
-    const size_t n_leaves = leaves_.size();
+    const size_t n_leaves = leaves_->size();
     const auto needs = [](const py::object& tensor) { return is_true(tensor.ptr(), torch->requires_grad); };
     const bool act = !carry_.is_none(), goes_on = running > 0;
     node.has_readout = static_cast<bool>(output_);
@@ -432,7 +448,8 @@ class HaltRun {
     Facts facts;
     if (!is_plain(logits) || !facts.read(logits)) return false;
     if (facts.dims() != 1 && !(facts.dims() == 2 && facts.size(1) == 1)) return false;
-    if (facts.size(0) != rows || facts.dtype() == DType::opaque || !leaves_[0].is_beside(facts)) return false;
+    if (facts.size(0) != rows || facts.dtype() == DType::opaque || !(*leaves_)[0].is_beside(facts))
+      return false;
     if (!facts.is_contiguous() || !facts.has_memory()) return false;
     a_.signal_dtype = facts.dtype();
     a_.signal = facts.data();
@@ -444,10 +461,10 @@ class HaltRun {
     for (size_t i = 0; i < like_inputs_.size(); ++i)
       blocks.push_back(like_inputs_[i].require_block(
           PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), rows, "inputs"));
-    for (size_t l = 0; l < leaves_.size(); ++l) {
+    for (size_t l = 0; l < leaves_->size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
-      const Block block = leaves_[l].require_block(leaf, rows, "step", !apart_ && !has_head_);
-      add_move(leaves, l, leaves_[l], block, rows, sole_owner(leaf, block.storage, 1, inference_mode_));
+      const Block block = (*leaves_)[l].require_block(leaf, rows, "step", !apart_ && !has_head_);
+      add_move(leaves, l, (*leaves_)[l], block, rows, sole_owner(leaf, block.storage, 1, inference_mode_));
     }
     const size_t replaced = replaced_.size();
     for (size_t i = 0; i < like_inputs_.size(); ++i) {
@@ -464,8 +481,8 @@ class HaltRun {
       py::gil_scoped_release unlocked;
       fill_holes_cpu(a_.flag, running, a_.row, moves_.data(), static_cast<int64_t>(moves_.size()));
     }
-    for (size_t l = 0; l < leaves_.size(); ++l)
-      leaves_[l].shrink(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), running);
+    for (size_t l = 0; l < leaves_->size(); ++l)
+      (*leaves_)[l].shrink(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l)), running);
     for (size_t i = 0; i < like_inputs_.size(); ++i)
       like_inputs_[i].shrink(PyList_GET_ITEM(inputs_.ptr(), static_cast<Py_ssize_t>(i)), running);
     moves_.clear();
@@ -492,7 +509,7 @@ class HaltRun {
   int64_t device_;
   bool has_head_, reads_logits_, inference_mode_, apart_ = false, inputs_are_ours_ = false;
   std::shared_ptr<StateLike> state_;
-  std::vector<Like>& leaves_;
+  std::vector<Like>* leaves_;  // of `state_`
   std::shared_ptr<Schedule> schedule_;
   py::object apply_;  // makes the autograd node of a step in training, or None: the loop then works in place
   py::list inputs_, results_;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice, repeat
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_batch, flatten, is_container
 from adaptcomp_ext.nn.halting import batch_statistics, known_loop, known_run, rows_apart
 from adaptcomp_ext.nn.halting.block import Problem, check_weighable
+from adaptcomp_ext.nn.halting.calling import Calls, alternatives, check_length, form_of, is_plain
 from adaptcomp_ext.nn.halting.cost_model import DEFAULT, count_weights, flops_per_row
 from adaptcomp_ext.nn.halting.fused import FusedRun, serves
 from adaptcomp_ext.nn.halting.fusing import fused_decision
@@ -31,7 +33,7 @@ from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import Kinds, is_dense
 from adaptcomp_ext.ops._transforms import apart, enter, is_in_a_function
-from adaptcomp_ext.ops.halting import MAX_LEAVES
+from adaptcomp_ext.ops.halting import MAX_LEAVES, Fused
 
 
 def _check_step(step: Any) -> Any:
@@ -53,7 +55,8 @@ def _check_policy(policy: Any) -> Policy:
 def _check_readout(readout: Any) -> Any:
     if readout is not None and not callable(readout):
         raise TypeError(f"readout: expected a callable or None, got {describe(readout)}")
-    refuse_cell("readout", "readout(state)", "one Tensor", readout)
+    for each in alternatives("readout", readout):
+        refuse_cell("readout", "readout(state)", "one Tensor", each)
     return readout
 
 
@@ -64,10 +67,10 @@ def _check_compact(compact: Any) -> bool | str:
     return result
 
 
-def _check_check_rows(check_rows: Any) -> bool:
-    if not isinstance(check_rows, bool):
-        raise TypeError(f"check_rows: expected a bool, got {describe(check_rows)}")
-    return check_rows
+def _check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {describe(value)}")
+    return value
 
 
 class AdaptiveHalt(Checked):
@@ -79,7 +82,8 @@ class AdaptiveHalt(Checked):
         ``step(state, *inputs) -> state``. The state keeps its structure, shapes and dtypes; a dictionary may
         be returned with its keys in another order. torch's own recurrent cells take the input first and are
         refused: `adaptcomp_ext.cells` has them with the state first. A ModuleList gives step n its own layer
-        (early exit), and bounds `max_steps` by its length.
+        (early exit), bounds `max_steps` by its length, and may change the state's shapes from stage to stage:
+        see *Stages* below. A step with a parameter ``n`` gets the step's number, counted from 1.
     policy : Policy
         Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a custom
         `Policy`.
@@ -88,9 +92,10 @@ class AdaptiveHalt(Checked):
         test time.
     min_steps : int
         Lower bound on a row's number of steps.
-    readout : callable, optional
+    readout : callable, nn.Module or nn.ModuleList, optional
         ``readout(state) -> Tensor`` [n, ...]: the tensor that the policy reads, and of which the output is
-        made. Default: the state itself, or the first of its tensors.
+        made. Default: the state itself, or the first of its tensors. A ModuleList has a readout for each
+        step, and so may the policy's head be one.
     compact : bool or "auto"
         True: halted rows leave the block at once, and ``step`` gets only active rows. False: they stay and
         are masked. "auto": halted rows stay while moving the active ones would cost more, by a cost model
@@ -105,6 +110,9 @@ class AdaptiveHalt(Checked):
     check_rows : bool
         Whether the first call refuses a step, readout or head that computes a row from other rows. With
         ``compact=False`` rows may see each other, and nothing is checked. See *Rows that stay apart* below.
+    keep_trace : bool
+        Whether ``trace`` of the result has the readouts of all steps of all rows, with any policy, as for a
+        loss at every exit. Their ``weights`` are None, except for PonderNet in training mode.
 
     Raises
     ------
@@ -139,6 +147,16 @@ class AdaptiveHalt(Checked):
     is not reentrant, runs go through the loop. So do modules with hooks, subclasses and modes of torch. On
     CUDA no state is kept: the backward pass repeats each row's steps. PonderNet in training, and rows too
     large for the device, go through the loop there.
+
+    *Stages.* ``step``, ``readout`` and ``head`` may be ModuleLists with one module for each step. A function
+    with a parameter ``n`` gets the number of the step: ``step(state, *inputs, n=...)``. ``readout`` and
+    ``head`` get the inputs, too, if they have further parameters without a default, or ``*inputs``:
+    ``readout(state, *inputs, n=...)``. An ``n`` that `functools.partial` has bound, and one that an input
+    already fills, is left alone. Only a step that is a ModuleList may change the shapes of the state;
+    structure, dtypes and number of rows are kept. If shapes change after the first step, a `readout` is
+    required, whose result has one shape at all stages, and ``state`` of the result is a list: its element
+    n - 1 has the states of the rows that ended at step n, in batch order. Then the host waits for the device
+    at the end of a run.
 
     *Masked classes.* −∞ is valid in the result of ``readout`` (and in the tensor of the state that is this
     result), in the state if `Confidence` reads it as logits, and in a halting logit, where it means that the
@@ -202,11 +220,13 @@ class AdaptiveHalt(Checked):
         "readout": _check_readout,
         "compact": _check_compact,
         "lag": check_lag,
-        "check_rows": _check_check_rows,
+        "check_rows": partial(_check_bool, "check_rows"),
+        "keep_trace": partial(_check_bool, "keep_trace"),
     }
 
     lag: int | None = LAG  # for modules that were pickled by older versions
     check_rows: bool = True
+    keep_trace: bool = False
     _learned: Known | None = None  # cache of `_known`
     _known_run: KnownRun | None = None
     _warned: bool = False  # of parameters that it does not hold
@@ -217,10 +237,11 @@ class AdaptiveHalt(Checked):
         policy: Policy,
         max_steps: int = 16,
         min_steps: int = 1,
-        readout: Callable[[Any], Tensor] | None = None,
+        readout: Callable[..., Tensor] | None = None,
         compact: bool | str = "auto",
         lag: int | None = LAG,
         check_rows: bool = True,
+        keep_trace: bool = False,
     ) -> None:
         super().__init__()
         self.step = step
@@ -231,6 +252,7 @@ class AdaptiveHalt(Checked):
         self.compact = compact
         self.lag = lag
         self.check_rows = check_rows
+        self.keep_trace = keep_trace
         self._bounds(step)
 
     def _bounds(self, step: Any) -> tuple[int, int]:
@@ -244,6 +266,37 @@ class AdaptiveHalt(Checked):
         if min_steps > max_steps:
             raise ValueError(f"min_steps: expected at most max_steps = {max_steps}, got {min_steps}")
         return min_steps, max_steps
+
+    def _bind(self, problem: Problem, known: Known, fused: Fused | None) -> Fused | None:
+        """Give each function of the run what it takes, and watch the results of readout and head."""
+        step, readout = known.step, known.readout
+        head = known.head if fused is None else fused.head
+        if (
+            not known.plain
+            or isinstance(step, nn.ModuleList)
+            or (head is not None and head is not known.head)
+        ):
+            most = problem.run.max_steps
+            for role, function in (("readout", readout), ("head", head)):
+                check_length(role, function, most)
+            forms = [form_of(each) for each in alternatives("step", step)]
+            if not isinstance(step, nn.ModuleList):
+                forms *= most
+            plain = is_plain(readout) and is_plain(head)
+            if not plain or any(form.place is not None for form in forms):
+                calls = Calls()
+                problem.steps = calls.steps(problem.steps, forms)
+                problem.readout = calls.after("readout", readout)
+                if fused is not None and fused.head is not None:
+                    fused = fused._replace(head=calls.after("head", head))
+            elif fused is not None and not isinstance(step, nn.ModuleList):
+                known.head, known.plain = head, True  # another one, which is called as it is
+        if problem.watch is not None:
+            if problem.readout is not None:
+                problem.readout = problem.watch.wrap("readout", problem.readout)
+            if fused is not None and fused.head is not None:
+                fused = fused._replace(head=problem.watch.wrap("head", fused.head))
+        return fused
 
     def _known(self, step: Any, policy: Policy, readout: Any) -> Known:
         """Return what is known of the functions."""
@@ -324,8 +377,6 @@ class AdaptiveHalt(Checked):
         problem = self._problem(state, inputs, sample_ids)
         policy = problem.policy
         fused = None if policy.traced or on_reference() else fused_decision(policy, problem.run)
-        if fused is not None and fused.head is not None and problem.watch is not None:
-            fused = fused._replace(head=problem.watch.wrap("head", fused.head))
         step = self._modules.get("step")  # None where it is a plain function
         if type(step) in KINDS and not on_reference():
             try:
@@ -336,12 +387,13 @@ class AdaptiveHalt(Checked):
                 result = whole.run()
                 self._known_run = known_run.remember(self, whole)
                 return result
+        known = self._known(self.step, policy, self.readout)
+        fused = self._bind(problem, known, fused)
         try:
             if fused is None or not serves(problem, fused):
                 return run_loop(problem, fused)
             run = FusedRun(problem, fused)
             result = run.run()
-            known = self._known(self.step, policy, self.readout)
             known.loops[run.training] = known_loop.remember(self, known, run)
             return result
         except ValueError as error:
@@ -447,7 +499,6 @@ class AdaptiveHalt(Checked):
         if watch is not None:
             wrap = watch.wrap
             steps = (wrap("step", layer) for layer in steps)
-            readout = readout if readout is None else watch.wrap("readout", readout)
         return Problem(
             run=Run(batch, device, min_steps, max_steps, sample_ids, scalar),
             policy=policy,
@@ -467,6 +518,8 @@ class AdaptiveHalt(Checked):
             as_in_training=torch.is_grad_enabled() or is_in_a_function(),
             lag=self.lag,
             holder=self if known.unwalked and torch.is_grad_enabled() else None,
+            staged=isinstance(step, nn.ModuleList),
+            keep_trace=self.keep_trace,
         )
 
     def extra_repr(self) -> str:
@@ -475,4 +528,6 @@ class AdaptiveHalt(Checked):
         modes = f"compact={self.compact!r}, lag={self.lag}"
         if not self.check_rows:
             modes += ", check_rows=False"
+        if self.keep_trace:
+            modes += ", keep_trace=True"
         return f"{functions}max_steps={self.max_steps}, min_steps={self.min_steps}, {modes}"

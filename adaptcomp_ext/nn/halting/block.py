@@ -31,7 +31,7 @@ class Problem:
     run: Run
     policy: Policy
     steps: Iterable[Callable[..., Any]]  # one for each step
-    readout: Callable[[Any], Any] | None
+    readout: Any  # a function of the state once `calling.bind` has run; before, the user's, or None
     state: list[Tensor]
     structure: Any
     kinds: Kinds  # the present classes of the state's leaves
@@ -46,13 +46,20 @@ class Problem:
     as_in_training: bool  # blocks are laid out as with gradients, for this run or its repetition
     lag: int | None = LAG  # lag of the count of active rows, on CUDA
     holder: nn.Module | None = None  # whose functions' graphs have yet to be searched, at the first step
+    staged: bool = False  # the step is a ModuleList, whose stages may change the shapes of the state
+    keep_trace: bool = False
     first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
     result_kinds: Kinds = None  # the classes of the first step's result, which the final result gets
     readout_kind: type[Tensor] | None = None
     like: _C.StateLike = field(init=False)
+    shapes: list[torch.Size] = field(init=False)  # of a row of each leaf, at the present stage
 
     def __post_init__(self) -> None:
-        self.like = _C.StateLike(self.state, form(self.structure))
+        self._expect(self.state)
+
+    def _expect(self, leaves: list[Tensor]) -> None:
+        self.like = _C.StateLike(leaves, form(self.structure))
+        self.shapes = [t.shape[1:] for t in leaves]
 
     def schedule(self) -> _C.Schedule:
         """Make the schedule of compaction for a run without gradients."""
@@ -84,6 +91,52 @@ class Problem:
         """Build a state from plain leaves, in the classes of the step's result."""
         return unflatten(leaves if self.kinds is None else list(dress(leaves, self.kinds)), self.structure)
 
+    def change_shapes(self, leaves: list[Tensor], n: int) -> list[Tensor] | None:
+        """Where step n has changed the shapes of the state, expect them from now on; return room for results.
+
+        From the second step on rows may have ended with the shapes of before, so that nothing but a readout
+        has one shape for all rows.
+        """
+        if not self.staged or all(
+            leaf.shape[1:] == shape for leaf, shape in zip(leaves, self.shapes, strict=True)
+        ):
+            return None
+        if n > 1 and self.readout is None:
+            raise ValueError(
+                "readout: expected one where stages of the step change the shape of the state, because rows "
+                f"that halt at different stages have no output of one shape; got None, and a state of "
+                f"{[list(leaf.shape) for leaf in leaves]} after step {n}"
+            )
+        self._expect(leaves)
+        return self.room(leaves)
+
+    def room(self, leaves: list[Tensor]) -> list[Tensor]:
+        """Allocate a tensor for each leaf that takes the last state of every row."""
+        return [
+            torch.empty(
+                (self.run.batch, *leaf.shape[1:]), dtype=leaf.dtype, device=leaf.device, requires_grad=False
+            )
+            for leaf in leaves
+        ]
+
+    def last_states(self, results: list[tuple[int, list[Tensor]]], steps: Tensor) -> Any:
+        """Return the last states: a state, or a list of one for each step where their shapes differ.
+
+        `results`: for each shape of the state, the first step that has it, and the tensors of all rows.
+        """
+        self.kinds = self.result_kinds
+        if len(results) == 1:
+            return self.tree(results[0][1])
+        states, of_all = [], iter(results)
+        _, leaves = next(of_all)
+        following = next(of_all, None)
+        for n in range(1, (int(steps.max()) if steps.numel() else 0) + 1):
+            if following is not None and following[0] == n:
+                leaves, following = following[1], next(of_all, None)
+            rows = (steps == n).nonzero()[:, 0]
+            states.append(self.tree([leaf.index_select(0, rows) for leaf in leaves]))
+        return states
+
     def check_state(self, tree: Any, rows: int) -> list[Tensor]:
         """Return the leaves of the step's result, which has to have the form of the initial state."""
         leaves, structure = flatten_like(tree, self.structure)
@@ -98,11 +151,10 @@ class Problem:
             leaf = leaves[i] = plain("step", leaf)
             if not is_dense(leaf):
                 raise TypeError(f"step: expected dense tensors in the state, got {describe(leaf)}")
-            shape = (rows, *first.shape[1:])
-            if leaf.shape != shape:
-                raise ValueError(
-                    f"step: expected it to keep the state's shape {list(shape)}, got {list(leaf.shape)}"
-                )
+            shape = (rows, *self.shapes[i])
+            if leaf.shape != shape and not (self.staged and leaf.shape[:1] == (rows,)):
+                expected = f"{rows} rows" if self.staged else f"the state's shape {list(shape)}"
+                raise ValueError(f"step: expected it to keep {expected}, got {list(leaf.shape)}")
             if leaf.dtype != first.dtype:
                 if not (torch.is_autocast_enabled(leaf.device.type) and leaf.is_floating_point()):
                     raise TypeError(

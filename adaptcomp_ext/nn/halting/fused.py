@@ -40,6 +40,8 @@ SMALL = 1 << 18  # bytes of a block of the state up to which training is faster 
 
 def serves(problem: Problem, fused: halting.Fused) -> bool:
     """Whether this is the loop to run."""
+    if problem.keep_trace:
+        return False
     if not problem.as_in_training:
         return True
     if not torch.is_grad_enabled():
@@ -67,6 +69,9 @@ class FusedRun:
             torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False)
             for t in problem.state
         ]
+        # For each shape of the state, the first step that has it, and the results.
+        self.of_shapes: list[tuple[int, list[Tensor]]] = []
+        self.since = 1
         self.training = torch.is_grad_enabled()
         self.carry = begin(problem.policy, run, fused.carried)
         self.cost = torch.zeros(run.batch, dtype=run.scalar, device=run.device) if fused.has_cost else None
@@ -144,7 +149,9 @@ class FusedRun:
                 arguments = problem.arguments(self.inputs)
             leaves = take(current, rows)
             if leaves is None:
-                leaves, current = self._take(current, rows)
+                leaves, current, room = self._take(current, rows, n)
+                if room is not None:
+                    block.change_shapes(*room)
             elif problem.kinds is not None:
                 problem.kinds = None
             try:
@@ -181,10 +188,22 @@ class FusedRun:
             previous = problem.tree(leaves)
         return self.result(block.has_broken)
 
-    def _take(self, current: Any, rows: int) -> tuple[list[Tensor], Any]:
-        """Return leaves and state of a step's result that is not in the ordinary form."""
-        leaves = [_readable("step", t) for t in self.problem.check_state(current, rows)]
-        return leaves, self.problem.tree(leaves)
+    def _take(
+        self, current: Any, rows: int, n: int
+    ) -> tuple[list[Tensor], Any, tuple[_C.StateLike, list[Tensor]] | None]:
+        """Return leaves and state of a step's result that is not in the ordinary form.
+
+        If it has other shapes than before, return their form, too, and tensors for the results.
+        """
+        problem = self.problem
+        leaves = [_readable("step", t) for t in problem.check_state(current, rows)]
+        room = problem.change_shapes(leaves, n)
+        if room is None:
+            return leaves, problem.tree(leaves), None
+        if n > 1:
+            self.of_shapes.append((self.since, self.results))
+        self.results, self.since = room, n
+        return leaves, problem.tree(leaves), (problem.like, room)
 
     def _tree(self, leaves: list[Tensor]) -> Any:
         return self.problem.tree(leaves)
@@ -244,8 +263,12 @@ class FusedRun:
         """Detach the rows that are not finite: see `halting.Results.block_gradient`."""
         totals = [] if self.cost is None else [self.cost]
         results = halting.Results(self.steps, self.status, self.results, totals, self.output)
-        results.block_gradient(self.status == Status.NONFINITE)
+        at = self.status == Status.NONFINITE
+        results.block_gradient(at)
         self.results, self.output = results.leaves, results.output
+        self.of_shapes = [
+            (n, [halting.block_gradient(t, at) for t in leaves]) for n, leaves in self.of_shapes
+        ]
         if self.cost is not None:
             self.cost = results.totals[0]
 
@@ -254,9 +277,8 @@ class FusedRun:
         if broken:
             self._block_gradient()
         output = self.results[0] if self.output is None else self.output.to(self.output_dtype)
-        self.problem.kinds = self.problem.result_kinds
         cost = self.steps.to(self.problem.run.scalar) if self.cost is None else self.cost
-        state = self.problem.tree(self.results)
+        state = self.problem.last_states([*self.of_shapes, (self.since, self.results)], self.steps)
         return HaltResult(
             dressed(output, self.problem.readout_kind), state, self.steps, cost, self.status, None, None
         )

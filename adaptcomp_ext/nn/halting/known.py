@@ -11,10 +11,11 @@ from torch import nn
 from adaptcomp_ext.nn._ownership import is_function
 from adaptcomp_ext.nn._reads import walked
 from adaptcomp_ext.nn.halting import batch_statistics
+from adaptcomp_ext.nn.halting.calling import form_of, is_plain
 from adaptcomp_ext.nn.halting.cost_model import count_weights
 from adaptcomp_ext.nn.halting.policy import Policy
 
-SETTINGS = ("max_steps", "min_steps", "compact", "check_rows", "training", "readout")
+SETTINGS = ("max_steps", "min_steps", "compact", "check_rows", "training", "readout", "keep_trace")
 """The settings of an `AdaptiveHalt` that a later call may find changed."""
 
 
@@ -30,6 +31,10 @@ class Known:
     step: Any
     policy: Policy
     readout: Any
+    head: Any
+    """The policy's; None where it has none."""
+    plain: bool
+    """Whether step, readout and head are called as they are: see `adaptcomp_ext.nn.halting.calling`."""
     weights: int | None
     """Number of weights of a step, for the cost model."""
     norms: list[Any]
@@ -58,6 +63,10 @@ def learn(step: Any, policy: Policy, readout: Any) -> Known:
         step,
         policy,
         readout,
+        head,
+        (isinstance(step, nn.ModuleList) or form_of(step).place is None)
+        and is_plain(readout)
+        and is_plain(head),
         count_weights(step),
         batch_statistics.find(step, policy, readout),
         moded,

@@ -33,7 +33,7 @@ _ANY = 1 << 62  # bytes
 
 
 def _settings(halt: Any) -> tuple[Any, ...]:
-    return (halt.max_steps, halt.min_steps, halt.compact, halt.check_rows, halt.training)
+    return (halt.max_steps, halt.min_steps, halt.compact, halt.check_rows, halt.training, halt.keep_trace)
 
 
 class KnownLoop:
@@ -99,7 +99,7 @@ class KnownLoop:
         if (
             fused is None
             or fused.policy != self.policy
-            or (fused.head is not None) is not self.has_head
+            or fused.head is not known.head  # which may take more than the state
             or fused.carried is not self.carried
         ):
             return None
@@ -171,7 +171,7 @@ class _Checks:
 
 def remember(halt: Any, known: Known, run: FusedRun) -> KnownLoop | None:
     """Return the run as one that can be repeated, if it can."""
-    problem, first = run.problem, run.first
+    problem, fused, first = run.problem, run.fused, run.first
     if (
         first is None  # the loop is in Python
         or not problem.ordinary
@@ -181,6 +181,8 @@ def remember(halt: Any, known: Known, run: FusedRun) -> KnownLoop | None:
         or (problem.policy.weighted and first.dtype not in (torch.float32, torch.float64))
         or known.norms  # which may change `compact`
         or isinstance(known.step, nn.ModuleList)
+        or not known.plain
+        or fused.head is not known.head
         or (run.training and known.unwalked)
         or computes_settings(halt)
     ):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,22 +57,21 @@ def _written_to(name: str, what: str, policy: Policy) -> RuntimeError:
 
 def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     run, policy = problem.run, problem.policy
-    weighted, traced = policy.weighted, policy.traced
+    weighted, traced = policy.weighted, policy.traced or problem.keep_trace
     results = halting.Results(
         steps=torch.zeros(run.batch, dtype=torch.int64, device=run.device),
         status=torch.zeros(run.batch, dtype=torch.int8, device=run.device),
-        leaves=[
-            torch.empty_like(t, memory_format=torch.contiguous_format, requires_grad=False)
-            for t in problem.state
-        ],
+        leaves=problem.room(problem.state),
     )
+    of_shapes: list[tuple[int, list[Tensor]]] = []  # of the shapes of a state before its present ones
+    since = 1
     state, inputs = list(problem.state), list(problem.inputs)
     previous = problem.tree(state)
     row = torch.arange(run.batch, device=run.device)
     carry = begin(policy, run, fused is not None and fused.carried)
     make_node = None if fused is None else halting.KERNELS[fused.policy].node
     arguments = problem.arguments(inputs)
-    records: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    records: list[tuple[Tensor | None, ...]] = []
     versions: list[tuple[Tensor, int]] = []
     costs = log_probs = False
     expected = (False, False, False)
@@ -83,6 +83,11 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         rows = row.shape[0]
         current = step(previous, *arguments)
         leaves = problem.leaves(current, rows)
+        room = problem.change_shapes(leaves, n) if problem.staged else None
+        if room is not None:
+            if n > 1:
+                of_shapes.append((since, results.leaves))
+            results.leaves, since = room, n
         current = problem.tree(leaves)
         readout = problem.read(current, leaves, rows)
         decision = None
@@ -92,7 +97,9 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             halt = fused
             fields = (weighted, fused.has_cost, False)
         else:
-            view = View(run, n, current, previous, dressed(readout, problem.readout_kind), row, carry)
+            view = View(
+                run, n, current, previous, dressed(readout, problem.readout_kind), row, carry, arguments
+            )
             decision = policy.decide(view)
             if problem.watch is not None:
                 problem.watch("policy", decision)
@@ -109,7 +116,7 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             expected = fields
             _, costs, log_probs = fields
             readout_dtype = readout.dtype
-            if (weighted or traced) and not fields[0]:
+            if (weighted or policy.traced) and not fields[0]:
                 raise ValueError(
                     "decide: expected a weight in the Decision of a weighted or traced policy, got None"
                 )
@@ -139,9 +146,10 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             tested = decision.logits
         elif make_node is not None:
             node = make_node(halt, carry[0], bounds)
-        if traced and decision is not None and decision.weight is not None:
-            kept = _unchanging(readout), _unchanging(decision.weight)
-            versions += [(t, t._version) for t in kept if t.requires_grad]
+        if traced:
+            given = decision.weight if decision is not None and policy.traced else None
+            kept = _unchanging(readout), None if given is None else _unchanging(given)
+            versions += [(t, t._version) for t in kept if t is not None and t.requires_grad]
             records.append((*kept, row, torch.full_like(row, n)))
         separate = readout if results.output is not None else None
         read_leaf = problem.read_leaf(readout, leaves)
@@ -167,21 +175,19 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     broken = results.status == Status.NONFINITE
     if torch.is_grad_enabled() and (on_cuda(run.device) or bool(broken.any())):
         results.block_gradient(broken)
+        of_shapes = [(n, [halting.block_gradient(t, broken) for t in leaves]) for n, leaves in of_shapes]
         if trace is not None:
             at = broken[trace.row]
-            outputs, weights = (
-                halting.block_gradient(trace.outputs, at),
-                halting.block_gradient(trace.weights, at),
-            )
-            trace = trace._replace(outputs=outputs, weights=weights)
+            trace = trace._replace(outputs=halting.block_gradient(trace.outputs, at))
+            if trace.weights is not None:
+                trace = trace._replace(weights=halting.block_gradient(trace.weights, at))
     totals = list(results.totals)
     output = results.leaves[0] if results.output is None else results.output.to(readout_dtype)
     if trace is not None:
         trace = trace._replace(outputs=dressed(trace.outputs, problem.readout_kind))
-    problem.kinds = problem.result_kinds
     return HaltResult(
         output=dressed(output, problem.readout_kind),
-        state=problem.tree(results.leaves),
+        state=problem.last_states([*of_shapes, (since, results.leaves)], results.steps),
         steps=results.steps,
         cost=totals.pop(0) if costs else results.steps.to(run.scalar),
         status=results.status,
@@ -212,9 +218,14 @@ def _memory(tensor: Tensor) -> int:
         return 0
 
 
-def _trace(records: list[tuple[Tensor, Tensor, Tensor, Tensor]], has_padding: bool) -> Trace:
-    outputs, weights, row, step = (torch.cat(part) for part in zip(*records, strict=True))
+def _trace(records: list[tuple[Tensor | None, ...]], has_padding: bool) -> Trace:
+    def joined(parts: tuple[Tensor | None, ...]) -> Any:
+        tensors = [t for t in parts if t is not None]
+        return torch.cat(tensors) if tensors else None
+
+    outputs, weights, row, step = (joined(parts) for parts in zip(*records, strict=True))
     if has_padding:
         active = (row >= 0).nonzero()[:, 0]
-        outputs, weights, row, step = outputs[active], weights[active], row[active], step[active]
+        outputs, row, step = outputs[active], row[active], step[active]
+        weights = None if weights is None else weights[active]
     return Trace(outputs, weights, row, step)

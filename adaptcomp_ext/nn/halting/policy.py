@@ -12,6 +12,7 @@ from adaptcomp_ext.nn._naming import name_of
 from adaptcomp_ext.nn._refused_cells import refuse_cell
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import flatten, is_container
+from adaptcomp_ext.nn.halting.calling import alternatives, call_at
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._fields import documented
@@ -68,6 +69,8 @@ class View:
         int64 [n]: the batch row of each row of the block, counted from 0; -1 for padding.
     carry : tuple of Tensor
         [n, ...] each: the carry of the policy's last decision, or of `Policy.begin`.
+    inputs : tuple of pytrees of Tensor
+        [n, ...] each: the inputs of the same rows.
     """
 
     run: Run
@@ -77,6 +80,7 @@ class View:
     readout: Tensor
     row: Tensor
     carry: tuple[Tensor, ...]
+    inputs: tuple[Any, ...] = ()
 
 
 @documented
@@ -166,16 +170,26 @@ class Policy(Checked):
 
 
 def head_logits(head: Any, view: View) -> Tensor:
-    """Return one logit per row, [n], from a halting head that returns [n] or [n, 1]."""
-    return head_logits_of(head, view.state, view.row.shape[0], view.run.device)
+    """Return one logit per row, [n], from a halting head that returns [n] or [n, 1].
+
+    The head may be an nn.ModuleList with one for each step, and may take the inputs and the step's number:
+    ``head(state, *inputs, n=...)``.
+    """
+    return head_logits_of(
+        lambda state: call_at("head", head, state, view.inputs, view.step),
+        view.state,
+        view.row.shape[0],
+        view.run.device,
+        named=head,
+    )
 
 
-def head_logits_of(head: Any, state: Any, rows: int, device: torch.device) -> Tensor:
-    """Return one logit per row, [n], of a block's state."""
+def head_logits_of(head: Any, state: Any, rows: int, device: torch.device, named: Any = None) -> Tensor:
+    """Return one logit per row, [n], of a block's state; `named`: the head of which an error speaks."""
     try:
         logits = head(state)
     except (TypeError, AttributeError) as error:
-        explain_call("head", head, state, error)
+        explain_call("head", head if named is None else named, state, error)
         raise
     return check_logits(logits, rows, device)
 
@@ -271,5 +285,6 @@ def check_head(head: object) -> Any:
     """Require a callable."""
     if not callable(head):
         raise TypeError(f"head: expected a callable or nn.Module, got {describe(head)}")
-    refuse_cell("head", "head(state)", "one logit per row", head)
+    for each in alternatives("head", head):
+        refuse_cell("head", "head(state)", "one logit per row", each)
     return head

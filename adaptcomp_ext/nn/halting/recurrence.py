@@ -101,6 +101,8 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
     for cls, name, written in FORMULAS:
         if getattr(cls, name) is not written:
             raise NotServed(f"{cls.__name__}.{name} was assigned to")
+    if problem.keep_trace:
+        raise NotServed("keep_trace keeps the readout of every step")
     if problem.watch is not None:
         raise NotServed("a transform of torch is active")
     mode = active_mode(device.type)

@@ -23,6 +23,7 @@ from adaptcomp_ext.nn._reads import Walk, walked
 from adaptcomp_ext.nn._tree import flatten, flatten_like, unflatten
 from adaptcomp_ext.nn._undisturbed import undisturbed
 from adaptcomp_ext.nn.halting.batch_statistics import ADVICE
+from adaptcomp_ext.nn.halting.calling import form_of
 from adaptcomp_ext.ops._backend import capturing, on_cuda
 from adaptcomp_ext.ops._plain import has_dispatch, has_values
 from adaptcomp_ext.ops._transforms import is_plain_call
@@ -43,6 +44,16 @@ class _Part:
     function: Any
     prefix: str
     """In front of the names of its submodules."""
+    n: int = 1
+    """The step at which it is called."""
+    repeated: bool = False
+    """Whether a part before it has the same function: it is called for what follows it alone."""
+
+    def arguments(self, state: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, int]]:
+        """Return what it is called with."""
+        form = form_of(self.function)
+        given = inputs if self.role == "step" or form.inputs else ()
+        return (state, *given), {"n": self.n} if form.has_n(len(given)) else {}
 
 
 class _MixedRows(Exception):
@@ -63,7 +74,7 @@ def check(step: Any, readout: Any, head: Any, state: Any, inputs: tuple[Any, ...
     Parameters
     ----------
     step, readout, head : callable
-        The user's functions; of a ModuleList every stage is checked. `readout` and `head` may be None.
+        The user's functions; of a ModuleList every module is checked. `readout` and `head` may be None.
     state, inputs : pytree of Tensor
         Those of the call, with at least two rows.
 
@@ -101,15 +112,35 @@ def check(step: Any, readout: Any, head: Any, state: Any, inputs: tuple[Any, ...
 
 
 def _parts(step: Any, readout: Any, head: Any) -> list[_Part]:
-    if isinstance(step, nn.ModuleList):
-        stages = {id(stage): (i, stage) for i, stage in reversed(list(enumerate(step)))}
-        parts = [_Part("step", stage, str(i)) for i, stage in sorted(stages.values(), key=lambda s: s[0])]
-    else:
-        parts = [_Part("step", step, "")]
-    if readout is not None:
-        parts.append(_Part("readout", readout, ""))
-    if head is not None:
-        parts.append(_Part("head", head, ""))
+    """Return the parts in the order of their calls; what all steps share comes after the last stage."""
+    roles = [
+        (role, function) for role, function in (("readout", readout), ("head", head)) if function is not None
+    ]
+    listed = [
+        len(function) for _, function in [("step", step), *roles] if isinstance(function, nn.ModuleList)
+    ]
+    parts: list[_Part] = []
+    seen: set[int] = set()
+
+    def add(role: str, function: Any, n: int) -> None:
+        of_list = isinstance(function, nn.ModuleList)
+        if of_list and n > len(function):
+            return
+        each = function[n - 1] if of_list else function
+        repeated = id(each) in seen
+        seen.add(id(each))
+        if not repeated or role == "step":
+            parts.append(_Part(role, each, str(n - 1) if of_list else "", n, repeated))
+
+    for n in range(1, max(listed, default=1) + 1):
+        if n == 1 or isinstance(step, nn.ModuleList):
+            add("step", step, n)
+        for role, function in roles:
+            if isinstance(function, nn.ModuleList):
+                add(role, function, n)
+    for role, function in roles:
+        if not isinstance(function, nn.ModuleList):
+            add(role, function, 1)
     return parts
 
 
@@ -160,24 +191,24 @@ def _is_conclusive(
     state, inputs = pytree.tree_map(copied, (state, inputs))
     finite = True
     for part in parts:
-        arguments = (state, *inputs) if part.role == "step" else (state,)
-        given, result = _call(part.function, arguments)
+        arguments, options = part.arguments(state, inputs)
+        given, result = _call(part.function, arguments, options)
         results = _differentiable(result)
         if any(t.shape[:1] != (rows,) for t in results):
             raise ValueError("another number of rows")
         if not all(has_values(t) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)):
             raise ValueError("nothing to read")
         finite = finite and all(bool(t.isfinite().all()) for t in results)
-        row = mixed_row(results, given)
+        row = None if part.repeated else mixed_row(results, given)
         if row is not None:
-            raise _MixedRows(part, row, _submodule(part, arguments, rows, walk))
+            raise _MixedRows(part, row, _submodule(part, arguments, options, rows, walk))
         if part.role == "step":
             leaves, structure = flatten_like(result, flatten(state)[1])
             state = unflatten([leaf.detach() for leaf in leaves], structure)
     return finite or spread == 0.0
 
 
-def _call(function: Any, arguments: Any) -> tuple[list[Tensor], Any]:
+def _call(function: Any, arguments: Any, options: dict[str, int]) -> tuple[list[Tensor], Any]:
     """Call a function on leaves of a new graph; return these and the result."""
     given: list[Tensor] = []
 
@@ -188,7 +219,7 @@ def _call(function: Any, arguments: Any) -> tuple[list[Tensor], Any]:
         return given[-1].clone()  # the function may write to it
 
     arguments = pytree.tree_map(leaf, arguments)
-    return given, function(*arguments)
+    return given, function(*arguments, **options)
 
 
 def _differentiable(tree: Any) -> list[Tensor]:
@@ -204,7 +235,7 @@ class _Called:
     results: list[Tensor]
 
 
-def _submodule(part: _Part, arguments: Any, rows: int, walk: Walk) -> str:
+def _submodule(part: _Part, arguments: Any, options: dict[str, int], rows: int, walk: Walk) -> str:
     """Return name and class of the first submodule that mixes rows by itself; empty if there is none."""
     calls: list[_Called] = []
     names = {id(module): path for path, module in walk.modules.items()}
@@ -212,15 +243,15 @@ def _submodule(part: _Part, arguments: Any, rows: int, walk: Walk) -> str:
         names |= {id(m): f"{part.prefix}.{n}".strip(".") for n, m in part.function.named_modules()}
         names.pop(id(part.function))
 
-    def record(module: nn.Module, given: Any, options: Any, result: Any) -> None:
+    def record(module: nn.Module, given: Any, named: Any, result: Any) -> None:
         name = f"{names[id(module)]} ({type(module).__name__})"
-        calls.append(_Called(name, _differentiable((given, options)), _differentiable(result)))
+        calls.append(_Called(name, _differentiable((given, named)), _differentiable(result)))
 
     inside = part.function.modules() if isinstance(part.function, nn.Module) else walk.modules.values()
     for module in inside:
         if id(module) in names:
             module.register_forward_hook(record, with_kwargs=True)  # taken off with the state put back
-    given, _ = _call(part.function, arguments)
+    given, _ = _call(part.function, arguments, options)
 
     def mixes(tensors: list[Tensor]) -> bool:
         # The rows may have moved to another dimension, as by ``unsqueeze(0)``.

@@ -26,8 +26,9 @@ class ACT(Policy):
     Parameters
     ----------
     head : callable
-        Maps the state to one logit per row, [n] or [n, 1]. Start with a bias near −3, that is with many
-        steps: from a bias of 0 or more, training rarely leaves one or two steps. A logit of −∞ gives h = 0.
+        Maps the state to one logit per row, [n] or [n, 1]; a ModuleList has a head for each step. Start with
+        a bias near −3, that is with many steps: from a bias of 0 or more, training rarely leaves one or two
+        steps. A logit of −∞ gives h = 0.
     threshold : float
         1 − ε, in (0, 1].
 

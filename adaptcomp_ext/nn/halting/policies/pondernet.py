@@ -61,7 +61,8 @@ class PonderNet(Policy):
     Parameters
     ----------
     head : callable
-        Maps the state to one logit per row, [n] or [n, 1]. A logit of −∞ gives λ = 0.
+        Maps the state to one logit per row, [n] or [n, 1]; a ModuleList has a head for each step. A logit of
+        −∞ gives λ = 0.
     prior : float or "uniform"
         λ_p in (0, 1) of the geometric prior ∝ λ_p (1 − λ_p)^{n−1}, renormalised over `min_steps` to
         `max_steps`; or the uniform prior over these steps.
