@@ -21,6 +21,8 @@ from adaptcomp_ext import models, ops, reference
 from adaptcomp_ext.nn import (
     ACT,
     AdaptiveHalt,
+    Calibration,
+    ComputeCurve,
     Confidence,
     Convergence,
     Decision,
@@ -36,7 +38,9 @@ from adaptcomp_ext.nn import (
     Status,
     Trace,
     VariationalDropout,
+    calibrate,
     cells,
+    compute_curve,
     route,
     shrink,
 )
@@ -69,6 +73,8 @@ def build_info() -> dict[str, Any]:
 __all__ = [
     "ACT",
     "AdaptiveHalt",
+    "Calibration",
+    "ComputeCurve",
     "Confidence",
     "Convergence",
     "Decision",
@@ -86,7 +92,9 @@ __all__ = [
     "VariationalDropout",
     "__version__",
     "build_info",
+    "calibrate",
     "cells",
+    "compute_curve",
     "models",
     "ops",
     "reference",

@@ -120,6 +120,12 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
         Promise("layout", "Tensors of any memory layout work: strided, transposed, expanded, misaligned."),
         Promise("small", "An empty batch, a single row and `max_steps=1` work."),
         Promise("large", "Offsets beyond 2³¹ work."),
+        Promise(
+            "calibration",
+            "The steps and outputs that `calibrate` and `compute_curve` report are those of runs with each "
+            "threshold; a certified risk is exceeded no more often than asked for.",
+            "They are row-independent, and the held-out rows are independent draws.",
+        ),
         Promise("own memory", "Every output is written in full, and nothing is written outside of it."),
     ),
     "Errors": (

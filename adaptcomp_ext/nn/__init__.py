@@ -1,12 +1,13 @@
 """Modules: the halting loop and its policies, descent on an energy, routing, variational dropout."""
 
 from adaptcomp_ext.nn import cells
+from adaptcomp_ext.nn.calibration import Calibration, ComputeCurve, calibrate, compute_curve
 from adaptcomp_ext.nn.descent.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policies import ACT, Confidence, Convergence, FixedSteps, PonderNet
-from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View
+from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, Threshold, View
 from adaptcomp_ext.nn.result import EnergyResult, HaltResult, Status, Trace
 from adaptcomp_ext.nn.route import route
 from adaptcomp_ext.nn.shrinking import shrink
@@ -15,6 +16,8 @@ from adaptcomp_ext.nn.variational import VariationalDropout, description_length,
 __all__ = [
     "ACT",
     "AdaptiveHalt",
+    "Calibration",
+    "ComputeCurve",
     "Confidence",
     "Convergence",
     "Decision",
@@ -30,10 +33,13 @@ __all__ = [
     "Run",
     "RunPlan",
     "Status",
+    "Threshold",
     "Trace",
     "VariationalDropout",
     "View",
+    "calibrate",
     "cells",
+    "compute_curve",
     "description_length",
     "route",
     "shrink",

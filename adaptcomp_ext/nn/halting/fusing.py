@@ -19,7 +19,7 @@ from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import check_memory, is_dense, plain
 
-_HARMLESS = {"extra_repr", "fuse", "_fusing", "_written"}
+_HARMLESS = {"extra_repr", "fuse", "calibrated", "_fusing", "_written"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,6 +113,27 @@ class Decision(NamedTuple):
     logits: Tensor | None = None
 
 
+@documented
+class Threshold(NamedTuple):
+    """The setting of a policy that `calibrate` chooses, and the values that it tries.
+
+    Attributes
+    ----------
+    name : str
+        The name of the attribute.
+    candidates : tuple of float
+        The values to try, from the most careful one, with the most steps, to the cheapest. They must not
+        depend on data.
+    """
+
+    name: str
+    candidates: tuple[float, ...]
+
+
+FRACTIONS = (1.0, *(1 / (1 + math.exp(-k / 2)) for k in range(28, -9, -1)))
+"""Candidates for a threshold on a probability: 1, then log-odds from 14 down to −4 in steps of a half."""
+
+
 class Policy(Checked):
     """Base class of halting policies, which decide after each step which rows halt.
 
@@ -126,6 +148,9 @@ class Policy(Checked):
     ...     def decide(self, view):
     ...         return ac.Decision(halt=(view.state - view.previous).norm(dim=1) < 1e-3)
     """
+
+    calibrated: ClassVar[Threshold | None] = None
+    """The threshold that `calibrate` and `compute_curve` choose unless told otherwise; None: it has none."""
 
     _written: dict[str, Any]
     """The attributes of the class statement: see `adaptcomp_ext.nn.halting.fusing`."""

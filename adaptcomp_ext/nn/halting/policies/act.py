@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn._naming import named
-from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View, check_head, head_logits
+from adaptcomp_ext.nn.halting.policy import (
+    FRACTIONS,
+    Decision,
+    Policy,
+    Run,
+    Threshold,
+    View,
+    check_head,
+    head_logits,
+)
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_fraction
 from adaptcomp_ext.ops.act import act_step_unchecked
@@ -40,6 +49,8 @@ class ACT(Policy):
     """
 
     _settings: ClassVar = {"head": check_head, "threshold": partial(check_fraction, "threshold")}
+
+    calibrated = Threshold("threshold", FRACTIONS)
 
     def __init__(self, head: Any, threshold: float = 0.99) -> None:
         super().__init__()

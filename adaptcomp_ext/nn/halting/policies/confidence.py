@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from adaptcomp_ext.nn.halting.policy import Decision, Policy, View
+from adaptcomp_ext.nn.halting.policy import FRACTIONS, Decision, Policy, Threshold, View
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_fraction
 from adaptcomp_ext.ops.confidence import MEASURES, confidence
@@ -36,6 +36,8 @@ class Confidence(Policy):
         "threshold": partial(check_fraction, "threshold"),
         "measure": partial(check_choice, "measure", choices=tuple(MEASURES)),
     }
+
+    calibrated = Threshold("threshold", FRACTIONS)
 
     def __init__(self, threshold: float, measure: str = "max_prob") -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn.halting.policy import Decision, Policy, View
+from adaptcomp_ext.nn.halting.policy import Decision, Policy, Threshold, View
 from adaptcomp_ext.ops._backend import on_cuda
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int
 from adaptcomp_ext.ops.descent import check_number
@@ -49,6 +49,8 @@ class Convergence(Policy):
         "norm": partial(check_choice, "norm", choices=NORMS),
         "patience": partial(check_int, "patience", least=1),
     }
+
+    calibrated = Threshold("tol", (0.0, *(10 ** (-k / 4) for k in range(28, -5, -1))))
 
     def __init__(self, tol: float, norm: str = "relative", patience: int = 1) -> None:
         super().__init__()
