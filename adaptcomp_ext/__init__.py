@@ -21,6 +21,7 @@ from adaptcomp_ext import models, ops, reference
 from adaptcomp_ext.nn import (
     ACT,
     AdaptiveHalt,
+    Bernoulli,
     Calibration,
     ComputeCurve,
     Confidence,
@@ -34,6 +35,7 @@ from adaptcomp_ext.nn import (
     MLPEnergy,
     Policy,
     PonderNet,
+    QHalt,
     QuadraticEnergy,
     Status,
     Trace,
@@ -73,6 +75,7 @@ def build_info() -> dict[str, Any]:
 __all__ = [
     "ACT",
     "AdaptiveHalt",
+    "Bernoulli",
     "Calibration",
     "ComputeCurve",
     "Confidence",
@@ -86,6 +89,7 @@ __all__ = [
     "MLPEnergy",
     "Policy",
     "PonderNet",
+    "QHalt",
     "QuadraticEnergy",
     "Status",
     "Trace",

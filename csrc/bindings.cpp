@@ -14,6 +14,7 @@
 #include <string>
 
 #include "act/act.h"
+#include "bernoulli/bernoulli.h"
 #include "bindings/arguments.h"
 #include "bindings/descent.h"
 #include "bindings/energies.h"
@@ -134,6 +135,58 @@ void pondernet_step_backward(const py::list& list, double log_prior, double log_
   a.g_log_survival = in.pointer<void>();
   const Place where = place(in);
   AC_RUN(where, pondernet_step_backward_cpu(a), pondernet_step_backward_cuda(a, where.device, where.stream));
+}
+
+// The keys of random numbers: samples, seeds, steps (tensors or None), seed, step
+DrawKeys draw_keys(Arguments& in) {
+  DrawKeys keys{};
+  keys.samples = in.integers("sample");
+  keys.seeds = in.integers("seed");
+  keys.steps = in.integers("step");
+  keys.seed = in.integer();
+  keys.step = in.integer();
+  return keys;
+}
+
+// rows, keys, wide, logits, dtype, log_prob, halt, place
+void bernoulli_step(const py::list& list) {
+  Arguments in(list);
+  BernoulliStep a{};
+  a.rows = in.integer();
+  a.keys = draw_keys(in);
+  a.wide = in.integer() != 0;
+  a.logits = in.reals("logits");
+  a.logits_dtype = in.dtype();
+  a.log_prob = in.pointer<void>();
+  a.halt = in.pointer<uint8_t>();
+  const Place where = place(in);
+  AC_RUN(where, bernoulli_step_cpu(a), bernoulli_step_cuda(a, where.device, where.stream));
+}
+
+// rows, wide, logits, dtype, halt, g_log_prob, g_logits, place
+void bernoulli_step_backward(const py::list& list) {
+  Arguments in(list);
+  BernoulliStepBackward a{};
+  a.rows = in.integer();
+  a.wide = in.integer() != 0;
+  a.logits = in.reals("logits");
+  a.logits_dtype = in.dtype();
+  a.halt = in.bools("halt");
+  a.g_log_prob = in.scalars(a.wide, a.rows, "the gradient of log_prob");
+  a.g_logits = in.pointer<void>();
+  const Place where = place(in);
+  AC_RUN(where, bernoulli_step_backward_cpu(a), bernoulli_step_backward_cuda(a, where.device, where.stream));
+}
+
+// rows, keys, out, place
+void uniform_draws(const py::list& list) {
+  Arguments in(list);
+  UniformDraws a{};
+  a.rows = in.integer();
+  a.keys = draw_keys(in);
+  a.out = in.pointer<float>();
+  const Place where = place(in);
+  AC_RUN(where, uniform_cpu(a), uniform_cuda(a, where.device, where.stream));
 }
 
 // rows, inner, columns, wide, x, weight and its two strides, bias, out, place
@@ -273,6 +326,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("act_step_backward", &act_step_backward);
   m.def("pondernet_step", &pondernet_step);
   m.def("pondernet_step_backward", &pondernet_step_backward);
+  m.def("bernoulli_step", &bernoulli_step);
+  m.def("bernoulli_step_backward", &bernoulli_step_backward);
+  m.def("uniform_draws", &uniform_draws);
   m.def("confidence", &confidence);
   m.def("linear", &linear);
   py::class_<KnownRun>(m, "KnownRun", py::custom_type_setup(collect_known_runs))

@@ -6,7 +6,15 @@ from adaptcomp_ext.nn.descent.energies import HopfieldEnergy, MLPEnergy, Quadrat
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.halting.plan import RunPlan
-from adaptcomp_ext.nn.halting.policies import ACT, Confidence, Convergence, FixedSteps, PonderNet
+from adaptcomp_ext.nn.halting.policies import (
+    ACT,
+    Bernoulli,
+    Confidence,
+    Convergence,
+    FixedSteps,
+    PonderNet,
+    QHalt,
+)
 from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, Threshold, View
 from adaptcomp_ext.nn.result import EnergyResult, HaltResult, Status, Trace
 from adaptcomp_ext.nn.route import route
@@ -16,6 +24,7 @@ from adaptcomp_ext.nn.variational import VariationalDropout, description_length,
 __all__ = [
     "ACT",
     "AdaptiveHalt",
+    "Bernoulli",
     "Calibration",
     "ComputeCurve",
     "Confidence",
@@ -29,6 +38,7 @@ __all__ = [
     "MLPEnergy",
     "Policy",
     "PonderNet",
+    "QHalt",
     "QuadraticEnergy",
     "Run",
     "RunPlan",

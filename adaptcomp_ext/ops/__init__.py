@@ -10,18 +10,22 @@ waited for, and those of torch's tracers.
 
 from adaptcomp_ext.ops._backend import reference_kernels
 from adaptcomp_ext.ops.act import ActStep, act_step
+from adaptcomp_ext.ops.bernoulli import BernoulliStep, bernoulli_step
 from adaptcomp_ext.ops.compaction import compact, compact_padded, scatter_rows
 from adaptcomp_ext.ops.confidence import confidence
 from adaptcomp_ext.ops.descent import DescentUpdate, descent_update
 from adaptcomp_ext.ops.linear import linear
 from adaptcomp_ext.ops.pondernet import PonderNetStep, pondernet_step
+from adaptcomp_ext.ops.q_halt import q_halt_targets
 from adaptcomp_ext.ops.route import merge_rows
 
 __all__ = [
     "ActStep",
+    "BernoulliStep",
     "DescentUpdate",
     "PonderNetStep",
     "act_step",
+    "bernoulli_step",
     "compact",
     "compact_padded",
     "confidence",
@@ -29,6 +33,7 @@ __all__ = [
     "linear",
     "merge_rows",
     "pondernet_step",
+    "q_halt_targets",
     "reference_kernels",
     "scatter_rows",
 ]

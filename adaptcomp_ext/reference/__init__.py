@@ -6,6 +6,7 @@ checked. Each module has the name of its family in ``csrc``, ``adaptcomp_ext.ops
 """
 
 from adaptcomp_ext.reference.act import act_step, act_step_backward
+from adaptcomp_ext.reference.bernoulli import bernoulli_step, bernoulli_step_backward
 from adaptcomp_ext.reference.compaction import compact_index, compact_index_padded, gather_rows, scatter_rows
 from adaptcomp_ext.reference.confidence import confidence
 from adaptcomp_ext.reference.descent import (
@@ -22,6 +23,7 @@ from adaptcomp_ext.reference.linear import linear
 from adaptcomp_ext.reference.mlp_energy import mlp_energy
 from adaptcomp_ext.reference.philox import normals, uniform
 from adaptcomp_ext.reference.pondernet import pondernet_step, pondernet_step_backward
+from adaptcomp_ext.reference.q_halt import q_halt_least, q_halt_step, q_halt_targets
 from adaptcomp_ext.reference.quadratic_energy import quadratic_energy
 from adaptcomp_ext.reference.recurrence import recurrence
 from adaptcomp_ext.reference.route import merge_rows, split_rows
@@ -31,6 +33,8 @@ __all__ = [
     "act_halt_backward",
     "act_step",
     "act_step_backward",
+    "bernoulli_step",
+    "bernoulli_step_backward",
     "clipped",
     "compact_index",
     "compact_index_padded",
@@ -50,6 +54,9 @@ __all__ = [
     "plan_packing",
     "pondernet_step",
     "pondernet_step_backward",
+    "q_halt_least",
+    "q_halt_step",
+    "q_halt_targets",
     "quadratic_energy",
     "recurrence",
     "scatter_rows",

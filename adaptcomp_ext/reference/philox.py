@@ -17,12 +17,14 @@ def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
     return (above >> 16) + (rest >> 32), rest & _LOW
 
 
-def philox(seed: int, sample: Tensor, step: int, last: int | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    seed: int | Tensor, sample: Tensor, step: int | Tensor, last: int | Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return four 32-bit words, in int64. The key is `seed`; the counter is `sample`, `step` and `last`."""
     c0, c1, c2, c3 = torch.broadcast_tensors(
         sample & _LOW,
         (sample >> 32) & _LOW,
-        torch.full_like(sample, step & _LOW),
+        torch.as_tensor(step & _LOW, device=sample.device),
         torch.as_tensor(last, device=sample.device),
     )
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
@@ -34,8 +36,11 @@ def philox(seed: int, sample: Tensor, step: int, last: int | Tensor) -> tuple[Te
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, sample: Tensor, step: int) -> Tensor:
-    """Return a uniform number in [0, 1) of 24 bits for each sample id: float32, in the shape of `sample`."""
+def uniform(seed: int | Tensor, sample: Tensor, step: int | Tensor) -> Tensor:
+    """Return a uniform number in [0, 1) of 24 bits for each sample id: float32, in the shape of `sample`.
+
+    Seed and step may be int64 tensors in that shape.
+    """
     return (philox(seed, sample, step, step >> 32)[0] >> 8).to(torch.float32) / 16777216.0
 
 

@@ -30,11 +30,14 @@ POLICIES = [
     "absolute",
     "fixed_int",
     "fixed_tensor",
+    "bernoulli",
+    "q_halt",
     "budget",
     "weighted_budget",
 ]
 BUILT_IN = [name for name in POLICIES if "budget" not in name]
 WITH_HEAD = ["act", "ponder", "ponder_eval"]
+SAMPLED = ["ponder_eval", "bernoulli", "q_halt"]  # depend on the samples' numbers
 DIM = 4
 
 
@@ -66,6 +69,14 @@ class Head(nn.Module):
         h = first(state)
         z = h[:, 0] * self.k[0] + h[:, 1] * self.k[1] + self.bias
         return z[:, None] if self.wide else z
+
+
+class Values(Head):
+    """Two logits per row, of halting and of going on."""
+
+    def forward(self, state):
+        q = first(state)
+        return torch.stack([super().forward(state).view(-1), q[:, 2] * self.k[1] - self.bias], dim=1)
 
 
 class Through(nn.Module):
@@ -175,6 +186,10 @@ def make_policy(name, batch, dtype=torch.float32, device="cpu", threshold=None, 
         return ac.FixedSteps(3)
     if name == "fixed_tensor":
         return ac.FixedSteps(torch.arange(batch, device=device) * 5 % 7 + 1)
+    if name == "bernoulli":
+        return ac.Bernoulli(Head(dtype, device, wide=wide), seed=3)
+    if name == "q_halt":
+        return ac.QHalt(Values(dtype, device, bias=1.0), exploration=0.5, seed=2**35 + 3)
     return Budget(Head(dtype, device, wide=wide), weighted=name == "weighted_budget")
 
 
@@ -265,9 +280,30 @@ def dense(step, policy, state, *inputs, max_steps, min_steps=1, readout=None, sa
         cost = (weights * (log - prior)).sum(0)
         halted = torch.ones_like(forced)
     elif isinstance(policy, ac.PonderNet):
-        ids = range(batch) if sample_ids is None else sample_ids.tolist()
-        draws = [[philox(policy.seed, i, n) for i in ids] for n in range(1, max_steps + 1)]
-        halt = (torch.tensor(draws, dtype=scalar, device=device).view(max_steps, batch) < hazard) & allowed
+        draws = draws_of(policy.seed, sample_ids, batch, range(1, max_steps + 1)).to(scalar).to(device)
+        halt = (draws < hazard) & allowed
+        steps, halted = first_true(halt, max_steps), halt.any(0)
+    elif isinstance(policy, ac.Bernoulli):
+        logits = torch.stack([policy.head(s).reshape(batch) for s in states[1:]])
+        suspect.append(logits)
+        draws = draws_of(policy.seed, sample_ids, batch, range(1, max_steps + 1)).to(device)
+        wide, chooses = logits.to(scalar), allowed & (numbers < max_steps)
+        halt = (draws < torch.sigmoid(wide)) & chooses
+        steps, halted = first_true(halt, max_steps), halt.any(0)
+        chosen = torch.where(
+            halt, torch.nn.functional.logsigmoid(wide), torch.nn.functional.logsigmoid(-wide)
+        )
+        log_prob = torch.where(chooses & upto(steps), chosen, 0.0).sum(0)
+    elif isinstance(policy, ac.QHalt):
+        q = torch.stack([policy.head(s) for s in states[1:]]).detach()
+        suspect.append(q)
+        explores, at = draws_of(policy.seed, sample_ids, batch, (0, 2**32)).to(device)
+        least = torch.where(
+            explores < policy.exploration * policy.training * (max_steps > 1),
+            2 + (at * (max_steps - 1)).floor(),
+            1,
+        )
+        halt = (q[..., 0] > q[..., 1]) & allowed & (numbers >= least)
         steps, halted = first_true(halt, max_steps), halt.any(0)
     elif isinstance(policy, ac.Confidence):
         p = torch.softmax(read.to(torch.float64), dim=-1)
@@ -329,6 +365,13 @@ def dense(step, policy, state, *inputs, max_steps, min_steps=1, readout=None, sa
     last = [last_of(torch.stack([leaves(s)[i] for s in states[1:]]), steps) for i in range(len(flat))]
     state = torch.utils._pytree.tree_unflatten(last, structure)
     return Dense(output, state, steps, steps.to(scalar) if cost is None else cost, status, trace, log_prob)
+
+
+def draws_of(seed, sample_ids, batch, steps):
+    """Return the uniform draws of all rows at these steps, float64 [steps, B]."""
+    ids = range(batch) if sample_ids is None else sample_ids.tolist()
+    draws = [[philox(seed, i, n) for i in ids] for n in steps]
+    return torch.tensor(draws, dtype=torch.float64).view(len(draws), batch)
 
 
 def philox(seed, sample, step):

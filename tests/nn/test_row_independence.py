@@ -14,6 +14,7 @@ from tests.helpers.halting import (
     MODES,
     NONFINITE,
     POLICIES,
+    SAMPLED,
     WITH_HEAD,
     Through,
     check,
@@ -46,7 +47,7 @@ def per_row(
     state, inputs = tree_arguments(form, h, x)
     if form == "tuple":
         state = (state[0], chosen, state[2] * 0 + h.detach()[:, :1, None])
-    ids = chosen * 3 + 1 if name == "ponder_eval" else None
+    ids = chosen * 3 + 1 if name in SAMPLED else None
     with mode(how):
         result = ac.AdaptiveHalt(step, policy, max_steps, compact=compact)(state, *inputs, sample_ids=ids)
     out = [*leaves(result[:5])]
@@ -56,6 +57,8 @@ def per_row(
         loss = (result.output**2).sum() + sum(t.sum() for t in leaves(result.state) if t.is_floating_point())
         if result.cost.requires_grad:
             loss = loss + result.cost.sum()
+        if result.log_prob is not None:
+            loss = loss + result.log_prob.sum()
         if result.trace is not None:
             loss = loss + (result.trace.outputs * result.trace.weights[:, None]).sum()
         loss.backward()
@@ -127,7 +130,7 @@ def broken(name, place, value, compact, how, device, spoil=True, min_steps=1, ro
         policy.head.bias.data.fill_(-2.0)
     if name.endswith("budget"):
         policy.limit = 6.0
-    if name in ("max_prob", "margin", "entropy", "ponder_eval"):
+    if name in ("max_prob", "margin", "entropy", *SAMPLED):
         min_steps = max(min_steps, BAD_STEP)
 
     def spoiled(t, tag, count, n=BAD_STEP):
@@ -159,7 +162,7 @@ def broken(name, place, value, compact, how, device, spoil=True, min_steps=1, ro
 
 
 def applicable(name, place):
-    return place != "logit" or name in WITH_HEAD
+    return place != "logit" or name in WITH_HEAD or name in SAMPLED
 
 
 CASES = [(n, p) for n in POLICIES for p in PLACES if applicable(n, p)]

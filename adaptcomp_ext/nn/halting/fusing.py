@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptcomp_ext.nn.halting.policy import Policy, Run
+from adaptcomp_ext.nn.halting.policy import Policy, Run, no_lookahead
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import check_memory, is_dense, plain
@@ -35,6 +35,8 @@ class _Answer:
 
 def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
     """Return the policy's decision for the kernel; None if it has none, or if its methods are overridden."""
+    if policy.lookahead:
+        return None
     cls = type(policy)
     answer: _Answer | None = cls.__dict__.get("_fusing")
     # A class can change after its result was cached.
@@ -54,6 +56,14 @@ def fused_decision(policy: Policy, run: Run) -> halting.Fused | None:
 
 def begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
     """Return the policy's initial carry, checked; if `carried`, the first is a copy, for the kernel."""
+    if policy.lookahead:
+        if policy.weighted or policy.traced:
+            no_lookahead(type(policy).__name__, policy.lookahead)
+        return (*_begin(policy, run, carried), torch.zeros(run.batch, dtype=torch.bool, device=run.device))
+    return _begin(policy, run, carried)
+
+
+def _begin(policy: Policy, run: Run, carried: bool) -> tuple[Tensor, ...]:
     carry = policy.begin(run)
     if carry == ():
         return ()

@@ -18,7 +18,14 @@ from adaptcomp_ext.nn.halting.block import Problem
 from adaptcomp_ext.nn.halting.first_step import search
 from adaptcomp_ext.nn.halting.fusing import begin
 from adaptcomp_ext.nn.halting.packing import choose
-from adaptcomp_ext.nn.halting.policy import Policy, View, check_decision, head_logits_of, plain_decision
+from adaptcomp_ext.nn.halting.policy import (
+    Policy,
+    View,
+    check_decision,
+    decision_of,
+    head_logits_of,
+    plain_decision,
+)
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._backend import compute_dtype, on_cuda
@@ -100,7 +107,7 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
             view = View(
                 run, n, current, previous, dressed(readout, problem.readout_kind), row, carry, arguments
             )
-            decision = policy.decide(view)
+            decision = decision_of(policy, view)
             if problem.watch is not None:
                 problem.watch("policy", decision)
             decision = plain_decision(decision)

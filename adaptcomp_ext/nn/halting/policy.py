@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import flatten, is_container
 from adaptcomp_ext.nn.halting.calling import alternatives, call_at
 from adaptcomp_ext.ops._backend import DTYPE_CODES
-from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops._checks import check_int, describe
 from adaptcomp_ext.ops._fields import documented
 from adaptcomp_ext.ops._plain import check_memory, is_dense, kinds_of, plain
 from adaptcomp_ext.ops.halting import Fused
@@ -134,6 +135,22 @@ FRACTIONS = (1.0, *(1 / (1 + math.exp(-k / 2)) for k in range(28, -9, -1)))
 """Candidates for a threshold on a probability: 1, then log-odds from 14 down to −4 in steps of a half."""
 
 
+def check_lookahead(lookahead: Any) -> int:
+    """Require 0 or 1."""
+    if check_int("lookahead", lookahead, 0) > 1:
+        raise ValueError(f"lookahead: expected 0 or 1, got {lookahead}")
+    return int(lookahead)
+
+
+def no_lookahead(name: str, lookahead: Any) -> int:
+    """Require 0, of a policy that weights or keeps all steps."""
+    if check_lookahead(lookahead):
+        raise ValueError(
+            f"lookahead: expected 0 for {name}, which weights the readouts of a row's steps, got {lookahead}"
+        )
+    return 0
+
+
 class Policy(Checked):
     """Base class of halting policies, which decide after each step which rows halt.
 
@@ -151,6 +168,13 @@ class Policy(Checked):
 
     calibrated: ClassVar[Threshold | None] = None
     """The threshold that `calibrate` and `compute_curve` choose unless told otherwise; None: it has none."""
+
+    _settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"lookahead": check_lookahead}
+
+    lookahead: int = 0
+    """With 1, what `decide` says of a row at step n ends it after step n + 1, whose readout is its output.
+    `decide` is called at step n + 1, too; of a row that ends there only cost and log-probability are used. A
+    policy that is weighted or traced must have 0."""
 
     _written: dict[str, Any]
     """The attributes of the class statement: see `adaptcomp_ext.nn.halting.fusing`."""
@@ -194,8 +218,23 @@ class Policy(Checked):
         """Raise TypeError or ValueError if the policy cannot use the first readout. Default: any is fine."""
 
 
-def head_logits(head: Any, view: View) -> Tensor:
+def decision_of(policy: Policy, view: View) -> Decision:
+    """Return the policy's decision about the rows that halt now: with a lookahead, that of the step before.
+
+    The carry of a policy with a lookahead ends with the bools of those rows that are to halt.
+    """
+    if not policy.lookahead:
+        return policy.decide(view)
+    decision = policy.decide(replace(view, carry=view.carry[:-1]))
+    if not isinstance(decision, Decision):
+        return decision  # `check_decision` raises
+    return decision._replace(halt=view.carry[-1], carry=(*decision.carry, decision.halt))
+
+
+def head_logits(head: Any, view: View, most: int = 1) -> Tensor:
     """Return one logit per row, [n], from a halting head that returns [n] or [n, 1].
+
+    With `most`, a head may return that many logits, [n, most].
 
     The head may be an nn.ModuleList with one for each step, and may take the inputs and the step's number:
     ``head(state, *inputs, n=...)``.
@@ -206,17 +245,23 @@ def head_logits(head: Any, view: View) -> Tensor:
         view.row.shape[0],
         view.run.device,
         named=head,
+        most=most,
     )
 
 
-def head_logits_of(head: Any, state: Any, rows: int, device: torch.device, named: Any = None) -> Tensor:
-    """Return one logit per row, [n], of a block's state; `named`: the head of which an error speaks."""
+def head_logits_of(
+    head: Any, state: Any, rows: int, device: torch.device, named: Any = None, most: int = 1
+) -> Tensor:
+    """Return one logit per row, [n], of a block's state; with `most` that many, [n, most], if it gives these.
+
+    `named` is the head of which an error speaks.
+    """
     try:
         logits = head(state)
     except (TypeError, AttributeError) as error:
         explain_call("head", head if named is None else named, state, error)
         raise
-    return check_logits(logits, rows, device)
+    return check_logits(logits, rows, device, most)
 
 
 _RETURNS = {"head": "one logit per row, [n] or [n, 1]", "readout": "one Tensor, [n, ...]"}
@@ -234,8 +279,8 @@ def explain_call(role: str, function: Any, state: Any, error: Exception) -> None
         ) from error
 
 
-def check_logits(logits: object, rows: int, device: torch.device) -> Tensor:
-    """Check the result of a halting head, and return it as [n]."""
+def check_logits(logits: object, rows: int, device: torch.device, most: int = 1) -> Tensor:
+    """Check the result of a halting head, and return it as [n], or [n, k] where it gives 2 to `most`."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"head: expected it to return a Tensor, got {describe(logits)}")
     logits = plain("head", logits)
@@ -248,10 +293,11 @@ def check_logits(logits: object, rows: int, device: torch.device) -> Tensor:
     check_memory("head", logits)
     if logits.shape == (rows, 1):
         return logits.reshape(rows)
-    if logits.shape != (rows,):
-        raise ValueError(
-            f"head: expected one logit per row, shape [{rows}] or [{rows}, 1], got {list(logits.shape)}"
-        )
+    if logits.shape != (rows,) and (most == 1 or logits.shape != (rows, most)):
+        expected = f"one logit per row, shape [{rows}] or [{rows}, 1]"
+        if most > 1:
+            expected = f"{most} logits per row, shape [{rows}, {most}], or {expected}"
+        raise ValueError(f"head: expected {expected}, got {list(logits.shape)}")
     return logits
 
 
@@ -306,10 +352,10 @@ def check_decision(decision: object, view: View) -> tuple[bool, bool, bool]:
     return decision.weight is not None, decision.cost is not None, decision.log_prob is not None
 
 
-def check_head(head: object) -> Any:
+def check_head(head: object, returns: str = "one logit per row") -> Any:
     """Require a callable."""
     if not callable(head):
         raise TypeError(f"head: expected a callable or nn.Module, got {describe(head)}")
     for each in alternatives("head", head):
-        refuse_cell("head", "head(state)", "one logit per row", each)
+        refuse_cell("head", "head(state)", returns, each)
     return head

@@ -82,6 +82,8 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
     if kind is None:
         raise NotServed("the step is no cell of adaptcomp_ext.cells")
     policy = problem.policy
+    if policy.lookahead:
+        raise NotServed("the policy looks ahead")
     prior = None
     if fused is None:
         fused = _convergence(policy)

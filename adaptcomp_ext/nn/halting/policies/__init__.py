@@ -1,9 +1,11 @@
 """Halting policies, one in each module."""
 
 from adaptcomp_ext.nn.halting.policies.act import ACT
+from adaptcomp_ext.nn.halting.policies.bernoulli import Bernoulli
 from adaptcomp_ext.nn.halting.policies.confidence import Confidence
 from adaptcomp_ext.nn.halting.policies.convergence import Convergence
 from adaptcomp_ext.nn.halting.policies.fixed_steps import FixedSteps
 from adaptcomp_ext.nn.halting.policies.pondernet import PonderNet
+from adaptcomp_ext.nn.halting.policies.q_halt import QHalt
 
-__all__ = ["ACT", "Confidence", "Convergence", "FixedSteps", "PonderNet"]
+__all__ = ["ACT", "Bernoulli", "Confidence", "Convergence", "FixedSteps", "PonderNet", "QHalt"]

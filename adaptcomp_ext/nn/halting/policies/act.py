@@ -18,6 +18,7 @@ from adaptcomp_ext.nn.halting.policy import (
     View,
     check_head,
     head_logits,
+    no_lookahead,
 )
 from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_fraction
@@ -48,7 +49,11 @@ class ACT(Policy):
     the output. A setting that is not as described raises TypeError or ValueError, also at a later assignment.
     """
 
-    _settings: ClassVar = {"head": check_head, "threshold": partial(check_fraction, "threshold")}
+    _settings: ClassVar = {
+        "lookahead": partial(no_lookahead, "ACT"),
+        "head": check_head,
+        "threshold": partial(check_fraction, "threshold"),
+    }
 
     calibrated = Threshold("threshold", FRACTIONS)
 

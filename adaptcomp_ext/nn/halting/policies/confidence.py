@@ -23,6 +23,9 @@ class Confidence(Policy):
     measure : str
         ``"max_prob"``: the largest probability; ``"margin"``: the margin between the two largest;
         ``"entropy"``: 1 − H / log C.
+    lookahead : int
+        0, or 1: the confidence at step n decides whether the row ends after step n + 1. See
+        `Policy.lookahead`.
 
     Notes
     -----
@@ -33,16 +36,18 @@ class Confidence(Policy):
     """
 
     _settings: ClassVar = {
+        **Policy._settings,
         "threshold": partial(check_fraction, "threshold"),
         "measure": partial(check_choice, "measure", choices=tuple(MEASURES)),
     }
 
     calibrated = Threshold("threshold", FRACTIONS)
 
-    def __init__(self, threshold: float, measure: str = "max_prob") -> None:
+    def __init__(self, threshold: float, measure: str = "max_prob", lookahead: int = 0) -> None:
         super().__init__()
         self.threshold = threshold
         self.measure = measure
+        self.lookahead = lookahead
 
     @property
     def reads_logits(self) -> bool:
@@ -65,5 +70,5 @@ class Confidence(Policy):
         return halting.Fused(halting.CONFIDENCE, threshold=self.threshold, parameter=MEASURES[self.measure])
 
     def extra_repr(self) -> str:
-        """Return threshold and measure."""
-        return f"threshold={self.threshold}, measure={self.measure!r}"
+        """Return threshold, measure and lookahead."""
+        return f"threshold={self.threshold}, measure={self.measure!r}, lookahead={self.lookahead}"

@@ -33,6 +33,8 @@ class Convergence(Policy):
         "relative" or "absolute". The norms are over all elements of a row's readout.
     patience : int
         Number of consecutive steps, at least 1.
+    lookahead : int
+        0, or 1: a row ends one step after it has stopped changing. See `Policy.lookahead`.
 
     Notes
     -----
@@ -45,6 +47,7 @@ class Convergence(Policy):
     """
 
     _settings: ClassVar = {
+        **Policy._settings,
         "tol": partial(check_number, "tol", low=0.0, high=math.inf, ends="[)"),
         "norm": partial(check_choice, "norm", choices=NORMS),
         "patience": partial(check_int, "patience", least=1),
@@ -52,11 +55,12 @@ class Convergence(Policy):
 
     calibrated = Threshold("tol", (0.0, *(10 ** (-k / 4) for k in range(28, -5, -1))))
 
-    def __init__(self, tol: float, norm: str = "relative", patience: int = 1) -> None:
+    def __init__(self, tol: float, norm: str = "relative", patience: int = 1, lookahead: int = 0) -> None:
         super().__init__()
         self.tol = tol
         self.norm = norm
         self.patience = patience
+        self.lookahead = lookahead
 
     def check_readout(self, readout: Tensor) -> None:
         """Require floating-point numbers."""
@@ -91,5 +95,5 @@ class Convergence(Policy):
             return Decision(still >= self.patience, carry=(readout.clone(), still))
 
     def extra_repr(self) -> str:
-        """Return tolerance, norm and patience."""
-        return f"tol={self.tol:g}, norm={self.norm!r}, patience={self.patience}"
+        """Return tolerance, norm, patience and lookahead."""
+        return f"tol={self.tol:g}, norm={self.norm!r}, patience={self.patience}, lookahead={self.lookahead}"

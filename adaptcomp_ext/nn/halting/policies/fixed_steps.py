@@ -22,6 +22,8 @@ class FixedSteps(Policy):
     n : int or Tensor
         The number of steps, at least 1: one number for all rows, or int64 [B] with a number for each. A
         tensor is a buffer of the module: it moves with the module and is part of its state_dict.
+    lookahead : int
+        0, or 1: each row takes one step more than its number. See `Policy.lookahead`.
 
     Notes
     -----
@@ -33,8 +35,9 @@ class FixedSteps(Policy):
 
     n: Tensor | int
 
-    def __init__(self, n: int | Tensor) -> None:
+    def __init__(self, n: int | Tensor, lookahead: int = 0) -> None:
         super().__init__()
+        self.lookahead = lookahead
         if not isinstance(n, Tensor):
             self.n = check_int("n", n, 1)
             return
@@ -71,7 +74,7 @@ class FixedSteps(Policy):
         """Halt rows that have taken their number of steps."""
         if isinstance(self.n, Tensor):
             return Decision(self.n[view.row.clamp(min=0)] <= view.step)
-        return Decision(torch.full_like(view.row, self.n <= view.step, dtype=torch.bool))
+        return Decision(torch.full_like(view.row, self.n) <= view.step)
 
     def fuse(self) -> halting.Fused:
         """Let the halting kernel decide."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn._naming import named
-from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View, check_head, head_logits
+from adaptcomp_ext.nn.halting.policies._sampling import check_seed, samples
+from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View, check_head, head_logits, no_lookahead
 from adaptcomp_ext.ops import halting
-from adaptcomp_ext.ops._checks import check_fraction, check_int
+from adaptcomp_ext.ops._checks import check_fraction
+from adaptcomp_ext.ops.bernoulli import uniform_draws
 from adaptcomp_ext.ops.pondernet import pondernet_step_unchecked
-from adaptcomp_ext.reference import uniform
 
 
 def _check_prior(prior: Any) -> float | str:
@@ -32,12 +34,6 @@ def _check_epsilon(epsilon: object) -> float:
     if check_fraction("epsilon", epsilon, zero=True) == 1.0:
         raise ValueError("epsilon: expected a number in [0, 1), got 1.0, which would truncate every row")
     return float(epsilon)  # type: ignore[arg-type]
-
-
-def _check_seed(seed: Any) -> int:
-    if check_int("seed", seed, 0) >= 2**63:
-        raise ValueError(f"seed: expected an int < 2**63, got {seed}")
-    return int(seed)
 
 
 def _hazard(logits: Tensor) -> Tensor:
@@ -79,10 +75,11 @@ class PonderNet(Policy):
     """
 
     _settings: ClassVar = {
+        "lookahead": partial(no_lookahead, "PonderNet"),
         "head": check_head,
         "prior": _check_prior,
         "epsilon": _check_epsilon,
-        "seed": _check_seed,
+        "seed": check_seed,
     }
 
     def __init__(self, head: Any, prior: float | str = 0.2, epsilon: float = 0.0, seed: int = 0) -> None:
@@ -126,8 +123,7 @@ class PonderNet(Policy):
         logits = head_logits(self.head, view)
         if not self.training:
             with torch.no_grad():
-                sample = view.row if run.sample_ids is None else run.sample_ids[view.row.clamp(min=0)]
-                draw = uniform(self.seed, sample, view.step).to(run.scalar)
+                draw = uniform_draws(self.seed, samples(view), view.step).to(run.scalar)
                 return Decision(draw < _hazard(logits.to(run.scalar)), logits=logits)
         weight, log_survival, cost, halt = pondernet_step_unchecked(
             logits,
