@@ -41,6 +41,7 @@ POLICIES = {
     "confidence": lambda: ac.Confidence(0.6),
     "margin": lambda: ac.Confidence(0.6, "margin"),
     "entropy": lambda: ac.Confidence(0.6, "entropy"),
+    "ahead": lambda: ac.Confidence(0.6, lookahead=1),
     "convergence": lambda: ac.Convergence(0.1),
     "patient": lambda: ac.Convergence(0.5, norm="absolute", patience=2),
     "act": lambda: ac.ACT(Head(bias=-0.5)),

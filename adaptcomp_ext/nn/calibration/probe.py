@@ -20,6 +20,7 @@ from adaptcomp_ext.nn.halting.policy import (
     Run,
     View,
     check_decision,
+    decision_of,
     plain_decision,
 )
 from adaptcomp_ext.nn.result import HaltResult
@@ -50,7 +51,6 @@ class Probe(Policy):
         self._target = target
         self._values = values
         self._depth = depth
-        self._lookahead = int(getattr(policy, "lookahead", 0))
         self.followed: list[Followed] = []
         self.at_step: list[Tensor] = []  # the readout of all rows after each step, with `depth`
         self._carried: list[int] = []
@@ -93,7 +93,7 @@ class Probe(Policy):
         for i, (value, followed) in enumerate(zip(self._values, self.followed, strict=True)):
             setattr(*self._target, value)
             own = replace(view, carry=carries[i])
-            decision = plain_decision(policy.decide(own))
+            decision = plain_decision(decision_of(policy, own))
             check_decision(decision, own)
             self._carried[i] = len(decision.carry)
             carry += decision.carry
