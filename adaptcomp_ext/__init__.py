@@ -21,6 +21,8 @@ from adaptcomp_ext import models, ops, reference
 from adaptcomp_ext.nn import (
     ACT,
     AdaptiveHalt,
+    AllOf,
+    AnyOf,
     Bernoulli,
     Calibration,
     ComputeCurve,
@@ -75,6 +77,8 @@ def build_info() -> dict[str, Any]:
 __all__ = [
     "ACT",
     "AdaptiveHalt",
+    "AllOf",
+    "AnyOf",
     "Bernoulli",
     "Calibration",
     "ComputeCurve",

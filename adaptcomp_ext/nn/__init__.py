@@ -8,6 +8,8 @@ from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policies import (
     ACT,
+    AllOf,
+    AnyOf,
     Bernoulli,
     Confidence,
     Convergence,
@@ -24,6 +26,8 @@ from adaptcomp_ext.nn.variational import VariationalDropout, description_length,
 __all__ = [
     "ACT",
     "AdaptiveHalt",
+    "AllOf",
+    "AnyOf",
     "Bernoulli",
     "Calibration",
     "ComputeCurve",

@@ -2,6 +2,8 @@
 
 from adaptcomp_ext.nn.halting.policies import (
     ACT,
+    AllOf,
+    AnyOf,
     Bernoulli,
     Confidence,
     Convergence,
@@ -10,4 +12,14 @@ from adaptcomp_ext.nn.halting.policies import (
     QHalt,
 )
 
-__all__ = ["ACT", "Bernoulli", "Confidence", "Convergence", "FixedSteps", "PonderNet", "QHalt"]
+__all__ = [
+    "ACT",
+    "AllOf",
+    "AnyOf",
+    "Bernoulli",
+    "Confidence",
+    "Convergence",
+    "FixedSteps",
+    "PonderNet",
+    "QHalt",
+]

@@ -26,7 +26,7 @@ from adaptcomp_ext.nn.halting.known import Known, learn
 from adaptcomp_ext.nn.halting.known_run import KnownRun
 from adaptcomp_ext.nn.halting.loop import run_loop
 from adaptcomp_ext.nn.halting.plan import RunPlan
-from adaptcomp_ext.nn.halting.policy import Policy, Run
+from adaptcomp_ext.nn.halting.policy import Policy, Run, heads_of
 from adaptcomp_ext.nn.halting.recurrence import KINDS, NotServed, find
 from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops._backend import contiguous, on_reference
@@ -325,8 +325,7 @@ class AdaptiveHalt(Checked):
         if combination not in known.apart:
             if not rows_apart.can_check(device):
                 return
-            head = getattr(known.policy, "head", None)
-            if not rows_apart.check(known.step, known.readout, head, state, inputs):
+            if not rows_apart.check(known.step, known.readout, heads_of(known.policy), state, inputs):
                 return
             known.apart.add(combination)
         known.dtype, known.training, known.mode = combination

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adaptcomp_ext.nn._ownership import foreign_parameters, is_function, warn
 from adaptcomp_ext.nn.halting.block import Problem
+from adaptcomp_ext.nn.halting.policy import heads_of
 
 _WAY = "Pass a module instead: the one that holds them, or a small nn.Module whose forward calls it."
 
@@ -30,8 +31,8 @@ def search(
     decided : sequence
         The logits or the decision; what is no tensor in it is ignored.
     """
-    head = getattr(problem.policy, "head", None)
-    parts = ((halt.step, leaves, "step"), (halt.readout, (readout,), "readout"), (head, decided, "head"))
+    parts = [(halt.step, leaves, "step"), (halt.readout, (readout,), "readout")]
+    parts += [(head, decided, "head") for head in heads_of(problem.policy)]
     graphs = [[t for t in part[1] if isinstance(t, Tensor) and t.requires_grad] for part in parts]
     if not any(graphs):
         return

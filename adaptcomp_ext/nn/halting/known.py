@@ -13,7 +13,7 @@ from adaptcomp_ext.nn._reads import walked
 from adaptcomp_ext.nn.halting import batch_statistics
 from adaptcomp_ext.nn.halting.calling import form_of, is_plain
 from adaptcomp_ext.nn.halting.cost_model import count_weights
-from adaptcomp_ext.nn.halting.policy import Policy
+from adaptcomp_ext.nn.halting.policy import Policy, heads_of
 
 SETTINGS = ("max_steps", "min_steps", "compact", "check_rows", "training", "readout", "keep_trace")
 """The settings of an `AdaptiveHalt` that a later call may find changed."""
@@ -70,5 +70,5 @@ def learn(step: Any, policy: Policy, readout: Any) -> Known:
         count_weights(step),
         batch_statistics.find(step, policy, readout),
         moded,
-        any(is_function(function) for function in (step, readout, head)),
+        any(is_function(function) for function in (step, readout, *heads_of(policy))),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptcomp_ext.nn._naming import name_of
 from adaptcomp_ext.nn._refused_cells import refuse_cell
@@ -216,6 +216,15 @@ class Policy(Checked):
 
     def check_readout(self, readout: Tensor) -> None:
         """Raise TypeError or ValueError if the policy cannot use the first readout. Default: any is fine."""
+
+
+def heads_of(policy: Any) -> tuple[Any, ...]:
+    """Return the heads of a policy and of the policies inside it."""
+    members = getattr(policy, "policies", None)
+    if isinstance(members, nn.ModuleList):
+        return tuple(head for member in members for head in heads_of(member))
+    head = getattr(policy, "head", None)
+    return () if head is None else (head,)
 
 
 def decision_of(policy: Policy, view: View) -> Decision:

@@ -68,13 +68,15 @@ def can_check(device: torch.device) -> bool:
     return is_plain_call() and not (on_cuda(device) and capturing())
 
 
-def check(step: Any, readout: Any, head: Any, state: Any, inputs: tuple[Any, ...]) -> bool:
+def check(step: Any, readout: Any, heads: Sequence[Any], state: Any, inputs: tuple[Any, ...]) -> bool:
     """Raise ValueError if a row of a step's, the readout's or the head's result depends on another row.
 
     Parameters
     ----------
-    step, readout, head : callable
-        The user's functions; of a ModuleList every module is checked. `readout` and `head` may be None.
+    step, readout : callable
+        The user's functions; of a ModuleList every module is checked. `readout` may be None.
+    heads : sequence of callable
+        Those of the policies.
     state, inputs : pytree of Tensor
         Those of the call, with at least two rows.
 
@@ -85,7 +87,7 @@ def check(step: Any, readout: Any, head: Any, state: Any, inputs: tuple[Any, ...
         another thread. True where a part cannot be checked, too: it is not differentiable, communicates
         between processes, would use up an iterator, or raises on these rows.
     """
-    parts = _parts(step, readout, head)
+    parts = _parts(step, readout, heads)
     walk = walked([(part.prefix or part.role, part.function) for part in parts], methods=True)
     if walk.lazy:
         return False
@@ -111,11 +113,10 @@ def check(step: Any, readout: Any, head: Any, state: Any, inputs: tuple[Any, ...
     return True
 
 
-def _parts(step: Any, readout: Any, head: Any) -> list[_Part]:
+def _parts(step: Any, readout: Any, heads: Sequence[Any]) -> list[_Part]:
     """Return the parts in the order of their calls; what all steps share comes after the last stage."""
-    roles = [
-        (role, function) for role, function in (("readout", readout), ("head", head)) if function is not None
-    ]
+    roles = [("readout", readout)] if readout is not None else []
+    roles += [("head", head) for head in heads]
     listed = [
         len(function) for _, function in [("step", step), *roles] if isinstance(function, nn.ModuleList)
     ]

@@ -2,10 +2,21 @@
 
 from adaptcomp_ext.nn.halting.policies.act import ACT
 from adaptcomp_ext.nn.halting.policies.bernoulli import Bernoulli
+from adaptcomp_ext.nn.halting.policies.combined import AllOf, AnyOf
 from adaptcomp_ext.nn.halting.policies.confidence import Confidence
 from adaptcomp_ext.nn.halting.policies.convergence import Convergence
 from adaptcomp_ext.nn.halting.policies.fixed_steps import FixedSteps
 from adaptcomp_ext.nn.halting.policies.pondernet import PonderNet
 from adaptcomp_ext.nn.halting.policies.q_halt import QHalt
 
-__all__ = ["ACT", "Bernoulli", "Confidence", "Convergence", "FixedSteps", "PonderNet", "QHalt"]
+__all__ = [
+    "ACT",
+    "AllOf",
+    "AnyOf",
+    "Bernoulli",
+    "Confidence",
+    "Convergence",
+    "FixedSteps",
+    "PonderNet",
+    "QHalt",
+]
