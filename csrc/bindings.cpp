@@ -28,6 +28,7 @@
 #include "bindings/recurrence.h"
 #include "bindings/route.h"
 #include "bindings/rows.h"
+#include "bindings/slot_block.h"
 #include "bindings/torch.h"
 #include "common/isa.h"
 #include "common/parallel.h"
@@ -365,6 +366,7 @@ PYBIND11_MODULE(_C, m) {
       fast("recurrence_backward", &recurrence_backward),
       named("halt_run", &make<HaltRun>),
       named("known_loop", &make<KnownLoop>),
+      named("slot_block", &make<SlotBlock>),
       fast("halt_node_forward", &halt_node_forward),
       fast("halt_node_backward", &halt_node_backward),
       named("descent_run", &make<DescentRun>),
@@ -393,6 +395,18 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("running", &HaltRun::running)
       .def_readonly("inputs_replaced", &HaltRun::inputs_replaced)
       .def_readonly("has_broken", &HaltRun::has_broken);
+  py::class_<SlotBlock>(m, "SlotBlock")
+      .def("configure", &SlotBlock::configure)
+      .def("use_totals", &SlotBlock::use_totals)
+      .def("use_first", &SlotBlock::use_first)
+      .def("put", &SlotBlock::put)
+      .def("put_leaves", &SlotBlock::put_leaves)
+      .def("settle", &SlotBlock::settle)
+      .def("blocks", &SlotBlock::blocks)
+      .def("carried", &SlotBlock::carried)
+      .def("clear", &SlotBlock::clear)
+      .def("advance", &SlotBlock::advance)
+      .def_property_readonly("room", &SlotBlock::room);
   py::class_<KnownLoop>(m, "KnownLoop").def("run", &KnownLoop::run);
   py::class_<HaltNode>(m, "HaltNode")
       .def_property_readonly("row", [](const HaltNode& node) { return list_of(node.row); })

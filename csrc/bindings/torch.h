@@ -477,6 +477,17 @@ class Like {
                           std::string(py::str(attribute(tensor, torch->dtype))));
   }
   bool is_beside(const Facts& facts) const { return facts.place() == place_; }
+  // Whether these are the properties of one such row without a batch dimension.
+  bool is_row(const Facts& facts) const {
+    return facts.dims() == static_cast<Py_ssize_t>(tail_.size()) &&
+           std::equal(tail_.begin(), tail_.end(), facts.sizes()) && facts.kind() == kind_ &&
+           facts.place() == place_ && facts.is_contiguous() && facts.has_memory();
+  }
+  // Whether `tensor` is a block of `rows` such rows.
+  bool is_full(PyObject* tensor, int64_t rows) const {
+    Facts facts;
+    return is_block(tensor, rows, facts);
+  }
 
   // tensor = tensor[:rows], without a new object, for memory that no other object sees.
   void shrink(PyObject* tensor, int64_t rows) {

@@ -67,6 +67,8 @@ struct HaltStep {
   // In a readout apart from the state, and in the leaf that is the readout, minus infinity masks a class and
   // is an ordinary value. Which leaf that is; -1: none.
   int64_t read_leaf = -1;
+  // [rows] each row's own step, for blocks of rows that began at different times; null: `step` for all.
+  const int64_t* row_step = nullptr;
 };
 
 // Returns the number of active rows. No result depends on the number of threads.

@@ -109,7 +109,7 @@ void halt_rows(const HaltStep& a, int64_t begin, int64_t end) {
     for (int64_t l = 0; l < a.n_leaves && finite; ++l)
       finite = finite_block_row(a.leaves[l], i) ||
                (masked && l == a.read_leaf && logits_block_row(a.leaves[l], i));
-    const Status flag = outcome(v.halt, finite, a.step, a.min_steps, a.max_steps);
+    const Status flag = outcome(v.halt, finite, step_of(a, i), a.min_steps, a.max_steps);
     a.flag[i] = flag;
     if (weighted && v.weight != 0) {
       dispatch(a.readout.dtype, [&](auto* type) {
@@ -126,7 +126,7 @@ void halt_rows(const HaltStep& a, int64_t begin, int64_t end) {
     }
     if (flag == kRunning) continue;
     if (a.retire) a.row[i] = -1;
-    a.steps[r] = a.step;
+    a.steps[r] = step_of(a, i);
     a.status[r] = flag;
     if (!weighted && a.readout.block) copy_result_row(a.readout, i, r);
     for (int64_t l = 0; l < a.n_leaves; ++l) copy_result_row(a.leaves[l], i, r);

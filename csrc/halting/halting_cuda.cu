@@ -150,7 +150,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   finite = !Row::any(!finite);
   if (separate_readout || a.read_leaf >= 0) finite = Row::any(left) && finite;
 
-  const Status flag = r < 0 ? kPadding : outcome(halt, finite, a.step, a.min_steps, a.max_steps);
+  const int64_t step = r < 0 ? 0 : step_of(a, i);
+  const Status flag = r < 0 ? kPadding : outcome(halt, finite, step, a.min_steps, a.max_steps);
   const bool ended = flag != kPadding && flag != kRunning;
   if (lane == 0 && i < a.rows) {
     a.flag[i] = flag;
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (ended) {
     if (lane == 0) {
       if (a.retire) a.row[i] = -1;  // every lane has read it before the vote above
-      a.steps[r] = a.step;
+      a.steps[r] = step;
       a.status[r] = flag;
     }
     for (int64_t l = !weighted && a.readout.block ? -1 : 0; l < a.n_leaves; ++l)

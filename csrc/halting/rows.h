@@ -33,9 +33,13 @@ struct Decision {
   bool halt, finite;
 };
 
+// The step that block row i has just taken.
+AC_HD int64_t step_of(const HaltStep& a, int64_t i) { return a.row_step ? a.row_step[i] : a.step; }
+
 // The policy's decision for block row i, batch row r. It reads no other row.
 template <class S>
 AC_HD Decision<S> decide(const HaltStep& a, int64_t i, int64_t r) {
+  const int64_t step = step_of(a, i);
   Decision<S> v{S(1), S(0), false, true};
   switch (a.policy) {
     case Policy::given:
@@ -47,13 +51,13 @@ AC_HD Decision<S> decide(const HaltStep& a, int64_t i, int64_t r) {
       if (a.tested) v.finite = v.finite && is_logit_scalar(a.tested, a.tested_dtype, i);
       break;
     case Policy::fixed_steps:
-      v.halt = a.step >= (a.signal ? static_cast<const int64_t*>(a.signal)[r] : a.parameter);
+      v.halt = step >= (a.signal ? static_cast<const int64_t*>(a.signal)[r] : a.parameter);
       break;
     case Policy::act: {
       S* accumulated = static_cast<S*>(a.carry);
       const S spent = a.spent ? static_cast<const S*>(a.spent)[i] : accumulated[i];
       const ActRow<S> row = act_row(load_scalar<S>(a.signal, a.signal_dtype, i), spent,
-                                    {a.step, a.min_steps, a.max_steps, a.threshold});
+                                    {step, a.min_steps, a.max_steps, a.threshold});
       accumulated[i] = row.accumulated;
       if (a.weight_out) static_cast<S*>(a.weight_out)[i] = row.weight;
       v = {row.weight, row.cost, row.accumulated >= S(a.threshold),
@@ -62,7 +66,7 @@ AC_HD Decision<S> decide(const HaltStep& a, int64_t i, int64_t r) {
     }
     case Policy::ponder_sample:
       v.halt = ponder_sample(load_scalar<S>(a.signal, a.signal_dtype, i), static_cast<uint64_t>(a.parameter),
-                             static_cast<uint64_t>(a.sample ? a.sample[r] : r), a.step);
+                             static_cast<uint64_t>(a.sample ? a.sample[r] : r), step);
       v.finite = is_logit_scalar(a.signal, a.signal_dtype, i);
       break;
     case Policy::confidence:

@@ -1,0 +1,85 @@
+"""The choice of an engine, and the refusal of modules that a batcher cannot run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from adaptcomp_ext.nn.batching.chunks import ChunkEngine
+from adaptcomp_ext.nn.batching.engine import Engine
+from adaptcomp_ext.nn.batching.form import Form
+from adaptcomp_ext.nn.batching.slots import SlotEngine
+from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
+from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
+from adaptcomp_ext.nn.halting.fusing import fused_decision
+from adaptcomp_ext.nn.halting.recurrence import NotServed, find
+from adaptcomp_ext.ops._backend import on_cuda, on_reference
+from adaptcomp_ext.ops._checks import describe
+
+Module = AdaptiveHalt | EnergyDescent
+
+NAMES = {AdaptiveHalt: ("state", "inputs"), EnergyDescent: ("y0", "context")}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+STREAM_CHUNK = 8
+"""Slots of a chunk of a stream, for each slot: the kernel's own slots run empty at the end of a chunk."""
+
+
+def check_module(halt: object) -> Module:
+    """Require a module that a batcher can run."""
+    if not isinstance(halt, (AdaptiveHalt, EnergyDescent)):
+        raise TypeError(f"halt: expected an AdaptiveHalt or an EnergyDescent, got {describe(halt)}")
+    return halt
+
+
+def check_served(halt: Module) -> None:
+    """Refuse settings, which may change between runs, that have no meaning for single samples."""
+    if getattr(halt, "keep_trace", False):
+        raise ValueError("halt: expected keep_trace=False, because a sample's result has no trace, got True")
+    if isinstance(halt, EnergyDescent):
+        if isinstance(halt.step_size, Tensor) and halt.step_size.dim() > 0:
+            raise ValueError(
+                "halt: expected one step_size for all samples, because a batcher has no fixed batch, got "
+                f"{describe(halt.step_size)}"
+            )
+        return
+    policy = halt.policy
+    if policy.traced:
+        mode = "in training mode keeps all steps; call halt.eval()" if policy.training else "keeps all steps"
+        raise ValueError(f"halt: expected a policy without a trace, got {type(policy).__name__}, which {mode}")
+    if isinstance(getattr(policy, "n", None), Tensor):
+        raise ValueError(
+            f"halt: expected one number of steps for all samples, because a batcher has no fixed batch, got "
+            f"{type(policy).__name__} with {describe(policy.n)}"
+        )
+
+
+def make_engine(halt: Module, form: Form, slots: int, chunk: int) -> Engine:
+    """Return the engine for samples of this form, for the modes of torch of this moment.
+
+    `slots`: the number of rows of a block. `chunk`: the number of rows that one call runs to its end, where
+    that is the way.
+    """
+    if type(halt) is AdaptiveHalt and _is_stepped(halt, form):
+        problem = halt._problem(*form.trees(form.rows)[:1], tuple(form.trees(form.rows)[1:]), None, probe=False)
+        if problem.watch is None and problem.kinds is None and problem.input_kinds is None:
+            fused = fused_decision(problem.policy, problem.run)
+            try:
+                find(problem, fused, halt.step)
+            except NotServed:
+                return SlotEngine(halt, form, problem, fused, slots)
+    return ChunkEngine(halt, form, chunk)
+
+
+def _is_stepped(halt: nn.Module, form: Form) -> bool:
+    """Whether `SlotEngine` may call the step itself."""
+    own: Any = halt.__dict__
+    return (
+        form.is_ordinary
+        and not on_cuda(form.device)
+        and not on_reference()
+        and not isinstance(halt.step, nn.ModuleList)
+        and "forward" not in own
+        and not any(own[name] for name in _HOOKS)
+    )
