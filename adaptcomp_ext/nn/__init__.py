@@ -1,6 +1,7 @@
 """Modules: the halting loop and its policies, descent on an energy, routing, variational dropout."""
 
 from adaptcomp_ext.nn import cells
+from adaptcomp_ext.nn.batching import BadSampleError, BatcherStatistics, ContinuousBatcher, SampleError
 from adaptcomp_ext.nn.calibration import Calibration, ComputeCurve, calibrate, compute_curve
 from adaptcomp_ext.nn.descent.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
@@ -28,10 +29,13 @@ __all__ = [
     "AdaptiveHalt",
     "AllOf",
     "AnyOf",
+    "BadSampleError",
+    "BatcherStatistics",
     "Bernoulli",
     "Calibration",
     "ComputeCurve",
     "Confidence",
+    "ContinuousBatcher",
     "Convergence",
     "Decision",
     "EnergyDescent",
@@ -46,6 +50,7 @@ __all__ = [
     "QuadraticEnergy",
     "Run",
     "RunPlan",
+    "SampleError",
     "Status",
     "Threshold",
     "Trace",

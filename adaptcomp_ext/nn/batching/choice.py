@@ -12,6 +12,7 @@ from adaptcomp_ext.nn.batching.form import Form
 from adaptcomp_ext.nn.batching.slots import SlotEngine
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
+from adaptcomp_ext.nn.halting.calling import form_of
 from adaptcomp_ext.nn.halting.fusing import fused_decision
 from adaptcomp_ext.nn.halting.recurrence import NotServed, find
 from adaptcomp_ext.ops._backend import on_cuda, on_reference
@@ -47,7 +48,9 @@ def check_served(halt: Module) -> None:
     policy = halt.policy
     if policy.traced:
         mode = "in training mode keeps all steps; call halt.eval()" if policy.training else "keeps all steps"
-        raise ValueError(f"halt: expected a policy without a trace, got {type(policy).__name__}, which {mode}")
+        raise ValueError(
+            f"halt: expected a policy without a trace, got {type(policy).__name__}, which {mode}"
+        )
     if isinstance(getattr(policy, "n", None), Tensor):
         raise ValueError(
             f"halt: expected one number of steps for all samples, because a batcher has no fixed batch, got "
@@ -62,7 +65,8 @@ def make_engine(halt: Module, form: Form, slots: int, chunk: int) -> Engine:
     that is the way.
     """
     if type(halt) is AdaptiveHalt and _is_stepped(halt, form):
-        problem = halt._problem(*form.trees(form.rows)[:1], tuple(form.trees(form.rows)[1:]), None, probe=False)
+        state, *inputs = form.trees(form.rows)
+        problem = halt._problem(state, tuple(inputs), None, probe=False)
         if problem.watch is None and problem.kinds is None and problem.input_kinds is None:
             fused = fused_decision(problem.policy, problem.run)
             try:
@@ -79,7 +83,15 @@ def _is_stepped(halt: nn.Module, form: Form) -> bool:
         form.is_ordinary
         and not on_cuda(form.device)
         and not on_reference()
-        and not isinstance(halt.step, nn.ModuleList)
+        and not _asks_for_number(halt)
         and "forward" not in own
         and not any(own[name] for name in _HOOKS)
+    )
+
+
+def _asks_for_number(halt: Any) -> bool:
+    """Whether a function depends on the number of the step, which rows of one block do not share."""
+    functions = (halt.step, halt.readout, getattr(halt.policy, "head", None))
+    return any(
+        isinstance(f, nn.ModuleList) or form_of(f).place is not None for f in functions if f is not None
     )

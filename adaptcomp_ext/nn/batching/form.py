@@ -40,7 +40,9 @@ class Form:
             where = self._where(i)
             for leaf in leaves:
                 if not isinstance(leaf, Tensor):
-                    raise TypeError(f"{where}: expected a Tensor or a pytree of Tensors, got {describe(leaf)}")
+                    raise TypeError(
+                        f"{where}: expected a Tensor or a pytree of Tensors, got {describe(leaf)}"
+                    )
                 if not is_dense(leaf):
                     raise TypeError(f"{where}: expected dense tensors, got {describe(leaf)}")
             rows: list[Any] = [leaf.detach()[None] for leaf in leaves]

@@ -8,6 +8,8 @@ the rows (csrc/bindings/slot_block.h).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -21,6 +23,7 @@ from adaptcomp_ext.nn.batching.engine import Engine
 from adaptcomp_ext.nn.batching.form import Form
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.halting.block import Problem
+from adaptcomp_ext.nn.halting.calling import PLAIN, Calls
 from adaptcomp_ext.nn.halting.fusing import begin
 from adaptcomp_ext.nn.halting.policy import (
     Decision,
@@ -70,6 +73,12 @@ class SlotEngine(Engine):
         self._apart = False  # whether the rows are known not to depend on each other
         self._fresh = 0  # number of rows that take their first step next
         self._fields: tuple[bool, bool, bool] | None = None
+        # A head and a readout may take the inputs, but not the number of the step.
+        self._calls = Calls()
+        self._step = partial(self._calls._step, halt.step, PLAIN, 0)
+        problem.readout = self._calls.after("readout", problem.readout)
+        if fused is not None and fused.head is not None:
+            self._fused = fused = fused._replace(head=self._calls.after("head", fused.head))
         blocks = form.new_blocks(slots)
         self._block = _C.slot_block(blocks=blocks, trees=form.codes, leaves=self._leaves, slots=slots)
         policy = halting.GIVEN if fused is None else fused.policy
@@ -117,28 +126,34 @@ class SlotEngine(Engine):
             self._apart = True
         previous = problem.tree(state)
         arguments = problem.arguments(inputs)
-        current = self._halt.step(previous, *arguments)
-        del arguments, inputs, state
+        current = self._step(previous, *arguments)
+        del inputs, state
         leaves = problem.leaves(current, rows)
         if problem.kinds is not None:
             current = problem.tree(leaves)
-        fused = self._fused
+        fused, apart = self._fused, problem.readout is not None
+        readout: Any = None
+        logits, decision = None, None
+        carry: list[Tensor] = []
         if fused is None:
-            readout, logits = problem.read(current, leaves, rows), None
-            decision, carry = self._decide(rows, current, previous, readout)
+            readout = problem.read(current, leaves, rows)
+            decision, carry = self._decide(rows, current, previous, readout, arguments)
         else:
-            readout = None if problem.readout is None else self._call("readout", problem.readout, current)
-            logits = None if fused.head is None else self._call("head", fused.head, current)
-            decision, carry = None, []
+            if apart:
+                readout = self._call("readout", problem.readout, current)
+            if fused.head is not None:
+                logits = self._call("head", fused.head, current)
         if self._is_first:
             self._first(readout, leaves, decision)
-        if problem.readout is None:
+        if not apart:
             readout = None
-        del current, previous  # so that the block may be written to
-        arguments = (decision, carry, torch.is_inference_mode_enabled())
-        done = block.advance(leaves, readout, logits, *arguments)
+        del current, previous, arguments  # so that the block may be written to
+        self._calls.forget()
+        in_inference = torch.is_inference_mode_enabled()
+        done = block.advance(leaves, readout, logits, decision, carry, in_inference)
         if done == _UNUSUAL:
-            done = block.advance(leaves, *self._mend(readout, logits, rows), *arguments)
+            readout, logits = self._mend(readout, logits, rows)
+            done = block.advance(leaves, readout, logits, decision, carry, in_inference)
             assert done != _UNUSUAL, "readout and logits were mended"
         self._is_first = False
         self._fresh = 0
@@ -159,7 +174,7 @@ class SlotEngine(Engine):
             raise
 
     def _decide(
-        self, rows: int, current: Any, previous: Any, readout: Tensor
+        self, rows: int, current: Any, previous: Any, readout: Tensor, inputs: tuple[Any, ...]
     ) -> tuple[tuple[Tensor | None, ...], list[Tensor]]:
         """Let the policy decide in Python. Return the decision for the kernel, and what is carried."""
         problem, policy = self._problem, self._problem.policy
@@ -167,7 +182,7 @@ class SlotEngine(Engine):
         row, step = self._row[:rows].clone(), self._row_step[:rows].clone()
         carry = tuple(_first_rows(self._block.carried(), rows))
         dressed_readout = dressed(readout, problem.readout_kind)
-        whole = View(self._run, step, current, previous, dressed_readout, row, carry)  # type: ignore[arg-type]
+        whole = View(self._run, step, current, previous, dressed_readout, row, carry, inputs)
         if self._fresh == 0:
             decision = self._ask(whole)
         else:
@@ -177,7 +192,9 @@ class SlotEngine(Engine):
             if len(fresh) == rows:
                 decision = self._ask(_with(whole, start))
             elif len(start) == len(carry):
-                merged = tuple([c.index_copy(0, fresh, s.to(c.dtype)) for c, s in zip(carry, start, strict=True)])
+                merged = tuple(
+                    [c.index_copy(0, fresh, s.to(c.dtype)) for c, s in zip(carry, start, strict=True)]
+                )
                 decision = self._ask(_with(whole, merged))
             else:
                 # The policy begins with other tensors than it carries on: it decides about its rows' first
@@ -202,6 +219,16 @@ class SlotEngine(Engine):
         return (decision.halt, weight, decision.logits, cost, log_prob), list(decision.carry)
 
     def _ask(self, view: View) -> Decision:
+        if not self._problem.policy._decides_by_step:
+            return self._ask_once(view)
+        steps = view.step.unique().tolist()
+        rows = [(view.step == step).nonzero()[:, 0] for step in steps]
+        parts = [_part(view, at, tuple([c[at] for c in view.carry])) for at in rows]
+        for part, step in zip(parts, steps, strict=True):
+            part.step = step
+        return _joined(torch.cat(rows), *map(self._ask_once, parts))
+
+    def _ask_once(self, view: View) -> Decision:
         decision: Decision = plain_decision(self._problem.policy.decide(view))
         check_decision(decision, view)
         return decision
@@ -221,7 +248,9 @@ class SlotEngine(Engine):
             output = torch.zeros((self._slots, *first.shape[1:]), dtype=dtype)
         self._block.use_first(leaves, first if apart else None, output, weighted)
         if decision is not None:
-            numbers = (None if t is None else torch.zeros(self._slots, dtype=run.scalar) for t in decision[3:])
+            numbers = (
+                None if t is None else torch.zeros(self._slots, dtype=run.scalar) for t in decision[3:]
+            )
             self._block.use_totals(*numbers)
 
     def _mend(self, readout: Any, logits: Any, rows: int) -> tuple[Tensor | None, Tensor | None]:
@@ -269,17 +298,16 @@ def _readable(name: str, tensor: Tensor) -> Tensor:
 
 
 def _with(view: View, carry: tuple[Tensor, ...]) -> View:
-    return View(view.run, view.step, view.state, view.previous, view.readout, view.row, carry)
+    return replace(view, carry=carry)
 
 
 def _part(view: View, rows: Tensor, carry: tuple[Tensor, ...]) -> View:
     """Return the view of some rows of a block."""
-    step: Any = view.step
-    state, previous = (
+    state, previous, inputs = (
         pytree.tree_map(lambda t: t if t is None else t[rows], tree)
-        for tree in (view.state, view.previous)
+        for tree in (view.state, view.previous, view.inputs)
     )
-    return View(view.run, step[rows], state, previous, view.readout[rows], view.row[rows], carry)
+    return View(view.run, view.step[rows], state, previous, view.readout[rows], view.row[rows], carry, inputs)
 
 
 def _joined(rows: Tensor, *parts: Decision) -> Decision:

@@ -142,7 +142,7 @@ _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 @atexit.register
 def _finish_all() -> None:
-    """Finish all requests before the interpreter ends, which would stop the threads in the middle of a step."""
+    """Finish all requests before the interpreter ends, which would stop threads within a step."""
     for worker in list(_workers):
         worker.stop()
     for worker in list(_workers):

@@ -137,6 +137,10 @@ class Calls:
         self._n, self._inputs = n, inputs
         return step(state, *inputs, n=n) if form.has_n(len(inputs)) else step(state, *inputs)
 
+    def forget(self) -> None:
+        """Let go of the last step's inputs."""
+        self._inputs = ()
+
     def after(self, role: str, function: Any) -> Any:
         """Return a head or readout, or None, as a function of the state."""
         if is_plain(function):

@@ -58,8 +58,9 @@ class View:
     ----------
     run : Run
         The constants of the run.
-    step : int
-        The number of the step, counted from 1.
+    step : int or Tensor
+        The number of the step, counted from 1. In a `ContinuousBatcher` the rows of a block have begun at
+        different times: int64 [n], each row's own.
     state : pytree of Tensor
         [n, ...] each: the state after the step.
     previous : pytree of Tensor
@@ -76,7 +77,7 @@ class View:
     """
 
     run: Run
-    step: int
+    step: Any
     state: Any
     previous: Any
     readout: Tensor
@@ -178,6 +179,10 @@ class Policy(Checked):
 
     _written: dict[str, Any]
     """The attributes of the class statement: see `adaptcomp_ext.nn.halting.fusing`."""
+
+    _decides_by_step = False
+    """Whether `decide` takes the step as an int alone: a block of rows at different steps is then decided in
+    parts, one for each step."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -49,6 +49,7 @@ class ACT(Policy):
     the output. A setting that is not as described raises TypeError or ValueError, also at a later assignment.
     """
 
+    _decides_by_step = True
     _settings: ClassVar = {
         "lookahead": partial(no_lookahead, "ACT"),
         "head": check_head,
