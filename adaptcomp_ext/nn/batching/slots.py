@@ -30,6 +30,7 @@ from adaptcomp_ext.nn.halting.policy import (
     View,
     check_decision,
     check_logits,
+    decision_of,
     explain_call,
     plain_decision,
 )
@@ -229,7 +230,7 @@ class SlotEngine(Engine):
         return _joined(torch.cat(rows), *map(self._ask_once, parts))
 
     def _ask_once(self, view: View) -> Decision:
-        decision: Decision = plain_decision(self._problem.policy.decide(view))
+        decision: Decision = plain_decision(decision_of(self._problem.policy, view))
         check_decision(decision, view)
         return decision
 
