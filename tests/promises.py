@@ -126,6 +126,13 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
             "threshold; a certified risk is exceeded no more often than asked for.",
             "They are row-independent, and the held-out rows are independent draws.",
         ),
+        Promise(
+            "race",
+            "The winner of a race has the bits that its start has alone; no start of its row takes a step "
+            "after it.",
+            "They give a row the same bits in any batch.",
+            "The losers of a descent in closed form, or on CUDA, go on to their own end.",
+        ),
         Promise("own memory", "Every output is written in full, and nothing is written outside of it."),
     ),
     "Errors": (

@@ -19,6 +19,7 @@ from adaptcomp_ext.nn.halting.policies import (
     QHalt,
 )
 from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, Threshold, View
+from adaptcomp_ext.nn.race import RaceResult, race
 from adaptcomp_ext.nn.result import EnergyResult, HaltResult, Status, Trace
 from adaptcomp_ext.nn.route import route
 from adaptcomp_ext.nn.shrinking import shrink
@@ -48,6 +49,7 @@ __all__ = [
     "PonderNet",
     "QHalt",
     "QuadraticEnergy",
+    "RaceResult",
     "Run",
     "RunPlan",
     "SampleError",
@@ -60,6 +62,7 @@ __all__ = [
     "cells",
     "compute_curve",
     "description_length",
+    "race",
     "route",
     "shrink",
     "sparsity",

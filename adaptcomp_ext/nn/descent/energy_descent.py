@@ -16,8 +16,9 @@ from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.descent.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.descent.fused import run_fused
+from adaptcomp_ext.nn.descent.loop import descend as run_loop
 from adaptcomp_ext.nn.descent.modes import run_kernels, run_reference
-from adaptcomp_ext.nn.descent.problem import Problem, check_mixing
+from adaptcomp_ext.nn.descent.problem import Ended, Problem, check_mixing
 from adaptcomp_ext.nn.descent.settings import (
     Settings,
     check_settings,
@@ -269,6 +270,20 @@ class EnergyDescent(nn.Module):
         return _handed_out(run_kernels(problem) if result is None else result)
 
     _run_apart = apart("EnergyDescent", _run)
+
+    def _race(self, y0: Tensor, context: tuple[Tensor, ...], starts: int) -> Ended:
+        """Descend without gradients; of every `starts` rows, the first to halt ends the others (`race`)."""
+        problem = self._problem(y0, context, None, None, None)
+        problem.keep_trace, problem.starts = False, starts
+        if on_reference():
+            return run_reference(problem)
+        energy = problem.energy
+        if isinstance(energy, ClosedFormEnergy) and not energy.replaced:
+            # One kernel call takes each row to its own end.
+            result = run_fused(problem, energy)
+            if result is not None:
+                return result
+        return run_loop(problem, lambda *_: False)[0]
 
     def _problem(self, y0: Any, context: Any, step_size: Any, seed: int | None, sample_ids: Any) -> Problem:
         given = (y0, *context, self.step_size if step_size is None else step_size, self.noise)

@@ -68,6 +68,8 @@ def descend(
             if tape is not None and tape.points and step > 0:
                 accepted = torch.empty_like(value, dtype=torch.uint8, requires_grad=False)
             following = state.advance(point, value, slope, accepted, step)
+            if following is not None and problem.starts > 1 and not on_cuda(point.device):
+                following = state.leave(following, problem.starts)
             if tape is not None:
                 point = point.detach()
                 all_taken = state.took_all(rows)
@@ -170,6 +172,29 @@ class State:
             self.row = index if self.row is None else self.row.index_select(0, index)
             self.context = [c.index_select(0, index) for c in self.context]
         return following
+
+    def leave(self, following: Tensor, starts: int) -> Tensor | None:
+        """Take the rows of decided races out of the block, on the CPU; their status stays 0.
+
+        Parameters
+        ----------
+        following : Tensor
+            The points of the next step.
+        starts : int
+            The number of rows of a race.
+        """
+        halted = (self.status == Status.HALTED) | (self.status == Status.REJECTED)
+        decided = halted.view(-1, starts).any(1)
+        row = torch.arange(following.shape[0]) if self.row is None else self.row
+        index = (~decided[row // starts]).nonzero()[:, 0]
+        if len(index) == len(row):
+            return following
+        self.row = row[index]
+        self._rows = self.row.clone()  # the kernel's own, which it compacts in place
+        self._kernel.set_rows(self._rows)
+        self.index = index if self.index is None else self.index[index]
+        self.context = [c.index_select(0, index) for c in self.context]
+        return following.index_select(0, index) if len(index) else None
 
     def _pack_on_device(
         self, active: ActiveCount, following: Tensor | None, rows: int, accepted: Tensor | None

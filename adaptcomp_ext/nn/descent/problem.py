@@ -61,6 +61,8 @@ class Problem:
     """Watches what the energy returns under transforms of torch."""
     autocast: list[tuple[str, torch.dtype, bool]] | None = None
     """Device type, dtype and switch at the first evaluation."""
+    starts: int = 1
+    """The number of rows of one race, which stand together: the first to halt ends the others."""
     snapshot: Snapshot | None = None
     """The energy's state, if a backward pass may evaluate the energy again."""
 
