@@ -146,7 +146,7 @@ def test_stages_that_change_the_shape():
     heads = nn.ModuleList([nn.Linear(8, 4), nn.Linear(16, 4), nn.Linear(16, 4)])
     x = torch.randn(40, 3, 3)
     sure = heads[0](layers[0](x)).softmax(-1).amax((1, 2))  # of each row's best start at the first exit
-    halt = ac.AdaptiveHalt(layers, ac.Confidence(float(sure.median())), max_steps=3, readout=heads)
+    halt = ac.AdaptiveHalt(layers, ac.Confidence(sure.median().item()), max_steps=3, readout=heads)
     result, start = ac.race(halt, x, starts=3)
     alone = halt(x[torch.arange(40), start])
     assert len(set(result.steps.tolist())) > 1 and torch.equal(result.steps, alone.steps)
