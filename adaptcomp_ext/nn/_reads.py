@@ -78,17 +78,19 @@ def write(container: Any, key: Any, value: Any) -> None:
         container[key] = value
 
 
-def entries(energy: Any, materialize: Callable[[], object] | None = None) -> list[Entry]:
-    """Return the entries that `energy` can read, as far as they are followed.
+def entries(
+    function: Any, materialize: Callable[[], object] | None = None, name: str = "energy"
+) -> list[Entry]:
+    """Return the entries that `function` can read, as far as they are followed; paths begin with `name`.
 
     `materialize` gives the parameters of lazy modules their shapes. It is called first where there are such
-    parameters: an evaluation that gave them shapes would seem to change the energy and to draw random
-    numbers.
+    parameters: an evaluation that gave them shapes would seem to change the function and to draw
+    random numbers.
     """
-    walk = walked([("energy", energy)])
+    walk = walked([(name, function)])
     if walk.lazy and materialize is not None:
         materialize()
-        walk = walked([("energy", energy)])
+        walk = walked([(name, function)])
     return walk.entries
 
 

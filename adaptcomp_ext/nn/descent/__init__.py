@@ -11,7 +11,6 @@
 ``stepwise``        the loop with a gradient for each step by itself
 ``implicit``        the derivative of a minimum
 ``adjoint``         the autograd node that these derivatives share
-``snapshot``        the state of an energy at a call
 ``check``           the comparison of a backward pass's evaluations with the call's
 ``compiled``        what torch.compile cannot differentiate twice
 ``fused``           all steps in one kernel call, for an energy in closed form
@@ -19,8 +18,9 @@
 ==================  ========================================================================================
 
 Imports go down the layers: ``energy_descent`` → ``modes``, ``fused`` → ``stepwise``, ``gradient``,
-``implicit`` → ``loop`` → ``tape``, ``problem`` → ``snapshot``, which finds the state of an energy through
-``adaptcomp_ext.nn._reads``. The loop knows neither the gradient modes nor the closed forms.
+``implicit`` → ``loop`` → ``tape``, ``problem`` → ``adaptcomp_ext.nn._snapshot``, which finds the state of an
+energy at a call through ``adaptcomp_ext.nn._reads``. The loop knows neither the gradient modes nor the
+closed forms.
 
 To add an energy in closed form, called NAME here:
 

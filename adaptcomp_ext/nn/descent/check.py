@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from adaptcomp_ext.nn._snapshot import Snapshot
 from adaptcomp_ext.nn.descent.adjoint import Inputs
-from adaptcomp_ext.nn.descent.snapshot import Snapshot
 from adaptcomp_ext.ops._backend import on_cuda
 
 
@@ -66,4 +66,4 @@ class Check:
     def done(self) -> None:
         """Raise if an evaluation differed. On CUDA the host waits here."""
         if self._differs and bool(torch.stack(self._differs).any()):
-            raise self._snapshot.other_values()
+            raise self._snapshot.other_values("energies")

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import reference
+from adaptcomp_ext.nn._snapshot import Snapshot
 from adaptcomp_ext.nn.descent import adjoint
 from adaptcomp_ext.nn.descent.adjoint import attach
 from adaptcomp_ext.nn.descent.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.descent.implicit import Implicit
 from adaptcomp_ext.nn.descent.modes import finish
 from adaptcomp_ext.nn.descent.problem import Problem
-from adaptcomp_ext.nn.descent.snapshot import Snapshot
 from adaptcomp_ext.nn.result import EnergyResult, Status, Trace
 from adaptcomp_ext.ops._backend import capturing, compute_dtype, on_cuda
 from adaptcomp_ext.ops._fused_descent import ClosedForm, Descended
@@ -101,7 +101,7 @@ def _implicit(problem: Problem, run: Descended, trace: Trace | None) -> EnergyRe
     with problem.evaluating():
         point = run.y.detach().requires_grad_()
         value = problem.evaluate(point, problem.context)
-        sources = problem.snapshot.find_sources(value, [point, *problem.context])
+        sources = problem.snapshot.find_sources([value], [point, *problem.context])
     (y,) = attach(Implicit(problem, run), [run.y], [*problem.context, *sources])
     return finish(problem, run, y, trace, sources)
 

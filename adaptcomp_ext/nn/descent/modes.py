@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext import reference
+from adaptcomp_ext.nn._snapshot import Snapshot
 from adaptcomp_ext.nn.descent.adjoint import attach
 from adaptcomp_ext.nn.descent.gradient import FinalEnergy, Unrolled
 from adaptcomp_ext.nn.descent.implicit import Implicit
 from adaptcomp_ext.nn.descent.loop import descend
 from adaptcomp_ext.nn.descent.problem import Ended, Problem
-from adaptcomp_ext.nn.descent.snapshot import Snapshot
 from adaptcomp_ext.nn.descent.stepwise import run_stepwise
 from adaptcomp_ext.nn.result import EnergyResult, Trace
 
@@ -53,7 +53,7 @@ def run_kernels(problem: Problem) -> EnergyResult:
     def needs_points(value: Tensor, but: list[Tensor]) -> bool:
         if problem.snapshot is None:
             return False
-        sources.extend(problem.snapshot.find_sources(value, but))
+        sources.extend(problem.snapshot.find_sources([value], but))
         if problem.gradient != "unrolled":
             return False
         return bool(sources) or any(t is not None and t.requires_grad for t in given)

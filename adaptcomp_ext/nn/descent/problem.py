@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn._mixing import mixed_row
-from adaptcomp_ext.nn.descent.snapshot import Snapshot
+from adaptcomp_ext.nn._snapshot import Snapshot
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._plain import check_initialized

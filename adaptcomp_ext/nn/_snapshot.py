@@ -1,13 +1,13 @@
-"""The state of an energy at a call, so that the backward pass evaluates the same energy.
+"""The state of a function at a call, so that the backward pass evaluates the same function.
 
-The backward pass of a descent evaluates the energy again. By then its parameters may be others
-(`torch.func.functional_call` puts the module's own back), an attribute, a buffer or the mode may have
-changed, and a variable that a function reads may stand for something else. `Snapshot` therefore remembers, at
-the call, what the energy can read: the parameters, buffers and plain attributes of modules, the variables of
-functions, the entries of small lists and dicts. An evaluation in the backward pass finds all of that in its
-place again. A change that cannot be followed, such as that of a variable of another Python module, shows in
-its effect: the energies differ from the recorded ones, or the graph reaches other tensors, and the backward
-pass raises.
+The backward pass of a descent evaluates the energy again, and that of an equilibrium the step. By then the
+parameters may be others (`torch.func.functional_call` puts the module's own back), an attribute, a buffer or
+the mode may have changed, and a variable that a function reads may stand for something else. `Snapshot`
+therefore remembers, at the call, what the function can read: the parameters, buffers and plain attributes of
+modules, the variables of functions, the entries of small lists and dicts. An evaluation in the backward pass
+finds all of that in its place again. A change that cannot be followed, such as that of a variable of another
+Python module, shows in its effect: the values differ from the recorded ones, or the graph reaches other
+tensors, and the backward pass raises.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Mark(NamedTuple):
     """The state that one evaluation found, as far as evaluations change it."""
 
     random: list[Tensor] | None
-    """States of the random number generators; None: the energy draws no random numbers."""
+    """States of the random number generators; None: the function draws no random numbers."""
     values: list[tuple[Any, Any, Any]]
     """Container, key and value of each entry that evaluations change."""
 
 
 class Snapshot:
-    """The state of an energy at a call, and the tensors from which its graph starts: its *sources*.
+    """The state of a function at a call, and the tensors from which its graph starts: its *sources*.
 
     Sources are parameters and other leaves, and tensors that were computed before the call and stand in a
     place that can be given another tensor. The first `placed` of them stand in such a place; the others are
@@ -49,18 +49,25 @@ class Snapshot:
 
     Parameters
     ----------
-    energy : callable
+    function : callable
     device : torch.device
-        The device whose random numbers the energy may draw, besides the CPU.
+        The device whose random numbers the function may draw, besides the CPU.
     evaluate : callable, optional
-        Evaluates the energy once, which gives lazy modules their shapes.
+        Evaluates the function once, which gives lazy modules their shapes.
+    name : str
+        The function's name in messages.
     """
 
     def __init__(
-        self, energy: Any, device: torch.device, evaluate: Callable[[], object] | None = None
+        self,
+        function: Any,
+        device: torch.device,
+        evaluate: Callable[[], object] | None = None,
+        name: str = "energy",
     ) -> None:
+        self._name = name
         self._device = device
-        self._state = entries(energy, evaluate)
+        self._state = entries(function, evaluate, name)
         tensors = {id(e.value): e for e in self._state if isinstance(e.value, Tensor)}
         self._versions = {
             key: (e, e.value._version) for key, e in tensors.items() if not e.value.is_inference()
@@ -82,27 +89,27 @@ class Snapshot:
         self.marks: list[Mark] = []
         """One for each evaluation; empty where evaluations change nothing."""
 
-    # --- the descent ---
-    def find_sources(self, value: Tensor, but: Sequence[Tensor]) -> list[Tensor]:
-        """Find the sources of the first evaluation, which returned `value`, and what it has changed.
+    # --- the call ---
+    def find_sources(self, values: Sequence[Tensor], but: Sequence[Tensor]) -> list[Tensor]:
+        """Find the sources of the first evaluation, which returned `values`, and what it has changed.
 
         Parameters
         ----------
-        value : Tensor
+        values : sequence of Tensor
         but : sequence of Tensor
-            The tensors that the energy was given. Neither they nor anything behind them is a source.
+            The tensors that the function was given. Neither they nor anything behind them is a source.
         """
         tensors = [e.value for e in self._state if isinstance(e.value, Tensor)]
         computed = {edge(t): t for t in tensors if t.grad_fn is not None}
-        sources = reached([value], but, computed)
+        sources = reached(values, but, computed)
         places = {id(t) for t in tensors}
         self.sources = [t for t in sources if id(t) in places]
         self.placed = len(self.sources)
         self.sources += [t for t in sources if id(t) not in places]
         at = {id(t): i for i, t in enumerate(self.sources)}
         if computed:
-            # A computed tensor that the energy does not use is let go: an earlier result, for instance, with
-            # all its graph.
+            # A computed tensor that the function does not use is let go: an earlier result, for instance,
+            # with all its graph.
             self._state = [e for e in self._state if not _computed(e.value) or id(e.value) in at]
             kept = {id(e.value) for e in self._state}
             self._versions = {key: version for key, version in self._versions.items() if key in kept}
@@ -141,7 +148,7 @@ class Snapshot:
 
     @property
     def random(self) -> bool:
-        """Whether the energy draws random numbers."""
+        """Whether the function draws random numbers."""
         return self._random is not None
 
     # --- the backward pass ---
@@ -155,9 +162,9 @@ class Snapshot:
         hooked = [t for t in self.sources if t._backward_hooks]
         if any(id(t) == id(h) for h in hooked for t in self.sources[self.placed :]):
             raise RuntimeError(
-                "energy: expected tensors with hooks to be parameters of a module, or variables of the "
-                "function, where the backward pass can replace them; got a hook on a leaf that the energy "
-                "reaches in another way"
+                f"{self._name}: expected tensors with hooks to be parameters of a module, or variables of "
+                "the function, where the backward pass can replace them; got a hook on a leaf that the "
+                f"{self._name} reaches in another way"
             )
         if (
             hooked
@@ -170,14 +177,14 @@ class Snapshot:
 
     @contextlib.contextmanager
     def restored(self, sources: Sequence[Tensor | None], evaluation: int | None = None) -> Iterator[None]:
-        """Give the energy the state of the call, or of an evaluation, within a ``with`` statement.
+        """Give the function the state of the call, or of an evaluation, within a ``with`` statement.
 
         Parameters
         ----------
         sources : sequence of Tensor or None
-            They stand in the places of the energy's own sources.
+            They stand in the places of the function's own sources.
         evaluation : int, optional
-            The number of the evaluation whose state the energy sees. Default: the state of the call.
+            The number of the evaluation whose state the function sees. Default: the state of the call.
         """
         mark = self.marks[evaluation] if evaluation is not None and self.marks else None
         changes = self._differences(sources, mark)
@@ -239,17 +246,17 @@ class Snapshot:
         if now == then or (partial and (now <= then or then <= now)):
             return
         raise RuntimeError(
-            "energy: expected the backward pass to find the tensors that the call had found, got others; the "
-            "gradient of those of the call would be lost. Keep what the energy reads until the backward pass "
-            "has run" + self.changed()
+            f"{self._name}: expected the backward pass to find the tensors that the call had found, got "
+            f"others; the gradient of those of the call would be lost. Keep what the {self._name} reads "
+            "until the backward pass has run" + self.changed()
         )
 
-    def other_values(self) -> RuntimeError:
-        """Make the error for an energy that returns other values than at the call."""
+    def other_values(self, values: str) -> RuntimeError:
+        """Make the error for a function that returns other `values`, in words, than at the call."""
         return RuntimeError(
-            "energy: expected the same energies in the backward pass, which evaluates it again, as at the "
-            "call, got others. What the energy reads has changed, or it draws random numbers that torch does "
-            "not know of" + self.changed()
+            f"{self._name}: expected the same {values} in the backward pass, which evaluates it again, as at "
+            f"the call, got others. What the {self._name} reads has changed, or it draws random numbers that "
+            "torch does not know of" + self.changed()
         )
 
 
