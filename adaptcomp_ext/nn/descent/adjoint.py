@@ -7,14 +7,14 @@ pass their gradient on twice.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from adaptcomp_ext.nn._modes import without_autocast
 from adaptcomp_ext.nn.descent.compiled import is_second_derivative_error, second_derivative_error
 from adaptcomp_ext.ops._library import Function
 from adaptcomp_ext.ops._transforms import check_gradients
@@ -53,16 +53,6 @@ def copies(inputs: Inputs, own: int, needed: Sequence[bool]) -> list[Tensor | No
 def attach(work: Work, outputs: list[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor]:
     """Return the outputs with the gradient that `work` computes, as functions of the inputs."""
     return list(_Node.apply(work, outputs, *inputs))
-
-
-@contextlib.contextmanager
-def without_autocast() -> Iterator[None]:
-    """Switch autocast off: a backward pass computes in the recorded dtypes, wherever it was called."""
-    with contextlib.ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 class _Node(Function):

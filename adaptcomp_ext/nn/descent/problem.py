@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn._mixing import mixed_row
+from adaptcomp_ext.nn._modes import Autocast, autocast_of, recording
 from adaptcomp_ext.nn._snapshot import Snapshot
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
@@ -59,7 +60,7 @@ class Problem:
     """Called with the first energies, points and context; raises if the energy mixes rows."""
     watch: Watch | None = None
     """Watches what the energy returns under transforms of torch."""
-    autocast: list[tuple[str, torch.dtype, bool]] | None = None
+    autocast: Autocast | None = None
     """Device type, dtype and switch at the first evaluation."""
     starts: int = 1
     """The number of rows of one race, which stand together: the first to halt ends the others."""
@@ -72,13 +73,10 @@ class Problem:
         The backward pass evaluates the energy again, under the autocast of the forward pass.
         """
         if self.autocast is None:
-            kinds = {"cpu", self.y0.device.type}
-            self.autocast = [
-                (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds
-            ]
+            self.autocast = autocast_of(self.y0.device)
         switched = [a for a in self.autocast if a[2] or torch.is_autocast_enabled(a[0])]
         if switched or torch.is_inference_mode_enabled():
-            return _modes(switched)
+            return recording(switched)
         return torch.enable_grad()
 
     def autocast_dtypes(self) -> list[torch.dtype]:
@@ -120,18 +118,6 @@ class Problem:
         with self.evaluating():
             value = self.evaluate(point, context)
             return value, self.slope(value, point, torch.ones_like(value), create_graph=True)
-
-
-@contextlib.contextmanager
-def _modes(autocast: list[tuple[str, torch.dtype, bool]]) -> Iterator[None]:
-    """Record gradients, leave inference mode, and switch autocast as given."""
-    with contextlib.ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-        for kind, dtype, enabled in autocast:
-            stack.enter_context(torch.autocast(kind, dtype, enabled))
-        stack.enter_context(torch.enable_grad())
-        yield
 
 
 def _checked_energies(value: Any, point: Tensor) -> Tensor:
