@@ -85,7 +85,7 @@ class _Stepwise:
             value = problem.evaluate(point.requires_grad_(), context)
             if step == 0:
                 problem.check_first(value, point, context)
-                sources = self.snapshot.find_sources(value, [point, *context])
+                sources = self.snapshot.find_sources([value], [point, *context])
                 given = [*context, problem.step_size, problem.sigma, *sources]
                 live = any(isinstance(t, Tensor) and t.requires_grad for t in given)
                 if live:  # torch itself differentiates these slopes in the backward pass

@@ -8,6 +8,8 @@
 ``fusing``            whether the kernel may take a policy's decision
 ``fused``             the loop with one kernel call for each step: inference, and training of small blocks
 ``loop``              the loop for training, for policies in Python, and for the reference
+``equilibrium``       the gradient of fixed points without the graph of the iterations that found them
+``series``            its backward pass, with a length of its own for each row
 ``packing``           how that loop compacts a block, and how the gradient comes to the rows
 ``cost_model``        when compaction pays
 ``batch_statistics``  layers whose result for a row depends on the rows beside it

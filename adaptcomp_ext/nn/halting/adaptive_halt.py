@@ -16,7 +16,7 @@ from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._refused_cells import refuse_cell, refuse_cell_as_step
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_batch, flatten, is_container
-from adaptcomp_ext.nn.halting import batch_statistics, known_loop, known_run, rows_apart
+from adaptcomp_ext.nn.halting import batch_statistics, equilibrium, known_loop, known_run, rows_apart
 from adaptcomp_ext.nn.halting.block import Problem, check_weighable
 from adaptcomp_ext.nn.halting.calling import Calls, alternatives, check_length, form_of, is_plain
 from adaptcomp_ext.nn.halting.cost_model import DEFAULT, count_weights, flops_per_row
@@ -138,6 +138,7 @@ class AdaptiveHalt(Checked):
     *Gradients* reach the parameters of step and policy, the initial state and the inputs, to any order; each
     row takes part in the backward pass up to its own last step. A row that ended ``NONFINITE`` keeps its
     values in output and state, and passes no gradient back: the backward pass of ``step`` gets zeros there.
+    `Convergence` can also differentiate its rows as fixed points.
 
     *Whole runs.* A cell of `adaptcomp_ext.cells` with one of the policies of this package, and
     `torch.nn.Linear` as head and readout, runs in one kernel call, and its backward pass in another; `plan`
@@ -360,7 +361,7 @@ class AdaptiveHalt(Checked):
         if torch.compiler.is_compiling():
             # A compiled model is split here: a graph has no addresses for kernels, and fixed numbers of rows.
             return self._run_apart(state, inputs, sample_ids)
-        if sample_ids is None:
+        if sample_ids is None and not equilibrium.is_wanted(self._modules["policy"]):
             result = None
             if self._known_run is not None:
                 result = self._known_run.run(self, state, inputs)
@@ -375,6 +376,8 @@ class AdaptiveHalt(Checked):
     def _run(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
         problem = self._problem(state, inputs, sample_ids)
         policy = problem.policy
+        if equilibrium.is_wanted(policy):
+            return equilibrium.run(self, problem, lambda: self._run(state, inputs, sample_ids))
         fused = None if policy.traced or on_reference() else fused_decision(policy, problem.run)
         step = self._modules.get("step")  # None where it is a plain function
         if type(step) in KINDS and not on_reference():
@@ -422,6 +425,10 @@ class AdaptiveHalt(Checked):
             If the call would raise before its first step.
         """
         problem = self._problem(state, inputs, sample_ids, probe=False)
+        if equilibrium.is_wanted(problem.policy):
+            equilibrium.check(problem, self)
+            with torch.no_grad():  # as the steps of such a run are taken
+                return self.plan(state, *inputs, sample_ids=sample_ids)
         weights = count_weights(self.step)
         price = problem.run.batch * flops_per_row(weights, problem.state[0]) * DEFAULT.per_flop
         if on_reference():

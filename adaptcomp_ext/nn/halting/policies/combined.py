@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext.nn.halting.fusing import begin
+from adaptcomp_ext.nn.halting.policies.convergence import Convergence
 from adaptcomp_ext.nn.halting.policy import (
     Decision,
     Policy,
@@ -51,6 +52,11 @@ class Combination(Policy):
                 raise ValueError(
                     "policies: expected policies that only decide which rows halt, got "
                     f"{type(policy).__name__}{mode} at {i}, which weights or keeps all steps of a row"
+                )
+            if isinstance(policy, Convergence) and policy.gradient != "unrolled":
+                raise ValueError(
+                    'policies: expected Convergence(gradient="unrolled"), because a row that another policy '
+                    f'halts is at no fixed point, got gradient="{policy.gradient}" at {i}'
                 )
 
     def _members(self) -> list[Any]:
