@@ -1,7 +1,14 @@
 """Modules: the halting loop and its policies, descent on an energy, routing, variational dropout."""
 
 from adaptcomp_ext.nn import cells
-from adaptcomp_ext.nn.batching import BadSampleError, BatcherStatistics, ContinuousBatcher, SampleError
+from adaptcomp_ext.nn.batching import (
+    BadSampleError,
+    BatcherStatistics,
+    CarryBlock,
+    CarryLoader,
+    ContinuousBatcher,
+    SampleError,
+)
 from adaptcomp_ext.nn.calibration import Calibration, ComputeCurve, calibrate, compute_curve
 from adaptcomp_ext.nn.descent.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
@@ -34,6 +41,8 @@ __all__ = [
     "BatcherStatistics",
     "Bernoulli",
     "Calibration",
+    "CarryBlock",
+    "CarryLoader",
     "ComputeCurve",
     "Confidence",
     "ContinuousBatcher",
