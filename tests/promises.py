@@ -161,9 +161,14 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
         ),
         Promise(
             "compile",
-            "`torch.compile(fullgraph=True)` compiles the ops; steps may be compiled; a model with a loop "
-            "in it compiles around the loop.",
-            fails="`fullgraph=True` over a loop or a route is refused.",
+            "`torch.compile(fullgraph=True)` compiles the ops, and models with a loop or a descent in them, "
+            "which is one operator of the graph; steps may be compiled.",
+            fails="The graph is split, and `fullgraph=True` refused: where torch does not tell an "
+            "export from a compilation (2.4); at a route; where a plain function uses parameters that the "
+            "module does not hold; where a step, readout or head reads values; where stages change "
+            "the state's shape; for states of other containers than tuples, lists and dictionaries. "
+            "Such a run has no second derivative; parameters of step, readout or energy that "
+            "it does not use get zeros, not None.",
         ),
         Promise("autocast", "Autocast acts on the user's functions; the results keep the state's dtype."),
         Promise("distributed", "`DistributedDataParallel` trains a model with a loop in it."),

@@ -89,7 +89,8 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
     >>> logits = ac.route(doubtful, large, x, otherwise=fast)
     """
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():  # raises, in a strict export where the graph would be split
+        # An export raises, in its strict form because the graph would be split.
+        if getattr(torch.compiler, "is_exporting", bool)():
             return _route_apart(mask, branch, tensors, otherwise)
         return _route(mask, branch, tensors, otherwise, _kept_index_apart)
     return _route(mask, branch, tensors, otherwise)

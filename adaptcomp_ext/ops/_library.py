@@ -54,3 +54,24 @@ def register(
         return op(*arguments)
 
     return call
+
+
+def define_differentiable(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any],
+    setup_context: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Register an operator with a gradient for graphs of torch.compile, and return it.
+
+    Two calls with the same arguments are two runs: they may draw random numbers.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.nondeterministic_seeded,))
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(f"adaptcomp::{name}", fake, lib=_LIBRARY)
+    torch.library.register_autograd(f"adaptcomp::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    op: Callable[..., Any] = getattr(torch.ops.adaptcomp, name).default
+    return op

@@ -242,7 +242,8 @@ def apart(called: str, function: _Function) -> _Function:
 
     run._torchdynamo_disable = True  # type: ignore[attr-defined]
     run._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
-        f"{called} does not support torch.compile(fullgraph=True) and torch.export: {_RECORDED}."
+        f"{called} does not support torch.compile(fullgraph=True) here, nor torch.export: {_RECORDED}. The "
+        "page of promises lists what can be one operator of a graph."
     )
     return run  # type: ignore[return-value]
 
@@ -273,7 +274,7 @@ def _look(
 
 def _active() -> list[str]:
     """Return the active transforms, tracers and modes, the most specific ones first."""
-    kinds = ["export"] if torch.compiler.is_exporting() else []
+    kinds = ["export"] if getattr(torch.compiler, "is_exporting", bool)() else []
     if _tracing_state() is not None:
         kinds.append("trace")
     if _mode is not None and _mode_keys is not None:

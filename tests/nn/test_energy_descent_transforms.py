@@ -111,7 +111,7 @@ def test_modes_that_only_look_on_change_nothing(energy):
         torch.testing.assert_close(gradient, want_gradient)
 
 
-def test_a_compiled_model_is_split_there_and_says_so_where_it_must_not():
+def test_a_compiled_model_is_split_where_an_energy_reads_a_parameter_of_others():
     model = nn.Sequential(nn.Linear(3, 3).double())
     function = lambda x: descent(ENERGIES["function"])(model(x))  # noqa: E731
     with pytest.raises(

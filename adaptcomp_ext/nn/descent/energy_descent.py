@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext import _C
+from adaptcomp_ext.nn import _in_graph as in_graph
+from adaptcomp_ext.nn._in_graph import InGraph
 from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._ownership import foreign_parameters, warn
 from adaptcomp_ext.nn._scripting import refuse_scripting
 from adaptcomp_ext.nn._tree import check_alike, check_tree
 from adaptcomp_ext.nn.descent.energies import ClosedFormEnergy
 from adaptcomp_ext.nn.descent.fused import run_fused
+from adaptcomp_ext.nn.descent.in_graph import known_of
 from adaptcomp_ext.nn.descent.loop import descend as run_loop
 from adaptcomp_ext.nn.descent.modes import run_kernels, run_reference
 from adaptcomp_ext.nn.descent.problem import Ended, Problem, check_mixing
@@ -26,7 +29,7 @@ from adaptcomp_ext.nn.descent.settings import (
     on_device,
     outside_inference,
 )
-from adaptcomp_ext.nn.result import EnergyResult
+from adaptcomp_ext.nn.result import EnergyResult, Trace
 from adaptcomp_ext.ops._backend import capturing, contiguous, on_cuda, on_reference
 from adaptcomp_ext.ops._checks import check_floating, check_int, describe
 from adaptcomp_ext.ops._plain import check_memory, plain, resolved
@@ -35,7 +38,7 @@ from adaptcomp_ext.ops._transforms import apart, enter
 _WAY = "Pass a module as energy: the one that holds them, or a small nn.Module whose forward calls it."
 
 
-class EnergyDescent(nn.Module):
+class EnergyDescent(InGraph):
     """Descend an energy from a starting point, row by row. A row leaves the batch once it has converged.
 
     From y₀ with m = 0 and s = 1, each step is
@@ -191,6 +194,7 @@ class EnergyDescent(nn.Module):
         self._seen: tuple[Any] | None = None  # the energy whose rows were found not to depend on each other
         self._settings()
         check_step_size("step_size", step_size, None)
+        self._enroll()
 
     # The settings are checked at the first call after an assignment. The result is kept in a list that any
     # assignment replaces: a call in another thread that has checked the settings before writes to a list that
@@ -253,9 +257,7 @@ class EnergyDescent(nn.Module):
             torch has no second derivative of it.
         """
         if torch.compiler.is_compiling():
-            # A compiled model is split here: a graph has no addresses for kernels and a fixed number of rows.
-            result: EnergyResult = self._run_apart(y0, context, step_size, seed, sample_ids)
-            return result
+            return self._run_in_graph(y0, context, step_size, seed, sample_ids)
         return self._run(y0, context, step_size, seed, sample_ids)
 
     def _run(
@@ -284,6 +286,28 @@ class EnergyDescent(nn.Module):
             if result is not None:
                 return result
         return run_loop(problem, lambda *_: False)[0]
+
+    # Dynamo reads it, so that it has to stay simple.
+    def _run_in_graph(
+        self, y0: Any, context: tuple[Any, ...], step_size: Any, seed: int | None, sample_ids: Tensor | None
+    ) -> EnergyResult:
+        found = None
+        if seed is None:
+            options = {"step_size": step_size, "sample_ids": sample_ids}
+            found = in_graph.run(self, (y0, *context), options, known_of)
+        if found is None:
+            apart_result: EnergyResult = self._run_apart(y0, context, step_size, seed, sample_ids)
+            return apart_result
+        (y, energy, steps, status), trace = found[1][:4], found[1][4:]
+        return EnergyResult(y, energy, steps, status, Trace(*trace) if found[0][2] else None)
+
+    def _graph_settings(self) -> tuple[Any, ...]:
+        return (self.keep_trace,)
+
+    def graph_results(self, result: EnergyResult) -> list[Tensor]:
+        """Return the tensors of a result, for the operator of a compiled graph."""
+        trace = [t for t in result.trace or () if t is not None]
+        return [result.y, result.energy, result.steps, result.status, *trace]
 
     def _problem(self, y0: Any, context: Any, step_size: Any, seed: int | None, sample_ids: Any) -> Problem:
         given = (y0, *context, self.step_size if step_size is None else step_size, self.noise)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptcomp_ext import _C
+from adaptcomp_ext.nn import _in_graph as in_graph
 from adaptcomp_ext.nn._active import LAG, check_lag
+from adaptcomp_ext.nn._in_graph import InGraph
 from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._refused_cells import refuse_cell, refuse_cell_as_step
 from adaptcomp_ext.nn._settings import Checked
@@ -22,13 +24,15 @@ from adaptcomp_ext.nn.halting.calling import Calls, alternatives, check_length, 
 from adaptcomp_ext.nn.halting.cost_model import DEFAULT, count_weights, flops_per_row
 from adaptcomp_ext.nn.halting.fused import FusedRun, serves
 from adaptcomp_ext.nn.halting.fusing import fused_decision
+from adaptcomp_ext.nn.halting.in_graph import known_of, results_of
 from adaptcomp_ext.nn.halting.known import Known, learn
 from adaptcomp_ext.nn.halting.known_run import KnownRun
 from adaptcomp_ext.nn.halting.loop import run_loop
 from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policy import Policy, Run, heads_of
 from adaptcomp_ext.nn.halting.recurrence import KINDS, NotServed, find
-from adaptcomp_ext.nn.result import HaltResult
+from adaptcomp_ext.nn.result import HaltResult, Trace
+from adaptcomp_ext.ops import opaque
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import Kinds, is_dense
@@ -73,7 +77,7 @@ def _check_bool(name: str, value: Any) -> bool:
     return value
 
 
-class AdaptiveHalt(Checked):
+class AdaptiveHalt(InGraph, Checked):
     """Run ``step`` on each row of a batch until a policy halts the row; halted rows leave the batch.
 
     Parameters
@@ -255,6 +259,7 @@ class AdaptiveHalt(Checked):
         self.check_rows = check_rows
         self.keep_trace = keep_trace
         self._bounds(step)
+        self._enroll()
 
     def _bounds(self, step: Any) -> tuple[int, int]:
         min_steps, max_steps = self.min_steps, self.max_steps
@@ -359,8 +364,7 @@ class AdaptiveHalt(Checked):
             If a transform of torch is active that the call cannot serve; the message names the way out.
         """
         if torch.compiler.is_compiling():
-            # A compiled model is split here: a graph has no addresses for kernels, and fixed numbers of rows.
-            return self._run_apart(state, inputs, sample_ids)
+            return self._run_in_graph(state, inputs, sample_ids)
         if sample_ids is None and not equilibrium.is_wanted(self._modules["policy"]):
             result = None
             if self._known_run is not None:
@@ -403,6 +407,29 @@ class AdaptiveHalt(Checked):
             raise
 
     _run_apart = apart("AdaptiveHalt", _run)
+
+    # Dynamo reads it, so that it has to stay simple.
+    def _run_in_graph(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
+        found = in_graph.run(self, (state, *inputs), {"sample_ids": sample_ids}, known_of)
+        if found is None:
+            return self._run_apart(state, inputs, sample_ids)
+        (_, has_log_prob, traced, _), rest = found
+        output = rest.pop(0)
+        state = opaque.rebuild(state, rest)
+        steps, cost, status = rest.pop(0), rest.pop(0), rest.pop(0)
+        log_prob = rest.pop(0) if has_log_prob else None
+        trace = None
+        if traced:
+            weights = rest.pop(1) if traced == 4 else None
+            trace = Trace(rest[0], weights, rest[1], rest[2])
+        return HaltResult(output, state, steps, cost, status, trace, log_prob)
+
+    def _graph_settings(self) -> tuple[Any, ...]:
+        return (self.keep_trace, self.policy.training, self.readout is None)
+
+    def graph_results(self, result: HaltResult) -> list[Tensor]:
+        """Return the tensors of a result, for the operator of a compiled graph."""
+        return results_of(result)
 
     def plan(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> RunPlan:
         """Tell which way ``halt(state, *inputs)`` would take now, and why; it runs nothing.

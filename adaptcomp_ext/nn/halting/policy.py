@@ -203,6 +203,11 @@ class Policy(Checked):
         """Whether the readout is class logits, so that −inf masks a class even where it is the state."""
         return False
 
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether decisions have a ``log_prob``, as `torch.compile` has to know beforehand."""
+        return False
+
     def begin(self, run: Run) -> tuple[Tensor, ...]:
         """Check the policy against the batch, and return the initial carry, [B, ...] each. Default: none."""
         return ()

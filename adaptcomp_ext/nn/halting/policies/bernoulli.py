@@ -61,6 +61,11 @@ class Bernoulli(Policy):
         self.seed = seed
         self.lookahead = lookahead
 
+    @property
+    def has_log_prob(self) -> bool:
+        """True: each decision has the log-probability of its action."""
+        return True
+
     def begin(self, run: Run) -> tuple[Tensor, ...]:
         """Return the run's seed, unless it is given; with a lookahead also whether each row may choose."""
         carry = []

@@ -67,6 +67,11 @@ class Combination(Policy):
         """Whether a member reads the readout as class logits."""
         return any(policy.reads_logits for policy in self._members())
 
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether a member's decisions have one."""
+        return any(policy.has_log_prob for policy in self._members())
+
     def check_readout(self, readout: Tensor) -> None:
         """Require a readout that all members can use."""
         for policy in self._members():
