@@ -12,7 +12,16 @@ from torch import Tensor
 from adaptcomp_ext.nn._tree import check_alike, check_tree, flatten, unflatten
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
-from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View, check_decision, plain_decision
+from adaptcomp_ext.nn.halting.fusing import begin
+from adaptcomp_ext.nn.halting.policy import (
+    Decision,
+    Policy,
+    Run,
+    View,
+    check_decision,
+    decision_of,
+    plain_decision,
+)
 from adaptcomp_ext.nn.result import EnergyResult, HaltResult, Status
 from adaptcomp_ext.ops._checks import check_int, describe
 from adaptcomp_ext.ops._fields import documented
@@ -168,11 +177,11 @@ class FirstToHalt(Policy):
         """Begin as the policy does, with no winner."""
         shape = (run.batch // self.starts,)
         self.winner = torch.full(shape, self.starts, dtype=torch.int64, device=run.device)
-        return self.policy.begin(run)
+        return begin(self.policy, run, False)
 
     def decide(self, view: View) -> Decision:
         """Decide as the policy does; then halt the rows of races that have a winner."""
-        decision: Decision = plain_decision(self.policy.decide(view))
+        decision: Decision = plain_decision(decision_of(self.policy, view))
         check_decision(decision, view)
         with torch.no_grad():
             place = view.row.clamp(min=0)

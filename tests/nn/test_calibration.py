@@ -45,6 +45,7 @@ POLICIES = {
     "convergence": lambda: ac.Convergence(0.1),
     "patient": lambda: ac.Convergence(0.5, norm="absolute", patience=2),
     "act": lambda: ac.ACT(Head(bias=-0.5)),
+    "announced": lambda: ac.Confidence(0.6, lookahead=1),
 }
 
 

@@ -70,6 +70,8 @@ POLICIES = {
     "ponder_eval": lambda: ac.PonderNet(Head()).eval(),
     "confidence": lambda: ac.Confidence(0.4),
     "convergence": lambda: ac.Convergence(1.5),
+    "announced": lambda: ac.Convergence(1.5, lookahead=1),
+    "any": lambda: ac.AnyOf(ac.Convergence(1.0), ac.Confidence(0.6)),
 }
 
 
