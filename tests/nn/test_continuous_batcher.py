@@ -24,6 +24,7 @@ from tests.helpers.tensors import assert_bitwise
 
 DIM = halting.DIM
 SERVED = [name for name in halting.POLICIES if name not in ("ponder", "fixed_tensor")]
+LOOKING_AHEAD = [name for name in SERVED if name not in ("act", "ponder_eval", "weighted_budget")]
 
 
 def rows_of(tree: Any, row: int) -> Any:
@@ -347,26 +348,106 @@ def test_functions_that_take_more_than_the_state(reads):
         assert_alone(halt, samples[index], result, index)
 
 
-@pytest.mark.parametrize("policy", ["act", "confidence", "ponder"])
-def test_a_list_of_stages(policy):
-    class Stage(nn.Module):
-        def __init__(self, k: int) -> None:
-            super().__init__()
-            self.k = k
+class Stage(nn.Module):
+    """A stage that makes its own state."""
 
-        def forward(self, state: Tensor, x: Tensor) -> Tensor:
-            return state * 0.5 + x * self.k
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
 
-    policies = {
-        "act": ac.ACT(halting.Head()),
-        "confidence": ac.Confidence(0.6),
-        "ponder": ac.PonderNet(halting.Head()).eval(),
-    }
-    halt = ac.AdaptiveHalt(nn.ModuleList([Stage(k) for k in range(5)]), policies[policy], max_steps=9)
-    samples = samples_of(40)
-    batcher = ac.ContinuousBatcher(halt, 6)
-    for index, result in enumerate(batcher.run(samples)):
+    def forward(self, state: Tensor, x: Tensor) -> Tensor:
+        return state * 0.5 + x * self.k
+
+
+@pytest.mark.promise("row alone")
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from([name for name in SERVED if name != "weighted_budget"]),
+    lookahead=st.booleans(),
+    asks=st.booleans(),
+    slots=st.integers(1, 9),
+    count=st.integers(0, 40),
+    bad=st.sets(st.integers(1, 39), max_size=2),
+)
+def test_stages(name, lookahead, asks, slots, count, bad):
+    """Steps that differ by their number: modules of a list, or a function that asks for the number."""
+    policy = halting.make_policy(name, 1)
+    if lookahead and name in LOOKING_AHEAD:
+        policy.lookahead = 1
+    step: Any = (lambda s, x, n: s * 0.5 + x * n) if asks else nn.ModuleList([Stage(k) for k in range(5)])
+    halt = ac.AdaptiveHalt(step, policy, max_steps=5, readout=lambda s: s * 2).eval()
+    samples = samples_of(count)
+    given_samples = [sample if i not in bad else (sample[0],) for i, sample in enumerate(samples)]
+    batcher = ac.ContinuousBatcher(halt, slots)
+    found = list(batcher.run(given_samples, errors="return"))
+    assert len(found) == count
+    for index, result in enumerate(found):
+        if index in bad:
+            assert isinstance(result, BadSampleError) and result.index == index
+        else:
+            assert_alone(halt, samples[index], result, index)
+    assert batcher.statistics.row_steps == sum(int(r.steps) for i, r in enumerate(found) if i not in bad)
+
+
+@settings(max_examples=30, deadline=None)
+@given(name=st.sampled_from(LOOKING_AHEAD), slots=st.integers(1, 9))
+def test_a_lookahead(name, slots):
+    halt = halt_of(name)
+    halt.policy.lookahead = 1
+    samples = samples_of(25)
+    for index, result in enumerate(ac.ContinuousBatcher(halt, slots).run(samples)):
         assert_alone(halt, samples[index], result, index)
+
+
+def test_stages_that_change_the_shape_of_the_state():
+    class Wider(nn.Module):
+        def forward(self, state: Tensor) -> Tensor:
+            return torch.cat([state, state[:, :1] * 1.5], dim=1)
+
+    halt = ac.AdaptiveHalt(
+        nn.ModuleList([Wider() for _ in range(4)]),
+        ac.ACT(nn.ModuleList([halting.Head() for _ in range(4)])),
+        max_steps=4,
+        readout=lambda s: s[:, -2:],
+    )
+    samples = [sample[:1] for sample in samples_of(30)]
+    steps = set()
+    for index, result in enumerate(ac.ContinuousBatcher(halt, 4).run(samples)):
+        expected = alone(halt, samples[index], index)
+        steps.add(n := int(result.steps))
+        assert_bitwise(result.output, expected.output[0])
+        assert_bitwise(result.state, expected.state[n - 1][0])
+        assert result.state.shape == (DIM + n,)
+    assert len(steps) > 1
+
+
+def test_blocks_of_stages_stay_full_and_no_row_waits_for_ever():
+    halt = ac.AdaptiveHalt(
+        nn.ModuleList([Stage(0) for _ in range(6)]), ac.PonderNet(lambda s: s[:, 0] * 0 - 0.5).eval()
+    )
+    batcher = ac.ContinuousBatcher(halt, 16)
+    assert sum(1 for _ in batcher.run(samples_of(8) * 400)) == 3200
+    assert batcher.statistics.utilization >= 0.95
+    with batcher:
+        results = [batcher.submit(sample) for sample in samples_of(8) * 20]
+        assert all(int(future.result(60).steps) >= 1 for future in results)
+
+
+def test_a_step_that_raises_at_a_late_stage_leaves_the_batcher_usable():
+    class Breaks(Stage):
+        def forward(self, state: Tensor, x: Tensor) -> Tensor:
+            if bool((state[:, 0] > 1e5).any()):
+                raise OSError("too large")
+            return super().forward(state, x)
+
+    halt = ac.AdaptiveHalt(nn.ModuleList([Breaks(k) for k in range(4)]), ac.FixedSteps(4))
+    samples = samples_of(40)
+    samples[7] = (torch.full((DIM,), 1e6), samples[7][1])
+    found = list(ac.ContinuousBatcher(halt, 3).run(samples, errors="return"))
+    failed = [i for i, result in enumerate(found) if isinstance(result, ac.SampleError)]
+    assert 7 in failed and len(failed) < 30
+    for index in set(range(40)) - set(failed):
+        assert_alone(halt, samples[index], found[index], index)
 
 
 def test_a_recurrence_goes_to_its_kernel_in_chunks():

@@ -67,11 +67,16 @@ class ContinuousBatcher:
     fails the samples in flight, and the batcher goes on with the next ones. `SampleError` names the index,
     and has the step's error as its ``__cause__``.
 
+    *Stages.* Where step, readout or head differ by the number of the step (a ModuleList, or a parameter
+    ``n``), rows of the same stage run together: at the latest stage where a full block waits, else where most
+    rows wait. Up to 16 · `slots` rows are then in flight. Where stages change the shape of the state, a
+    result has the state of the row's own last stage.
+
     *Chunks.* Where ``halt`` runs all steps of a row in one kernel call (`AdaptiveHalt.plan`, energies in
     closed form), the kernel refills slots of its own, and the batcher gives it chunks: 8 · `slots` samples of
-    a stream, up to `slots` requests. Chunks are also for what cannot be stepped row by row: energies that
-    autograd differentiates, functions that depend on the number of the step, CUDA, subclasses of tensors,
-    `reference_kernels`. A request then waits for the chunk that is running.
+    a stream, up to `slots` requests. Chunks are also for what is not stepped row by row: energies that
+    autograd differentiates, CUDA, subclasses of tensors, modules with hooks, `reference_kernels`. A request
+    then waits for the chunk that is running.
 
     *Policies in Python* get `View.step` as a tensor, and `View.row` counts slots. ``begin`` is called for the
     rows that begin. A policy that begins with another number of tensors than it carries on, such as

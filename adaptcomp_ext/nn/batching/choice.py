@@ -10,6 +10,7 @@ from adaptcomp_ext.nn.batching.chunks import ChunkEngine
 from adaptcomp_ext.nn.batching.engine import Engine
 from adaptcomp_ext.nn.batching.form import Form
 from adaptcomp_ext.nn.batching.slots import SlotEngine
+from adaptcomp_ext.nn.batching.stages import StageEngine
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.halting.calling import form_of
@@ -69,6 +70,8 @@ def make_engine(halt: Module, form: Form, slots: int, chunk: int) -> Engine:
         problem = halt._problem(state, tuple(inputs), None, probe=False)
         if problem.watch is None and problem.kinds is None and problem.input_kinds is None:
             fused = fused_decision(problem.policy, problem.run)
+            if _asks_for_number(halt):
+                return StageEngine(halt, form, problem, fused, slots)
             try:
                 find(problem, fused, halt.step)
             except NotServed:
@@ -77,13 +80,12 @@ def make_engine(halt: Module, form: Form, slots: int, chunk: int) -> Engine:
 
 
 def _is_stepped(halt: nn.Module, form: Form) -> bool:
-    """Whether `SlotEngine` may call the step itself."""
+    """Whether an engine may call the step itself."""
     own: Any = halt.__dict__
     return (
         form.is_ordinary
         and not on_cuda(form.device)
         and not on_reference()
-        and not _asks_for_number(halt)
         and "forward" not in own
         and not any(own[name] for name in _HOOKS)
     )

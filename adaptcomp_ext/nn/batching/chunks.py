@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from adaptcomp_ext import _C
+from adaptcomp_ext.nn.batching.buffer import RowBuffer
 from adaptcomp_ext.nn.batching.engine import Engine
-from adaptcomp_ext.nn.batching.form import Form, copied
+from adaptcomp_ext.nn.batching.form import Form
 
 
 class ChunkEngine(Engine):
@@ -23,20 +22,7 @@ class ChunkEngine(Engine):
 
     def __init__(self, module: nn.Module, form: Form, rows: int) -> None:
         self._module, self._form, self._rows = module, form, rows
-        self._keys: list[int] = []
-        self._ids: list[int] = []
-        self._leaves: list[list[Tensor]] = []
-        self._block: _C.SlotBlock | None = None
-        self._empty()
-
-    def _empty(self) -> None:
-        self.held = 0
-        self._keys, self._ids, self._leaves = [], [], []
-        self._block = None
-        if self._form.is_ordinary:
-            self._block = _C.slot_block(
-                blocks=self._form.new_blocks(self._rows), trees=self._form.codes, leaves=0, slots=self._rows
-            )
+        self._buffer = RowBuffer(form, rows)
 
     @property
     def room(self) -> int:
@@ -45,34 +31,22 @@ class ChunkEngine(Engine):
 
     def put(self, sample: Any, key: int, sample_id: int) -> None:
         """Accept a copy of a sample."""
-        block = self._block
-        if block is None:
-            self._leaves.append([copied(leaf) for leaf in self._form.leaves(sample)])
-        elif not block.put(sample, key, sample_id):
-            leaves = [leaf.detach().contiguous().resolve_neg() for leaf in self._form.leaves(sample)]
-            if not block.put_leaves(leaves, key, sample_id):
-                raise TypeError(f"sample: expected plain tensors like the first sample's, got {sample!r}")
-        self._keys.append(key)
-        self._ids.append(sample_id)
+        self._buffer.put(sample, key, sample_id)
         self.held += 1
 
     def advance(self) -> list[tuple[int, Any]]:
         """Run all rows to their end."""
-        if self._block is None:
-            leaves = [torch.stack(column) for column in zip(*self._leaves, strict=True)]
-        else:
-            leaves = [block.narrow(0, 0, self.held) for block in self._block.blocks()]
-        ids = torch.tensor(self._ids, dtype=torch.int64, device=self._form.device)
+        leaves, keys, ids = self._buffer.take()
         result = self._module(*self._form.trees(leaves), sample_ids=ids)
-        keys = self._keys
-        self._empty()
+        self.held = 0
         self.calls += 1
         self.row_steps += int(result.steps.sum())
         return list(zip(keys, split(result, len(keys)), strict=True))
 
     def drop(self) -> None:
         """Forget all rows, after an error."""
-        self._empty()
+        self._buffer.clear()
+        self.held = 0
 
 
 def split(result: Any, rows: int) -> list[Any]:

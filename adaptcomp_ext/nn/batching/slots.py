@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.nn._tree import form as form_code
+from adaptcomp_ext.nn.batching.buffer import put
 from adaptcomp_ext.nn.batching.engine import Engine
 from adaptcomp_ext.nn.batching.form import Form
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
@@ -104,10 +105,7 @@ class SlotEngine(Engine):
 
     def put(self, sample: Any, key: int, sample_id: int) -> None:
         """Copy a sample to a free slot."""
-        if not self._block.put(sample, key, sample_id):
-            leaves = [leaf.detach().contiguous().resolve_neg() for leaf in self._form.leaves(sample)]
-            if not self._block.put_leaves(leaves, key, sample_id):
-                raise TypeError(f"sample: expected plain tensors like the first sample's, got {sample!r}")
+        put(self._block, self._form, sample, key, sample_id)
         self._fresh += 1
         self.held += 1
 
