@@ -117,6 +117,10 @@ class AdaptiveHalt(InGraph, Checked):
     keep_trace : bool
         Whether ``trace`` of the result has the readouts of all steps of all rows, with any policy, as for a
         loss at every exit. Their ``weights`` are None, except for PonderNet in training mode.
+    compile_step : bool
+        Whether ``step`` runs compiled by `torch.compile`: in three graphs at most for each mode and dtype,
+        one for the first number of rows, one for any number, one for a single row. A whole run in one kernel
+        call does not call it. It has no second derivatives.
 
     Raises
     ------
@@ -227,11 +231,13 @@ class AdaptiveHalt(InGraph, Checked):
         "lag": check_lag,
         "check_rows": partial(_check_bool, "check_rows"),
         "keep_trace": partial(_check_bool, "keep_trace"),
+        "compile_step": partial(_check_bool, "compile_step"),
     }
 
     lag: int | None = LAG  # for modules that were pickled by older versions
     check_rows: bool = True
     keep_trace: bool = False
+    compile_step: bool = False
     _learned: Known | None = None  # cache of `_known`
     _known_run: KnownRun | None = None
     _warned: bool = False  # of parameters that it does not hold
@@ -247,6 +253,7 @@ class AdaptiveHalt(InGraph, Checked):
         lag: int | None = LAG,
         check_rows: bool = True,
         keep_trace: bool = False,
+        compile_step: bool = False,
     ) -> None:
         super().__init__()
         self.step = step
@@ -258,6 +265,7 @@ class AdaptiveHalt(InGraph, Checked):
         self.lag = lag
         self.check_rows = check_rows
         self.keep_trace = keep_trace
+        self.compile_step = compile_step
         self._bounds(step)
         self._enroll()
 
@@ -526,9 +534,10 @@ class AdaptiveHalt(InGraph, Checked):
         ):
             self._check_rows(known, dtypes[0], device, state, inputs)
         scalar = torch.float64 if torch.float64 in dtypes else torch.float32
-        steps: Iterable[Callable[..., Any]] = repeat(step, max_steps)
+        called: Any = known.compiled.all(step) if self.compile_step else step
+        steps: Iterable[Callable[..., Any]] = repeat(called, max_steps)
         if isinstance(step, nn.ModuleList):
-            steps = islice(step, max_steps)
+            steps = islice(called, max_steps)
         if watch is not None:
             wrap = watch.wrap
             steps = (wrap("step", layer) for layer in steps)
@@ -563,4 +572,6 @@ class AdaptiveHalt(InGraph, Checked):
             modes += ", check_rows=False"
         if self.keep_trace:
             modes += ", keep_trace=True"
+        if self.compile_step:
+            modes += ", compile_step=True"
         return f"{functions}max_steps={self.max_steps}, min_steps={self.min_steps}, {modes}"

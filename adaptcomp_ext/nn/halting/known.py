@@ -12,10 +12,20 @@ from adaptcomp_ext.nn._ownership import is_function
 from adaptcomp_ext.nn._reads import walked
 from adaptcomp_ext.nn.halting import batch_statistics
 from adaptcomp_ext.nn.halting.calling import form_of, is_plain
+from adaptcomp_ext.nn.halting.compiled_step import CompiledSteps
 from adaptcomp_ext.nn.halting.cost_model import count_weights
 from adaptcomp_ext.nn.halting.policy import Policy, heads_of
 
-SETTINGS = ("max_steps", "min_steps", "compact", "check_rows", "training", "readout", "keep_trace")
+SETTINGS = (
+    "max_steps",
+    "min_steps",
+    "compact",
+    "check_rows",
+    "training",
+    "readout",
+    "keep_trace",
+    "compile_step",
+)
 """The settings of an `AdaptiveHalt` that a later call may find changed."""
 
 
@@ -49,6 +59,8 @@ class Known:
     mode: bool = False
     apart: set[tuple[torch.dtype, bool, bool]] = field(default_factory=set)
     """All combinations of dtype and modes that were checked."""
+    compiled: CompiledSteps = field(default_factory=CompiledSteps)
+    """The steps of ``compile_step``."""
     loops: dict[bool, Any] = field(default_factory=dict)
     """The `KnownLoop` of the last run without gradients, and of the last with, where it can be repeated."""
 

@@ -33,7 +33,10 @@ _ANY = 1 << 62  # bytes
 
 
 def _settings(halt: Any) -> tuple[Any, ...]:
-    return (halt.max_steps, halt.min_steps, halt.compact, halt.check_rows, halt.training, halt.keep_trace)
+    return (
+        *(halt.max_steps, halt.min_steps, halt.compact, halt.check_rows, halt.training),
+        *(halt.keep_trace, halt.compile_step),
+    )
 
 
 class KnownLoop:
@@ -107,7 +110,7 @@ class KnownLoop:
         checks = _Checks(halt, fused, state, inputs, self.first_read)
         try:
             found = self.loop.run(
-                repeat(step, self.max_steps),
+                repeat(known.compiled.one(step) if halt.compile_step else step, self.max_steps),
                 state,
                 inputs,
                 halt.readout,
