@@ -171,7 +171,13 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
             "it does not use get zeros, not None.",
         ),
         Promise("autocast", "Autocast acts on the user's functions; the results keep the state's dtype."),
-        Promise("distributed", "`DistributedDataParallel` trains a model with a loop in it."),
+        Promise(
+            "distributed",
+            "`DistributedDataParallel` trains a model with a loop in it, and `fully_shard` with "
+            "`process_group`: two processes whose rows halt at different steps have the gradients of one.",
+            fails="`DistributedDataParallel` needs `find_unused_parameters=True` where a process may use "
+            "fewer stages of a ModuleList than another.",
+        ),
         Promise(
             "checkpoint",
             "`torch.utils.checkpoint` around a loop, or within its step, gives the same gradients.",

@@ -31,6 +31,7 @@ from adaptcomp_ext.nn.halting.loop import run_loop
 from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policy import Policy, Run, heads_of
 from adaptcomp_ext.nn.halting.recurrence import KINDS, NotServed, find
+from adaptcomp_ext.nn.halting.together import Together, check_process_group
 from adaptcomp_ext.nn.result import HaltResult, Trace
 from adaptcomp_ext.ops import opaque
 from adaptcomp_ext.ops._backend import contiguous, on_reference
@@ -121,6 +122,12 @@ class AdaptiveHalt(InGraph, Checked):
         Whether ``step`` runs compiled by `torch.compile`: in three graphs at most for each mode and dtype,
         one for the first number of rows, one for any number, one for a single row. A whole run in one kernel
         call does not call it. It has no second derivatives.
+    process_group : torch.distributed.ProcessGroup, optional
+        The processes that step together: a process whose rows have all halted calls ``step``, readout and
+        head with blocks of no rows until the rows of all processes have, forward and backward. For a step
+        that communicates, as one under `torch.distributed.fsdp.fully_shard`, which gathers its parameters.
+        It costs a reduction of one number at each step. `max_steps` has to be the same for all. A pickle
+        does not have it. `torch.nn.parallel.DistributedDataParallel` needs none.
 
     Raises
     ------
@@ -238,6 +245,7 @@ class AdaptiveHalt(InGraph, Checked):
     check_rows: bool = True
     keep_trace: bool = False
     compile_step: bool = False
+    _together: Together | None = None
     _learned: Known | None = None  # cache of `_known`
     _known_run: KnownRun | None = None
     _warned: bool = False  # of parameters that it does not hold
@@ -254,6 +262,7 @@ class AdaptiveHalt(InGraph, Checked):
         check_rows: bool = True,
         keep_trace: bool = False,
         compile_step: bool = False,
+        process_group: Any = None,
     ) -> None:
         super().__init__()
         self.step = step
@@ -266,8 +275,18 @@ class AdaptiveHalt(InGraph, Checked):
         self.check_rows = check_rows
         self.keep_trace = keep_trace
         self.compile_step = compile_step
+        self.process_group = process_group
         self._bounds(step)
         self._enroll()
+
+    @property
+    def process_group(self) -> Any:
+        """The processes that step together, or None."""
+        return None if self._together is None else self._together.group
+
+    @process_group.setter
+    def process_group(self, group: Any) -> None:
+        self._together = check_process_group(group)
 
     def _bounds(self, step: Any) -> tuple[int, int]:
         min_steps, max_steps = self.min_steps, self.max_steps
@@ -562,6 +581,7 @@ class AdaptiveHalt(InGraph, Checked):
             holder=self if known.unwalked and torch.is_grad_enabled() else None,
             staged=isinstance(step, nn.ModuleList),
             keep_trace=self.keep_trace,
+            together=self._together,
         )
 
     def extra_repr(self) -> str:

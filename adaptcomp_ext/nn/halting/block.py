@@ -14,6 +14,7 @@ from adaptcomp_ext.nn._active import LAG
 from adaptcomp_ext.nn._tree import flatten, flatten_like, form, unflatten
 from adaptcomp_ext.nn.halting.cost_model import at_once, never, schedule
 from adaptcomp_ext.nn.halting.policy import Policy, Run, explain_call
+from adaptcomp_ext.nn.halting.together import Together
 from adaptcomp_ext.ops._backend import DTYPE_CODES
 from adaptcomp_ext.ops._checks import describe
 from adaptcomp_ext.ops._plain import Kinds, check_memory, dress, is_dense, kinds_of, plain
@@ -48,6 +49,7 @@ class Problem:
     holder: nn.Module | None = None  # whose functions' graphs have yet to be searched, at the first step
     staged: bool = False  # the step is a ModuleList, whose stages may change the shapes of the state
     keep_trace: bool = False
+    together: Together | None = None
     first_read: tuple[torch.Size, torch.dtype, torch.device] | None = None
     result_kinds: Kinds = None  # the classes of the first step's result, which the final result gets
     readout_kind: type[Tensor] | None = None

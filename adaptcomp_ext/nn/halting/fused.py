@@ -40,7 +40,7 @@ SMALL = 1 << 18  # bytes of a block of the state up to which training is faster 
 
 def serves(problem: Problem, fused: halting.Fused) -> bool:
     """Whether this is the loop to run."""
-    if problem.keep_trace:
+    if problem.keep_trace or problem.together is not None:
         return False
     if not problem.as_in_training:
         return True

@@ -25,6 +25,7 @@ SETTINGS = (
     "readout",
     "keep_trace",
     "compile_step",
+    "_together",
 )
 """The settings of an `AdaptiveHalt` that a later call may find changed."""
 

@@ -35,7 +35,7 @@ _ANY = 1 << 62  # bytes
 def _settings(halt: Any) -> tuple[Any, ...]:
     return (
         *(halt.max_steps, halt.min_steps, halt.compact, halt.check_rows, halt.training),
-        *(halt.keep_trace, halt.compile_step),
+        *(halt.keep_trace, halt.compile_step, halt._together),
     )
 
 

@@ -84,6 +84,7 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     expected = (False, False, False)
     readout_dtype = None
     packing = choose(problem)
+    together = problem.together
 
     has_containers = problem.has_containers
     for n, step in enumerate(problem.steps, 1):
@@ -164,7 +165,15 @@ def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
         carried = [*inputs, *(() if decision is None else decision.carry)]
         done = packing.advance(results, row, halt, leaves, carried, taken)
         if done.running == 0:
-            break
+            last = together is None or n == run.max_steps or not together.any_runs(0, run.device)
+            if last:
+                break
+            # Other processes go on: a block of no rows takes their steps, forward and backward.
+            moved_on = [t[:0] for t in done.carried[: len(inputs)]]
+            moved_on += [t[:0] for t in done.carried[len(inputs) :] or carry]
+            done = halting.EndedAndPacked(row[:0], 0, [t[:0] for t in done.leaves], moved_on)
+        elif together is not None and n < run.max_steps:
+            together.any_runs(done.running, run.device)
         moved = done.row is not row
         if moved:
             row = done.row

@@ -105,6 +105,8 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
             raise NotServed(f"{cls.__name__}.{name} was assigned to")
     if problem.keep_trace:
         raise NotServed("keep_trace keeps the readout of every step")
+    if problem.together is not None:
+        raise NotServed("the processes of a group step together")
     if problem.watch is not None:
         raise NotServed("a transform of torch is active")
     mode = active_mode(device.type)
