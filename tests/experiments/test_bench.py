@@ -299,15 +299,17 @@ class Refuse:
         pass
 
 sys.meta_path.insert(0, Refuse())
-from adaptcomp_ext.experiments.bench import BENCHMARKS, energy, halting, planning, recurrence, route
+from adaptcomp_ext.experiments.bench import BENCHMARKS, batcher, energy, halting, planning, recurrence, route
 
 energy.PRODUCT = 32
+batcher.SOAKED = 200
 few = {
     "halting": [halting.Config("gru", 32, 64, fraction=f, compiled=False) for f in (0.25, 1.0)],
     "recurrence": [recurrence.Config(32, 64, compiled=False)],
     "energy": [energy.Config("all", 12, 5, 6, (24,), 8)],
     "route": [route.Config("infer", 20, 8, 0.25)],
     "planning": [planning.Config(3, 1, 8, 16)],
+    "batcher": [batcher.Config(8, 2, 4, 64, 8)],
 }
 for kind in BENCHMARKS:
     kind.configs = lambda self: few[self.name]

@@ -4,6 +4,7 @@ The forms that halting and energy time are in a second file each: the first look
 So are those of recurrence, which needs some of halting's.
 """
 
+from .batcher import BatcherBenchmark
 from .energy import EnergyBenchmark
 from .halting import HaltingBenchmark
 from .planning import PlanningBenchmark
@@ -12,6 +13,7 @@ from .route import RouteBenchmark
 
 __all__ = [
     "BENCHMARKS",
+    "bench_batcher",
     "bench_energy",
     "bench_halting",
     "bench_planning",
@@ -19,10 +21,18 @@ __all__ = [
     "bench_route",
 ]
 
-BENCHMARKS = (HaltingBenchmark, RecurrenceBenchmark, EnergyBenchmark, RouteBenchmark, PlanningBenchmark)
+BENCHMARKS = (
+    HaltingBenchmark,
+    RecurrenceBenchmark,
+    EnergyBenchmark,
+    RouteBenchmark,
+    PlanningBenchmark,
+    BatcherBenchmark,
+)
 
 bench_halting = HaltingBenchmark.bench
 bench_energy = EnergyBenchmark.bench
 bench_route = RouteBenchmark.bench
 bench_planning = PlanningBenchmark.bench
 bench_recurrence = RecurrenceBenchmark.bench
+bench_batcher = BatcherBenchmark.bench
