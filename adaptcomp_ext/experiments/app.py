@@ -19,7 +19,7 @@ __all__ = ["app", "guarded"]
 
 EXPERIMENTS = ("digits", "distill", "stroop", "maze", "sudoku", "energy", "control", "horizon", "transfer")
 """Each is a module of this name beside this file, and in it an `Experiment` of this name."""
-BENCHMARKS = ("halting", "recurrence", "energy", "route", "planning", "batcher")
+BENCHMARKS = ("halting", "recurrence", "energy", "route", "planning", "batcher", "equilibrium")
 """Each is a module of this name in `bench`, and in it a `Benchmark` of this name."""
 
 RESUMES = "the same command goes on where this run ended"

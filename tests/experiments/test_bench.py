@@ -299,7 +299,8 @@ class Refuse:
         pass
 
 sys.meta_path.insert(0, Refuse())
-from adaptcomp_ext.experiments.bench import BENCHMARKS, batcher, energy, halting, planning, recurrence, route
+from adaptcomp_ext.experiments.bench import BENCHMARKS, batcher, energy, equilibrium, halting
+from adaptcomp_ext.experiments.bench import planning, recurrence, route
 
 energy.PRODUCT = 32
 batcher.SOAKED = 200
@@ -310,6 +311,7 @@ few = {
     "route": [route.Config("infer", 20, 8, 0.25)],
     "planning": [planning.Config(3, 1, 8, 16)],
     "batcher": [batcher.Config(8, 2, 4, 64, 8)],
+    "equilibrium": [equilibrium.Config("rotating", 20, 6, 0.2, 0.9)],
 }
 for kind in BENCHMARKS:
     kind.configs = lambda self: few[self.name]

@@ -373,12 +373,13 @@ def given():
 
 
 @pytest.mark.promise("compile")
-@pytest.mark.parametrize("how", ["whole", "step"])
+@pytest.mark.parametrize("how", ["whole", "one graph", "step"])
 def test_compiled(given, how):
     model = Around()
     expected = gradients(model, *given)
-    if how == "whole":
-        model = torch.compile(model, backend="eager")
+    if how != "step":
+        backend = "eager" if how == "whole" else "aot_eager"
+        model = torch.compile(model, backend=backend, fullgraph=how == "one graph")
     else:
         model.halt.step = torch.compile(model.halt.step, backend="aot_eager", dynamic=True)
     close(gradients(model, *given), expected, 1e-5)

@@ -6,6 +6,7 @@ So are those of recurrence, which needs some of halting's.
 
 from .batcher import BatcherBenchmark
 from .energy import EnergyBenchmark
+from .equilibrium import EquilibriumBenchmark
 from .halting import HaltingBenchmark
 from .planning import PlanningBenchmark
 from .recurrence import RecurrenceBenchmark
@@ -15,6 +16,7 @@ __all__ = [
     "BENCHMARKS",
     "bench_batcher",
     "bench_energy",
+    "bench_equilibrium",
     "bench_halting",
     "bench_planning",
     "bench_recurrence",
@@ -28,11 +30,13 @@ BENCHMARKS = (
     RouteBenchmark,
     PlanningBenchmark,
     BatcherBenchmark,
+    EquilibriumBenchmark,
 )
 
 bench_halting = HaltingBenchmark.bench
 bench_energy = EnergyBenchmark.bench
 bench_route = RouteBenchmark.bench
+bench_equilibrium = EquilibriumBenchmark.bench
 bench_planning = PlanningBenchmark.bench
 bench_recurrence = RecurrenceBenchmark.bench
 bench_batcher = BatcherBenchmark.bench

@@ -111,11 +111,11 @@ class Convergence(Policy):
                 still = torch.zeros_like(view.row)
             else:
                 before, still = view.carry
-                now = readout.to(wide)
-                difference = now - before.to(wide)
+                now = readout if readout.dtype == wide else readout.to(wide)
+                difference = now - (before if before.dtype == wide else before.to(wide))
                 change = torch.linalg.vector_norm(difference, dim=1)
                 # −inf − −inf is NaN. On CUDA reading the values would wait, so that NaN is assumed.
-                masked = on_cuda(change.device) or bool(change.isnan().any())
+                masked = on_cuda(change.device) or math.isnan(change.sum())
                 if masked:
                     change = torch.linalg.vector_norm(difference.nan_to_num_(0.0, math.inf, -math.inf), dim=1)
                 if self.norm == "relative":
@@ -125,7 +125,7 @@ class Convergence(Policy):
                     is_still = (change <= self.tol * size) & (size < math.inf)
                 else:
                     is_still = change <= self.tol
-                still = torch.where(is_still, still + 1, torch.zeros_like(still))
+                still = (still + 1) * is_still
             # The carry is a copy, because a step may overwrite its own output.
             return Decision(still >= self.patience, carry=(readout.clone(), still))
 
