@@ -385,6 +385,30 @@ def test_compiled(given, how):
     close(gradients(model, *given), expected, 1e-5)
 
 
+@pytest.mark.promise("compile")
+def test_a_compiled_step_whose_graph_can_be_walked_once(given, monkeypatch):
+    """Inductor makes such graphs of some steps; what it raises is raised here without a compiler."""
+    model = Around()
+    expected = gradients(model, *given)
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            return z.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            if torch._C._autograd._get_current_graph_task_keep_graph():
+                raise RuntimeError(
+                    "compiled with non-empty donated buffers which requires retain_graph=False"
+                )
+            return gradient
+
+    call = Contraction.forward
+    monkeypatch.setattr(Contraction, "forward", lambda self, *given: Once.apply(call(self, *given)))
+    close(gradients(model, *given), expected, 1e-6)
+
+
 @pytest.mark.promise("distributed")
 def test_distributed_data_parallel(given, process_group):  # noqa: F811
     for gradient in ("implicit", "one_step"):

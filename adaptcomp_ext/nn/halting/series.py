@@ -14,6 +14,8 @@ from adaptcomp_ext.reference._broadcast import over
 
 EACH = 16  # terms that are looked at one by one
 EVERY = 4  # of the later ones every fourth is, because a look takes as long as a small product
+_DONATED = "donated buffers"
+"""In torch's error for the graph of a compiled step whose memory the first walk gives away."""
 
 
 class Points(Protocol):
@@ -36,6 +38,8 @@ class Series:
 
     def __init__(self, points: Points) -> None:
         self._points = points
+        self._reusable = True
+        """Whether the graph of an application can be walked more than once."""
 
     def solve(self, after: Sequence[Tensor], upstream: Sequence[Tensor | None]) -> list[Tensor]:
         """Return g for each tensor that moves.
@@ -79,8 +83,9 @@ class Series:
                 index = active.nonzero()[:, 0]
                 at, least, rising, active = (t.index_select(0, index) for t in (at, least, rising, active))
                 term, total, kept = ([t.index_select(0, index) for t in ts] for ts in (term, total, kept))
-                here, now = points.apply_again(at)
-            term = _product(now, here, term)
+                if self._reusable:
+                    here, now = points.apply_again(at)
+            term = self._product(at, here, now, term)
             if k > EACH and k % EVERY and k < points.max_steps:
                 total = [t + more for t, more in zip(total, term, strict=True)]
                 continue
@@ -114,14 +119,24 @@ class Series:
             )
         return [t.to(to.dtype) for t, to in zip(result, after, strict=True)]
 
+    def _product(self, at: Tensor, here: list[Tensor], now: list[Tensor], term: list[Tensor]) -> list[Tensor]:
+        """Return Jᵀ times a vector for each row, by the graph from `here` to `now` if it is reusable."""
+        if self._reusable:
+            try:
+                return _product(here, now, term, retain=True)
+            except RuntimeError as error:
+                if _DONATED not in str(error):
+                    raise
+                self._reusable = False
+        return _product(*self._points.apply_again(at), term, retain=False)
 
-def _product(now: list[Tensor], here: list[Tensor], term: list[Tensor]) -> list[Tensor]:
-    """Return Jᵀ times a vector for each row."""
+
+def _product(here: list[Tensor], now: list[Tensor], term: list[Tensor], retain: bool) -> list[Tensor]:
     pairs = [(t, v) for t, v in zip(now, term, strict=True) if t.requires_grad]
     if not pairs:
         return [torch.zeros_like(v) for v in term]
     found = torch.autograd.grad(
-        [t for t, _ in pairs], here, [v for _, v in pairs], retain_graph=True, allow_unused=True
+        [t for t, _ in pairs], here, [v for _, v in pairs], retain_graph=retain, allow_unused=True
     )
     return [torch.zeros_like(v) if g is None else g for g, v in zip(found, term, strict=True)]
 

@@ -58,9 +58,10 @@ class Convergence(Policy):
     unchanged counts as an input. "implicit" multiplies the gradient v of a row's state by (I − Jᵀ)⁻¹ before,
     where J = ∂f/∂z at z*: the sum of (Jᵀ)ᵏv, by one backward pass of the application for each term. A row
     leaves when a term is at most `tol` times the sum (`tol` at least the rounding of the dtype, and relative
-    for both norms), the others are compacted, and ``step`` is called again for them in the backward pass.
-    Terms after the 16th are looked at in fours. A row that has not converged after `max_steps` terms keeps
-    the sum up to its smallest term, and the backward pass warns.
+    for both norms), the others are compacted, and ``step`` is called again for them in the backward pass (for
+    each term, if torch.compile has made it a graph that can be walked only once). Terms after the 16th are
+    looked at in fours. A row that has not converged after `max_steps` terms keeps the sum up to its smallest
+    term, and the backward pass warns.
 
     "implicit" is exact to the tolerance where the whole state has converged. It is not for a row that ended
     ``MAX_STEPS``, nor where the readout that `Convergence` reads is still and the rest of the state moves.
