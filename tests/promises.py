@@ -170,6 +170,17 @@ PROMISES: dict[str, tuple[Promise, ...]] = {
             "Such a run has no second derivative; parameters of step, readout or energy that "
             "it does not use get zeros, not None.",
         ),
+        Promise(
+            "export",
+            "`torch.export` (`strict=False`) of a model with an `AdaptiveHalt` in it gives a program with "
+            "the same answers, which stops with the last row, and runs where this package is not: by itself, "
+            "packaged by AOTInductor, in ONNX Runtime.",
+            "They can be exported; readout and head work on the rows of the block alone.",
+            fails="Halted rows stay in the block. Gradients, traces, and stages that change the state's "
+            "shape are not exported; nor is `EnergyDescent`. torch 2.13 cannot write the stages of a "
+            "ModuleList for ONNX. `ac.export_notes` tells what a model gives up. Where torch does not tell "
+            "an export from a compilation (2.4), it is refused.",
+        ),
         Promise("autocast", "Autocast acts on the user's functions; the results keep the state's dtype."),
         Promise(
             "distributed",

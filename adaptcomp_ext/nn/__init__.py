@@ -12,6 +12,7 @@ from adaptcomp_ext.nn.batching import (
 from adaptcomp_ext.nn.calibration import Calibration, ComputeCurve, calibrate, compute_curve
 from adaptcomp_ext.nn.descent.energies import HopfieldEnergy, MLPEnergy, QuadraticEnergy
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
+from adaptcomp_ext.nn.export_notes import export_notes
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policies import (
@@ -71,6 +72,7 @@ __all__ = [
     "cells",
     "compute_curve",
     "description_length",
+    "export_notes",
     "race",
     "route",
     "shrink",

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from adaptcomp_ext.nn._ownership import is_function
 from adaptcomp_ext.nn._reads import walked
 from adaptcomp_ext.ops import opaque
-
-TELLS_EXPORT = hasattr(torch.compiler, "is_exporting")
-"""Whether torch tells an export from a compilation: a run as an operator serves this process alone."""
+from adaptcomp_ext.ops._plain import TELLS_EXPORT
 
 
 class Known(NamedTuple):

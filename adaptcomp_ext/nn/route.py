@@ -13,8 +13,9 @@ from adaptcomp_ext.nn._tree import check_alike, check_classed_tree, flatten_like
 from adaptcomp_ext.ops import compaction
 from adaptcomp_ext.ops import route as rows
 from adaptcomp_ext.ops._checks import check_tensor, describe
-from adaptcomp_ext.ops._plain import check_memory, dress, is_dense, is_released, plain
+from adaptcomp_ext.ops._plain import check_memory, dress, exporting, is_dense, is_released, plain
 from adaptcomp_ext.ops._transforms import DIFFERENTIATION, apart, enter
+from adaptcomp_ext.reference._broadcast import over
 
 
 def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: Any = None) -> Any:
@@ -72,7 +73,8 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
     are converted. Without autocast the dtypes have to be the same.
 
     The host needs K for the branch's shapes: on CUDA the call waits for the device once, and cannot be
-    captured in a CUDA graph. The merge and the backward pass do not wait. In a graph use
+    captured in a CUDA graph. An exported program has no sizes that data decide: there all rows go through the
+    branch, and are masked. The merge and the backward pass do not wait. In a graph use
     `adaptcomp_ext.ops.compact_padded` and `adaptcomp_ext.ops.merge_rows`, which work on B rows.
 
     Checks, index and the two copies cost tens of microseconds on the host, whatever the sizes: masking is
@@ -89,9 +91,10 @@ def route(mask: Tensor, branch: Callable[..., Any], *tensors: Any, otherwise: An
     >>> logits = ac.route(doubtful, large, x, otherwise=fast)
     """
     if torch.compiler.is_compiling():
-        # An export raises, in its strict form because the graph would be split.
-        if getattr(torch.compiler, "is_exporting", bool)():
-            return _route_apart(mask, branch, tensors, otherwise)
+        if exporting():
+            if torch.compiler.is_dynamo_compiling():  # it raises, because the graph would be split
+                return _route_apart(mask, branch, tensors, otherwise)
+            return _route(mask, branch, tensors, otherwise)
         return _route(mask, branch, tensors, otherwise, _kept_index_apart)
     return _route(mask, branch, tensors, otherwise)
 
@@ -107,7 +110,9 @@ def _route(
         if not tensors:
             raise TypeError("otherwise: expected a Tensor or a pytree of Tensors, got nothing")
         *tensors, otherwise = tensors  # type: ignore[assignment]
-    watch = enter("route", (tensors, otherwise), {"functionalize"}, {"vmap", *DIFFERENTIATION}, mask)
+    watch = None
+    if not exporting():
+        watch = enter("route", (tensors, otherwise), {"functionalize"}, {"vmap", *DIFFERENTIATION}, mask)
     chosen = _check_mask(mask)
     if not callable(branch):
         raise TypeError(f"branch: expected a callable, got {describe(branch)}")
@@ -127,6 +132,11 @@ def _route(
 
     if watch is not None:
         branch = watch.wrap("branch", branch)
+    if exporting():
+        # The number of chosen rows is no size that a program can have: all rows go through the branch.
+        everywhere = _check_result(branch(*tensors), base, structure, batch)
+        merged = [torch.where(over(chosen, b), e, b) for e, b in zip(everywhere, base, strict=True)]
+        return unflatten(merged if kinds is None else list(dress(merged, kinds)), structure)
     index = kept_index(chosen)
     count = index.shape[0]
     if count == 0:

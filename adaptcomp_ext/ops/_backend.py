@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adaptcomp_ext import _C
 from adaptcomp_ext.ops._capability import check_capability
-from adaptcomp_ext.ops._plain import plain, with_memory
+from adaptcomp_ext.ops._plain import exporting, plain, with_memory
 
 _on_reference: contextvars.ContextVar[bool] = contextvars.ContextVar("adaptcomp_reference", default=False)
 
@@ -63,11 +63,14 @@ def reference_kernels() -> Iterator[None]:
 
 
 def on_reference() -> bool:
-    """Whether `reference_kernels` is active; False while torch.compile traces."""
-    # The first is a constant to the compiler, which cannot trace what follows, and the cheapest of the three.
-    return (
-        not torch.compiler.is_dynamo_compiling() and _on_reference.get() and not torch.compiler.is_compiling()
-    )
+    """Whether `reference_kernels` is active; False while torch.compile traces, and True in an export.
+
+    An exported program has operators of torch alone, so that it runs where this package is not.
+    """
+    # The first is a constant to the compiler, which cannot trace the look-up of a context variable.
+    if torch.compiler.is_dynamo_compiling():
+        return exporting()
+    return (_on_reference.get() and not torch.compiler.is_compiling()) or exporting()
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

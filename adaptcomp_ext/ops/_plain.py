@@ -22,6 +22,15 @@ Kinds = list[type[Tensor]] | None
 """The classes of some tensors; None if all are plain."""
 
 
+TELLS_EXPORT = hasattr(torch.compiler, "is_exporting")
+"""Whether torch tells an export from a compilation."""
+
+
+def exporting() -> bool:
+    """Whether `torch.export` records: tensors have no values, and have to be taken for plain ones."""
+    return TELLS_EXPORT and torch.compiler.is_exporting()
+
+
 def plain(name: str, tensor: Tensor) -> Tensor:
     """Return the values as a ``torch.Tensor`` or ``nn.Parameter``, differentiably, or raise TypeError."""
     kind = type(tensor)
@@ -84,7 +93,7 @@ def has_values(tensor: Tensor) -> bool:
 
 def check_memory(name: str, tensor: Tensor) -> None:
     """Require that a plain tensor's storage was not released: torch's operators would read it."""
-    if is_released(tensor):
+    if not exporting() and is_released(tensor):
         _refuse(name, tensor)
 
 
@@ -123,6 +132,8 @@ def _unwrap(name: str, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__} {tensor!r}")
     check_initialized(name, tensor)
+    if exporting() and is_traced(tensor):
+        return tensor
     if not has_dispatch(tensor):
         with torch._C.DisableTorchFunctionSubclass():
             return tensor.as_subclass(Tensor)

@@ -19,16 +19,24 @@ def passing_back_where_logit(logits: Tensor) -> Tensor:
 
 
 def act_step(
-    logits: Tensor, accumulated: Tensor, step: int, min_steps: int, max_steps: int, threshold: float
+    logits: Tensor,
+    accumulated: Tensor,
+    step: int | Tensor,
+    min_steps: int,
+    max_steps: int,
+    threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return weight, accumulated halting probability, ponder cost, and whether the threshold is reached."""
-    if step < min_steps:  # the probability of halting is zero by definition
+    """Return weight, accumulated halting probability, ponder cost, and whether the threshold is reached.
+
+    The step may be an int64 tensor [n] of steps that are not before `min_steps`.
+    """
+    if isinstance(step, int) and step < min_steps:  # the probability of halting is zero by definition
         zero = torch.zeros_like(accumulated)
         return zero, accumulated.clone(), zero.clone(), torch.zeros_like(accumulated, dtype=torch.bool)
     h = torch.sigmoid(passing_back_where_logit(logits).to(accumulated.dtype))
     total = accumulated + h
     reached = total >= threshold
-    last = reached if step < max_steps else torch.ones_like(reached)
+    last = reached | (step >= max_steps)
     remainder = 1 - accumulated
     weight = torch.where(last, remainder, h)
     cost = torch.where(last, step + remainder, torch.zeros_like(h))

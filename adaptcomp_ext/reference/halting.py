@@ -26,12 +26,12 @@ class Ended(NamedTuple):
     status: Tensor
 
 
-def _finite(t: Tensor) -> Tensor:
+def finite_rows(t: Tensor) -> Tensor:
     """Return whether all elements of each row are finite."""
     return t.detach().isfinite().unsqueeze(-1).flatten(1).all(dim=1)
 
 
-def _logits(t: Tensor, weight: Tensor | None) -> Tensor:
+def logit_rows(t: Tensor, weight: Tensor | None) -> Tensor:
     """Return whether each row is valid class logits: −inf masks a class, and one class has to be left.
 
     A negative weight would turn −inf into +inf, so that its row cannot have a masked class.
@@ -43,7 +43,7 @@ def _logits(t: Tensor, weight: Tensor | None) -> Tensor:
     return (rows.isfinite() | masked).all(dim=1) & (rows.isfinite().any(dim=1) | (rows.shape[1] == 0))
 
 
-def _weighted(w: Tensor, r: Tensor) -> Tensor:
+def weighted_term(w: Tensor, r: Tensor) -> Tensor:
     """Return w·r; 0 where w is 0, even if r is −inf. A term of −inf has no gradient in w."""
     masked = r.isneginf()
     term = torch.where(masked, w.detach() * r, w * r.masked_fill(masked, 0))
@@ -77,9 +77,9 @@ def halt_rows(
     finite = torch.ones_like(active)
     for i, leaf in enumerate(leaves):
         if leaf.is_floating_point():
-            finite = finite & (_logits(leaf, weight) if i == read_leaf else _finite(leaf))
+            finite = finite & (logit_rows(leaf, weight) if i == read_leaf else finite_rows(leaf))
     if readout is not None and readout.is_floating_point():
-        finite = finite & _logits(readout, weight)
+        finite = finite & logit_rows(readout, weight)
     if weight is not None:
         finite = finite & weight.detach().isfinite()
     if tested is not None:
@@ -97,7 +97,7 @@ def halt_rows(
 
     if weight is not None and readout is not None and output is not None:
         w, r = without_gradient_where_not_finite(weight), without_gradient_where_not_finite(readout)
-        term = _weighted(over(w, r).to(output.dtype), r.to(output.dtype))
+        term = weighted_term(over(w, r).to(output.dtype), r.to(output.dtype))
         output = output.index_add(0, row[active], term[active])
     elif readout is not None and output is not None:
         output = finished(readout, output)

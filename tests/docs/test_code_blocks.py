@@ -11,6 +11,8 @@ import contextlib
 import io
 import math
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,9 @@ def test_the_blocks_run(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     text = path.read_text(encoding="utf-8")
-    namespace: dict[str, object] = {"__name__": "__main__"}
+    module = types.ModuleType("document")  # which torch.compile finds by its name
+    monkeypatch.setitem(sys.modules, "document", module)
+    namespace = vars(module)
     printed, end_before = None, -1
     for kind, body, line, left_out, begin, end in blocks(path):
         if kind == "python" and not left_out:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.nn._in_graph import TELLS_EXPORT
 from adaptcomp_ext.ops import opaque
+from adaptcomp_ext.ops._plain import TELLS_EXPORT
 
 D, M = 8, 5
 pytestmark = [

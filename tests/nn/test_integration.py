@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import adaptcomp_ext as ac
-from adaptcomp_ext.nn._in_graph import TELLS_EXPORT
+from adaptcomp_ext.ops._plain import TELLS_EXPORT
 from tests.helpers.halting import (
     COMPACT,
     DIM,

@@ -81,7 +81,6 @@ RECORDING = {
     "make_fx fake": lambda f: make_fx(f, tracing_mode="fake")(X),
     "make_fx symbolic": lambda f: make_fx(f, tracing_mode="symbolic")(X),
     "make_fx before dispatch": lambda f: make_fx(f, tracing_mode="real", pre_dispatch=True)(X),
-    "export": lambda f: torch.export.export(Model(f), (X,), strict=False),
     "strict export": lambda f: torch.export.export(Model(f), (X,), strict=True),
     "fake tensors": fake,
     "vmap": lambda f: torch.vmap(f)(X.expand(2, *X.shape)),

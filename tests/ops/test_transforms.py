@@ -148,11 +148,15 @@ def test_what_is_recorded_of_an_op_is_right_for_other_values(how, name):
     at = (torch.tensor([False, True, True, False, True, True]), torch.tensor([1, 4, 5]), A)
     if name == "compact" and how != "jit.trace":
         at = (torch.tensor([False, True, True, False, False, True]), *at[1:])
-    torch.testing.assert_close(recorded(OTHER, *at), OPS[name](OTHER, at), rtol=0, atol=0)
+    # An exported program has the reference's operators, which may round otherwise.
+    exact = {} if "export" in how else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(recorded(OTHER, *at), OPS[name](OTHER, at), **exact)
 
 
 @pytest.mark.parametrize("reference", [False, True])
-@pytest.mark.parametrize("how", [*(how for how in RECORDERS if how != "functionalize"), "fake tensors"])
+@pytest.mark.parametrize(
+    "how", [*(how for how in RECORDERS if how not in ("functionalize", "export")), "fake tensors"]
+)
 def test_route_is_not_recorded(how, reference):
     """The values of one mask of the batch would decide whether the branch runs."""
     with pytest.raises(RuntimeError) as caught:

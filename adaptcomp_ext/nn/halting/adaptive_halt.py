@@ -18,7 +18,14 @@ from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn._refused_cells import refuse_cell, refuse_cell_as_step
 from adaptcomp_ext.nn._settings import Checked
 from adaptcomp_ext.nn._tree import check_alike, check_batch, flatten, is_container
-from adaptcomp_ext.nn.halting import batch_statistics, equilibrium, known_loop, known_run, rows_apart
+from adaptcomp_ext.nn.halting import (
+    batch_statistics,
+    equilibrium,
+    exported,
+    known_loop,
+    known_run,
+    rows_apart,
+)
 from adaptcomp_ext.nn.halting.block import Problem, check_weighable
 from adaptcomp_ext.nn.halting.calling import Calls, alternatives, check_length, form_of, is_plain
 from adaptcomp_ext.nn.halting.cost_model import DEFAULT, count_weights, flops_per_row
@@ -36,7 +43,7 @@ from adaptcomp_ext.nn.result import HaltResult, Trace
 from adaptcomp_ext.ops import opaque
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
-from adaptcomp_ext.ops._plain import Kinds, is_dense
+from adaptcomp_ext.ops._plain import Kinds, exporting, is_dense
 from adaptcomp_ext.ops._transforms import apart, enter, is_in_a_function
 from adaptcomp_ext.ops.halting import MAX_LEAVES, Fused
 
@@ -391,6 +398,8 @@ class AdaptiveHalt(InGraph, Checked):
             If a transform of torch is active that the call cannot serve; the message names the way out.
         """
         if torch.compiler.is_compiling():
+            if exporting() and not torch.compiler.is_dynamo_compiling():
+                return exported.run(self, state, inputs, sample_ids)
             return self._run_in_graph(state, inputs, sample_ids)
         if sample_ids is None and not equilibrium.is_wanted(self._modules["policy"]):
             result = None

@@ -12,6 +12,7 @@ from torch import Tensor
 from adaptcomp_ext.nn.halting.policy import Decision, Policy, Threshold, View
 from adaptcomp_ext.ops._backend import on_cuda
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int
+from adaptcomp_ext.ops._plain import exporting
 from adaptcomp_ext.ops.descent import check_number
 
 NORMS = ("relative", "absolute")
@@ -116,7 +117,7 @@ class Convergence(Policy):
                 difference = now - (before if before.dtype == wide else before.to(wide))
                 change = torch.linalg.vector_norm(difference, dim=1)
                 # −inf − −inf is NaN. On CUDA reading the values would wait, so that NaN is assumed.
-                masked = on_cuda(change.device) or math.isnan(change.sum())
+                masked = on_cuda(change.device) or exporting() or math.isnan(change.sum())
                 if masked:
                     change = torch.linalg.vector_norm(difference.nan_to_num_(0.0, math.inf, -math.inf), dim=1)
                 if self.norm == "relative":
