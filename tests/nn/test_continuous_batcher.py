@@ -317,17 +317,40 @@ class Hidden(ac.PonderNet):
     """The same decisions in Python, with the bits of the kernel's."""
 
     def decide(self, view):
-        assert type(view.step) is int
         return super().decide(view)
 
 
 class HiddenACT(ac.ACT):
     def decide(self, view):
+        assert type(view.step) is int
         return super().decide(view)
 
 
+def combinations() -> dict[str, ac.Policy]:
+    return {
+        "any": ac.AnyOf(ac.Convergence(0.2), ac.FixedSteps(5), ac.Confidence(0.5)),
+        "all": ac.AllOf(ac.FixedSteps(2), ac.Convergence(0.4, patience=2)),
+        "sampled": ac.AnyOf(ac.PonderNet(halting.Head()).eval(), ac.FixedSteps(4)),
+        "nested": ac.AnyOf(
+            ac.AllOf(ac.FixedSteps(3), ac.Convergence(0.4)), ac.Bernoulli(halting.Head(), seed=1)
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["any", "all", "sampled", "nested"])
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_combinations_of_policies(kind, lookahead):
+    policy = combinations()[kind]
+    if lookahead and kind != "sampled":
+        policy.lookahead = 1
+    halt = ac.AdaptiveHalt(halting.Cell(), policy, max_steps=9).eval()
+    samples = samples_of(25)
+    for index, result in enumerate(ac.ContinuousBatcher(halt, 6).run(samples)):
+        assert_alone(halt, samples[index], result, index)
+
+
 @pytest.mark.parametrize("kind", [Hidden, HiddenACT])
-def test_policies_that_decide_by_step_are_asked_for_each_step(kind):
+def test_policies_of_the_kernel_that_decide_in_python(kind):
     halt = ac.AdaptiveHalt(halting.Cell(), kind(halting.Head()), max_steps=9).eval()
     samples = samples_of(25)
     for index, result in enumerate(ac.ContinuousBatcher(halt, 6).run(samples)):
@@ -538,6 +561,14 @@ def test_rows_that_see_each_other_are_refused():
     found = list(ac.ContinuousBatcher(halt, 3).run(samples_of(5), errors="return"))
     assert all(isinstance(error, ac.SampleError) for error in found)
     assert "depend on that row alone" in str(found[0])
+
+
+@pytest.mark.filterwarnings("ignore:BatchNorm1d takes its statistics")
+def test_batch_statistics_are_refused():
+    halt = ac.AdaptiveHalt(nn.BatchNorm1d(DIM), ac.FixedSteps(2), check_rows=False)
+    with pytest.raises(ValueError, match=r"halt: expected rows that do not depend.*call halt.eval\(\)"):
+        next(ac.ContinuousBatcher(halt, 3).run([(torch.zeros(DIM),)] * 5))
+    assert len(list(ac.ContinuousBatcher(halt.eval(), 3).run([(torch.zeros(DIM),)] * 5))) == 5
 
 
 def test_a_step_that_changes_the_state_fails_by_index():

@@ -61,7 +61,8 @@ class ContinuousBatcher:
 
     *Equal bits.* A sample has the bits that ``halt`` gives for it alone, as far as step, readout and head
     compute a row independently of the block's size; see `AdaptiveHalt`. Its random numbers are keyed by its
-    sample id: by default its index in the stream or the number of its submit, counted from 0.
+    sample id: by default its index in the stream or the number of its submit, counted from 0. A row that has
+    halted leaves its slot whatever `AdaptiveHalt`'s `compact` says, so that rows must not see each other.
 
     *Errors of samples.* One that is not like the first is refused, and the others finish. A step that raises
     fails the samples in flight, and the batcher goes on with the next ones. `SampleError` names the index,

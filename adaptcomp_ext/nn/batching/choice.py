@@ -68,6 +68,11 @@ def make_engine(halt: Module, form: Form, slots: int, chunk: int) -> Engine:
     if type(halt) is AdaptiveHalt and _is_stepped(halt, form):
         state, *inputs = form.trees(form.rows)
         problem = halt._problem(state, tuple(inputs), None, probe=False)
+        if problem.compact is False and halt.compact is not False:
+            raise ValueError(
+                "halt: expected rows that do not depend on each other, got a batch normalisation that takes "
+                "its statistics over the rows of a block; call halt.eval()"
+            )
         if problem.watch is None and problem.kinds is None and problem.input_kinds is None:
             fused = fused_decision(problem.policy, problem.run)
             if _asks_for_number(halt):

@@ -13,6 +13,7 @@ from adaptcomp_ext.nn.batching.errors import SampleError, failed, refused
 from adaptcomp_ext.nn.batching.statistics import Counters
 from adaptcomp_ext.ops._checks import check_int
 
+_MISSING = object()
 AHEAD = 64
 """Results that may wait for a slower sample before them, for each slot, when they are wanted in order."""
 
@@ -62,10 +63,18 @@ class StreamRun(Iterator[Any]):
     def __next__(self) -> Any:
         while True:
             if self._ordered:
-                if self._yielded in self._done:
-                    return self._hand_out(self._yielded, self._done.pop(self._yielded))
+                result = self._done.pop(self._yielded, _MISSING)
+                if result is not _MISSING:
+                    self._yielded += 1
+                    if self._raises and isinstance(result, SampleError):
+                        raise result
+                    return result
             elif self._ready:
-                return self._hand_out(*self._ready.popleft())
+                pair = self._ready.popleft()
+                self._yielded += 1
+                if self._raises and isinstance(pair[1], SampleError):
+                    raise pair[1]
+                return pair
             self._pull()
             if self._flying:
                 self._advance()
@@ -75,23 +84,19 @@ class StreamRun(Iterator[Any]):
                     raise error
                 raise StopIteration
 
-    def _hand_out(self, index: int, result: Any) -> Any:
-        self._yielded += 1
-        if self._raises and isinstance(result, SampleError):
-            raise result
-        return result if self._ordered else (index, result)
-
     def _pull(self) -> None:
         """Take samples for the slots that are free."""
-        engine, source = self._engine, self._source
-        while source is not None and self._pulled - self._yielded < self._limit:
-            if engine is not None and engine.room == 0:
-                return
+        source = self._source
+        if source is None:
+            return
+        engine, flying = self._engine, self._flying
+        room = 1 if engine is None else engine.room
+        while room > 0 and self._pulled - self._yielded < self._limit:
             try:
                 sample = next(source)
                 sample_id = self._pulled if self._source_ids is None else self._next_id(self._source_ids)
             except StopIteration:
-                self._source = source = None
+                self._source = None
                 return
             except Exception as error:
                 self._error, self._source = error, None
@@ -101,6 +106,7 @@ class StreamRun(Iterator[Any]):
             try:
                 if engine is None:
                     engine = self._engine = self._make(sample)
+                    room = engine.room
                 engine.put(sample, index, sample_id)
             except (TypeError, ValueError) as error:
                 self._counters.add(samples=1, failures=1)
@@ -108,7 +114,8 @@ class StreamRun(Iterator[Any]):
                 if not self._ordered:
                     return  # a stream of nothing else has to be told
             else:
-                self._flying.add(index)
+                flying.add(index)
+                room -= 1
 
     @staticmethod
     def _next_id(ids: Iterator[int]) -> int:
@@ -121,7 +128,7 @@ class StreamRun(Iterator[Any]):
         """Run a block."""
         engine = self._engine
         assert engine is not None, "rows are in flight"
-        steps, capacity, held = engine.row_steps, engine.capacity, engine.held
+        steps, capacity = engine.row_steps, engine.capacity
         try:
             with torch.no_grad():
                 ended = engine.advance()
@@ -135,13 +142,14 @@ class StreamRun(Iterator[Any]):
             if not isinstance(error, Exception):
                 raise
             return
-        assert engine.held + len(ended) == held
         self._counters.add_call(engine.row_steps - steps, engine.capacity - capacity)
         if ended:
             self._counters.add(samples=len(ended), results=len(ended))
-            for index, result in ended:
-                self._flying.discard(index)
-                self._keep(index, result)
+            if self._ordered:
+                self._done.update(ended)
+            else:
+                self._ready.extend(ended)
+            self._flying.difference_update([index for index, _ in ended])
 
     def _keep(self, index: int, result: Any) -> None:
         if self._ordered:

@@ -74,7 +74,6 @@ class PonderNet(Policy):
     is not as described raises TypeError or ValueError, also at a later assignment.
     """
 
-    _decides_by_step = True
     _settings: ClassVar = {
         "lookahead": partial(no_lookahead, "PonderNet"),
         "head": check_head,
