@@ -34,6 +34,7 @@
 #include "common/parallel.h"
 #include "compaction/compaction.h"
 #include "confidence/confidence.h"
+#include "convergence/convergence.h"
 #include "halting/halting.h"
 #include "halting/schedule.h"
 #include "linear/linear.h"
@@ -217,6 +218,23 @@ void confidence(const py::list& list) {
   AC_RUN(where, confidence_cpu(a), confidence_cuda(a, where.device, where.stream));
 }
 
+// rows, elements, criterion, now, last, dtype, still, next, place
+void convergence_step(const py::list& list, double tolerance) {
+  Arguments in(list);
+  ConvergenceStep a{};
+  a.rows = in.integer();
+  a.elements = in.integer();
+  a.criterion = static_cast<Criterion>(in.integer());
+  a.tolerance = tolerance;
+  a.now = in.reals("readout");
+  a.last = in.reals("carry");
+  a.dtype = in.dtype();
+  a.still = in.integers("carry");
+  a.next = in.pointer<int64_t>();
+  const Place where = place(in);
+  AC_RUN(where, convergence_step_cpu(a), convergence_step_cuda(a, where.device, where.stream));
+}
+
 // flag, row, rows, size, whole, place. `whole`, int64, has room for index [size], place [rows] and next
 // [size].
 void plan_packing(const py::list& list) {
@@ -331,6 +349,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("bernoulli_step_backward", &bernoulli_step_backward);
   m.def("uniform_draws", &uniform_draws);
   m.def("confidence", &confidence);
+  m.def("convergence_step", &convergence_step);
   m.def("linear", &linear);
   py::class_<KnownRun>(m, "KnownRun", py::custom_type_setup(collect_known_runs))
       .def(py::init<const py::type&, const py::list&, const py::dict&, const py::list&, Py_ssize_t,

@@ -25,6 +25,7 @@ from adaptcomp_ext.nn.halting.policies import (
     FixedSteps,
     PonderNet,
     QHalt,
+    StablePrediction,
 )
 from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, Threshold, View
 from adaptcomp_ext.nn.race import RaceResult, race
@@ -63,6 +64,7 @@ __all__ = [
     "Run",
     "RunPlan",
     "SampleError",
+    "StablePrediction",
     "Status",
     "Threshold",
     "Trace",

@@ -10,6 +10,7 @@ from adaptcomp_ext.nn.halting.policies import (
     FixedSteps,
     PonderNet,
     QHalt,
+    StablePrediction,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "FixedSteps",
     "PonderNet",
     "QHalt",
+    "StablePrediction",
 ]

@@ -17,7 +17,9 @@ RUNNING: int = _C.STATUS["RUNNING"]
 """The flag of an active row. A positive flag is the Status of a row that has ended, -1 is padding."""
 
 # The codes of csrc/halting/halting.h.
-GIVEN, FIXED_STEPS, ACT, PONDER_SAMPLE, CONFIDENCE = range(5)
+GIVEN, FIXED_STEPS, ACT, PONDER_SAMPLE, CONFIDENCE, Q_HALT = range(6)
+CONVERGES = {"relative": 6, "absolute": 7, "kl": 8}
+ARGMAX = 9
 
 
 class Fused(NamedTuple):
@@ -25,15 +27,17 @@ class Fused(NamedTuple):
 
     policy: int
     signal: Tensor | None = None
-    """GIVEN: bool [n]. FIXED_STEPS: int64 [B], or None for `parameter`. ACT, PONDER_SAMPLE: logits [n]."""
+    """GIVEN: bool [n]. FIXED_STEPS: int64 [B], or None for `parameter`. ACT, PONDER_SAMPLE: logits [n].
+    Q_HALT: logits [n] or [n, 2]."""
     threshold: float = 0.0
     parameter: int = 0
-    """FIXED_STEPS: the number of steps. PONDER_SAMPLE: the seed. CONFIDENCE: the measure."""
+    """FIXED_STEPS: the number of steps. PONDER_SAMPLE: the seed. CONFIDENCE: the measure. CONVERGES, ARGMAX:
+    the patience."""
     carried: bool = False
     """Whether the kernel updates ``carry[0]``, [n] in the scalar dtype."""
     has_cost: bool = False
     head: Callable[[Any], Any] | None = None
-    """ACT, PONDER_SAMPLE: returns the logits, one for each row of a state."""
+    """ACT, PONDER_SAMPLE: returns the logits, one for each row of a state; Q_HALT: one or two."""
 
 
 class ActNode(NamedTuple):
@@ -69,6 +73,10 @@ class Kernel(NamedTuple):
     """It reads the readout as class logits, also where the state itself is read."""
     parameters: tuple[int, ...] | None = None
     """The parameters that there are; None: any from 0 on."""
+    logits: int = 1
+    """The most logits that its head may give for each row."""
+    compiled_only: bool = False
+    """Only the compiled loop knows it: it takes several logits, or remembers the last readout."""
     node: Callable[[Fused, Tensor, tuple[int, int, int]], ActNode] | None = None
     """Makes the autograd node's part of a step, where the decision has a gradient."""
 
@@ -78,6 +86,11 @@ KERNELS = {
     ACT: Kernel(has_head=True, carries=True, node=ActNode.of),
     PONDER_SAMPLE: Kernel(has_head=True),
     CONFIDENCE: Kernel(reads_logits=True, parameters=(0, 1, 2)),
+    Q_HALT: Kernel(has_head=True, logits=2, compiled_only=True),
+    CONVERGES["relative"]: Kernel(compiled_only=True),
+    CONVERGES["absolute"]: Kernel(compiled_only=True),
+    CONVERGES["kl"]: Kernel(reads_logits=True, compiled_only=True),
+    ARGMAX: Kernel(reads_logits=True, compiled_only=True),
 }
 
 

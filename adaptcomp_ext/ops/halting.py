@@ -14,12 +14,15 @@ from adaptcomp_ext.ops import _halting_kernels
 from adaptcomp_ext.ops._backend import is_differentiable, on_cuda, on_reference, place
 from adaptcomp_ext.ops._halting_kernels import (
     ACT,
+    ARGMAX,
     CONFIDENCE,
+    CONVERGES,
     FIXED_STEPS,
     GIVEN,
     KERNELS,
     MAX_LEAVES,
     PONDER_SAMPLE,
+    Q_HALT,
     RUNNING,
     ActNode,
     Fused,
@@ -33,12 +36,15 @@ from adaptcomp_ext.ops.compaction import gather_rows_kernel
 
 __all__ = [
     "ACT",
+    "ARGMAX",
     "CONFIDENCE",
+    "CONVERGES",
     "FIXED_STEPS",
     "GIVEN",
     "KERNELS",
     "MAX_LEAVES",
     "PONDER_SAMPLE",
+    "Q_HALT",
     "RUNNING",
     "ActNode",
     "EndedAndPacked",

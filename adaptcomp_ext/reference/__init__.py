@@ -9,6 +9,7 @@ from adaptcomp_ext.reference.act import act_step, act_step_backward
 from adaptcomp_ext.reference.bernoulli import bernoulli_step, bernoulli_step_backward
 from adaptcomp_ext.reference.compaction import compact_index, compact_index_padded, gather_rows, scatter_rows
 from adaptcomp_ext.reference.confidence import confidence
+from adaptcomp_ext.reference.convergence import convergence_step, stands_still
 from adaptcomp_ext.reference.descent import (
     DescentRule,
     clipped,
@@ -39,6 +40,7 @@ __all__ = [
     "compact_index",
     "compact_index_padded",
     "confidence",
+    "convergence_step",
     "descent_update",
     "descent_update_backward",
     "energy_descent",
@@ -61,5 +63,6 @@ __all__ = [
     "recurrence",
     "scatter_rows",
     "split_rows",
+    "stands_still",
     "uniform",
 ]

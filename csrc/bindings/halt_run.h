@@ -22,6 +22,7 @@
 #include "bindings/torch.h"
 #include "compaction/compaction.h"
 #include "halting/halting.h"
+#include "halting/rows.h"
 #include "halting/schedule.h"
 
 namespace adaptcomp {
@@ -91,12 +92,14 @@ class HaltRun {
   // kernel reads no readout. `readout`: None where it is the first of `leaves`. `output`: None where it is
   // the result of that.
   void use_first(const py::list& leaves, const py::object& readout, const py::object& output) {
-    if (output.is_none() && !reads_logits_) return;
+    const bool remembering = remembers(a_.policy);
+    if (output.is_none() && !reads_logits_ && !remembering) return;
     apart_ = !readout.is_none();
     const py::object to = output.is_none() ? py::object(results_[0]) : output;
     readout_.emplace(apart_ ? readout.ptr() : PyList_GET_ITEM(leaves.ptr(), 0));
     a_.readout = readout_->leaf(to.ptr(), "output");
     if (apart_ || !carry_.is_none()) output_ = to;
+    if (remembering) make_memory(apart_ ? readout.ptr() : PyList_GET_ITEM(leaves.ptr(), 0));
   }
 
   // The state has another form from this step on, whose results go to other tensors.
@@ -438,6 +441,25 @@ class HaltRun {
     return tuple;
   }
 
+  // Makes room for what a policy remembers of each row's last readout.
+  void make_memory(PyObject* readout) {
+    Facts facts;
+    facts.require(readout);
+    const int64_t rows = facts.size(0);
+    a_.classes = facts.dims() > 1 ? std::max(facts.size(facts.dims() - 1), int64_t{1}) : 1;
+    a_.memory_row =
+        memory_bytes(criterion_of(a_.policy), a_.readout.row_elements, a_.classes, a_.readout.dtype);
+    memory_ = new_numbers(readout, rows * a_.memory_row, torch->uint8);
+    still_ = new_numbers(readout, rows, torch->int64);
+    a_.memory = data_of(memory_.ptr(), "a new tensor");
+    a_.still = static_cast<int64_t*>(data_of(still_.ptr(), "a new tensor"));
+    if (device_ == kCpu) {
+      std::fill_n(a_.still, rows, int64_t{-1});
+    } else {
+      still_.attr("fill_")(-1);
+    }
+  }
+
   static const int64_t* copied(const int64_t* from, std::vector<int64_t>& to, int64_t rows) {
     if (!from) return nullptr;
     to.assign(from, from + rows);
@@ -447,7 +469,10 @@ class HaltRun {
   bool take_logits(PyObject* logits, int64_t rows) {
     Facts facts;
     if (!is_plain(logits) || !facts.read(logits)) return false;
-    if (facts.dims() != 1 && !(facts.dims() == 2 && facts.size(1) == 1)) return false;
+    if (facts.dims() != 1 && facts.dims() != 2) return false;
+    const int64_t columns = facts.dims() == 1 ? 1 : facts.size(1);
+    if (columns != 1 && !(columns == 2 && a_.policy == Policy::q_halt)) return false;
+    a_.signal_columns = columns;
     if (facts.size(0) != rows || facts.dtype() == DType::opaque || !(*leaves_)[0].is_beside(facts))
       return false;
     if (!facts.is_contiguous() || !facts.has_memory()) return false;
@@ -514,6 +539,7 @@ class HaltRun {
   py::object apply_;  // makes the autograd node of a step in training, or None: the loop then works in place
   py::list inputs_, results_;
   py::object output_, carry_, cost_;  // null or None where there is none
+  py::object memory_, still_;         // the tensors that hold a policy's memory
   std::vector<int64_t> index_, next_;
   std::vector<Like> like_inputs_;
   std::optional<Like> readout_;

@@ -15,7 +15,22 @@
 
 namespace adaptcomp {
 
-enum class Policy : int64_t { given = 0, fixed_steps = 1, act = 2, ponder_sample = 3, confidence = 4 };
+enum class Policy : int64_t {
+  given = 0,
+  fixed_steps = 1,
+  act = 2,
+  ponder_sample = 3,
+  confidence = 4,
+  q_halt = 5,
+  // Convergence, by the criteria of convergence/rows.h.
+  relative = 6,
+  absolute = 7,
+  kl = 8,
+  argmax = 9
+};
+
+// Whether the policy compares the readout with that of the step before.
+AC_HD bool remembers(Policy policy) { return policy >= Policy::relative; }
 
 constexpr int64_t kMaxLeaves = 32;  // of the state
 constexpr int64_t kMaxSums = 2;     // cost and log-probability
@@ -42,11 +57,12 @@ struct HaltStep {
   int64_t step, min_steps, max_steps;
 
   Policy policy;
-  const void*
-      signal;  // given: uint8 [rows]; act, ponder_sample: logits [rows]; fixed_steps: int64 [batch] or null
+  const void* signal;  // given: uint8 [rows]; act, ponder_sample: logits [rows]; q_halt: logits [rows,
+                       // columns]; fixed_steps: int64 [batch] or null
   DType signal_dtype;  // of the logits
-  double threshold;    // act, confidence
-  int64_t parameter;   // fixed_steps without a signal: the number; ponder_sample: seed; confidence: measure
+  double threshold;    // act, confidence; of convergence: the tolerance
+  int64_t parameter;   // fixed_steps without a signal: the number; ponder_sample: seed; confidence: measure;
+                       // of convergence: the patience
   const int64_t*
       sample;         // ponder_sample: int64 [batch], the key of each row's noise; null: the batch row itself
   void* carry;        // act: accumulated h, [rows], updated in place
@@ -69,6 +85,12 @@ struct HaltStep {
   int64_t read_leaf = -1;
   // [rows] each row's own step, for blocks of rows that began at different times; null: `step` for all.
   const int64_t* row_step = nullptr;
+  int64_t signal_columns = 1;  // q_halt: 2 (halting, going on) or 1
+  // Of convergence, for each row of the batch, so that they stay where they are when rows move.
+  void* memory = nullptr;    // [batch, memory_row]: the last readout, or what is compared of it
+  int64_t memory_row = 0;    // bytes
+  int64_t* still = nullptr;  // [batch]: consecutive steps without a change; -1: no step yet
+  int64_t classes = 1;       // argmax: the size of the readout's last dimension
 };
 
 // Returns the number of active rows. No result depends on the number of threads.

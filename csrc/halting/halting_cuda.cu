@@ -9,6 +9,7 @@
 
 #include "common/cuda.cuh"
 #include "confidence/warp.cuh"
+#include "convergence/warp.cuh"
 #include "halting/packs.cuh"
 #include "halting/rows.h"
 
@@ -91,6 +92,19 @@ __device__ __forceinline__ Decision<S> decision(const HaltStep& a, int64_t i, in
         const auto confidence =
             confidence_warp(row_of<T>(a.readout.block, i, n), n, static_cast<Measure>(a.parameter));
         v.halt = S(confidence) >= S(a.threshold);
+      });
+    }
+  } else if (G >= 32 && remembers(a.policy) && a.policy != Policy::argmax &&
+             a.readout.row_elements > kElementsPerThread) {
+    if (lane < 32) {
+      device_dispatch(a.readout.dtype, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        const int64_t n = a.readout.row_elements;
+        const T* now = row_of<T>(a.readout.block, i, n);
+        T* last = reinterpret_cast<T*>(static_cast<char*>(a.memory) + r * a.memory_row);
+        const bool same = stands_still_warp(now, last, n, criterion_of(a.policy), a.threshold);
+        for (int64_t k = lane; k < n; k += 32) last[k] = now[k];  // each lane those that it has read
+        if (lane == 0) v.halt = is_patient(a, r, same);
       });
     }
   } else if (lane == 0) {

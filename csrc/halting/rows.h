@@ -5,6 +5,7 @@
 #include "act/rows.h"
 #include "common/scalars.h"
 #include "confidence/rows.h"
+#include "convergence/rows.h"
 #include "halting/halting.h"
 #include "pondernet/rows.h"
 
@@ -22,6 +23,36 @@ AC_HD bool is_confident(const Leaf& readout, int64_t i, Measure measure, S thres
       return confidence_reaches(static_cast<const bfloat16*>(readout.block) + i * k, k, measure, threshold);
     case DType::f16:
       return confidence_reaches(static_cast<const float16*>(readout.block) + i * k, k, measure, threshold);
+    case DType::opaque: break;
+  }
+  return false;
+}
+
+AC_HD Criterion criterion_of(Policy policy) {
+  return static_cast<Criterion>(static_cast<int64_t>(policy) - static_cast<int64_t>(Policy::relative));
+}
+
+// Whether batch row r has stood still for long enough, of which it keeps count.
+AC_HD bool is_patient(const HaltStep& a, int64_t r, bool same) {
+  a.still[r] = count_still(a.still[r], same);
+  return a.still[r] >= a.parameter;
+}
+
+template <class T>
+AC_HD bool has_converged(const HaltStep& a, const T* readout, int64_t r) {
+  return is_patient(
+      a, r,
+      stands_still_and_remember(readout, static_cast<char*>(a.memory) + r * a.memory_row,
+                                a.readout.row_elements, a.classes, criterion_of(a.policy), a.threshold));
+}
+
+AC_HD bool has_converged(const HaltStep& a, int64_t i, int64_t r) {
+  const int64_t at = i * a.readout.row_elements;
+  switch (a.readout.dtype) {
+    case DType::f32: return has_converged(a, static_cast<const float*>(a.readout.block) + at, r);
+    case DType::f64: return has_converged(a, static_cast<const double*>(a.readout.block) + at, r);
+    case DType::bf16: return has_converged(a, static_cast<const bfloat16*>(a.readout.block) + at, r);
+    case DType::f16: return has_converged(a, static_cast<const float16*>(a.readout.block) + at, r);
     case DType::opaque: break;
   }
   return false;
@@ -72,6 +103,19 @@ AC_HD Decision<S> decide(const HaltStep& a, int64_t i, int64_t r) {
     case Policy::confidence:
       v.halt = is_confident(a.readout, i, static_cast<Measure>(a.parameter), S(a.threshold));
       break;
+    case Policy::q_halt: {
+      const int64_t at = i * a.signal_columns;
+      const bool two = a.signal_columns == 2;
+      const auto going_on = two ? load_scalar<double>(a.signal, a.signal_dtype, at + 1) : 0.0;
+      v.halt = load_scalar<double>(a.signal, a.signal_dtype, at) > going_on;
+      v.finite = is_logit_scalar(a.signal, a.signal_dtype, at) &&
+                 (!two || is_logit_scalar(a.signal, a.signal_dtype, at + 1));
+      break;
+    }
+    case Policy::relative:
+    case Policy::absolute:
+    case Policy::kl:
+    case Policy::argmax: v.halt = has_converged(a, i, r); break;
   }
   return v;
 }

@@ -1,5 +1,5 @@
-// The arithmetic of a unit of a gated cell, forward and backward, and of convergence: once for the host,
-// where a value is a vector, and for the device, where it is a scalar. M has the elementary functions
+// The arithmetic of a unit of a gated cell, forward and backward: once for the host, where a value is a
+// vector, and for the device, where it is a scalar. M has the elementary functions
 // (common/simd_math.h, common/scalar_math.h). The MLP's is that of mlp_energy/rows.h.
 //
 // A unit is made from `given`, the input's part of its gates, `own`, the state's part, and `before`, its
@@ -95,26 +95,6 @@ struct LstmUnitGrad {
     given[3] = own[3] = g[0] * s.squashed * sigmoid_slope<M>(s.out);
     g[0] = V{};  // all of it goes through the gates
     g[1] = of_cell * s.forget;
-  }
-};
-
-// How far a readout has moved in a step, from sums over its elements. A class that stays masked has not
-// moved, and counts as zero in the size.
-template <class C>
-struct Movement {
-  C change = C(0), size = C(0);  // sums of squares
-
-  AC_HD void add(C now, C last) {
-    const bool masked = is_masked(now);
-    const C d = masked && is_masked(last) ? C(0) : now - last;
-    change += d * d;
-    size += masked ? C(0) : now * now;
-  }
-  // Whether the readout has not changed. A row whose sum of squares overflows does not stay.
-  AC_HD bool stays(C tolerance, bool relative) const {
-    if (!relative) return std::sqrt(change) <= tolerance;
-    const C norm = std::sqrt(size);
-    return std::sqrt(change) <= tolerance * norm && is_finite(norm);
   }
 };
 

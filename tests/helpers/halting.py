@@ -28,6 +28,8 @@ POLICIES = [
     "entropy",
     "relative",
     "absolute",
+    "kl",
+    "stable",
     "fixed_int",
     "fixed_tensor",
     "bernoulli",
@@ -179,10 +181,14 @@ def make_policy(name, batch, dtype=torch.float32, device="cpu", threshold=None, 
         return ac.PonderNet(Head(dtype, device, wide=wide), **options).train(name == "ponder")
     if name in ("max_prob", "margin", "entropy"):
         return ac.Confidence(threshold or {"max_prob": 0.42, "margin": 0.1, "entropy": 0.06}[name], name)
-    if name in ("relative", "absolute"):
+    if name in ("relative", "absolute", "kl"):
         return ac.Convergence(
-            {"relative": 0.3, "absolute": 0.2}[name], name, patience=2 if name == "absolute" else 1
+            {"relative": 0.3, "absolute": 0.2, "kl": 0.01}[name],
+            name,
+            patience=2 if name == "absolute" else 1,
         )
+    if name == "stable":
+        return ac.StablePrediction(patience=2)
     if name == "fixed_int":
         return ac.FixedSteps(3)
     if name == "fixed_tensor":
@@ -229,6 +235,16 @@ def first_true(mask, otherwise):
     """Return the first step, counted from 1, at which each row of mask [M, B] is true."""
     steps = torch.arange(1, mask.shape[0] + 1, device=mask.device)[:, None].expand_as(mask)
     return torch.where(mask, steps, otherwise).amin(dim=0)
+
+
+def held_for(still, patience):
+    """Return [M, B] whether a row has stood still for so many steps, from [M - 1, B] whether in each."""
+    still = torch.cat([still.new_zeros(1, *still.shape[1:]), still])
+    held = still.clone()
+    for back in range(1, patience):
+        held[back:] &= still[:-back]
+        held[:back] = False
+    return held
 
 
 def last_of(stack, steps):
@@ -319,15 +335,16 @@ def dense(step, policy, state, *inputs, max_steps, min_steps=1, readout=None, sa
         steps, halted = first_true(halt, max_steps), halt.any(0)
     elif isinstance(policy, ac.Convergence):
         flat = read.detach().reshape(max_steps, batch, -1).to(scalar)
-        change = torch.cat(
-            [torch.full((1, batch), math.inf, device=device), (flat[1:] - flat[:-1]).norm(dim=2)]
-        )
-        still = change <= policy.tol * (flat.norm(dim=2) if policy.norm == "relative" else 1.0)
-        held = still.clone()
-        for back in range(1, policy.patience):
-            held[back:] &= still[:-back]
-            held[:back] = False
-        halt = held & allowed
+        change = (flat[1:] - flat[:-1]).norm(dim=2)
+        if policy.norm == "kl":
+            p = torch.softmax(flat.double(), dim=2)
+            change = (p[1:] * (p[1:] / p[:-1]).log()).sum(2)
+        still = change <= policy.tol * (flat[1:].norm(dim=2) if policy.norm == "relative" else 1.0)
+        halt = held_for(still, policy.patience) & allowed
+        steps, halted = first_true(halt, max_steps), halt.any(0)
+    elif isinstance(policy, ac.StablePrediction):
+        best = read.detach().argmax(dim=-1)
+        halt = held_for(best[1:] == best[:-1], policy.patience) & allowed
         steps, halted = first_true(halt, max_steps), halt.any(0)
     elif isinstance(policy, ac.FixedSteps):
         halt = (numbers >= policy.n).expand(max_steps, batch) & allowed

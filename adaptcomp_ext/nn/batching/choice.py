@@ -18,6 +18,7 @@ from adaptcomp_ext.nn.halting.fusing import fused_decision
 from adaptcomp_ext.nn.halting.recurrence import NotServed, find
 from adaptcomp_ext.ops._backend import on_cuda, on_reference
 from adaptcomp_ext.ops._checks import describe
+from adaptcomp_ext.ops.halting import KERNELS
 
 Module = AdaptiveHalt | EnergyDescent
 
@@ -75,12 +76,13 @@ def make_engine(halt: Module, form: Form, slots: int, chunk: int) -> Engine:
             )
         if problem.watch is None and problem.kinds is None and problem.input_kinds is None:
             fused = fused_decision(problem.policy, problem.run)
+            stepped = fused if fused is None or not KERNELS[fused.policy].compiled_only else None
             if _asks_for_number(halt):
-                return StageEngine(halt, form, problem, fused, slots)
+                return StageEngine(halt, form, problem, stepped, slots)
             try:
                 find(problem, fused, halt.step)
             except NotServed:
-                return SlotEngine(halt, form, problem, fused, slots)
+                return SlotEngine(halt, form, problem, stepped, slots)
     return ChunkEngine(halt, form, chunk)
 
 

@@ -234,7 +234,8 @@ class FusedRun:
         if self.problem.readout is not None:
             readout = _readable("readout", self.problem.check_readout(readout, rows))
         if self.fused.head is not None:
-            logits = _readable("head", check_logits(logits, rows, self.problem.run.device))
+            most = halting.KERNELS[self.fused.policy].logits
+            logits = _readable("head", check_logits(logits, rows, self.problem.run.device, most))
         return readout, logits
 
     def _pack_on_device(

@@ -64,6 +64,8 @@ def _written_to(name: str, what: str, policy: Policy) -> RuntimeError:
 
 def _run(problem: Problem, fused: halting.Fused | None) -> HaltResult:
     run, policy = problem.run, problem.policy
+    if fused is not None and halting.KERNELS[fused.policy].compiled_only:
+        fused = None
     weighted, traced = policy.weighted, policy.traced or problem.keep_trace
     results = halting.Results(
         steps=torch.zeros(run.batch, dtype=torch.int64, device=run.device),

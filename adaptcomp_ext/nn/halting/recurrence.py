@@ -85,7 +85,7 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
     if policy.lookahead:
         raise NotServed("the policy looks ahead")
     prior = None
-    if fused is None:
+    if fused is None or fused.policy in halting.CONVERGES.values():
         fused = _convergence(policy)
     if fused is None and _is_own(policy, PonderNet, _PONDERS) and policy.training:
         prior = policy.prior_terms(problem.run)
@@ -97,6 +97,8 @@ def find(problem: Problem, fused: halting.Fused | None, step: Any) -> WholeRun:
         )
     if fused is None:
         raise NotServed(f"{type(policy).__name__} decides in Python")
+    if fused.policy == halting.ARGMAX:
+        raise NotServed("the kernel of a whole run remembers no predictions")
     state, device = problem.state, problem.run.device
     if prior is not None and on_cuda(device):
         raise NotServed("PonderNet in training keeps all steps, and only the device knows how many there are")
@@ -176,9 +178,11 @@ def _are_ordinary(problem: Problem, device: torch.device) -> bool:
 
 
 def _convergence(policy: Policy) -> halting.Fused | None:
-    """Return the decision of `Convergence`, which the halting step does not know: it keeps two readouts."""
+    """Return the decision of `Convergence`, with the two readouts that the kernel of a whole run keeps."""
     if not _is_own(policy, Convergence, _CONVERGES):
         return None
+    if policy.norm == "kl":
+        raise NotServed("the kernel of a whole run has no divergences")
     return halting.Fused(halting.GIVEN, threshold=policy.tol, parameter=policy.patience)
 
 

@@ -8,6 +8,7 @@ from adaptcomp_ext.nn.halting.policies.convergence import Convergence
 from adaptcomp_ext.nn.halting.policies.fixed_steps import FixedSteps
 from adaptcomp_ext.nn.halting.policies.pondernet import PonderNet
 from adaptcomp_ext.nn.halting.policies.q_halt import QHalt
+from adaptcomp_ext.nn.halting.policies.stable_prediction import StablePrediction
 
 __all__ = [
     "ACT",
@@ -19,4 +20,5 @@ __all__ = [
     "FixedSteps",
     "PonderNet",
     "QHalt",
+    "StablePrediction",
 ]

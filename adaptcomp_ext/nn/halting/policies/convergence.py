@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from adaptcomp_ext.nn.halting.policy import Decision, Policy, Threshold, View
-from adaptcomp_ext.ops._backend import on_cuda
+from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_choice, check_floating, check_int
-from adaptcomp_ext.ops._plain import exporting
+from adaptcomp_ext.ops.convergence import convergence_step_unchecked
 from adaptcomp_ext.ops.descent import check_number
 
-NORMS = ("relative", "absolute")
 GRADIENTS = ("unrolled", "implicit", "one_step")
+NORMS = ("relative", "absolute", "kl")
 
 
 class Convergence(Policy):
@@ -25,14 +25,16 @@ class Convergence(Policy):
     ::
 
         ‖rₙ − rₙ₋₁‖₂ ≤ tol · ‖rₙ‖₂  ("relative")   or   ‖rₙ − rₙ₋₁‖₂ ≤ tol  ("absolute")
+        or   KL(pₙ ‖ pₙ₋₁) ≤ tol, with p = softmax(r)  ("kl")
         in `patience` consecutive steps
 
     Parameters
     ----------
     tol : float
-        Tolerance, at least 0.
+        Tolerance, at least 0; of a divergence in nats.
     norm : str
-        "relative" or "absolute". The norms are over all elements of a row's readout.
+        "relative" or "absolute": norms over all elements of a row's readout. "kl": the divergence of
+        successive predictions, for a readout of class logits, [n, C].
     patience : int
         Number of consecutive steps, at least 1.
     lookahead : int
@@ -46,7 +48,9 @@ class Convergence(Policy):
     -----
     The first step has no predecessor, so that no row halts before step 1 + `patience`. Norms are accumulated
     in float32, float64 for float64 readouts; a row whose sum of squares overflows does not halt. An element
-    that is −inf, such as a masked class, has not changed if it was −inf before, and is left out of ‖rₙ‖. The
+    that is −inf, such as a masked class, has not changed if it was −inf before, and is left out of ‖rₙ‖; a
+    class that is masked no longer makes the divergence infinite. A divergence in float32 is exact to about
+    1e-6, which a `tol` below cannot ask for. The
     output is the readout at the last step, and has its gradient; the decision has none. The ponder cost is
     the number of steps. A setting that is not as described raises TypeError or ValueError, also at a later
     assignment.
@@ -99,13 +103,20 @@ class Convergence(Policy):
         self.lookahead = lookahead
         self.gradient = gradient
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether the readout is class logits, as for norm "kl"."""
+        return self.norm == "kl"
+
     def check_readout(self, readout: Tensor) -> None:
-        """Require floating-point numbers."""
-        check_floating("readout", readout)
+        """Require floating-point numbers; for norm "kl" class logits."""
+        readout = check_floating("readout", readout)
+        if self.norm == "kl" and (readout.dim() != 2 or readout.shape[1] < 2):
+            expected = 'class logits of shape [n, C] with C >= 2 for norm "kl"'
+            raise ValueError(f"readout: Convergence expects {expected}, got {list(readout.shape)}")
 
     def decide(self, view: View) -> Decision:
         """Halt rows that have not changed for `patience` steps."""
-        wide = torch.float64 if view.readout.dtype == torch.float64 else torch.float32
         with torch.no_grad():
             readout = view.readout.detach()
             readout = readout[:, None] if readout.dim() == 1 else readout.flatten(1)
@@ -113,23 +124,13 @@ class Convergence(Policy):
                 still = torch.zeros_like(view.row)
             else:
                 before, still = view.carry
-                now = readout if readout.dtype == wide else readout.to(wide)
-                difference = now - (before if before.dtype == wide else before.to(wide))
-                change = torch.linalg.vector_norm(difference, dim=1)
-                # −inf − −inf is NaN. On CUDA reading the values would wait, so that NaN is assumed.
-                masked = on_cuda(change.device) or exporting() or math.isnan(change.sum())
-                if masked:
-                    change = torch.linalg.vector_norm(difference.nan_to_num_(0.0, math.inf, -math.inf), dim=1)
-                if self.norm == "relative":
-                    size = torch.linalg.vector_norm(
-                        now.nan_to_num(math.nan, math.inf, 0.0) if masked else now, dim=1
-                    )
-                    is_still = (change <= self.tol * size) & (size < math.inf)
-                else:
-                    is_still = change <= self.tol
-                still = (still + 1) * is_still
+                still = convergence_step_unchecked(readout, before, still, self.norm, self.tol)
             # The carry is a copy, because a step may overwrite its own output.
             return Decision(still >= self.patience, carry=(readout.clone(), still))
+
+    def fuse(self) -> halting.Fused:
+        """Let the halting kernel decide."""
+        return halting.Fused(halting.CONVERGES[self.norm], threshold=self.tol, parameter=self.patience)
 
     def extra_repr(self) -> str:
         """Return tolerance, norm, patience and lookahead, and another gradient than "unrolled"."""

@@ -13,6 +13,7 @@ from adaptcomp_ext.nn._naming import named
 from adaptcomp_ext.nn.halting.policies._sampling import all_samples, check_seed_or_none, drawn_seed
 from adaptcomp_ext.nn.halting.policy import Decision, Policy, Run, View, check_head, head_logits
 from adaptcomp_ext.nn.result import HaltResult, Status, Trace
+from adaptcomp_ext.ops import halting
 from adaptcomp_ext.ops._checks import check_fraction, check_int, describe
 from adaptcomp_ext.ops.q_halt import q_halt_targets
 from adaptcomp_ext.reference import q_halt_least, q_halt_step
@@ -94,6 +95,10 @@ class QHalt(Policy):
         if view.carry:
             halt = halt & (view.carry[0] <= view.step + self.lookahead)
         return Decision(halt, carry=view.carry, logits=q if q.dim() == 1 else q.amax(dim=1))
+
+    def fuse(self) -> halting.Fused | None:
+        """Let the halting kernel decide where no row explores."""
+        return None if self.explores else halting.Fused(halting.Q_HALT, head=self.head)
 
     def loss(
         self,
