@@ -125,6 +125,22 @@ MUTATIONS = (
         ("tests/ops/test_pondernet.py", "-k", "gradients_match"),
     ),
     Mutation(
+        "bernoulli: the last row",
+        "bernoulli/bernoulli_cuda.cu",
+        "if (i < a.rows) bernoulli_step_row<S>(a, i);",
+        "if (i + 1 < a.rows) bernoulli_step_row<S>(a, i);",
+        ("bernoulli_cuda",),
+        ("tests/ops/test_bernoulli.py", "-k", "every_size"),
+    ),
+    Mutation(
+        "convergence of long rows: the last element",
+        "convergence/warp.cuh",
+        "for (int64_t k = lane; k < n; k += 32) movement.add(load(now[k]), load(last[k]));",
+        "for (int64_t k = lane; k + 1 < n; k += 32) movement.add(load(now[k]), load(last[k]));",
+        ("convergence_cuda",),
+        ("tests/ops/test_convergence.py", "-k", "last_element"),
+    ),
+    Mutation(
         "confidence of many classes: the first class",
         "confidence/warp.cuh",
         "for (int64_t c = lane; c < classes; c += 32) {\n    const C x = load(logits[c]);",

@@ -35,7 +35,10 @@ def of(folder: str, *names: str) -> tuple[str, ...]:
 
 
 PARTS = {
-    "rows": Part({"order": "random"}, of("ops", "act", "pondernet", "confidence")),
+    "rows": Part(
+        {"order": "random"}, of("ops", "act", "bernoulli", "pondernet", "confidence", "convergence")
+    ),
+    "what rows remember": Part({"order": "down"}, of("nn", "convergence"), "wide or alone or every or many"),
     "moves": Part({"order": "down"}, of("ops", "compaction", "linear", "route")),
     "halting": Part(
         {"order": "together"},
@@ -71,7 +74,17 @@ PARTS = {
     "addresses": Part(
         {},
         (
-            *of("ops", "act", "confidence", "halting", "descent", "linear", "route"),
+            *of(
+                "ops",
+                "act",
+                "bernoulli",
+                "confidence",
+                "convergence",
+                "halting",
+                "descent",
+                "linear",
+                "route",
+            ),
             *of("nn", "recurrence_device"),
         ),
         "",

@@ -236,3 +236,35 @@ def test_a_known_whole_run_sees_changed_settings():
     assert halt(h, x).steps.tolist() == halt(h, x).steps.tolist() == [1] * 5
     assert int(halt.train()(h, x).steps.min()) > 1
     assert halt.eval()(h, x).steps.tolist() == [1] * 5
+
+
+@pytest.mark.promise("formula")
+@pytest.mark.parametrize("how", MODES)
+@pytest.mark.parametrize("width", [40, 100, 700])
+@pytest.mark.parametrize("name", POLICIES)
+def test_wide_readouts(name, width, how, device):
+    """The state halves its distance to x, so that the readout moves less and less."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(9, width, generator=g).to(device)
+    x[:, 3] = -INF if name in ("kl", "stable") else 0.0
+    gain = (torch.arange(1, 10, device=device) / 10.0)[:, None]
+    readout = (lambda z: z) if name in ("kl", "stable") else None
+
+    def step(z, x, gain):
+        return torch.where(x == -INF, x, z + gain * (x - z))
+
+    start = torch.where(x == -INF, x, 3.0)
+    policy, most = POLICIES[name](1), 12
+    with mode(how):
+        result = ac.AdaptiveHalt(step, policy, most, readout=readout)(start, x, gain)
+    z, last, steps = start, None, [most] * 9
+    for n in range(1, most + 1):
+        z = step(z, x, gain)
+        if last is not None:
+            if name == "stable":
+                same = z.argmax(1) == last.argmax(1)
+            else:
+                same = ac.reference.stands_still(z.double(), last.double(), policy.norm, policy.tol)
+            steps = [min(s, n) if still else s for s, still in zip(steps, same.tolist(), strict=True)]
+        last = z
+    assert result.steps.tolist() == steps

@@ -93,3 +93,14 @@ def test_a_sum_of_squares_that_overflows_does_not_stand_still(device):
     still = torch.zeros(2, dtype=torch.int64, device=device)
     assert convergence_step_unchecked(big, big, still, "relative", 0.5).tolist() == [0, 0]
     assert convergence_step_unchecked(big, big, still, "absolute", 0.5).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("size", [16, 33, 64, 65, 200])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_change_of_the_first_or_the_last_element_is_seen(criterion, size, device):
+    last = torch.zeros(2, size, device=device)
+    now = last.clone()
+    now[0, 0] = now[1, -1] = 5.0
+    still = torch.zeros(2, dtype=torch.int64, device=device)
+    assert convergence_step_unchecked(now, last, still, criterion, 0.1).tolist() == [0, 0]
+    assert convergence_step_unchecked(now, now, still, criterion, 0.1).tolist() == [1, 1]
