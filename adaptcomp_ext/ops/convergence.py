@@ -8,7 +8,6 @@ from torch import Tensor
 from adaptcomp_ext import _C, reference
 from adaptcomp_ext.ops._backend import dtype_code, on_reference, place
 from adaptcomp_ext.ops._library import register
-from adaptcomp_ext.ops._plain import exporting
 
 # The codes of csrc/convergence/rows.h.
 CRITERIA = {"relative": 0, "absolute": 1, "kl": 2}
@@ -38,7 +37,7 @@ def convergence_step_unchecked(
     now: Tensor, last: Tensor, still: Tensor, criterion: str, tolerance: float
 ) -> Tensor:
     """Run `reference.convergence_step` on the kernel: `now` and `last` are [n, K], `still` is int64 [n]."""
-    if on_reference() or exporting():  # other runtimes do not have the kernel
+    if on_reference():
         return reference.convergence_step(now, last, still, criterion, tolerance)
     counted: Tensor = _convergence_step(now, last, still, CRITERIA[criterion], float(tolerance))
     return counted
