@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adaptcomp_ext.nn._tree import check_alike, check_tree, flatten, unflatten
 from adaptcomp_ext.nn.descent.energy_descent import EnergyDescent
+from adaptcomp_ext.nn.halting import equilibrium
 from adaptcomp_ext.nn.halting.adaptive_halt import AdaptiveHalt
 from adaptcomp_ext.nn.halting.fusing import begin
 from adaptcomp_ext.nn.halting.policy import (
@@ -212,6 +213,12 @@ def _finite(view: View, decision: Decision) -> Tensor:
 
 def _race_halt(halt: AdaptiveHalt, states: Any, inputs: tuple[Any, ...], count: int) -> RaceResult:
     halt._problem(states, inputs, None)  # checks the arguments and, once, that rows stay apart
+    if equilibrium.is_wanted(halt.policy):
+        raise ValueError(
+            'halt: expected Convergence(gradient="unrolled") for a race with gradients, because starts that '
+            f'leave are at no fixed point, got gradient="{halt.policy.gradient}"; race under '
+            "torch.no_grad(), and call halt on the winner's state"
+        )
     first = FirstToHalt(halt.policy, count)
     # The same module with another policy; the caller's stays as it is, for other threads.
     twin = copy.copy(halt)

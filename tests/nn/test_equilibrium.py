@@ -573,6 +573,16 @@ def test_combinations_have_no_fixed_point(combination):
         combination(ac.Convergence(1e-3, gradient="implicit"), ac.FixedSteps(3))
 
 
+def test_a_race_has_no_fixed_points_to_differentiate():
+    halt, (x, gain, _) = make(Contraction()), rows()
+    starts = torch.zeros(len(x), 2, DIM, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r'halt: expected Convergence\(gradient="unrolled"\) for a race'):
+        ac.race(halt, starts, x, gain, starts=2)
+    with torch.no_grad():
+        result, _ = ac.race(halt, starts, x, gain, starts=2)
+    assert (result.status == ac.Status.HALTED).all()
+
+
 def test_random_steps_are_refused():
     step, dropout = Contraction(), nn.Dropout(0.5)
     halt = make(lambda z, x, gain: dropout(step(z, x, gain)), max_steps=3)
