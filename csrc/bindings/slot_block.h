@@ -48,8 +48,8 @@ class SlotBlock {
     clear();
   }
 
-  // Names the tensors that the rows' decisions are written to. Those without a `held` name are numbers of
-  // slots: `row` and `row_step` are of block rows.
+  // Names the tensors that tell of the rows: `row` (the slot) and `row_step` have an entry for each row of
+  // the block, all others one for each slot. Without this call the block is only a buffer.
   void configure(const py::list& arguments) {
     Arguments in(arguments);
     a_.row = in.held<int64_t>(torch->int64, slots_, "row");
