@@ -60,10 +60,10 @@ class Config:
 
 
 DEFAULT = (
-    Config(512, 16, 64, 16384),
+    Config(512, 16, 64, 32768),  # long, so that the end, where slots stay empty, weighs little
     Config(512, 16, 256, 16384),
     Config(256, 16, 64, 16384),
-    Config(128, 16, 64, 16384),
+    Config(128, 16, 64, 8192),
 )
 QUICK = (Config(512, 4, 16, 1024, 64),)
 MOST_REQUESTS = 2000.0
