@@ -12,8 +12,8 @@ import pytest
 import adaptcomp_ext as ac
 
 ROOM = Path(ac.__file__).parent / "nn" / "halting"
-POLICIES = {"ACT", "Bernoulli", "Confidence", "Convergence", "FixedSteps", "PonderNet", "QHalt"}
-CODES = {"ACT", "CONFIDENCE", "FIXED_STEPS", "PONDER_SAMPLE", "ActNode"}
+POLICIES = set(importlib.import_module("adaptcomp_ext.nn.policies").__all__)
+CODES = {"ACT", "ARGMAX", "CONFIDENCE", "CONVERGES", "FIXED_STEPS", "PONDER_SAMPLE", "Q_HALT", "ActNode"}
 
 
 @pytest.mark.parametrize("name", ["loop", "fused", "packing", "block", "fusing", "policy", "adaptive_halt"])

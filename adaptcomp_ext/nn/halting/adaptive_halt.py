@@ -97,8 +97,8 @@ class AdaptiveHalt(InGraph, Checked):
         (early exit), bounds `max_steps` by its length, and may change the state's shapes from stage to stage:
         see *Stages* below. A step with a parameter ``n`` gets the step's number, counted from 1.
     policy : Policy
-        Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `FixedSteps`, or a custom
-        `Policy`.
+        Decides which rows halt: `ACT`, `PonderNet`, `Confidence`, `Convergence`, `StablePrediction`, `QHalt`,
+        `Bernoulli`, `FixedSteps`, a combination by `AnyOf` or `AllOf`, or a custom `Policy`.
     max_steps : int
         Upper bound on a row's number of steps, at least 1. It may be changed between calls, for more steps at
         test time.
