@@ -36,16 +36,26 @@ def test_steps_are_geometric_and_cut_at_the_bound():
     assert int(steps.max()) == 16
 
 
+def test_slow_samples_take_ten_times_as_many_steps():
+    problem = make_problem(Config(4, 2, 1000, 20_000, 64, slow=0.05), 0)
+    with torch.no_grad():
+        steps = torch.cat([result.steps for result in run_batches(problem)]).double()
+    slow = problem.x[:, 0] > 1.645
+    assert float(slow.double().mean()) == pytest.approx(0.05, abs=0.005)
+    assert float(steps[slow].mean()) == pytest.approx(20, rel=0.1)
+    assert float(steps[~slow].mean()) == pytest.approx(2, rel=0.05)
+
+
 def test_a_run_writes_its_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(batcher, "MOST_REQUESTS", 500.0)
-    report = benchmark(tmp_path).run([TINY])
+    report = benchmark(tmp_path).run([TINY, Config(8, 2, 4, 100, 8, slow=0.1)])
     stored = json.loads((tmp_path / "bench_batcher.json").read_text())
     assert stored == json.loads(json.dumps(report))
-    (row,) = stored["rows"]
+    row, _ = stored["rows"]
     assert set(row["times_ms"]) == {"batcher", "batches", "steps"}
     assert row["ratios"]["steps/batcher"] > 0 and 0.5 < row["utilization"] <= 1
     assert 1 <= row["mean_steps"] <= 4
-    (requests,) = stored["requests"]
+    requests, _ = stored["requests"]
     assert requests["requests"] >= 50 and requests["ratio"] > 0
     assert stored["soak"][0]["samples"] == 100 and stored["soak"][0]["lost"] == 0
     written = (tmp_path / "bench_batcher.md").read_text()

@@ -1,8 +1,9 @@
 """Time ContinuousBatcher on streams and on single requests.
 
 The step is `torch.nn.GRUCell`; the numbers of steps are geometric, drawn by `ac.PonderNet` from a constant
-hazard, and bounded by M. Single samples are taken from memory. The forms give the same numbers of steps, and
-states within 1e-04 of the largest element:
+hazard, and bounded by M. In the stream with slow samples a twentieth of them has ten times the mean. Single
+samples are taken from memory. The forms give the same numbers of steps, and states within 1e-04 of the
+largest element:
 
 - *batcher*: `for result in ac.ContinuousBatcher(halt, slots).run(samples)`.
 - *batches*: `halt(state, x)` on one batch of `slots` rows after the other, in inference, which compacts.
@@ -45,23 +46,28 @@ BATCHER, BATCHES, STEPS = "batcher", "batches", "steps"
 
 @dataclass(frozen=True)
 class Config:
-    """A stream: the width of the step, the mean number of steps before the bound M cuts it, M, samples."""
+    """A stream: the width of the step, the mean number of steps before the bound M cuts it, M, samples.
+
+    ``slow`` is the share of the samples whose mean is ten times as large.
+    """
 
     dim: int
     mean: float
     most: int
     samples: int
     slots: int = 256
+    slow: float = 0.0
 
     @property
     def label(self) -> str:
         """Short name for progress and messages."""
-        return f"D={self.dim} mean={self.mean:g} M={self.most}"
+        slow = f" slow={self.slow:g}" if self.slow else ""
+        return f"D={self.dim} mean={self.mean:g} M={self.most}{slow}"
 
 
 DEFAULT = (
     Config(512, 16, 64, 32768),  # long, so that the end, where slots stay empty, weighs little
-    Config(512, 16, 256, 16384),
+    Config(512, 8, 256, 16384, slow=0.05),
     Config(256, 16, 64, 16384),
     Config(128, 16, 64, 8192),
 )
@@ -96,13 +102,25 @@ class ConstantHazard:
         return state.new_full((state.shape[0],), self.logit)
 
 
+class MixedHazard:
+    """A head with two probabilities of halting: the first number of the input says which one a row has."""
+
+    def __init__(self, mean: float, slow: float) -> None:
+        self.fast, self.slow = -math.log(mean - 1), -math.log(10 * mean - 1)
+        self.above = statistics.NormalDist().inv_cdf(1 - slow)
+
+    def __call__(self, state: Tensor, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return torch.where(x[:, 0] > self.above, self.slow, self.fast)
+
+
 @dataclass
 class Problem:
     """What every form runs: built once for a configuration."""
 
     config: Config
     halt: ac.AdaptiveHalt
-    head: ConstantHazard
+    head: ConstantHazard | MixedHazard
     state: Tensor
     x: Tensor
     samples: list[tuple[Tensor, Tensor]]
@@ -113,7 +131,7 @@ def make_problem(config: Config, seed: int) -> Problem:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         step, x = Step(config.dim), torch.randn(config.samples, config.dim)
-    head = ConstantHazard(config.mean)
+    head = MixedHazard(config.mean, config.slow) if config.slow else ConstantHazard(config.mean)
     halt = ac.AdaptiveHalt(step, ac.PonderNet(head, seed=seed), max_steps=config.most).eval()
     state = torch.zeros_like(x)
     samples = list(zip(state.unbind(), x.unbind(), strict=True))
@@ -137,7 +155,8 @@ def run_steps(problem: Problem, row_steps: int) -> Call:
 
     def run() -> None:
         for _ in range(round(row_steps / slots)):
-            head(step(state, x))
+            out = step(state, x)
+            head(out, x) if isinstance(head, MixedHazard) else head(out)
 
     return run
 
@@ -273,6 +292,7 @@ STREAMS: Columns = {
     "D": "{config[dim]}",
     "mean steps": "{mean_steps:.1f}",
     "M": "{config[most]}",
+    "slow": "{config[slow]:.0%}",
     "slots": "{config[slots]}",
     "step on a full block, ms": "{block_ms:ms}",
     "slots in use": "{utilization:.1%}",
