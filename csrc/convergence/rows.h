@@ -85,16 +85,44 @@ struct Divergence {
   AC_HD C value() const { return dot / now_sum - log(now_sum) + log(last_sum); }
 };
 
+// In lanes, as the movement.
 template <class T>
 AC_HD compute_t<T> divergence_row(const T* now, const T* last, int64_t n) {
   using C = compute_t<T>;
-  Divergence<C> sums{C(-INFINITY), C(-INFINITY)};
-  for (int64_t k = 0; k < n; ++k) {
-    const C a = load(now[k]), b = load(last[k]);
-    sums.now_max = a > sums.now_max ? a : sums.now_max;
-    sums.last_max = b > sums.last_max ? b : sums.last_max;
+  constexpr int64_t kLanes = 16;
+  C now_max[kLanes], last_max[kLanes], now_sum[kLanes] = {}, last_sum[kLanes] = {}, dot[kLanes] = {};
+  for (int64_t k = 0; k < kLanes; ++k) now_max[k] = last_max[k] = C(-INFINITY);
+  for (int64_t begin = 0; begin < n; begin += kLanes) {
+    const int64_t lanes = n - begin < kLanes ? n - begin : kLanes;
+    for (int64_t k = 0; k < lanes; ++k) {
+      const C a = load(now[begin + k]), b = load(last[begin + k]);
+      now_max[k] = a > now_max[k] ? a : now_max[k];
+      last_max[k] = b > last_max[k] ? b : last_max[k];
+    }
   }
-  for (int64_t k = 0; k < n; ++k) sums.add(load(now[k]), load(last[k]));
+  for (int64_t k = 1; k < kLanes; ++k) {
+    now_max[0] = now_max[k] > now_max[0] ? now_max[k] : now_max[0];
+    last_max[0] = last_max[k] > last_max[0] ? last_max[k] : last_max[0];
+  }
+  Divergence<C> sums{now_max[0], last_max[0]};
+  for (int64_t begin = 0; begin < n; begin += kLanes) {
+    const int64_t lanes = n - begin < kLanes ? n - begin : kLanes;
+    C a[kLanes], b[kLanes], p[kLanes], q[kLanes];
+    for (int64_t k = 0; k < lanes; ++k) a[k] = load(now[begin + k]) - sums.now_max;
+    for (int64_t k = 0; k < lanes; ++k) b[k] = load(last[begin + k]) - sums.last_max;
+    for (int64_t k = 0; k < lanes; ++k) p[k] = exp_nonpositive(a[k]);
+    for (int64_t k = 0; k < lanes; ++k) q[k] = exp_nonpositive(b[k]);
+    for (int64_t k = 0; k < lanes; ++k) {
+      now_sum[k] += p[k];
+      last_sum[k] += q[k];
+      dot[k] += p[k] > 0 ? p[k] * (a[k] - b[k]) : C(0);
+    }
+  }
+  for (int64_t k = 0; k < kLanes; ++k) {
+    sums.now_sum += now_sum[k];
+    sums.last_sum += last_sum[k];
+    sums.dot += dot[k];
+  }
   return sums.value();
 }
 
