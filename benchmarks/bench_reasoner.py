@@ -168,8 +168,8 @@ class Reasoner:
     @classmethod
     def make(cls, model: Any, source: FourByFour, rows: int, seed: int) -> Reasoner:
         """Calibrate on puzzles that are not among the test puzzles."""
-        deep = ac.AdaptiveHalt(DeepStep(model), Sure(model.to_halt_pred), DEPTH)
-        blocks = ac.AdaptiveHalt(Block(model), Sure(model.to_halt_pred), DEPTH * BLOCKS)
+        deep = ac.AdaptiveHalt(DeepStep(model), Sure(model.to_halt_pred), DEPTH, compact=True)
+        blocks = ac.AdaptiveHalt(Block(model), Sure(model.to_halt_pred), DEPTH * BLOCKS, compact=True)
         held_out = [arguments(model, c) for c in tokens(source.test(rows, seeded(seed + 1)))[0].split(256)]
 
         def differs(output: Tensor, last: Tensor) -> Tensor:
