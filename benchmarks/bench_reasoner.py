@@ -2,7 +2,7 @@
 
 The model is the package's own, with its default depth of a step: a *deep step* is three blocks of six
 refinements of the latents and one of the answer. It is trained from scratch, with its halting head, and asked
-for puzzles that were held out (`adaptcomp_ext.experiments.sudoku.puzzles`). Forms, on one batch:
+for puzzles that were held out (`adaptcomp_ext.experiments.sudoku.puzzles`). Forms:
 
 - *full depth*: ``predict`` with a threshold that nothing reaches: four deep steps, as in training.
 - *its default*: ``predict`` as it is, which exits rows at a probability of 0.5 after each deep step.
@@ -10,10 +10,11 @@ for puzzles that were held out (`adaptcomp_ext.experiments.sudoku.puzzles`). For
 - *deep steps*: the same steps and threshold in `AdaptiveHalt`: what the loop alone costs or saves.
 - *blocks*: a block as the step of `AdaptiveHalt`, so that a row leaves after one to twelve of them, with the
   threshold that `calibrate` finds for blocks.
+- *stream*: the same in a `ContinuousBatcher`, whose slots are refilled: a few hard puzzles hold up no block.
 
 A threshold is the cheapest whose answers are not those of full depth in at most 0.5 % of puzzles, with
-probability 95 %, by Learn-then-Test on puzzles drawn apart from the test puzzles. Ratios of times in the same
-round, median over interleaved rounds.
+probability 95 %, by Learn-then-Test on puzzles drawn apart from the test puzzles. All test puzzles are
+timed, in batches or in as many slots. Ratios of times in the same round, median over interleaved rounds.
 
 Races: four starts of each puzzle, the first that halts wins, against one start, in the reasoner and in a
 learnt energy (of the Sudoku experiment). Start 0 is the usual one, the others begin at random.
@@ -191,23 +192,45 @@ class Reasoner:
         result = halt(*arguments(self.model, board))
         return answers(self.model, result.output), result.steps * (BLOCKS if halt is self.deep else 1)
 
-    def forms(self) -> dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        """Return what is compared; each takes boards."""
+    @torch.no_grad()
+    def stream(self, slots: int, board: Tensor) -> tuple[Tensor, Tensor]:
+        """Return answers and blocks of the loop in slots that are refilled."""
+
+        def samples() -> Iterator[Any]:
+            for chunk in board.split(slots):
+                (answer, latent), embedded = arguments(self.model, chunk)
+                for row in zip(answer, latent, embedded, strict=True):
+                    yield row[:2], row[2]
+
+        results = list(ac.ContinuousBatcher(self.blocks, slots).run(samples()))
+        output = torch.stack([result.output for result in results])
+        return answers(self.model, output), torch.stack([result.steps for result in results])
+
+    def forms(self, rows: int) -> dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """Return what is compared, with batches of so many rows; each takes boards."""
+
+        def batches(form: Callable[..., Any], *settings: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+            def run(board: Tensor) -> tuple[Tensor, Tensor]:
+                answer, blocks = zip(*(form(*settings, chunk) for chunk in board.split(rows)), strict=True)
+                return torch.cat(answer), torch.cat(blocks)
+
+            return run
+
         return {
-            "full depth": partial(self.predict, 2.0),
-            "its default": partial(self.predict, 0.5),
-            "its best": partial(self.predict, self.deep.policy.threshold),
-            "deep steps": partial(self.halt, self.deep),
-            "blocks": partial(self.halt, self.blocks),
+            "full depth": batches(self.predict, 2.0),
+            "its default": batches(self.predict, 0.5),
+            "its best": batches(self.predict, self.deep.policy.threshold),
+            "deep steps": batches(self.halt, self.deep),
+            "blocks": batches(self.halt, self.blocks),
+            "stream": partial(self.stream, rows),
         }
 
-    def examine(self) -> dict[str, dict[str, float]]:
+    def examine(self, rows: int) -> dict[str, dict[str, float]]:
         """Return, for each form, what it makes of the test puzzles."""
         found = {}
         full: Tensor | None = None
-        for name, form in self.forms().items():
-            parts = [form(chunk) for chunk in self.board.split(256)]
-            answer, blocks = (torch.cat(part) for part in zip(*parts, strict=True))
+        for name, form in self.forms(rows).items():
+            answer, blocks = form(self.board)
             full = answer if full is None else full
             found[name] = {
                 "right": 100 * _share((answer == self.solution).all(1)),
@@ -246,7 +269,7 @@ FORMS: Columns = {
     "as at full depth, %": "{same:.2f}",
     "blocks per puzzle": "{blocks:.2f}",
     "ms": "{ms:ms}",
-    "time / that of blocks": "{ratio:.2f}",
+    "time / that of a stream": "{ratio:.2f}",
 }
 RACES: Columns = {
     "solver": "{label}",
@@ -310,20 +333,22 @@ class ReasonerBenchmark(harness.Benchmark):
 
     def _reasoner(self, config: Config) -> dict[str, Any]:
         reasoner = self._trained()
-        found = reasoner.examine()
-        board = reasoner.board[: self.options.rows]
+        rows = self.options.rows
+        found = reasoner.examine(rows)
 
         def agreement() -> float:
             best, ours = found["its best"], found["deep steps"]
             apart = abs(best["same"] - ours["same"])
             if apart > 0.1:
                 raise harness.DisagreementError(f"deep steps: {apart:.2f} % of other answers than its best")
+            if abs(found["stream"]["same"] - found["blocks"]["same"]) > 0.1:
+                raise harness.DisagreementError("stream: other answers than in batches")
             return apart
 
-        calls = {name: partial(form, board) for name, form in reasoner.forms().items()}
+        calls = {name: partial(form, reasoner.board) for name, form in reasoner.forms(rows).items()}
         thresholds = {"deep": reasoner.deep.policy.threshold, "blocks": reasoner.blocks.policy.threshold}
         known = {"found": found, "threshold": thresholds, "version": version("tiny-recursive-model")}
-        return self.timed(config, calls, agreement, partial(ratios_over, under="blocks"), **known)
+        return self.timed(config, calls, agreement, partial(ratios_over, under="stream"), **known)
 
     def _racers(self, config: Config) -> tuple[Any, Any, tuple[Tensor, ...], Callable[[Any], Tensor]]:
         """Return what runs, the usual start, the inputs, and what tells right results."""
@@ -376,9 +401,8 @@ class ReasonerBenchmark(harness.Benchmark):
     @staticmethod
     def notes(report: Report) -> str:
         settings = report["settings"]
-        return (
-            f"{settings['rows']} puzzles in a timed batch; the reasoner had {settings['updates']:,} updates."
-        )
+        rows, updates = settings["rows"], settings["updates"]
+        return f"{rows} puzzles in a batch, or slots; the reasoner had {updates:,} updates."
 
     @staticmethod
     def tables(report: Report, rows: Sequence[Row]) -> Iterator[Table]:
@@ -389,7 +413,7 @@ class ReasonerBenchmark(harness.Benchmark):
                         "name": name,
                         **found,
                         "ms": row["times_ms"][name]["median"],
-                        "ratio": row["ratios"].get(f"{name}/blocks", 1.0),
+                        "ratio": row["ratios"].get(f"{name}/stream", 1.0),
                     }
                     for name, found in row["found"].items()
                 ]
