@@ -94,6 +94,18 @@ def test_stages_are_compiled_one_by_one(graphs):
     assert graphs.count > 0
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_batcher_runs_the_compiled_step(listed, graphs):
+    step = nn.ModuleList([Step() for _ in range(M)]) if listed else Step()
+    halt, compiled = twins(step, ac.Confidence(0.25))
+    samples = [(torch.randn(D), torch.randn(D)) for _ in range(12)]
+    got, want = (list(ac.ContinuousBatcher(h, slots=4).run(samples)) for h in (compiled, halt))
+    assert graphs.count > 0
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one.output, other.output)
+        assert torch.equal(one.steps, other.steps)
+
+
 def test_copies_and_pickles():
     _, compiled = twins(Step(), ac.FixedSteps(STEPS))
     x = torch.randn(B, D)

@@ -78,7 +78,8 @@ class SlotEngine(Engine):
         self._fields: tuple[bool, bool, bool] | None = None
         # A head and a readout may take the inputs, but not the number of the step.
         self._calls = Calls()
-        self._step = partial(self._calls._step, halt.step, PLAIN, 0)
+        known = halt._known(halt.step, problem.policy, halt.readout)
+        self._step = partial(self._calls._step, halt._called_step(known), PLAIN, 0)
         problem.readout = self._calls.after("readout", problem.readout)
         if fused is not None and fused.head is not None:
             self._fused = fused = fused._replace(head=self._calls.after("head", fused.head))

@@ -146,7 +146,10 @@ class StageEngine(Engine):
             halt._problem(previous, arguments, None)  # its probe raises if rows depend on each other
             self._apart = True
         problem._expect(state)
-        step = halt.step[n - 1] if isinstance(halt.step, nn.ModuleList) else halt.step
+        known = halt._known(halt.step, self._problem.policy, halt.readout)
+        step = halt._called_step(known)
+        if isinstance(halt.step, nn.ModuleList):
+            step = step[n - 1]
         asks = form_of(step).has_n(len(arguments))
         current = step(previous, *arguments, n=n) if asks else step(previous, *arguments)
         leaves = problem.leaves(current, count)

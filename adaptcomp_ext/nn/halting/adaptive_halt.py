@@ -351,6 +351,10 @@ class AdaptiveHalt(InGraph, Checked):
             known.unwalked = known.unwalked and not self._warned
         return known
 
+    def _called_step(self, known: Known) -> Any:
+        """Return the step, or the stages, as a run calls them: compiled with `compile_step`."""
+        return known.compiled.all(known.step) if self.compile_step else known.step
+
     def _searched(self, warned: bool) -> None:
         """Search no graph again; with `warned`, not even that of another function."""
         if self._learned is not None:
@@ -562,7 +566,7 @@ class AdaptiveHalt(InGraph, Checked):
         ):
             self._check_rows(known, dtypes[0], device, state, inputs)
         scalar = torch.float64 if torch.float64 in dtypes else torch.float32
-        called: Any = known.compiled.all(step) if self.compile_step else step
+        called = self._called_step(known)
         steps: Iterable[Callable[..., Any]] = repeat(called, max_steps)
         if isinstance(step, nn.ModuleList):
             steps = islice(called, max_steps)
