@@ -29,11 +29,9 @@ POLICIES = [
     "relative",
     "absolute",
     "kl",
-    "stable",
     "fixed_int",
     "fixed_tensor",
     "bernoulli",
-    "q_halt",
     "budget",
     "weighted_budget",
 ]
