@@ -91,7 +91,7 @@ BAD_POLICIES = [
     (
         lambda: ac.Convergence(1e-3, "max"),
         ValueError,
-        "norm: expected one of 'relative', 'absolute', got 'max'",
+        "norm: expected one of 'relative', 'absolute', 'kl', got 'max'",
     ),
     (lambda: ac.Convergence(1e-3, patience=0), ValueError, "patience: expected an int >= 1, got 0"),
     (lambda: ac.PonderNet(HEAD, "geometric"), ValueError, "prior: .*'geometric'"),
