@@ -65,6 +65,11 @@ def raw_calls(device):
         ("pondernet_step", (z, -z.abs(), *ponder)),
         ("pondernet_step", (z.bfloat16(), -z.abs(), *ponder)),
         ("pondernet_step_backward", (z, -z.abs(), None, *grads, *ponder)),
+        ("bernoulli_step", (z, x[1], None, None, 3, 2)),
+        ("bernoulli_step", (z.double(), None, x[1], x[1].abs() + 1, 0, 0)),
+        ("bernoulli_step_backward", (z, keep, grads[0])),
+        ("uniform_draws", (x[1], None, None, 3, 2)),
+        ("convergence_step", (x[0], x[0] * 1.5, x[1].abs(), 0, 0.1)),
         ("confidence", (x[0], 1)),
         ("confidence", (x[0].double().t().contiguous().t(), 2)),
         ("linear", (x[0], x[0][:4].clone(), z[:4].clone(), False)),
@@ -122,7 +127,9 @@ def test_every_op_of_the_namespace_is_checked():
         if schema.name.startswith("adaptcomp::")
     }
     assert registered
-    assert registered <= {parameter.values[0] for parameter in raw_calls("cpu")}
+    # A run in a compiled graph is checked by tests/nn/test_compiled_graphs.py: it calls a module.
+    runs = {"run_opaque", "run_opaque_backward"}
+    assert registered - runs <= {parameter.values[0] for parameter in raw_calls("cpu")}
 
 
 def test_the_halting_op_bumps_the_version_of_what_it_writes_and_of_nothing_else(device):
