@@ -44,10 +44,6 @@ class InGraph(nn.Module):
         # A module that is made within a graph has no number, and its calls split the graph.
         self._number = 0 if torch.compiler.is_compiling() else opaque.enroll(self)
 
-    def _graph_settings(self) -> tuple[Any, ...]:
-        """Return constants that the form of a result depends on: a change of them makes another graph."""
-        raise NotImplementedError
-
     def __setstate__(self, state: Any) -> None:
         """Give a copy, or what a pickle holds, a number of its own."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -56,7 +52,11 @@ class InGraph(nn.Module):
 
 # Dynamo reads this function: it has to stay simple.
 def run(
-    module: Any, arguments: tuple[Any, ...], options: Any, known_of: Callable[..., Known | None]
+    module: Any,
+    arguments: tuple[Any, ...],
+    options: Any,
+    known_of: Callable[..., Known | None],
+    settings: tuple[Any, ...],
 ) -> tuple[Known, list[Any]] | None:
     """Call a module in a graph; return what is known of its result, and its tensors. None if it cannot be.
 
@@ -71,6 +71,8 @@ def run(
         ``known_of(number, call, forms, settings)``, which the compiler calls with constants and takes for a
         constant: the module's number, the arguments as by `opaque.encode`, for each tensor in them its shape
         without the rows, the name of its dtype and its device; and the settings.
+    settings : tuple
+        Constants that the form of the result depends on: a change of them makes another graph.
     """
     if not TELLS_EXPORT or torch.compiler.is_exporting():
         return None
@@ -80,7 +82,7 @@ def run(
     if call is None or named is None or len(leaves) == 0:
         return None
     forms = tuple([(tuple(t.shape[1:]), str(t.dtype)[6:], str(t.device)) for t in leaves])
-    known = known_of(module._number, call, forms, module._graph_settings())
+    known = known_of(module._number, call, forms, settings)
     if known is None:
         return None
     recorded = torch.is_grad_enabled()

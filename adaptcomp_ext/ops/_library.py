@@ -36,12 +36,7 @@ def register(
     the arguments, it is bypassed where it would do nothing but call the kernel. Such a kernel must not write
     to its arguments.
     """
-    name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema)
-    for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, kernel, key)
-    torch.library.register_fake(f"adaptcomp::{name}", fake, lib=_LIBRARY)
-    op: Callable[..., Any] = getattr(torch.ops.adaptcomp, name).default
+    op = _define(schema, kernel, fake)
     if tensor_at is None:
         return op
 
@@ -67,11 +62,19 @@ def define_differentiable(
 
     Two calls with the same arguments are two runs: they may draw random numbers.
     """
+    op = _define(schema, kernel, fake, (torch.Tag.nondeterministic_seeded,))
     name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.nondeterministic_seeded,))
+    torch.library.register_autograd(f"adaptcomp::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    return op
+
+
+def _define(
+    schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()
+) -> Callable[..., Any]:
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema, tags=tags)
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(f"adaptcomp::{name}", fake, lib=_LIBRARY)
-    torch.library.register_autograd(f"adaptcomp::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
     op: Callable[..., Any] = getattr(torch.ops.adaptcomp, name).default
     return op

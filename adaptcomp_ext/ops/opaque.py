@@ -198,7 +198,7 @@ def _run(
             results = torch.func.functional_call(module, swapped, arguments, named)
         else:
             results = module(*arguments, **named)
-        results = module.graph_results(results)
+        results = module._graph_results(results)
     expected = ast.literal_eval(fields)
     rows = tensors[0].shape[0]
     if len(results) != len(expected) or not all(
@@ -331,5 +331,5 @@ autocast : str
 Returns
 -------
 list of Tensor
-    What the module's ``graph_results`` makes of its result, and a token.
+    What the module's ``_graph_results`` makes of its result, and a token.
 """

@@ -18,6 +18,7 @@
 #include "bindings/arguments.h"
 #include "bindings/functions.h"
 #include "bindings/halt_node.h"
+#include "bindings/readings.h"
 #include "bindings/state_like.h"
 #include "bindings/torch.h"
 #include "compaction/compaction.h"
@@ -124,7 +125,7 @@ class HaltRun {
   int64_t advance(int64_t rows, int64_t step, const py::list& leaves, const py::object& readout,
                   const py::object& logits, int64_t stream) {
     if (apart_ && !readout_->fits(readout.ptr(), rows, a_.readout.block)) return kUnusual;
-    if (has_head_ && !take_logits(logits.ptr(), rows)) return kUnusual;
+    if (has_head_ && !take_logits(a_, (*leaves_)[0], logits.ptr(), rows)) return kUnusual;
     for (size_t l = 0; l < leaves_->size(); ++l) {
       PyObject* leaf = PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(l));
       // Readout and head had it since `take`.
@@ -134,7 +135,7 @@ class HaltRun {
     }
     if (readout_) {
       if (!apart_) a_.readout.block = a_.leaves[0].block;
-      a_.read_leaf = read_leaf();
+      a_.read_leaf = leaf_of_readout(a_, apart_, reads_logits_);
     }
     a_.rows = rows;
     a_.step = step;
@@ -222,18 +223,6 @@ class HaltRun {
     for (size_t l = 0; l < leaves_->size(); ++l)
       a_.leaves[l] = (*leaves_)[l].leaf(PyList_GET_ITEM(results_.ptr(), static_cast<Py_ssize_t>(l)),
                                         "the result's state");
-  }
-
-  // The index of the leaf that is the readout, or -1. A separate readout is a leaf if it has the leaf's
-  // memory.
-  int64_t read_leaf() const {
-    if (!apart_) return reads_logits_ ? 0 : -1;
-    const auto same = [&](const Leaf& leaf) {
-      return leaf.block == a_.readout.block && leaf.row_elements == a_.readout.row_elements &&
-             leaf.dtype == a_.readout.dtype;
-    };
-    const int64_t l = std::find_if(a_.leaves, a_.leaves + a_.n_leaves, same) - a_.leaves;
-    return l < a_.n_leaves ? l : -1;
   }
 
   // Allocates what the first readout decides, if the readout is as expected.
@@ -464,21 +453,6 @@ class HaltRun {
     if (!from) return nullptr;
     to.assign(from, from + rows);
     return to.data();
-  }
-
-  bool take_logits(PyObject* logits, int64_t rows) {
-    Facts facts;
-    if (!is_plain(logits) || !facts.read(logits)) return false;
-    if (facts.dims() != 1 && facts.dims() != 2) return false;
-    const int64_t columns = facts.dims() == 1 ? 1 : facts.size(1);
-    if (columns != 1 && !(columns == 2 && a_.policy == Policy::q_halt)) return false;
-    a_.signal_columns = columns;
-    if (facts.size(0) != rows || facts.dtype() == DType::opaque || !(*leaves_)[0].is_beside(facts))
-      return false;
-    if (!facts.is_contiguous() || !facts.has_memory()) return false;
-    a_.signal_dtype = facts.dtype();
-    a_.signal = facts.data();
-    return !is_lazy(logits);
   }
 
   void pack(const py::list& leaves, int64_t rows) {

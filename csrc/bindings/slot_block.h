@@ -15,6 +15,7 @@
 
 #include "bindings/arguments.h"
 #include "bindings/functions.h"
+#include "bindings/readings.h"
 #include "bindings/state_like.h"
 #include "bindings/torch.h"
 #include "compaction/compaction.h"
@@ -188,7 +189,7 @@ class SlotBlock {
     const int64_t rows = used_;
     Contiguous data;
     if (apart_ && !readout_->fits(readout.ptr(), rows, a_.readout.block)) return py::int_(-1);
-    if (has_head_ && !take_logits(logits.ptr(), rows)) return py::int_(-1);
+    if (has_head_ && !take_logits(a_, likes_[0], logits.ptr(), rows)) return py::int_(-1);
     std::vector<Block> memory;  // holds the storages
     for (size_t l = 0; l < n_leaves_; ++l) {
       memory.push_back(
@@ -197,7 +198,7 @@ class SlotBlock {
     }
     if (readout_) {
       if (!apart_) a_.readout.block = a_.leaves[0].block;
-      a_.read_leaf = read_leaf();
+      a_.read_leaf = leaf_of_readout(a_, apart_, reads_logits_);
     }
     a_.rows = rows;
     if (!decision.is_none()) take_decision(data, decision.cast<py::tuple>());
@@ -334,17 +335,6 @@ class SlotBlock {
     column.data = to;
   }
 
-  bool take_logits(PyObject* logits, int64_t rows) {
-    Facts facts;
-    if (!is_plain(logits) || !facts.read(logits)) return false;
-    if (facts.dims() != 1 && !(facts.dims() == 2 && facts.size(1) == 1)) return false;
-    if (facts.size(0) != rows || facts.dtype() == DType::opaque || !likes_[0].is_beside(facts)) return false;
-    if (!facts.is_contiguous() || !facts.has_memory()) return false;
-    a_.signal_dtype = facts.dtype();
-    a_.signal = facts.data();
-    return !is_lazy(logits);
-  }
-
   // `decision` has been checked in Python; its scalars are of the scalar dtype.
   void take_decision(Contiguous& data, const py::tuple& decision) {
     const py::object halt = decision[0], weight = decision[1], logits = decision[2];
@@ -357,16 +347,6 @@ class SlotBlock {
       const py::object increment = decision[i];
       if (!increment.is_none()) a_.sums[s++].increment = data.real(increment, "Decision.cost or log_prob");
     }
-  }
-
-  int64_t read_leaf() const {  // see HaltRun::read_leaf
-    if (!apart_) return reads_logits_ ? 0 : -1;
-    const auto same = [&](const Leaf& leaf) {
-      return leaf.block == a_.readout.block && leaf.row_elements == a_.readout.row_elements &&
-             leaf.dtype == a_.readout.dtype;
-    };
-    const int64_t l = std::find_if(a_.leaves, a_.leaves + a_.n_leaves, same) - a_.leaves;
-    return l < a_.n_leaves ? l : -1;
   }
 
   HaltStep a_{};

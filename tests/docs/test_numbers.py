@@ -218,7 +218,12 @@ def of_equilibrium(matrix: str) -> float:
     return next(r["ratios"]["best/own"] for r in rows if r["label"] == f"{matrix} B=1024 D=128")
 
 
-STREAM = "D=512 mean=16 M=64"
+def of_request(label: str) -> float:
+    rows = json.loads((RESULTS / "bench_batcher.json").read_text())["requests"]
+    return next(r["ratio"] for r in rows if r["label"] == label)
+
+
+STREAM, SHORT = "D=512 mean=16 M=64", "D=128 mean=16 M=64"
 QUOTES = {
     ("docs/measured.md", r"keeps (\S+) % of the slots in use and takes (\S+) times less time than"): lambda: [
         100 * of_batcher(STREAM, "utilization"),
@@ -228,9 +233,19 @@ QUOTES = {
         of_batcher("D=512 mean=8 M=256 slow=0.05", "ratios", "batches/batcher"),
         100 * of_batcher(STREAM, "ratios", "steps/batcher"),
     ],
+    ("docs/measured.md", r"at half load wait (\S+) times as long"): lambda: [of_request(STREAM)],
+    (
+        "docs/limits.md",
+        r"keeps (\S+) % of the speed of the steps alone where a step on a full block takes (\S+) ms, "
+        r"and (\S+) % where it takes (\S+) ms",
+    ): lambda: [
+        value
+        for label in (STREAM, SHORT)
+        for value in (100 * of_batcher(label, "ratios", "steps/batcher"), of_batcher(label, "block_ms"))
+    ],
     ("docs/measured.md", r"full block takes (\S+) ms, batches are faster: (\S+)\. Single"): lambda: [
-        of_batcher("D=128 mean=16 M=64", "block_ms"),
-        of_batcher("D=128 mean=16 M=64", "ratios", "batches/batcher"),
+        of_batcher(SHORT, "block_ms"),
+        of_batcher(SHORT, "ratios", "batches/batcher"),
     ],
     ("docs/measured.md", r'"implicit"` take (\S+) \(W orthogonal\) and (\S+) times'): lambda: [
         of_equilibrium(matrix) for matrix in ("rotating", "symmetric")

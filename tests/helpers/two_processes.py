@@ -11,17 +11,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import adaptcomp_ext as ac
+from tests.helpers.steps import Step
 
 D, M, ROWS = 6, 5, 4
-
-
-class Step(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(2 * D, D)
-
-    def forward(self, h, x):
-        return torch.tanh(self.linear(torch.cat([h, x], -1)))
 
 
 class Net(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.nn.halting import compiled_step
+from tests.helpers.steps import Step
 
 B, D, M = 40, 6, 8
 STEPS = torch.arange(B) % M + 1
@@ -33,15 +34,6 @@ def graphs(monkeypatch):
     monkeypatch.setattr(compiled_step.torch, "compile", lambda step: compile_(step, backend=graphs))
     yield graphs
     torch.compiler.reset()
-
-
-class Step(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(2 * D, D)
-
-    def forward(self, h, x):
-        return torch.tanh(self.linear(torch.cat([h, x], -1)))
 
 
 def twins(step, policy, **options):

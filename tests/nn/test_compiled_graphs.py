@@ -11,6 +11,7 @@ from torch import nn
 import adaptcomp_ext as ac
 from adaptcomp_ext.ops import opaque
 from adaptcomp_ext.ops._plain import TELLS_EXPORT
+from tests.helpers.steps import Step
 
 D, M = 8, 5
 pytestmark = [
@@ -27,15 +28,6 @@ def fresh():
     torch.compiler.reset()
     gc.collect()
     assert not opaque._kept  # no autograd graph outlives its run
-
-
-class Step(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(2 * D, D)
-
-    def forward(self, h, x):
-        return torch.tanh(self.linear(torch.cat([h, x], -1)))
 
 
 class Pairs(nn.Module):
@@ -63,7 +55,7 @@ class Model(nn.Module):
     def __init__(self, policy, step=None, **options):
         super().__init__()
         self.before = nn.Linear(D, D)
-        self.halt = ac.AdaptiveHalt(Step() if step is None else step, policy, max_steps=M, **options)
+        self.halt = ac.AdaptiveHalt(Step(D) if step is None else step, policy, max_steps=M, **options)
 
     def forward(self, x):
         r = self.halt(self.before(x), x)
@@ -87,7 +79,7 @@ MODELS = {
     "any of": lambda: Model(ac.AnyOf(ac.Convergence(0.1), ac.Bernoulli(nn.Linear(D, 1), seed=3))),
     "q halt": lambda: Model(ac.QHalt(nn.Linear(D, 2))).eval(),
     "trace": lambda: Model(ac.Confidence(0.9, "margin"), keep_trace=True),
-    "stages": lambda: Model(ac.Confidence(0.3), nn.ModuleList([Step() for _ in range(M)])),
+    "stages": lambda: Model(ac.Confidence(0.3), nn.ModuleList([Step(D) for _ in range(M)])),
 }
 
 
@@ -299,7 +291,7 @@ def test_a_mode_that_changes_compiles_anew():
 
 
 def test_a_second_derivative_is_refused():
-    halt = ac.AdaptiveHalt(Step(), ac.FixedSteps(2), max_steps=M)
+    halt = ac.AdaptiveHalt(Step(D), ac.FixedSteps(2), max_steps=M)
     compiled = torch.compile(lambda h, x: halt(h, x).output, fullgraph=True, backend="eager")
     h, x = torch.randn(3, D, requires_grad=True), torch.randn(3, D)
     (g,) = torch.autograd.grad(compiled(h, x).square().sum(), h, create_graph=True)
@@ -352,7 +344,7 @@ def test_what_cannot_be_an_operator_splits_the_graph(name):
 
 
 def test_a_result_of_another_form_than_the_graph_was_made_for():
-    halt, x = ac.AdaptiveHalt(Step(), Still(), max_steps=M), torch.randn(6, D)
+    halt, x = ac.AdaptiveHalt(Step(D), Still(), max_steps=M), torch.randn(6, D)
     compiled = torch.compile(lambda x: halt(x, x).output, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         compiled(x)

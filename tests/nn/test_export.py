@@ -9,6 +9,7 @@ from torch import nn
 
 import adaptcomp_ext as ac
 from adaptcomp_ext.ops._plain import TELLS_EXPORT
+from tests.helpers.steps import Step
 
 D, M = 6, 6
 pytestmark = [
@@ -16,15 +17,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.skipif(not TELLS_EXPORT, reason="this torch does not tell an export from a compilation"),
 ]
-
-
-class Step(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(2 * D, D)
-
-    def forward(self, h, x):
-        return torch.tanh(self.linear(torch.cat([h, x], -1)))
 
 
 class Numbered(Step):
@@ -108,6 +100,39 @@ def test_a_row_that_is_not_finite_ends_alone():
     others = [0, 1, 3, 4]
     same([t[others] for t in got], [t[others] for t in want])
     assert got[4].tolist() == want[4].tolist() and got[2].tolist() == want[2].tolist()
+
+
+@pytest.mark.promise("export")
+def test_masked_classes_in_the_state_are_ordinary():
+    """The readout is a tensor of the state, in which −inf masks a class; in the rest it ends the row."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(D, D)
+
+        def forward(self, state):
+            h = torch.tanh(self.linear(state[0]))
+            return h, (2 * h).masked_fill(torch.arange(D) == 2, -torch.inf)
+
+    class Only(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.halt = ac.AdaptiveHalt(
+                Masked(), ac.Confidence(0.35), max_steps=M, readout=lambda state: state[1]
+            )
+
+        def forward(self, h):
+            result = self.halt((h, torch.zeros_like(h)))
+            return result.output, result.steps, result.status
+
+    torch.manual_seed(0)
+    model, h = Only().eval(), torch.randn(9, D)
+    program = torch.export.export(model, (h,), strict=False).module()
+    with torch.no_grad():
+        want = model(h)
+        same(program(h), want)
+    assert (want[2] != ac.Status.NONFINITE).all()
 
 
 @pytest.mark.promise("export")

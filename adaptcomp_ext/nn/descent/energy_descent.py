@@ -294,18 +294,14 @@ class EnergyDescent(InGraph):
         found = None
         if seed is None:
             options = {"step_size": step_size, "sample_ids": sample_ids}
-            found = in_graph.run(self, (y0, *context), options, known_of)
+            found = in_graph.run(self, (y0, *context), options, known_of, (self.keep_trace,))
         if found is None:
             apart_result: EnergyResult = self._run_apart(y0, context, step_size, seed, sample_ids)
             return apart_result
         (y, energy, steps, status), trace = found[1][:4], found[1][4:]
         return EnergyResult(y, energy, steps, status, Trace(*trace) if found[0][2] else None)
 
-    def _graph_settings(self) -> tuple[Any, ...]:
-        return (self.keep_trace,)
-
-    def graph_results(self, result: EnergyResult) -> list[Tensor]:
-        """Return the tensors of a result, for the operator of a compiled graph."""
+    def _graph_results(self, result: EnergyResult) -> list[Tensor]:
         trace = [t for t in result.trace or () if t is not None]
         return [result.y, result.energy, result.steps, result.status, *trace]
 

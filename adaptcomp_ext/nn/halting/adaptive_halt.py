@@ -27,11 +27,11 @@ from adaptcomp_ext.nn.halting import (
     rows_apart,
 )
 from adaptcomp_ext.nn.halting.block import Problem, check_weighable
-from adaptcomp_ext.nn.halting.calling import Calls, alternatives, check_length, form_of, is_plain
+from adaptcomp_ext.nn.halting.calling import alternatives, bind
 from adaptcomp_ext.nn.halting.cost_model import DEFAULT, count_weights, flops_per_row
 from adaptcomp_ext.nn.halting.fused import FusedRun, serves
 from adaptcomp_ext.nn.halting.fusing import fused_decision
-from adaptcomp_ext.nn.halting.in_graph import known_of, results_of
+from adaptcomp_ext.nn.halting.in_graph import known_of, result_of, results_of
 from adaptcomp_ext.nn.halting.known import Known, learn
 from adaptcomp_ext.nn.halting.known_run import KnownRun
 from adaptcomp_ext.nn.halting.loop import run_loop
@@ -39,13 +39,12 @@ from adaptcomp_ext.nn.halting.plan import RunPlan
 from adaptcomp_ext.nn.halting.policy import Policy, Run, heads_of
 from adaptcomp_ext.nn.halting.recurrence import KINDS, NotServed, find
 from adaptcomp_ext.nn.halting.together import Together, check_process_group
-from adaptcomp_ext.nn.result import HaltResult, Trace
-from adaptcomp_ext.ops import opaque
+from adaptcomp_ext.nn.result import HaltResult
 from adaptcomp_ext.ops._backend import contiguous, on_reference
 from adaptcomp_ext.ops._checks import check_choice, check_int, describe
 from adaptcomp_ext.ops._plain import Kinds, exporting, is_dense
 from adaptcomp_ext.ops._transforms import apart, enter, is_in_a_function
-from adaptcomp_ext.ops.halting import MAX_LEAVES, Fused
+from adaptcomp_ext.ops.halting import MAX_LEAVES
 
 
 def _check_step(step: Any) -> Any:
@@ -307,37 +306,6 @@ class AdaptiveHalt(InGraph, Checked):
             raise ValueError(f"min_steps: expected at most max_steps = {max_steps}, got {min_steps}")
         return min_steps, max_steps
 
-    def _bind(self, problem: Problem, known: Known, fused: Fused | None) -> Fused | None:
-        """Give each function of the run what it takes, and watch the results of readout and head."""
-        step, readout = known.step, known.readout
-        head = known.head if fused is None else fused.head
-        if (
-            not known.plain
-            or isinstance(step, nn.ModuleList)
-            or (head is not None and head is not known.head)
-        ):
-            most = problem.run.max_steps
-            for role, function in (("readout", readout), ("head", head)):
-                check_length(role, function, most)
-            forms = [form_of(each) for each in alternatives("step", step)]
-            if not isinstance(step, nn.ModuleList):
-                forms *= most
-            plain = is_plain(readout) and is_plain(head)
-            if not plain or any(form.place is not None for form in forms):
-                calls = Calls()
-                problem.steps = calls.steps(problem.steps, forms)
-                problem.readout = calls.after("readout", readout)
-                if fused is not None and fused.head is not None:
-                    fused = fused._replace(head=calls.after("head", head))
-            elif fused is not None and not isinstance(step, nn.ModuleList):
-                known.head, known.plain = head, True  # another one, which is called as it is
-        if problem.watch is not None:
-            if problem.readout is not None:
-                problem.readout = problem.watch.wrap("readout", problem.readout)
-            if fused is not None and fused.head is not None:
-                fused = fused._replace(head=problem.watch.wrap("head", fused.head))
-        return fused
-
     def _known(self, step: Any, policy: Policy, readout: Any) -> Known:
         """Return what is known of the functions."""
         known = self._learned
@@ -434,7 +402,7 @@ class AdaptiveHalt(InGraph, Checked):
                 self._known_run = known_run.remember(self, whole)
                 return result
         known = self._known(self.step, policy, self.readout)
-        fused = self._bind(problem, known, fused)
+        fused = bind(problem, known, fused)
         try:
             if fused is None or not serves(problem, fused):
                 return run_loop(problem, fused)
@@ -450,25 +418,13 @@ class AdaptiveHalt(InGraph, Checked):
 
     # Dynamo reads it, so that it has to stay simple.
     def _run_in_graph(self, state: Any, inputs: tuple[Any, ...], sample_ids: Tensor | None) -> HaltResult:
-        found = in_graph.run(self, (state, *inputs), {"sample_ids": sample_ids}, known_of)
+        settings = (self.keep_trace, self.policy.training, self.readout is None)
+        found = in_graph.run(self, (state, *inputs), {"sample_ids": sample_ids}, known_of, settings)
         if found is None:
             return self._run_apart(state, inputs, sample_ids)
-        (_, has_log_prob, traced, _), rest = found
-        output = rest.pop(0)
-        state = opaque.rebuild(state, rest)
-        steps, cost, status = rest.pop(0), rest.pop(0), rest.pop(0)
-        log_prob = rest.pop(0) if has_log_prob else None
-        trace = None
-        if traced:
-            weights = rest.pop(1) if traced == 4 else None
-            trace = Trace(rest[0], weights, rest[1], rest[2])
-        return HaltResult(output, state, steps, cost, status, trace, log_prob)
+        return result_of(found[0], found[1], state)
 
-    def _graph_settings(self) -> tuple[Any, ...]:
-        return (self.keep_trace, self.policy.training, self.readout is None)
-
-    def graph_results(self, result: HaltResult) -> list[Tensor]:
-        """Return the tensors of a result, for the operator of a compiled graph."""
+    def _graph_results(self, result: HaltResult) -> list[Tensor]:
         return results_of(result)
 
     def plan(self, state: Any, *inputs: Any, sample_ids: Tensor | None = None) -> RunPlan:

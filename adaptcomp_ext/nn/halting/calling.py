@@ -3,7 +3,7 @@
 A step gets state and inputs, a head and a readout the state alone. A function that has a parameter ``n`` gets
 the number of the step, and a head or readout that has parameters for the inputs gets these. A head or readout
 that is an `nn.ModuleList` has a module of its own for each step. The loops know nothing of it: where it
-applies, the functions are wrapped.
+applies, `bind` wraps the functions.
 """
 
 from __future__ import annotations
@@ -151,3 +151,48 @@ class Calls:
 
         read.__qualname__ = name_of(function)
         return read
+
+
+def bind(problem: Any, known: Any, fused: Any) -> Any:
+    """Give each function of a run what it takes, and watch the results of readout and head.
+
+    Parameters
+    ----------
+    problem : Problem
+        Its steps and its readout are replaced.
+    known : Known
+        Of the functions. A head that has been exchanged for another one of the same kind is noted in it.
+    fused : Fused or None
+        The policy's decision in the kernel's terms.
+
+    Returns
+    -------
+    Fused or None
+        With the head as a function of the state. A policy that decides in Python calls its head by `call_at`.
+    """
+    step, readout = known.step, known.readout
+    head = known.head if fused is None else fused.head
+    has_head = fused is not None and head is not None
+    listed = isinstance(step, nn.ModuleList)
+    if not known.plain or listed or (has_head and head is not known.head):
+        most = problem.run.max_steps
+        for role, function in (("readout", readout), ("head", head)):
+            check_length(role, function, most)
+        forms = [form_of(each) for each in alternatives("step", step)]
+        if not listed:
+            forms *= most
+        plain = is_plain(readout) and is_plain(head)
+        if not plain or any(form.place is not None for form in forms):
+            calls = Calls()
+            problem.steps = calls.steps(problem.steps, forms)
+            problem.readout = calls.after("readout", readout)
+            if has_head:
+                fused = fused._replace(head=calls.after("head", head))
+        elif has_head and not listed:
+            known.head, known.plain = head, True
+    if problem.watch is not None:
+        if problem.readout is not None:
+            problem.readout = problem.watch.wrap("readout", problem.readout)
+        if has_head:
+            fused = fused._replace(head=problem.watch.wrap("head", fused.head))
+    return fused

@@ -115,15 +115,15 @@ class _Loop:
         at = n if isinstance(n, int) else n.expand(self.row.shape)
         view = View(run, at, current, previous, readout, self.row, rows.carry, self.inputs)
         decision = decision_of(policy, view)
-        first = rows.output.dim() == 1 and rows.output.shape[0] == 0 and isinstance(n, int) and n == 1
-        if first:
+        if isinstance(n, int) and n == 1:
             _, self.has_cost, self.has_log_prob = check_decision(decision, view)
             rows = rows._replace(**self._allocate(readout))
         weight = decision.weight if policy.weighted else None
         finite = torch.ones_like(rows.active)
         for i, leaf in enumerate(leaves):
             if leaf.is_floating_point():
-                reads = i == 0 and halt.readout is None and policy.reads_logits
+                # −inf is valid in the leaf that is the readout of logits.
+                reads = policy.reads_logits and i == 0 if halt.readout is None else leaf is readout
                 finite = finite & (logit_rows(leaf, weight) if reads else finite_rows(leaf))
         if readout.is_floating_point() and (halt.readout is not None or policy.weighted):
             finite = finite & logit_rows(readout, weight)

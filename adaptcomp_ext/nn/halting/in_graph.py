@@ -12,7 +12,8 @@ from adaptcomp_ext.nn._in_graph import Known, constant, uses_foreign_tensors
 from adaptcomp_ext.nn.halting.calling import call_at, form_of
 from adaptcomp_ext.nn.halting.policies.pondernet import PonderNet
 from adaptcomp_ext.nn.halting.policies.q_halt import QHalt
-from adaptcomp_ext.nn.result import HaltResult
+from adaptcomp_ext.nn.result import HaltResult, Trace
+from adaptcomp_ext.ops import opaque
 from adaptcomp_ext.ops.opaque import Field, decode, enrolled
 
 _ROWS = 2  # of the probe; any number but 1, for steps that squeeze
@@ -92,3 +93,18 @@ def results_of(result: HaltResult) -> list[Tensor]:
     if result.trace is not None:
         found += [t for t in result.trace if t is not None]
     return found
+
+
+# Dynamo reads it, so that it has to stay simple.
+def result_of(known: Known, tensors: list[Any], state: Any) -> HaltResult:
+    """Return the result that has these tensors: the inverse of `results_of`, with the form of `state`."""
+    rest = list(tensors)
+    output = rest.pop(0)
+    last = opaque.rebuild(state, rest)
+    steps, cost, status = rest.pop(0), rest.pop(0), rest.pop(0)
+    log_prob = rest.pop(0) if known[1] else None
+    trace = None
+    if known[2]:
+        weights = rest.pop(1) if known[2] == 4 else None
+        trace = Trace(rest[0], weights, rest[1], rest[2])
+    return HaltResult(output, last, steps, cost, status, trace, log_prob)
